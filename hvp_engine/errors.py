@@ -1,0 +1,39 @@
+"""Exceptions raised by hvp_engine; every message names the cause and the fix."""
+
+from __future__ import annotations
+
+
+class HvpEngineError(Exception):
+    """Base class of all errors raised by hvp_engine."""
+
+
+class ConfigurationError(HvpEngineError, ValueError):
+    """An argument is out of range, of the wrong kind, or contradicts another one."""
+
+
+class ObjectiveError(HvpEngineError):
+    """The loss or its data cannot define an objective: not scalar, not finite, empty, malformed."""
+
+
+class NonDeterministicError(ObjectiveError):
+    """The same parameters gave two different losses, or the data changed between sweeps."""
+
+
+class BlockError(HvpEngineError, ValueError):
+    """A block specification names unknown, frozen, empty or overlapping parameters."""
+
+
+class SecondDerivativeError(HvpEngineError):
+    """The model cannot be differentiated twice, or its second derivative is wrong."""
+
+
+class OutOfMemoryError(HvpEngineError, MemoryError):
+    """The smallest possible unit of work does not fit into the memory budget."""
+
+
+class RunFolderError(HvpEngineError):
+    """A run folder or checkpoint is missing, damaged, foreign, or cannot be written."""
+
+
+class BackendError(HvpEngineError):
+    """A requested kernel backend does not exist or cannot run on this device."""
