@@ -1,0 +1,303 @@
+"""The public calls: ``slq`` and ``hvp``."""
+
+from __future__ import annotations
+
+import hashlib
+import platform
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict
+from os import PathLike
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+import hvp_engine
+from hvp_engine import memory as device_memory
+from hvp_engine.blocks import BlockSpec, Part
+from hvp_engine.checkpoint import Checkpoint, refuse_foreign
+from hvp_engine.errors import ConfigurationError, OutOfMemoryError
+from hvp_engine.krylov.basis import Basis
+from hvp_engine.krylov.lanczos import BatchedLanczos, LanczosSettings, Stream
+from hvp_engine.krylov.probes import Distribution, check_distribution, probe
+from hvp_engine.objective import Loss
+from hvp_engine.operators.hessian import HessianOperator
+from hvp_engine.precision import Precision
+from hvp_engine.progress import ProgressReporter
+from hvp_engine.spectra import Spectra
+from hvp_engine.spectrum import Spectrum
+from hvp_engine.verify import verify
+
+_WORK_VECTORS = 3  # per stream: the newest vector gathered, its product, and a temporary
+_BASIS_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
+
+def hvp(
+    model: nn.Module,
+    loss: Loss,
+    vectors: Mapping[str, Tensor],
+    blocks: BlockSpec = None,
+    *,
+    data: Iterable[Any] | None = None,
+    precision: Precision = "fp32",
+) -> dict[str, Tensor]:
+    """Hessian-vector products with diagonal blocks of the Hessian.
+
+    Args:
+        model: The network; never changed.
+        loss: ``loss(model, batch)``, or ``loss(model)`` when ``data`` is None. It returns the mean over its batch as a
+            scalar, or ``(total, weight)``.
+        vectors: (k, numel) per block name; blocks may be left out.
+        blocks: ``None``/``"full"``, ``"parameter"``, ``"module"``, parameter names, a mapping of names to globs, or
+            :class:`hvp_engine.Block` objects.
+        data: Re-iterable of batches.
+        precision: ``"fp64"``, ``"fp32"``, ``"tf32"`` or ``"bf16"``.
+
+    Returns:
+        H_bb v per block, (k, numel), float64 for ``"fp64"`` and float32 otherwise.
+
+    Raises:
+        HvpEngineError: One of its subclasses, with cause and fix.
+    """
+    return HessianOperator(model, loss, blocks, data=data, precision=precision).matmat(vectors)
+
+
+def slq(
+    model: nn.Module,
+    loss: Loss,
+    blocks: BlockSpec = None,
+    *,
+    data: Iterable[Any] | None = None,
+    steps: int = 100,
+    probes: int = 10,
+    seed: int = 0,
+    distribution: Distribution = "rademacher",
+    precision: Precision = "fp32",
+    reorthogonalize: Literal["full", "none"] = "full",
+    basis: Literal["fp32", "bf16"] = "fp32",
+    microbatch: int | None = None,
+    memory: int | None = None,
+    check: bool = True,
+    progress: bool | None = None,
+    out: str | PathLike[str] | None = None,
+) -> Spectra:
+    """Stochastic Lanczos quadrature of the Hessian's diagonal blocks.
+
+    For every block b, ``probes`` random unit vectors start ``steps`` Lanczos steps each on H_bb; the eigenvalues of the
+    tridiagonal matrices and the squared first components of their eigenvectors are a Gauss quadrature of the block's
+    spectral density (Golub & Meurant 2010; Ubaru, Chen & Saad 2017; Ghorbani, Krishnan & Xiao 2019). All streams (blocks
+    x probes) advance together and share one gradient graph per micro-batch.
+
+    Args:
+        model: The network; never changed.
+        loss: ``loss(model, batch)``, or ``loss(model)`` when ``data`` is None. It returns the mean over its batch as a
+            scalar, or ``(total, weight)``; :mod:`hvp_engine.losses` has ready ones.
+        blocks: ``None``/``"full"``, ``"parameter"``, ``"module"``, parameter names, a mapping of names to globs, or
+            :class:`hvp_engine.Block` objects.
+        data: Re-iterable of batches (tensors, tuples or mappings of tensors), the same in every pass.
+        steps: Lanczos steps m; streams of blocks smaller than m end earlier, exactly.
+        probes: Random vectors per block; the error bars come from their spread.
+        seed: Decides the probes; the same seed gives the same bits on one machine.
+        distribution: ``"rademacher"`` or ``"gaussian"`` (normalised).
+        precision: Arithmetic of the products: ``"fp64"``, ``"fp32"``, ``"tf32"``, ``"bf16"``.
+        reorthogonalize: ``"full"`` keeps all Lanczos vectors and admits no ghost eigenvalues; ``"none"`` keeps two.
+        basis: Dtype of the kept vectors, ``"fp32"`` or ``"bf16"`` (half the memory); ``precision="fp64"`` keeps fp64.
+        microbatch: Samples differentiated at once; None takes whole batches while they fit.
+        memory: Budget in bytes for graphs and vectors; None takes 80 % of what is free.
+        check: Test the second derivative for symmetry and against finite differences first.
+        progress: True shows progress, False hides it, None shows it on a terminal.
+        out: Run folder. Results and checkpoints go there; the same call again resumes, or returns what is complete.
+
+    Returns:
+        One spectrum per block.
+
+    Raises:
+        HvpEngineError: One of its subclasses, with cause and fix.
+    """
+    _check_arguments(steps, probes, reorthogonalize, basis)
+    check_distribution(distribution)
+    started = time.monotonic()
+    operator = HessianOperator(
+        model, loss, blocks, data=data, precision=precision, microbatch=microbatch, memory=memory
+    )
+    store = torch.float64 if precision == "fp64" else _BASIS_DTYPES[basis]
+    settings = LanczosSettings(steps, reorthogonalize, store)
+    config: dict[str, Any] = {
+        "steps": steps,
+        "probes": probes,
+        "seed": seed,
+        "distribution": distribution,
+        "precision": precision,
+        "reorthogonalize": reorthogonalize,
+        "basis": str(store).removeprefix("torch."),
+        "blocks": {name: [_describe(p) for p in b.parts] for name, b in operator.partition.blocks.items()},
+    }
+    identity = {**config, **_digests(operator)}
+    run = None if out is None else Path(out)
+    if run is not None and (run / "manifest.json").exists():
+        finished = Spectra.load(run)
+        refuse_foreign(finished.manifest["identity"], identity, run)
+        return finished
+    checkpoint = None if run is None else Checkpoint(run, identity)
+    verification = asdict(_verified(operator)) if check else None
+    waves = _waves(operator, settings, probes, memory)
+    results = _run(operator, waves, settings, seed, distribution, checkpoint, progress)
+    manifest = {
+        "identity": identity,
+        "config": config,
+        "versions": _versions(),
+        "device": str(operator.device),
+        "threads": torch.get_num_threads(),
+        "notes": list(operator.notes),
+        "plan": {**operator.scheduler.plan.record(), "waves": len(waves)},
+        "verification": verification,
+        "lost_orthogonality": max(float(lanczos.lost.max()) for lanczos in results),
+        "seconds": round(time.monotonic() - started, 3),
+    }
+    spectra = Spectra(_assemble(operator, results, probes, settings), manifest)
+    if run is not None:
+        spectra.save(run)
+    if checkpoint is not None:
+        checkpoint.remove()
+    return spectra
+
+
+def _check_arguments(steps: int, probes: int, reorthogonalize: str, basis: str) -> None:
+    for name, value in (("steps", steps), ("probes", probes)):
+        if not isinstance(value, int) or value < 1:
+            raise ConfigurationError(f"{name}={value!r} must be a whole number of at least 1.")
+    if reorthogonalize not in ("full", "none"):
+        raise ConfigurationError(f"reorthogonalize={reorthogonalize!r} is neither 'full' nor 'none'.")
+    if basis not in _BASIS_DTYPES:
+        raise ConfigurationError(f"basis={basis!r} is neither 'fp32' nor 'bf16'.")
+
+
+def _run(
+    operator: HessianOperator,
+    waves: list[list[Stream]],
+    settings: LanczosSettings,
+    seed: int,
+    distribution: Distribution,
+    checkpoint: Checkpoint | None,
+    progress: bool | None,
+) -> list[BatchedLanczos]:
+    """Run every wave to its end, with checkpoints and progress; returns their states without the vectors."""
+    numel = operator.numel
+    total = sum(min(settings.steps, numel[block]) for wave in waves for block, _ in wave)
+    done: list[BatchedLanczos] = []
+    with ProgressReporter("slq", total, progress) as reporter:
+        for number, wave in enumerate(waves):
+            starts: dict[str, dict[int, Tensor]] = {}
+            for block, k in wave:
+                vector = probe(seed, block, k, numel[block], distribution, operator.dtype)
+                starts.setdefault(block, {})[k] = vector
+            lanczos = BatchedLanczos(operator.matmat, starts, settings, operator.dtype, operator.device)
+            if checkpoint is not None:
+                checkpoint.restore(number, lanczos)
+            reporter.resume(float(lanczos.steps.sum()))
+            try:
+                while not lanczos.finished:
+                    advanced = lanczos.step()
+                    reporter.advance(advanced, f"step {lanczos.position} of {settings.steps}")
+                    if checkpoint is not None and checkpoint.due():
+                        checkpoint.save(number, lanczos)
+            except BaseException:
+                if checkpoint is not None and lanczos.consistent:
+                    checkpoint.save(number, lanczos)
+                raise
+            if checkpoint is not None:
+                checkpoint.finish(number, lanczos)
+            lanczos.release()
+            done.append(lanczos)
+    return done
+
+
+def _waves(
+    operator: HessianOperator, settings: LanczosSettings, probes: int, memory: int | None
+) -> list[list[Stream]]:
+    """Group the streams so that each group's Lanczos vectors fit beside one micro-batch's graph."""
+    budget = device_memory.budget(operator.device) if memory is None else memory
+    room = budget - operator.scheduler.working_bytes
+    waves: list[list[Stream]] = [[]]
+    used = most = 0
+    for block, numel in operator.numel.items():
+        steps = min(settings.steps, numel)
+        need = Basis.bytes_per_stream(steps, numel, operator.dtype, settings.store_dtype)
+        need += _WORK_VECTORS * numel * operator.dtype.itemsize
+        if need > room:
+            raise OutOfMemoryError(
+                f"One stream of block {block!r} ({numel:,} parameters, {steps} steps) needs {need / 2**30:.3g} GiB; "
+                f"{max(room, 0) / 2**30:.3g} GiB are left. Use basis='bf16', reorthogonalize='none', fewer steps, smaller "
+                "blocks, or raise memory=."
+            )
+        for k in range(probes):
+            if used + need > room:
+                waves.append([])
+                used = 0
+            waves[-1].append((block, k))
+            used += need
+            most = max(most, used)
+    operator.scheduler.reserve(most)
+    return waves
+
+
+def _assemble(
+    operator: HessianOperator, results: list[BatchedLanczos], probes: int, settings: LanczosSettings
+) -> dict[str, Spectrum]:
+    """Collect each block's streams from the waves and turn them into spectra."""
+    spectra: dict[str, Spectrum] = {}
+    for block, numel in operator.numel.items():
+        alphas = np.zeros((probes, settings.steps))
+        betas = np.zeros((probes, settings.steps - 1))
+        steps = np.zeros(probes, dtype=np.int64)
+        for lanczos in results:
+            for s, (name, k) in enumerate(lanczos.streams):
+                if name == block:
+                    alphas[k], betas[k] = lanczos.alphas[s], lanczos.betas[s, : settings.steps - 1]
+                    steps[k] = lanczos.steps[s]
+        spectra[block] = Spectrum.from_tridiagonal(block, numel, alphas, betas, steps)
+    return spectra
+
+
+def _verified(operator: HessianOperator) -> Any:
+    _, batch = next(iter(operator.objective.batches()))
+    return verify(operator.objective, operator.partition, batch)
+
+
+def _describe(part: Part) -> str:
+    """A part in words that two runs can compare."""
+    if part.index is None:
+        return part.parameter
+    if isinstance(part.index, Tensor):
+        digest = hashlib.blake2b(part.index.cpu().numpy().tobytes(), digest_size=8).hexdigest()
+        return f"{part.parameter}[{part.index.numel()} indices, {digest}]"
+    return f"{part.parameter}[{part.index}]"
+
+
+def _digests(operator: HessianOperator) -> dict[str, Any]:
+    """Hashes of the parameters and the data, and the loss of the first batch (it stands for the loss function)."""
+    objective = operator.objective
+    digest = hashlib.blake2b(digest_size=16)
+    for name, parameter in objective.parameters.items():
+        digest.update(name.encode())
+        flat = parameter.detach().cpu().contiguous().reshape(-1)
+        digest.update(flat.view(torch.uint8).numpy().data)
+    first: float | None = None
+    for number, batch in objective.batches():
+        if number == 0:
+            with objective.arithmetic(), torch.no_grad():
+                total, weight = objective.evaluate(batch)
+            first = float(total) / weight if weight else float(total)
+    return {"parameters": digest.hexdigest(), "data": objective.data_digest, "first_loss": first}
+
+
+def _versions() -> dict[str, str]:
+    return {
+        "hvp_engine": hvp_engine.__version__,
+        "torch": torch.__version__,
+        "numpy": np.__version__,
+        "python": platform.python_version(),
+    }

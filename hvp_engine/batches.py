@@ -1,0 +1,72 @@
+"""Batches as users give them: tensors, tuples or mappings of tensors; moved, split and fingerprinted here."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def map_tensors(function: Callable[[Tensor], Tensor], batch: Any) -> Any:
+    """Apply a function to every tensor of a batch; other leaves are kept as they are."""
+    if isinstance(batch, Tensor):
+        return function(batch)
+    if isinstance(batch, Mapping):
+        return {key: map_tensors(function, value) for key, value in batch.items()}
+    if isinstance(batch, tuple) and hasattr(batch, "_fields"):
+        return type(batch)(*(map_tensors(function, value) for value in batch))
+    if isinstance(batch, (tuple, list)):
+        return type(batch)(map_tensors(function, value) for value in batch)
+    return batch
+
+
+def tensors(batch: Any) -> list[Tensor]:
+    """All tensors of a batch, in a fixed order."""
+    found: list[Tensor] = []
+
+    def keep(tensor: Tensor) -> Tensor:
+        found.append(tensor)
+        return tensor
+
+    map_tensors(keep, batch)
+    return found
+
+
+def samples(batch: Any) -> int | None:
+    """Leading dimension shared by all non-scalar tensors of a batch; None where there is none."""
+    sizes = {tensor.shape[0] for tensor in tensors(batch) if tensor.dim() > 0}
+    return sizes.pop() if len(sizes) == 1 else None
+
+
+def leading(batch: Any) -> int | None:
+    """Leading dimension of the first non-scalar tensor: the number of samples a mean loss averages over."""
+    return next((tensor.shape[0] for tensor in tensors(batch) if tensor.dim() > 0), None)
+
+
+def cut(batch: Any, start: int, stop: int) -> Any:
+    """Samples ``start`` to ``stop`` of a batch (views); scalars are passed on whole."""
+    return map_tensors(lambda tensor: tensor[start:stop] if tensor.dim() > 0 else tensor, batch)
+
+
+def fingerprint(batch: Any) -> str:
+    """Digest of shapes, dtypes and contents, so that a changed batch is noticed between sweeps."""
+    digest = hashlib.blake2b(digest_size=16)
+    for tensor in tensors(batch):
+        digest.update(f"{tuple(tensor.shape)}{tensor.dtype}".encode())
+        flat = tensor.detach().contiguous().cpu().reshape(-1)
+        if flat.numel():
+            digest.update(flat.view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def layout(batch: Any) -> tuple[tuple[int, ...], ...]:
+    """Shapes of all tensors of a batch."""
+    return tuple(tuple(tensor.shape) for tensor in tensors(batch))
+
+
+def combined(digests: list[str]) -> str:
+    """One digest of a list of digests."""
+    return hashlib.blake2b("".join(digests).encode(), digest_size=16).hexdigest()

@@ -1,0 +1,331 @@
+"""Blocks: named parts of the parameters, and how flat vectors map onto them."""
+
+from __future__ import annotations
+
+import difflib
+import fnmatch
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import torch
+from torch import Tensor, nn
+
+from hvp_engine.errors import BlockError
+
+Index: TypeAlias = "None | slice | tuple[slice, ...] | Tensor"
+BlockSpec: TypeAlias = "None | str | Sequence[str | Block] | Mapping[str, str | Sequence[str]]"
+
+
+@dataclass(frozen=True, eq=False)
+class Block:
+    """A named part of the parameters.
+
+    Attributes:
+        name: Key of the block in results.
+        parts: ``(parameter_name, index)`` pairs. ``index`` is ``None`` (the whole tensor), a slice or a tuple of slices
+            over the leading dimensions, or a 1-d integer tensor that picks entries of the first dimension. Any of the
+            names of a tied parameter will do. The block's vector is the concatenation of the parts, each flattened in
+            row-major order.
+
+    Example:
+        The query rows of a fused projection: ``Block("q", [("attn.qkv.weight", slice(0, 768))])``.
+    """
+
+    name: str
+    parts: Sequence[tuple[str, Index]]
+
+
+@dataclass(frozen=True)
+class Part:
+    """One tensor, or one indexed piece of a tensor, inside a resolved block."""
+
+    parameter: str
+    index: Index
+    shape: torch.Size
+    numel: int
+
+    def take(self, tensor: Tensor) -> Tensor:
+        """The piece of a tensor shaped like the parameter."""
+        return tensor if self.index is None else tensor[self.index]
+
+
+@dataclass(frozen=True)
+class ResolvedBlock:
+    """A block checked against a model: canonical parameter names, shapes, total size."""
+
+    name: str
+    parts: tuple[Part, ...]
+    numel: int
+
+    def split(self, vectors: Tensor) -> list[Tensor]:
+        """Views of flat vectors (..., numel) as one tensor (..., \\*part shape) per part."""
+        pieces = vectors.split([part.numel for part in self.parts], dim=-1)
+        return [
+            piece.reshape(*vectors.shape[:-1], *part.shape)
+            for piece, part in zip(pieces, self.parts, strict=True)
+        ]
+
+
+@dataclass(frozen=True)
+class Partition:
+    """All blocks of one job.
+
+    Attributes:
+        blocks: The resolved blocks by name, in the order asked for.
+        parameters: Canonical names of every parameter that some block touches.
+        notes: What was decided about tied and frozen parameters, in plain words.
+    """
+
+    blocks: dict[str, ResolvedBlock]
+    parameters: tuple[str, ...]
+    notes: tuple[str, ...]
+
+
+class _Names:
+    """All names of a model's parameters, with tied names leading to one canonical name."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.parameters = dict(model.named_parameters())
+        canonical = {id(parameter): name for name, parameter in self.parameters.items()}
+        self.canonical = {
+            name: canonical[id(parameter)]
+            for name, parameter in model.named_parameters(remove_duplicate=False)
+        }
+        self.notes: dict[str, None] = {}
+        if not self.parameters:
+            raise BlockError("The model has no parameters, so it has no Hessian.")
+
+    def trainable(self) -> list[str]:
+        names = [name for name, parameter in self.parameters.items() if parameter.requires_grad]
+        if not names:
+            raise BlockError(
+                "No parameter of the model is trainable; set requires_grad=True on the parameters to study."
+            )
+        self.note_frozen(set(self.parameters) - set(names))
+        return names
+
+    def note_frozen(self, names: set[str]) -> None:
+        if names:
+            shown = ", ".join(sorted(names)[:5]) + (", ..." if len(names) > 5 else "")
+            self.notes[f"{len(names)} frozen parameter(s) left out: {shown}"] = None
+
+    def note_ties(self, used: Iterable[str]) -> None:
+        chosen = set(used)
+        for alias, name in self.canonical.items():
+            if alias != name and name in chosen:
+                self.notes[f"{alias} is tied to {name}: one parameter, counted once"] = None
+
+    def lookup(self, name: str, block: str) -> str:
+        """Canonical name of one parameter given by any of its names."""
+        if name not in self.canonical:
+            near = difflib.get_close_matches(name, self.canonical, n=3, cutoff=0.4)
+            hint = f" Did you mean {', '.join(map(repr, near))}?" if near else ""
+            raise BlockError(f"Block {block!r}: the model has no parameter named {name!r}.{hint}")
+        canonical = self.canonical[name]
+        if not self.parameters[canonical].requires_grad:
+            raise BlockError(
+                f"Block {block!r}: parameter {name!r} is frozen; set requires_grad=True on it or leave it out."
+            )
+        return canonical
+
+    def match(self, patterns: Sequence[str], block: str) -> list[str]:
+        """Canonical names of the trainable parameters that match any pattern, in model order."""
+        found: set[str] = set()
+        frozen: set[str] = set()
+        for pattern in patterns:
+            hits = {self.canonical[n] for n in fnmatch.filter(self.canonical, pattern)}
+            if not hits:
+                self.lookup(pattern, block)
+            cold = {name for name in hits if not self.parameters[name].requires_grad}
+            frozen |= cold
+            found |= hits - cold
+        if not found:
+            raise BlockError(
+                f"Block {block!r} has no trainable parameter: all of {sorted(frozen)} are frozen; "
+                "set requires_grad=True on them or leave the block out."
+            )
+        self.note_frozen(frozen)
+        return [name for name in self.parameters if name in found]
+
+
+def resolve(model: nn.Module, blocks: BlockSpec = None) -> Partition:
+    """Check a block specification against a model.
+
+    Args:
+        model: The model whose parameters are divided.
+        blocks: ``None`` or ``"full"`` (all trainable parameters as one block); ``"parameter"`` (one block per tensor);
+            ``"module"`` (one per module that owns parameters directly); a list of parameter names and :class:`Block`
+            objects (one block each); or a mapping from block name to parameter names or glob patterns.
+
+    Returns:
+        The resolved partition. Blocks may overlap one another, not themselves.
+
+    Raises:
+        BlockError: A name is unknown (the message lists near matches), a parameter is frozen, an index is out of range,
+            repeated or empty, or two blocks share a name.
+    """
+    names = _Names(model)
+    requested = _expand(model, names, blocks)
+    if not requested:
+        raise BlockError("The block specification is empty; name at least one block.")
+    resolved: dict[str, ResolvedBlock] = {}
+    for block in requested:
+        if block.name in resolved:
+            raise BlockError(f"Two blocks are named {block.name!r}; give each block its own name.")
+        resolved[block.name] = _resolve_one(names, block)
+    used = dict.fromkeys(part.parameter for block in resolved.values() for part in block.parts)
+    ordered = tuple(name for name in names.parameters if name in used)
+    names.note_ties(ordered)
+    return Partition(resolved, ordered, tuple(names.notes))
+
+
+def _expand(model: nn.Module, names: _Names, blocks: BlockSpec) -> list[Block]:
+    """Turn every accepted form of specification into Block objects."""
+    if blocks is None or (isinstance(blocks, str) and blocks == "full"):
+        return [Block("full", [(name, None) for name in names.trainable()])]
+    if isinstance(blocks, str):
+        if blocks == "parameter":
+            return [Block(name, [(name, None)]) for name in names.trainable()]
+        if blocks == "module":
+            return _per_module(model, names)
+        raise BlockError(
+            f"blocks={blocks!r} is not one of 'full', 'parameter', 'module'; "
+            f"for the single parameter of that name pass a list: blocks=[{blocks!r}]."
+        )
+    if isinstance(blocks, Mapping):
+        expanded = []
+        for name, patterns in blocks.items():
+            listed = [patterns] if isinstance(patterns, str) else list(patterns)
+            expanded.append(Block(name, [(match, None) for match in names.match(listed, name)]))
+        return expanded
+    expanded = []
+    for item in blocks:
+        if isinstance(item, Block):
+            expanded.append(item)
+        elif isinstance(item, str):
+            expanded.append(Block(item, [(item, None)]))
+        else:
+            raise BlockError(
+                f"A block must be a parameter name or a hvp_engine.Block, not {type(item).__name__}."
+            )
+    return expanded
+
+
+def _per_module(model: nn.Module, names: _Names) -> list[Block]:
+    """One block per module that owns parameters; a tied parameter stays with its first owner."""
+    trainable = set(names.trainable())
+    owners: dict[str, list[str]] = {}
+    for name in names.parameters:
+        if name in trainable:
+            owners.setdefault(name.rpartition(".")[0], []).append(name)
+    return [
+        Block(owner or type(model).__name__, [(name, None) for name in owned])
+        for owner, owned in owners.items()
+    ]
+
+
+def _resolve_one(names: _Names, block: Block) -> ResolvedBlock:
+    parts: list[Part] = []
+    for name, index in block.parts:
+        canonical = names.lookup(name, block.name)
+        parts.append(_resolve_part(names.parameters[canonical], canonical, index, block.name))
+    if not parts:
+        raise BlockError(f"Block {block.name!r} is empty; give it at least one parameter.")
+    _refuse_overlap(names, parts, block.name)
+    return ResolvedBlock(block.name, tuple(parts), sum(part.numel for part in parts))
+
+
+def _resolve_part(parameter: Tensor, name: str, index: Index, block: str) -> Part:
+    where = f"Block {block!r}: the index into {name!r} (shape {tuple(parameter.shape)})"
+    if isinstance(index, Tensor):
+        if index.dtype not in (torch.int32, torch.int64) or index.dim() != 1:
+            raise BlockError(f"{where} must be a 1-d integer tensor, got {index.dtype} of {index.dim()} dimensions.")
+        size = parameter.shape[0] if parameter.dim() else 0
+        if index.numel() and not (-size <= int(index.min()) and int(index.max()) < size):
+            raise BlockError(f"{where} reaches outside the {size} entries of the first dimension.")
+        index = torch.where(index < 0, index + size, index).to(parameter.device)
+    elif index is not None:
+        pieces = index if isinstance(index, tuple) else (index,)
+        if not all(isinstance(piece, slice) for piece in pieces):
+            raise BlockError(f"{where} must be None, a slice, a tuple of slices or a 1-d integer tensor.")
+        if len(pieces) > parameter.dim():
+            raise BlockError(f"{where} has {len(pieces)} slices for {parameter.dim()} dimensions.")
+        if any(piece.step is not None and piece.step < 1 for piece in pieces):
+            raise BlockError(f"{where} has a slice with a step below 1; torch cannot take it.")
+    shape = parameter.shape if index is None else parameter.detach()[index].shape
+    if shape.numel() == 0:
+        raise BlockError(f"{where} selects no entry.")
+    return Part(name, index, shape, shape.numel())
+
+
+def _refuse_overlap(names: _Names, parts: list[Part], block: str) -> None:
+    """An entry that stands twice in one block would make its Hessian singular in a way nobody meant."""
+    by_parameter: dict[str, list[Part]] = {}
+    for part in parts:
+        by_parameter.setdefault(part.parameter, []).append(part)
+    for name, shared in by_parameter.items():
+        if len(shared) == 1 and not isinstance(shared[0].index, Tensor):
+            continue
+        parameter = names.parameters[name]
+        if all(part.index is not None for part in shared):
+            taken = torch.zeros(parameter.shape, dtype=torch.bool)
+            for part in shared:
+                taken[part.index.cpu() if isinstance(part.index, Tensor) else part.index] = True
+            if int(taken.sum()) == sum(part.numel for part in shared):
+                continue
+        raise BlockError(f"Block {block!r} holds entries of parameter {name!r} more than once; remove the repetition.")
+
+
+def heads(model: nn.Module, names: str | Sequence[str], num_heads: int, *, dim: int = 0) -> list[Block]:
+    """One block per attention head of each named projection.
+
+    Args:
+        model: The model.
+        names: Parameter names or glob patterns, for instance ``"*.attn.wq.weight"``.
+        num_heads: Heads that share the tensor; must divide its size along ``dim``.
+        dim: 0 where the head's outputs are rows (query, key, value), 1 where they are columns (output projection).
+
+    Returns:
+        Blocks named ``"<parameter>/head<i>"``.
+
+    Raises:
+        BlockError: A name is unknown or the size is not divisible by ``num_heads``.
+    """
+    return _chunks(model, names, num_heads, dim, "head")
+
+
+def rows(model: nn.Module, names: str | Sequence[str]) -> list[Block]:
+    """One block per row of each named tensor: one per output neuron of a linear or convolution weight.
+
+    Args:
+        model: The model.
+        names: Parameter names or glob patterns.
+
+    Returns:
+        Blocks named ``"<parameter>/row<i>"``.
+
+    Raises:
+        BlockError: A name is unknown or frozen.
+    """
+    return _chunks(model, names, None, 0, "row")
+
+
+def _chunks(
+    model: nn.Module, names: str | Sequence[str], count: int | None, dim: int, label: str
+) -> list[Block]:
+    known = _Names(model)
+    listed = [names] if isinstance(names, str) else list(names)
+    blocks: list[Block] = []
+    for name in known.match(listed, label):
+        shape = known.parameters[name].shape
+        if not 0 <= dim < len(shape):
+            raise BlockError(f"Parameter {name!r} has shape {tuple(shape)}, so it has no dimension {dim} to cut.")
+        pieces = shape[dim] if count is None else count
+        if pieces < 1 or shape[dim] % pieces:
+            raise BlockError(f"Parameter {name!r} has size {shape[dim]} along dimension {dim}: not {pieces} equal parts.")
+        step = shape[dim] // pieces
+        for i in range(pieces):
+            index = (slice(None),) * dim + (slice(i * step, (i + 1) * step),)
+            blocks.append(Block(f"{name}/{label}{i}", [(name, index)]))
+    return blocks

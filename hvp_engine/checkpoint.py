@@ -1,0 +1,187 @@
+"""Checkpoints of a running job inside its run folder: written as it goes, refused when foreign or damaged.
+
+Layout: ``checkpoint/identity.json`` says which job it belongs to; ``wave-000/state.safetensors`` holds the scalars of a
+wave and names its progress; ``wave-000/rows-00000-00012.safetensors`` holds the Lanczos vectors of those positions. Vectors
+are written once, so that a checkpoint costs what is new, not what the basis has grown to.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import shutil
+import time
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hvp_engine.errors import RunFolderError
+from hvp_engine.krylov.lanczos import BatchedLanczos
+from hvp_engine.runs import read_json, read_tensors, write_json_atomic, write_tensors_atomic
+
+log = logging.getLogger(__name__)
+
+_EVERY = 60.0  # seconds between checkpoints ...
+_OVERHEAD = 20.0  # ... and at least this many times what the last one took to write
+_ROWS = re.compile(r"rows-(\d{5})-(\d{5})\.safetensors")
+
+
+class Checkpoint:
+    """Saves and restores the waves of one job."""
+
+    def __init__(self, run: Path, identity: Mapping[str, Any]) -> None:
+        """Open or start the checkpoint of a run folder.
+
+        Args:
+            run: The run folder; created where missing.
+            identity: Everything that decides the job's numbers, as JSON data.
+
+        Raises:
+            RunFolderError: The folder belongs to another job, or cannot be read or written.
+        """
+        self.folder = run / "checkpoint"
+        self._written: dict[int, int] = {}
+        self._last = time.monotonic()
+        self._pause = _EVERY
+        path = self.folder / "identity.json"
+        if path.exists():
+            refuse_foreign(read_json(path), identity, run)
+            return
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise RunFolderError(f"{run} cannot be created ({error}); choose another folder for out=.") from error
+        write_json_atomic(path, dict(identity))
+
+    def restore(self, wave: int, lanczos: BatchedLanczos) -> None:
+        """Continue a wave where its last checkpoint left it; a wave without one is left alone.
+
+        Raises:
+            RunFolderError: The checkpoint is damaged.
+        """
+        folder = self._wave(wave)
+        if not (folder / "state.safetensors").exists():
+            return
+        state, _ = read_tensors(folder / "state.safetensors")
+        try:
+            position = int(state.pop("position"))
+            for key in ("alphas", "betas", "steps", "live", "lost", "norms"):
+                getattr(lanczos, key)[...] = state[key].numpy()
+        except (KeyError, ValueError) as error:
+            raise self._damaged(folder, f"its state does not fit this job ({error})") from error
+        lanczos.position = position
+        if lanczos.finished:
+            return
+        have = self._read_rows(folder, lanczos, position + 1)
+        for block, basis in lanczos.bases.items():
+            if basis.window is not None:
+                basis.window.copy_(state[f"window/{block}"])
+        self._written[wave] = have
+        log.info("resumed wave %d at step %d", wave, position)
+
+    def due(self) -> bool:
+        """Whether it is time for the next checkpoint."""
+        return time.monotonic() - self._last >= self._pause
+
+    def save(self, wave: int, lanczos: BatchedLanczos) -> None:
+        """Write what is new since the last checkpoint; on a full disk warn, and keep the last one."""
+        started = time.monotonic()
+        try:
+            self._save(wave, lanczos)
+        except RunFolderError as error:
+            warnings.warn(f"Checkpoint not written: {error} The job goes on.", RuntimeWarning, stacklevel=2)
+        self._last = time.monotonic()
+        self._pause = max(_EVERY, _OVERHEAD * (self._last - started))
+
+    def finish(self, wave: int, lanczos: BatchedLanczos) -> None:
+        """Record a completed wave and drop its vectors."""
+        self.save(wave, lanczos)
+        for path in self._wave(wave).glob("rows-*"):
+            path.unlink(missing_ok=True)
+
+    def remove(self) -> None:
+        """Delete the checkpoint of a completed job."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _save(self, wave: int, lanczos: BatchedLanczos) -> None:
+        folder = self._wave(wave)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise RunFolderError(f"{folder} cannot be created ({error}).") from error
+        tensors: dict[str, Tensor] = {
+            key: torch.from_numpy(getattr(lanczos, key).copy())
+            for key in ("alphas", "betas", "steps", "live", "lost", "norms")
+        }
+        tensors["position"] = torch.tensor(lanczos.position)
+        if not lanczos.finished:
+            first, last = self._written.get(wave, 0), lanczos.position + 1
+            self._write_rows(folder, lanczos, first, last)
+            for block, basis in lanczos.bases.items():
+                if basis.window is not None:
+                    tensors[f"window/{block}"] = basis.window.cpu()
+            self._written[wave] = max(first, last)
+        # The state names the progress, so it is written last: a crash before this line leaves the earlier checkpoint.
+        write_tensors_atomic(folder / "state.safetensors", tensors)
+
+    def _write_rows(self, folder: Path, lanczos: BatchedLanczos, first: int, last: int) -> None:
+        rows = {
+            block: basis.store[:, first:last].contiguous().cpu()
+            for block, basis in lanczos.bases.items()
+            if basis.store is not None and first < min(last, basis.store.shape[1])
+        }
+        if rows and first < last:
+            write_tensors_atomic(folder / f"rows-{first:05d}-{last:05d}.safetensors", rows)
+
+    def _read_rows(self, folder: Path, lanczos: BatchedLanczos, needed: int) -> int:
+        """Load all vectors up to ``needed``; returns how many positions are on disk."""
+        stored = {block: basis.store for block, basis in lanczos.bases.items() if basis.store is not None}
+        if not stored:
+            return needed
+        have = 0
+        for path in sorted(folder.glob("rows-*.safetensors")):
+            match = _ROWS.fullmatch(path.name)
+            if match is None or int(match[1]) != have:
+                continue
+            rows, _ = read_tensors(path)
+            have = int(match[2])
+            for block, values in rows.items():
+                if block not in stored or values.shape[0] != stored[block].shape[0]:
+                    raise self._damaged(path, "its vectors do not fit this job")
+                start = int(match[1])
+                stored[block][:, start : start + values.shape[1]] = values.to(stored[block].device)
+        if have < needed:
+            raise self._damaged(folder, f"Lanczos vectors {have} to {needed - 1} are missing")
+        return have
+
+    def _wave(self, wave: int) -> Path:
+        return self.folder / f"wave-{wave:03d}"
+
+    @staticmethod
+    def _damaged(path: Path, why: str) -> RunFolderError:
+        return RunFolderError(f"The checkpoint {path} is damaged: {why}. Delete the run folder and start again.")
+
+
+def refuse_foreign(found: Mapping[str, Any], wanted: Mapping[str, Any], run: Path) -> None:
+    """Raise unless a stored identity equals this job's.
+
+    Raises:
+        RunFolderError: They differ; the message names in what.
+    """
+    keys = [key for key in {**found, **wanted} if found.get(key) != wanted.get(key)]
+    if keys:
+        details = "; ".join(
+            f"{key}: {_short(found.get(key))} there, {_short(wanted.get(key))} here" for key in keys[:3]
+        )
+        raise RunFolderError(
+            f"{run} holds another job ({details}). Choose another folder for out=, or delete that one."
+        )
+
+
+def _short(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."

@@ -1,0 +1,1 @@
+"""Thin drivers on top of the engine: models, corpora and experiments."""

@@ -1,0 +1,1 @@
+"""Batched Lanczos over streams, and where its vectors come from and go to."""

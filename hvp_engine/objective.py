@@ -1,0 +1,266 @@
+"""The objective L(theta) = (sum of batch totals) / (sum of batch weights), evaluated deterministically."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import math
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from hvp_engine import batches
+from hvp_engine.errors import ConfigurationError, NonDeterministicError, ObjectiveError
+from hvp_engine.precision import Precision, check_precision, forward_mode, product_mode, working_dtype
+
+Loss = Callable[..., Any]
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """A piece of the data small enough to be differentiated in one go.
+
+    Attributes:
+        key: Position as (batch number, first sample), the same in every sweep.
+        batch: The batch on the model's device, or ``None`` where the loss takes no data.
+    """
+
+    key: tuple[int, int]
+    batch: Any
+
+
+class Objective:
+    """A loss, a model and data, made weighted and deterministic.
+
+    The user's model is never changed: when its dtype differs from the working dtype of ``precision`` a converted
+    copy is used, and the loss is called with that copy.
+    """
+
+    def __init__(self, model: nn.Module, loss: Loss, data: Iterable[Any] | None, precision: Precision) -> None:
+        """Check the ingredients.
+
+        Args:
+            model: The network; its mode (train or eval) is respected.
+            loss: ``loss(model, batch)``, or ``loss(model)`` when ``data`` is None; returns the mean over its batch as
+                a scalar, or ``(total, weight)``.
+            data: Re-iterable of batches.
+            precision: Arithmetic of the products.
+
+        Raises:
+            ConfigurationError: Unknown precision, or the model cannot be copied in the working dtype.
+            ObjectiveError: The data is empty or can be read only once.
+            NonDeterministicError: A BatchNorm layer is in train mode.
+        """
+        check_precision(precision)
+        if not isinstance(model, nn.Module):
+            raise ConfigurationError(f"model must be a torch.nn.Module, not {type(model).__name__}.")
+        _refuse_batchnorm(model)
+        self.precision = precision
+        self.loss = loss
+        self.dtype = working_dtype(precision)
+        self.model = _working_copy(model, self.dtype)
+        self._cast = self.model is not model
+        first = next(iter(model.parameters()), None)
+        self.device = first.device if first is not None else torch.device("cpu")
+        self.data = data
+        self._digests: list[tuple[str, tuple[tuple[int, ...], ...]]] = []
+        self._complete = False
+        if data is not None and isinstance(data, Iterator):
+            raise ObjectiveError(
+                "data is an iterator, which can be read only once; a sweep needs it every step: pass list(data)."
+            )
+
+    @property
+    def parameters(self) -> dict[str, nn.Parameter]:
+        """The working copy's parameters by canonical name."""
+        return dict(self.model.named_parameters())
+
+    @property
+    def data_digest(self) -> str:
+        """Digest of all batches; available after the first complete pass."""
+        return batches.combined([digest for digest, _ in self._digests])
+
+    def batches(self) -> Iterator[tuple[int, Any]]:
+        """Number and content of every batch, on the model's device, checked against the first pass.
+
+        Raises:
+            ObjectiveError: There is no batch.
+            NonDeterministicError: The data differs from the first pass.
+        """
+        if self.data is None:
+            yield 0, None
+            return
+        count = 0
+        for number, batch in enumerate(self.data):
+            self._verify(number, batch)
+            count += 1
+            yield number, batches.map_tensors(self._place, batch)
+        if count == 0:
+            raise ObjectiveError("data is empty: it yields no batch.")
+        if self._complete and count != len(self._digests):
+            raise NonDeterministicError(
+                f"data had {len(self._digests)} batches in the first sweep and {count} in this one; "
+                "it must yield the same batches every time: pass a list, or a DataLoader with shuffle=False."
+            )
+        self._complete = True
+
+    def _place(self, tensor: Tensor) -> Tensor:
+        if self._cast and tensor.is_floating_point():
+            return tensor.to(self.device, self.dtype)
+        return tensor.to(self.device)
+
+    def _verify(self, number: int, batch: Any) -> None:
+        print_, shape = batches.fingerprint(batch), batches.layout(batch)
+        if number >= len(self._digests):
+            if self._complete:
+                raise NonDeterministicError(
+                    f"data yields more batches than in the first sweep ({len(self._digests)}); "
+                    "it must yield the same batches every time: pass a list."
+                )
+            self._digests.append((print_, shape))
+            return
+        known, known_shape = self._digests[number]
+        if print_ == known:
+            return
+        what = (
+            f"shapes {shape} instead of {known_shape}" if shape != known_shape else "the same shapes, other values"
+        )
+        raise NonDeterministicError(
+            f"Batch {number} changed between sweeps ({what}). The Hessian of a changing loss is not defined: use "
+            "shuffle=False and no random augmentation, or pass list(data)."
+        )
+
+    @contextlib.contextmanager
+    def arithmetic(self) -> Iterator[None]:
+        """Hold gradients on and the product modes of ``precision`` in force; wraps every engine computation."""
+        with torch.inference_mode(False), torch.enable_grad(), product_mode(self.precision):
+            yield
+
+    def evaluate(self, batch: Any) -> tuple[Tensor, float]:
+        """Total and weight of one (micro-)batch; call inside :meth:`arithmetic`.
+
+        Returns:
+            Scalar total, attached to the graph, and its weight: the loss's own, or for a mean loss the leading
+            dimension of the batch (1 without data).
+
+        Raises:
+            ObjectiveError: The loss fails, or is not a finite scalar attached to the model's parameters.
+        """
+        # The fused attention kernels have no second derivative on any device; the math path has.
+        with forward_mode(self.precision, self.device), sdpa_kernel(SDPBackend.MATH):
+            value = self._call(batch)
+        total, weight = _as_total(value, batch)
+        if not total.requires_grad and torch.is_grad_enabled():
+            raise ObjectiveError(
+                "The loss does not depend on the model's trainable parameters. The loss must use the model it is given "
+                "as its first argument (the engine may pass a converted copy), without no_grad, detach or .item()."
+            )
+        value_now = float(total.detach())
+        if not math.isfinite(value_now) or not math.isfinite(weight):
+            raise ObjectiveError(
+                f"The loss is not finite (total {value_now}, weight {weight}); check the model's parameters, "
+                "the batch, and that no batch has all of its targets ignored under a mean loss."
+            )
+        return total, weight
+
+    def _call(self, batch: Any) -> Any:
+        try:
+            return self.loss(self.model) if self.data is None else self.loss(self.model, batch)
+        except (RuntimeError, TypeError, ValueError) as error:
+            if isinstance(error, torch.OutOfMemoryError) or is_out_of_memory(error):
+                raise
+            hint = ""
+            if self._cast:
+                hint = (
+                    f" The model was converted to {self.dtype} for precision={self.precision!r}: tensors that the loss "
+                    "brings itself must have that dtype."
+                )
+            raise ObjectiveError(f"The loss raised {type(error).__name__}: {error}.{hint}") from error
+
+    def check_deterministic(self, batch: Any) -> None:
+        """Evaluate one batch twice; the same parameters must give the same loss.
+
+        Raises:
+            NonDeterministicError: They differ; the message names layers that draw random numbers.
+        """
+        with self.arithmetic(), torch.no_grad():
+            first, second = (float(self.evaluate(batch)[0]) for _ in range(2))
+        # Atomics on a GPU may reorder sums: allow rounding, no more.
+        if abs(first - second) <= 1e-6 * max(abs(first), abs(second)):
+            return
+        drawing = [
+            name
+            for name, module in self.model.named_modules()
+            if isinstance(module, nn.modules.dropout._DropoutNd) and module.training and module.p > 0
+        ]
+        cause = (
+            f"dropout is active in {', '.join(drawing[:5])}{', ...' if len(drawing) > 5 else ''}"
+            if drawing
+            else "the loss draws random numbers (functional dropout, noise, sampling)"
+        )
+        raise NonDeterministicError(
+            f"Two evaluations of the same batch gave {first:.9g} and {second:.9g}: {cause}. "
+            "Call model.eval() or set the dropout probability to 0."
+        )
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an exception means that an allocation failed, on any device."""
+    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or (
+        isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+    )
+
+
+def _as_total(value: Any, batch: Any) -> tuple[Tensor, float]:
+    """Normalise what a loss returned to (total, weight)."""
+    if isinstance(value, (tuple, list)):
+        if len(value) != 2:
+            raise ObjectiveError(f"The loss returned {len(value)} values; return a scalar mean or (total, weight).")
+        total, weight = value
+        weight = float(weight)
+        if weight < 0:
+            raise ObjectiveError(f"The loss returned the negative weight {weight}.")
+    else:
+        total, weight = value, None
+    if not isinstance(total, Tensor) or total.numel() != 1:
+        shape = tuple(total.shape) if isinstance(total, Tensor) else type(total).__name__
+        raise ObjectiveError(f"The loss must be a scalar tensor, got {shape}; reduce it, for instance with .mean().")
+    if not total.is_floating_point():
+        raise ObjectiveError(f"The loss must be a real floating-point tensor, got {total.dtype}.")
+    total = total.reshape(())
+    if weight is None:
+        weight = float(batches.leading(batch) or 1)
+        total = total * weight
+    return total, weight
+
+
+def _refuse_batchnorm(model: nn.Module) -> None:
+    training = [
+        name or type(module).__name__
+        for name, module in model.named_modules()
+        if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.training
+    ]
+    if training:
+        raise NonDeterministicError(
+            f"BatchNorm is in train mode in {', '.join(training[:5])}{', ...' if len(training) > 5 else ''}: its loss "
+            "depends on how the data is split and every evaluation changes its statistics. Call model.eval()."
+        )
+
+
+def _working_copy(model: nn.Module, dtype: torch.dtype) -> nn.Module:
+    """The model itself if its floating-point tensors have the dtype, else a converted deep copy."""
+    floating = [t for t in (*model.parameters(), *model.buffers()) if t.is_floating_point()]
+    if all(tensor.dtype == dtype for tensor in floating):
+        return model
+    try:
+        copied = copy.deepcopy(model)
+    except Exception as error:
+        raise ConfigurationError(
+            f"The model has {floating[0].dtype} tensors, the precision asks for {dtype}, and the model cannot be "
+            f"copied ({error}); convert it yourself with model.to({dtype})."
+        ) from error
+    return copied.to(dtype)

@@ -1,0 +1,1 @@
+"""Curvature operators: matrix products with blocks of the Hessian."""

@@ -1,0 +1,153 @@
+"""One micro-batch's gradient as a graph, and Hessian products as second backward passes through it.
+
+Reverse-over-reverse (Pearlmutter 1994): with g = dL/dtheta kept as a graph, H_bb v is the gradient of <g_b, v> with
+respect to theta_b. Asking autograd for theta_b alone prunes the second pass to the part of the network above the block.
+"""
+
+from __future__ import annotations
+
+import re
+import warnings
+
+import torch
+from torch import Tensor, nn
+
+from hvp_engine.blocks import ResolvedBlock
+from hvp_engine.errors import ObjectiveError, SecondDerivativeError
+
+_FIXES = {
+    "scaled_dot_product": "use attn_implementation='eager' or the math path of scaled_dot_product_attention",
+    "flash": "use attn_implementation='eager' or the math path of scaled_dot_product_attention",
+    "rnn": "run the recurrent layer with torch.backends.cudnn.flags(enabled=False)",
+    "grid_sampler": "replace the sampling by interpolation written with elementary operations",
+}
+
+
+class GradientGraph:
+    """The gradient of one micro-batch's total, kept differentiable for all blocks and probes."""
+
+    def __init__(self, total: Tensor, weight: float, parameters: dict[str, nn.Parameter]) -> None:
+        """Run the first backward pass, keeping its graph.
+
+        Args:
+            total: Scalar total of the micro-batch, attached to the graph.
+            weight: Weight of the micro-batch in the objective.
+            parameters: The parameters that blocks touch, by canonical name.
+
+        Raises:
+            ObjectiveError: None of the parameters enters the loss.
+            SecondDerivativeError: An operation has no derivative.
+        """
+        self.weight = weight
+        self._parameters = parameters
+        gradients = _backward([total], list(parameters.values()), None, create_graph=True)
+        if all(gradient is None for gradient in gradients):
+            raise ObjectiveError(
+                "The loss does not depend on any parameter of the blocks. The loss must use the model it is given as "
+                "its first argument (the engine may pass a converted copy)."
+            )
+        self._gradients = dict(zip(parameters, gradients, strict=True))
+        # Slicing a gradient adds a node to the graph; every block does so once, not once per vector.
+        self._pieces: dict[str, list[Tensor | None]] = {}
+
+    def gradient(self, block: ResolvedBlock) -> Tensor:
+        """Gradient of the total with respect to a block, flat (numel,)."""
+        return torch.cat(
+            [
+                (torch.zeros_like(self._parameters[part.parameter]) if g is None else g.detach())[
+                    ... if part.index is None else part.index
+                ].reshape(-1)
+                for part in block.parts
+                for g in [self._gradients[part.parameter]]
+            ]
+        )
+
+    def product(self, block: ResolvedBlock, vectors: Tensor, out: Tensor, *, batched: bool) -> None:
+        """Add the product of the total's Hessian block with each vector.
+
+        Args:
+            block: The block.
+            vectors: (k, numel).
+            out: (k, numel), added to in place.
+            batched: Push all k vectors through one vmapped second backward instead of k single ones.
+
+        Raises:
+            SecondDerivativeError: An operation has no second derivative.
+        """
+        if batched and vectors.shape[0] > 1:
+            self._add(block, vectors, out, batched=True)
+            return
+        for vector, row in zip(vectors, out, strict=True):
+            self._add(block, vector, row, batched=False)
+
+    def _add(self, block: ResolvedBlock, vectors: Tensor, out: Tensor, *, batched: bool) -> None:
+        if block.name not in self._pieces:
+            self._pieces[block.name] = [
+                None if (g := self._gradients[part.parameter]) is None else part.take(g) for part in block.parts
+            ]
+        outputs: list[Tensor] = []
+        cotangents: list[Tensor] = []
+        for piece, vector in zip(self._pieces[block.name], block.split(vectors), strict=True):
+            if piece is not None and piece.requires_grad:  # else: linear in everything, no curvature
+                outputs.append(piece)
+                cotangents.append(vector)
+        if not outputs:
+            return
+        names = list(dict.fromkeys(part.parameter for part in block.parts))
+        inputs: list[Tensor] = [self._parameters[name] for name in names]
+        products = dict(zip(names, _backward(outputs, inputs, cotangents, batched=batched), strict=True))
+        for part, target in zip(block.parts, block.split(out), strict=True):
+            product = products[part.parameter]
+            if product is None:
+                continue
+            if part.index is not None:
+                leading = (slice(None),) if batched else ()
+                index = part.index if isinstance(part.index, tuple) else (part.index,)
+                product = product[(*leading, *index)]
+            target.add_(product)
+
+
+def _backward(
+    outputs: list[Tensor],
+    inputs: list[Tensor] | list[nn.Parameter],
+    cotangents: list[Tensor] | None,
+    *,
+    create_graph: bool = False,
+    batched: bool = False,
+) -> tuple[Tensor | None, ...]:
+    """torch.autograd.grad with the engine's settings and its errors put into words."""
+    try:
+        with warnings.catch_warnings():
+            # vmap announces operations that it has to loop over; slower, not wrong.
+            warnings.filterwarnings("ignore", message="There is a performance drop")
+            return torch.autograd.grad(
+                outputs,
+                inputs,
+                cotangents,
+                retain_graph=True,
+                create_graph=create_graph,
+                allow_unused=True,
+                is_grads_batched=batched,
+            )
+    except (RuntimeError, NotImplementedError) as error:
+        text = str(error)
+        match = re.search(r"derivative for '?(?:aten::)?([\w:]+)'? is not implemented", text)
+        if match:
+            operation = match.group(1)
+        elif "does not require grad" in text or "once_differentiable" in text:
+            operation = "a custom autograd.Function marked once_differentiable"
+        elif "use_reentrant" in text or "checkpointing is not compatible" in text.lower():
+            raise SecondDerivativeError(
+                "Reentrant activation checkpointing cannot be differentiated twice; use "
+                "torch.utils.checkpoint.checkpoint(..., use_reentrant=False)."
+            ) from error
+        elif "compiled" in text or "aot_autograd" in text:
+            raise SecondDerivativeError(
+                "torch.compile'd modules cannot be differentiated twice; pass the uncompiled model (model._orig_mod)."
+            ) from error
+        else:
+            raise
+        fix = next((fix for key, fix in _FIXES.items() if key in operation), "replace it by a differentiable one")
+        raise SecondDerivativeError(
+            f"The model cannot be differentiated twice: {operation} has no second derivative; {fix}."
+        ) from error

@@ -1,0 +1,137 @@
+"""The Hessian of an objective as a block-diagonal operator."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from hvp_engine.blocks import BlockSpec, resolve
+from hvp_engine.errors import BlockError, ConfigurationError
+from hvp_engine.kernels.allocator import retained_heap
+from hvp_engine.objective import Loss, MicroBatch, Objective
+from hvp_engine.operators.gradient_graph import GradientGraph
+from hvp_engine.precision import Precision
+from hvp_engine.scheduler import Scheduler
+
+
+class HessianOperator:
+    """Products with the diagonal blocks H_bb of an objective's Hessian.
+
+    The objective is (sum of batch totals) / (sum of batch weights). Graphs of micro-batches that fit into memory stay
+    alive between products; they are dropped when a parameter changes, so that a product always belongs to the parameters
+    as they are (of the model itself, or of the converted copy where the model has another dtype than ``precision``).
+
+    Attributes:
+        blocks: Block names in order.
+        numel: Size of each block's vectors.
+        notes: What was decided about tied and frozen parameters.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        loss: Loss,
+        blocks: BlockSpec = None,
+        *,
+        data: Iterable[Any] | None = None,
+        precision: Precision = "fp32",
+        microbatch: int | None = None,
+        memory: int | None = None,
+    ) -> None:
+        """Check the model, the loss and the data, and plan the sweeps.
+
+        Args:
+            model: The network; never changed.
+            loss: ``loss(model, batch)``, or ``loss(model)`` when ``data`` is None. It returns the mean over its batch
+                as a scalar, or ``(total, weight)``.
+            blocks: See :func:`hvp_engine.blocks.resolve`.
+            data: Re-iterable of batches (tensors, tuples or mappings of tensors).
+            precision: ``"fp64"``, ``"fp32"``, ``"tf32"`` or ``"bf16"``: arithmetic of the products.
+            microbatch: Samples differentiated at once; None chooses.
+            memory: Budget in bytes for graphs and temporaries; None takes 80 % of what is free.
+
+        Raises:
+            HvpEngineError: One of its subclasses, for anything that would make the products wrong.
+        """
+        self.objective = Objective(model, loss, data, precision)
+        self.partition = resolve(self.objective.model, blocks)
+        self._parameters = {name: self.objective.parameters[name] for name in self.partition.parameters}
+        self._versions = self._state()
+        with retained_heap():
+            self.scheduler = Scheduler(
+                self.objective, self.partition, self._graph, microbatch=microbatch, budget=memory
+            )
+
+    @property
+    def blocks(self) -> tuple[str, ...]:
+        """Block names in order."""
+        return tuple(self.partition.blocks)
+
+    @property
+    def numel(self) -> dict[str, int]:
+        """Length of each block's vectors."""
+        return {name: block.numel for name, block in self.partition.blocks.items()}
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What was decided about tied and frozen parameters, in plain words."""
+        return self.partition.notes
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Dtype of vectors and products."""
+        return self.objective.dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Device of vectors and products."""
+        return self.objective.device
+
+    def matmat(self, vectors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Multiply vectors by their Hessian blocks in one sweep over the data.
+
+        Args:
+            vectors: (k, numel) per block; any subset of the blocks, k may differ. Converted to the operator's dtype
+                and device.
+
+        Returns:
+            H_bb v, of the same shapes, in the operator's dtype.
+
+        Raises:
+            BlockError: A block is unknown.
+            ConfigurationError: A shape is wrong or a vector is not finite.
+        """
+        prepared = {name: self._vectors(name, block_vectors) for name, block_vectors in vectors.items()}
+        versions = self._state()
+        if versions != self._versions:
+            self.scheduler.release()
+            self._versions = versions
+        with retained_heap():
+            return self.scheduler.sweep(prepared)
+
+    def release(self) -> None:
+        """Drop the kept graphs to free their memory."""
+        self.scheduler.release()
+
+    def _state(self) -> list[tuple[int, int]]:
+        """Changes whenever a parameter or buffer is written to or replaced."""
+        model = self.objective.model
+        return [(t.data_ptr(), t._version) for t in (*model.parameters(), *model.buffers())]
+
+    def _vectors(self, name: str, vectors: Tensor) -> Tensor:
+        if name not in self.partition.blocks:
+            raise BlockError(f"There is no block {name!r}; the blocks are {', '.join(self.blocks)}.")
+        size = self.partition.blocks[name].numel
+        if not isinstance(vectors, Tensor) or vectors.dim() != 2 or vectors.shape[1] != size:
+            shape = tuple(vectors.shape) if isinstance(vectors, Tensor) else type(vectors).__name__
+            raise ConfigurationError(f"Vectors of block {name!r} must have shape (k, {size}), got {shape}.")
+        if not torch.isfinite(vectors).all():
+            raise ConfigurationError(f"A vector of block {name!r} has entries that are not finite.")
+        return vectors.detach().to(self.device, self.dtype)
+
+    def _graph(self, micro: MicroBatch) -> GradientGraph:
+        total, weight = self.objective.evaluate(micro.batch)
+        return GradientGraph(total, weight, self._parameters)

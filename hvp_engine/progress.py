@@ -1,0 +1,95 @@
+"""Progress of long work: a live bar on a terminal, a line now and then elsewhere."""
+
+from __future__ import annotations
+
+import sys
+import time
+from types import TracebackType
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+_LINE_EVERY = 10.0  # seconds between lines where there is no terminal
+
+
+class ProgressReporter:
+    """Shows done work, elapsed time and the time that remains, on standard error."""
+
+    def __init__(self, label: str, total: float, enabled: bool | None) -> None:
+        """Prepare; nothing is shown before ``with``.
+
+        Args:
+            label: What is being done.
+            total: Amount of work, in any unit.
+            enabled: True shows, False hides, None shows on a terminal only.
+        """
+        self._label, self._total, self._done, self._resumed = label, total, 0.0, 0.0
+        terminal = sys.stderr.isatty()
+        self._enabled = terminal if enabled is None else enabled
+        self._bar: Progress | None = None
+        self._task: TaskID | None = None
+        if self._enabled and terminal:
+            self._bar = Progress(
+                TextColumn("{task.description}"),
+                BarColumn(),
+                TextColumn("{task.percentage:>3.0f}%"),
+                TimeElapsedColumn(),
+                TextColumn("ETA"),
+                TimeRemainingColumn(),
+                TextColumn("{task.fields[detail]}"),
+                console=Console(stderr=True),
+            )
+        self._started = self._last = time.monotonic()
+
+    def __enter__(self) -> ProgressReporter:
+        """Start showing."""
+        self._started = self._last = time.monotonic()
+        if self._bar is not None:
+            self._bar.start()
+            self._task = self._bar.add_task(self._label, total=self._total, completed=self._done, detail="")
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Stop showing; lines end with a summary when the work was completed."""
+        if self._bar is not None:
+            self._bar.stop()
+        elif self._enabled and kind is None:
+            self._line(f"done in {_clock(time.monotonic() - self._started)}")
+
+    def resume(self, amount: float) -> None:
+        """Count work that an earlier run finished: done, but no measure of this run's speed."""
+        self._done += amount
+        self._resumed += amount
+
+    def advance(self, amount: float, detail: str = "") -> None:
+        """Report finished work.
+
+        Args:
+            amount: Work done since the last call.
+            detail: A few words on where the work is.
+        """
+        self._done += amount
+        if self._bar is not None and self._task is not None:
+            self._bar.update(self._task, completed=self._done, detail=detail)
+            return
+        now = time.monotonic()
+        if self._enabled and now - self._last >= _LINE_EVERY:
+            self._last = now
+            elapsed = now - self._started
+            rate = (self._done - self._resumed) / elapsed
+            left = (self._total - self._done) / rate if rate > 0 else float("inf")
+            share = 100.0 * self._done / self._total if self._total else 100.0
+            self._line(f"{share:3.0f}% after {_clock(elapsed)}, ETA {_clock(left)}  {detail}")
+
+    def _line(self, text: str) -> None:
+        print(f"{self._label}: {text.rstrip()}", file=sys.stderr, flush=True)
+
+
+def _clock(seconds: float) -> str:
+    if seconds == float("inf"):
+        return "unknown"
+    whole = round(seconds)
+    hours, minutes = whole // 3600, whole // 60 % 60
+    return f"{hours}:{minutes:02d}:{whole % 60:02d}" if hours else f"{minutes}:{whole % 60:02d}"
