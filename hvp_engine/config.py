@@ -44,7 +44,7 @@ def config() -> dict[str, Any]:
     """Collects the facts that decide which code runs.
 
     Returns:
-        A dict with the keys `versions`, `backends` (per device: the available ones and the one in use), `isa` and
+        A dict with the keys `versions`, `backends` (per device: those available and the one used), `isa` and
         `native_missing_reason` (one of them is None), `threads`, `libgomp_shared` (None if unknown) and
         `cuda_devices`.
     """
