@@ -1,6 +1,10 @@
 // The extension module hvp_engine._native: each kernel family registers itself; nothing is computed here.
 #include <pybind11/pybind11.h>
 
+namespace py = pybind11;
+
+void register_runtime(py::module_& m);
+
 namespace {
 // Raised whenever a binding changes its signature; hvp_engine/kernels/loader.py refuses any other value.
 constexpr int kAbiVersion = 1;
@@ -9,4 +13,5 @@ constexpr int kAbiVersion = 1;
 PYBIND11_MODULE(_native, m) {
     m.doc() = "Native kernels of hvp_engine. Arguments are raw addresses and sizes; use hvp_engine.kernels.";
     m.attr("abi_version") = kAbiVersion;
+    register_runtime(m);
 }

@@ -1,0 +1,62 @@
+"""Loads the compiled extension, or says once why the PyTorch reference serves instead."""
+
+from __future__ import annotations
+
+import importlib
+import warnings
+from types import ModuleType
+from typing import TYPE_CHECKING
+
+# Before the extension: torch brings its own libgomp, and the extension then binds to that same copy, so that
+# torch.set_num_threads governs both.
+import torch  # noqa: F401
+
+from hvp_engine.errors import BackendError
+
+__all__ = ["ABI_VERSION", "missing_reason", "native", "warn_if_missing"]
+
+ABI_VERSION = 1  # must equal kAbiVersion in csrc/bindings/module.cpp
+
+_warned = False
+
+
+def _load() -> tuple[ModuleType | None, str | None]:
+    """Returns the extension, or None and the reason why it cannot be used."""
+    try:
+        module = importlib.import_module("hvp_engine._native")
+    except ImportError as error:
+        return None, f"the extension hvp_engine._native cannot be imported ({error})"
+    found = getattr(module, "abi_version", None)
+    if found != ABI_VERSION:
+        return (
+            None,
+            f"the extension hvp_engine._native has ABI version {found}, this package needs {ABI_VERSION}",
+        )
+    try:
+        module.isa()
+    except ValueError as error:
+        raise BackendError(str(error)) from error
+    return module, None
+
+
+if TYPE_CHECKING:  # the stub types the functions; at run time `native` is None without a usable extension
+    from hvp_engine import _native as native
+
+    missing_reason: str | None
+else:
+    native, missing_reason = _load()
+
+
+def warn_if_missing() -> None:
+    """Warns, the first time only, that native kernels are replaced by their PyTorch reference."""
+    global _warned  # noqa: PLW0603
+    if missing_reason is None or _warned:
+        return
+    _warned = True
+    warnings.warn(
+        f"hvp_engine runs its slower PyTorch reference kernels: {missing_reason}. "
+        "Reinstall the package with a C++17 compiler present (pip install --force-reinstall .), "
+        "or set HVP_ENGINE_BACKEND=torch to choose the reference without this warning.",
+        RuntimeWarning,
+        stacklevel=3,
+    )

@@ -1,0 +1,86 @@
+"""Which backend runs a kernel: chosen per device at call time, overridden by HVP_ENGINE_BACKEND."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+from hvp_engine.errors import BackendError
+from hvp_engine.kernels import loader
+
+__all__ = ["Backend", "available_backends", "backend_for"]
+
+
+@dataclass(frozen=True)
+class Backend:
+    """One way to run the kernels.
+
+    Attributes:
+        name: Value of HVP_ENGINE_BACKEND that asks for it.
+        why_not: Says for a device why the backend cannot run there, or None when it can.
+    """
+
+    name: str
+    why_not: Callable[[torch.device], str | None]
+
+
+def _native_why_not(device: torch.device) -> str | None:
+    if device.type != "cpu":
+        return "its kernels run on the CPU only"
+    return loader.missing_reason
+
+
+def _torch_why_not(device: torch.device) -> str | None:
+    return None
+
+
+# Best first; a new backend is one line here. The PyTorch reference stays last: it runs everywhere.
+_BACKENDS = (Backend("native", _native_why_not), Backend("torch", _torch_why_not))
+
+
+def available_backends(device: torch.device) -> list[str]:
+    """Names the backends that can run on a device, best first.
+
+    Args:
+        device: The device that holds the tensors.
+
+    Returns:
+        Backend names; "torch" is always the last one.
+    """
+    return [backend.name for backend in _BACKENDS if backend.why_not(device) is None]
+
+
+def backend_for(device: torch.device) -> str:
+    """Chooses the backend for tensors on a device.
+
+    HVP_ENGINE_BACKEND, when set, is read at every call and must be met exactly. Otherwise the best available
+    backend is taken; a CPU without the compiled extension warns once and takes the PyTorch reference.
+
+    Args:
+        device: The device that holds the tensors.
+
+    Returns:
+        The backend's name.
+
+    Raises:
+        BackendError: HVP_ENGINE_BACKEND names an unknown backend, or one that cannot run on the device.
+    """
+    available = available_backends(device)
+    wish = os.environ.get("HVP_ENGINE_BACKEND", "")
+    if not wish:
+        if device.type == "cpu":
+            loader.warn_if_missing()
+        return available[0]
+    if wish in available:
+        return wish
+    reason = next(
+        (backend.why_not(device) for backend in _BACKENDS if backend.name == wish),
+        "this build has no such backend",
+    )
+    raise BackendError(
+        f"HVP_ENGINE_BACKEND={wish} cannot be used on {device}: {reason}. "
+        f"Available there: {', '.join(available)}. Unset HVP_ENGINE_BACKEND to choose by itself."
+    )

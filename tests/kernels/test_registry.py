@@ -1,0 +1,55 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from hvp_engine.errors import BackendError
+from hvp_engine.kernels import loader
+from hvp_engine.kernels.registry import available_backends, backend_for
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(autouse=True)
+def no_wish(monkeypatch):
+    monkeypatch.delenv("HVP_ENGINE_BACKEND", raising=False)
+
+
+def test_native_is_the_first_choice_on_the_cpu():
+    assert backend_for(CPU) == "native"
+    assert available_backends(CPU) == ["native", "torch"]
+
+
+def test_only_the_reference_serves_a_device_without_kernels():
+    assert backend_for(torch.device("meta")) == "torch"
+
+
+def test_the_environment_is_read_at_every_call(monkeypatch):
+    monkeypatch.setenv("HVP_ENGINE_BACKEND", "torch")
+    assert backend_for(CPU) == "torch"
+    monkeypatch.setenv("HVP_ENGINE_BACKEND", "native")
+    assert backend_for(CPU) == "native"
+
+
+@pytest.mark.parametrize("wish", ["triton", "cuda", "nonsense"])
+def test_a_backend_that_is_not_there_is_refused_with_the_available_ones(monkeypatch, wish):
+    monkeypatch.setenv("HVP_ENGINE_BACKEND", wish)
+    with pytest.raises(BackendError, match=f"{wish} cannot be used on cpu.*Available there: native, torch"):
+        backend_for(CPU)
+
+
+def test_native_is_refused_where_its_kernels_cannot_run(monkeypatch):
+    monkeypatch.setenv("HVP_ENGINE_BACKEND", "native")
+    with pytest.raises(BackendError, match="CPU only"):
+        backend_for(torch.device("meta"))
+
+
+def test_without_the_extension_the_reference_serves_after_a_warning(monkeypatch):
+    monkeypatch.setattr(loader, "missing_reason", "it was not built")
+    monkeypatch.setattr(loader, "_warned", False)
+    with pytest.warns(RuntimeWarning, match="it was not built"):
+        assert backend_for(CPU) == "torch"
+    assert backend_for(CPU) == "torch"
+    monkeypatch.setenv("HVP_ENGINE_BACKEND", "native")
+    with pytest.raises(BackendError, match="it was not built"):
+        backend_for(CPU)
