@@ -1,5 +1,31 @@
-"""Hessian-vector products, batched Lanczos and stochastic Lanczos quadrature for neural networks."""
+"""Hessian-vector products, batched Lanczos and stochastic Lanczos quadrature for neural networks.
+
+The heart is :func:`slq`; :func:`hvp` and :class:`HessianOperator` give the products themselves.
+"""
 
 from __future__ import annotations
 
 __version__ = "0.1.0"
+
+from hvp_engine import blocks, losses
+from hvp_engine.api import hvp, slq
+from hvp_engine.blocks import Block
+from hvp_engine.config import show_config
+from hvp_engine.errors import HvpEngineError
+from hvp_engine.operators.hessian import HessianOperator
+from hvp_engine.spectra import Spectra
+from hvp_engine.spectrum import Estimate, Spectrum
+
+__all__ = [
+    "Block",
+    "Estimate",
+    "HessianOperator",
+    "HvpEngineError",
+    "Spectra",
+    "Spectrum",
+    "blocks",
+    "hvp",
+    "losses",
+    "show_config",
+    "slq",
+]

@@ -246,9 +246,9 @@ def _waves(
 
 def _assemble(
     operator: HessianOperator, results: list[BatchedLanczos], probes: int, settings: LanczosSettings
-) -> dict[str, Spectrum]:
+) -> list[Spectrum]:
     """Collect each block's streams from the waves and turn them into spectra."""
-    spectra: dict[str, Spectrum] = {}
+    spectra: list[Spectrum] = []
     for block, numel in operator.numel.items():
         alphas = np.zeros((probes, settings.steps))
         betas = np.zeros((probes, settings.steps - 1))
@@ -258,7 +258,7 @@ def _assemble(
                 if name == block:
                     alphas[k], betas[k] = lanczos.alphas[s], lanczos.betas[s, : settings.steps - 1]
                     steps[k] = lanczos.steps[s]
-        spectra[block] = Spectrum.from_tridiagonal(block, numel, alphas, betas, steps)
+        spectra.append(Spectrum.from_tridiagonal(block, numel, alphas, betas, steps))
     return spectra
 
 

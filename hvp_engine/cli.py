@@ -1,0 +1,193 @@
+"""The command ``hvp-engine``: demo, slq, show and plot."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from enum import Enum
+from pathlib import Path
+from typing import Annotated, Any, Literal, cast
+
+import typer
+from rich.console import Console
+
+from hvp_engine.errors import ConfigurationError, HvpEngineError
+from hvp_engine.report import summary_table
+from hvp_engine.spectra import Spectra
+
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    help="Hessian spectra of neural networks, block by block.",
+)
+
+
+class _Precision(str, Enum):
+    fp64, fp32, tf32, bf16 = "fp64", "fp32", "tf32", "bf16"
+
+
+class _Distribution(str, Enum):
+    rademacher, gaussian = "rademacher", "gaussian"
+
+
+class _Reorthogonalize(str, Enum):
+    full, none = "full", "none"
+
+
+class _Basis(str, Enum):
+    fp32, bf16 = "fp32", "bf16"
+
+
+_Run = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.")]
+_Quiet = Annotated[bool, typer.Option("--quiet", help="Show no progress.")]
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option(help="Run folder to write.")] = Path("hvp-engine-demo"),
+    quiet: _Quiet = False,
+) -> None:
+    """Train a small GPT on Python's own sources and compute its Hessian spectra, block by block."""
+    from hvp_engine.experiments import demo as driver  # noqa: PLC0415 - keeps the other commands quick to start
+
+    spectra = driver.run(out, progress=not quiet)
+    _print(spectra)
+    typer.echo(f"Figures and results are in {out}/: spectra.png, js_distance.png, manifest.json, spectra.safetensors")
+
+
+@app.command()
+def slq(
+    target: Annotated[str, typer.Argument(metavar="FILE:FUNCTION", help="Function returning (model, loss, data).")],
+    blocks: Annotated[
+        list[str] | None,
+        typer.Option(help="full, parameter, module, a parameter name, or NAME=GLOB[,GLOB...]; repeat for more."),
+    ] = None,
+    steps: Annotated[int, typer.Option(help="Lanczos steps.")] = 100,
+    probes: Annotated[int, typer.Option(help="Random vectors per block.")] = 10,
+    seed: Annotated[int, typer.Option(help="Seed of the probes.")] = 0,
+    distribution: Annotated[_Distribution, typer.Option(help="Of the probes.")] = _Distribution.rademacher,
+    precision: Annotated[_Precision, typer.Option(help="Arithmetic of the products.")] = _Precision.fp32,
+    reorthogonalize: Annotated[_Reorthogonalize, typer.Option(help="Against all vectors or two.")] = _Reorthogonalize.full,
+    basis: Annotated[_Basis, typer.Option(help="Dtype of the kept Lanczos vectors.")] = _Basis.fp32,
+    microbatch: Annotated[int | None, typer.Option(help="Samples differentiated at once.")] = None,
+    memory: Annotated[float | None, typer.Option(help="Memory budget in GiB.")] = None,
+    check: Annotated[bool, typer.Option(help="Test the second derivative first.")] = True,
+    out: Annotated[Path | None, typer.Option(help="Run folder [default: runs/<file>-<function>].")] = None,
+    quiet: _Quiet = False,
+) -> None:
+    """Compute the spectra of a model of your own; the same command again resumes an interrupted run."""
+    from hvp_engine.api import slq as compute  # noqa: PLC0415
+
+    model, loss, data = _load(target)
+    folder = out or Path("runs") / f"{Path(target.rpartition(':')[0]).stem}-{target.rpartition(':')[2]}"
+    spectra = compute(
+        model,
+        loss,
+        _blocks(blocks),
+        data=data,
+        steps=steps,
+        probes=probes,
+        seed=seed,
+        distribution=cast("Literal['rademacher', 'gaussian']", distribution.value),
+        precision=cast("Literal['fp64', 'fp32', 'tf32', 'bf16']", precision.value),
+        reorthogonalize=cast("Literal['full', 'none']", reorthogonalize.value),
+        basis=cast("Literal['fp32', 'bf16']", basis.value),
+        microbatch=microbatch,
+        memory=None if memory is None else int(memory * 2**30),
+        check=check,
+        progress=not quiet,
+        out=folder,
+    )
+    _print(spectra)
+    typer.echo(f"Results are in {folder}/; draw them with: hvp-engine plot {folder}")
+
+
+@app.command()
+def show(run: _Run) -> None:
+    """Print the table of a run."""
+    spectra = Spectra.load(run)
+    _print(spectra)
+    config = spectra.manifest.get("config", {})
+    for key in ("steps", "probes", "seed", "distribution", "precision", "reorthogonalize", "basis"):
+        if key in config:
+            typer.echo(f"{key:16}{config[key]}")
+    for note in spectra.manifest.get("notes", []):
+        typer.echo(f"{'note':16}{note}")
+
+
+@app.command()
+def plot(
+    run: _Run,
+    suffix: Annotated[str, typer.Option(help="png, pdf or svg.")] = "png",
+) -> None:
+    """Draw the densities and the distances of a run into its folder."""
+    spectra = Spectra.load(run)
+    for name, draw in (("spectra", spectra.plot), ("js_distance", spectra.plot_js)):
+        path = run / f"{name}.{suffix}"
+        draw(path)
+        typer.echo(str(path))
+
+
+def _print(spectra: Spectra) -> None:
+    # A pipe has no width of its own: rather long lines there than cut numbers.
+    console = Console() if sys.stdout.isatty() else Console(width=200)
+    console.print(summary_table(spectra))
+
+
+def _blocks(given: list[str] | None) -> Any:
+    """The --blocks options as a block specification."""
+    if not given:
+        return None
+    if len(given) == 1 and given[0] in ("full", "parameter", "module"):
+        return given[0]
+    named: dict[str, list[str]] = {}
+    for item in given:
+        name, equals, globs = item.partition("=")
+        named[name] = globs.split(",") if equals else [name]
+    return named
+
+
+def _load(target: str) -> tuple[Any, Any, Any]:
+    """Call FILE:FUNCTION and check that it returned a model, a loss and data."""
+    file, colon, name = target.rpartition(":")
+    if not colon or not file or not name:
+        raise ConfigurationError(f"{target!r} is not of the form FILE:FUNCTION, for instance jobs.py:mnist.")
+    path = Path(file).resolve()
+    if not path.is_file():
+        raise ConfigurationError(f"There is no file {file}.")
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    if spec is None or spec.loader is None:
+        raise ConfigurationError(f"{file} is not a Python file; it must end in .py.")
+    sys.path.insert(0, str(path.parent))  # so that it can import what lies beside it
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[path.stem] = module
+    spec.loader.exec_module(module)
+    function = getattr(module, name, None)
+    if not callable(function):
+        raise ConfigurationError(f"{file} has no function {name!r}.")
+    result = function()
+    if not isinstance(result, tuple) or len(result) != 3:
+        raise ConfigurationError(f"{target} must return (model, loss, data); use data=None for a loss without data.")
+    return result
+
+
+def main() -> None:
+    """Entry point: errors become one message and an exit code."""
+    try:
+        app(standalone_mode=False)
+    except KeyboardInterrupt:
+        typer.echo("Interrupted. The same command again goes on from the last checkpoint.", err=True)
+        raise SystemExit(130) from None
+    except HvpEngineError as error:
+        typer.echo(f"error: {error}", err=True)
+        raise SystemExit(1) from None
+    except typer.Abort:
+        raise SystemExit(130) from None
+    except Exception as error:
+        # Usage errors of typer's parser carry their own text and exit code.
+        show_usage = getattr(error, "show", None)
+        if show_usage is None:
+            raise
+        show_usage()
+        raise SystemExit(getattr(error, "exit_code", 2)) from None

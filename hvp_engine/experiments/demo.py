@@ -1,0 +1,75 @@
+"""The demo: train a small byte-level GPT on this machine, then look at its Hessian block by block."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from hvp_engine import losses
+from hvp_engine.api import slq
+from hvp_engine.experiments.corpus import Corpus, standard_library
+from hvp_engine.experiments.gpt import GPT, GPTConfig, paper_blocks
+from hvp_engine.progress import ProgressReporter
+from hvp_engine.spectra import Spectra
+
+_CONFIG = GPTConfig(vocabulary=256, context=64, layers=4, heads=4, width=64)
+_TRAINING_STEPS = 400
+_TRAINING_BATCH = 32
+_SEQUENCES = 32
+_STEPS = 40
+_PROBES = 2
+
+
+def train(corpus: Corpus, progress: bool | None) -> tuple[GPT, float]:
+    """Train the demo's model with AdamW and a cosine schedule.
+
+    Args:
+        corpus: The text.
+        progress: True shows progress, False hides it, None shows it on a terminal.
+
+    Returns:
+        The model in eval mode and its last training loss in nats per byte.
+    """
+    torch.manual_seed(0)
+    model = GPT(_CONFIG)
+    generator = torch.Generator().manual_seed(0)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3, betas=(0.9, 0.95), weight_decay=0.1)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 3e-3, total_steps=_TRAINING_STEPS, pct_start=0.1)
+    loss = torch.tensor(0.0)
+    with ProgressReporter("train", _TRAINING_STEPS, progress) as reporter:
+        for _ in range(_TRAINING_STEPS):
+            total, weight = losses.causal_lm(model, corpus.batch(_TRAINING_BATCH, _CONFIG.context, generator))
+            loss = total / weight
+            optimizer.zero_grad()
+            loss.backward()  # type: ignore[no-untyped-call]
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
+            schedule.step()
+            reporter.advance(1, f"loss {float(loss.detach()):.3f} nats per byte")
+    return model.eval(), float(loss.detach())
+
+
+def run(out: Path, progress: bool | None) -> Spectra:
+    """Train, compute the spectra of all blocks and of the full Hessian on held-out text, write figures.
+
+    Args:
+        out: Run folder; receives the results, ``spectra.png`` and ``js_distance.png``.
+        progress: True shows progress, False hides it, None shows it on a terminal.
+
+    Returns:
+        The spectra.
+
+    Raises:
+        RunFolderError: The folder holds another run, or cannot be written.
+    """
+    corpus = standard_library()
+    model, _ = train(corpus, progress)
+    data = list(corpus.sequences(_SEQUENCES, _CONFIG.context).split(16))
+    blocks = {**paper_blocks(_CONFIG), "full": ["*"]}
+    spectra = slq(
+        model, losses.causal_lm, blocks, data=data, steps=_STEPS, probes=_PROBES, progress=progress, out=out
+    )
+    spectra.plot(out / "spectra.png")
+    spectra.plot_js(out / "js_distance.png")
+    return spectra
