@@ -171,7 +171,8 @@ def _facts(spectra: Spectra) -> str:
     probes = _span(spectrum.probes for spectrum in spectra.values())
     known = [f"{key} {spectra.manifest[key]}" for key in _FACTS if key in spectra.manifest]
     band = "band: ± 1 standard error over probes"
-    return ", ".join([f"{steps} Lanczos steps", f"{probes} probes", *known, "σ = √1e-5 × range", band])
+    facts = [f"{steps} Lanczos steps", f"{probes} probes", *known, "σ = √1e-5 × range", band]
+    return ", ".join(fact.replace(" ", "\u00a0") for fact in facts)  # lines break between facts only
 
 
 def _span(values: Iterator[int]) -> str:

@@ -23,7 +23,7 @@ def summary_table(spectra: Spectra) -> Table:
     node, Lanczos steps (the range over probes), and JS0, the mean Jensen-Shannon distance to the other
     blocks.
     """
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_footer=len(spectra) > 1)
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, show_footer=len(spectra) > 1)
     table.add_column("block", footer="mean over pairs", overflow="fold")
     for title in _COLUMNS:
         footer = format_number(spectra.js0(), 3) if title == "JS0" else ""
