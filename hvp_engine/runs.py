@@ -225,8 +225,7 @@ def _tensor(value: torch.Tensor | NDArray[Any]) -> torch.Tensor:
 
 
 def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def _unreadable(path: str | os.PathLike[str], error: OSError) -> RunFolderError:
