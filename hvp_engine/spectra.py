@@ -1,0 +1,157 @@
+"""The result of a run: the spectra of all blocks, in block order."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from hvp_engine import distances, runs
+from hvp_engine.errors import ConfigurationError, RunFolderError
+from hvp_engine.smoothing import FloatArray
+from hvp_engine.spectrum import Spectrum
+
+_ARRAYS = ("alphas", "betas", "nodes", "weights", "steps")
+
+
+class Spectra(Mapping[str, Spectrum]):
+    """Spectra by block name; matrices of distances have the order of ``list(spectra)``.
+
+    Attributes:
+        manifest: The facts of the run (configuration, seed, versions, hashes), all of it writable as JSON.
+    """
+
+    def __init__(self, spectra: Iterable[Spectrum], manifest: Mapping[str, Any] | None = None) -> None:
+        """Collect spectra under their names.
+
+        Args:
+            spectra: One or more spectra with distinct names.
+            manifest: The facts of the run.
+
+        Raises:
+            ConfigurationError: If there is no spectrum, or two have the same name.
+        """
+        self.manifest: dict[str, Any] = dict(manifest or {})
+        self._spectra: dict[str, Spectrum] = {}
+        for spectrum in spectra:
+            if spectrum.name in self._spectra:
+                raise ConfigurationError(
+                    f"two spectra have the name {spectrum.name!r}; name the blocks differently"
+                )
+            self._spectra[spectrum.name] = spectrum
+        if not self._spectra:
+            raise ConfigurationError("there are no spectra; pass at least one block")
+
+    def __getitem__(self, name: str) -> Spectrum:
+        return self._spectra[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._spectra)
+
+    def __len__(self) -> int:
+        return len(self._spectra)
+
+    def __repr__(self) -> str:
+        return f"Spectra({list(self)})"
+
+    def save(self, folder: str | os.PathLike[str]) -> None:
+        """Write ``manifest.json`` and ``spectra.safetensors`` into a folder, which is made if needed.
+
+        Raises:
+            ConfigurationError: If the manifest cannot be written as JSON.
+            RunFolderError: If a file cannot be written (a full disk, say); earlier files are then intact.
+        """
+        blocks = [
+            {"name": name, "numel": s.numel, "probes": s.probes, "m": s.alphas.shape[1]}
+            for name, s in self.items()
+        ]
+        tensors = {f"{name}/{key}": getattr(s, key) for name, s in self.items() for key in _ARRAYS}
+        runs.write_run(folder, {"run": self.manifest, "blocks": blocks}, tensors)
+
+    @classmethod
+    def load(cls, folder: str | os.PathLike[str]) -> Spectra:
+        """Read a run folder; every array has the bits that were saved.
+
+        Raises:
+            RunFolderError: If the folder is missing, damaged, foreign, or of a newer version.
+        """
+        document, tensors = runs.read_run(folder)
+        try:
+            return cls(
+                (
+                    Spectrum(
+                        name=block["name"],
+                        numel=block["numel"],
+                        **{key: tensors[f"{block['name']}/{key}"].numpy() for key in _ARRAYS},
+                    )
+                    for block in document["blocks"]
+                ),
+                document["run"],
+            )
+        except (KeyError, TypeError, ValueError) as error:
+            raise RunFolderError(
+                f"the run folder {folder} is damaged ({type(error).__name__}: {error}); "
+                "restore it or run again"
+            ) from error
+
+    def js_distance(self, *, legacy: bool = False) -> FloatArray:
+        """Jensen-Shannon divergences between all pairs of blocks, base 2, in [0, 1], without a square root.
+
+        Each pair is smoothed with one sigma, ``sqrt(1e-5)`` times the range of both, on one grid over both.
+
+        Args:
+            legacy: Give the published un-normalised sum over 50,000 grid points instead; it depends on the
+                grid (see ``hvp_engine.distances.jensen_shannon_legacy``).
+
+        Returns:
+            Symmetric matrix, float64 of shape (blocks, blocks).
+        """
+        return distances.jensen_shannon_legacy(list(self.values())) if legacy else self._js_distance.copy()
+
+    @cached_property
+    def _js_distance(self) -> FloatArray:
+        return distances.jensen_shannon(list(self.values()))
+
+    def js0(self) -> float:
+        """Mean Jensen-Shannon distance over distinct pairs of blocks; nan for a single block."""
+        return distances.mean_of_pairs(self._js_distance)
+
+    def mean_js_distance(self) -> FloatArray:
+        """Mean Jensen-Shannon distance of each block to the others, shape (blocks,); nan if none."""
+        others = len(self) - 1
+        return self._js_distance.sum(axis=1) / others if others else np.full(1, np.nan)
+
+    def wasserstein(self) -> FloatArray:
+        """Exact Wasserstein-1 distances between the nodes of all pairs, float64 of shape (blocks, blocks)."""
+        return distances.wasserstein(list(self.values()))
+
+    def plot(self, path: str | os.PathLike[str]) -> None:
+        """Draw the densities of all blocks as small multiples; the suffix (.png, .pdf, .svg) is the format.
+
+        Raises:
+            ConfigurationError: If the suffix names no known format.
+            RunFolderError: If the file cannot be written.
+        """
+        from hvp_engine import plots  # noqa: PLC0415 - matplotlib takes half a second to import
+
+        plots.plot_spectra(self, path)
+
+    def plot_js(self, path: str | os.PathLike[str]) -> None:
+        """Draw the Jensen-Shannon distances between all blocks as a heat map; the suffix chooses the format.
+
+        Raises:
+            ConfigurationError: If the suffix names no known format.
+            RunFolderError: If the file cannot be written.
+        """
+        from hvp_engine import plots  # noqa: PLC0415 - matplotlib takes half a second to import
+
+        plots.plot_js(self, path)
+
+    def summary(self) -> str:
+        """The table of ``hvp_engine.report.summary_table`` as plain text."""
+        from hvp_engine import report  # noqa: PLC0415 - report draws what this module defines
+
+        return report.summary_text(self)
