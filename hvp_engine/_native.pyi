@@ -1,7 +1,18 @@
 """Types of the compiled extension: raw addresses and sizes; call it through hvp_engine.kernels."""
 
+import numpy as np
+from numpy.typing import NDArray
+
 abi_version: int
 
 # csrc/bindings/runtime.cpp
 def isa() -> str: ...
 def num_threads() -> int: ...
+
+# csrc/bindings/reorthogonalize.cpp
+def reorthogonalize(
+    table: NDArray[np.int64],
+    coefficients: NDArray[np.float64],
+    norms: NDArray[np.float64],
+    lost: NDArray[np.float64],
+) -> None: ...
