@@ -16,3 +16,13 @@ def reorthogonalize(
     norms: NDArray[np.float64],
     lost: NDArray[np.float64],
 ) -> None: ...
+
+# csrc/bindings/tridiagonal.cpp
+def tridiagonal_quadrature(
+    alphas: NDArray[np.float64],
+    betas: NDArray[np.float64],
+    steps: NDArray[np.int64],
+    order: NDArray[np.int64],
+    nodes: NDArray[np.float64],
+    weights: NDArray[np.float64],
+) -> int: ...

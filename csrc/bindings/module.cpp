@@ -5,6 +5,7 @@ namespace py = pybind11;
 
 void register_reorthogonalize(py::module_& m);
 void register_runtime(py::module_& m);
+void register_tridiagonal(py::module_& m);
 
 namespace {
 // Raised whenever a binding changes its signature; hvp_engine/kernels/loader.py refuses any other value.
@@ -16,4 +17,5 @@ PYBIND11_MODULE(_native, m) {
     m.attr("abi_version") = kAbiVersion;
     register_reorthogonalize(m);
     register_runtime(m);
+    register_tridiagonal(m);
 }
