@@ -27,15 +27,14 @@ struct Group {
 
 // Per-lane state of one sweep; truth values are 0.0 and 1.0 so that all lanes have one width.
 struct Sweep {
-    alignas(64) double s[kLanes], c[kLanes], p[kLanes], g[kLanes], end[kLanes], live[kLanes];
+    double s[kLanes], c[kLanes], p[kLanes], g[kLanes], end[kLanes], live[kLanes], open[kLanes];
 };
 
 // Finds for each lane the end of the unreduced part that starts at l; returns the largest one.
 std::int64_t find_ends(const Group& t, std::int64_t l, Sweep& w) {
-    alignas(64) double open[kLanes];
     for (int k = 0; k < kLanes; ++k) {
         w.end[k] = static_cast<double>(t.n - 1);
-        open[k] = 1.0;
+        w.open[k] = 1.0;
     }
     for (std::int64_t i = l; i < t.n - 1; ++i) {
         const double* d = t.d + i * kLanes;
@@ -46,9 +45,9 @@ std::int64_t find_ends(const Group& t, std::int64_t l, Sweep& w) {
         for (int k = 0; k < kLanes; ++k) {
             const double limit = kEps * (__builtin_fabs(d[k]) + __builtin_fabs(d[k + kLanes])) + kEps * kEps;
             const bool closes = __builtin_fabs(e[k]) <= limit;
-            w.end[k] = closes && open[k] != 0.0 ? index : w.end[k];
-            open[k] = closes ? 0.0 : open[k];
-            remaining += open[k];
+            w.end[k] = closes && w.open[k] != 0.0 ? index : w.end[k];
+            w.open[k] = closes ? 0.0 : w.open[k];
+            remaining += w.open[k];
         }
         if (remaining == 0.0) break;
     }
@@ -76,23 +75,25 @@ void rotate(const Group& t, std::int64_t i, Sweep& w) {
     double* d = t.d + i * kLanes;
     double* e = t.e + i * kLanes;
     double* z = t.z + i * kLanes;
+    double *ws = w.s, *wc = w.c, *wp = w.p, *wg = w.g, *live = w.live;
+    const double* end = w.end;
     const double index = static_cast<double>(i);
 #pragma omp simd
     for (int k = 0; k < kLanes; ++k) {
-        const bool on = index < w.end[k] && w.live[k] != 0.0;
-        const double f = w.s[k] * e[k];
-        const double b = w.c[k] * e[k];
-        const bool small = __builtin_fabs(f) < kTiny && __builtin_fabs(w.g[k]) < kTiny;
+        const bool on = (index < end[k]) & (live[k] != 0.0);
+        const double f = ws[k] * e[k];
+        const double b = wc[k] * e[k];
+        const bool small = (__builtin_fabs(f) < kTiny) & (__builtin_fabs(wg[k]) < kTiny);
         const double scale = small ? kGrow : 1.0;
         const double sf = f * scale;
-        const double sg = w.g[k] * scale;
+        const double sg = wg[k] * scale;
         const double root = __builtin_sqrt(sf * sf + sg * sg);
         const bool split = root == 0.0;  // the matrix falls apart here: the sweep of this lane ends
-        const bool turn = on && !split;
+        const bool turn = on & !split;
         const double inverse = 1.0 / (split ? 1.0 : root);
         const double s = sf * inverse;
         const double c = sg * inverse;
-        const double g = d[k + kLanes] - w.p[k];
+        const double g = d[k + kLanes] - wp[k];
         const double r = (d[k] - g) * s + 2.0 * c * b;
         const double p = s * r;
         d[k + kLanes] = turn ? g + p : on ? g : d[k + kLanes];
@@ -101,11 +102,11 @@ void rotate(const Group& t, std::int64_t i, Sweep& w) {
         const double high = z[k + kLanes];
         z[k + kLanes] = turn ? s * low + c * high : high;
         z[k] = turn ? c * low - s * high : low;
-        w.g[k] = turn ? c * r - b : w.g[k];
-        w.s[k] = turn ? s : w.s[k];
-        w.c[k] = turn ? c : w.c[k];
-        w.p[k] = turn ? p : w.p[k];
-        w.live[k] = on && split ? 0.0 : w.live[k];
+        wg[k] = turn ? c * r - b : wg[k];
+        ws[k] = turn ? s : ws[k];
+        wc[k] = turn ? c : wc[k];
+        wp[k] = turn ? p : wp[k];
+        live[k] = on & split ? 0.0 : live[k];
     }
 }
 
