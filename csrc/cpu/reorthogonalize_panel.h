@@ -1,0 +1,208 @@
+// Inner loops of reorthogonalize.cpp: dots with, and updates by, a few basis rows on one column panel.
+// The panel of the vector is held in fp64. Each group of 16 columns is kept in the order in which its basis
+// type unpacks (bf16: even columns, then odd ones), so that no shuffle is needed on the basis, which is long.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+
+#if defined(__AVX512F__)
+#include <immintrin.h>
+#endif
+
+namespace hvp {
+namespace HVP_ISA {
+namespace {
+
+constexpr std::int64_t kGroup = 16;  // columns unpacked at once
+
+// Columns per step of the inner loops: whole groups, and at least one cache line.
+template <typename Q>
+constexpr std::int64_t kStep = sizeof(Q) < 4 ? 64 / sizeof(Q) : kGroup;
+
+#if defined(__AVX512F__)
+constexpr int kRows = 8;  // basis rows per pass over the panel: as many sums as the registers hold
+#elif defined(__AVX2__)
+constexpr int kRows = 4;
+#else
+constexpr int kRows = 2;
+#endif
+
+struct bfloat16 {
+    std::uint16_t bits;
+};
+
+using Float8 = float __attribute__((vector_size(32)));
+using Double8 = double __attribute__((vector_size(64)));
+using Word8 = std::uint32_t __attribute__((vector_size(32)));
+
+inline __attribute__((always_inline)) void convert(const Float8& x, Double8& y) {
+#if defined(__AVX512F__)
+    y = _mm512_maskz_cvtps_pd(0xff, x);  // __builtin_convertvector becomes two halves and an insertion
+#else
+    y = __builtin_convertvector(x, Double8);
+#endif
+}
+inline __attribute__((always_inline)) void convert(const Float8& x, Float8& y) { y = x; }
+inline __attribute__((always_inline)) void convert(const Double8& x, Double8& y) { y = x; }
+
+// A group of 16 basis columns as two halves, in fp32 where that is exact.
+template <typename Q>
+struct Group {
+    using Half = Float8;
+    using Scalar = float;
+};
+template <>
+struct Group<double> {
+    using Half = Double8;
+    using Scalar = double;
+};
+
+inline float widen(float x) { return x; }
+inline double widen(double x) { return x; }
+inline float widen(bfloat16 x) {
+    const std::uint32_t word = static_cast<std::uint32_t>(x.bits) << 16;
+    float result;
+    std::memcpy(&result, &word, sizeof result);
+    return result;
+}
+
+template <typename Q>
+inline __attribute__((always_inline)) void unpack(const Q* q, typename Group<Q>::Half& low,
+                                                  typename Group<Q>::Half& high) {
+    std::memcpy(&low, q, sizeof low);
+    std::memcpy(&high, q + kGroup / 2, sizeof high);
+}
+template <>
+inline __attribute__((always_inline)) void unpack(const bfloat16* q, Float8& low, Float8& high) {
+    Word8 words;
+    std::memcpy(&words, q, sizeof words);
+    const Word8 even = words << 16;
+    const Word8 odd = words & 0xffff0000u;
+    std::memcpy(&low, &even, sizeof low);
+    std::memcpy(&high, &odd, sizeof high);
+}
+
+// Where column `j` of a step is kept in the panel.
+template <typename Q>
+inline std::int64_t slot(std::int64_t j) {
+    return j;
+}
+template <>
+inline std::int64_t slot<bfloat16>(std::int64_t j) {
+    const std::int64_t group = j / kGroup * kGroup;
+    return group + (j & 1) * (kGroup / 2) + ((j - group) >> 1);
+}
+
+template <typename Q, typename W>
+void load_panel(const W* w, std::int64_t size, double* panel) {
+    const std::int64_t whole = size - size % kStep<Q>;
+    for (std::int64_t i = 0; i < whole; i += kStep<Q>)
+        for (std::int64_t j = 0; j < kStep<Q>; ++j) panel[i + slot<Q>(j)] = static_cast<double>(w[i + j]);
+    for (std::int64_t i = whole; i < size; ++i) panel[i] = static_cast<double>(w[i]);
+}
+
+// Writes the panel back, rounds it to what was written, and returns its sum of squares. Two loops, for the
+// rounded values must come from memory: fused, GCC 12 drops the narrowing and widening pair in its AVX-512
+// code.
+template <typename Q, typename W>
+double store_panel(double* panel, std::int64_t size, W* w) {
+    const std::int64_t whole = size - size % kStep<Q>;
+    for (std::int64_t i = 0; i < whole; i += kStep<Q>)
+        for (std::int64_t j = 0; j < kStep<Q>; ++j) w[i + j] = static_cast<W>(panel[i + slot<Q>(j)]);
+    for (std::int64_t i = whole; i < size; ++i) w[i] = static_cast<W>(panel[i]);
+    load_panel<Q>(w, size, panel);
+    double squares[kStep<Q>] = {};
+    for (std::int64_t i = 0; i < whole; i += kStep<Q>)
+        for (std::int64_t j = 0; j < kStep<Q>; ++j) squares[j] += panel[i + j] * panel[i + j];
+    for (std::int64_t i = whole; i < size; ++i) squares[i - whole] += panel[i] * panel[i];
+    double sum = 0.0;
+    for (const double square : squares) sum += square;
+    return sum;
+}
+
+// A window of some columns on the basis.
+template <typename Q>
+struct Window {
+    const Q* data;
+    std::int64_t stride;
+    std::int64_t columns;
+};
+
+template <typename Q>
+inline __attribute__((always_inline)) void prefetch(const Q* q, std::int64_t ahead) {
+    // As an integer: the address may lie outside the basis, where a prefetch does nothing.
+    const auto address = reinterpret_cast<std::uintptr_t>(q) + static_cast<std::uintptr_t>(ahead) * sizeof(Q);
+    __builtin_prefetch(reinterpret_cast<const void*>(address), 0, 2);
+    if constexpr (sizeof(Q) > 4) __builtin_prefetch(reinterpret_cast<const void*>(address + 64), 0, 2);
+}
+
+// dots[r] += <row r, panel>. Meanwhile the memory `ahead` elements further on is fetched into the cache.
+template <int R, typename Q>
+void dot_rows(const Window<Q>& q, const double* panel, std::int64_t ahead, double* dots) {
+    Double8 sums[R] = {};
+    const std::int64_t whole = q.columns - q.columns % kStep<Q>;
+    for (std::int64_t i = 0; i < whole; i += kStep<Q>) {
+        for (int r = 0; r < R; ++r) prefetch(q.data + r * q.stride + i, ahead);
+        for (std::int64_t j = i; j < i + kStep<Q>; j += kGroup) {
+            Double8 low, high;
+            std::memcpy(&low, panel + j, sizeof low);
+            std::memcpy(&high, panel + j + kGroup / 2, sizeof high);
+            for (int r = 0; r < R; ++r) {
+                typename Group<Q>::Half a, b;
+                Double8 x, y;
+                unpack(q.data + r * q.stride + j, a, b);
+                convert(a, x);
+                convert(b, y);
+                sums[r] += low * x;
+                sums[r] += high * y;
+            }
+        }
+    }
+    for (int r = 0; r < R; ++r) {
+        double sum = 0.0;
+        for (std::int64_t i = whole; i < q.columns; ++i)
+            sum += panel[i] * static_cast<double>(widen(q.data[r * q.stride + i]));
+        for (int lane = 0; lane < 8; ++lane) sum += sums[r][lane];
+        dots[r] += sum;
+    }
+}
+
+// panel -= sum_r c[r] * row r; Half sets the precision of the sum over these few rows.
+template <int R, typename Q, typename Half>
+void subtract_rows(const Window<Q>& q, const double* c, std::int64_t ahead, double* panel) {
+    using Scalar = decltype(Half{}[0] + Half{}[0]);
+    Half factors[R];
+    for (int r = 0; r < R; ++r) factors[r] = Half{} + static_cast<Scalar>(c[r]);
+    const std::int64_t whole = q.columns - q.columns % kStep<Q>;
+    for (std::int64_t i = 0; i < whole; i += kStep<Q>) {
+        for (int r = 0; r < R; ++r) prefetch(q.data + r * q.stride + i, ahead);
+        for (std::int64_t j = i; j < i + kStep<Q>; j += kGroup) {
+            Half low = {}, high = {};
+            for (int r = 0; r < R; ++r) {
+                typename Group<Q>::Half a, b;
+                Half x, y;
+                unpack(q.data + r * q.stride + j, a, b);
+                convert(a, x);
+                convert(b, y);
+                low += factors[r] * x;
+                high += factors[r] * y;
+            }
+            Double8 part, before;
+            std::memcpy(&before, panel + j, sizeof before);
+            convert(low, part);
+            before -= part;
+            std::memcpy(panel + j, &before, sizeof before);
+            std::memcpy(&before, panel + j + kGroup / 2, sizeof before);
+            convert(high, part);
+            before -= part;
+            std::memcpy(panel + j + kGroup / 2, &before, sizeof before);
+        }
+    }
+    for (std::int64_t i = whole; i < q.columns; ++i)
+        for (int r = 0; r < R; ++r) panel[i] -= c[r] * static_cast<double>(widen(q.data[r * q.stride + i]));
+}
+
+}  // namespace
+}  // namespace HVP_ISA
+}  // namespace hvp
