@@ -1,0 +1,4 @@
+import contextlib
+@contextlib.contextmanager
+def retained_heap():
+    yield

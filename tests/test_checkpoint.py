@@ -1,0 +1,183 @@
+"""Interrupting and resuming a job, and refusing what does not belong to it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import Case, gpt, mlp, quadratic, symmetric
+
+import hvp_engine as he
+from hvp_engine import checkpoint
+from hvp_engine.errors import RunFolderError
+from hvp_engine.krylov.lanczos import BatchedLanczos
+
+OPTIONS = {"steps": 8, "probes": 2, "check": False}
+
+
+def job(case: Case, out: Path | None, **options: object) -> he.Spectra:
+    return he.slq(case.model, case.loss, ["wte.weight", "ln_f.weight"], data=case.data, out=out, **OPTIONS, **options)
+
+
+def interrupt_after(monkeypatch: pytest.MonkeyPatch, steps: int, error: BaseException) -> None:
+    original = BatchedLanczos.step
+    count = 0
+
+    def step(state: BatchedLanczos) -> int:
+        nonlocal count
+        if count == steps:
+            raise error
+        count += 1
+        return original(state)
+
+    monkeypatch.setattr(BatchedLanczos, "step", step)
+
+
+def same(first: he.Spectra, second: he.Spectra) -> bool:
+    return all(
+        np.array_equal(first[name].alphas, second[name].alphas) and np.array_equal(first[name].nodes, second[name].nodes)
+        for name in first
+    )
+
+
+@pytest.mark.parametrize("options", [{}, {"basis": "bf16"}, {"reorthogonalize": "none"}, {"precision": "fp64"}])
+def test_an_interrupted_job_resumes_to_the_same_bits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: dict[str, object]
+) -> None:
+    wanted = job(gpt(), None, **options)
+    for stop in (3, 2):  # twice: after step 3, and again two steps later
+        with monkeypatch.context() as patch:
+            interrupt_after(patch, stop, KeyboardInterrupt())
+            with pytest.raises(KeyboardInterrupt):
+                job(gpt(), tmp_path / "run", **options)
+    steps = 0
+    original = BatchedLanczos.step
+
+    def counted(state: BatchedLanczos) -> int:
+        nonlocal steps
+        steps += 1
+        return original(state)
+
+    monkeypatch.setattr(BatchedLanczos, "step", counted)
+    found = job(gpt(), tmp_path / "run", **options)
+    assert steps == 3
+    assert same(found, wanted)
+    assert not (tmp_path / "run" / "checkpoint").exists()
+
+
+def test_periodic_checkpoints_survive_a_crash_without_notice(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(checkpoint, "_EVERY", 0.0)
+    monkeypatch.setattr(checkpoint, "_OVERHEAD", 0.0)
+    wanted = job(gpt(), None)
+    with monkeypatch.context() as patch:
+        interrupt_after(patch, 5, SystemExit())
+        # As after a power cut: nothing is written on the way out.
+        original = checkpoint.Checkpoint.save
+        calls = 0
+
+        def save(self: checkpoint.Checkpoint, wave: int, lanczos: BatchedLanczos) -> None:
+            nonlocal calls
+            calls += 1
+            if calls <= 4:
+                original(self, wave, lanczos)
+
+        patch.setattr(checkpoint.Checkpoint, "save", save)
+        with pytest.raises(SystemExit):
+            job(gpt(), tmp_path)
+    rows = sorted(path.name for path in (tmp_path / "checkpoint" / "wave-000").glob("rows-*"))
+    assert rows[0].startswith("rows-00000-") and len(rows) == 4
+    assert same(job(gpt(), tmp_path), wanted)
+
+
+def test_waves_resume_where_they_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    problem = quadratic(symmetric(torch.linspace(-1, 2, 400)).float())
+    options = {"steps": 50, "probes": 6, "check": False, "memory": 200_000}
+    wanted = he.slq(problem.model, problem.loss, **options)
+    with monkeypatch.context() as patch:
+        interrupt_after(patch, 70, KeyboardInterrupt())
+        with pytest.raises(KeyboardInterrupt):
+            he.slq(problem.model, problem.loss, out=tmp_path, **options)
+    assert not list((tmp_path / "checkpoint" / "wave-000").glob("rows-*"))
+    assert same(he.slq(problem.model, problem.loss, out=tmp_path, **options), wanted)
+
+
+def test_a_finished_run_is_returned_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = job(gpt(), tmp_path)
+    interrupt_after(monkeypatch, 0, AssertionError("nothing should be computed again"))
+    assert same(job(gpt(), tmp_path), first)
+
+
+@pytest.mark.parametrize("finished", [True, False])
+def test_a_folder_of_another_job_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, finished: bool
+) -> None:
+    with monkeypatch.context() as patch:
+        if not finished:
+            interrupt_after(patch, 3, KeyboardInterrupt())
+        try:
+            job(gpt(), tmp_path)
+        except KeyboardInterrupt:
+            assert not finished
+    with pytest.raises(RunFolderError, match="holds another job .*seed: 0 there, 5 here"):
+        job(gpt(), tmp_path, seed=5)
+    changed = gpt()
+    changed.model.wte.weight.data[0, 0] += 1
+    with pytest.raises(RunFolderError, match="parameters"):
+        job(changed, tmp_path)
+    other_data = gpt()
+    other_data.data = other_data.data[:1]
+    with pytest.raises(RunFolderError, match="data"):
+        job(other_data, tmp_path)
+
+
+def test_a_damaged_checkpoint_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(out: Path) -> Path:
+        with monkeypatch.context() as patch:
+            interrupt_after(patch, 3, KeyboardInterrupt())
+            with pytest.raises(KeyboardInterrupt):
+                job(gpt(), out)
+        return out / "checkpoint" / "wave-000"
+
+    folder = interrupted(tmp_path / "a")
+    next(folder.glob("rows-*")).unlink()
+    with pytest.raises(RunFolderError, match="Lanczos vectors 0 to 3 are missing"):
+        job(gpt(), tmp_path / "a")
+    folder = interrupted(tmp_path / "b")
+    (folder / "state.safetensors").write_bytes(b"garbage")
+    with pytest.raises(RunFolderError, match="damaged|not a"):
+        job(gpt(), tmp_path / "b")
+
+
+def test_a_full_disk_is_said_and_the_last_checkpoint_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    wanted = job(gpt(), None)
+    monkeypatch.setattr(checkpoint, "_EVERY", 0.0)
+    monkeypatch.setattr(checkpoint, "_OVERHEAD", 0.0)
+    original = checkpoint.write_tensors_atomic
+    calls = 0
+
+    def write(path: Path, *arguments: object) -> None:
+        nonlocal calls
+        calls += 1
+        if calls > 4:
+            raise RunFolderError(f"{path}: no space left on the device.")
+        original(path, *arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "write_tensors_atomic", write)
+        interrupt_after(patch, 5, KeyboardInterrupt())
+        with pytest.warns(RuntimeWarning, match="no space left on the device. The job goes on"), pytest.raises(
+            KeyboardInterrupt
+        ):
+            job(gpt(), tmp_path)
+    assert same(job(gpt(), tmp_path), wanted)
+
+
+def test_an_unwritable_folder_is_refused_before_the_work(tmp_path: Path) -> None:
+    blocked = tmp_path / "file"
+    blocked.write_text("in the way")
+    with pytest.raises(RunFolderError, match="cannot be created"):
+        he.slq(mlp().model, mlp().loss, data=mlp().data, out=blocked / "run", **OPTIONS)

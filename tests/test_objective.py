@@ -1,0 +1,216 @@
+"""Objectives: weighting, and a clear message for everything that defines none."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from conftest import gpt, mlp
+from torch import nn
+
+import hvp_engine as he
+from hvp_engine import batches
+from hvp_engine.errors import ConfigurationError, NonDeterministicError, ObjectiveError
+from hvp_engine.objective import Objective
+
+
+def mean_loss(model: nn.Module, batch: Any) -> torch.Tensor:
+    return F.cross_entropy(model(batch[0]), batch[1])
+
+
+def one_sweep(model: nn.Module, loss: Any, data: Any) -> None:
+    operator = he.HessianOperator(model, loss, data=data)
+    operator.matmat({"full": torch.ones(1, operator.numel["full"])})
+
+
+def refuse(match: str, model: nn.Module, loss: Any, data: Any, kind: type[Exception] = ObjectiveError) -> None:
+    with pytest.raises(kind, match=match):
+        one_sweep(model, loss, data)
+
+
+def test_a_loss_that_is_not_scalar() -> None:
+    case = mlp()
+    refuse("must be a scalar tensor", case.model, lambda m, b: m(b[0]), case.data)
+    refuse("must be a scalar tensor, got float", case.model, lambda m, b: 1.0, case.data)
+
+
+def test_a_loss_with_three_values_or_a_negative_weight() -> None:
+    case = mlp()
+    refuse("returned 3 values", case.model, lambda m, b: (mean_loss(m, b), 1, 2), case.data)
+    refuse("negative weight", case.model, lambda m, b: (mean_loss(m, b), -1), case.data)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_a_loss_that_is_not_finite(bad: float) -> None:
+    case = mlp()
+    refuse("not finite", case.model, lambda m, b: mean_loss(m, b) * bad, case.data)
+
+
+def test_a_loss_that_ignores_the_model() -> None:
+    case = mlp()
+    refuse("does not depend", case.model, lambda m, b: torch.tensor(1.0), case.data)
+    refuse("does not depend", case.model, lambda m, b: mean_loss(m, b).detach(), case.data)
+
+
+def test_a_loss_that_uses_another_model_than_the_one_it_is_given() -> None:
+    case = mlp()
+    with pytest.raises(ObjectiveError, match="must use the model it is given"):
+        he.hvp(case.model, lambda m, b: mean_loss(case.model, b), {}, data=case.data, precision="fp64")
+
+
+def test_a_loss_that_raises() -> None:
+    case = mlp()
+    refuse("The loss raised KeyError|The loss raised TypeError", case.model, lambda m, b: m(b["x"]), case.data)
+
+
+def test_empty_data_and_data_that_can_be_read_once() -> None:
+    case = mlp()
+    refuse("data is empty", case.model, mean_loss, [])
+    refuse("only once", case.model, mean_loss, (batch for batch in case.data))
+
+
+def test_all_targets_ignored() -> None:
+    case = gpt()
+    data = [(inputs, torch.full_like(targets, he.losses.IGNORE)) for inputs, targets in case.data]
+    refuse("every target is ignored", case.model, case.loss, data)
+
+
+def test_dropout_is_named() -> None:
+    case = mlp()
+    model = nn.Sequential(case.model, nn.Dropout(0.5))
+    refuse("dropout is active in 1", model, mean_loss, case.data, NonDeterministicError)
+    one_sweep(model.eval(), mean_loss, case.data)
+
+
+def test_other_randomness_is_described() -> None:
+    case = mlp()
+    refuse(
+        "draws random numbers",
+        case.model,
+        lambda m, b: mean_loss(m, b) * (1 + torch.rand(())),
+        case.data,
+        NonDeterministicError,
+    )
+
+
+def test_batchnorm_in_train_mode_is_named() -> None:
+    model = nn.Sequential(nn.Linear(5, 3), nn.BatchNorm1d(3))
+    refuse("BatchNorm is in train mode in 1", model, mean_loss, mlp().data, NonDeterministicError)
+    one_sweep(model.eval(), mean_loss, mlp().data)
+
+
+class Shifting:
+    """Data that changes after some passes."""
+
+    def __init__(self, passes: list[list[Any]]) -> None:
+        self.passes, self.count = passes, 0
+
+    def __iter__(self) -> Any:
+        current = self.passes[min(self.count, len(self.passes) - 1)]
+        self.count += 1
+        return iter(current)
+
+
+def test_data_that_changes_between_sweeps() -> None:
+    data = mlp().data
+    steady = [list(data)] * 2
+    for later, match in (
+        ([data[1], data[0], data[2]], "Batch 0 changed between sweeps"),
+        (data[:2], "3 batches in the first sweep and 2"),
+        ([*data, data[0]], "more batches than in the first sweep"),
+    ):
+        case = mlp()
+        operator = he.HessianOperator(case.model, mean_loss, data=Shifting([*steady, later]))
+        vector = {"full": torch.ones(1, operator.numel["full"])}
+        operator.matmat(vector)
+        operator.release()
+        with pytest.raises(NonDeterministicError, match=match):
+            operator.matmat(vector)
+
+
+def test_shapes_that_change_between_sweeps_are_told_from_values() -> None:
+    case = mlp()
+    shorter = [(x[:1], y[:1]) for x, y in case.data]
+    operator = he.HessianOperator(case.model, mean_loss, data=Shifting([case.data, shorter]))
+    with pytest.raises(NonDeterministicError, match="shapes"):
+        operator.matmat({"full": torch.ones(1, operator.numel["full"])})
+
+
+def test_splitting_a_mean_that_is_not_over_samples_is_refused() -> None:
+    case = gpt()
+
+    def token_mean(model: nn.Module, batch: Any) -> torch.Tensor:
+        total, weight = he.losses.causal_lm(model, batch)
+        return total / weight
+
+    with pytest.raises(ConfigurationError, match=r"Return \(total, weight\)"):
+        he.HessianOperator(case.model, token_mean, data=case.data[:1], microbatch=1)
+
+
+def test_bad_arguments() -> None:
+    case = mlp()
+    with pytest.raises(ConfigurationError, match="precision='fp16'"):
+        Objective(case.model, mean_loss, case.data, "fp16")
+    with pytest.raises(ConfigurationError, match="must be a torch.nn.Module"):
+        Objective("model", mean_loss, case.data, "fp32")  # type: ignore[arg-type]
+    with pytest.raises(ConfigurationError, match="microbatch=0"):
+        he.HessianOperator(case.model, mean_loss, data=case.data, microbatch=0)
+    for options, match in (
+        ({"steps": 0}, "steps=0"),
+        ({"probes": 1.5}, "probes=1.5"),
+        ({"distribution": "uniform"}, "distribution='uniform'"),
+        ({"reorthogonalize": "partial"}, "reorthogonalize='partial'"),
+        ({"basis": "fp16"}, "basis='fp16'"),
+    ):
+        with pytest.raises(ConfigurationError, match=match):
+            he.slq(case.model, mean_loss, data=case.data, **options)
+
+
+def test_vectors_of_the_wrong_shape_name_or_content() -> None:
+    case = mlp()
+    operator = he.HessianOperator(case.model, mean_loss, ["0.weight"], data=case.data)
+    with pytest.raises(ConfigurationError, match=r"must have shape \(k, 35\), got \(35,\)"):
+        operator.matmat({"0.weight": torch.ones(35)})
+    with pytest.raises(he.HvpEngineError, match="no block '0.bias'"):
+        operator.matmat({"0.bias": torch.ones(1, 7)})
+    with pytest.raises(ConfigurationError, match="not finite"):
+        operator.matmat({"0.weight": torch.full((1, 35), float("nan"))})
+
+
+def test_gradient_mode_of_the_caller_does_not_matter() -> None:
+    case = mlp()
+    with torch.no_grad():
+        quiet = he.hvp(case.model, mean_loss, {"full": torch.ones(1, 111)}, data=case.data)["full"]
+    loud = he.hvp(case.model, mean_loss, {"full": torch.ones(1, 111)}, data=case.data)["full"]
+    assert torch.equal(quiet, loud)
+
+
+def test_half_precision_parameters_are_studied_in_float32() -> None:
+    case = mlp()
+    rounded = mlp()
+    for parameter in rounded.model.parameters():
+        parameter.data = parameter.data.bfloat16().float()
+    half = mlp().model.to(torch.bfloat16)
+    data = [(x.bfloat16(), y) for x, y in case.data]
+    widened = [(x.bfloat16().float(), y) for x, y in case.data]
+    found = he.hvp(half, mean_loss, {"full": torch.ones(1, 111)}, data=data)["full"]
+    wanted = he.hvp(rounded.model, mean_loss, {"full": torch.ones(1, 111)}, data=widened)["full"]
+    torch.testing.assert_close(found, wanted)
+    assert next(half.parameters()).dtype == torch.bfloat16
+
+
+def test_batches_of_every_kind_are_mapped_cut_and_fingerprinted() -> None:
+    x = torch.arange(12).reshape(4, 3)
+    nested = {"a": x, "b": (x + 1, [x + 2]), "name": "kept", "scale": torch.tensor(2.0)}
+    half = batches.cut(nested, 1, 3)
+    assert torch.equal(half["b"][1][0], x[1:3] + 2)
+    assert half["name"] == "kept"
+    assert float(half["scale"]) == 2.0
+    assert batches.samples(nested) == 4
+    assert batches.samples((x, torch.ones(3))) is None
+    assert batches.leading("nothing") is None
+    assert batches.fingerprint(nested) == batches.fingerprint(dict(nested))
+    assert batches.fingerprint(x) != batches.fingerprint(x.float())
+    assert batches.fingerprint(x) != batches.fingerprint(x.reshape(3, 4))

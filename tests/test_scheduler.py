@@ -1,0 +1,143 @@
+"""Order of loops, memory, and giving way when it runs out."""
+
+from __future__ import annotations
+
+import logging
+
+import pytest
+import torch
+from conftest import Case, gpt, mlp
+
+import hvp_engine as he
+from hvp_engine.errors import OutOfMemoryError
+from hvp_engine.operators.gradient_graph import GradientGraph
+
+
+def operator(case: Case, **options: object) -> he.HessianOperator:
+    return he.HessianOperator(case.model, case.loss, "parameter", data=case.data, **options)
+
+
+def ones(op: he.HessianOperator, k: int = 3) -> dict[str, torch.Tensor]:
+    return {name: torch.ones(k, n) for name, n in op.numel.items()}
+
+
+class Builds:
+    """Counts how often a gradient graph is built."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.count = 0
+        original = GradientGraph.__init__
+
+        def counted(graph: GradientGraph, *arguments: object) -> None:
+            self.count += 1
+            original(graph, *arguments)
+
+        monkeypatch.setattr(GradientGraph, "__init__", counted)
+
+
+def test_one_graph_per_micro_batch_is_kept_across_sweeps(monkeypatch: pytest.MonkeyPatch) -> None:
+    op = operator(gpt())
+    builds = Builds(monkeypatch)
+    first = op.matmat(ones(op))
+    second = op.matmat(ones(op))
+    assert builds.count == 2  # two batches, whatever the number of blocks, vectors and sweeps
+    assert op.scheduler.plan.kept_graphs == 2
+    for name in first:
+        assert torch.equal(first[name], second[name])
+
+
+def test_graphs_that_do_not_fit_are_rebuilt_once_a_sweep(monkeypatch: pytest.MonkeyPatch) -> None:
+    roomy = operator(gpt())
+    wanted = roomy.matmat(ones(roomy))
+    size = roomy.scheduler.plan.graph_bytes
+    tight = operator(gpt(), memory=int(2.5 * size))
+    builds = Builds(monkeypatch)
+    for _ in range(2):
+        found = tight.matmat(ones(tight))
+    assert tight.scheduler.plan.kept_graphs == 1
+    assert builds.count == 3
+    for name in wanted:
+        torch.testing.assert_close(found[name], wanted[name], rtol=1e-4, atol=1e-6)
+
+
+def test_a_small_budget_splits_the_batches() -> None:
+    case = gpt()
+    roomy = operator(case)
+    wanted = roomy.matmat(ones(roomy))
+    tight = operator(case, memory=int(1.5 * roomy.scheduler.plan.graph_bytes))
+    assert tight.scheduler.plan.microbatch == 2
+    for name, found in tight.matmat(ones(tight)).items():
+        torch.testing.assert_close(found, wanted[name], rtol=1e-4, atol=1e-6)
+
+
+def test_a_hopeless_budget_is_refused_with_numbers() -> None:
+    with pytest.raises(OutOfMemoryError, match=r"smallest micro-batch needs about .* GiB"):
+        operator(gpt(), memory=1000)
+
+
+class Failing:
+    """Makes products run out of memory while ``too_much`` says so."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, error: Exception, too_much: object) -> None:
+        original = GradientGraph.product
+        self.calls = 0
+
+        def product(
+            graph: GradientGraph, block: object, vectors: torch.Tensor, out: torch.Tensor, *, batched: bool
+        ) -> None:
+            self.calls += 1
+            if too_much(len(vectors), graph.weight):
+                raise error
+            original(graph, block, vectors, out, batched=batched)
+
+        monkeypatch.setattr(GradientGraph, "product", product)
+
+
+CPU_ERROR = RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes")
+
+
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory"), CPU_ERROR, MemoryError()])
+def test_out_of_memory_halves_the_streams_and_goes_on(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, error: Exception
+) -> None:
+    op = operator(gpt())
+    wanted = op.matmat(ones(op, 8))
+    op.scheduler.plan.streams_per_pass = 8
+    Failing(monkeypatch, error, lambda streams, weight: streams > 2)
+    with caplog.at_level(logging.WARNING, "hvp_engine"):
+        found = op.matmat(ones(op, 8))
+    assert op.scheduler.plan.streams_per_pass == 2
+    assert "streams per pass from here on" in caplog.text
+    for name in wanted:
+        torch.testing.assert_close(found[name], wanted[name], rtol=1e-4, atol=1e-6)
+
+
+def test_out_of_memory_with_one_stream_splits_the_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+    op = operator(gpt())
+    wanted = op.matmat(ones(op))
+    heaviest = max(float((targets != -100).sum()) for _, targets in gpt().data)
+    Failing(monkeypatch, CPU_ERROR, lambda streams, weight: weight >= heaviest)
+    found = op.matmat(ones(op))
+    assert op.scheduler.plan.microbatch == 2
+    for name in wanted:
+        torch.testing.assert_close(found[name], wanted[name], rtol=1e-4, atol=1e-6)
+
+
+def test_out_of_memory_that_nothing_cures_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
+    op = operator(mlp())
+    Failing(monkeypatch, CPU_ERROR, lambda streams, weight: True)
+    with pytest.raises(OutOfMemoryError, match="one sample and one vector at a time"):
+        op.matmat(ones(op))
+
+
+def test_a_stream_too_large_for_the_budget_names_the_ways_out() -> None:
+    case = mlp()
+    with pytest.raises(OutOfMemoryError, match="basis='bf16', reorthogonalize='none'"):
+        he.slq(case.model, case.loss, data=case.data, steps=10**6, probes=1, memory=60_000)
+
+
+def test_ragged_numbers_of_vectors_per_block() -> None:
+    op = operator(gpt())
+    few = {name: torch.ones(1 + i % 3, n) for i, (name, n) in enumerate(op.numel.items())}
+    for name, product in op.matmat(few).items():
+        assert product.shape == few[name].shape
