@@ -95,8 +95,9 @@ def test_periodic_checkpoints_survive_a_crash_without_notice(
 
 def test_waves_resume_where_they_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     problem = quadratic(symmetric(torch.linspace(-1, 2, 400)).float())
-    options = {"steps": 50, "probes": 6, "check": False, "memory": 200_000}
+    options: dict[str, object] = {"steps": 50, "probes": 6, "check": False}
     wanted = he.slq(problem.model, problem.loss, **options)
+    options["memory"] = 2 * wanted.manifest["plan"]["graph_bytes"] + 5 * 400 * (50 + 3) * 4 // 2  # two streams
     with monkeypatch.context() as patch:
         interrupt_after(patch, 70, KeyboardInterrupt())
         with pytest.raises(KeyboardInterrupt):

@@ -21,7 +21,7 @@ def test_traces_and_moments_agree_with_the_dense_hessian(case: Case) -> None:
     hessian = dense_hessian(case)
     exact = torch.linalg.eigvalsh(hessian).numpy()
     spectrum = he.slq(
-        case.model, case.loss, data=case.data, steps=60, probes=200, precision="fp64", check=False
+        case.model, case.loss, data=case.data, steps=40, probes=40, precision="fp64", check=False
     )["full"]
     for found, wanted in (
         (spectrum.trace(), exact.sum()),
@@ -132,7 +132,8 @@ def test_bfloat16_basis_gives_the_same_outliers_and_reports_its_orthogonality() 
     np.testing.assert_allclose(tops[1][:5], [9, 8, 7, 6, 5], rtol=1e-4)
     assert tops[1][5] <= 1.01
     np.testing.assert_allclose(tops[1][:5], tops[0][:5], rtol=1e-4)
-    assert rounded.lost.max() < 1e-2
+    # The stored vectors carry bfloat16's rounding, 2^-9 of each entry, and no more than a few times that.
+    assert max(rounded.orthogonality().values()) <= 8 * 2.0**-9
 
 
 def test_without_reorthogonalisation_short_runs_agree_and_long_ones_show_ghosts() -> None:
@@ -187,12 +188,12 @@ def test_a_block_does_not_depend_on_the_other_blocks() -> None:
 
 
 def test_small_memory_budget_runs_in_waves_with_the_same_result() -> None:
-    # 400 parameters x 50 vectors x 4 bytes = 80 kB a stream; the budget holds two of the six.
-    matrix = symmetric(torch.linspace(-1, 2, 400)).float()
-    problem = quadratic(matrix)
+    problem = quadratic(symmetric(torch.linspace(-1, 2, 400)).float())
     options = {"steps": 50, "probes": 6, "check": False}
     roomy = he.slq(problem.model, problem.loss, **options)
-    tight = he.slq(problem.model, problem.loss, memory=200_000, **options)
+    stream = 400 * (50 + 3) * 4
+    budget = 2 * roomy.manifest["plan"]["graph_bytes"] + 5 * stream // 2
+    tight = he.slq(problem.model, problem.loss, memory=budget, **options)
     assert roomy.manifest["plan"]["waves"] == 1
     assert tight.manifest["plan"]["waves"] == 3
     assert np.array_equal(roomy["full"].alphas, tight["full"].alphas)

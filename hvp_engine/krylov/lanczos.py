@@ -23,8 +23,8 @@ from hvp_engine.krylov.basis import Basis
 Matmat = Callable[[Mapping[str, Tensor]], dict[str, Tensor]]
 Stream = tuple[str, int]
 
-# Below this many units of rounding, relative to ||T||, a residual is noise and the Krylov space is exhausted.
-_BREAKDOWN = 4.0
+# Below this many units of rounding, relative to ||T||, a residual is noise of the product and the Krylov space is exhausted.
+_BREAKDOWN = 16.0
 
 
 @dataclass(frozen=True)
@@ -169,10 +169,13 @@ class BatchedLanczos:
             done = reorthogonalize(stores, vectors, [j + 1] * len(vectors))
             alphas, lost = done.coefficients[:, j], done.lost
         else:
-            older = reorthogonalize(stores, vectors, [max(0, j - 1)] * len(vectors)) if stores else None
+            # The unrounded window first: it takes out the large components alpha and beta. What the rounded older
+            # vectors take out afterwards is small, so that their rounding is multiplied by something small.
             done = reorthogonalize(windows, vectors, [min(j + 1, 2)] * len(vectors))
-            alphas = done.coefficients[:, j % 2]
-            lost = done.lost if older is None else torch.maximum(done.lost, older.lost)
+            alphas, lost = done.coefficients[:, j % 2], done.lost
+            if stores:
+                done = reorthogonalize(stores, vectors, [max(0, j - 1)] * len(vectors))
+                lost = torch.maximum(lost, done.lost)
         return alphas.cpu().numpy(), done.norms.cpu().numpy(), lost.cpu().numpy()
 
     def _refuse_nonfinite(

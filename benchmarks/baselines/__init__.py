@@ -1,0 +1,1 @@
+"""Re-implementations of the algorithms that other tools use, from their descriptions, for comparison."""

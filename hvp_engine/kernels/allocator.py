@@ -1,4 +1,0 @@
-import contextlib
-@contextlib.contextmanager
-def retained_heap():
-    yield
