@@ -3,6 +3,7 @@
 
 namespace py = pybind11;
 
+void register_allocator(py::module_& m);
 void register_reorthogonalize(py::module_& m);
 void register_runtime(py::module_& m);
 void register_tridiagonal(py::module_& m);
@@ -15,6 +16,7 @@ constexpr int kAbiVersion = 1;
 PYBIND11_MODULE(_native, m) {
     m.doc() = "Native kernels of hvp_engine. Arguments are raw addresses and sizes; use hvp_engine.kernels.";
     m.attr("abi_version") = kAbiVersion;
+    register_allocator(m);
     register_reorthogonalize(m);
     register_runtime(m);
     register_tridiagonal(m);

@@ -1,0 +1,47 @@
+from __future__ import annotations
+
+import resource
+
+import pytest
+import torch
+
+from hvp_engine.kernels import loader
+from hvp_engine.kernels.allocator import retained_heap
+
+PAGES = 4096  # 16 MiB
+
+
+def fewest_faults_of_a_large_temporary():
+    """The lasting state: at first, left-over pieces between aligned blocks let the heap grow."""
+    return min(faults_of_a_large_temporary() for _ in range(32))
+
+
+def faults_of_a_large_temporary():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    torch.empty(PAGES * 4096, dtype=torch.uint8).fill_(1)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+
+def test_large_temporaries_are_reused_inside_and_given_back_after():
+    with retained_heap():
+        with retained_heap():
+            assert fewest_faults_of_a_large_temporary() < PAGES // 8
+        assert fewest_faults_of_a_large_temporary() < PAGES // 8
+    assert fewest_faults_of_a_large_temporary() > PAGES // 2
+
+
+def test_defaults_return_after_an_error():
+    with pytest.raises(RuntimeError, match="inside"), retained_heap():
+        raise RuntimeError("inside")
+    assert fewest_faults_of_a_large_temporary() > PAGES // 2
+
+
+def test_it_does_nothing_without_the_extension(monkeypatch):
+    monkeypatch.setattr(loader, "missing_reason", "it was not built")
+    with retained_heap():
+        assert torch.ones(3).sum() == 3
+
+
+def test_negative_thresholds_are_refused():
+    with pytest.raises(ValueError, match="negative"):
+        loader.native.set_malloc_thresholds(-1, 0)
