@@ -24,9 +24,7 @@ def ratios(count: int, n: int, blocks: int, rounds: int = 5) -> dict[str, float]
         single = seconds(lambda: reorthogonalize(*streams[torch.float32]))
         half = seconds(lambda: reorthogonalize(*streams[torch.bfloat16]))
         bandwidths.append(floor.bandwidth())
-        shares.append(
-            READS * sum(basis.nbytes for basis in streams[torch.float32][0]) / single / bandwidths[-1]
-        )
+        shares.append(READS * sum(basis.nbytes for basis in streams[torch.float32][0]) / single / bandwidths[-1])
         speedups.append(single / half)
     return {
         "floor_gb_per_s": statistics.median(bandwidths[1:]) / 1e9,

@@ -20,6 +20,7 @@ from hvp_engine import memory as device_memory
 from hvp_engine.blocks import BlockSpec, Part
 from hvp_engine.checkpoint import Checkpoint, refuse_foreign
 from hvp_engine.errors import ConfigurationError, OutOfMemoryError
+from hvp_engine.kernels.allocator import retained_heap
 from hvp_engine.krylov.basis import Basis
 from hvp_engine.krylov.lanczos import BatchedLanczos, LanczosSettings, Stream
 from hvp_engine.krylov.probes import Distribution, check_distribution, probe
@@ -88,8 +89,8 @@ def slq(
 
     For every block b, ``probes`` random unit vectors start ``steps`` Lanczos steps each on H_bb; the eigenvalues of the
     tridiagonal matrices and the squared first components of their eigenvectors are a Gauss quadrature of the block's
-    spectral density (Golub & Meurant 2010; Ubaru, Chen & Saad 2017; Ghorbani, Krishnan & Xiao 2019). All streams (blocks
-    x probes) advance together and share one gradient graph per micro-batch.
+    spectral density (Golub & Meurant 2010; Ubaru, Chen & Saad 2017; Ghorbani, Krishnan & Xiao 2019). All streams
+    (blocks x probes) advance together and share one gradient graph per micro-batch.
 
     Args:
         model: The network; never changed.
@@ -144,7 +145,8 @@ def slq(
     checkpoint = None if run is None else Checkpoint(run, identity)
     verification = asdict(_verified(operator)) if check else None
     waves = _waves(operator, settings, probes, memory)
-    results = _run(operator, waves, settings, seed, distribution, checkpoint, progress)
+    with retained_heap():
+        results = _run(operator, waves, settings, seed, distribution, checkpoint, progress)
     manifest = {
         "identity": identity,
         "config": config,
@@ -197,7 +199,7 @@ def _run(
             lanczos = BatchedLanczos(operator.matmat, starts, settings, operator.dtype, operator.device)
             if checkpoint is not None:
                 checkpoint.restore(number, lanczos)
-            reporter.resume(float(lanczos.steps.sum()))
+            reporter.resume(int(lanczos.steps.sum()))
             try:
                 while not lanczos.finished:
                     advanced = lanczos.step()
@@ -215,9 +217,7 @@ def _run(
     return done
 
 
-def _waves(
-    operator: HessianOperator, settings: LanczosSettings, probes: int, memory: int | None
-) -> list[list[Stream]]:
+def _waves(operator: HessianOperator, settings: LanczosSettings, probes: int, memory: int | None) -> list[list[Stream]]:
     """Group the streams so that each group's Lanczos vectors fit beside one micro-batch's graph."""
     budget = device_memory.budget(operator.device) if memory is None else memory
     room = budget - operator.scheduler.working_bytes
@@ -230,8 +230,8 @@ def _waves(
         if need > room:
             raise OutOfMemoryError(
                 f"One stream of block {block!r} ({numel:,} parameters, {steps} steps) needs {need / 2**30:.3g} GiB; "
-                f"{max(room, 0) / 2**30:.3g} GiB are left. Use basis='bf16', reorthogonalize='none', fewer steps, smaller "
-                "blocks, or raise memory=."
+                f"{max(room, 0) / 2**30:.3g} GiB are left. Use basis='bf16', reorthogonalize='none', fewer steps, "
+                "smaller blocks, or raise memory=."
             )
         for k in range(probes):
             if used + need > room:

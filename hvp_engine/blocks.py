@@ -59,12 +59,9 @@ class ResolvedBlock:
     numel: int
 
     def split(self, vectors: Tensor) -> list[Tensor]:
-        """Views of flat vectors (..., numel) as one tensor (..., \\*part shape) per part."""
-        pieces = vectors.split([part.numel for part in self.parts], dim=-1)
-        return [
-            piece.reshape(*vectors.shape[:-1], *part.shape)
-            for piece, part in zip(pieces, self.parts, strict=True)
-        ]
+        """Views of flat vectors (..., numel) as one tensor per part, (..., followed by the part's shape)."""
+        pieces = torch.split(vectors, [part.numel for part in self.parts], dim=-1)
+        return [piece.reshape(*vectors.shape[:-1], *part.shape) for piece, part in zip(pieces, self.parts, strict=True)]
 
 
 @dataclass(frozen=True)
@@ -89,8 +86,7 @@ class _Names:
         self.parameters = dict(model.named_parameters())
         canonical = {id(parameter): name for name, parameter in self.parameters.items()}
         self.canonical = {
-            name: canonical[id(parameter)]
-            for name, parameter in model.named_parameters(remove_duplicate=False)
+            name: canonical[id(parameter)] for name, parameter in model.named_parameters(remove_duplicate=False)
         }
         self.notes: dict[str, None] = {}
         if not self.parameters:
@@ -206,9 +202,7 @@ def _expand(model: nn.Module, names: _Names, blocks: BlockSpec) -> list[Block]:
         elif isinstance(item, str):
             expanded.append(Block(item, [(item, None)]))
         else:
-            raise BlockError(
-                f"A block must be a parameter name or a hvp_engine.Block, not {type(item).__name__}."
-            )
+            raise BlockError(f"A block must be a parameter name or a hvp_engine.Block, not {type(item).__name__}.")
     return expanded
 
 
@@ -219,10 +213,7 @@ def _per_module(model: nn.Module, names: _Names) -> list[Block]:
     for name in names.parameters:
         if name in trainable:
             owners.setdefault(name.rpartition(".")[0], []).append(name)
-    return [
-        Block(owner or type(model).__name__, [(name, None) for name in owned])
-        for owner, owned in owners.items()
-    ]
+    return [Block(owner or type(model).__name__, [(name, None) for name in owned]) for owner, owned in owners.items()]
 
 
 def _resolve_one(names: _Names, block: Block) -> ResolvedBlock:
@@ -311,9 +302,7 @@ def rows(model: nn.Module, names: str | Sequence[str]) -> list[Block]:
     return _chunks(model, names, None, 0, "row")
 
 
-def _chunks(
-    model: nn.Module, names: str | Sequence[str], count: int | None, dim: int, label: str
-) -> list[Block]:
+def _chunks(model: nn.Module, names: str | Sequence[str], count: int | None, dim: int, label: str) -> list[Block]:
     known = _Names(model)
     listed = [names] if isinstance(names, str) else list(names)
     blocks: list[Block] = []
@@ -323,7 +312,9 @@ def _chunks(
             raise BlockError(f"Parameter {name!r} has shape {tuple(shape)}, so it has no dimension {dim} to cut.")
         pieces = shape[dim] if count is None else count
         if pieces < 1 or shape[dim] % pieces:
-            raise BlockError(f"Parameter {name!r} has size {shape[dim]} along dimension {dim}: not {pieces} equal parts.")
+            raise BlockError(
+                f"Parameter {name!r} has size {shape[dim]} along dimension {dim}: not {pieces} equal parts."
+            )
         step = shape[dim] // pieces
         for i in range(pieces):
             index = (slice(None),) * dim + (slice(i * step, (i + 1) * step),)

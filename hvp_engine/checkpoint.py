@@ -1,8 +1,8 @@
 """Checkpoints of a running job inside its run folder: written as it goes, refused when foreign or damaged.
 
 Layout: ``checkpoint/identity.json`` says which job it belongs to; ``wave-000/state.safetensors`` holds the scalars of a
-wave and names its progress; ``wave-000/rows-00000-00012.safetensors`` holds the Lanczos vectors of those positions. Vectors
-are written once, so that a checkpoint costs what is new, not what the basis has grown to.
+wave and names its progress; ``wave-000/rows-00000-00012.safetensors`` holds the Lanczos vectors of those positions.
+Vectors are written once, so that a checkpoint costs what is new, not what the basis has grown to.
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@ import importlib.util
 import sys
 from enum import Enum
 from pathlib import Path
-from typing import Annotated, Any, Literal, cast
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
@@ -14,6 +14,8 @@ from rich.console import Console
 from hvp_engine.errors import ConfigurationError, HvpEngineError
 from hvp_engine.report import summary_table
 from hvp_engine.spectra import Spectra
+
+_INTERRUPTED = 130  # the shell's code for an end by Ctrl-C, which typer returns
 
 app = typer.Typer(
     add_completion=False,
@@ -68,7 +70,9 @@ def slq(
     seed: Annotated[int, typer.Option(help="Seed of the probes.")] = 0,
     distribution: Annotated[_Distribution, typer.Option(help="Of the probes.")] = _Distribution.rademacher,
     precision: Annotated[_Precision, typer.Option(help="Arithmetic of the products.")] = _Precision.fp32,
-    reorthogonalize: Annotated[_Reorthogonalize, typer.Option(help="Against all vectors or two.")] = _Reorthogonalize.full,
+    reorthogonalize: Annotated[
+        _Reorthogonalize, typer.Option(help="Against all vectors or two.")
+    ] = _Reorthogonalize.full,
     basis: Annotated[_Basis, typer.Option(help="Dtype of the kept Lanczos vectors.")] = _Basis.fp32,
     microbatch: Annotated[int | None, typer.Option(help="Samples differentiated at once.")] = None,
     memory: Annotated[float | None, typer.Option(help="Memory budget in GiB.")] = None,
@@ -89,10 +93,10 @@ def slq(
         steps=steps,
         probes=probes,
         seed=seed,
-        distribution=cast("Literal['rademacher', 'gaussian']", distribution.value),
-        precision=cast("Literal['fp64', 'fp32', 'tf32', 'bf16']", precision.value),
-        reorthogonalize=cast("Literal['full', 'none']", reorthogonalize.value),
-        basis=cast("Literal['fp32', 'bf16']", basis.value),
+        distribution=distribution.value,
+        precision=precision.value,
+        reorthogonalize=reorthogonalize.value,
+        basis=basis.value,
         microbatch=microbatch,
         memory=None if memory is None else int(memory * 2**30),
         check=check,
@@ -175,15 +179,13 @@ def _load(target: str) -> tuple[Any, Any, Any]:
 def main() -> None:
     """Entry point: errors become one message and an exit code."""
     try:
-        app(standalone_mode=False)
-    except KeyboardInterrupt:
-        typer.echo("Interrupted. The same command again goes on from the last checkpoint.", err=True)
-        raise SystemExit(130) from None
+        code = app(standalone_mode=False)
+        if code == _INTERRUPTED:
+            typer.echo("Interrupted. The same command again goes on from the last checkpoint.", err=True)
+        raise SystemExit(code or 0)
     except HvpEngineError as error:
         typer.echo(f"error: {error}", err=True)
         raise SystemExit(1) from None
-    except typer.Abort:
-        raise SystemExit(130) from None
     except Exception as error:
         # Usage errors of typer's parser carry their own text and exit code.
         show_usage = getattr(error, "show", None)

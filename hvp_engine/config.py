@@ -60,8 +60,7 @@ def config() -> dict[str, Any]:
             "python": platform.python_version(),
         },
         "backends": {
-            str(device): {"available": available_backends(device), "used": _used_backend(device)}
-            for device in devices
+            str(device): {"available": available_backends(device), "used": _used_backend(device)} for device in devices
         },
         "isa": None if loader.missing_reason else loader.native.isa(),
         "native_missing_reason": loader.missing_reason,

@@ -126,9 +126,7 @@ class Objective:
         known, known_shape = self._digests[number]
         if print_ == known:
             return
-        what = (
-            f"shapes {shape} instead of {known_shape}" if shape != known_shape else "the same shapes, other values"
-        )
+        what = f"shapes {shape} instead of {known_shape}" if shape != known_shape else "the same shapes, other values"
         raise NonDeterministicError(
             f"Batch {number} changed between sweeps ({what}). The Hessian of a changing loss is not defined: use "
             "shuffle=False and no random augmentation, or pass list(data)."
@@ -170,16 +168,16 @@ class Objective:
     def _call(self, batch: Any) -> Any:
         try:
             return self.loss(self.model) if self.data is None else self.loss(self.model, batch)
-        except (RuntimeError, TypeError, ValueError) as error:
+        except (RuntimeError, TypeError, ValueError, LookupError) as error:
             if isinstance(error, torch.OutOfMemoryError) or is_out_of_memory(error):
                 raise
             hint = ""
             if self._cast:
                 hint = (
-                    f" The model was converted to {self.dtype} for precision={self.precision!r}: tensors that the loss "
-                    "brings itself must have that dtype."
+                    f" The loss is called with a {self.dtype} copy of the model for precision={self.precision!r}: it "
+                    "must use the model it is given, and tensors that it brings itself must have that dtype."
                 )
-            raise ObjectiveError(f"The loss raised {type(error).__name__}: {error}.{hint}") from error
+            raise ObjectiveError(f"The loss raised {type(error).__name__}: {str(error).rstrip('.')}.{hint}") from error
 
     def check_deterministic(self, batch: Any) -> None:
         """Evaluate one batch twice; the same parameters must give the same loss.

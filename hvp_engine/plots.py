@@ -148,9 +148,7 @@ def _density_panel(axes: Axes, name: str, spectrum: Spectrum) -> None:
     axes.set_yscale("log")
     axes.set_ylim(floor, 4.0 * top)
     axes.set_xlim(grid[0], grid[-1])
-    axes.set_yticks(
-        [10.0**k for k in range(math.ceil(math.log10(floor)), math.ceil(math.log10(4.0 * top)), 2)]
-    )
+    axes.set_yticks([10.0**k for k in range(math.ceil(math.log10(floor)), math.ceil(math.log10(4.0 * top)), 2)])
     axes.yaxis.set_minor_locator(NullLocator())
     centre = 0.5 * float(grid[0] + grid[-1])
     if grid[-1] - grid[0] < 1e-3 * abs(centre):  # a single atom: several ticks would have the same label
@@ -165,9 +163,7 @@ def _density_panel(axes: Axes, name: str, spectrum: Spectrum) -> None:
 
 
 def _facts(spectra: Spectra) -> str:
-    steps = _span(
-        int(s) for spectrum in spectra.values() for s in (spectrum.steps.min(), spectrum.steps.max())
-    )
+    steps = _span(int(s) for spectrum in spectra.values() for s in (spectrum.steps.min(), spectrum.steps.max()))
     probes = _span(spectrum.probes for spectrum in spectra.values())
     known = [f"{key} {spectra.manifest[key]}" for key in _FACTS if key in spectra.manifest]
     band = "band: ± 1 standard error over probes"
@@ -187,10 +183,7 @@ def _labels(spectra: Spectra, characters: int) -> list[str]:
         parts = [name.split(".") for name in names]
         head, tail = _shared(parts), _shared([part[::-1] for part in parts])
         if head + tail < min(map(len, parts)):
-            names = [
-                "…" * (head > 0) + ".".join(part[head : len(part) - tail]) + "…" * (tail > 0)
-                for part in parts
-            ]
+            names = ["…" * (head > 0) + ".".join(part[head : len(part) - tail]) + "…" * (tail > 0) for part in parts]
     return [_shorten(name, characters) for name in names]
 
 

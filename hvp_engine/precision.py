@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 
@@ -31,11 +31,11 @@ def product_mode(precision: Precision) -> Iterator[None]:
     ``"tf32"`` allows TensorFloat-32 on CUDA; everything else means IEEE float32, whatever the caller's global settings
     are. CPUs have no TF32: there ``"tf32"`` runs as float32, which is more accurate, never less.
     """
-    backends = (
+    backends: tuple[Any, ...] = (
         torch.backends.cuda.matmul,
-        torch.backends.cudnn.conv,
-        torch.backends.mkldnn.matmul,
-        torch.backends.mkldnn.conv,
+        torch.backends.cudnn.conv,  # type: ignore[attr-defined]
+        torch.backends.mkldnn.matmul,  # type: ignore[attr-defined]
+        torch.backends.mkldnn.conv,  # type: ignore[attr-defined]
     )
     before = [backend.fp32_precision for backend in backends]
     cuda_mode = "tf32" if precision == "tf32" else "ieee"

@@ -15,7 +15,7 @@ _LINE_EVERY = 10.0  # seconds between lines where there is no terminal
 class ProgressReporter:
     """Shows done work, elapsed time and the time that remains, on standard error."""
 
-    def __init__(self, label: str, total: float, enabled: bool | None) -> None:
+    def __init__(self, label: str, total: int, enabled: bool | None) -> None:
         """Prepare; nothing is shown before ``with``.
 
         Args:
@@ -23,7 +23,7 @@ class ProgressReporter:
             total: Amount of work, in any unit.
             enabled: True shows, False hides, None shows on a terminal only.
         """
-        self._label, self._total, self._done, self._resumed = label, total, 0.0, 0.0
+        self._label, self._total, self._done, self._resumed = label, total, 0, 0
         terminal = sys.stderr.isatty()
         self._enabled = terminal if enabled is None else enabled
         self._bar: Progress | None = None
@@ -58,12 +58,12 @@ class ProgressReporter:
         elif self._enabled and kind is None:
             self._line(f"done in {_clock(time.monotonic() - self._started)}")
 
-    def resume(self, amount: float) -> None:
+    def resume(self, amount: int) -> None:
         """Count work that an earlier run finished: done, but no measure of this run's speed."""
         self._done += amount
         self._resumed += amount
 
-    def advance(self, amount: float, detail: str = "") -> None:
+    def advance(self, amount: int, detail: str = "") -> None:
         """Report finished work.
 
         Args:

@@ -56,7 +56,7 @@ def write_tensors_atomic(
     _write_atomic({Path(path): _tensor_writer(tensors, metadata)})
 
 
-def read_json(path: str | os.PathLike[str]) -> Any:  # noqa: ANN401 - JSON holds anything
+def read_json(path: str | os.PathLike[str]) -> Any:
     """Read a JSON file.
 
     Raises:
@@ -67,9 +67,7 @@ def read_json(path: str | os.PathLike[str]) -> Any:  # noqa: ANN401 - JSON holds
     except OSError as error:
         raise _unreadable(path, error) from error
     except ValueError as error:
-        raise RunFolderError(
-            f"{path} is damaged, it is not JSON ({error}); restore it or run again"
-        ) from error
+        raise RunFolderError(f"{path} is damaged, it is not JSON ({error}); restore it or run again") from error
 
 
 def read_tensors(path: str | os.PathLike[str]) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
@@ -120,9 +118,7 @@ def read_run(folder: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, 
     """
     root = Path(folder)
     if not root.is_dir():
-        raise RunFolderError(
-            f"there is no run folder {root}; check the path, it is the `out` folder of a run"
-        )
+        raise RunFolderError(f"there is no run folder {root}; check the path, it is the `out` folder of a run")
     if not (root / MANIFEST).exists():
         raise RunFolderError(f"{root} is not a run folder, it has no {MANIFEST}; check the path")
     document = read_json(root / MANIFEST)
@@ -201,8 +197,7 @@ def _json_writer(obj: object) -> _Writer:
         text = json.dumps(obj, indent=2, sort_keys=True, allow_nan=False, ensure_ascii=False) + "\n"
     except (TypeError, ValueError) as error:
         raise ConfigurationError(
-            f"the manifest cannot be written as JSON ({error}); use strings, finite numbers, "
-            "lists and dictionaries"
+            f"the manifest cannot be written as JSON ({error}); use strings, finite numbers, lists and dictionaries"
         ) from error
 
     def write(path: Path) -> None:
@@ -229,6 +224,4 @@ def _sha256(path: Path) -> str:
 
 
 def _unreadable(path: str | os.PathLike[str], error: OSError) -> RunFolderError:
-    return RunFolderError(
-        f"{path} cannot be read ({error.strerror or error}); check the path and its permissions"
-    )
+    return RunFolderError(f"{path} cannot be read ({error.strerror or error}); check the path and its permissions")

@@ -118,7 +118,7 @@ class Scheduler:
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error):
                     raise
-                reason = str(error).splitlines()[0]
+                reason = (str(error) or type(error).__name__).splitlines()[0]
             self._give_way(reason)  # outside the handler: the traceback would keep the failed tensors alive
 
     def microbatches(self) -> Iterator[MicroBatch]:

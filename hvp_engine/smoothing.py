@@ -64,9 +64,7 @@ def check_sigma(sigma: float) -> float:
     """Return ``sigma`` as a float, or raise ConfigurationError unless it is positive and finite."""
     value = float(sigma)
     if not (math.isfinite(value) and value > 0.0):
-        raise ConfigurationError(
-            f"sigma must be a positive finite number, not {sigma!r}; leave it out for the default"
-        )
+        raise ConfigurationError(f"sigma must be a positive finite number, not {sigma!r}; leave it out for the default")
     return value
 
 
@@ -74,15 +72,11 @@ def check_grid(grid: ArrayLike) -> FloatArray:
     """Return ``grid`` as a vector, or raise ConfigurationError unless it is finite and increasing."""
     points = np.asarray(grid, dtype=np.float64)
     if points.ndim != 1 or points.size < 2:
-        raise ConfigurationError(
-            f"grid must be a vector of at least 2 points, not an array of shape {points.shape}"
-        )
+        raise ConfigurationError(f"grid must be a vector of at least 2 points, not an array of shape {points.shape}")
     if not np.isfinite(points).all():
         raise ConfigurationError("grid has points that are not finite; remove them")
     if not (np.diff(points) > 0.0).all():
-        raise ConfigurationError(
-            "grid must be strictly increasing; sort it and drop repeated points (numpy.unique)"
-        )
+        raise ConfigurationError("grid must be strictly increasing; sort it and drop repeated points (numpy.unique)")
     return points
 
 
@@ -133,9 +127,7 @@ def cell_masses(nodes: FloatArray, weights: FloatArray, grid: FloatArray, sigma:
     return np.maximum(masses, 0.0, out=masses)
 
 
-def default_grid_masses(
-    nodes: FloatArray, weights: FloatArray, smallest: float, largest: float
-) -> FloatArray:
+def default_grid_masses(nodes: FloatArray, weights: FloatArray, smallest: float, largest: float) -> FloatArray:
     """Mass of a Gaussian mixture in every cell of the default grid of a range that has all nodes.
 
     Gives what ``cell_masses`` gives on that grid, to about 1e-13 and ten times faster, for the many pairs of
@@ -194,9 +186,7 @@ def _chunks(counts: NDArray[np.int64]) -> Iterator[slice]:
         yield slice(int(start), int(stop))
 
 
-def _windows(
-    first: NDArray[np.int64], last: NDArray[np.int64]
-) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+def _windows(first: NDArray[np.int64], last: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """List the pairs (atom, edge) of ragged windows ``first[atom] <= edge < last[atom]``."""
     counts = last - first
     atom = np.repeat(np.arange(counts.size), counts)

@@ -38,9 +38,7 @@ class Spectra(Mapping[str, Spectrum]):
         self._spectra: dict[str, Spectrum] = {}
         for spectrum in spectra:
             if spectrum.name in self._spectra:
-                raise ConfigurationError(
-                    f"two spectra have the name {spectrum.name!r}; name the blocks differently"
-                )
+                raise ConfigurationError(f"two spectra have the name {spectrum.name!r}; name the blocks differently")
             self._spectra[spectrum.name] = spectrum
         if not self._spectra:
             raise ConfigurationError("there are no spectra; pass at least one block")
@@ -65,8 +63,7 @@ class Spectra(Mapping[str, Spectrum]):
             RunFolderError: If a file cannot be written (a full disk, say); earlier files are then intact.
         """
         blocks = [
-            {"name": name, "numel": s.numel, "probes": s.probes, "m": s.alphas.shape[1]}
-            for name, s in self.items()
+            {"name": name, "numel": s.numel, "probes": s.probes, "m": s.alphas.shape[1]} for name, s in self.items()
         ]
         tensors = {f"{name}/{key}": getattr(s, key) for name, s in self.items() for key in _ARRAYS}
         runs.write_run(folder, {"run": self.manifest, "blocks": blocks}, tensors)
@@ -93,8 +90,7 @@ class Spectra(Mapping[str, Spectrum]):
             )
         except (KeyError, TypeError, ValueError) as error:
             raise RunFolderError(
-                f"the run folder {folder} is damaged ({type(error).__name__}: {error}); "
-                "restore it or run again"
+                f"the run folder {folder} is damaged ({type(error).__name__}: {error}); restore it or run again"
             ) from error
 
     def js_distance(self, *, legacy: bool = False) -> FloatArray:

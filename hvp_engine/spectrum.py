@@ -71,9 +71,7 @@ class Spectrum:
         self._check_quadrature()
 
     @classmethod
-    def from_tridiagonal(
-        cls, name: str, numel: int, alphas: ArrayLike, betas: ArrayLike, steps: ArrayLike
-    ) -> Spectrum:
+    def from_tridiagonal(cls, name: str, numel: int, alphas: ArrayLike, betas: ArrayLike, steps: ArrayLike) -> Spectrum:
         """Build a spectrum from the Lanczos coefficients; entries past ``steps`` are ignored.
 
         Args:
@@ -106,9 +104,7 @@ class Spectrum:
                     "build the spectrum with Spectrum.from_tridiagonal"
                 )
             if not np.isfinite(array).all():
-                raise ConfigurationError(
-                    f"block {self.name!r}: {field} are not all finite; run the block again"
-                )
+                raise ConfigurationError(f"block {self.name!r}: {field} are not all finite; run the block again")
         padding = np.arange(self.alphas.shape[1]) >= self.steps[:, None]
         excess = abs(self.weights.sum(axis=1) - 1.0)
         if self.weights.min() < 0.0 or self.weights[padding].any() or excess.max() > _MASS_TOLERANCE:
@@ -151,15 +147,11 @@ class Spectrum:
             ConfigurationError: If the grid is not finite and strictly increasing, or sigma is not positive.
         """
         width = self.default_sigma if sigma is None else smoothing.check_sigma(sigma)
-        points = (
-            smoothing.smoothing_grid(*self.extremes(), width) if grid is None else smoothing.check_grid(grid)
-        )
+        points = smoothing.smoothing_grid(*self.extremes(), width) if grid is None else smoothing.check_grid(grid)
         masses = smoothing.cell_masses(self.nodes, self.weights, points, width)
         return points, masses / smoothing.cell_widths(points)
 
-    def density(
-        self, grid: ArrayLike | None = None, sigma: float | None = None
-    ) -> tuple[FloatArray, FloatArray]:
+    def density(self, grid: ArrayLike | None = None, sigma: float | None = None) -> tuple[FloatArray, FloatArray]:
         """Spectral density: the mean of ``probe_densities``, which has the arguments and errors described.
 
         Returns:
@@ -199,9 +191,7 @@ class Spectrum:
         return float(self.nodes.min()), float(self.nodes.max())
 
 
-def _check_tridiagonal(
-    name: str, numel: int, alphas: FloatArray, betas: FloatArray, steps: NDArray[np.int64]
-) -> None:
+def _check_tridiagonal(name: str, numel: int, alphas: FloatArray, betas: FloatArray, steps: NDArray[np.int64]) -> None:
     if not isinstance(name, str) or not name:
         raise ConfigurationError(f"the name of a block must be a non-empty string, not {name!r}")
     if numel < 1:

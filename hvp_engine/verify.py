@@ -2,8 +2,8 @@
 
 Two tests on a small piece of the data: symmetry, u'(Hv) = v'(Hu), which a backward pass that forgets a path breaks; and
 central differences of the gradient, (g(theta + h v) - g(theta - h v)) / 2h against Hv, which catches what is symmetric
-and still wrong. Both run on a float64 copy of the model where it can be made: a step of 1e-6 then leaves neither rounding
-errors nor, in practice, kinks of piecewise linear activations between the two points.
+and still wrong. Both run on a float64 copy of the model where it can be made: a step of 1e-6 then leaves neither
+rounding errors nor, in practice, kinks of piecewise linear activations between the two points.
 """
 
 from __future__ import annotations
@@ -72,19 +72,20 @@ def _verify(objective: Objective, partition: Partition, batch: Any) -> Verificat
     parameters = {name: objective.parameters[name] for name in partition.parameters}
     parts = tuple(Part(name, None, p.shape, p.numel()) for name, p in parameters.items())
     union = ResolvedBlock("union of all blocks", parts, sum(part.numel for part in parts))
-    u, v = (
-        probe(0, "verify", k, union.numel, "gaussian", objective.dtype).to(objective.device) for k in range(2)
-    )
+    u, v = (probe(0, "verify", k, union.numel, "gaussian", objective.dtype).to(objective.device) for k in range(2))
     if batch is not None:
-        batch = batches.map_tensors(
-            lambda t: t.to(objective.dtype) if t.is_floating_point() else t, batch
-        )
+        batch = batches.map_tensors(lambda t: t.to(objective.dtype) if t.is_floating_point() else t, batch)
     with objective.arithmetic():
         graph = GradientGraph(*objective.evaluate(batch), parameters)
         products = torch.zeros(2, union.numel, dtype=objective.dtype, device=objective.device)
         graph.product(union, torch.stack([u, v]), products, batched=False)
         gradient_norm = float(graph.gradient(union).norm())
         del graph
+        if not torch.isfinite(products).all():
+            raise SecondDerivativeError(
+                "The Hessian-vector product of this model is not finite: an operation's second derivative is infinite "
+                "or not a number at these parameters (sqrt or norm at zero, log of zero); add a small epsilon to it."
+            )
         hu, hv = products
         asymmetry = _ratio(abs(float(u @ hv - v @ hu)), float(hu.norm() + hv.norm()))
         difference = _difference(objective, parameters, union, batch, v, hv, gradient_norm)
@@ -95,8 +96,8 @@ def _verify(objective: Objective, partition: Partition, batch: Any) -> Verificat
             f"The second derivative of this model is wrong without an error message: asymmetry {asymmetry:.2g}, "
             f"relative deviation from finite differences of the gradient {difference:.2g}. Some operation's backward "
             "pass is not itself differentiated (fused or compiled kernels such as Liger's or Apex's, a custom "
-            "autograd.Function that saves results computed in forward, .data or detach() inside the model). Replace "
-            "it by plain PyTorch operations; check=False skips this test."
+            "autograd.Function that is once_differentiable or saves results computed in forward, .data or "
+            "detach() inside the model). Replace it by plain PyTorch operations; check=False skips this test."
         )
     return result
 

@@ -23,7 +23,10 @@ def test_every_form_of_specification() -> None:
     assert sizes(model, "module") == {"0": 42, "2": 48, "4": 21}
     assert sizes(model, ["4.bias"]) == {"4.bias": 3}
     assert sizes(model, {"weights": ["*.weight"], "one": "0.bias"}) == {"weights": 95, "one": 7}
-    assert sizes(model, ["0.bias", he.Block("part", [("0.weight", slice(0, 2))])]) == {"0.bias": 7, "part": 10}
+    assert sizes(model, ["0.bias", he.Block("part", [("0.weight", slice(0, 2))])]) == {
+        "0.bias": 7,
+        "part": 10,
+    }
 
 
 def test_tied_parameters_are_one_parameter_with_two_names() -> None:

@@ -37,7 +37,8 @@ def interrupt_after(monkeypatch: pytest.MonkeyPatch, steps: int, error: BaseExce
 
 def same(first: he.Spectra, second: he.Spectra) -> bool:
     return all(
-        np.array_equal(first[name].alphas, second[name].alphas) and np.array_equal(first[name].nodes, second[name].nodes)
+        np.array_equal(first[name].alphas, second[name].alphas)
+        and np.array_equal(first[name].nodes, second[name].nodes)
         for name in first
     )
 
@@ -67,9 +68,7 @@ def test_an_interrupted_job_resumes_to_the_same_bits(
     assert not (tmp_path / "run" / "checkpoint").exists()
 
 
-def test_periodic_checkpoints_survive_a_crash_without_notice(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_periodic_checkpoints_survive_a_crash_without_notice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(checkpoint, "_EVERY", 0.0)
     monkeypatch.setattr(checkpoint, "_OVERHEAD", 0.0)
     wanted = job(gpt(), None)
@@ -113,9 +112,7 @@ def test_a_finished_run_is_returned_at_once(tmp_path: Path, monkeypatch: pytest.
 
 
 @pytest.mark.parametrize("finished", [True, False])
-def test_a_folder_of_another_job_is_refused(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, finished: bool
-) -> None:
+def test_a_folder_of_another_job_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, finished: bool) -> None:
     with monkeypatch.context() as patch:
         if not finished:
             interrupt_after(patch, 3, KeyboardInterrupt())
@@ -170,8 +167,9 @@ def test_a_full_disk_is_said_and_the_last_checkpoint_kept(tmp_path: Path, monkey
     with monkeypatch.context() as patch:
         patch.setattr(checkpoint, "write_tensors_atomic", write)
         interrupt_after(patch, 5, KeyboardInterrupt())
-        with pytest.warns(RuntimeWarning, match="no space left on the device. The job goes on"), pytest.raises(
-            KeyboardInterrupt
+        with (
+            pytest.warns(RuntimeWarning, match="no space left on the device. The job goes on"),
+            pytest.raises(KeyboardInterrupt),
         ):
             job(gpt(), tmp_path)
     assert same(job(gpt(), tmp_path), wanted)

@@ -10,7 +10,7 @@ import pytest
 
 from hvp_engine import cli
 
-JOB = '''
+JOB = """
 import torch
 from torch import nn
 from hvp_engine import losses
@@ -27,7 +27,7 @@ def wrong():
 
 
 CONSTANT = 3
-'''
+"""
 
 
 @pytest.fixture

@@ -49,9 +49,7 @@ def test_js_distance_is_symmetric_bounded_and_free_of_scale():
 
 
 def test_js_distance_of_equal_and_of_disjoint_spectra():
-    spectra = Spectra(
-        [spectrum_of(name, values) for name, values in (("a", [1, 2]), ("b", [1, 2]), ("c", [8, 9]))]
-    )
+    spectra = Spectra([spectrum_of(name, values) for name, values in (("a", [1, 2]), ("b", [1, 2]), ("c", [8, 9]))])
     np.testing.assert_allclose(spectra.js_distance(), [[0, 0, 1], [0, 0, 1], [1, 1, 0]], atol=1e-12)
     assert spectra.js0() == pytest.approx(2 / 3)
     np.testing.assert_allclose(spectra.mean_js_distance(), [0.5, 0.5, 1.0], atol=1e-12)
@@ -91,9 +89,7 @@ def test_wasserstein_matches_scipy():
     matrix = spectra.wasserstein()
     for i, a in enumerate(blocks):
         for j, b in enumerate(blocks):
-            expected = wasserstein_distance(
-                a.nodes.ravel(), b.nodes.ravel(), a.weights.ravel(), b.weights.ravel()
-            )
+            expected = wasserstein_distance(a.nodes.ravel(), b.nodes.ravel(), a.weights.ravel(), b.weights.ravel())
             assert matrix[i, j] == pytest.approx(expected, rel=1e-10, abs=1e-15)
 
 

@@ -39,9 +39,7 @@ def test_full_and_per_tensor_products_match_the_dense_hessian(
         case.model, case.loss, blocks, data=case.data, precision=precision, microbatch=microbatch
     )
     generator = torch.Generator().manual_seed(0)
-    vectors = {
-        name: torch.randn(3, n, generator=generator, dtype=torch.float64) for name, n in operator.numel.items()
-    }
+    vectors = {name: torch.randn(3, n, generator=generator, dtype=torch.float64) for name, n in operator.numel.items()}
     products = operator.matmat(vectors)
     scale = float(torch.linalg.matrix_norm(hessian, 2))
     for name, found in products.items():
@@ -147,9 +145,7 @@ def test_dictionary_batches_and_huggingface_style_outputs() -> None:
     wanted = vector @ dense_hessian(aligned, [name])
     data = [{"input_ids": tokens, "attention_mask": mask}]
     model = Wrapped(case.model)
-    found = he.hvp(
-        model, he.losses.causal_lm, {f"inner.{name}": vector}, "parameter", data=data, precision="fp64"
-    )
+    found = he.hvp(model, he.losses.causal_lm, {f"inner.{name}": vector}, "parameter", data=data, precision="fp64")
     assert relative(found[f"inner.{name}"], wanted) <= 1e-12
 
 
@@ -197,7 +193,5 @@ def test_bf16_products_are_close() -> None:
 def test_tf32_on_a_cpu_is_float32() -> None:
     case = mlp()
     vector = {"full": torch.randn(1, 111)}
-    runs = [
-        he.hvp(case.model, case.loss, vector, data=case.data, precision=p)["full"] for p in ("fp32", "tf32")
-    ]
+    runs = [he.hvp(case.model, case.loss, vector, data=case.data, precision=p)["full"] for p in ("fp32", "tf32")]
     assert torch.equal(runs[0], runs[1])

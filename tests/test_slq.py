@@ -20,9 +20,7 @@ def run(matrix: torch.Tensor, **options: object) -> he.Spectrum:
 def test_traces_and_moments_agree_with_the_dense_hessian(case: Case) -> None:
     hessian = dense_hessian(case)
     exact = torch.linalg.eigvalsh(hessian).numpy()
-    spectrum = he.slq(
-        case.model, case.loss, data=case.data, steps=40, probes=40, precision="fp64", check=False
-    )["full"]
+    spectrum = he.slq(case.model, case.loss, data=case.data, steps=40, probes=40, precision="fp64", check=False)["full"]
     for found, wanted in (
         (spectrum.trace(), exact.sum()),
         (spectrum.moment(2), (exact**2).mean()),
@@ -39,9 +37,7 @@ def test_traces_and_moments_agree_with_the_dense_hessian(case: Case) -> None:
 def test_complete_lanczos_reproduces_every_eigenvalue(case: Case) -> None:
     name = next(iter(dict(case.model.named_parameters())))
     hessian = dense_hessian(case, [name])
-    spectra = he.slq(
-        case.model, case.loss, [name], data=case.data, steps=len(hessian), probes=1, precision="fp64"
-    )
+    spectra = he.slq(case.model, case.loss, [name], data=case.data, steps=len(hessian), probes=1, precision="fp64")
     exact = torch.linalg.eigvalsh(hessian).numpy()
     nodes = spectra[name].nodes[0]
     scale = np.abs(exact).max()
@@ -138,9 +134,7 @@ def test_bfloat16_basis_gives_the_same_outliers_and_reports_its_orthogonality() 
 
 def test_without_reorthogonalisation_short_runs_agree_and_long_ones_show_ghosts() -> None:
     matrix = symmetric(SPECTRA["outliers"]).float()
-    full, short = (
-        run(matrix, steps=12, probes=1, reorthogonalize=mode, check=False) for mode in ("full", "none")
-    )
+    full, short = (run(matrix, steps=12, probes=1, reorthogonalize=mode, check=False) for mode in ("full", "none"))
     np.testing.assert_allclose(short.alphas, full.alphas, rtol=1e-3, atol=1e-3)
     long = run(matrix, steps=150, probes=1, reorthogonalize="none", check=False)
     assert np.sum(long.nodes[0] > 5) > 10

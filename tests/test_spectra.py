@@ -79,9 +79,7 @@ def test_full_disk_keeps_the_earlier_run(tmp_path, monkeypatch, failing_sync):
 
 def test_full_disk_met_by_safetensors_is_explained(tmp_path, monkeypatch):
     def full(*_):
-        raise runs.SafetensorError(
-            "Error while serializing: I/O error: No space left on device (os error 28)"
-        )
+        raise runs.SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
 
     monkeypatch.setattr(runs, "save_file", full)
     with pytest.raises(RunFolderError, match="disk is full"):

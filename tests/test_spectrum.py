@@ -56,9 +56,7 @@ def test_cell_masses_match_the_normal_distribution_function():
     edges = [-0.6, 0.05, 1.15]
 
     def cdf(x):
-        return sum(
-            w * 0.5 * math.erfc(-(x - c) / (0.5 * math.sqrt(2))) for c, w in ((0.1, 0.25), (1.0, 0.75))
-        )
+        return sum(w * 0.5 * math.erfc(-(x - c) / (0.5 * math.sqrt(2))) for c, w in ((0.1, 0.25), (1.0, 0.75)))
 
     expected = np.diff([0.0, *map(cdf, edges), 1.0])
     np.testing.assert_allclose(masses, expected, atol=1e-15)

@@ -14,7 +14,11 @@ class BestPracticeHessian:
     """H_bb v by ``autograd.grad(g_b, p_b, v, retain_graph=True)`` on graphs built once per sweep."""
 
     def __init__(
-        self, model: nn.Module, loss: Callable[[nn.Module, Any], Tensor], data: Sequence[Any], blocks: dict[str, str]
+        self,
+        model: nn.Module,
+        loss: Callable[[nn.Module, Any], Tensor],
+        data: Sequence[Any],
+        blocks: dict[str, str],
     ) -> None:
         """Take the model and one parameter name per block."""
         self.model, self.loss, self.data, self.blocks = model, loss, data, blocks

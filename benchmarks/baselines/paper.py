@@ -58,7 +58,7 @@ def lanczos(matrix: PaperHessian, steps: int, seed: int) -> dict[str, tuple[list
         for name, product in products.items():
             alphas, betas = result[name]
             alphas.append(float(product @ current[name]))
-            product = product - alphas[-1] * current[name] - (betas[-1] if betas else 0.0) * before[name]
-            betas.append(float(product.norm()))
-            before[name], current[name] = current[name], product / max(betas[-1], 1e-8)
+            residual = product - alphas[-1] * current[name] - (betas[-1] if betas else 0.0) * before[name]
+            betas.append(float(residual.norm()))
+            before[name], current[name] = current[name], residual / max(betas[-1], 1e-8)
     return result

@@ -14,7 +14,11 @@ class PerVectorHessian:
     """H_bb v with a forward, a gradient graph and a second backward of its own for each block."""
 
     def __init__(
-        self, model: nn.Module, loss: Callable[[nn.Module, Any], Tensor], data: Sequence[Any], blocks: dict[str, str]
+        self,
+        model: nn.Module,
+        loss: Callable[[nn.Module, Any], Tensor],
+        data: Sequence[Any],
+        blocks: dict[str, str],
     ) -> None:
         """Take the model and one parameter name per block."""
         self.model, self.loss, self.data, self.blocks = model, loss, data, blocks

@@ -41,7 +41,9 @@ class Corpus:
         """
         room = len(self.held_out) - length
         if room < count:
-            raise ConfigurationError(f"The held-out text has {len(self.held_out)} bytes: too few for {count} x {length}.")
+            raise ConfigurationError(
+                f"The held-out text has {len(self.held_out)} bytes: too few for {count} x {length}."
+            )
         starts = torch.linspace(0, room, count, dtype=torch.float64).long()
         return torch.stack([self.held_out[start : start + length] for start in starts.tolist()]).long()
 

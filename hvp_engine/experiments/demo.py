@@ -65,11 +65,9 @@ def run(out: Path, progress: bool | None) -> Spectra:
     """
     corpus = standard_library()
     model, _ = train(corpus, progress)
-    data = list(corpus.sequences(_SEQUENCES, _CONFIG.context).split(16))
+    data = list(torch.split(corpus.sequences(_SEQUENCES, _CONFIG.context), 16))
     blocks = {**paper_blocks(_CONFIG), "full": ["*"]}
-    spectra = slq(
-        model, losses.causal_lm, blocks, data=data, steps=_STEPS, probes=_PROBES, progress=progress, out=out
-    )
+    spectra = slq(model, losses.causal_lm, blocks, data=data, steps=_STEPS, probes=_PROBES, progress=progress, out=out)
     spectra.plot(out / "spectra.png")
     spectra.plot_js(out / "js_distance.png")
     return spectra

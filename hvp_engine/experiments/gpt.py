@@ -53,9 +53,7 @@ class Attention(nn.Module):
             heads: Tensor = projection(hidden).view(batch, tokens, self.heads, width // self.heads)
             return heads.transpose(1, 2)
 
-        mixed = F.scaled_dot_product_attention(
-            split(self.wq), split(self.wk), split(self.wv), is_causal=True
-        )
+        mixed = F.scaled_dot_product_attention(split(self.wq), split(self.wk), split(self.wv), is_causal=True)
         output: Tensor = self.wo(mixed.transpose(1, 2).reshape(batch, tokens, width))
         return output
 

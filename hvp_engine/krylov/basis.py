@@ -35,19 +35,13 @@ class Basis:
             device: Where the vectors live.
         """
         self.store = (
-            None
-            if store_dtype is None
-            else torch.empty(streams, steps, numel, dtype=store_dtype, device=device)
+            None if store_dtype is None else torch.empty(streams, steps, numel, dtype=store_dtype, device=device)
         )
         exact = store_dtype == dtype
-        self.window = (
-            None if exact else torch.empty(streams, min(_WINDOW, steps), numel, dtype=dtype, device=device)
-        )
+        self.window = None if exact else torch.empty(streams, min(_WINDOW, steps), numel, dtype=dtype, device=device)
 
     @staticmethod
-    def bytes_per_stream(
-        steps: int, numel: int, dtype: torch.dtype, store_dtype: torch.dtype | None
-    ) -> int:
+    def bytes_per_stream(steps: int, numel: int, dtype: torch.dtype, store_dtype: torch.dtype | None) -> int:
         """Bytes that one stream takes."""
         stored = 0 if store_dtype is None else steps * store_dtype.itemsize
         window = 0 if store_dtype == dtype else min(_WINDOW, steps) * dtype.itemsize
@@ -64,7 +58,7 @@ class Basis:
         """The newest or second newest vectors, unrounded: (streams, numel)."""
         if self.window is not None:
             return self.window[:, position % _WINDOW]
-        assert self.store is not None  # noqa: S101 - one of the two always exists
+        assert self.store is not None  # one of the two always exists
         return self.store[:, position]
 
     def orthogonality(self, stream: int, count: int) -> float:
@@ -72,7 +66,7 @@ class Basis:
         if self.store is None:
             raise ValueError("without a stored basis there is nothing to check")
         gram = torch.zeros(count, count, dtype=torch.float64, device=self.store.device)
-        for piece in self.store[stream, :count].split(1 << 16, dim=1):
+        for piece in torch.split(self.store[stream, :count], 1 << 16, dim=1):
             wide = piece.double()
             gram += wide @ wide.T
         identity = torch.eye(count, dtype=torch.float64, device=gram.device)

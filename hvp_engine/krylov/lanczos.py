@@ -23,7 +23,7 @@ from hvp_engine.krylov.basis import Basis
 Matmat = Callable[[Mapping[str, Tensor]], dict[str, Tensor]]
 Stream = tuple[str, int]
 
-# Below this many units of rounding, relative to ||T||, a residual is noise of the product and the Krylov space is exhausted.
+# A residual below this many units of rounding, relative to ||T||, is noise of the product: the space is exhausted.
 _BREAKDOWN = 16.0
 
 

@@ -1,7 +1,8 @@
 """Random unit start vectors from a counter-based generator.
 
-Every (seed, block name, probe) has its own Philox key (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3",
-SC 2011), so that a probe does not depend on thread counts, devices, the order of blocks, or which other blocks a job has.
+Every (seed, block name, probe) has its own Philox key (Salmon et al., "Parallel random numbers: as easy as 1, 2,
+3", SC 2011), so that a probe does not depend on thread counts, devices, the order of blocks, or which other
+blocks a job has.
 """
 
 from __future__ import annotations
@@ -24,9 +25,7 @@ def check_distribution(distribution: str) -> None:
         raise ConfigurationError(f"distribution={distribution!r} is neither 'rademacher' nor 'gaussian'.")
 
 
-def probe(
-    seed: int, block: str, number: int, numel: int, distribution: Distribution, dtype: torch.dtype
-) -> Tensor:
+def probe(seed: int, block: str, number: int, numel: int, distribution: Distribution, dtype: torch.dtype) -> Tensor:
     """One probe: a unit vector v with E[v v'] = I / numel.
 
     Args:

@@ -21,8 +21,9 @@ class HessianOperator:
     """Products with the diagonal blocks H_bb of an objective's Hessian.
 
     The objective is (sum of batch totals) / (sum of batch weights). Graphs of micro-batches that fit into memory stay
-    alive between products; they are dropped when a parameter changes, so that a product always belongs to the parameters
-    as they are (of the model itself, or of the converted copy where the model has another dtype than ``precision``).
+    alive between products; they are dropped when a parameter changes, so that a product always belongs to the
+    parameters as they are (of the model itself, or of the converted copy where the model has another
+    dtype than ``precision``).
 
     Attributes:
         blocks: Block names in order.

@@ -46,9 +46,7 @@ def test_torch_thread_setting_governs_the_extension():
 
 
 def test_the_instruction_set_can_be_lowered():
-    done = run_python(
-        "from hvp_engine.kernels.loader import native; print(native.isa())", HVP_ENGINE_ISA="baseline"
-    )
+    done = run_python("from hvp_engine.kernels.loader import native; print(native.isa())", HVP_ENGINE_ISA="baseline")
     assert done.stdout.strip() == "baseline"
 
 

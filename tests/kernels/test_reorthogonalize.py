@@ -27,9 +27,7 @@ def exact_streams(sizes):
     """Orthonormal rows in fp64; every number of rows from 0 on meets every way of blocking them."""
     generator = torch.Generator().manual_seed(0)
     counts = [min(n - 1, 3 * index + index % 2) for index, n in enumerate(sizes)]
-    rows = [
-        torch.randn(n, count, generator=generator).double() for n, count in zip(sizes, counts, strict=True)
-    ]
+    rows = [torch.randn(n, count, generator=generator).double() for n, count in zip(sizes, counts, strict=True)]
     vectors = [torch.randn(n, generator=generator).double() for n in sizes]
     return [torch.linalg.qr(r)[0].T if r.numel() else r.T for r in rows], vectors, counts
 
