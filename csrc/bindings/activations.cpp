@@ -16,9 +16,7 @@ using Release = py::call_guard<py::gil_scoped_release>;
 
 void* pointer(Address address) { return reinterpret_cast<void*>(address); }
 
-hvp::ElementwiseInput input(Address address, std::int64_t batch_stride) {
-    return {pointer(address), batch_stride};
-}
+hvp::Operand input(Address address, std::int64_t batch_stride) { return {pointer(address), batch_stride}; }
 
 hvp::ElementwiseShape shape(int type, std::int64_t batch, std::int64_t size) {
     if (type < 0 || type > 2) throw std::invalid_argument("element type must be 0, 1 or 2");

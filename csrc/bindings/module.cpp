@@ -4,6 +4,7 @@
 namespace py = pybind11;
 
 void register_activations(py::module_& m);
+void register_normalize(py::module_& m);
 void register_runtime(py::module_& m);
 
 namespace {
@@ -15,5 +16,6 @@ PYBIND11_MODULE(_native, m) {
     m.doc() = "Native kernels of hvp_engine. Arguments are raw addresses and sizes; use hvp_engine.kernels.";
     m.attr("abi_version") = kAbiVersion;
     register_activations(m);
+    register_normalize(m);
     register_runtime(m);
 }

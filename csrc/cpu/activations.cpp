@@ -68,7 +68,7 @@ struct GeluTanh {
 // Operands of one chunk; a missing input reads zeros, a missing output goes to a scratch chunk that stays in
 // cache.
 template <class T>
-const T* input_chunk(ElementwiseInput input, std::int64_t group, std::int64_t offset, const T* zeros) {
+const T* input_chunk(Operand input, std::int64_t group, std::int64_t offset, const T* zeros) {
     if (input.data == nullptr) return zeros;
     return static_cast<const T*>(input.data) + group * input.batch_stride + offset;
 }
@@ -91,7 +91,7 @@ void for_each_chunk(const ElementwiseShape& shape, const Body& body) {
 }
 
 template <class Op, class T>
-void forward(const ElementwiseShape& shape, ElementwiseInput x, void* y) {
+void forward(const ElementwiseShape& shape, Operand x, void* y) {
     for_each_chunk(shape, [&](std::int64_t group, std::int64_t offset, std::int64_t count) {
         const T* xs = input_chunk<T>(x, group, offset, nullptr);
         T* ys = output_chunk<T>(y, group, shape.size, offset, nullptr);
@@ -101,7 +101,7 @@ void forward(const ElementwiseShape& shape, ElementwiseInput x, void* y) {
 }
 
 template <class Op, class T>
-void backward(const ElementwiseShape& shape, ElementwiseInput x, ElementwiseInput g, void* dx) {
+void backward(const ElementwiseShape& shape, Operand x, Operand g, void* dx) {
     for_each_chunk(shape, [&](std::int64_t group, std::int64_t offset, std::int64_t count) {
         const T* xs = input_chunk<T>(x, group, offset, nullptr);
         const T* gs = input_chunk<T>(g, group, offset, nullptr);
@@ -112,8 +112,7 @@ void backward(const ElementwiseShape& shape, ElementwiseInput x, ElementwiseInpu
 }
 
 template <class Op, class T>
-void double_backward(const ElementwiseShape& shape, ElementwiseInput x, ElementwiseInput g,
-                     ElementwiseInput u, void* d_g, void* d_x) {
+void double_backward(const ElementwiseShape& shape, Operand x, Operand g, Operand u, void* d_g, void* d_x) {
     for_each_chunk(shape, [&](std::int64_t group, std::int64_t offset, std::int64_t count) {
         T scratch[kChunk];
         const T* xs = input_chunk<T>(x, group, offset, nullptr);
@@ -132,7 +131,7 @@ void double_backward(const ElementwiseShape& shape, ElementwiseInput x, Elementw
 }
 
 template <class T>
-void swiglu_forward_as(const ElementwiseShape& shape, ElementwiseInput gate, ElementwiseInput up, void* y) {
+void swiglu_forward_as(const ElementwiseShape& shape, Operand gate, Operand up, void* y) {
     for_each_chunk(shape, [&](std::int64_t group, std::int64_t offset, std::int64_t count) {
         const T* as = input_chunk<T>(gate, group, offset, nullptr);
         const T* bs = input_chunk<T>(up, group, offset, nullptr);
@@ -143,8 +142,8 @@ void swiglu_forward_as(const ElementwiseShape& shape, ElementwiseInput gate, Ele
 }
 
 template <class T>
-void swiglu_backward_as(const ElementwiseShape& shape, ElementwiseInput gate, ElementwiseInput up,
-                        ElementwiseInput g, void* d_gate, void* d_up) {
+void swiglu_backward_as(const ElementwiseShape& shape, Operand gate, Operand up, Operand g, void* d_gate,
+                        void* d_up) {
     for_each_chunk(shape, [&](std::int64_t group, std::int64_t offset, std::int64_t count) {
         T scratch[kChunk];
         const T* as = input_chunk<T>(gate, group, offset, nullptr);
@@ -163,9 +162,8 @@ void swiglu_backward_as(const ElementwiseShape& shape, ElementwiseInput gate, El
 }
 
 template <class T>
-void swiglu_double_backward_as(const ElementwiseShape& shape, ElementwiseInput gate, ElementwiseInput up,
-                               ElementwiseInput g, ElementwiseInput u_gate, ElementwiseInput u_up, void* d_g,
-                               void* d_gate, void* d_up) {
+void swiglu_double_backward_as(const ElementwiseShape& shape, Operand gate, Operand up, Operand g,
+                               Operand u_gate, Operand u_up, void* d_g, void* d_gate, void* d_up) {
     static const T zeros[kChunk] = {};
     for_each_chunk(shape, [&](std::int64_t group, std::int64_t offset, std::int64_t count) {
         T scratch[kChunk];
@@ -208,22 +206,21 @@ void with_activation(Activation kind, const Visitor& visitor) {
 
 }  // namespace
 
-void activation_forward(Activation kind, const ElementwiseShape& shape, ElementwiseInput x, void* y) {
+void activation_forward(Activation kind, const ElementwiseShape& shape, Operand x, void* y) {
     with_activation(kind, [&](auto op) {
         with_type(shape.type, [&](auto element) { forward<decltype(op), decltype(element)>(shape, x, y); });
     });
 }
 
-void activation_backward(Activation kind, const ElementwiseShape& shape, ElementwiseInput x,
-                         ElementwiseInput g, void* dx) {
+void activation_backward(Activation kind, const ElementwiseShape& shape, Operand x, Operand g, void* dx) {
     with_activation(kind, [&](auto op) {
         with_type(shape.type,
                   [&](auto element) { backward<decltype(op), decltype(element)>(shape, x, g, dx); });
     });
 }
 
-void activation_double_backward(Activation kind, const ElementwiseShape& shape, ElementwiseInput x,
-                                ElementwiseInput g, ElementwiseInput u, void* d_g, void* d_x) {
+void activation_double_backward(Activation kind, const ElementwiseShape& shape, Operand x, Operand g,
+                                Operand u, void* d_g, void* d_x) {
     with_activation(kind, [&](auto op) {
         with_type(shape.type, [&](auto element) {
             double_backward<decltype(op), decltype(element)>(shape, x, g, u, d_g, d_x);
@@ -231,19 +228,18 @@ void activation_double_backward(Activation kind, const ElementwiseShape& shape, 
     });
 }
 
-void swiglu_forward(const ElementwiseShape& shape, ElementwiseInput gate, ElementwiseInput up, void* y) {
+void swiglu_forward(const ElementwiseShape& shape, Operand gate, Operand up, void* y) {
     with_type(shape.type, [&](auto element) { swiglu_forward_as<decltype(element)>(shape, gate, up, y); });
 }
 
-void swiglu_backward(const ElementwiseShape& shape, ElementwiseInput gate, ElementwiseInput up,
-                     ElementwiseInput g, void* d_gate, void* d_up) {
+void swiglu_backward(const ElementwiseShape& shape, Operand gate, Operand up, Operand g, void* d_gate,
+                     void* d_up) {
     with_type(shape.type,
               [&](auto element) { swiglu_backward_as<decltype(element)>(shape, gate, up, g, d_gate, d_up); });
 }
 
-void swiglu_double_backward(const ElementwiseShape& shape, ElementwiseInput gate, ElementwiseInput up,
-                            ElementwiseInput g, ElementwiseInput u_gate, ElementwiseInput u_up, void* d_g,
-                            void* d_gate, void* d_up) {
+void swiglu_double_backward(const ElementwiseShape& shape, Operand gate, Operand up, Operand g,
+                            Operand u_gate, Operand u_up, void* d_g, void* d_gate, void* d_up) {
     with_type(shape.type, [&](auto element) {
         swiglu_double_backward_as<decltype(element)>(shape, gate, up, g, u_gate, u_up, d_g, d_gate, d_up);
     });

@@ -6,17 +6,12 @@
 
 #include <cstdint>
 
-#include "hvp/element_type.h"
 #include "hvp/isa.h"
+#include "hvp/operand.h"
 
 namespace hvp {
 
 enum class Activation { gelu = 0, gelu_tanh = 1, silu = 2 };
-
-struct ElementwiseInput {
-    const void* data;
-    std::int64_t batch_stride;
-};
 
 struct ElementwiseShape {
     ElementType type;
@@ -24,25 +19,22 @@ struct ElementwiseShape {
     std::int64_t size;
 };
 
-HVP_DECLARE_KERNEL(void activation_forward(Activation kind, const ElementwiseShape& shape, ElementwiseInput x,
+HVP_DECLARE_KERNEL(void activation_forward(Activation kind, const ElementwiseShape& shape, Operand x,
                                            void* y))
 // dx = g f'(x)
-HVP_DECLARE_KERNEL(void activation_backward(Activation kind, const ElementwiseShape& shape,
-                                            ElementwiseInput x, ElementwiseInput g, void* dx))
+HVP_DECLARE_KERNEL(void activation_backward(Activation kind, const ElementwiseShape& shape, Operand x,
+                                            Operand g, void* dx))
 // For a cotangent u of dx: d_g = u f'(x), d_x = u g f''(x).
-HVP_DECLARE_KERNEL(void activation_double_backward(Activation kind, const ElementwiseShape& shape,
-                                                   ElementwiseInput x, ElementwiseInput g, ElementwiseInput u,
-                                                   void* d_g, void* d_x))
+HVP_DECLARE_KERNEL(void activation_double_backward(Activation kind, const ElementwiseShape& shape, Operand x,
+                                                   Operand g, Operand u, void* d_g, void* d_x))
 
 // y = silu(gate) up
-HVP_DECLARE_KERNEL(void swiglu_forward(const ElementwiseShape& shape, ElementwiseInput gate,
-                                       ElementwiseInput up, void* y))
-HVP_DECLARE_KERNEL(void swiglu_backward(const ElementwiseShape& shape, ElementwiseInput gate,
-                                        ElementwiseInput up, ElementwiseInput g, void* d_gate, void* d_up))
+HVP_DECLARE_KERNEL(void swiglu_forward(const ElementwiseShape& shape, Operand gate, Operand up, void* y))
+HVP_DECLARE_KERNEL(void swiglu_backward(const ElementwiseShape& shape, Operand gate, Operand up, Operand g,
+                                        void* d_gate, void* d_up))
 // For cotangents u_gate, u_up of the two gradients.
-HVP_DECLARE_KERNEL(void swiglu_double_backward(const ElementwiseShape& shape, ElementwiseInput gate,
-                                               ElementwiseInput up, ElementwiseInput g,
-                                               ElementwiseInput u_gate, ElementwiseInput u_up, void* d_g,
+HVP_DECLARE_KERNEL(void swiglu_double_backward(const ElementwiseShape& shape, Operand gate, Operand up,
+                                               Operand g, Operand u_gate, Operand u_up, void* d_g,
                                                void* d_gate, void* d_up))
 
 }  // namespace hvp
