@@ -1,16 +1,14 @@
-"""What the native operations share: when they apply, how they enter autograd, how tensors become operands."""
+"""What the native operations share: when they apply, how tensors become operands."""
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, NoReturn
+from typing import NoReturn
 
 import torch
 from torch import Tensor
-from torch._C import _are_functorch_transforms_active, _functorch, _len_torch_dispatch_stack
-from torch.autograd import Function
+from torch._C import _len_torch_dispatch_stack
 from torch.nn import Parameter
 
 from hvp_engine.errors import SecondDerivativeError
@@ -19,12 +17,12 @@ from hvp_engine.kernels.registry import backend_for
 __all__ = [
     "ELEMENT_TYPES",
     "address",
-    "apply",
     "batch_first",
     "elementwise_operands",
+    "is_shared",
     "native_applies",
     "no_third_derivative",
-    "with_grads_batched",
+    "sum_present",
 ]
 
 # Element types as csrc/include/hvp/element_type.h numbers them.
@@ -59,82 +57,6 @@ def native_applies(*tensors: Tensor | None) -> bool:
         ):
             return False
     return backend_for(torch.device("cpu")) == "native"
-
-
-def apply(function: type[Function], *args: Any) -> Any:
-    """Calls `function.apply` without its signature binding, which costs more than a small kernel.
-
-    Args:
-        function: An autograd function with setup_context.
-        args: All of its arguments, in order.
-
-    Returns:
-        What `function.apply` returns.
-    """
-    if _are_functorch_transforms_active():
-        return function.apply(*args)
-    return super(Function, function).apply(*args)  # type: ignore[misc]
-
-
-@dataclass(frozen=True)
-class _VmapInfo:
-    """What a vmap rule is told about the vmapped dimension."""
-
-    batch_size: int
-
-
-def _through_vmap_rule(function: type[Any], args: tuple[Any, ...]) -> Any:
-    """Runs the vmap rule of an autograd function on the innermost level of torch.autograd's own vmap."""
-    level = torch._C._vmapmode_increment_nesting() - 1
-    torch._C._vmapmode_decrement_nesting()
-    # A tensor without this level comes back with a leading dimension of 1, which broadcasts.
-    plain = [
-        torch._remove_batch_dim(arg, level, 1, 0)
-        if isinstance(arg, Tensor) and _functorch.is_legacy_batchedtensor(arg)
-        else arg
-        for arg in args
-    ]
-    batched = [new is not old for new, old in zip(plain, args, strict=True)]
-    size = max(tensor.shape[0] for tensor, is_batched in zip(plain, batched, strict=True) if is_batched)
-    plain = [
-        arg.expand(size, *arg.shape[1:]) if is_batched else arg
-        for arg, is_batched in zip(plain, batched, strict=True)
-    ]
-    torch._C._vmapmode_decrement_nesting()
-    try:
-        outputs, _ = function.vmap(
-            _VmapInfo(size), tuple(0 if is_batched else None for is_batched in batched), *plain
-        )
-    finally:
-        torch._C._vmapmode_increment_nesting()
-    if isinstance(outputs, Tensor):
-        return torch._add_batch_dim(outputs, 0, level)
-    return tuple(None if output is None else torch._add_batch_dim(output, 0, level) for output in outputs)
-
-
-def with_grads_batched(function: type[Any]) -> type[Any]:
-    """Makes an autograd function's vmap rule serve `torch.autograd.grad(..., is_grads_batched=True)` too.
-
-    That option still uses an older vmap than torch.func does. It knows no rules of autograd functions: it passes its
-    batched tensors, which have no address, straight into `forward`.
-
-    Args:
-        function: An autograd function with setup_context and a vmap rule whose outputs have the batch in front.
-
-    Returns:
-        The same class.
-    """
-    compute = function.forward
-
-    @functools.wraps(compute)
-    def forward(*args: Any) -> Any:
-        for arg in args:
-            if isinstance(arg, Tensor) and _functorch.is_legacy_batchedtensor(arg):
-                return _through_vmap_rule(function, args)
-        return compute(*args)
-
-    function.forward = staticmethod(forward)
-    return function
 
 
 def no_third_derivative(name: str) -> NoReturn:
@@ -175,6 +97,12 @@ def batch_first(
     ]
 
 
+def sum_present(*terms: Tensor | None) -> Tensor | None:
+    """Adds the terms that are present; None if there is none."""
+    present = [term for term in terms if term is not None]
+    return functools.reduce(torch.add, present) if present else None
+
+
 def address(tensor: Tensor | None) -> int:
     """Returns a tensor's address, or 0 for an absent one."""
     return 0 if tensor is None else tensor.data_ptr()
@@ -193,19 +121,18 @@ def elementwise_operands(*tensors: Tensor | None) -> tuple[int, int, list[int], 
         Number of groups, elements per group, (address, batch stride) of every input one after the other, and the
         tensors that own the addresses.
     """
+    arguments: list[int] = []
     first = next(tensor for tensor in tensors if tensor is not None)
     for tensor in tensors:
         if tensor is not None and not tensor.is_contiguous():
             break
     else:
-        arguments = []
         for tensor in tensors:
             arguments += (0 if tensor is None else tensor.data_ptr(), 0)
         return 1, first.numel(), arguments, list(tensors)
     batch = first.shape[0] if first.dim() else 1
     size = first.numel() // batch
     owners: list[Tensor | None] = []
-    arguments = []
     for tensor in tensors:
         shared = tensor is not None and is_shared(tensor)
         owner = tensor if tensor is None or shared else tensor.contiguous()

@@ -4,26 +4,26 @@ For y = f(x): dx = g f'(x), and for a cotangent u of dx: d_g = u f'(x), d_x = u 
 derivatives are recomputed from it, so memory is that of the inputs.
 """
 
+# ruff: noqa: ANN401 - autograd's contexts and the arguments of its rules have no narrower type.
 from __future__ import annotations
 
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd import Function
 
 from hvp_engine.errors import ConfigurationError
 from hvp_engine.kernels.loader import native
 from hvp_engine.ops._function import (
     ELEMENT_TYPES,
     address,
-    apply,
     batch_first,
     elementwise_operands,
     native_applies,
     no_third_derivative,
-    with_grads_batched,
+    sum_present,
 )
+from hvp_engine.ops.batched_function import BatchedFunction
 
 __all__ = ["gelu", "gelu_ref", "silu", "silu_ref", "swiglu", "swiglu_ref"]
 
@@ -38,14 +38,7 @@ def _empty(like: Tensor) -> Tensor:
     return torch.empty_like(like, memory_format=torch.contiguous_format)
 
 
-def _sum(*terms: Tensor | None) -> Tensor | None:
-    """Adds the terms that are present."""
-    present = [term for term in terms if term is not None]
-    return None if not present else present[0] if len(present) == 1 else present[0] + present[1]
-
-
-@with_grads_batched
-class _Activation(Function):
+class _Activation(BatchedFunction):
     @staticmethod
     def forward(x: Tensor, kind: int) -> Tensor:
         y = _empty(x)
@@ -62,19 +55,18 @@ class _Activation(Function):
 
     @staticmethod
     def backward(ctx: Any, g: Tensor | None) -> tuple[Tensor | None, None]:
-        return None if g is None else apply(_ActivationBackward, g, *ctx.saved_tensors, ctx.kind), None
+        return None if g is None else _ActivationBackward.apply(g, *ctx.saved_tensors, ctx.kind), None
 
     @staticmethod
     def jvp(ctx: Any, t_x: Tensor, _kind: None) -> Tensor:
-        return apply(_ActivationBackward, t_x, *ctx.saved_tensors, ctx.kind)
+        return _ActivationBackward.apply(t_x, *ctx.saved_tensors, ctx.kind)
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[int | None, ...], x: Tensor, kind: int) -> tuple[Tensor, int]:
-        return apply(_Activation, *batch_first(info.batch_size, in_dims, [x]), kind), 0
+        return _Activation.apply(*batch_first(info.batch_size, in_dims, [x]), kind), 0
 
 
-@with_grads_batched
-class _ActivationBackward(Function):
+class _ActivationBackward(BatchedFunction):
     @staticmethod
     def forward(g: Tensor, x: Tensor, kind: int) -> Tensor:
         dx = _empty(x)
@@ -94,26 +86,25 @@ class _ActivationBackward(Function):
         if u is None:
             return None, None, None
         needs = ctx.needs_input_grad[:2]
-        return *apply(_ActivationDoubleBackward, u, *ctx.saved_tensors, ctx.kind, needs), None
+        return *_ActivationDoubleBackward.apply(u, *ctx.saved_tensors, ctx.kind, needs), None
 
     @staticmethod
     def jvp(ctx: Any, t_g: Tensor | None, t_x: Tensor | None, _kind: None) -> Tensor | None:
         g, x = ctx.saved_tensors
-        along_g = None if t_g is None else apply(_ActivationBackward, t_g, x, ctx.kind)
+        along_g = None if t_g is None else _ActivationBackward.apply(t_g, x, ctx.kind)
         along_x = (
-            None if t_x is None else apply(_ActivationDoubleBackward, t_x, g, x, ctx.kind, (False, True))[1]
+            None if t_x is None else _ActivationDoubleBackward.apply(t_x, g, x, ctx.kind, (False, True))[1]
         )
-        return _sum(along_g, along_x)
+        return sum_present(along_g, along_x)
 
     @staticmethod
     def vmap(
         info: Any, in_dims: tuple[int | None, ...], g: Tensor, x: Tensor, kind: int
     ) -> tuple[Tensor, int]:
-        return apply(_ActivationBackward, *batch_first(info.batch_size, in_dims, [g, x]), kind), 0
+        return _ActivationBackward.apply(*batch_first(info.batch_size, in_dims, [g, x]), kind), 0
 
 
-@with_grads_batched
-class _ActivationDoubleBackward(Function):
+class _ActivationDoubleBackward(BatchedFunction):
     @staticmethod
     def forward(
         u: Tensor, g: Tensor, x: Tensor, kind: int, needs: tuple[bool, bool]
@@ -140,13 +131,12 @@ class _ActivationDoubleBackward(Function):
     @staticmethod
     def vmap(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[Any, Any]:
         tensors = batch_first(info.batch_size, in_dims, args[:3])
-        return apply(_ActivationDoubleBackward, *tensors, *args[3:]), tuple(
+        return _ActivationDoubleBackward.apply(*tensors, *args[3:]), tuple(
             0 if need else None for need in args[4]
         )
 
 
-@with_grads_batched
-class _SwiGLU(Function):
+class _SwiGLU(BatchedFunction):
     @staticmethod
     def forward(gate: Tensor, up: Tensor) -> Tensor:
         y = _empty(gate)
@@ -164,22 +154,21 @@ class _SwiGLU(Function):
     def backward(ctx: Any, g: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
         if g is None:
             return None, None
-        return apply(_SwiGLUBackward, g, *ctx.saved_tensors, ctx.needs_input_grad)
+        return _SwiGLUBackward.apply(g, *ctx.saved_tensors, ctx.needs_input_grad)
 
     @staticmethod
     def jvp(ctx: Any, t_gate: Tensor | None, t_up: Tensor | None) -> Tensor | None:
         operands = ctx.saved_tensors
-        along_gate = None if t_gate is None else apply(_SwiGLUBackward, t_gate, *operands, (True, False))[0]
-        along_up = None if t_up is None else apply(_SwiGLUBackward, t_up, *operands, (False, True))[1]
-        return _sum(along_gate, along_up)
+        along_gate = None if t_gate is None else _SwiGLUBackward.apply(t_gate, *operands, (True, False))[0]
+        along_up = None if t_up is None else _SwiGLUBackward.apply(t_up, *operands, (False, True))[1]
+        return sum_present(along_gate, along_up)
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[int | None, ...], gate: Tensor, up: Tensor) -> tuple[Tensor, int]:
-        return apply(_SwiGLU, *batch_first(info.batch_size, in_dims, [gate, up])), 0
+        return _SwiGLU.apply(*batch_first(info.batch_size, in_dims, [gate, up])), 0
 
 
-@with_grads_batched
-class _SwiGLUBackward(Function):
+class _SwiGLUBackward(BatchedFunction):
     @staticmethod
     def forward(
         g: Tensor, gate: Tensor, up: Tensor, needs: tuple[bool, bool]
@@ -205,30 +194,29 @@ class _SwiGLUBackward(Function):
         if u_gate is None and u_up is None:
             return None, None, None, None
         needs = ctx.needs_input_grad[:3]
-        return *apply(_SwiGLUDoubleBackward, u_gate, u_up, *ctx.saved_tensors, needs), None
+        return *_SwiGLUDoubleBackward.apply(u_gate, u_up, *ctx.saved_tensors, needs), None
 
     @staticmethod
     def jvp(
         ctx: Any, t_g: Tensor | None, t_gate: Tensor | None, t_up: Tensor | None, _needs: None
     ) -> tuple[Tensor | None, Tensor | None]:
         g, gate, up = ctx.saved_tensors
-        along_g = (None, None) if t_g is None else apply(_SwiGLUBackward, t_g, gate, up, ctx.needs)
+        along_g = (None, None) if t_g is None else _SwiGLUBackward.apply(t_g, gate, up, ctx.needs)
         along_rest: tuple[Tensor | None, ...] = (None, None)
         if t_gate is not None or t_up is not None:
             needs = (False, *ctx.needs)
-            along_rest = apply(_SwiGLUDoubleBackward, t_gate, t_up, g, gate, up, needs)[1:]
-        return _sum(along_g[0], along_rest[0]), _sum(along_g[1], along_rest[1])
+            along_rest = _SwiGLUDoubleBackward.apply(t_gate, t_up, g, gate, up, needs)[1:]
+        return sum_present(along_g[0], along_rest[0]), sum_present(along_g[1], along_rest[1])
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[Any, Any]:
         tensors = batch_first(info.batch_size, in_dims, args[:3])
-        return apply(_SwiGLUBackward, *tensors, args[3]), tuple(0 if need else None for need in args[3])
+        return _SwiGLUBackward.apply(*tensors, args[3]), tuple(0 if need else None for need in args[3])
 
 
-@with_grads_batched
-class _SwiGLUDoubleBackward(Function):
+class _SwiGLUDoubleBackward(BatchedFunction):
     @staticmethod
-    def forward(
+    def forward(  # noqa: PLR0917
         u_gate: Tensor | None,
         u_up: Tensor | None,
         g: Tensor,
@@ -258,7 +246,7 @@ class _SwiGLUDoubleBackward(Function):
     @staticmethod
     def vmap(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[Any, Any]:
         tensors = batch_first(info.batch_size, in_dims, args[:5])
-        return apply(_SwiGLUDoubleBackward, *tensors, args[5]), tuple(0 if need else None for need in args[5])
+        return _SwiGLUDoubleBackward.apply(*tensors, args[5]), tuple(0 if need else None for need in args[5])
 
 
 def gelu(input: Tensor, approximate: str = "none") -> Tensor:
@@ -281,10 +269,10 @@ def gelu(input: Tensor, approximate: str = "none") -> Tensor:
     kind = _GELU.get(approximate)
     if kind is None:
         raise ConfigurationError(
-            f"gelu knows approximate='none' and 'tanh', not {approximate!r}; pass one of them"
+            f"gelu has approximate='none' and 'tanh', not {approximate!r}; pass one of them"
         )
     if native_applies(input):
-        return apply(_Activation, input, kind)
+        return _Activation.apply(input, kind)
     return gelu_ref(input, approximate)
 
 
@@ -307,7 +295,7 @@ def silu(input: Tensor) -> Tensor:
     Raises:
         SecondDerivativeError: On a third derivative.
     """
-    return apply(_Activation, input, _SILU) if native_applies(input) else silu_ref(input)
+    return _Activation.apply(input, _SILU) if native_applies(input) else silu_ref(input)
 
 
 def silu_ref(input: Tensor) -> Tensor:
@@ -335,7 +323,7 @@ def swiglu(gate: Tensor, up: Tensor) -> Tensor:
         return swiglu_ref(gate, up)
     if gate.shape != up.shape:
         gate, up = torch.broadcast_tensors(gate, up)
-    return apply(_SwiGLU, gate, up)
+    return _SwiGLU.apply(gate, up)
 
 
 def swiglu_ref(gate: Tensor, up: Tensor) -> Tensor:
