@@ -13,25 +13,28 @@ namespace hvp {
 namespace HVP_ISA {
 namespace {
 
-constexpr std::int64_t kBlock = 256;  // elements added in the compute type before their sum goes to double
+constexpr std::int64_t kBlock = 512;  // elements added in the compute type before their sum goes to double
 constexpr std::int64_t kParallelFrom = 16384;
+constexpr std::int64_t kParallelReductionFrom =
+    262144;  // plain additions: a wake-up costs as much as more of them
 
-// Sums N quantities over a row; term(j, out) gives those of element j.
+// Means of N quantities over a row; term(j, out) gives those of element j. The sums beyond N must not be
+// touched: the compiler may not drop the addition of a zero.
 template <int N, class A, class Term>
 HVP_SIMD_INLINE void row_means(std::int64_t size, A* means, const Term& term) {
-    double total[N] = {};
+    double total[5] = {};
     for (std::int64_t start = 0; start < size; start += kBlock) {
         const std::int64_t end = size - start < kBlock ? size : start + kBlock;
         A s0 = 0, s1 = 0, s2 = 0, s3 = 0, s4 = 0;
 #pragma omp simd reduction(+ : s0, s1, s2, s3, s4)
         for (std::int64_t j = start; j < end; ++j) {
-            A t[5] = {};
+            A t[N];
             term(j, t);
             s0 += t[0];
-            s1 += t[1];
-            s2 += t[2];
-            s3 += t[3];
-            s4 += t[4];
+            if (N > 1) s1 += t[1 % N];
+            if (N > 2) s2 += t[2 % N];
+            if (N > 3) s3 += t[3 % N];
+            if (N > 4) s4 += t[4 % N];
         }
         const A sums[5] = {s0, s1, s2, s3, s4};
         for (int k = 0; k < N; ++k) total[k] += double(sums[k]);
@@ -90,7 +93,8 @@ template <class A, class W>
 void reduce_chunks(const NormalizeShape& shape, const A* partial, std::int64_t group_stride, void* out) {
     const std::int64_t chunks = normalize_chunks(shape.rows);
     const std::int64_t blocks = (shape.size + kBlock - 1) / kBlock;
-#pragma omp parallel for collapse(2) schedule(static) if (shape.batch * chunks * shape.size >= kParallelFrom)
+#pragma omp parallel for collapse(2) \
+    schedule(static) if (shape.batch * chunks * shape.size >= kParallelReductionFrom)
     for (std::int64_t group = 0; group < shape.batch; ++group) {
         for (std::int64_t block = 0; block < blocks; ++block) {
             const std::int64_t start = block * kBlock;
