@@ -23,7 +23,11 @@ Rows = tuple[Tensor, ...]
 
 
 def _layer_norm_args(size: tuple[int, int], dtype: torch.dtype) -> Rows:
-    return torch.randn(size, dtype=dtype), torch.randn(size[1], dtype=dtype), torch.randn(size[1], dtype=dtype)
+    return (
+        torch.randn(size, dtype=dtype),
+        torch.randn(size[1], dtype=dtype),
+        torch.randn(size[1], dtype=dtype),
+    )
 
 
 def _one(size: tuple[int, int], dtype: torch.dtype) -> Rows:
@@ -35,7 +39,9 @@ def _two(size: tuple[int, int], dtype: torch.dtype) -> Rows:
 
 
 # name: arguments, ours, PyTorch's, arrays of the input's size moved by forward, backward, second backward
-CASES: dict[str, tuple[Callable[..., Rows], Callable[..., Tensor], Callable[..., Tensor], tuple[int, int, int]]] = {
+CASES: dict[
+    str, tuple[Callable[..., Rows], Callable[..., Tensor], Callable[..., Tensor], tuple[int, int, int]]
+] = {
     "layer_norm": (
         _layer_norm_args,
         lambda x, w, b: ops.layer_norm(x, x.shape[-1:], w, b),
@@ -108,13 +114,19 @@ def test_pass_of_a_pointwise_operation(benchmark, name, stage, library):
 def main() -> None:
     """Prints one line per operation, size and pass."""
     torch.set_num_threads(2)
-    print(f"{'operation':<12}{'size':<14}{'pass':<10}{'ours us':>9}{'torch us':>10}{'ratio':>7}{'GB/s':>7}{'add GB/s':>10}")
+    print(
+        f"{'operation':<12}{'size':<14}{'pass':<10}{'ours us':>9}{'torch us':>10}{'ratio':>7}{'GB/s':>7}{'add GB/s':>10}"
+    )
     for size in SIZES:
         bandwidth = copy_bandwidth(size[0] * size[1])
         for name, (make, ours, theirs, arrays) in CASES.items():
             args = make(size, torch.float32)
             for label, a, b, moved in zip(
-                ("forward", "backward", "second"), passes(ours, args), passes(theirs, args), arrays, strict=True
+                ("forward", "backward", "second"),
+                passes(ours, args),
+                passes(theirs, args),
+                arrays,
+                strict=True,
             ):
                 mine, other = alternate(a, b)
                 rate = 4 * moved * size[0] * size[1] / mine

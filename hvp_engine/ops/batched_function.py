@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch._C import _are_functorch_transforms_active, _functorch
+from torch._functorch.utils import unwrap_dead_wrappers
 from torch.autograd import Function
 
 __all__ = ["BatchedFunction"]
@@ -45,7 +46,8 @@ class BatchedFunction(Function):
         """
         if _are_functorch_transforms_active():  # type: ignore[no-untyped-call]
             return super().apply(*args)  # type: ignore[no-untyped-call]
-        return super(Function, cls).apply(*args)
+        # The function that torch.func.vjp returns runs after its transform has ended and leaves dead wrappers.
+        return super(Function, cls).apply(*unwrap_dead_wrappers(args))
 
 
 def _through_vmap_rule(function: type[BatchedFunction], args: tuple[Any, ...]) -> Any:

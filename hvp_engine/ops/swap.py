@@ -69,17 +69,23 @@ REPLACEMENTS: dict[Callable[..., Any], tuple[str, Callable[..., Any]]] = _table(
 )
 
 
-def _transparent(function: FunctionType) -> FunctionType:
-    """Copies a function of torch.nn.functional so that a mode sees the calls inside it instead of the call of it."""
-    namespace = dict(vars(F), has_torch_function=lambda _tensors: False)
+def _transparent(function: Any) -> FunctionType:
+    """Copies a function of PyTorch so that a mode sees the calls inside it instead of the call of it."""
+    namespace = dict(
+        function.__globals__,
+        has_torch_function=lambda _tensors: False,
+        has_torch_function_unary=lambda _tensor: False,
+    )
     copy = FunctionType(function.__code__, namespace, function.__name__, function.__defaults__)
     copy.__kwdefaults__ = function.__kwdefaults__
     return copy
 
 
-# PyTorch runs the body of an intercepted function without the mode; these bodies contain calls to replace.
+# PyTorch runs the body of an intercepted function without the mode. These bodies contain calls to replace: attention,
+# and whatever checkpointing recomputes during a backward pass.
 _TRANSPARENT: dict[Any, Callable[..., Any]] = {
-    F.multi_head_attention_forward: _transparent(F.multi_head_attention_forward)
+    function: _transparent(function)
+    for function in (F.multi_head_attention_forward, torch.autograd.grad, Tensor.backward)
 }
 
 
@@ -119,9 +125,9 @@ class TwiceDifferentiable(TorchFunctionMode):
 def twice_differentiable() -> TwiceDifferentiable:
     """Replaces torch.nn.functional calls by the fused, twice-differentiable operations while it is active.
 
-    Calls that an operation does not support (dtype, device, dropout, in-place) run unchanged. Backward passes need not
-    be inside, except those that recompute a forward pass (torch.utils.checkpoint): recomputation must see the same
-    operations as the first pass.
+    Calls that an operation does not support (dtype, device, dropout, in-place) run unchanged. Backward passes need
+    not be inside, except those that recompute a forward pass (torch.utils.checkpoint): recomputation must see the
+    same operations as the first pass.
 
     Example:
         >>> with twice_differentiable() as mode:

@@ -11,6 +11,9 @@ from torch.utils.checkpoint import checkpoint
 from hvp_engine.errors import ConfigurationError, SecondDerivativeError
 from hvp_engine.ops import gelu, gelu_ref, silu, silu_ref, swiglu, swiglu_ref
 
+# Forward-mode differentiation makes torch itself use its deprecated scripting.
+pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning")
+
 UNARY = {
     "gelu": (gelu, gelu_ref),
     "gelu_tanh": (lambda x: gelu(x, "tanh"), lambda x: gelu_ref(x, "tanh")),
@@ -89,7 +92,12 @@ def test_hessians_of_all_torch_func_orders_agree(name):
         return lambda x: f(x * x.sum()).pow(2).sum()
 
     expected = hessian(loss(ref))(x)
-    for order in (hessian, lambda f: jacrev(jacrev(f)), lambda f: jacrev(jacfwd(f)), lambda f: jacfwd(jacfwd(f))):
+    for order in (
+        hessian,
+        lambda f: jacrev(jacrev(f)),
+        lambda f: jacrev(jacfwd(f)),
+        lambda f: jacfwd(jacfwd(f)),
+    ):
         torch.testing.assert_close(order(loss(function))(x), expected)
     torch.testing.assert_close(vjp(function, x)[1](x)[0], vjp(ref, x)[1](x)[0])
     torch.testing.assert_close(jvp(function, (x,), (x,)), jvp(ref, (x,), (x,)))
