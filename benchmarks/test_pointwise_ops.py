@@ -67,7 +67,7 @@ CASES: dict[
 
 
 def passes(function: Callable[..., Tensor], args: Rows) -> tuple[Pass, Pass, Pass]:
-    """Forward, backward with all gradients, and the second backward for a cotangent of the first input's gradient."""
+    """Forward, backward to everything, second backward for a cotangent of the first input's gradient."""
     leaves = tuple(arg.detach().clone().requires_grad_() for arg in args)
     g = torch.randn_like(leaves[0]).requires_grad_()
     u = torch.randn_like(leaves[0])
@@ -105,7 +105,10 @@ def copy_bandwidth(elements: int) -> float:
 @pytest.mark.parametrize("name", CASES)
 @pytest.mark.parametrize("stage", ["forward", "backward", "second_backward"])
 @pytest.mark.parametrize("library", ["hvp_engine", "torch"])
-def test_pass_of_a_pointwise_operation(benchmark, name, stage, library):
+def test_pass_of_a_pointwise_operation(
+    benchmark: Callable[[Pass], object], name: str, stage: str, library: str
+) -> None:
+    """Times one pass of one operation."""
     make, ours, theirs, _ = CASES[name]
     run = passes(ours if library == "hvp_engine" else theirs, make((1024, 768), torch.float32))
     benchmark(run[["forward", "backward", "second_backward"].index(stage)])
@@ -114,9 +117,7 @@ def test_pass_of_a_pointwise_operation(benchmark, name, stage, library):
 def main() -> None:
     """Prints one line per operation, size and pass."""
     torch.set_num_threads(2)
-    print(
-        f"{'operation':<12}{'size':<14}{'pass':<10}{'ours us':>9}{'torch us':>10}{'ratio':>7}{'GB/s':>7}{'add GB/s':>10}"
-    )
+    print("operation   size          pass        ours us  torch us  ratio   GB/s  add GB/s")
     for size in SIZES:
         bandwidth = copy_bandwidth(size[0] * size[1])
         for name, (make, ours, theirs, arrays) in CASES.items():
@@ -131,8 +132,8 @@ def main() -> None:
                 mine, other = alternate(a, b)
                 rate = 4 * moved * size[0] * size[1] / mine
                 print(
-                    f"{name:<12}{size!s:<14}{label:<10}{mine * 1e6:>9.0f}{other * 1e6:>10.0f}{other / mine:>7.2f}"
-                    f"{rate / 1e9:>7.1f}{bandwidth / 1e9:>10.1f}"
+                    f"{name:<12}{size!s:<14}{label:<10}{mine * 1e6:>9.0f}{other * 1e6:>10.0f}"
+                    f"{other / mine:>7.2f}{rate / 1e9:>7.1f}{bandwidth / 1e9:>10.1f}"
                 )
 
 

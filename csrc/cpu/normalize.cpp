@@ -18,8 +18,14 @@ constexpr std::int64_t kParallelFrom = 16384;
 constexpr std::int64_t kParallelReductionFrom =
     262144;  // plain additions: a wake-up costs as much as more of them
 
-// Means of N quantities over a row; term(j, out) gives those of element j. The sums beyond N must not be
-// touched: the compiler may not drop the addition of a zero.
+// What one element adds to up to five sums. By value: an array would keep the loop from being vectorised.
+template <class A>
+struct Terms {
+    A a, b, c, d, e;
+};
+
+// Means of N quantities over a row; term(j) gives those of element j. The sums beyond N must not be touched:
+// the compiler may not drop the addition of a zero.
 template <int N, class A, class Term>
 HVP_SIMD_INLINE void row_means(std::int64_t size, A* means, const Term& term) {
     double total[5] = {};
@@ -28,13 +34,12 @@ HVP_SIMD_INLINE void row_means(std::int64_t size, A* means, const Term& term) {
         A s0 = 0, s1 = 0, s2 = 0, s3 = 0, s4 = 0;
 #pragma omp simd reduction(+ : s0, s1, s2, s3, s4)
         for (std::int64_t j = start; j < end; ++j) {
-            A t[N];
-            term(j, t);
-            s0 += t[0];
-            if (N > 1) s1 += t[1 % N];
-            if (N > 2) s2 += t[2 % N];
-            if (N > 3) s3 += t[3 % N];
-            if (N > 4) s4 += t[4 % N];
+            const Terms<A> t = term(j);
+            s0 += t.a;
+            if (N > 1) s1 += t.b;
+            if (N > 2) s2 += t.c;
+            if (N > 3) s3 += t.d;
+            if (N > 4) s4 += t.e;
         }
         const A sums[5] = {s0, s1, s2, s3, s4};
         for (int k = 0; k < N; ++k) total[k] += double(sums[k]);
@@ -117,11 +122,11 @@ template <bool Centered, class T, class A = ComputeType<T>>
 HVP_SIMD_INLINE void row_statistics(const T* x, std::int64_t size, double eps, A* stats) {
     A mean = 0;
     A moments[2];
-    if (Centered) row_means<1>(size, &mean, [&](std::int64_t j, A* t) { t[0] = load(x + j); });
-    row_means<2>(size, moments, [&](std::int64_t j, A* t) {
+    if (Centered)
+        row_means<1>(size, &mean, [&](std::int64_t j) { return Terms<A>{load(x + j), 0, 0, 0, 0}; });
+    row_means<2>(size, moments, [&](std::int64_t j) {
         const A d = load(x + j) - mean;
-        t[0] = d;
-        t[1] = d * d;
+        return Terms<A>{d, d * d, 0, 0, 0};
     });
     const double shift = Centered ? double(moments[0]) : 0.0;
     stats[0] = A(double(mean) + shift);
@@ -153,9 +158,9 @@ template <bool Centered, class T, class W>
 HVP_SIMD_INLINE void backward_row(const Row<T, W>& r, std::int64_t size, T* dx) {
     using A = ComputeType<T>;
     A s[2];
-    row_means<2>(size, s, [&](std::int64_t j, A* t) {
-        t[0] = r.wg(j);
-        t[1] = t[0] * r.xhat(j);
+    row_means<2>(size, s, [&](std::int64_t j) {
+        const A wg = r.wg(j);
+        return Terms<A>{wg, wg * r.xhat(j), 0, 0, 0};
     });
     const A mean_wg = Centered ? s[0] : A(0);
 #pragma omp simd
@@ -214,13 +219,9 @@ HVP_SIMD_INLINE void take_means(const Row<T, W>& r, std::int64_t size, Cotangent
     using A = ComputeType<T>;
     A s[5];
     const T* us = c->u;
-    row_means<5>(size, s, [&](std::int64_t j, A* t) {
+    row_means<5>(size, s, [&](std::int64_t j) {
         const A u = load(us + j), wg = r.wg(j), xhat = r.xhat(j);
-        t[0] = u;
-        t[1] = u * xhat;
-        t[2] = wg;
-        t[3] = wg * xhat;
-        t[4] = u * wg;
+        return Terms<A>{u, u * xhat, wg, wg * xhat, u * wg};
     });
     c->mean_u = Centered ? s[0] : A(0);
     c->u_xhat = s[1];
@@ -231,9 +232,9 @@ HVP_SIMD_INLINE void take_means(const Row<T, W>& r, std::int64_t size, Cotangent
     if (!Parameters) return;
     A q[2];
     const W* u_ws = c->u_w;
-    row_means<2>(size, q, [&](std::int64_t j, A* t) {
-        t[0] = A(load(u_ws + j)) * load(r.g + j);
-        t[1] = t[0] * r.xhat(j);
+    row_means<2>(size, q, [&](std::int64_t j) {
+        const A q = A(load(u_ws + j)) * load(r.g + j);
+        return Terms<A>{q, q * r.xhat(j), 0, 0, 0};
     });
     c->mean_q = Centered ? q[0] : A(0);
     c->q_xhat = q[1];

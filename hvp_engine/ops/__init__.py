@@ -1,7 +1,7 @@
 """Twice-differentiable fused operations: forward, backward and backward-of-backward are one pass each.
 
-Each operation has the signature and semantics of its torch.nn.functional namesake and a plain PyTorch `*_ref` beside
-it.
+Each operation has the signature and semantics of its torch.nn.functional namesake and a plain PyTorch `*_ref`
+beside it.
 """
 
 from __future__ import annotations

@@ -77,7 +77,7 @@ def no_third_derivative(name: str) -> NoReturn:
 def batch_first(
     batch_size: int, in_dims: Sequence[int | None], tensors: Sequence[Tensor | None]
 ) -> list[Tensor | None]:
-    """Gives every tensor of a vmap rule the batch as leading dimension; an unbatched one is expanded, not copied.
+    """Moves the batch of a vmap rule to the front of every tensor; an unbatched one is expanded, not copied.
 
     Args:
         batch_size: Size of the vmapped dimension.
@@ -118,8 +118,8 @@ def elementwise_operands(*tensors: Tensor | None) -> tuple[int, int, list[int], 
         tensors: The inputs; None stands for an absent one.
 
     Returns:
-        Number of groups, elements per group, (address, batch stride) of every input one after the other, and the
-        tensors that own the addresses.
+        Number of groups, elements per group, (address, batch stride) of every input one after the other, and
+        the tensors that own the addresses.
     """
     arguments: list[int] = []
     first = next(tensor for tensor in tensors if tensor is not None)

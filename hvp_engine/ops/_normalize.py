@@ -1,7 +1,8 @@
 """Autograd functions of layer and RMS normalisation: each derivative is one fused pass.
 
-Kept per call: the inputs and two numbers per row. The formulas are in csrc/cpu/normalize.cpp; tangents use the
-same kernels, because the backward-of-backward applies both the Jacobian and the (symmetric) second derivative.
+Kept per call: the inputs and two numbers per row. The formulas are in csrc/cpu/normalize.cpp; tangents use
+the same kernels, because the backward-of-backward applies both the Jacobian and the (symmetric) second
+derivative.
 """
 
 # ruff: noqa: ANN401 - autograd's contexts and the arguments of its rules have no narrower type.
@@ -108,7 +109,8 @@ def normalize(x: Tensor, w: Tensor | None, b: Tensor | None, spec: NormalizeSpec
     Raises:
         SecondDerivativeError: On a third derivative.
     """
-    return _Normalize.apply(x, w, b, spec)[0]
+    y: Tensor = _Normalize.apply(x, w, b, spec)[0]
+    return y
 
 
 @functools.lru_cache(maxsize=8)
@@ -163,7 +165,7 @@ def _empty(like: Tensor, wanted: bool = True) -> Tensor | None:
 def _vmap_rule(
     function: type[BatchedFunction], tensors: int, info: Any, in_dims: Sequence[Any], args: Sequence[Any]
 ) -> Any:
-    """Runs a function with the vmapped dimension in front of all of its leading tensors; the spec follows them."""
+    """Runs a function with the vmapped dimension in front of its leading tensors; the spec follows them."""
     spec = args[tensors]
     batched = batch_first(info.batch_size, in_dims, args[:tensors])
     if not spec.batched:
@@ -359,7 +361,9 @@ class _NormalizeTangent(BatchedFunction):
         spec: NormalizeSpec,
     ) -> tuple[Tensor]:
         args = (t_x, t_w, t_b, x, x, w, stats, spec, (False, False))
-        return (_NormalizeDoubleBackward.forward(*args)[0],)
+        (t_y,) = _NormalizeDoubleBackward.forward(*args)[:1]
+        assert t_y is not None  # d_g is always computed
+        return (t_y,)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:

@@ -58,7 +58,7 @@ class _Activation(BatchedFunction):
         return None if g is None else _ActivationBackward.apply(g, *ctx.saved_tensors, ctx.kind), None
 
     @staticmethod
-    def jvp(ctx: Any, t_x: Tensor, _kind: None) -> Tensor:
+    def jvp(ctx: Any, t_x: Tensor, _kind: None) -> Any:
         return _ActivationBackward.apply(t_x, *ctx.saved_tensors, ctx.kind)
 
     @staticmethod
@@ -151,7 +151,7 @@ class _SwiGLU(BatchedFunction):
         ctx.set_materialize_grads(False)
 
     @staticmethod
-    def backward(ctx: Any, g: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
+    def backward(ctx: Any, g: Tensor | None) -> Any:
         if g is None:
             return None, None
         return _SwiGLUBackward.apply(g, *ctx.saved_tensors, ctx.needs_input_grad)
@@ -272,13 +272,15 @@ def gelu(input: Tensor, approximate: str = "none") -> Tensor:
             f"gelu has approximate='none' and 'tanh', not {approximate!r}; pass one of them"
         )
     if native_applies(input):
-        return _Activation.apply(input, kind)
+        output: Tensor = _Activation.apply(input, kind)
+        return output
     return gelu_ref(input, approximate)
 
 
 def gelu_ref(input: Tensor, approximate: str = "none") -> Tensor:
     """`gelu` in plain PyTorch."""
-    return _aten.gelu.default(input, approximate=approximate)
+    output: Tensor = _aten.gelu.default(input, approximate=approximate)
+    return output
 
 
 def silu(input: Tensor) -> Tensor:
@@ -295,19 +297,21 @@ def silu(input: Tensor) -> Tensor:
     Raises:
         SecondDerivativeError: On a third derivative.
     """
-    return _Activation.apply(input, _SILU) if native_applies(input) else silu_ref(input)
+    output: Tensor = _Activation.apply(input, _SILU) if native_applies(input) else silu_ref(input)
+    return output
 
 
 def silu_ref(input: Tensor) -> Tensor:
     """`silu` in plain PyTorch."""
-    return _aten.silu.default(input)
+    output: Tensor = _aten.silu.default(input)
+    return output
 
 
 def swiglu(gate: Tensor, up: Tensor) -> Tensor:
     """Gated linear unit with SiLU, silu(gate) * up, differentiable twice in fused passes.
 
-    Shazeer (2020), "GLU Variants Improve Transformer". Dtypes and fallback as for `gelu`; operands of different
-    shapes broadcast.
+    Shazeer (2020), "GLU Variants Improve Transformer". Dtypes and fallback as for `gelu`; operands of
+    different shapes broadcast.
 
     Args:
         gate: Any shape and strides.
@@ -322,8 +326,9 @@ def swiglu(gate: Tensor, up: Tensor) -> Tensor:
     if gate.dtype != up.dtype or not native_applies(gate, up):
         return swiglu_ref(gate, up)
     if gate.shape != up.shape:
-        gate, up = torch.broadcast_tensors(gate, up)
-    return _SwiGLU.apply(gate, up)
+        gate, up = torch.broadcast_tensors(gate, up)  # type: ignore[no-untyped-call]
+    output: Tensor = _SwiGLU.apply(gate, up)
+    return output
 
 
 def swiglu_ref(gate: Tensor, up: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Base class of the fused operations: autograd functions with little overhead that every kind of vmap can batch."""
+"""Base class of the fused operations: cheap autograd functions that every kind of vmap can batch."""
 
 # ruff: noqa: ANN401 - autograd functions take and return anything.
 from __future__ import annotations
@@ -19,8 +19,8 @@ __all__ = ["BatchedFunction"]
 class BatchedFunction(Function):
     """An autograd function whose `vmap` staticmethod serves both of PyTorch's batching mechanisms.
 
-    `torch.autograd.grad(..., is_grads_batched=True)` uses an older vmap than torch.func does. That one knows no
-    rules of autograd functions: its batched tensors, which have no address, would reach `forward` as they are.
+    `torch.autograd.grad(..., is_grads_batched=True)` uses an older vmap than torch.func does. That one knows
+    no rules of autograd functions: its batched tensors, which have no address, would reach `forward`.
     Subclasses use setup_context, and their vmap rules return outputs with the batch in front.
     """
 
@@ -44,19 +44,19 @@ class BatchedFunction(Function):
 
         Function.apply binds the arguments to the signature first, which takes longer than a small kernel.
         """
-        if _are_functorch_transforms_active():  # type: ignore[no-untyped-call]
+        if _are_functorch_transforms_active():
             return super().apply(*args)  # type: ignore[no-untyped-call]
-        # The function that torch.func.vjp returns runs after its transform has ended and leaves dead wrappers.
-        return super(Function, cls).apply(*unwrap_dead_wrappers(args))
+        # What torch.func.vjp returns runs after its transform has ended: its tensors may be dead wrappers.
+        return super(Function, cls).apply(*unwrap_dead_wrappers(args))  # type: ignore[misc]
 
 
 def _through_vmap_rule(function: type[BatchedFunction], args: tuple[Any, ...]) -> Any:
     """Runs the vmap rule of a function on the innermost level of the older vmap."""
-    level: int = torch._C._vmapmode_increment_nesting() - 1  # type: ignore[attr-defined]
-    torch._C._vmapmode_decrement_nesting()  # type: ignore[attr-defined]
+    level: int = torch._C._vmapmode_increment_nesting() - 1
+    torch._C._vmapmode_decrement_nesting()
     # A tensor without this level comes back with a leading dimension of 1, which broadcasts.
     plain = [
-        torch._remove_batch_dim(arg, level, 1, 0)  # type: ignore[attr-defined]
+        torch._remove_batch_dim(arg, level, 1, 0)
         if isinstance(arg, Tensor) and _functorch.is_legacy_batchedtensor(arg)
         else arg
         for arg in args
@@ -69,14 +69,11 @@ def _through_vmap_rule(function: type[BatchedFunction], args: tuple[Any, ...]) -
     ]
     in_dims = tuple(0 if is_batched else None for is_batched in batched)
     info = SimpleNamespace(batch_size=size, randomness="error")
-    torch._C._vmapmode_decrement_nesting()  # type: ignore[attr-defined]
+    torch._C._vmapmode_decrement_nesting()
     try:
         outputs, _ = function.vmap(info, in_dims, *plain)  # type: ignore[no-untyped-call]
     finally:
-        torch._C._vmapmode_increment_nesting()  # type: ignore[attr-defined]
+        torch._C._vmapmode_increment_nesting()
     if isinstance(outputs, Tensor):
-        return torch._add_batch_dim(outputs, 0, level)  # type: ignore[attr-defined]
-    return tuple(
-        None if output is None else torch._add_batch_dim(output, 0, level)  # type: ignore[attr-defined]
-        for output in outputs
-    )
+        return torch._add_batch_dim(outputs, 0, level)
+    return tuple(None if output is None else torch._add_batch_dim(output, 0, level) for output in outputs)

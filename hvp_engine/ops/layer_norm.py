@@ -54,4 +54,5 @@ def layer_norm_ref(
     eps: float = 1e-5,
 ) -> Tensor:
     """`layer_norm` in plain PyTorch."""
-    return torch.ops.aten.layer_norm.default(input, normalized_shape, weight, bias, eps)
+    output: Tensor = torch.ops.aten.layer_norm.default(input, normalized_shape, weight, bias, eps)
+    return output

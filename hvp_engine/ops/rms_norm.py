@@ -53,4 +53,5 @@ def rms_norm_ref(
     eps: float | None = None,
 ) -> Tensor:
     """`rms_norm` in plain PyTorch."""
-    return torch.ops.aten.rms_norm.default(input, normalized_shape, weight, eps)
+    output: Tensor = torch.ops.aten.rms_norm.default(input, normalized_shape, weight, eps)
+    return output

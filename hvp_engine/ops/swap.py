@@ -1,9 +1,11 @@
 """Runs unchanged models on the twice-differentiable operations.
 
-`twice_differentiable()` intercepts calls of torch.nn.functional (however a module, a Hugging Face model or user code
-reaches them) and runs the fused operation where it supports the arguments; every other call runs as it is.
+`twice_differentiable()` intercepts calls of torch.nn.functional (however a module, a Hugging Face model or
+user code reaches them) and runs the fused operation where it supports the arguments; any other call runs as
+it is.
 """
 
+# ruff: noqa: ANN401 - a replacement returns a tensor or NotImplemented, a torch function anything.
 from __future__ import annotations
 
 from collections import Counter
@@ -25,15 +27,15 @@ from hvp_engine.ops.rms_norm import rms_norm
 __all__ = ["REPLACEMENTS", "TwiceDifferentiable", "twice_differentiable"]
 
 
-# A replacement has the signature of what it replaces and returns NotImplemented for arguments that it cannot take.
-def _layer_norm(
+# A replacement has the signature of what it replaces, and returns NotImplemented where it cannot serve.
+def _layer_norm(  # noqa: PLR0917
     input: Tensor,
     normalized_shape: Sequence[int],
     weight: Tensor | None = None,
     bias: Tensor | None = None,
     eps: float = 1e-5,
     cudnn_enable: bool = True,
-) -> Tensor:
+) -> Any:
     del cudnn_enable  # torch.layer_norm has it; it chooses an implementation, not a result
     if not normalize_applies(input, weight, bias):
         return NotImplemented
@@ -42,17 +44,17 @@ def _layer_norm(
 
 def _rms_norm(
     input: Tensor, normalized_shape: Sequence[int], weight: Tensor | None = None, eps: float | None = None
-) -> Tensor:
+) -> Any:
     if not normalize_applies(input, weight, None):
         return NotImplemented
     return rms_norm(input, normalized_shape, weight, eps)
 
 
-def _gelu(input: Tensor, *, approximate: str = "none") -> Tensor:
+def _gelu(input: Tensor, *, approximate: str = "none") -> Any:
     return gelu(input, approximate) if native_applies(input) else NotImplemented
 
 
-def _silu(input: Tensor, inplace: bool = False) -> Tensor:
+def _silu(input: Tensor, inplace: bool = False) -> Any:
     return NotImplemented if inplace or not native_applies(input) else silu(input)
 
 
@@ -60,7 +62,7 @@ def _table(*rows: tuple[str, Callable[..., Any], Iterable[Callable[..., Any]]]) 
     return {target: (name, replacement) for name, replacement, targets in rows for target in targets}
 
 
-# What is replaced: name in the report, replacement, and every callable through which the operation is reached.
+# What is replaced: name in the report, replacement, and every callable that leads to the operation.
 REPLACEMENTS: dict[Callable[..., Any], tuple[str, Callable[..., Any]]] = _table(
     ("layer_norm", _layer_norm, (F.layer_norm, torch.layer_norm)),
     ("rms_norm", _rms_norm, (F.rms_norm, torch.rms_norm)),
@@ -81,8 +83,8 @@ def _transparent(function: Any) -> FunctionType:
     return copy
 
 
-# PyTorch runs the body of an intercepted function without the mode. These bodies contain calls to replace: attention,
-# and whatever checkpointing recomputes during a backward pass.
+# PyTorch runs the body of an intercepted function without the mode. These bodies contain calls to replace:
+# attention, and whatever checkpointing recomputes during a backward pass.
 _TRANSPARENT: dict[Any, Callable[..., Any]] = {
     function: _transparent(function)
     for function in (F.multi_head_attention_forward, torch.autograd.grad, Tensor.backward)
@@ -106,7 +108,7 @@ class TwiceDifferentiable(TorchFunctionMode):
         types: Iterable[type],
         args: tuple[Any, ...] = (),
         kwargs: dict[str, Any] | None = None,
-    ) -> Any:  # noqa: ANN401 - torch functions return anything
+    ) -> Any:
         """Runs one intercepted call; PyTorch calls this with the mode switched off."""
         kwargs = kwargs or {}
         if func in _TRANSPARENT:
@@ -125,9 +127,9 @@ class TwiceDifferentiable(TorchFunctionMode):
 def twice_differentiable() -> TwiceDifferentiable:
     """Replaces torch.nn.functional calls by the fused, twice-differentiable operations while it is active.
 
-    Calls that an operation does not support (dtype, device, dropout, in-place) run unchanged. Backward passes need
-    not be inside, except those that recompute a forward pass (torch.utils.checkpoint): recomputation must see the
-    same operations as the first pass.
+    Calls that an operation does not support (dtype, device, dropout, in-place) run unchanged. Backward passes
+    need not be inside, except those that recompute a forward pass (torch.utils.checkpoint): that must
+    see the same operations as the first pass.
 
     Example:
         >>> with twice_differentiable() as mode:

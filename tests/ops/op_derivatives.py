@@ -20,7 +20,7 @@ def all_derivatives(function, inputs, g, cotangents):
 
 
 def assert_error_within_twice_the_plain_one(kernel, plain, exact):
-    """The error rule; a rounding of the largest value is always allowed, in fp64 (nothing is exacter) a few."""
+    """The error rule; one rounding of the largest value is always allowed, in fp64 some."""
     for mine, theirs, reference in zip(kernel, plain, exact, strict=True):
         roundings = 64 if mine.dtype == torch.float64 else 1
         rounding = roundings * torch.finfo(mine.dtype).eps * reference.abs().max().item()

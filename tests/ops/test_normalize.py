@@ -24,7 +24,7 @@ KINDS = {
     ),
 }
 PARAMETERS = {"layer_norm": 2, "rms_norm": 1}
-SIZES = [(5, 2), (31, 31), (129, 129), (3, 4097), (2, 3, 64), (700, 40)]
+SIZES = [(500, 2), (31, 31), (129, 129), (3, 4097), (2, 3, 64), (700, 40)]
 
 
 def spelled_out(kind):
@@ -157,7 +157,7 @@ def test_nested_vmap_tangents_and_cotangents_match_plain_arithmetic(kind):
         return vmap(vmap(grad(lambda w, x: f(x, w).pow(3).sum()), (0, 0)), (None, 0))(w, x)
 
     torch.testing.assert_close(parameter_gradient(function), parameter_gradient(plain))
-    both = vmap(vmap(lambda x, w: function(x, w), (0, 0)), (0, None))
+    both = vmap(vmap(function, (0, 0)), (0, None))
     torch.testing.assert_close(both(x, w), vmap(vmap(plain, (0, 0)), (0, None))(x, w))
     torch.testing.assert_close(jvp(function, (x, w[0]), (x, w[1])), jvp(plain, (x, w[0]), (x, w[1])))
     torch.testing.assert_close(vjp(function, x, w[0])[1](x), vjp(plain, x, w[0])[1](x))
