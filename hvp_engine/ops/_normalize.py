@@ -80,13 +80,13 @@ def check_shapes(
         ConfigurationError: The shapes do not fit together.
     """
     shape = tuple(normalized_shape)
-    if not shape or tuple(x.shape[-len(shape) :]) != shape:
+    if not shape or x.shape[-len(shape) :] != shape:
         raise ConfigurationError(
             f"{name}: input of shape {tuple(x.shape)} does not end with normalized_shape {shape}; "
             "pass the sizes of the trailing dimensions to normalise"
         )
     for label, parameter in (("weight", w), ("bias", b)):
-        if parameter is not None and tuple(parameter.shape) != shape:
+        if parameter is not None and parameter.shape != shape:
             raise ConfigurationError(
                 f"{name}: {label} has shape {tuple(parameter.shape)}, "
                 f"normalized_shape is {shape}; make them equal"
