@@ -3,6 +3,8 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
+from hvp_engine import ops
+from hvp_engine.kernels import loader
 from hvp_engine.ops import twice_differentiable
 
 
@@ -114,3 +116,18 @@ def test_checkpointed_layers_recompute_with_the_same_operations():
     with twice_differentiable():
         again = derivatives(Checkpointed(), x)
     torch.testing.assert_close(again, plain)
+
+
+def test_without_native_kernels_the_reference_serves(monkeypatch):
+    x = torch.randn(3, 4, requires_grad=True)
+    monkeypatch.setattr(loader, "missing_reason", "not built")
+    monkeypatch.setattr(loader, "_warned", True)
+    with twice_differentiable() as mode:
+        outputs = [F.gelu(x), F.silu(x), F.layer_norm(x, (4,)), F.rms_norm(x, (4,))]
+    assert mode.replaced == {}
+    for mine, plain in zip(
+        (ops.gelu(x), ops.silu(x), ops.layer_norm(x, (4,)), ops.rms_norm(x, (4,))), outputs, strict=True
+    ):
+        assert torch.equal(mine, plain)
+        assert type(mine.grad_fn) is type(plain.grad_fn)
+    assert torch.equal(ops.swiglu(x, x), F.silu(x) * x)
