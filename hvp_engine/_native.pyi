@@ -31,3 +31,65 @@ def tridiagonal_quadrature(
     nodes: NDArray[np.float64],
     weights: NDArray[np.float64],
 ) -> int: ...
+
+# csrc/bindings/activations.cpp; inputs are (address, batch stride) one after the other
+def activation_forward(kind: int, type: int, batch: int, size: int, *operands: int) -> None: ...
+def activation_backward(kind: int, type: int, batch: int, size: int, *operands: int) -> None: ...
+def activation_double_backward(kind: int, type: int, batch: int, size: int, *operands: int) -> None: ...
+def swiglu_forward(type: int, batch: int, size: int, *operands: int) -> None: ...
+def swiglu_backward(type: int, batch: int, size: int, *operands: int) -> None: ...
+def swiglu_double_backward(type: int, batch: int, size: int, *operands: int) -> None: ...
+
+# csrc/bindings/normalize.cpp; inputs are (address, batch stride) pairs
+_Input = tuple[int, int]
+
+def normalize_chunks(rows: int) -> int: ...
+def normalize_forward(
+    centered: bool,
+    type: int,
+    parameter_type: int,
+    batch: int,
+    rows: int,
+    size: int,
+    eps: float,
+    x: _Input,
+    w: _Input,
+    b: _Input,
+    y: int,
+    stats: int,
+) -> None: ...
+def normalize_backward(
+    centered: bool,
+    type: int,
+    parameter_type: int,
+    batch: int,
+    rows: int,
+    size: int,
+    x: _Input,
+    w: _Input,
+    stats: _Input,
+    g: _Input,
+    dx: int,
+    dw: int,
+    db: int,
+    workspace: int,
+) -> None: ...
+def normalize_double_backward(
+    centered: bool,
+    type: int,
+    parameter_type: int,
+    batch: int,
+    rows: int,
+    size: int,
+    x: _Input,
+    w: _Input,
+    stats: _Input,
+    g: _Input,
+    u: _Input,
+    u_w: _Input,
+    u_b: _Input,
+    d_g: int,
+    d_x: int,
+    d_w: int,
+    workspace: int,
+) -> None: ...

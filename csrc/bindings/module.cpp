@@ -5,6 +5,8 @@ namespace py = pybind11;
 
 void register_allocator(py::module_& m);
 void register_reorthogonalize(py::module_& m);
+void register_activations(py::module_& m);
+void register_normalize(py::module_& m);
 void register_runtime(py::module_& m);
 void register_tridiagonal(py::module_& m);
 
@@ -18,6 +20,8 @@ PYBIND11_MODULE(_native, m) {
     m.attr("abi_version") = kAbiVersion;
     register_allocator(m);
     register_reorthogonalize(m);
+    register_activations(m);
+    register_normalize(m);
     register_runtime(m);
     register_tridiagonal(m);
 }

@@ -1,0 +1,78 @@
+// Bindings of the normalisation kernels. An input is (address, batch stride); address 0 means absent.
+#include "hvp/normalize.h"
+
+#include <pybind11/pybind11.h>
+
+#include <stdexcept>
+#include <utility>
+
+#include "dispatch.h"
+
+namespace py = pybind11;
+
+namespace {
+
+using Address = std::uintptr_t;
+using Input = std::pair<Address, std::int64_t>;
+using Release = py::call_guard<py::gil_scoped_release>;
+
+void* pointer(Address address) { return reinterpret_cast<void*>(address); }
+
+hvp::Operand operand(const Input& input) { return {pointer(input.first), input.second}; }
+
+hvp::NormalizeShape shape(bool centered, int type, int parameter_type, std::int64_t batch, std::int64_t rows,
+                          std::int64_t size) {
+    if (type < 0 || type > 2) throw std::invalid_argument("element type must be 0, 1 or 2");
+    if (parameter_type != type && !(type == 2 && parameter_type == 0)) {
+        throw std::invalid_argument("parameters must have the input's type, or float32 beside bfloat16");
+    }
+    if (batch < 0 || rows < 0 || size < 1)
+        throw std::invalid_argument("batch and rows must be >= 0, size >= 1");
+    return {static_cast<hvp::ElementType>(type),
+            static_cast<hvp::ElementType>(parameter_type),
+            centered,
+            batch,
+            rows,
+            size};
+}
+
+void normalize_forward(bool centered, int type, int parameter_type, std::int64_t batch, std::int64_t rows,
+                       std::int64_t size, double eps, Input x, Input w, Input b, Address y, Address stats) {
+    HVP_SELECT(normalize_forward)
+    (shape(centered, type, parameter_type, batch, rows, size), eps, operand(x), operand(w), operand(b),
+     pointer(y), pointer(stats));
+}
+
+void normalize_backward(bool centered, int type, int parameter_type, std::int64_t batch, std::int64_t rows,
+                        std::int64_t size, Input x, Input w, Input stats, Input g, Address dx, Address dw,
+                        Address db, Address workspace) {
+    if ((dw != 0 || db != 0) && workspace == 0)
+        throw std::invalid_argument("parameter gradients need a workspace");
+    HVP_SELECT(normalize_backward)
+    (shape(centered, type, parameter_type, batch, rows, size),
+     hvp::NormalizeInputs{operand(x), operand(w), operand(stats), operand(g)}, pointer(dx), pointer(dw),
+     pointer(db), pointer(workspace));
+}
+
+void normalize_double_backward(bool centered, int type, int parameter_type, std::int64_t batch,
+                               std::int64_t rows, std::int64_t size, Input x, Input w, Input stats, Input g,
+                               Input u, Input u_w, Input u_b, Address d_g, Address d_x, Address d_w,
+                               Address workspace) {
+    if (d_w != 0 && workspace == 0) throw std::invalid_argument("the weight gradient needs a workspace");
+    if ((u_w.first == 0) != (u_b.first == 0)) {
+        throw std::invalid_argument("parameter cotangents must be both present or both absent");
+    }
+    HVP_SELECT(normalize_double_backward)
+    (shape(centered, type, parameter_type, batch, rows, size),
+     hvp::NormalizeInputs{operand(x), operand(w), operand(stats), operand(g)}, operand(u), operand(u_w),
+     operand(u_b), pointer(d_g), pointer(d_x), pointer(d_w), pointer(workspace));
+}
+
+}  // namespace
+
+void register_normalize(py::module_& m) {
+    m.def("normalize_chunks", &hvp::normalize_chunks);
+    m.def("normalize_forward", &normalize_forward, Release());
+    m.def("normalize_backward", &normalize_backward, Release());
+    m.def("normalize_double_backward", &normalize_double_backward, Release());
+}

@@ -1,0 +1,390 @@
+"""Autograd functions of layer and RMS normalisation: each derivative is one fused pass.
+
+Kept per call: the inputs and two numbers per row. The formulas are in csrc/cpu/normalize.cpp; tangents use
+the same kernels, because the backward-of-backward applies both the Jacobian and the (symmetric) second
+derivative.
+"""
+
+# ruff: noqa: ANN401 - autograd's contexts and the arguments of its rules have no narrower type.
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from hvp_engine.errors import ConfigurationError
+from hvp_engine.kernels.loader import native
+from hvp_engine.ops._function import (
+    ELEMENT_TYPES,
+    address,
+    batch_first,
+    is_shared,
+    native_applies,
+    no_third_derivative,
+    sum_present,
+)
+from hvp_engine.ops.batched_function import BatchedFunction
+from hvp_engine.ops.batching import tensor_arguments, wanted_gradients
+
+__all__ = ["NormalizeSpec", "check_shapes", "compute_dtype", "normalize", "normalize_applies"]
+
+
+class NormalizeSpec(NamedTuple):
+    """What is normalised.
+
+    Attributes:
+        name: The public operation, for messages.
+        centered: True for layer norm, False for RMS norm.
+        size: Elements per row.
+        eps: Added to the variance (mean square).
+        batched: All tensors have a leading vmapped dimension; parameters then have one row per group.
+    """
+
+    name: str
+    centered: bool
+    size: int
+    eps: float
+    batched: bool = False
+
+
+def normalize_applies(x: Tensor, w: Tensor | None, b: Tensor | None) -> bool:
+    """Says whether the native kernels serve these tensors; see `native_applies` for what else they need."""
+    if w is None:
+        return b is None and native_applies(x)
+    if w.dtype != x.dtype and not (x.dtype == torch.bfloat16 and w.dtype == torch.float32):
+        return False
+    return (b is None or b.dtype == w.dtype) and native_applies(x, w, b)
+
+
+def check_shapes(
+    name: str, x: Tensor, normalized_shape: Sequence[int], w: Tensor | None, b: Tensor | None
+) -> int:
+    """Checks that rows and parameters have the normalised shape.
+
+    Args:
+        name: The public operation, for messages.
+        x: The input.
+        normalized_shape: Its trailing dimensions.
+        w: Scale or None.
+        b: Shift or None.
+
+    Returns:
+        Elements per row.
+
+    Raises:
+        ConfigurationError: The shapes do not fit together.
+    """
+    shape = tuple(normalized_shape)
+    if not shape or x.shape[-len(shape) :] != shape:
+        raise ConfigurationError(
+            f"{name}: input of shape {tuple(x.shape)} does not end with normalized_shape {shape}; "
+            "pass the sizes of the trailing dimensions to normalise"
+        )
+    for label, parameter in (("weight", w), ("bias", b)):
+        if parameter is not None and parameter.shape != shape:
+            raise ConfigurationError(
+                f"{name}: {label} has shape {tuple(parameter.shape)}, "
+                f"normalized_shape is {shape}; make them equal"
+            )
+    return math.prod(shape)
+
+
+def normalize(x: Tensor, w: Tensor | None, b: Tensor | None, spec: NormalizeSpec) -> Tensor:
+    """Normalises rows of `spec.size` elements, scales them by w and shifts them by b.
+
+    Args:
+        x: Tensor whose trailing dimensions hold the rows.
+        w: Scale of `spec.size` elements, or None for 1.
+        b: Shift of `spec.size` elements, or None for 0.
+        spec: What is normalised.
+
+    Returns:
+        A tensor of x's shape and dtype.
+
+    Raises:
+        SecondDerivativeError: On a third derivative.
+    """
+    y: Tensor = _Normalize.apply(x, w, b, spec)[0]
+    return y
+
+
+@functools.lru_cache(maxsize=8)
+def _constant_row(size: int, dtype: torch.dtype, value: float) -> Tensor:
+    """Stands for an absent scale or shift; kept, since models repeat few shapes."""
+    return torch.full((size,), value, dtype=dtype)
+
+
+def compute_dtype(dtype: torch.dtype) -> torch.dtype:
+    """Returns the dtype in which the kernels compute for tensors of a dtype."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+class _Call:
+    """The arguments of one kernel call: shape, operands, and the tensors that own their memory."""
+
+    def __init__(self, x: Tensor, w: Tensor | None, spec: NormalizeSpec) -> None:
+        self.spec = spec
+        self.batch = x.shape[0] if spec.batched else 1
+        self.rows = x.numel() // (self.batch * spec.size)
+        self.parameter_dtype = x.dtype if w is None else w.dtype
+        types = ELEMENT_TYPES[x.dtype], ELEMENT_TYPES[self.parameter_dtype]
+        self.shape = (spec.centered, *types, self.batch, self.rows, spec.size)
+        self._owners: list[Tensor] = []
+
+    def operand(self, tensor: Tensor) -> tuple[int, int]:
+        """Returns (address, batch stride); copies what is neither contiguous nor shared by the batch."""
+        shared = False
+        if not tensor.is_contiguous():
+            shared = self.spec.batched and is_shared(tensor)
+            if not shared:
+                tensor = tensor.contiguous()
+                self._owners.append(tensor)
+        return tensor.data_ptr(), 0 if shared else tensor.numel() // self.batch
+
+    def parameter(self, tensor: Tensor | None, value: float) -> tuple[int, int]:
+        """Returns the operand of a row of parameters; an absent one is a constant row."""
+        if tensor is None:
+            return _constant_row(self.spec.size, self.parameter_dtype, value).data_ptr(), 0
+        return self.operand(tensor)
+
+    def workspace(self, x: Tensor, planes: int) -> Tensor:
+        """Returns room for the partial rows of `planes` sums over the rows of each group."""
+        elements = self.batch * planes * native.normalize_chunks(self.rows) * self.spec.size
+        return torch.empty(elements, dtype=compute_dtype(x.dtype))
+
+
+def _empty(like: Tensor, wanted: bool = True) -> Tensor | None:
+    return torch.empty_like(like, memory_format=torch.contiguous_format) if wanted else None
+
+
+def _vmap_rule(
+    function: type[BatchedFunction], tensors: int, info: Any, in_dims: Sequence[Any], args: Sequence[Any]
+) -> Any:
+    """Runs a function with the vmapped dimension in front of its leading tensors; the spec follows them."""
+    spec = args[tensors]
+    batched = batch_first(info.batch_size, in_dims, args[:tensors])
+    if not spec.batched:
+        outputs = function.apply(*batched, spec._replace(batched=True), *args[tensors + 1 :])
+        return outputs, tuple(None if output is None else 0 for output in outputs)
+    flat = [None if tensor is None else tensor.flatten(0, 1) for tensor in batched]
+    outputs = function.apply(*flat, *args[tensors:])
+    outputs = tuple(
+        None if output is None else output.unflatten(0, (info.batch_size, -1)) for output in outputs
+    )
+    return outputs, tuple(None if output is None else 0 for output in outputs)
+
+
+class _Normalize(BatchedFunction):
+    """(y, stats) of (x, w, b); stats hold mean and reciprocal deviation of every row."""
+
+    @staticmethod
+    def forward(x: Tensor, w: Tensor | None, b: Tensor | None, spec: NormalizeSpec) -> tuple[Tensor, Tensor]:
+        call = _Call(x, w, spec)
+        y = torch.empty_like(x, memory_format=torch.contiguous_format)
+        stats = torch.empty((call.batch, call.rows, 2), dtype=compute_dtype(x.dtype))
+        native.normalize_forward(
+            *call.shape,
+            spec.eps,
+            call.operand(x),
+            call.parameter(w, 1.0),
+            call.parameter(b, 0.0),
+            y.data_ptr(),
+            stats.data_ptr(),
+        )
+        return y, stats if spec.batched else stats[0]
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+        x, w, _, ctx.spec = inputs
+        ctx.is_tensor = tensor_arguments(inputs)
+        stats = output[1]
+        ctx.mark_non_differentiable(stats)
+        ctx.save_for_backward(x, w, stats)
+        ctx.save_for_forward(x, w, stats)
+        ctx.set_materialize_grads(False)
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor | None, _: None) -> tuple[Tensor | None, ...]:
+        if g is None:
+            return None, None, None, None
+        needs = wanted_gradients(ctx, ctx.is_tensor)[:3]
+        return *_NormalizeBackward.apply(g, *ctx.saved_tensors, ctx.spec, needs), None
+
+    @staticmethod
+    def jvp(ctx: Any, t_x: Tensor | None, t_w: Tensor | None, t_b: Tensor | None, _: None) -> Any:
+        return _NormalizeTangent.apply(t_x, t_w, t_b, *ctx.saved_tensors, ctx.spec)[0], None
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[Any, ...], *args: Any) -> Any:
+        return _vmap_rule(_Normalize, 3, info, in_dims, args)
+
+
+class _NormalizeBackward(BatchedFunction):
+    """(dx, dw, db) of (g, x, w)."""
+
+    @staticmethod
+    def forward(  # noqa: PLR0917
+        g: Tensor,
+        x: Tensor,
+        w: Tensor | None,
+        stats: Tensor,
+        spec: NormalizeSpec,
+        needs: tuple[bool, bool, bool],
+    ) -> tuple[Tensor | None, ...]:
+        call = _Call(x, w, spec)
+        dx = _empty(x, needs[0])
+        dw, db = (None, None) if w is None else (_empty(w, needs[1]), _empty(w, needs[2]))
+        workspace = None if dw is None and db is None else call.workspace(x, 2)
+        native.normalize_backward(
+            *call.shape,
+            call.operand(x),
+            call.parameter(w, 1.0),
+            call.operand(stats),
+            call.operand(g),
+            address(dx),
+            address(dw),
+            address(db),
+            address(workspace),
+        )
+        return dx, dw, db
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        *tensors, ctx.spec, ctx.needs = inputs
+        ctx.is_tensor = tensor_arguments(inputs)
+        ctx.save_for_backward(*tensors)
+        ctx.save_for_forward(*tensors)
+        ctx.set_materialize_grads(False)
+
+    @staticmethod
+    def backward(
+        ctx: Any, u: Tensor | None, u_w: Tensor | None, u_b: Tensor | None
+    ) -> tuple[Tensor | None, ...]:
+        if u is None and u_w is None and u_b is None:
+            return (None,) * 6
+        needs = wanted_gradients(ctx, ctx.is_tensor)[1:3]
+        gradients = _NormalizeDoubleBackward.apply(u, u_w, u_b, *ctx.saved_tensors, ctx.spec, needs)
+        return *gradients, None, None, None
+
+    @staticmethod
+    def jvp(
+        ctx: Any, t_g: Tensor | None, t_x: Tensor | None, t_w: Tensor | None, *_: None
+    ) -> tuple[Tensor | None, ...]:
+        g, x, w, stats = ctx.saved_tensors
+        absent = (None, None, None)
+        along_g = absent if t_g is None else _NormalizeBackward.apply(t_g, x, w, stats, ctx.spec, ctx.needs)
+        along_rest = absent
+        if t_x is not None or t_w is not None:
+            args = (t_x, t_w, None, g, x, w, stats, ctx.spec, ctx.needs[:2])
+            # db depends on g alone, but a tangent of a computed output may not be absent.
+            d_b = torch.zeros_like(w) if w is not None and ctx.needs[2] else None
+            along_rest = (*_NormalizeDoubleBackward.apply(*args)[1:], d_b)
+        return tuple(sum_present(*terms) for terms in zip(along_g, along_rest, strict=True))
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[Any, ...], *args: Any) -> Any:
+        return _vmap_rule(_NormalizeBackward, 4, info, in_dims, args)
+
+
+class _NormalizeDoubleBackward(BatchedFunction):
+    """(d_g, d_x, d_w) for cotangents (u, u_w, u_b) of (dx, dw, db)."""
+
+    @staticmethod
+    def forward(  # noqa: PLR0917
+        u: Tensor | None,
+        u_w: Tensor | None,
+        u_b: Tensor | None,
+        g: Tensor,
+        x: Tensor,
+        w: Tensor | None,
+        stats: Tensor,
+        spec: NormalizeSpec,
+        needs: tuple[bool, bool],
+    ) -> tuple[Tensor | None, ...]:
+        call = _Call(x, w, spec)
+        d_g = torch.empty_like(x, memory_format=torch.contiguous_format)
+        d_x = _empty(x, needs[0])
+        d_w = None if w is None else _empty(w, needs[1])
+        workspace = None if d_w is None else call.workspace(x, 1)
+        if u is None:
+            u = torch.zeros_like(x, memory_format=torch.contiguous_format)
+        no_parameters = u_w is None and u_b is None
+        native.normalize_double_backward(
+            *call.shape,
+            call.operand(x),
+            call.parameter(w, 1.0),
+            call.operand(stats),
+            call.operand(g),
+            call.operand(u),
+            (0, 0) if no_parameters else call.parameter(u_w, 0.0),
+            (0, 0) if no_parameters else call.parameter(u_b, 0.0),
+            d_g.data_ptr(),
+            address(d_x),
+            address(d_w),
+            address(workspace),
+        )
+        return d_g, d_x, d_w
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        ctx.name = inputs[7].name
+
+    @staticmethod
+    def backward(ctx: Any, *_: Tensor | None) -> Any:
+        no_third_derivative(ctx.name)
+
+    @staticmethod
+    def jvp(ctx: Any, *_: Tensor | None) -> Any:
+        no_third_derivative(ctx.name)
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[Any, ...], *args: Any) -> Any:
+        return _vmap_rule(_NormalizeDoubleBackward, 7, info, in_dims, args)
+
+
+class _NormalizeTangent(BatchedFunction):
+    """(t_y,) for tangents (t_x, t_w, t_b): the backward-of-backward's d_g is this same linear map."""
+
+    @staticmethod
+    def forward(  # noqa: PLR0917
+        t_x: Tensor | None,
+        t_w: Tensor | None,
+        t_b: Tensor | None,
+        x: Tensor,
+        w: Tensor | None,
+        stats: Tensor,
+        spec: NormalizeSpec,
+    ) -> tuple[Tensor]:
+        args = (t_x, t_w, t_b, x, x, w, stats, spec, (False, False))
+        (t_y,) = _NormalizeDoubleBackward.forward(*args)[:1]
+        assert t_y is not None  # d_g is always computed
+        return (t_y,)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        t_x, t_w, _, x, w, stats, ctx.spec = inputs
+        ctx.save_for_backward(t_x, t_w, x, w, stats)
+        ctx.set_materialize_grads(False)
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor | None) -> tuple[Tensor | None, ...]:
+        if g is None:
+            return (None,) * 7
+        t_x, t_w, x, w, stats = ctx.saved_tensors
+        needs = ctx.needs_input_grad
+        tangents = _NormalizeBackward.apply(g, x, w, stats, ctx.spec, needs[:3])
+        args = (t_x, t_w, None, g, x, w, stats, ctx.spec, needs[3:5])
+        return *tangents, *_NormalizeDoubleBackward.apply(*args)[1:], None, None
+
+    @staticmethod
+    def jvp(ctx: Any, *_: Tensor | None) -> Any:
+        no_third_derivative(ctx.spec.name)
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[Any, ...], *args: Any) -> Any:
+        return _vmap_rule(_NormalizeTangent, 6, info, in_dims, args)

@@ -1,0 +1,58 @@
+"""Layer normalisation, differentiable twice in fused passes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from hvp_engine.ops._normalize import NormalizeSpec, check_shapes, normalize, normalize_applies
+
+__all__ = ["layer_norm", "layer_norm_ref"]
+
+
+def layer_norm(
+    input: Tensor,
+    normalized_shape: Sequence[int],
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float = 1e-5,
+) -> Tensor:
+    """Normalises the trailing dimensions to mean 0 and variance 1, then scales and shifts them.
+
+    Ba, Kiros and Hinton (2016), "Layer Normalization". Each derivative is one
+    pass over memory; sums over rows give the same bits at every thread count. The native kernel serves CPU
+    tensors of dtype float32, float64 and bfloat16 (computed in float32), with parameters of the same dtype or
+    float32; everything else takes `layer_norm_ref`.
+
+    Args:
+        input: Shape (..., *normalized_shape), any strides.
+        normalized_shape: The trailing dimensions that form a row.
+        weight: Shape normalized_shape, or None for 1.
+        bias: Shape normalized_shape, or None for 0.
+        eps: Added to the variance.
+
+    Returns:
+        A tensor of the input's shape and dtype.
+
+    Raises:
+        ConfigurationError: The shapes do not fit together.
+        SecondDerivativeError: On a third derivative; a second forward-mode derivative counts as one.
+    """
+    size = check_shapes("layer_norm", input, normalized_shape, weight, bias)
+    if normalize_applies(input, weight, bias):
+        return normalize(input, weight, bias, NormalizeSpec("layer_norm", True, size, eps))
+    return layer_norm_ref(input, normalized_shape, weight, bias, eps)
+
+
+def layer_norm_ref(
+    input: Tensor,
+    normalized_shape: Sequence[int],
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float = 1e-5,
+) -> Tensor:
+    """`layer_norm` in plain PyTorch."""
+    output: Tensor = torch.ops.aten.layer_norm.default(input, normalized_shape, weight, bias, eps)
+    return output

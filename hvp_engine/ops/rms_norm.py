@@ -1,0 +1,57 @@
+"""Root-mean-square normalisation, differentiable twice in fused passes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from hvp_engine.ops._normalize import NormalizeSpec, check_shapes, compute_dtype, normalize, normalize_applies
+
+__all__ = ["rms_norm", "rms_norm_ref"]
+
+
+def rms_norm(
+    input: Tensor,
+    normalized_shape: Sequence[int],
+    weight: Tensor | None = None,
+    eps: float | None = None,
+) -> Tensor:
+    """Divides the trailing dimensions by their root mean square, then scales them.
+
+    Zhang and Sennrich (2019), "Root Mean Square Layer Normalization". Each derivative is one
+    pass over memory; sums over rows give the same bits at every thread count. The native kernel serves CPU
+    tensors of dtype float32, float64 and bfloat16 (computed in float32), with parameters of the same dtype or
+    float32; everything else takes `rms_norm_ref`.
+
+    Args:
+        input: Shape (..., *normalized_shape), any strides.
+        normalized_shape: The trailing dimensions that form a row.
+        weight: Shape normalized_shape, or None for 1.
+        eps: Added to the mean square; None for the machine epsilon of the compute dtype.
+
+    Returns:
+        A tensor of the input's shape and dtype.
+
+    Raises:
+        ConfigurationError: The shapes do not fit together.
+        SecondDerivativeError: On a third derivative; a second forward-mode derivative counts as one.
+    """
+    size = check_shapes("rms_norm", input, normalized_shape, weight, None)
+    if normalize_applies(input, weight, None):
+        if eps is None:
+            eps = torch.finfo(compute_dtype(input.dtype)).eps
+        return normalize(input, weight, None, NormalizeSpec("rms_norm", False, size, eps))
+    return rms_norm_ref(input, normalized_shape, weight, eps)
+
+
+def rms_norm_ref(
+    input: Tensor,
+    normalized_shape: Sequence[int],
+    weight: Tensor | None = None,
+    eps: float | None = None,
+) -> Tensor:
+    """`rms_norm` in plain PyTorch."""
+    output: Tensor = torch.ops.aten.rms_norm.default(input, normalized_shape, weight, eps)
+    return output

@@ -1,0 +1,143 @@
+"""Runs unchanged models on the twice-differentiable operations.
+
+`twice_differentiable()` intercepts calls of torch.nn.functional (however a module, a Hugging Face model or
+user code reaches them) and runs the fused operation where it supports the arguments; any other call runs as
+it is.
+"""
+
+# ruff: noqa: ANN401 - a replacement returns a tensor or NotImplemented, a torch function anything.
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from types import FunctionType
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+from hvp_engine.ops._function import native_applies
+from hvp_engine.ops._normalize import normalize_applies
+from hvp_engine.ops.activations import gelu, silu
+from hvp_engine.ops.layer_norm import layer_norm
+from hvp_engine.ops.rms_norm import rms_norm
+
+__all__ = ["REPLACEMENTS", "TwiceDifferentiable", "twice_differentiable"]
+
+
+# A replacement has the signature of what it replaces, and returns NotImplemented where it cannot serve.
+def _layer_norm(  # noqa: PLR0917
+    input: Tensor,
+    normalized_shape: Sequence[int],
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float = 1e-5,
+    cudnn_enable: bool = True,
+) -> Any:
+    del cudnn_enable  # torch.layer_norm has it; it chooses an implementation, not a result
+    if not normalize_applies(input, weight, bias):
+        return NotImplemented
+    return layer_norm(input, normalized_shape, weight, bias, eps)
+
+
+def _rms_norm(
+    input: Tensor, normalized_shape: Sequence[int], weight: Tensor | None = None, eps: float | None = None
+) -> Any:
+    if not normalize_applies(input, weight, None):
+        return NotImplemented
+    return rms_norm(input, normalized_shape, weight, eps)
+
+
+def _gelu(input: Tensor, *, approximate: str = "none") -> Any:
+    return gelu(input, approximate) if native_applies(input) else NotImplemented
+
+
+def _silu(input: Tensor, inplace: bool = False) -> Any:
+    return NotImplemented if inplace or not native_applies(input) else silu(input)
+
+
+def _table(*rows: tuple[str, Callable[..., Any], Iterable[Callable[..., Any]]]) -> dict[Any, Any]:
+    return {target: (name, replacement) for name, replacement, targets in rows for target in targets}
+
+
+# What is replaced: name in the report, replacement, and every callable that leads to the operation.
+REPLACEMENTS: dict[Callable[..., Any], tuple[str, Callable[..., Any]]] = _table(
+    ("layer_norm", _layer_norm, (F.layer_norm, torch.layer_norm)),
+    ("rms_norm", _rms_norm, (F.rms_norm, torch.rms_norm)),
+    ("gelu", _gelu, (F.gelu,)),
+    ("silu", _silu, (F.silu, torch._C._nn.silu)),
+)
+
+
+def _transparent(function: Any) -> FunctionType:
+    """Copies a function of PyTorch so that a mode sees the calls inside it instead of the call of it."""
+    namespace = dict(
+        function.__globals__,
+        has_torch_function=lambda _tensors: False,
+        has_torch_function_unary=lambda _tensor: False,
+    )
+    copy = FunctionType(function.__code__, namespace, function.__name__, function.__defaults__)
+    copy.__kwdefaults__ = function.__kwdefaults__
+    return copy
+
+
+# PyTorch runs the body of an intercepted function without the mode. These bodies contain calls to replace:
+# attention, and whatever checkpointing recomputes during a backward pass.
+_TRANSPARENT: dict[Any, Callable[..., Any]] = {
+    function: _transparent(function)
+    for function in (F.multi_head_attention_forward, torch.autograd.grad, Tensor.backward)
+}
+
+
+class TwiceDifferentiable(TorchFunctionMode):
+    """The context manager that `twice_differentiable` returns.
+
+    Attributes:
+        replaced: How often each operation was replaced so far.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.replaced: dict[str, int] = Counter()
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Iterable[type],
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        """Runs one intercepted call; PyTorch calls this with the mode switched off."""
+        kwargs = kwargs or {}
+        if func in _TRANSPARENT:
+            with self:
+                return _TRANSPARENT[func](*args, **kwargs)
+        entry = REPLACEMENTS.get(func)
+        if entry is not None:
+            name, replacement = entry
+            result = replacement(*args, **kwargs)
+            if result is not NotImplemented:
+                self.replaced[name] += 1
+                return result
+        return func(*args, **kwargs)
+
+
+def twice_differentiable() -> TwiceDifferentiable:
+    """Replaces torch.nn.functional calls by the fused, twice-differentiable operations while it is active.
+
+    Calls that an operation does not support (dtype, device, dropout, in-place) run unchanged. Backward passes
+    need not be inside, except those that recompute a forward pass (torch.utils.checkpoint): that must
+    see the same operations as the first pass.
+
+    Example:
+        >>> with twice_differentiable() as mode:
+        ...     loss = model(tokens).loss
+        >>> mode.replaced
+        {'layer_norm': 25, 'gelu': 12}
+
+    Returns:
+        A context manager (a torch.overrides.TorchFunctionMode), active in the thread that enters it.
+    """
+    return TwiceDifferentiable()

@@ -1,0 +1,133 @@
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+from hvp_engine import ops
+from hvp_engine.kernels import loader
+from hvp_engine.ops import twice_differentiable
+
+
+def seeded(module):
+    torch.manual_seed(0)
+    for parameter in module.parameters():
+        nn.init.normal_(parameter, std=0.3)
+    return module.double()
+
+
+def derivatives(model, x):
+    """Loss, gradients, and a Hessian-vector product."""
+    parameters = list(model.parameters())
+    loss = model(x).pow(2).mean()
+    grads = torch.autograd.grad(loss, parameters, create_graph=True)
+    product = torch.autograd.grad(grads, parameters, [p.detach().cos() for p in parameters])
+    return [loss, *grads, *product]
+
+
+def assert_swap_changes_nothing(model, x, expected):
+    with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
+        plain = derivatives(model, x)
+        with twice_differentiable() as mode:
+            swapped = derivatives(model, x)
+    for mine, theirs in zip(swapped, plain, strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-9, atol=1e-9)
+    assert expected.items() <= mode.replaced.items()
+
+
+def test_a_transformer_encoder_runs_unchanged_and_reports_what_was_replaced():
+    layer = nn.TransformerEncoderLayer(8, 2, 16, dropout=0.0, activation="gelu", batch_first=True)
+    model = seeded(nn.TransformerEncoder(layer, 2, enable_nested_tensor=False))
+    x = torch.randn(2, 5, 8, dtype=torch.double)
+    assert_swap_changes_nothing(model, x, {"layer_norm": 4, "gelu": 2})
+    assert_swap_changes_nothing(model.eval(), x, {"layer_norm": 4, "gelu": 2})
+
+
+def test_a_network_of_modules_runs_unchanged():
+    model = nn.Sequential(
+        nn.Linear(4, 6), nn.SiLU(), nn.RMSNorm(6), nn.Linear(6, 5), nn.GELU("tanh"), nn.LayerNorm(5)
+    )
+    x = torch.randn(3, 4, dtype=torch.double)
+    assert_swap_changes_nothing(seeded(model), x, {"silu": 1, "rms_norm": 1, "gelu": 1, "layer_norm": 1})
+
+
+def test_calls_by_function_name_are_replaced_once():
+    x, w = torch.randn(3, 4), torch.randn(4)
+    with twice_differentiable() as mode:
+        results = [
+            F.layer_norm(x, (4,), w),
+            torch.layer_norm(x, (4,), w),
+            F.rms_norm(x, (4,), w),
+            torch.rms_norm(x, (4,), w),
+            F.gelu(x),
+            F.silu(x),
+        ]
+    assert mode.replaced == {"layer_norm": 2, "rms_norm": 2, "gelu": 1, "silu": 1}
+    plain = [F.layer_norm(x, (4,), w)] * 2 + [F.rms_norm(x, (4,), w)] * 2 + [F.gelu(x), F.silu(x)]
+    torch.testing.assert_close(results, plain)
+
+
+def test_the_inside_of_multi_head_attention_is_seen():
+    model = seeded(nn.MultiheadAttention(8, 2, batch_first=True))
+    x = torch.randn(2, 3, 8, dtype=torch.double)
+    seen = []
+
+    class Watch(torch.overrides.TorchFunctionMode):
+        def __torch_function__(self, func, types, args=(), kwargs=None):
+            seen.append(func)
+            return func(*args, **(kwargs or {}))
+
+    plain = model(x, x, x, need_weights=False)[0]
+    with Watch(), twice_differentiable():
+        swapped = model(x, x, x, need_weights=False)[0]
+    assert F.scaled_dot_product_attention in seen
+    assert torch.equal(swapped, plain)
+
+
+def test_unsupported_calls_fall_through_uncounted():
+    x = torch.randn(3, 4)
+    with twice_differentiable() as mode:
+        F.layer_norm(x.half(), (4,))
+        F.gelu(x.half())
+        y = x.clone()
+        assert F.silu(y, inplace=True) is y
+    assert mode.replaced == {}
+    assert torch.equal(y, F.silu(x))
+
+
+def test_nothing_is_replaced_outside_the_context():
+    with twice_differentiable() as mode:
+        pass
+    F.gelu(torch.randn(3))
+    assert mode.replaced == {}
+
+
+def test_checkpointed_layers_recompute_with_the_same_operations():
+    block = seeded(nn.Sequential(nn.LayerNorm(4), nn.Linear(4, 4), nn.GELU()))
+    x = torch.randn(3, 4, dtype=torch.double)
+    plain = derivatives(block, x)
+
+    class Checkpointed(nn.Module):
+        def parameters(self, recurse=True):
+            return block.parameters(recurse)
+
+        def forward(self, x):
+            return checkpoint(block, x, use_reentrant=False)
+
+    with twice_differentiable():
+        again = derivatives(Checkpointed(), x)
+    torch.testing.assert_close(again, plain)
+
+
+def test_without_native_kernels_the_reference_serves(monkeypatch):
+    x = torch.randn(3, 4, requires_grad=True)
+    monkeypatch.setattr(loader, "missing_reason", "not built")
+    monkeypatch.setattr(loader, "_warned", True)
+    with twice_differentiable() as mode:
+        outputs = [F.gelu(x), F.silu(x), F.layer_norm(x, (4,)), F.rms_norm(x, (4,))]
+    assert mode.replaced == {}
+    for mine, plain in zip(
+        (ops.gelu(x), ops.silu(x), ops.layer_norm(x, (4,)), ops.rms_norm(x, (4,))), outputs, strict=True
+    ):
+        assert torch.equal(mine, plain)
+        assert type(mine.grad_fn) is type(plain.grad_fn)
+    assert torch.equal(ops.swiglu(x, x), F.silu(x) * x)
