@@ -3,6 +3,7 @@
 
 namespace py = pybind11;
 
+void register_attention(py::module_& m);
 void register_runtime(py::module_& m);
 
 namespace {
@@ -13,5 +14,6 @@ constexpr int kAbiVersion = 1;
 PYBIND11_MODULE(_native, m) {
     m.doc() = "Native kernels of hvp_engine. Arguments are raw addresses and sizes; use hvp_engine.kernels.";
     m.attr("abi_version") = kAbiVersion;
+    register_attention(m);
     register_runtime(m);
 }
