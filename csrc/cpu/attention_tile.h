@@ -24,6 +24,7 @@ using Index = std::int64_t;
 constexpr Index kBlock = 64;      // query rows of a block: the row stride of strips
 constexpr Index kTile = 96;       // keys handled together: a strip's tile stays in the first-level cache
 constexpr Index kMinTasks = 16;   // heads are split by query blocks below this: fixed, for the same bits anywhere
+constexpr Index kMinBlocks = 4;   // query blocks of a share: each task packs its keys and values again
 constexpr Index kAlign = 16;      // packed rows are padded to this many elements
 constexpr double kParallelWork = 1e6;  // multiplications below which starting threads costs more than it gains
 
@@ -153,7 +154,7 @@ struct Plan {
         blocks = (p.queries + kBlock - 1) / kBlock;
         heads = p.key_heads;
         for (int d = 0; d < p.batch_dims; ++d) heads *= p.batch_sizes[d];
-        splits = larger(1, smaller(blocks * group, (kMinTasks + heads - 1) / larger(heads, 1)));
+        splits = larger(1, smaller(blocks * group / kMinBlocks, (kMinTasks + heads - 1) / larger(heads, 1)));
         const double work = static_cast<double>(heads) * static_cast<double>(group * p.queries) *
                             static_cast<double>(p.keys) * static_cast<double>(p.width + p.value_width);
         threads = work < kParallelWork ? 1 : static_cast<int>(smaller(omp_get_max_threads(), tasks()));

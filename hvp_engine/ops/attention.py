@@ -20,6 +20,8 @@ from hvp_engine.kernels.attention import (
     statistics_like,
 )
 from hvp_engine.kernels.registry import backend_for
+from hvp_engine.ops.batched_function import BatchedFunction
+from hvp_engine.ops.batching import tensor_arguments, wanted_gradients
 
 __all__ = ["attention", "attention_ref"]
 
@@ -241,25 +243,9 @@ def _to_front(batch_size: int, tensors: tuple[Tensor | None, ...], in_dims: tupl
     ]
 
 
-def _wanted(ctx: Any, count: int) -> tuple[bool, ...]:
-    """Which gradients of the first `count` inputs the running backward pass will use.
-
-    `needs_input_grad` only says which inputs require gradients; the engine knows in addition what leads to the
-    `inputs` of torch.autograd.grad. Leaves cannot be asked for and count as used.
-    """
-    flags = list(ctx.needs_input_grad[:count])
-    edges = getattr(ctx, "next_functions", ())
-    if torch._C._current_graph_task_id() == -1 or len(edges) < count:
-        return tuple(flags)
-    for i in range(count):
-        node = edges[i][0]
-        if flags[i] and node is not None and type(node).__name__ != "AccumulateGrad":
-            flags[i] = torch._C._will_engine_execute_node(node)
-    return tuple(flags)
-
-
-def _keep(ctx: Any, *tensors: Tensor | None) -> None:
+def _keep(ctx: Any, inputs: tuple[Any, ...], *tensors: Tensor | None) -> None:
     ctx.set_materialize_grads(False)
+    ctx.is_tensor = tensor_arguments(inputs)
     ctx.save_for_backward(*tensors)
     ctx.save_for_forward(*tensors)
 
@@ -281,7 +267,7 @@ def _third_derivative() -> NoReturn:
     )
 
 
-class _Forward(torch.autograd.Function):
+class _Forward(BatchedFunction):
     @staticmethod
     def forward(
         query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, settings: _Settings
@@ -293,11 +279,11 @@ class _Forward(torch.autograd.Function):
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
         query, key, value, mask, ctx.settings = inputs
         ctx.mark_non_differentiable(output[1])
-        _keep(ctx, query, key, value, mask, output[1])
+        _keep(ctx, inputs, query, key, value, mask, output[1])
 
     @staticmethod
     def backward(ctx: Any, grad_out: Tensor | None, _: Tensor | None) -> tuple[Tensor | None, ...]:
-        wanted = _wanted(ctx, 3)
+        wanted = tuple(wanted_gradients(ctx, ctx.is_tensor)[:3])
         if grad_out is None or not any(wanted):
             return (None,) * 5
         grads = _Backward.apply(grad_out, *ctx.saved_tensors, ctx.settings, wanted)
@@ -315,7 +301,7 @@ class _Forward(torch.autograd.Function):
         return _Forward.apply(*_to_front(info.batch_size, args[:4], in_dims), args[4]), (0, 0)
 
 
-class _Backward(torch.autograd.Function):
+class _Backward(BatchedFunction):
     @staticmethod
     def forward(
         grad_out: Tensor,
@@ -333,11 +319,11 @@ class _Backward(torch.autograd.Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
         *tensors, ctx.settings, ctx.wanted = inputs
-        _keep(ctx, *tensors)
+        _keep(ctx, inputs, *tensors)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
-        needed = _wanted(ctx, 4)
+        needed = wanted_gradients(ctx, ctx.is_tensor)[:4]
         if all(g is None for g in grads) or not any(needed):
             return (None,) * 8
         grad_out, query, key, value, mask, statistics = ctx.saved_tensors
@@ -372,7 +358,7 @@ class _Backward(torch.autograd.Function):
         return outputs, (0,) * len(outputs)
 
 
-class _Tangent(torch.autograd.Function):
+class _Tangent(BatchedFunction):
     """The forward-mode derivative of attention."""
 
     @staticmethod
@@ -394,14 +380,15 @@ class _Tangent(torch.autograd.Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
         *tensors, ctx.settings = inputs
-        _keep(ctx, *tensors)
+        _keep(ctx, inputs, *tensors)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor | None) -> tuple[Tensor | None, ...]:
         if grad is None:
             return (None,) * 9
         query, key, value, *tangents, mask, statistics = ctx.saved_tensors
-        of_inputs, of_tangents = (ctx.needs_input_grad[i : i + 3] for i in (0, 3))
+        needed = wanted_gradients(ctx, ctx.is_tensor)
+        of_inputs, of_tangents = tuple(needed[:3]), tuple(needed[3:6])
         second: tuple[Tensor, ...] = ()
         first: tuple[Tensor, ...] = ()
         if any(of_inputs):
@@ -423,7 +410,7 @@ class _Tangent(torch.autograd.Function):
         return _Tangent.apply(*_to_front(info.batch_size, args[:8], in_dims), args[8]), 0
 
 
-class _Second(torch.autograd.Function):
+class _Second(BatchedFunction):
     @staticmethod
     def forward(
         grad_out: Tensor,
