@@ -27,7 +27,8 @@ hvp::AttentionTensor tensor(const Tensor& t, int batch_dims) {
     if (!t) return result;
     const auto& strides = t->second;
     if (strides.size() != static_cast<std::size_t>(batch_dims) + 3) {
-        throw std::invalid_argument("attention: a tensor needs one stride per batch dimension, and three more");
+        throw std::invalid_argument(
+            "attention: a tensor needs one stride per batch dimension, and three more");
     }
     result.data = reinterpret_cast<void*>(t->first);
     for (int d = 0; d < batch_dims; ++d) result.batch_strides[d] = strides[d];
@@ -101,7 +102,8 @@ void backward(const Sizes& sizes, double scale, bool causal, std::pair<int, int>
 
 // given: grad_out, tangents of query, key, value. outputs: for query, key, value, grad_out.
 void second(const Sizes& sizes, double scale, bool causal, std::pair<int, int> types,
-            const std::vector<Tensor>& inputs, const std::vector<Tensor>& given, const std::vector<Tensor>& outputs) {
+            const std::vector<Tensor>& inputs, const std::vector<Tensor>& given,
+            const std::vector<Tensor>& outputs) {
     const hvp::AttentionProblem p = problem(sizes, scale, causal, types, inputs);
     if (given.size() != 4 || outputs.size() != 4) {
         throw std::invalid_argument("attention: four given tensors and four outputs");

@@ -15,7 +15,8 @@ struct BackwardWorkspace {
     T *query, *query_t, *grad_out, *grad_out_t, *grad_query;  // of the current block
     T *p, *s;                                                 // strips: P, and dP -> scale dS
 
-    BackwardWorkspace(const AttentionProblem& problem, const Plan& plan, const AttentionGradients& g, T* memory)
+    BackwardWorkspace(const AttentionProblem& problem, const Plan& plan, const AttentionGradients& g,
+                      T* memory)
         : arena(memory) {
         key = arena.take(problem.keys * plan.width);
         value = arena.take(problem.keys * plan.value_width);
@@ -49,8 +50,8 @@ void backward_block(const AttentionProblem& p, const Plan& plan, const Block& b,
         scores_of(p, b, w.key, width, w.query_t, j, keys, tile);
         probabilities(b, largest, weight, keys, tile);
         if (!scores) continue;
-        multiply<T>(keys, b.lanes, p.value_width, {w.value + j * value_width, value_width, 1}, w.grad_out_t, kBlock,
-                    s, kBlock, false);
+        multiply<T>(keys, b.lanes, p.value_width, {w.value + j * value_width, value_width, 1}, w.grad_out_t,
+                    kBlock, s, kBlock, false);
         add_dots(b, tile, s, keys, mean);
     }
     for (Index j = 0; j < b.keys; j += kTile) {
@@ -63,13 +64,16 @@ void backward_block(const AttentionProblem& p, const Plan& plan, const Block& b,
         if (!scores) continue;
         score_gradient(b, tile, mean, static_cast<T>(p.scale), keys, s);
         if (sums.key != nullptr) {
-            multiply<T>(keys, width, b.rows, {s, kBlock, 1}, w.query, width, sums.key + j * width, width, true);
+            multiply<T>(keys, width, b.rows, {s, kBlock, 1}, w.query, width, sums.key + j * width, width,
+                        true);
         }
-        multiply<T>(b.rows, width, keys, {s, 1, kBlock}, w.key + j * width, width, w.grad_query, width, j > 0);
+        multiply<T>(b.rows, width, keys, {s, 1, kBlock}, w.key + j * width, width, w.grad_query, width,
+                    j > 0);
     }
     if (g.grad_query.data == nullptr) return;
     if (b.keys == 0) fill_zero(w.grad_query, b.rows * width);
-    unpack_rows(head_view(p, g.grad_query, p.type, b.batch, b.head), b.first, b.rows, p.width, w.grad_query, width);
+    unpack_rows(head_view(p, g.grad_query, p.type, b.batch, b.head), b.first, b.rows, p.width, w.grad_query,
+                width);
 }
 
 template <class T>
@@ -84,7 +88,8 @@ bool backward(const AttentionProblem& p, const AttentionGradients& g) {
 #pragma omp for schedule(dynamic, 1)
         for (Index task = 0; task < plan.tasks(); ++task) {
             const Index pair = task / plan.splits, batch = pair / p.key_heads, head = pair % p.key_heads;
-            const KeySums<T> sums = KeySums<T>::of_task(p, plan, g.grad_key, g.grad_value, memory, task, w.sums);
+            const KeySums<T> sums =
+                KeySums<T>::of_task(p, plan, g.grad_key, g.grad_value, memory, task, w.sums);
             sums.clear(p, plan);
             pack_rows(head_view(p, p.key, p.type, batch, head), 0, p.keys, p.width, w.key, plan.width);
             pack_rows(head_view(p, p.value, p.type, batch, head), 0, p.keys, p.value_width, w.value,

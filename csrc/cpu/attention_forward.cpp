@@ -8,7 +8,7 @@ namespace {
 template <class T>
 struct ForwardWorkspace {
     Arena<T> arena;
-    T *key, *value;           // packed, of the current task
+    T *key, *value;            // packed, of the current task
     T *query, *query_t, *out;  // of the current block
     T* strip;
 
@@ -73,7 +73,8 @@ void forward_block(const AttentionProblem& p, const Plan& plan, const Block& b, 
         weight[i] = total[i] == T(0) ? T(0) : T(1) / total[i];
         for (Index e = 0; e < plan.value_width; ++e) w.out[i * plan.value_width + e] *= weight[i];
     }
-    unpack_rows(head_view(p, out, p.type, b.batch, b.head), b.first, b.rows, p.value_width, w.out, plan.value_width);
+    unpack_rows(head_view(p, out, p.type, b.batch, b.head), b.first, b.rows, p.value_width, w.out,
+                plan.value_width);
 
     const AttentionType kept = sizeof(T) == 8 ? AttentionType::float64 : AttentionType::float32;
     const View statistics = head_view(p, p.statistics, kept, b.batch, b.head);

@@ -1,7 +1,8 @@
 // Small matrix products on packed tiles, for the attention kernels. Compiled once per instruction set.
 //
-// Register blocking: C[kRows x (panels * lanes)] stays in registers over the whole depth; the right operand is read as
-// vectors, the left one as broadcast scalars with any strides, so that A B and A^T B need no transposed copy.
+// Register blocking: C[kRows x (panels * lanes)] stays in registers over the whole depth; the right operand
+// is read as vectors, the left one as broadcast scalars with any strides, so that A B and A^T B need no
+// transposed copy.
 #pragma once
 
 #include <cstdint>
@@ -47,8 +48,8 @@ struct Scalars {
 };
 
 template <class T, int ROWS, int PANELS>
-void multiply_block(std::int64_t depth, Scalars<T> a, const T* b, std::int64_t b_stride, T* c, std::int64_t c_stride,
-                    bool add) {
+void multiply_block(std::int64_t depth, Scalars<T> a, const T* b, std::int64_t b_stride, T* c,
+                    std::int64_t c_stride, bool add) {
     using Vector = typename VectorOf<T>::type;
     Vector sum[ROWS][PANELS] = {};
     const T* left = a.data;
@@ -76,8 +77,8 @@ void multiply_block(std::int64_t depth, Scalars<T> a, const T* b, std::int64_t b
 }
 
 template <class T, int PANELS>
-void multiply_panel(std::int64_t rows, std::int64_t depth, Scalars<T> a, const T* b, std::int64_t b_stride, T* c,
-                    std::int64_t c_stride, bool add) {
+void multiply_panel(std::int64_t rows, std::int64_t depth, Scalars<T> a, const T* b, std::int64_t b_stride,
+                    T* c, std::int64_t c_stride, bool add) {
     for (; rows >= kRows; rows -= kRows) {
         multiply_block<T, kRows, PANELS>(depth, a, b, b_stride, c, c_stride, add);
         a.data += kRows * a.row_stride;
@@ -99,7 +100,8 @@ void multiply_panel(std::int64_t rows, std::int64_t depth, Scalars<T> a, const T
     }
 }
 
-// C = A B, or C += A B when `add`. `columns` is a multiple of kLanes<T>; b and c have rows of contiguous columns.
+// C = A B, or C += A B when `add`. `columns` is a multiple of kLanes<T>; b and c have rows of contiguous
+// columns.
 template <class T>
 void multiply(std::int64_t rows, std::int64_t columns, std::int64_t depth, Scalars<T> a, const T* b,
               std::int64_t b_stride, T* c, std::int64_t c_stride, bool add) {

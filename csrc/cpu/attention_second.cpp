@@ -76,7 +76,8 @@ void pack_block(const AttentionProblem& p, const Plan& plan, const Block& b, con
     pack(s.grad_out, p.value_width, plan.value_width, w.grad_out, w.grad_out_t);
 }
 
-// First sweep over the keys: fills the strips with P, dP, A / scale, B and sums the means of dP and A / scale.
+// First sweep over the keys: fills the strips with P, dP, A / scale, B and sums the means of dP and A /
+// scale.
 template <class T>
 void fill_strips(const AttentionProblem& p, const Plan& plan, const Block& b, const Terms& terms,
                  const SecondWorkspace<T>& w, Means<T>& mean) {
@@ -87,8 +88,10 @@ void fill_strips(const AttentionProblem& p, const Plan& plan, const Block& b, co
         const Index keys = smaller(kTile, b.keys - j), at = j * kBlock;
         scores_of(p, b, w.key, width, w.query_t, j, keys, w.p + at);
         probabilities(b, largest, weight, keys, w.p + at);
-        const auto product = [&](const T* rows, Index stride, Index depth, const T* right, T* strip, bool add) {
-            multiply<T>(keys, b.lanes, depth, {rows + j * stride, stride, 1}, right, kBlock, strip + at, kBlock, add);
+        const auto product = [&](const T* rows, Index stride, Index depth, const T* right, T* strip,
+                                 bool add) {
+            multiply<T>(keys, b.lanes, depth, {rows + j * stride, stride, 1}, right, kBlock, strip + at,
+                        kBlock, add);
         };
         if (terms.query) product(w.key, width, p.width, w.tangent_t, w.y, false);
         if (terms.key) product(w.tangent_key, width, p.width, w.query_t, w.y, terms.query);
@@ -132,21 +135,25 @@ void center_strips(const AttentionProblem& p, const Block& b, const Terms& terms
 // Third sweep: z -> scale R, and the products with the strips.
 template <class T>
 void accumulate(const AttentionProblem& p, const Plan& plan, const Block& b, const Terms& terms,
-                const AttentionSecond& s, const SecondWorkspace<T>& w, const KeySums<T>& sums, const Means<T>& mean) {
+                const AttentionSecond& s, const SecondWorkspace<T>& w, const KeySums<T>& sums,
+                const Means<T>& mean) {
     const Index width = plan.width, value_width = plan.value_width;
     const T scale = static_cast<T>(p.scale);
     for (Index j = 0; j < b.keys; j += kTile) {
         const Index keys = smaller(kTile, b.keys - j), at = j * kBlock;
         // to_queries: out += strip' rows; to_keys: out += strip rows.
         const auto to_queries = [&](const T* strip, const T* rows, Index stride, T* out, bool add) {
-            multiply<T>(b.rows, stride, keys, {strip + at, 1, kBlock}, rows + j * stride, stride, out, stride, add);
+            multiply<T>(b.rows, stride, keys, {strip + at, 1, kBlock}, rows + j * stride, stride, out, stride,
+                        add);
         };
         const auto to_keys = [&](const T* strip, const T* rows, Index stride, T* out) {
-            multiply<T>(keys, stride, b.rows, {strip + at, kBlock, 1}, rows, stride, out + j * stride, stride, true);
+            multiply<T>(keys, stride, b.rows, {strip + at, kBlock, 1}, rows, stride, out + j * stride, stride,
+                        true);
         };
         if (s.out_grad_out.data != nullptr) {
             if (terms.first) to_queries(w.y, w.value, value_width, w.out_grad_out, j > 0);
-            if (terms.value) to_queries(w.p, w.tangent_value, value_width, w.out_grad_out, j > 0 || terms.first);
+            if (terms.value)
+                to_queries(w.p, w.tangent_value, value_width, w.out_grad_out, j > 0 || terms.first);
         }
         if (sums.value != nullptr && terms.first) to_keys(w.y, w.grad_out, value_width, sums.value);
         if (!terms.scores) continue;
@@ -189,7 +196,8 @@ void pack_keys(const AttentionProblem& p, const Plan& plan, Index pair, const At
                const SecondWorkspace<T>& w) {
     const auto pack = [&](const AttentionTensor& t, Index columns, Index stride, T* to) {
         if (t.data == nullptr) return;
-        pack_rows(head_view(p, t, p.type, pair / p.key_heads, pair % p.key_heads), 0, p.keys, columns, to, stride);
+        pack_rows(head_view(p, t, p.type, pair / p.key_heads, pair % p.key_heads), 0, p.keys, columns, to,
+                  stride);
     };
     pack(p.key, p.width, plan.width, w.key);
     pack(p.value, p.value_width, plan.value_width, w.value);
@@ -209,7 +217,8 @@ bool second(const AttentionProblem& p, const AttentionSecond& s) {
 #pragma omp for schedule(dynamic, 1)
         for (Index task = 0; task < plan.tasks(); ++task) {
             const Index pair = task / plan.splits;
-            const KeySums<T> sums = KeySums<T>::of_task(p, plan, s.out_key, s.out_value, memory, task, w.sums);
+            const KeySums<T> sums =
+                KeySums<T>::of_task(p, plan, s.out_key, s.out_value, memory, task, w.sums);
             sums.clear(p, plan);
             pack_keys(p, plan, pair, s, w);
             for (Index at = task % plan.splits; at < plan.blocks * plan.group; at += plan.splits) {

@@ -1,9 +1,11 @@
-// What the attention kernels share: division of work, packing, score strips, write-back. Compiled per instruction set.
+// What the attention kernels share: division of work, packing, score strips, write-back. Compiled per
+// instruction set.
 //
-// A task is one (batch entry, key head) and a share of its query blocks; one thread does it from start to end, so that
-// the sums over queries have a fixed order. A block is kBlock query rows of one head. Scores of a block against all
-// its keys form a strip, stored transposed (keys x queries): row statistics are then sums over the strip's rows,
-// which vectorise, and only the block's own rows need a transposed copy. Strips make memory linear in the keys.
+// A task is one (batch entry, key head) and a share of its query blocks; one thread does it from start to
+// end, so that the sums over queries have a fixed order. A block is kBlock query rows of one head. Scores of
+// a block against all its keys form a strip, stored transposed (keys x queries): row statistics are then sums
+// over the strip's rows, which vectorise, and only the block's own rows need a transposed copy. Strips make
+// memory linear in the keys.
 #pragma once
 
 #include <omp.h>
@@ -21,12 +23,14 @@ namespace {
 
 using Index = std::int64_t;
 
-constexpr Index kBlock = 64;      // query rows of a block: the row stride of strips
-constexpr Index kTile = 96;       // keys handled together: a strip's tile stays in the first-level cache
-constexpr Index kMinTasks = 16;   // heads are split by query blocks below this: fixed, for the same bits anywhere
-constexpr Index kMinBlocks = 4;   // query blocks of a share: each task packs its keys and values again
-constexpr Index kAlign = 16;      // packed rows are padded to this many elements
-constexpr double kParallelWork = 1e6;  // multiplications below which starting threads costs more than it gains
+constexpr Index kBlock = 64;  // query rows of a block: the row stride of strips
+constexpr Index kTile = 96;   // keys handled together: a strip's tile stays in the first-level cache
+constexpr Index kMinTasks =
+    16;  // heads are split by query blocks below this: fixed, for the same bits anywhere
+constexpr Index kMinBlocks = 4;  // query blocks of a share: each task packs its keys and values again
+constexpr Index kAlign = 16;     // packed rows are padded to this many elements
+constexpr double kParallelWork =
+    1e6;  // multiplications below which starting threads costs more than it gains
 
 inline Index smaller(Index a, Index b) { return a < b ? a : b; }
 inline Index larger(Index a, Index b) { return a > b ? a : b; }
@@ -53,13 +57,15 @@ inline Index bytes_of(AttentionType type) {
     }
 }
 
-inline View head_view(const AttentionProblem& p, const AttentionTensor& t, AttentionType type, Index batch, Index head) {
+inline View head_view(const AttentionProblem& p, const AttentionTensor& t, AttentionType type, Index batch,
+                      Index head) {
     Index offset = head * t.head_stride;
     for (int d = p.batch_dims - 1; d >= 0; --d) {
         offset += batch % p.batch_sizes[d] * t.batch_strides[d];
         batch /= p.batch_sizes[d];
     }
-    return View{static_cast<const char*>(t.data) + offset * bytes_of(type), t.row_stride, t.column_stride, type};
+    return View{static_cast<const char*>(t.data) + offset * bytes_of(type), t.row_stride, t.column_stride,
+                type};
 }
 
 struct BFloat16 {
@@ -217,9 +223,10 @@ void apply_boolean(const View& mask, const Block& b, Index first_key, Index keys
 
 // tile = scale * key query' + mask for keys [first_key, first_key + keys) of a block; unseen keys are -inf.
 template <class T>
-void scores_of(const AttentionProblem& p, const Block& b, const T* key, Index stride, const T* query_t, Index first_key,
-               Index keys, T* tile) {
-    multiply<T>(keys, b.lanes, p.width, {key + first_key * stride, stride, 1}, query_t, kBlock, tile, kBlock, false);
+void scores_of(const AttentionProblem& p, const Block& b, const T* key, Index stride, const T* query_t,
+               Index first_key, Index keys, T* tile) {
+    multiply<T>(keys, b.lanes, p.width, {key + first_key * stride, stride, 1}, query_t, kBlock, tile, kBlock,
+                false);
     const T scale = static_cast<T>(p.scale);
     for (Index j = 0; j < keys; ++j) {
         T* scores = tile + j * kBlock;
@@ -252,8 +259,8 @@ void scores_of(const AttentionProblem& p, const Block& b, const T* key, Index st
 // Loads a block's row statistics; lanes past its rows get weight zero, so that they contribute nothing.
 template <class T>
 void load_statistics(const AttentionProblem& p, const Block& b, T* largest, T* weight) {
-    const View v = head_view(p, p.statistics, sizeof(T) == 8 ? AttentionType::float64 : AttentionType::float32, b.batch,
-                             b.head);
+    const View v = head_view(
+        p, p.statistics, sizeof(T) == 8 ? AttentionType::float64 : AttentionType::float32, b.batch, b.head);
     const T* from = reinterpret_cast<const T*>(v.data) + b.first * v.row_stride;
     for (Index i = 0; i < kBlock; ++i) {
         largest[i] = i < b.rows ? from[i * v.row_stride] : T(0);

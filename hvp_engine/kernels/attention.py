@@ -24,7 +24,7 @@ class AttentionInputs:
         query: (..., heads, L, E).
         key: (..., key heads, S, E).
         value: (..., key heads, S, Ev).
-        mask: (..., heads, L, S), boolean or added to the scores, with stride 0 where it is broadcast, or None.
+        mask: (..., heads, L, S), boolean or added to the scores, stride 0 where it is broadcast, or None.
         statistics: (..., heads, L, 2), the largest score of each row and the inverse sum of its exponentials.
         scale: Factor of the scores.
         causal: Whether query i sees only the keys up to i.
@@ -60,10 +60,9 @@ def _dense_like(like: Tensor, columns: int) -> Tensor:
 
     Heads split off a (batch, length, heads x width) tensor then give results that merge back without a copy.
     """
-    order = sorted(range(like.dim() - 1), key=lambda d: (like.stride(d) == 0, like.stride(d)), reverse=True)
-    if any(like.stride(d) == 0 for d in range(like.dim() - 1)):
-        order = list(range(like.dim() - 1))  # an expanded tensor has no order of its own
-    order.append(like.dim() - 1)
+    rows = list(range(like.dim() - 1))
+    expanded = any(like.stride(d) == 0 for d in rows)  # such a tensor has no order of its own
+    order = [*(rows if expanded else sorted(rows, key=like.stride, reverse=True)), like.dim() - 1]
     shape = (*like.shape[:-1], columns)
     dense = like.new_empty([shape[d] for d in order])
     return dense.permute([order.index(d) for d in range(like.dim())])
@@ -122,11 +121,12 @@ def attention_second(
         wanted: Which of the derivatives for query, key, value and grad_out to compute.
 
     Returns:
-        Those derivatives, None for those not wanted. The last one is also the forward-mode derivative of attention.
+        Those derivatives, None for those not wanted. The last is also the forward-mode derivative.
     """
     shapes = ((x.query, x.query), (x.key, x.key), (x.value, x.value), (x.query, x.value))
     outputs = [
-        _dense_like(like, of.shape[-1]) if want else None for (like, of), want in zip(shapes, wanted, strict=True)
+        _dense_like(like, of.shape[-1]) if want else None
+        for (like, of), want in zip(shapes, wanted, strict=True)
     ]
     given = [_address(t) for t in (grad_out, *tangents)]
     native.attention_second(
