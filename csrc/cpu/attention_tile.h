@@ -28,6 +28,7 @@ constexpr Index kTile = 96;   // keys handled together: a strip's tile stays in 
 constexpr Index kMinTasks =
     16;  // heads are split by query blocks below this: fixed, for the same bits anywhere
 constexpr Index kMinBlocks = 4;  // query blocks of a share: each task packs its keys and values again
+constexpr Index kAhead = 8;      // rows prefetched ahead while packing
 constexpr Index kAlign = 16;     // packed rows are padded to this many elements
 constexpr double kParallelWork =
     1e6;  // multiplications below which starting threads costs more than it gains
@@ -88,6 +89,10 @@ void pack_rows_of(const View& v, Index first, Index rows, Index columns, T* to, 
         const Source* from = reinterpret_cast<const Source*>(v.data) + (first + i) * v.row_stride;
         T* row = to + i * stride;
         if (v.column_stride == 1) {
+            // Rows of one head lie far apart, out of the hardware prefetchers' sight.
+            const char* ahead = reinterpret_cast<const char*>(from + kAhead * v.row_stride);
+            for (Index e = 0; e < columns * static_cast<Index>(sizeof(Source)); e += 64)
+                __builtin_prefetch(ahead + e);
 #pragma omp simd
             for (Index e = 0; e < columns; ++e) row[e] = static_cast<T>(load(from + e));
         } else {

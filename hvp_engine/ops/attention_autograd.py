@@ -166,8 +166,11 @@ class _Backward(BatchedFunction):
         if grad_out_tangent is not None:
             parts.append(_Backward.apply(grad_out_tangent, *primals, *rest, ctx.wanted))
         if not parts:
-            return (None,) * sum(ctx.wanted)
-        return parts[0] if len(parts) == 1 else tuple(a + b for a, b in zip(*parts, strict=True))
+            return tuple(None for want in ctx.wanted if want)
+        total: tuple[Tensor | None, ...] = tuple(
+            sum(terms[1:], terms[0]) for terms in zip(*parts, strict=True)
+        )
+        return total
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
