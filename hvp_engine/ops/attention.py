@@ -6,6 +6,7 @@ import math
 
 import torch
 from torch import Tensor
+from torch._C import _len_torch_dispatch_stack
 from torch.autograd import forward_ad
 
 from hvp_engine.errors import ConfigurationError
@@ -37,8 +38,9 @@ def attention(
     float64; the same inputs give the same bits.
 
     The plain PyTorch `attention_ref`, whose memory is quadratic, runs instead when the mask needs a
-    gradient, on a device or dtype without a native kernel, without the compiled extension, and for empty
-    tensors.
+    gradient, on a device or dtype without a native kernel, without the compiled extension, for empty
+    tensors, and where operations are traced or simulated (make_fx, torch.compile, fake tensors, operation
+    counters).
 
     Args:
         query: (..., Hq, L, E) float32, float64 or bfloat16, any strides.
@@ -68,6 +70,7 @@ def attention(
         or not can_run(query, mask)
         or (mask is not None and _is_differentiated(mask))
         or 0 in (query.numel(), key.numel(), value.numel())
+        or _is_traced(query, key, value, mask)
     ):
         out = _reference(query, key, value, mask, is_causal, scale)
     else:
@@ -212,6 +215,16 @@ def _broadcast(
 def _common_shape(*shapes: torch.Size) -> torch.Size:
     shape: torch.Size = torch.broadcast_shapes(*shapes)  # type: ignore[no-untyped-call]
     return shape
+
+
+def _is_traced(*tensors: Tensor | None) -> bool:
+    """Whether operations are recorded or simulated: a native kernel would be missing from the record."""
+    plain = Tensor.__torch_dispatch__
+    return (
+        _len_torch_dispatch_stack() > 0
+        or torch.compiler.is_compiling()
+        or any(t is not None and type(t).__torch_dispatch__ is not plain for t in tensors)
+    )
 
 
 def _is_differentiated(x: Tensor) -> bool:

@@ -7,8 +7,10 @@ from functools import partial
 import pytest
 import torch
 from attention_cases import all_derivatives, assert_same, fused_heads, make_qkv, math_path, randn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd import forward_ad
 from torch.func import functional_call, grad, hessian, jvp, vjp, vmap
+from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils.checkpoint import checkpoint
 
 import hvp_engine.kernels.attention as kernels
@@ -172,6 +174,16 @@ def test_the_reference_serves_without_native_kernels(missing, monkeypatch):
     monkeypatch.setattr(ops, "fused_attention", None)
     x = make_qkv((2,), 3, 3, 5, 5, 4, 4)
     assert_same(all_derivatives(attention, x), all_derivatives(attention_ref, x), 0)
+
+
+def test_traced_graphs_contain_the_reference():
+    x = make_qkv((2,), 3, 3, 5, 5, 4, 4)
+    hvp = lambda *x: jvp(grad(lambda q: attention(q, *x[1:]).pow(3).sum()), x[:1], (x[0].flip(-1),))[1]  # noqa: E731
+    expected = hvp(*x)
+    traced = make_fx(hvp)(*x)
+    assert_same([traced(*x)], [expected])
+    with FakeTensorMode() as mode:
+        assert attention(*(mode.from_tensor(y) for y in x)).shape == x[0].shape
 
 
 def test_half_precision_goes_to_the_reference():
