@@ -7,6 +7,7 @@ void register_allocator(py::module_& m);
 void register_reorthogonalize(py::module_& m);
 void register_activations(py::module_& m);
 void register_normalize(py::module_& m);
+void register_attention(py::module_& m);
 void register_runtime(py::module_& m);
 void register_tridiagonal(py::module_& m);
 
@@ -22,6 +23,7 @@ PYBIND11_MODULE(_native, m) {
     register_reorthogonalize(m);
     register_activations(m);
     register_normalize(m);
+    register_attention(m);
     register_runtime(m);
     register_tridiagonal(m);
 }

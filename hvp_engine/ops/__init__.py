@@ -26,3 +26,4 @@ __all__ = [
     "swiglu_ref",
     "twice_differentiable",
 ]
+"""Twice-differentiable fused operations, each beside its plain PyTorch reference."""

@@ -1,79 +1,62 @@
-"""Base class of the fused operations: cheap autograd functions that every kind of vmap can batch."""
+"""Base class of the fused operations: autograd functions that `is_grads_batched=True` can batch, too."""
 
-# ruff: noqa: ANN401 - autograd functions take and return anything.
 from __future__ import annotations
 
-import functools
 from types import SimpleNamespace
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch._C import _are_functorch_transforms_active, _functorch
-from torch._functorch.utils import unwrap_dead_wrappers
 from torch.autograd import Function
+
+from hvp_engine.errors import ConfigurationError
 
 __all__ = ["BatchedFunction"]
 
 
-class BatchedFunction(Function):
-    """An autograd function whose `vmap` staticmethod serves both of PyTorch's batching mechanisms.
+def _is_legacy_batched(value: Any) -> bool:
+    """Recognises the tensors of `torch.autograd.grad(..., is_grads_batched=True)`.
 
-    `torch.autograd.grad(..., is_grads_batched=True)` uses an older vmap than torch.func does. That one knows
-    no rules of autograd functions: its batched tensors, which have no address, would reach `forward`.
-    Subclasses use setup_context, and their vmap rules return outputs with the batch in front.
+    Those of torch.func.vmap are of another kind, and only for them does autograd.Function call `vmap` by itself.
     """
+    return isinstance(value, Tensor) and torch._C._functorch.is_legacy_batchedtensor(value)
 
-    def __init_subclass__(cls, **kwargs: Any) -> None:
-        """Sends forward calls with tensors of the older vmap through the vmap rule."""
-        super().__init_subclass__(**kwargs)
-        compute = cls.forward
 
-        @functools.wraps(compute)
-        def forward(*args: Any) -> Any:
-            for arg in args:
-                if isinstance(arg, Tensor) and _functorch.is_legacy_batchedtensor(arg):
-                    return _through_vmap_rule(cls, args)
-            return compute(*args)
+def _legacy_level() -> int:
+    """Returns how many vmaps of that older kind are running."""
+    level: int = torch._C._vmapmode_increment_nesting() - 1  # type: ignore[attr-defined]
+    torch._C._vmapmode_decrement_nesting()  # type: ignore[attr-defined]
+    return level
 
-        cls.forward = staticmethod(forward)  # type: ignore[method-assign]
+
+class BatchedFunction(Function):
+    """An autograd function whose `vmap` staticmethod serves both of PyTorch's batching mechanisms."""
 
     @classmethod
     def apply(cls, *args: Any) -> Any:
-        """Applies the function to all of its arguments, in order.
+        """Applies the function; batched arguments go through the `vmap` staticmethod.
 
-        Function.apply binds the arguments to the signature first, which takes longer than a small kernel.
+        Raises:
+            ConfigurationError: Batched gradients are nested in each other.
         """
-        if _are_functorch_transforms_active():
+        if not any(_is_legacy_batched(value) for value in args):
             return super().apply(*args)  # type: ignore[no-untyped-call]
-        # What torch.func.vjp returns runs after its transform has ended: its tensors may be dead wrappers.
-        return super(Function, cls).apply(*unwrap_dead_wrappers(args))  # type: ignore[misc]
-
-
-def _through_vmap_rule(function: type[BatchedFunction], args: tuple[Any, ...]) -> Any:
-    """Runs the vmap rule of a function on the innermost level of the older vmap."""
-    level: int = torch._C._vmapmode_increment_nesting() - 1
-    torch._C._vmapmode_decrement_nesting()
-    # A tensor without this level comes back with a leading dimension of 1, which broadcasts.
-    plain = [
-        torch._remove_batch_dim(arg, level, 1, 0)
-        if isinstance(arg, Tensor) and _functorch.is_legacy_batchedtensor(arg)
-        else arg
-        for arg in args
-    ]
-    batched = [new is not old for new, old in zip(plain, args, strict=True)]
-    size = max(tensor.shape[0] for tensor, is_batched in zip(plain, batched, strict=True) if is_batched)
-    plain = [
-        arg.expand(size, *arg.shape[1:]) if is_batched else arg
-        for arg, is_batched in zip(plain, batched, strict=True)
-    ]
-    in_dims = tuple(0 if is_batched else None for is_batched in batched)
-    info = SimpleNamespace(batch_size=size, randomness="error")
-    torch._C._vmapmode_decrement_nesting()
-    try:
-        outputs, _ = function.vmap(info, in_dims, *plain)  # type: ignore[no-untyped-call]
-    finally:
-        torch._C._vmapmode_increment_nesting()
-    if isinstance(outputs, Tensor):
-        return torch._add_batch_dim(outputs, 0, level)
-    return tuple(None if output is None else torch._add_batch_dim(output, 0, level) for output in outputs)
+        level = _legacy_level()
+        if level != 1:
+            raise ConfigurationError(
+                "is_grads_batched=True cannot be nested around hvp_engine operations; use torch.func.vmap instead."
+            )
+        in_dims = tuple(0 if _is_legacy_batched(value) else None for value in args)
+        plain = [
+            torch._remove_batch_dim(value, level, 0, 0) if dim == 0 else value  # type: ignore[attr-defined]
+            for value, dim in zip(args, in_dims, strict=True)
+        ]
+        size = next(value.shape[0] for value, dim in zip(plain, in_dims, strict=True) if dim == 0)
+        info = SimpleNamespace(batch_size=size, randomness="error")
+        outputs, out_dims = cls.vmap(info, in_dims, *plain)  # type: ignore[no-untyped-call]
+        if isinstance(outputs, Tensor):
+            return torch._add_batch_dim(outputs, out_dims, level)  # type: ignore[attr-defined]
+        return tuple(
+            output if dim is None else torch._add_batch_dim(output, dim, level)  # type: ignore[attr-defined]
+            for output, dim in zip(outputs, out_dims, strict=True)
+        )
