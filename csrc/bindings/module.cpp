@@ -3,6 +3,8 @@
 
 namespace py = pybind11;
 
+void register_cross_entropy(py::module_& m);
+void register_losses(py::module_& m);
 void register_runtime(py::module_& m);
 
 namespace {
@@ -13,5 +15,7 @@ constexpr int kAbiVersion = 1;
 PYBIND11_MODULE(_native, m) {
     m.doc() = "Native kernels of hvp_engine. Arguments are raw addresses and sizes; use hvp_engine.kernels.";
     m.attr("abi_version") = kAbiVersion;
+    register_cross_entropy(m);
+    register_losses(m);
     register_runtime(m);
 }

@@ -1,0 +1,245 @@
+// Cross-entropy rows. One thread owns a row and sums it in blocks of fixed size, so the bits do not depend on
+// the thread count; a row of 50k floats and its tangent stay in the second-level cache between the two loops
+// over them.
+#include "hvp/cross_entropy.h"
+
+#include <cmath>
+
+#include "hvp/simd_math.h"
+
+namespace hvp {
+namespace HVP_ISA {
+namespace {
+
+constexpr std::int64_t kBlock = 1024;
+
+// loss = hit (lse - z_target) + smooth sum_c w_c (lse - z_c); its gradient is mass p - hit e_target - smooth
+// w.
+struct RowTerms {
+    bool kept;
+    std::int64_t target;
+    double hit;
+    double smooth;
+    double mass;
+};
+
+template <class A>
+double weight_sum(const CrossEntropyRows& in) {
+    if (in.class_weight == nullptr) return static_cast<double>(in.classes);
+    const A* w = static_cast<const A*>(in.class_weight);
+    double sum = 0;
+    for (std::int64_t c = 0; c < in.classes; ++c) sum += w[c];
+    return sum;
+}
+
+template <class A>
+RowTerms row_terms(const CrossEntropyRows& in, std::int64_t base_row, double total_weight) {
+    RowTerms row{};
+    row.target = in.target[base_row];
+    row.kept = row.target != in.ignore_index;
+    if (!row.kept) return row;
+    const A* w = static_cast<const A*>(in.class_weight);
+    row.hit = (1.0 - in.smoothing) * (w == nullptr ? 1.0 : static_cast<double>(w[row.target]));
+    row.smooth = in.smoothing / static_cast<double>(in.classes);
+    row.mass = row.hit + row.smooth * total_weight;
+    return row;
+}
+
+std::int64_t block_end(std::int64_t begin, std::int64_t classes) {
+    return begin + kBlock < classes ? begin + kBlock : classes;
+}
+
+// sum_c w_c x_c, the part of the loss and of its slope that label smoothing adds.
+template <class T>
+double weighted_sum(const T* x, const Acc<T>* w, std::int64_t classes) {
+    double total = 0;
+    for (std::int64_t b = 0; b < classes; b = block_end(b, classes)) {
+        const std::int64_t e = block_end(b, classes);
+        Acc<T> sum = 0;
+        if (w == nullptr) {
+#pragma omp simd reduction(+ : sum)
+            for (std::int64_t c = b; c < e; ++c) sum += load(x + c);
+        } else {
+#pragma omp simd reduction(+ : sum)
+            for (std::int64_t c = b; c < e; ++c) sum += w[c] * load(x + c);
+        }
+        total += sum;
+    }
+    return total;
+}
+
+// One read of the row: the running maximum moves from block to block and rescales the running sum.
+template <class T>
+double log_sum_exp(const T* z, std::int64_t classes) {
+    using A = Acc<T>;
+    A shift = -static_cast<A>(INFINITY);
+    double total = 0;
+    for (std::int64_t b = 0; b < classes; b = block_end(b, classes)) {
+        const std::int64_t e = block_end(b, classes);
+        A largest = shift;
+#pragma omp simd reduction(max : largest)
+        for (std::int64_t c = b; c < e; ++c) {
+            const A x = load(z + c);
+            largest = x > largest ? x : largest;
+        }
+        if (largest > shift) {
+            total *= std::exp(static_cast<double>(shift) - static_cast<double>(largest));
+            shift = largest;
+        }
+        // Nothing but -inf so far: subtracting it would make NaN of a row that finite logits may still
+        // follow.
+        const A finite_shift = shift == -static_cast<A>(INFINITY) ? A(0) : shift;
+        A sum = 0;
+#pragma omp simd reduction(+ : sum)
+        for (std::int64_t c = b; c < e; ++c) sum += simd::exp(load(z + c) - finite_shift);
+        total += sum;
+    }
+    return static_cast<double>(shift) + std::log(total);
+}
+
+template <class T>
+void forward(const CrossEntropyRows& in, Acc<T>* lse, Acc<T>* loss) {
+    using A = Acc<T>;
+    const A* w = static_cast<const A*>(in.class_weight);
+    const double total_weight = weight_sum<A>(in);
+#pragma omp parallel for schedule(static)
+    for (std::int64_t r = 0; r < in.base_rows; ++r) {
+        const T* z = static_cast<const T*>(in.logits) + r * in.classes;
+        const RowTerms row = row_terms<A>(in, r, total_weight);
+        const double value = log_sum_exp(z, in.classes);
+        lse[r] = static_cast<A>(value);
+        double sum = 0;
+        if (row.kept) {
+            sum = row.hit * (value - static_cast<double>(load(z + row.target)));
+            if (row.smooth != 0) sum += row.smooth * (total_weight * value - weighted_sum(z, w, in.classes));
+        }
+        loss[r] = static_cast<A>(sum);
+    }
+}
+
+template <class T>
+void fill_zero(T* row, std::int64_t classes) {
+    for (std::int64_t c = 0; c < classes; ++c) store(row + c, 0);
+}
+
+template <class T>
+void backward(const CrossEntropyRows& in, const Acc<T>* lse, const Acc<T>* scale, T* grad) {
+    using A = Acc<T>;
+    const A* w = static_cast<const A*>(in.class_weight);
+    const double total_weight = weight_sum<A>(in);
+#pragma omp parallel for schedule(static)
+    for (std::int64_t r = 0; r < in.rows; ++r) {
+        const std::int64_t base = r % in.base_rows;
+        const T* z = static_cast<const T*>(in.logits) + base * in.classes;
+        T* out = grad + r * in.classes;
+        const RowTerms row = row_terms<A>(in, base, total_weight);
+        if (!row.kept) {
+            fill_zero(out, in.classes);
+            continue;
+        }
+        const A shift = lse[base];
+        const A mass = static_cast<A>(row.mass);
+        const A g = scale[r];
+        const A smooth = static_cast<A>(row.smooth);
+        const A at_target = load(z + row.target);  // before the loop: out may be z
+        if (row.smooth == 0) {
+            const A factor = g * mass;
+#pragma omp simd
+            for (std::int64_t c = 0; c < in.classes; ++c)
+                store(out + c, factor * simd::exp(load(z + c) - shift));
+        } else {
+#pragma omp simd
+            for (std::int64_t c = 0; c < in.classes; ++c) {
+                const A weight = w == nullptr ? A(1) : w[c];
+                store(out + c, g * (mass * simd::exp(load(z + c) - shift) - smooth * weight));
+            }
+        }
+        const A drop = static_cast<A>(row.hit + row.smooth * (w == nullptr ? 1.0 : w[row.target]));
+        store(out + row.target, g * (mass * simd::exp(at_target - shift) - drop));
+    }
+}
+
+// <softmax(z), u>
+template <class T>
+double softmax_dot(const T* z, const T* u, Acc<T> shift, std::int64_t classes) {
+    double total = 0;
+    for (std::int64_t b = 0; b < classes; b = block_end(b, classes)) {
+        const std::int64_t e = block_end(b, classes);
+        Acc<T> sum = 0;
+#pragma omp simd reduction(+ : sum)
+        for (std::int64_t c = b; c < e; ++c) sum += simd::exp(load(z + c) - shift) * load(u + c);
+        total += sum;
+    }
+    return total;
+}
+
+template <class T>
+void hvp(const CrossEntropyRows& in, const Acc<T>* lse, const Acc<T>* scale, const T* tangent, T* product,
+         Acc<T>* slope) {
+    using A = Acc<T>;
+    const A* w = static_cast<const A*>(in.class_weight);
+    const double total_weight = weight_sum<A>(in);
+#pragma omp parallel for schedule(static)
+    for (std::int64_t r = 0; r < in.rows; ++r) {
+        const std::int64_t base = r % in.base_rows;
+        const T* z = static_cast<const T*>(in.logits) + base * in.classes;
+        const T* u = tangent + r * in.classes;
+        const RowTerms row = row_terms<A>(in, base, total_weight);
+        if (!row.kept) {
+            if (product != nullptr) fill_zero(product + r * in.classes, in.classes);
+            if (slope != nullptr) slope[r] = 0;
+            continue;
+        }
+        const A shift = lse[base];
+        const double mean = softmax_dot(z, u, shift, in.classes);
+        if (slope != nullptr) {
+            double value = row.mass * mean - row.hit * static_cast<double>(load(u + row.target));
+            if (row.smooth != 0) value -= row.smooth * weighted_sum(u, w, in.classes);
+            slope[r] = static_cast<A>(value);
+        }
+        if (product == nullptr) continue;
+        T* out = product + r * in.classes;
+        const A center = static_cast<A>(mean);
+        const A factor = scale[r] * static_cast<A>(row.mass);
+#pragma omp simd
+        for (std::int64_t c = 0; c < in.classes; ++c)
+            store(out + c, factor * simd::exp(load(z + c) - shift) * (load(u + c) - center));
+    }
+}
+
+}  // namespace
+
+std::int64_t cross_entropy_bad_target(const CrossEntropyRows& in) {
+    for (std::int64_t r = 0; r < in.base_rows; ++r) {
+        const std::int64_t t = in.target[r];
+        if (t != in.ignore_index && (t < 0 || t >= in.classes)) return r;
+    }
+    return -1;
+}
+
+void cross_entropy_forward(const CrossEntropyRows& in, void* lse, void* loss) {
+    with_dtype(in.dtype, [&](auto element) {
+        using T = decltype(element);
+        forward<T>(in, static_cast<Acc<T>*>(lse), static_cast<Acc<T>*>(loss));
+    });
+}
+
+void cross_entropy_backward(const CrossEntropyRows& in, const void* lse, const void* scale, void* grad) {
+    with_dtype(in.dtype, [&](auto element) {
+        using T = decltype(element);
+        backward<T>(in, static_cast<const Acc<T>*>(lse), static_cast<const Acc<T>*>(scale),
+                    static_cast<T*>(grad));
+    });
+}
+
+void cross_entropy_hvp(const CrossEntropyRows& in, const void* lse, const void* scale, const void* tangent,
+                       void* product, void* slope) {
+    with_dtype(in.dtype, [&](auto element) {
+        using T = decltype(element);
+        hvp<T>(in, static_cast<const Acc<T>*>(lse), static_cast<const Acc<T>*>(scale),
+               static_cast<const T*>(tangent), static_cast<T*>(product), static_cast<Acc<T>*>(slope));
+    });
+}
+
+}  // namespace HVP_ISA
+}  // namespace hvp
