@@ -1,0 +1,1 @@
+"""Twice-differentiable fused operations, each beside its plain PyTorch reference."""

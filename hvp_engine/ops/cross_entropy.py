@@ -1,0 +1,390 @@
+"""Twice-differentiable cross-entropy: forward, gradient and Hessian-vector product in one fused pass each."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any, NoReturn
+
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch import Tensor
+
+from hvp_engine.errors import ConfigurationError, SecondDerivativeError
+from hvp_engine.kernels.loader import native
+from hvp_engine.kernels.tensors import accumulator, address, dtype_number, is_native
+from hvp_engine.ops.batched_function import BatchedFunction
+from hvp_engine.ops.batching import fold_rows, vmap_by_loop
+
+__all__ = ["ClassTargets", "cross_entropy", "cross_entropy_ref", "raise_third_derivative", "reduce_rows"]
+
+
+@dataclass(frozen=True)
+class ClassTargets:
+    """Options that go with class-index targets.
+
+    Attributes:
+        ignore_index: Target value whose rows have neither loss nor gradient.
+        label_smoothing: Share of the target distribution spread evenly over the classes.
+    """
+
+    ignore_index: int
+    label_smoothing: float
+
+    def rows(
+        self, logits: Tensor, target: Tensor, class_weight: Tensor | None, rows: int | None = None
+    ) -> Any:
+        """Describes contiguous logits (R, C), int64 targets (R) and weights (C) to the native kernels.
+
+        Args:
+            logits: Logits; row r of an output reads row r % R.
+            target: Class indices.
+            class_weight: Weights in the accumulator type, or None.
+            rows: Rows of the outputs, R unless told.
+        """
+        count, classes = logits.shape
+        return native.CrossEntropyRows(
+            dtype_number(logits.dtype),
+            address(logits),
+            address(target),
+            address(class_weight),
+            count if rows is None else rows,
+            count,
+            classes,
+            self.ignore_index,
+            self.label_smoothing,
+        )
+
+    def check(self, target: Tensor, classes: int) -> None:
+        """Raises ConfigurationError for the first target that is neither a class nor `ignore_index`."""
+        valid = (target >= 0) & (target < classes) | (target == self.ignore_index)
+        if not bool(valid.all()):
+            row = int((~valid).nonzero()[0, 0])
+            raise ConfigurationError(
+                f"target {int(target[row])} (flattened position {row}) is not a class: the logits have {classes} "
+                f"classes and ignore_index is {self.ignore_index}. Use targets from 0 to {classes - 1}, or pass the "
+                "value that marks ignored positions as ignore_index."
+            )
+
+
+def raise_third_derivative(operation: str) -> NoReturn:
+    """Raises the error of every operation here that is asked for a third derivative."""
+    raise SecondDerivativeError(
+        f"hvp_engine.ops.{operation} has first and second derivatives only. For a third one use "
+        f"hvp_engine.ops.{operation}_ref, which PyTorch differentiates any number of times."
+    )
+
+
+class _Forward(BatchedFunction):
+    """Losses and log-sum-exps of rows; saves the logits and one number per row."""
+
+    @staticmethod
+    def forward(
+        logits: Tensor, target: Tensor, class_weight: Tensor | None, options: ClassTargets
+    ) -> tuple[Tensor, Tensor]:
+        logits, target = logits.contiguous(), target.contiguous()
+        options.check(target, logits.shape[1])
+        lse = logits.new_empty(logits.shape[0], dtype=accumulator(logits.dtype))
+        loss = torch.empty_like(lse)
+        native.cross_entropy_forward(options.rows(logits, target, class_weight), address(lse), address(loss))
+        return loss, lse
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+        logits, target, class_weight, options = inputs
+        ctx.mark_non_differentiable(output[1])
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(logits, output[1], target, class_weight)
+        ctx.save_for_forward(logits, output[1], target, class_weight)
+        ctx.options = options
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+        grad_loss = grads[0]
+        if grad_loss is None:
+            return None, None, None, None
+        logits, lse, target, class_weight = ctx.saved_tensors
+        return _Backward.apply(logits, lse, grad_loss, target, class_weight, ctx.options), None, None, None
+
+    @staticmethod
+    def jvp(ctx: Any, logits_t: Tensor | None, *_: Any) -> tuple[Tensor | None, None]:
+        if logits_t is None:
+            return None, None
+        logits, lse, target, class_weight = ctx.saved_tensors
+        scale = torch.ones_like(lse)
+        slope = _Hvp.apply(
+            logits, lse, scale, logits_t.to(logits.dtype), target, class_weight, ctx.options, False, True
+        )[1]
+        return slope, None
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[Any, Any]:
+        logits, target, class_weight, options = args
+        if in_dims[2] is not None:
+            return vmap_by_loop(_Forward.apply, info.batch_size, in_dims, args)
+        base = [(logits, in_dims[0]), (target, in_dims[1])]
+        folded, _, unfold = fold_rows(info.batch_size, base, [])
+        loss, lse = _Forward.apply(folded[0], folded[1], class_weight, options)
+        return (unfold(loss), unfold(lse)), (0, 0)
+
+
+class _Backward(BatchedFunction):
+    """Gradient wrt the logits; row r of `scale` and of the result belongs to row r % R of the logits."""
+
+    @staticmethod
+    def forward(
+        logits: Tensor,
+        lse: Tensor,
+        scale: Tensor,
+        target: Tensor,
+        class_weight: Tensor | None,
+        options: ClassTargets,
+    ) -> Tensor:
+        logits, lse, scale, target = (t.contiguous() for t in (logits, lse, scale, target))
+        grad = logits.new_empty(scale.shape[0], logits.shape[1])
+        rows = options.rows(logits, target, class_weight, scale.shape[0])
+        native.cross_entropy_backward(rows, address(lse), address(scale), address(grad))
+        return grad
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(*inputs[:5])
+        ctx.save_for_forward(*inputs[:5])
+        ctx.options = inputs[5]
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+        cotangent = grads[0]
+        wants_logits, _, wants_scale = ctx.needs_input_grad[:3]
+        if cotangent is None or not (wants_logits or wants_scale):
+            return (None,) * 6
+        logits, lse, scale, target, class_weight = ctx.saved_tensors
+        product, slope = _Hvp.apply(
+            logits, lse, scale, cotangent, target, class_weight, ctx.options, wants_logits, wants_scale
+        )
+        if wants_logits and scale.shape[0] != logits.shape[0]:
+            product = product.unflatten(0, (-1, logits.shape[0])).sum(0)
+        return product if wants_logits else None, None, slope if wants_scale else None, None, None, None
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Any) -> Tensor | None:
+        logits_t, _, scale_t = tangents[:3]
+        logits, lse, scale, target, class_weight = ctx.saved_tensors
+        result = None
+        if logits_t is not None:
+            repeated = logits_t.repeat(scale.shape[0] // max(logits.shape[0], 1), 1)
+            result = _Hvp.apply(
+                logits, lse, scale, repeated, target, class_weight, ctx.options, True, False
+            )[0]
+        if scale_t is not None:
+            part = _Backward.apply(logits, lse, scale_t, target, class_weight, ctx.options)
+            result = part if result is None else result + part
+        return result
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[Any, Any]:
+        logits, lse, scale, target, class_weight, options = args
+        if in_dims[4] is not None:
+            return vmap_by_loop(_Backward.apply, info.batch_size, in_dims, args)
+        base, rows, unfold = fold_rows(
+            info.batch_size,
+            [(logits, in_dims[0]), (lse, in_dims[1]), (target, in_dims[3])],
+            [(scale, in_dims[2])],
+        )
+        return unfold(_Backward.apply(base[0], base[1], rows[0], base[2], class_weight, options)), 0
+
+
+class _Hvp(BatchedFunction):
+    """Derivative of the gradient along a tangent (product), and of the loss along it (slope); empty if not wanted."""
+
+    @staticmethod
+    def forward(
+        logits: Tensor,
+        lse: Tensor,
+        scale: Tensor,
+        tangent: Tensor,
+        target: Tensor,
+        class_weight: Tensor | None,
+        options: ClassTargets,
+        wants_product: bool,
+        wants_slope: bool,
+    ) -> tuple[Tensor, Tensor]:
+        logits, lse, scale, tangent, target = (
+            t.contiguous() for t in (logits, lse, scale, tangent, target)
+        )
+        count = tangent.shape[0]
+        product = torch.empty_like(tangent) if wants_product else tangent.new_empty(count, 0)
+        slope = lse.new_empty(count if wants_slope else 0)
+        native.cross_entropy_hvp(
+            options.rows(logits, target, class_weight, count),
+            address(lse),
+            address(scale),
+            address(tangent),
+            address(product) if wants_product else 0,
+            address(slope) if wants_slope else 0,
+        )
+        return product, slope
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+        ctx.set_materialize_grads(False)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor | None) -> NoReturn:
+        raise_third_derivative("cross_entropy")
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Any) -> NoReturn:
+        raise_third_derivative("cross_entropy")
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[Any, Any]:
+        logits, lse, scale, tangent, target, class_weight, options, wants_product, wants_slope = args
+        if in_dims[5] is not None:
+            return vmap_by_loop(_Hvp.apply, info.batch_size, in_dims, args)
+        base, rows, unfold = fold_rows(
+            info.batch_size,
+            [(logits, in_dims[0]), (lse, in_dims[1]), (target, in_dims[4])],
+            [(scale, in_dims[2]), (tangent, in_dims[3])],
+        )
+        product, slope = _Hvp.apply(
+            base[0], base[1], rows[0], rows[1], base[2], class_weight, options, wants_product, wants_slope
+        )
+        return (
+            (unfold(product) if wants_product else product, unfold(slope) if wants_slope else slope),
+            (0 if wants_product else None, 0 if wants_slope else None),
+        )
+
+
+def _sum(values: Tensor) -> Tensor:
+    """Sums a vector in an order that does not depend on the number of threads.
+
+    PyTorch splits one long sum among its threads; many sums of fixed length it does not split.
+    """
+    length = 4096
+    if values.shape[0] <= length:
+        return values.sum()
+    return _sum(F.pad(values, (0, -values.shape[0] % length)).view(-1, length).sum(1))
+
+
+def reduce_rows(
+    loss: Tensor, target: Tensor, class_weight: Tensor | None, options: ClassTargets, reduction: str
+) -> Tensor:
+    """Reduces row losses as `F.cross_entropy` does: the mean is weighted by the classes of the kept targets.
+
+    Args:
+        loss: Losses (R).
+        target: Class indices (R).
+        class_weight: Weights (C) or None.
+        options: `ignore_index` is used.
+        reduction: "none", "sum" or "mean".
+    """
+    if reduction == "none":
+        return loss
+    if reduction == "sum":
+        return _sum(loss)
+    kept = target != options.ignore_index
+    if class_weight is None:
+        return _sum(loss) / kept.sum()
+    return _sum(loss) / _sum(class_weight[target.where(kept, 0)].where(kept, 0))
+
+
+def check_options(
+    reduction: str, label_smoothing: float, class_weight: Tensor | None, classes: int
+) -> None:
+    """Raises ConfigurationError for options that `F.cross_entropy` would refuse too."""
+    if reduction not in ("none", "sum", "mean"):
+        raise ConfigurationError(f"reduction is {reduction!r}; use 'none', 'sum' or 'mean'.")
+    if not (0.0 <= label_smoothing <= 1.0) or math.isnan(label_smoothing):
+        raise ConfigurationError(f"label_smoothing is {label_smoothing}; it must lie between 0.0 and 1.0.")
+    if class_weight is None:
+        return
+    if class_weight.shape != (classes,):
+        raise ConfigurationError(
+            f"The class weights have shape {tuple(class_weight.shape)}; one weight for each of the {classes} classes "
+            f"is needed, shape ({classes},)."
+        )
+    if class_weight.requires_grad:
+        raise ConfigurationError("Cross-entropy has no derivative wrt class weights; pass weight.detach().")
+
+
+def check_targets(target: Tensor, expected: torch.Size) -> None:
+    """Raises ConfigurationError unless target holds integers in the expected shape."""
+    if target.is_floating_point() or target.is_complex() or target.dtype == torch.bool:
+        raise ConfigurationError(f"Class-index targets must be integers, not {target.dtype}; use target.long().")
+    if target.shape != expected:
+        raise ConfigurationError(
+            f"The targets have shape {tuple(target.shape)}, but the logits ask for {tuple(expected)}: all dimensions "
+            "except that of the classes."
+        )
+
+
+def cross_entropy_ref(
+    input: Tensor,
+    target: Tensor,
+    weight: Tensor | None = None,
+    ignore_index: int = -100,
+    reduction: str = "mean",
+    label_smoothing: float = 0.0,
+) -> Tensor:
+    """Plain PyTorch reference of `cross_entropy`."""
+    return F.cross_entropy(
+        input,
+        target,
+        weight,
+        ignore_index=ignore_index,
+        reduction=reduction,
+        label_smoothing=label_smoothing,
+    )
+
+
+def cross_entropy(
+    input: Tensor,
+    target: Tensor,
+    weight: Tensor | None = None,
+    ignore_index: int = -100,
+    reduction: str = "mean",
+    label_smoothing: float = 0.0,
+) -> Tensor:
+    """Cross-entropy of logits, with fused first and second derivatives.
+
+    Semantics of `torch.nn.functional.cross_entropy`. One log-sum-exp per row is saved, never probabilities; the
+    gradient and its derivative p * (u - <p, u>) are one pass over the logits each. Third derivatives raise
+    SecondDerivativeError. Class-probability targets (floating point, shape of the input), dtypes other than float32,
+    float64 and bfloat16, and devices without native kernels run `cross_entropy_ref`.
+
+    Args:
+        input: Logits (C), (N, C) or (N, C, d1, ...); bfloat16 is accumulated in float32. Classes in the last
+            dimension of a contiguous (N, C) input need no copy.
+        target: Class indices () or (N) or (N, d1, ...), integers.
+        weight: Class weights (C).
+        ignore_index: Target value that contributes neither loss nor gradient.
+        reduction: "none", "sum" or "mean" (over the weights of kept targets; NaN if none is kept).
+        label_smoothing: Share of the target distribution spread evenly over the classes.
+
+    Returns:
+        A scalar, or the losses in the target's shape for "none"; the input's dtype, float32 under autocast.
+
+    Raises:
+        ConfigurationError: Unknown reduction, label smoothing outside of [0, 1], or shapes, dtypes or class indices
+            that do not fit.
+    """
+    if input.dim() == 0:
+        raise ConfigurationError("The logits are a scalar; their shape must be (C), (N, C) or (N, C, d1, ...).")
+    if target.is_floating_point() or not is_native(input):
+        return cross_entropy_ref(input, target, weight, ignore_index, reduction, label_smoothing)
+    class_dim = 0 if input.dim() == 1 else 1
+    classes = input.shape[class_dim]
+    check_options(reduction, label_smoothing, weight, classes)
+    check_targets(target, input.shape[:class_dim] + input.shape[class_dim + 1 :])
+    logits = input.movedim(class_dim, -1).reshape(-1, classes)
+    flat = target.reshape(-1).long()
+    acc = accumulator(input.dtype)
+    class_weight = None if weight is None else weight.to(acc).contiguous()
+    options = ClassTargets(ignore_index, float(label_smoothing))
+    loss = reduce_rows(
+        _Forward.apply(logits, flat, class_weight, options)[0], flat, class_weight, options, reduction
+    )
+    loss = loss if reduction != "none" else loss.reshape(target.shape)
+    return loss if torch.is_autocast_enabled(input.device.type) else loss.to(input.dtype)
