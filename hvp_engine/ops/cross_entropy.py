@@ -55,6 +55,15 @@ class ClassTargets:
             self.label_smoothing,
         )
 
+    def mass(self, target: Tensor, class_weight: Tensor | None, classes: int) -> Tensor:
+        """Returns the factor (R) of the softmax in each row's gradient and Hessian: 1 unless weighted or ignored."""
+        kept = target != self.ignore_index
+        if class_weight is None:
+            return kept
+        hit = class_weight[target.where(kept, 0)]
+        spread = self.label_smoothing / classes * class_weight.sum()
+        return ((1.0 - self.label_smoothing) * hit + spread).where(kept, 0)
+
     def check(self, target: Tensor, classes: int) -> None:
         """Raises ConfigurationError for the first target that is neither a class nor `ignore_index`."""
         valid = (target >= 0) & (target < classes) | (target == self.ignore_index)
