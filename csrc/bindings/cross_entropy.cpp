@@ -3,6 +3,7 @@
 
 #include <pybind11/pybind11.h>
 
+#include <new>
 #include <stdexcept>
 
 #include "addresses.h"
@@ -35,8 +36,6 @@ void register_cross_entropy(py::module_& m) {
         .def(py::init(&make_rows), py::arg("dtype"), py::arg("logits"), py::arg("target"),
              py::arg("class_weight"), py::arg("rows"), py::arg("base_rows"), py::arg("classes"),
              py::arg("ignore_index"), py::arg("smoothing"));
-    m.def("cross_entropy_bad_target",
-          [](const hvp::CrossEntropyRows& in) { return HVP_SELECT(cross_entropy_bad_target)(in); });
     m.def("cross_entropy_forward", [](const hvp::CrossEntropyRows& in, hvp::Address lse, hvp::Address loss) {
         py::gil_scoped_release release;
         HVP_SELECT(cross_entropy_forward)(in, hvp::at<void>(lse), hvp::at<void>(loss));
@@ -50,8 +49,9 @@ void register_cross_entropy(py::module_& m) {
     m.def("cross_entropy_hvp", [](const hvp::CrossEntropyRows& in, hvp::Address lse, hvp::Address scale,
                                   hvp::Address tangent, hvp::Address product, hvp::Address slope) {
         py::gil_scoped_release release;
-        HVP_SELECT(cross_entropy_hvp)
-        (in, hvp::at<const void>(lse), hvp::at<const void>(scale), hvp::at<const void>(tangent),
-         hvp::at<void>(product), hvp::at<void>(slope));
+        const bool complete = HVP_SELECT(cross_entropy_hvp)(
+            in, hvp::at<const void>(lse), hvp::at<const void>(scale), hvp::at<const void>(tangent),
+            hvp::at<void>(product), hvp::at<void>(slope));
+        if (!complete) throw std::bad_alloc();
     });
 }

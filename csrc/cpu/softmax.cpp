@@ -4,7 +4,7 @@
 
 #include <cmath>
 
-#include "hvp/simd_math.h"
+#include "exp_nonpositive.h"
 
 namespace hvp {
 namespace HVP_ISA {
@@ -34,12 +34,13 @@ void forward(const T* input, std::int64_t rows, std::int64_t columns, T* output)
             const std::int64_t e = block_end(b, columns);
             A sum = 0;
 #pragma omp simd reduction(+ : sum)
-            for (std::int64_t c = b; c < e; ++c) sum += simd::exp(load(x + c) - largest);
+            for (std::int64_t c = b; c < e; ++c) sum += simd::exp_nonpositive(load(x + c) - largest);
             total += sum;
         }
         const A factor = static_cast<A>(1.0 / total);
 #pragma omp simd
-        for (std::int64_t c = 0; c < columns; ++c) store(out + c, factor * simd::exp(load(x + c) - largest));
+        for (std::int64_t c = 0; c < columns; ++c)
+            store(out + c, factor * simd::exp_nonpositive(load(x + c) - largest));
     }
 }
 

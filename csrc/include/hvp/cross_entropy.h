@@ -22,9 +22,6 @@ struct CrossEntropyRows {
     double smoothing;
 };
 
-// The index of the first target that is neither a class nor ignore_index, or -1.
-HVP_DECLARE_KERNEL(std::int64_t cross_entropy_bad_target(const CrossEntropyRows& in))
-
 // lse (base_rows), loss (base_rows): log sum exp of the logits, weighted loss (0 where ignored).
 HVP_DECLARE_KERNEL(void cross_entropy_forward(const CrossEntropyRows& in, void* lse, void* loss))
 
@@ -34,7 +31,7 @@ HVP_DECLARE_KERNEL(void cross_entropy_backward(const CrossEntropyRows& in, const
 
 // For a tangent (rows, classes): product = scale * (d2 loss / d logits2) tangent and slope = d loss / d
 // logits . tangent. Either output may be null; product may be the tangent itself.
-HVP_DECLARE_KERNEL(void cross_entropy_hvp(const CrossEntropyRows& in, const void* lse, const void* scale,
+HVP_DECLARE_KERNEL(bool cross_entropy_hvp(const CrossEntropyRows& in, const void* lse, const void* scale,
                                           const void* tangent, void* product, void* slope))
 
 }  // namespace hvp
