@@ -14,8 +14,8 @@ namespace {
 
 constexpr std::int64_t kBlock = 1024;
 
-// loss = hit (lse - z_target) + smooth sum_c w_c (lse - z_c); its gradient is mass p - hit e_target - smooth
-// w.
+// With L = log sum exp z: loss = hit (L - z_target) + smooth sum_c w_c (L - z_c), and its gradient is
+// mass p - hit e_target - smooth w.
 struct RowTerms {
     bool kept;
     std::int64_t target;
@@ -69,9 +69,14 @@ double weighted_sum(const T* x, const Acc<T>* w, std::int64_t classes) {
     return total;
 }
 
+struct SoftmaxNorm {
+    double shift;  // the largest logit
+    double sum;    // of exp(z - shift)
+};
+
 // One read of the row: the running maximum moves from block to block and rescales the running sum.
 template <class T>
-double log_sum_exp(const T* z, std::int64_t classes) {
+SoftmaxNorm softmax_norm(const T* z, std::int64_t classes) {
     using A = Acc<T>;
     A shift = -static_cast<A>(INFINITY);
     double total = 0;
@@ -95,11 +100,11 @@ double log_sum_exp(const T* z, std::int64_t classes) {
         for (std::int64_t c = b; c < e; ++c) sum += simd::exp_nonpositive(load(z + c) - finite_shift);
         total += sum;
     }
-    return static_cast<double>(shift) + std::log(total);
+    return {static_cast<double>(shift), total};
 }
 
 template <class T>
-void forward(const CrossEntropyRows& in, Acc<T>* lse, Acc<T>* loss) {
+void forward(const CrossEntropyRows& in, Acc<T>* norm, Acc<T>* loss) {
     using A = Acc<T>;
     const A* w = static_cast<const A*>(in.class_weight);
     const double total_weight = weight_sum<A>(in);
@@ -107,8 +112,10 @@ void forward(const CrossEntropyRows& in, Acc<T>* lse, Acc<T>* loss) {
     for (std::int64_t r = 0; r < in.base_rows; ++r) {
         const T* z = static_cast<const T*>(in.logits) + r * in.classes;
         const RowTerms row = row_terms<A>(in, r, total_weight);
-        const double value = log_sum_exp(z, in.classes);
-        lse[r] = static_cast<A>(value);
+        const SoftmaxNorm found = softmax_norm(z, in.classes);
+        const double value = found.shift + std::log(found.sum);
+        norm[2 * r] = static_cast<A>(found.shift);
+        norm[2 * r + 1] = static_cast<A>(1.0 / found.sum);
         double sum = 0;
         if (row.kept) {
             sum = row.hit * (value - static_cast<double>(load(z + row.target)));
@@ -124,7 +131,7 @@ void fill_zero(T* row, std::int64_t classes) {
 }
 
 template <class T>
-void backward(const CrossEntropyRows& in, const Acc<T>* lse, const Acc<T>* scale, T* grad) {
+void backward(const CrossEntropyRows& in, const Acc<T>* norm, const Acc<T>* scale, T* grad) {
     using A = Acc<T>;
     const A* w = static_cast<const A*>(in.class_weight);
     const double total_weight = weight_sum<A>(in);
@@ -138,8 +145,8 @@ void backward(const CrossEntropyRows& in, const Acc<T>* lse, const Acc<T>* scale
             fill_zero(out, in.classes);
             continue;
         }
-        const A shift = lse[base];
-        const A mass = static_cast<A>(row.mass);
+        const A shift = norm[2 * base];
+        const A mass = static_cast<A>(row.mass) * norm[2 * base + 1];
         const A g = scale[r];
         const A smooth = static_cast<A>(row.smooth);
         const A at_target = load(z + row.target);  // before the loop: out may be z
@@ -160,18 +167,18 @@ void backward(const CrossEntropyRows& in, const Acc<T>* lse, const Acc<T>* scale
     }
 }
 
-// <softmax(z), u>; keeps the softmax in p.
+// <exp(z - shift), u>; keeps the exponentials in p.
 template <class T>
-double softmax_dot(const T* z, const T* u, Acc<T> shift, std::int64_t classes, Acc<T>* p) {
+double exp_dot(const T* z, const T* u, Acc<T> shift, std::int64_t classes, Acc<T>* p) {
     double total = 0;
     for (std::int64_t b = 0; b < classes; b = block_end(b, classes)) {
         const std::int64_t e = block_end(b, classes);
         Acc<T> sum = 0;
 #pragma omp simd reduction(+ : sum)
         for (std::int64_t c = b; c < e; ++c) {
-            const Acc<T> probability = simd::exp_nonpositive(load(z + c) - shift);
-            p[c] = probability;
-            sum += probability * load(u + c);
+            const Acc<T> value = simd::exp_nonpositive(load(z + c) - shift);
+            p[c] = value;
+            sum += value * load(u + c);
         }
         total += sum;
     }
@@ -179,10 +186,10 @@ double softmax_dot(const T* z, const T* u, Acc<T> shift, std::int64_t classes, A
 }
 
 template <class T>
-void hvp_row(const CrossEntropyRows& in, const RowTerms& row, const T* z, const T* u, Acc<T> shift,
+void hvp_row(const CrossEntropyRows& in, const RowTerms& row, const T* z, const T* u, const Acc<T>* norm,
              Acc<T> scale, Acc<T>* p, T* out, Acc<T>* slope) {
     using A = Acc<T>;
-    const double mean = softmax_dot(z, u, shift, in.classes, p);
+    const double mean = norm[1] * exp_dot(z, u, norm[0], in.classes, p);
     if (slope != nullptr) {
         double value = row.mass * mean - row.hit * static_cast<double>(load(u + row.target));
         if (row.smooth != 0)
@@ -191,14 +198,14 @@ void hvp_row(const CrossEntropyRows& in, const RowTerms& row, const T* z, const 
     }
     if (out == nullptr) return;
     const A center = static_cast<A>(mean);
-    const A factor = scale * static_cast<A>(row.mass);
+    const A factor = scale * static_cast<A>(row.mass) * norm[1];
 #pragma omp simd
     for (std::int64_t c = 0; c < in.classes; ++c) store(out + c, factor * p[c] * (load(u + c) - center));
 }
 
-// Probabilities of one row per thread: they stay in cache, and save a second exponential.
+// Exponentials of one row per thread: they stay in cache, and save a second exponential.
 template <class T>
-bool hvp(const CrossEntropyRows& in, const Acc<T>* lse, const Acc<T>* scale, const T* tangent, T* product,
+bool hvp(const CrossEntropyRows& in, const Acc<T>* norm, const Acc<T>* scale, const T* tangent, T* product,
          Acc<T>* slope) {
     using A = Acc<T>;
     const double total_weight = weight_sum<A>(in);
@@ -215,7 +222,7 @@ bool hvp(const CrossEntropyRows& in, const Acc<T>* lse, const Acc<T>* scale, con
             T* out = product == nullptr ? nullptr : product + r * in.classes;
             if (row.kept) {
                 hvp_row(in, row, static_cast<const T*>(in.logits) + base * in.classes,
-                        tangent + r * in.classes, lse[base], scale[r], p, out,
+                        tangent + r * in.classes, norm + 2 * base, scale[r], p, out,
                         slope == nullptr ? nullptr : slope + r);
                 continue;
             }
@@ -229,28 +236,28 @@ bool hvp(const CrossEntropyRows& in, const Acc<T>* lse, const Acc<T>* scale, con
 
 }  // namespace
 
-void cross_entropy_forward(const CrossEntropyRows& in, void* lse, void* loss) {
+void cross_entropy_forward(const CrossEntropyRows& in, void* norm, void* loss) {
     with_dtype(in.dtype, [&](auto element) {
         using T = decltype(element);
-        forward<T>(in, static_cast<Acc<T>*>(lse), static_cast<Acc<T>*>(loss));
+        forward<T>(in, static_cast<Acc<T>*>(norm), static_cast<Acc<T>*>(loss));
     });
 }
 
-void cross_entropy_backward(const CrossEntropyRows& in, const void* lse, const void* scale, void* grad) {
+void cross_entropy_backward(const CrossEntropyRows& in, const void* norm, const void* scale, void* grad) {
     with_dtype(in.dtype, [&](auto element) {
         using T = decltype(element);
-        backward<T>(in, static_cast<const Acc<T>*>(lse), static_cast<const Acc<T>*>(scale),
+        backward<T>(in, static_cast<const Acc<T>*>(norm), static_cast<const Acc<T>*>(scale),
                     static_cast<T*>(grad));
     });
 }
 
-bool cross_entropy_hvp(const CrossEntropyRows& in, const void* lse, const void* scale, const void* tangent,
+bool cross_entropy_hvp(const CrossEntropyRows& in, const void* norm, const void* scale, const void* tangent,
                        void* product, void* slope) {
     bool complete = false;
     with_dtype(in.dtype, [&](auto element) {
         using T = decltype(element);
         complete =
-            hvp<T>(in, static_cast<const Acc<T>*>(lse), static_cast<const Acc<T>*>(scale),
+            hvp<T>(in, static_cast<const Acc<T>*>(norm), static_cast<const Acc<T>*>(scale),
                    static_cast<const T*>(tangent), static_cast<T*>(product), static_cast<Acc<T>*>(slope));
     });
     return complete;

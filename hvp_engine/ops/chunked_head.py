@@ -114,28 +114,28 @@ class _Sum:
 
 
 def head_forward(head: Head, keep_logits: bool) -> tuple[Tensor, Tensor, Tensor]:
-    """Computes row losses (R) and log-sum-exps (R), and the logits (R, V), empty (0, V) unless they are kept."""
+    """Computes row losses (R) and softmax norms (R, 2), and the logits (R, V), empty (0, V) unless they are kept."""
     head = head.contiguous()
     rows, classes = head.hidden.shape[0], head.weight.shape[0]
     head.options.check(head.target, classes)
-    lse = head.hidden.new_empty(rows, dtype=accumulator(head.hidden.dtype))
-    loss = torch.empty_like(lse)
+    norm = head.hidden.new_empty(rows, 2, dtype=accumulator(head.hidden.dtype))
+    loss = norm.new_empty(rows)
     kept = head.hidden.new_empty(rows if keep_logits else 0, classes)
     buffer = kept if keep_logits else head.buffer()
     for chunk in head.chunks():
         logits = head.logits(chunk, buffer[chunk] if keep_logits else buffer)
         native.cross_entropy_forward(
             head.options.rows(logits, head.target[chunk], head.class_weight),
-            address(lse[chunk]),
+            address(norm[chunk]),
             address(loss[chunk]),
         )
-    return loss, lse, kept
+    return loss, norm, kept
 
 
-def head_backward(head: Head, lse: Tensor, scale: Tensor, wanted: Wanted) -> tuple[Tensor, Tensor, Tensor]:
+def head_backward(head: Head, norm: Tensor, scale: Tensor, wanted: Wanted) -> tuple[Tensor, Tensor, Tensor]:
     """Computes gradients of sum(scale * loss) wrt hidden, weight and bias; those not wanted are empty."""
     head = head.contiguous()
-    lse, scale = lse.contiguous(), scale.contiguous()
+    norm, scale = norm.contiguous(), scale.contiguous()
     (rows, d), classes = head.hidden.shape, head.weight.shape[0]
     grad_hidden = head.hidden.new_empty(rows if wanted.hidden else 0, d)
     grad_weight = _Sum((classes if wanted.weight else 0, d), head.weight)
@@ -146,7 +146,7 @@ def head_backward(head: Head, lse: Tensor, scale: Tensor, wanted: Wanted) -> tup
         grad = buffer[: chunk.stop - chunk.start]  # the logits themselves unless those are kept
         native.cross_entropy_backward(
             head.options.rows(logits, head.target[chunk], head.class_weight),
-            address(lse[chunk]),
+            address(norm[chunk]),
             address(scale[chunk]),
             address(grad),
         )
@@ -189,7 +189,7 @@ class Tangents:
 
 
 def head_hvp(
-    head: Head, lse: Tensor, scale: Tensor, tangents: Tangents, count: int, wanted: Wanted
+    head: Head, norm: Tensor, scale: Tensor, tangents: Tangents, count: int, wanted: Wanted
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Derivative of `head_backward` and of the losses along K directions.
 
@@ -198,7 +198,7 @@ def head_hvp(
 
     Args:
         head: The head.
-        lse: Log-sum-exps (R) of the logits.
+        norm: Softmax norms (R, 2) of the logits.
         scale: Upstream gradient (R) of the losses.
         tangents: The directions.
         count: Their number K.
@@ -208,12 +208,12 @@ def head_hvp(
         Derivatives of the gradients wrt hidden (K, R, d), weight (K, V, d), bias (K, V), and of the losses (K, R).
     """
     head = head.contiguous()
-    lse, scale = lse.contiguous(), scale.contiguous()
+    norm, scale = norm.contiguous(), scale.contiguous()
     (rows, d), classes = head.hidden.shape, head.weight.shape[0]
     out_hidden = head.hidden.new_empty(count, rows if wanted.hidden else 0, d)
     out_weight = [_Sum((classes if wanted.weight else 0, d), head.weight) for _ in range(count)]
     out_bias = [_Sum((classes if wanted.bias else 0,), head.weight) for _ in range(count)]
-    slope = lse.new_empty(count, rows if wanted.slope else 0)
+    slope = norm.new_empty(count, rows if wanted.slope else 0)
     needs_product = wanted.hidden or wanted.weight or wanted.bias
     mixed_hidden = wanted.hidden and tangents.weight is not None
     mixed_weight = wanted.weight and tangents.hidden is not None
@@ -225,7 +225,7 @@ def head_hvp(
             product = tangents.logits(k, head, chunk, tangent_buffer)
             native.cross_entropy_hvp(
                 described,
-                address(lse[chunk]),
+                address(norm[chunk]),
                 address(scale[chunk]),
                 address(product),
                 address(product) if needs_product else 0,
@@ -240,7 +240,7 @@ def head_hvp(
         if not (mixed_hidden or mixed_weight):
             continue
         grad = buffer[: chunk.stop - chunk.start]
-        native.cross_entropy_backward(described, address(lse[chunk]), address(scale[chunk]), address(grad))
+        native.cross_entropy_backward(described, address(norm[chunk]), address(scale[chunk]), address(grad))
         for k in range(count):
             if mixed_hidden:
                 out_hidden[k, chunk].addmm_(grad, tangents.weight[k])

@@ -85,7 +85,10 @@ def raise_third_derivative(operation: str) -> NoReturn:
 
 
 class _Forward(BatchedFunction):
-    """Losses and log-sum-exps of rows; saves the logits and one number per row."""
+    """Losses of rows (R), and their softmax norms (R, 2): largest logit m and 1 / sum(exp(z - m)).
+
+    Logits and norms are what the derivatives need; log-sum-exps would round the probabilities of large logits.
+    """
 
     @staticmethod
     def forward(
@@ -93,10 +96,10 @@ class _Forward(BatchedFunction):
     ) -> tuple[Tensor, Tensor]:
         logits, target = logits.contiguous(), target.contiguous()
         options.check(target, logits.shape[1])
-        lse = logits.new_empty(logits.shape[0], dtype=accumulator(logits.dtype))
-        loss = torch.empty_like(lse)
-        native.cross_entropy_forward(options.rows(logits, target, class_weight), address(lse), address(loss))
-        return loss, lse
+        norm = logits.new_empty(logits.shape[0], 2, dtype=accumulator(logits.dtype))
+        loss = norm.new_empty(logits.shape[0])
+        native.cross_entropy_forward(options.rows(logits, target, class_weight), address(norm), address(loss))
+        return loss, norm
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
@@ -112,17 +115,17 @@ class _Forward(BatchedFunction):
         grad_loss = grads[0]
         if grad_loss is None:
             return None, None, None, None
-        logits, lse, target, class_weight = ctx.saved_tensors
-        return _Backward.apply(logits, lse, grad_loss, target, class_weight, ctx.options), None, None, None
+        logits, norm, target, class_weight = ctx.saved_tensors
+        return _Backward.apply(logits, norm, grad_loss, target, class_weight, ctx.options), None, None, None
 
     @staticmethod
     def jvp(ctx: Any, logits_t: Tensor | None, *_: Any) -> tuple[Tensor | None, None]:
         if logits_t is None:
             return None, None
-        logits, lse, target, class_weight = ctx.saved_tensors
-        scale = torch.ones_like(lse)
+        logits, norm, target, class_weight = ctx.saved_tensors
+        scale = torch.ones_like(norm[:, 0])
         slope = _Hvp.apply(
-            logits, lse, scale, logits_t.to(logits.dtype), target, class_weight, ctx.options, False, True
+            logits, norm, scale, logits_t.to(logits.dtype), target, class_weight, ctx.options, False, True
         )[1]
         return slope, None
 
@@ -133,8 +136,8 @@ class _Forward(BatchedFunction):
             return vmap_by_loop(_Forward.apply, info.batch_size, in_dims, args)
         base = [(logits, in_dims[0]), (target, in_dims[1])]
         folded, _, unfold = fold_rows(info.batch_size, base, [])
-        loss, lse = _Forward.apply(folded[0], folded[1], class_weight, options)
-        return (unfold(loss), unfold(lse)), (0, 0)
+        loss, norm = _Forward.apply(folded[0], folded[1], class_weight, options)
+        return (unfold(loss), unfold(norm)), (0, 0)
 
 
 class _Backward(BatchedFunction):
@@ -143,16 +146,16 @@ class _Backward(BatchedFunction):
     @staticmethod
     def forward(
         logits: Tensor,
-        lse: Tensor,
+        norm: Tensor,
         scale: Tensor,
         target: Tensor,
         class_weight: Tensor | None,
         options: ClassTargets,
     ) -> Tensor:
-        logits, lse, scale, target = (t.contiguous() for t in (logits, lse, scale, target))
+        logits, norm, scale, target = (t.contiguous() for t in (logits, norm, scale, target))
         grad = logits.new_empty(scale.shape[0], logits.shape[1])
         rows = options.rows(logits, target, class_weight, scale.shape[0])
-        native.cross_entropy_backward(rows, address(lse), address(scale), address(grad))
+        native.cross_entropy_backward(rows, address(norm), address(scale), address(grad))
         return grad
 
     @staticmethod
@@ -168,9 +171,9 @@ class _Backward(BatchedFunction):
         wants_logits, _, wants_scale = ctx.needs_input_grad[:3]
         if cotangent is None or not (wants_logits or wants_scale):
             return (None,) * 6
-        logits, lse, scale, target, class_weight = ctx.saved_tensors
+        logits, norm, scale, target, class_weight = ctx.saved_tensors
         product, slope = _Hvp.apply(
-            logits, lse, scale, cotangent, target, class_weight, ctx.options, wants_logits, wants_scale
+            logits, norm, scale, cotangent, target, class_weight, ctx.options, wants_logits, wants_scale
         )
         if wants_logits and scale.shape[0] != logits.shape[0]:
             product = product.unflatten(0, (-1, logits.shape[0])).sum(0)
@@ -179,26 +182,26 @@ class _Backward(BatchedFunction):
     @staticmethod
     def jvp(ctx: Any, *tangents: Any) -> Tensor | None:
         logits_t, _, scale_t = tangents[:3]
-        logits, lse, scale, target, class_weight = ctx.saved_tensors
+        logits, norm, scale, target, class_weight = ctx.saved_tensors
         result = None
         if logits_t is not None:
             repeated = logits_t.repeat(scale.shape[0] // max(logits.shape[0], 1), 1)
             result = _Hvp.apply(
-                logits, lse, scale, repeated, target, class_weight, ctx.options, True, False
+                logits, norm, scale, repeated, target, class_weight, ctx.options, True, False
             )[0]
         if scale_t is not None:
-            part = _Backward.apply(logits, lse, scale_t, target, class_weight, ctx.options)
+            part = _Backward.apply(logits, norm, scale_t, target, class_weight, ctx.options)
             result = part if result is None else result + part
         return result
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[Any, Any]:
-        logits, lse, scale, target, class_weight, options = args
+        logits, norm, scale, target, class_weight, options = args
         if in_dims[4] is not None:
             return vmap_by_loop(_Backward.apply, info.batch_size, in_dims, args)
         base, rows, unfold = fold_rows(
             info.batch_size,
-            [(logits, in_dims[0]), (lse, in_dims[1]), (target, in_dims[3])],
+            [(logits, in_dims[0]), (norm, in_dims[1]), (target, in_dims[3])],
             [(scale, in_dims[2])],
         )
         return unfold(_Backward.apply(base[0], base[1], rows[0], base[2], class_weight, options)), 0
@@ -210,7 +213,7 @@ class _Hvp(BatchedFunction):
     @staticmethod
     def forward(
         logits: Tensor,
-        lse: Tensor,
+        norm: Tensor,
         scale: Tensor,
         tangent: Tensor,
         target: Tensor,
@@ -219,15 +222,15 @@ class _Hvp(BatchedFunction):
         wants_product: bool,
         wants_slope: bool,
     ) -> tuple[Tensor, Tensor]:
-        logits, lse, scale, tangent, target = (
-            t.contiguous() for t in (logits, lse, scale, tangent, target)
+        logits, norm, scale, tangent, target = (
+            t.contiguous() for t in (logits, norm, scale, tangent, target)
         )
         count = tangent.shape[0]
         product = torch.empty_like(tangent) if wants_product else tangent.new_empty(count, 0)
-        slope = lse.new_empty(count if wants_slope else 0)
+        slope = norm.new_empty(count if wants_slope else 0)
         native.cross_entropy_hvp(
             options.rows(logits, target, class_weight, count),
-            address(lse),
+            address(norm),
             address(scale),
             address(tangent),
             address(product) if wants_product else 0,
@@ -249,12 +252,12 @@ class _Hvp(BatchedFunction):
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[Any, Any]:
-        logits, lse, scale, tangent, target, class_weight, options, wants_product, wants_slope = args
+        logits, norm, scale, tangent, target, class_weight, options, wants_product, wants_slope = args
         if in_dims[5] is not None:
             return vmap_by_loop(_Hvp.apply, info.batch_size, in_dims, args)
         base, rows, unfold = fold_rows(
             info.batch_size,
-            [(logits, in_dims[0]), (lse, in_dims[1]), (target, in_dims[4])],
+            [(logits, in_dims[0]), (norm, in_dims[1]), (target, in_dims[4])],
             [(scale, in_dims[2]), (tangent, in_dims[3])],
         )
         product, slope = _Hvp.apply(
@@ -358,8 +361,8 @@ def cross_entropy(
 ) -> Tensor:
     """Cross-entropy of logits, with fused first and second derivatives.
 
-    Semantics of `torch.nn.functional.cross_entropy`. One log-sum-exp per row is saved, never probabilities; the
-    gradient and its derivative p * (u - <p, u>) are one pass over the logits each. Third derivatives raise
+    Semantics of `torch.nn.functional.cross_entropy`. Two numbers per row are saved (log-sum-exp in two parts), never
+    probabilities; the gradient and its derivative p * (u - <p, u>) are one pass over the logits each. Third derivatives raise
     SecondDerivativeError. Class-probability targets (floating point, shape of the input), dtypes other than float32,
     float64 and bfloat16, and devices without native kernels run `cross_entropy_ref`.
 

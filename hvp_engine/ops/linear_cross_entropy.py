@@ -28,7 +28,7 @@ __all__ = ["linear_cross_entropy", "linear_cross_entropy_ref"]
 
 
 class _Forward(BatchedFunction):
-    """Row losses; log-sum-exps and (if kept) logits come along for the derivatives."""
+    """Row losses; softmax norms and (if kept) logits come along for the derivatives."""
 
     @staticmethod
     def forward(
@@ -42,10 +42,10 @@ class _Forward(BatchedFunction):
         curvature: HeadCurvature | None,
     ) -> tuple[Tensor, Tensor, Tensor]:
         head = Head(hidden, weight, bias, target, class_weight, options)
-        loss, lse, logits = head_forward(head, keep_logits)
+        loss, norm, logits = head_forward(head, keep_logits)
         if curvature is not None:
-            curvature.check(lse, hidden.shape[1])
-        return loss, lse, logits
+            curvature.check(norm[:, 0] - norm[:, 1].log(), hidden.shape[1])
+        return loss, norm, logits
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -62,9 +62,9 @@ class _Forward(BatchedFunction):
         wanted = Wanted(*wanted_gradients(ctx, ctx.is_tensor)[:3])
         if grads[0] is None or not (wanted.hidden or wanted.weight or wanted.bias):
             return (None,) * 8
-        hidden, weight, bias, lse, logits, target, class_weight = ctx.saved_tensors
+        hidden, weight, bias, norm, logits, target, class_weight = ctx.saved_tensors
         parts = _Backward.apply(
-            hidden, weight, bias, grads[0], lse, logits, target, class_weight, ctx.options, ctx.curvature, wanted
+            hidden, weight, bias, grads[0], norm, logits, target, class_weight, ctx.options, ctx.curvature, wanted
         )
         return (*_only_wanted(parts, wanted), None, None, None, None, None)
 
@@ -72,13 +72,13 @@ class _Forward(BatchedFunction):
     def jvp(ctx: Any, *tangents: Any) -> tuple[Tensor | None, None, None]:
         if all(t is None for t in tangents[:3]):
             return None, None, None
-        hidden, weight, bias, lse, logits, target, class_weight = ctx.saved_tensors
+        hidden, weight, bias, norm, logits, target, class_weight = ctx.saved_tensors
         slope = _Hvp.apply(
             hidden,
             weight,
             bias,
-            torch.ones_like(lse),
-            lse,
+            torch.ones_like(norm[:, 0]),
+            norm,
             logits,
             target,
             class_weight,
@@ -95,12 +95,12 @@ class _Forward(BatchedFunction):
         if any(in_dims[i] is not None for i in (1, 2, 4)):
             return vmap_by_loop(_Forward.apply, info.batch_size, in_dims, [*args[:-1], None])
         base, _, unfold = fold_rows(info.batch_size, [(hidden, in_dims[0]), (target, in_dims[3])], [])
-        loss, lse, logits = _Forward.apply(
+        loss, norm, logits = _Forward.apply(
             base[0], weight, bias, base[1], class_weight, options, keep_logits, None
         )
         if keep_logits:
-            return (unfold(loss), unfold(lse), unfold(logits)), (0, 0, 0)
-        return (unfold(loss), unfold(lse), logits), (0, 0, None)
+            return (unfold(loss), unfold(norm), unfold(logits)), (0, 0, 0)
+        return (unfold(loss), unfold(norm), logits), (0, 0, None)
 
 
 def _only_wanted(parts: tuple[Tensor, ...], wanted: Wanted) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
@@ -122,7 +122,7 @@ class _Backward(BatchedFunction):
         weight: Tensor,
         bias: Tensor | None,
         scale: Tensor,
-        lse: Tensor,
+        norm: Tensor,
         logits: Tensor,
         target: Tensor,
         class_weight: Tensor | None,
@@ -132,7 +132,7 @@ class _Backward(BatchedFunction):
     ) -> tuple[Tensor, Tensor, Tensor]:
         kept = logits if logits.shape[0] > 0 else None
         head = Head(hidden, weight, bias, target, class_weight, options, kept)
-        return head_backward(head, lse, scale, wanted)
+        return head_backward(head, norm, scale, wanted)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -190,7 +190,7 @@ class _Hvp(BatchedFunction):
         weight: Tensor,
         bias: Tensor | None,
         scale: Tensor,
-        lse: Tensor,
+        norm: Tensor,
         logits: Tensor,
         target: Tensor,
         class_weight: Tensor | None,
@@ -209,7 +209,7 @@ class _Hvp(BatchedFunction):
             return product, empty, empty.clone(), scale.new_empty(count, 0)
         kept = logits if logits.shape[0] > 0 else None
         head = Head(hidden, weight, bias, target, class_weight, options, kept)
-        return head_hvp(head, lse, scale, Tangents(hidden_t, weight_t, bias_t), count, wanted)
+        return head_hvp(head, norm, scale, Tangents(hidden_t, weight_t, bias_t), count, wanted)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:

@@ -8,7 +8,7 @@
 
 namespace hvp {
 
-// Row r of an output reads logits, target and lse at r % base_rows, so that many cotangents share one set of
+// Row r of an output reads logits, target and norm at r % base_rows, so that many cotangents share one set of
 // logits.
 struct CrossEntropyRows {
     Dtype dtype;         // of logits, cotangents and gradients; everything else is in its accumulator type
@@ -22,16 +22,16 @@ struct CrossEntropyRows {
     double smoothing;
 };
 
-// lse (base_rows), loss (base_rows): log sum exp of the logits, weighted loss (0 where ignored).
-HVP_DECLARE_KERNEL(void cross_entropy_forward(const CrossEntropyRows& in, void* lse, void* loss))
+// norm (base_rows, 2): largest logit m and 1 / sum(exp(z - m)). loss (base_rows): weighted, 0 where ignored.
+HVP_DECLARE_KERNEL(void cross_entropy_forward(const CrossEntropyRows& in, void* norm, void* loss))
 
 // grad (rows, classes) = scale * d loss / d logits; grad may be the logits themselves when rows == base_rows.
-HVP_DECLARE_KERNEL(void cross_entropy_backward(const CrossEntropyRows& in, const void* lse, const void* scale,
-                                               void* grad))
+HVP_DECLARE_KERNEL(void cross_entropy_backward(const CrossEntropyRows& in, const void* norm,
+                                               const void* scale, void* grad))
 
 // For a tangent (rows, classes): product = scale * (d2 loss / d logits2) tangent and slope = d loss / d
 // logits . tangent. Either output may be null; product may be the tangent itself.
-HVP_DECLARE_KERNEL(bool cross_entropy_hvp(const CrossEntropyRows& in, const void* lse, const void* scale,
+HVP_DECLARE_KERNEL(bool cross_entropy_hvp(const CrossEntropyRows& in, const void* norm, const void* scale,
                                           const void* tangent, void* product, void* slope))
 
 }  // namespace hvp
