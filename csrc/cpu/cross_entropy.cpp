@@ -167,29 +167,32 @@ void backward(const CrossEntropyRows& in, const Acc<T>* norm, const Acc<T>* scal
     }
 }
 
-// <exp(z - shift), u>; keeps the exponentials in p.
+// <softmax(z), u>; keeps exp(z - shift) in p. Dividing by the sum of the very terms in the numerator, not by
+// the rounded one, leaves u - <p, u> accurate where one class has nearly all the probability.
 template <class T>
-double exp_dot(const T* z, const T* u, Acc<T> shift, std::int64_t classes, Acc<T>* p) {
-    double total = 0;
+double softmax_dot(const T* z, const T* u, Acc<T> shift, std::int64_t classes, Acc<T>* p) {
+    double numerator = 0, denominator = 0;
     for (std::int64_t b = 0; b < classes; b = block_end(b, classes)) {
         const std::int64_t e = block_end(b, classes);
-        Acc<T> sum = 0;
-#pragma omp simd reduction(+ : sum)
+        Acc<T> weighted = 0, sum = 0;
+#pragma omp simd reduction(+ : weighted, sum)
         for (std::int64_t c = b; c < e; ++c) {
             const Acc<T> value = simd::exp_nonpositive(load(z + c) - shift);
             p[c] = value;
-            sum += value * load(u + c);
+            sum += value;
+            weighted += value * load(u + c);
         }
-        total += sum;
+        numerator += weighted;
+        denominator += sum;
     }
-    return total;
+    return numerator / denominator;
 }
 
 template <class T>
 void hvp_row(const CrossEntropyRows& in, const RowTerms& row, const T* z, const T* u, const Acc<T>* norm,
              Acc<T> scale, Acc<T>* p, T* out, Acc<T>* slope) {
     using A = Acc<T>;
-    const double mean = norm[1] * exp_dot(z, u, norm[0], in.classes, p);
+    const double mean = softmax_dot(z, u, norm[0], in.classes, p);
     if (slope != nullptr) {
         double value = row.mass * mean - row.hit * static_cast<double>(load(u + row.target));
         if (row.smooth != 0)
@@ -198,9 +201,11 @@ void hvp_row(const CrossEntropyRows& in, const RowTerms& row, const T* z, const 
     }
     if (out == nullptr) return;
     const A center = static_cast<A>(mean);
+    const A rest = static_cast<A>(mean - static_cast<double>(center));
     const A factor = scale * static_cast<A>(row.mass) * norm[1];
 #pragma omp simd
-    for (std::int64_t c = 0; c < in.classes; ++c) store(out + c, factor * p[c] * (load(u + c) - center));
+    for (std::int64_t c = 0; c < in.classes; ++c)
+        store(out + c, factor * p[c] * ((load(u + c) - center) - rest));
 }
 
 // Exponentials of one row per thread: they stay in cache, and save a second exponential.

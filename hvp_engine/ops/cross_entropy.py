@@ -270,11 +270,12 @@ class _Hvp(BatchedFunction):
 
 
 def _sum(values: Tensor) -> Tensor:
-    """Sums a vector in an order that does not depend on the number of threads.
+    """Sums a vector in float64, in an order that does not depend on the number of threads.
 
     PyTorch splits one long sum among its threads; many sums of fixed length it does not split.
     """
     length = 4096
+    values = values.double()
     if values.shape[0] <= length:
         return values.sum()
     return _sum(F.pad(values, (0, -values.shape[0] % length)).view(-1, length).sum(1))
@@ -295,11 +296,12 @@ def reduce_rows(
     if reduction == "none":
         return loss
     if reduction == "sum":
-        return _sum(loss)
+        return _sum(loss).to(loss.dtype)
     kept = target != options.ignore_index
     if class_weight is None:
-        return _sum(loss) / kept.sum()
-    return _sum(loss) / _sum(class_weight[target.where(kept, 0)].where(kept, 0))
+        return (_sum(loss) / kept.sum()).to(loss.dtype)
+    weights = class_weight[target.where(kept, 0)].where(kept, 0)
+    return (_sum(loss) / _sum(weights)).to(loss.dtype)
 
 
 def check_options(

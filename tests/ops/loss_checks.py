@@ -20,7 +20,7 @@ def values_and_products(function, inputs, directions):
     return [t.detach() for t in (value, *gradients, *products)]
 
 
-def assert_error_rule(fused, plain, inputs, directions, slack=1e-7):
+def assert_error_rule(fused, plain, inputs, directions):
     """The fused error against float64 is at most twice the plain one in the same dtype (root mean square)."""
 
     def wide(tensors):
@@ -31,9 +31,10 @@ def assert_error_rule(fused, plain, inputs, directions, slack=1e-7):
     theirs = values_and_products(plain, inputs, directions)
     for name, e, a, b in zip(range(len(exact)), exact, ours, theirs, strict=True):
         assert a.dtype == b.dtype
-        scale = e.square().mean().sqrt()
+        # The error of a single number is luck: plain PyTorch may happen to hit it, so one rounding is always allowed.
+        slack = torch.finfo(a.dtype).eps * e.square().mean().sqrt()
         error, allowed = ((x.double() - e).square().mean().sqrt() for x in (a, b))
-        assert error <= 2 * allowed + slack * scale, f"output {name}: {error:.2e} against {allowed:.2e}"
+        assert error <= 2 * allowed + slack, f"output {name}: {error:.2e} against {allowed:.2e}"
 
 
 def same_bits_on_any_threads(function):
