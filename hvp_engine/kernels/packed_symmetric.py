@@ -40,7 +40,7 @@ def pair_products_ref(weight: Tensor, center: Tensor, first: int, last: int) -> 
 
 
 def pair_products(weight: Tensor, center: Tensor, first: int, last: int, out: Tensor) -> None:
-    """Multiplies pairs of centred columns: a panel of the right-hand side from which second moments are formed.
+    """Multiplies pairs of centred columns: a panel of the factor from which second moments are formed.
 
     Args:
         weight: Rows of a matrix (V, d), float32 or float64, contiguous.
@@ -72,7 +72,8 @@ def pack_covariance(moments: Tensor, mean: Tensor, first: int, last: int, packed
         mean: First moments (N, d), same dtype, contiguous.
         first: First packed pair.
         last: One past the last pair.
-        packed: Contiguous triangles (N, d (d + 1) / 2) in the moments' dtype, or bfloat16 for float32 moments.
+        packed: Contiguous triangles (N, d (d + 1) / 2) in the moments' dtype, or bfloat16 for float32
+            moments.
     """
     if not is_native(moments):
         pack_covariance_ref(moments, mean, first, last, packed)
@@ -82,7 +83,8 @@ def pack_covariance(moments: Tensor, mean: Tensor, first: int, last: int, packed
         dtype_number(packed.dtype),
         address(moments),
         address(mean),
-        *mean.shape,
+        mean.shape[0],
+        mean.shape[1],
         first,
         last,
         address(packed),
@@ -113,7 +115,8 @@ def packed_matvec(packed: Tensor, vectors: Tensor) -> Tensor:
         return packed_matvec_ref(packed, vectors)
     vectors = vectors.to(accumulator(packed.dtype)).contiguous()
     out = torch.empty_like(vectors)
+    count, tokens, d = vectors.shape
     native.packed_symmetric_matvec(
-        dtype_number(packed.dtype), address(packed), address(vectors), *vectors.shape, address(out)
+        dtype_number(packed.dtype), address(packed), address(vectors), count, tokens, d, address(out)
     )
     return out

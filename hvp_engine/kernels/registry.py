@@ -33,7 +33,7 @@ def _native_why_not(device: torch.device) -> str | None:
     return loader.missing_reason
 
 
-def _torch_why_not(device: torch.device) -> str | None:  # noqa: ARG001 - the reference runs everywhere
+def _torch_why_not(device: torch.device) -> str | None:
     return None
 
 

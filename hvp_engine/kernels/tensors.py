@@ -28,7 +28,7 @@ def address(tensor: torch.Tensor | None) -> int:
 
 
 def is_native(*tensors: torch.Tensor) -> bool:
-    """Tells whether the native kernels serve these tensors: a supported dtype, on a device with that backend."""
+    """Tells whether the native kernels serve these tensors: dtype supported, device with that backend."""
     return all(t.dtype in _NUMBERS for t in tensors) and all(
         backend_for(device) == "native" for device in {t.device for t in tensors}
     )

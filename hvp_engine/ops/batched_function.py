@@ -1,5 +1,6 @@
 """Base class of the fused operations: autograd functions that `is_grads_batched=True` can batch, too."""
 
+# ruff: noqa: ANN401 - contexts and arguments of autograd functions have no narrower type
 from __future__ import annotations
 
 from types import SimpleNamespace
@@ -17,15 +18,16 @@ __all__ = ["BatchedFunction"]
 def _is_legacy_batched(value: Any) -> bool:
     """Recognises the tensors of `torch.autograd.grad(..., is_grads_batched=True)`.
 
-    Those of torch.func.vmap are of another kind, and only for them does autograd.Function call `vmap` by itself.
+    Those of torch.func.vmap are of another kind, and only for them does autograd.Function call `vmap` by
+    itself.
     """
     return isinstance(value, Tensor) and torch._C._functorch.is_legacy_batchedtensor(value)
 
 
 def _legacy_level() -> int:
     """Returns how many vmaps of that older kind are running."""
-    level: int = torch._C._vmapmode_increment_nesting() - 1  # type: ignore[attr-defined]
-    torch._C._vmapmode_decrement_nesting()  # type: ignore[attr-defined]
+    level: int = torch._C._vmapmode_increment_nesting() - 1
+    torch._C._vmapmode_decrement_nesting()
     return level
 
 
@@ -44,19 +46,20 @@ class BatchedFunction(Function):
         level = _legacy_level()
         if level != 1:
             raise ConfigurationError(
-                "is_grads_batched=True cannot be nested around hvp_engine operations; use torch.func.vmap instead."
+                "is_grads_batched=True cannot be nested around hvp_engine operations; use "
+                "torch.func.vmap instead."
             )
         in_dims = tuple(0 if _is_legacy_batched(value) else None for value in args)
         plain = [
-            torch._remove_batch_dim(value, level, 0, 0) if dim == 0 else value  # type: ignore[attr-defined]
+            torch._remove_batch_dim(value, level, 0, 0) if dim == 0 else value
             for value, dim in zip(args, in_dims, strict=True)
         ]
         size = next(value.shape[0] for value, dim in zip(plain, in_dims, strict=True) if dim == 0)
         info = SimpleNamespace(batch_size=size, randomness="error")
         outputs, out_dims = cls.vmap(info, in_dims, *plain)  # type: ignore[no-untyped-call]
         if isinstance(outputs, Tensor):
-            return torch._add_batch_dim(outputs, out_dims, level)  # type: ignore[attr-defined]
+            return torch._add_batch_dim(outputs, out_dims, level)
         return tuple(
-            output if dim is None else torch._add_batch_dim(output, dim, level)  # type: ignore[attr-defined]
+            output if dim is None else torch._add_batch_dim(output, dim, level)
             for output, dim in zip(outputs, out_dims, strict=True)
         )

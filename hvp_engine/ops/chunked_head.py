@@ -1,4 +1,4 @@
-"""Linear head and cross-entropy, a chunk of tokens at a time: nothing of shape tokens x classes outlives its chunk.
+"""Linear head and cross-entropy, a chunk of tokens at a time; no tokens x classes array outlives its chunk.
 
 Large products run in torch (MKL), the element-wise middle in one native pass that works in place.
 """
@@ -17,9 +17,9 @@ from hvp_engine.ops.cross_entropy import ClassTargets
 
 __all__ = ["Head", "Tangents", "Wanted", "head_backward", "head_forward", "head_hvp"]
 
-# Logits of one chunk. They should leave room in a last-level cache for the tangent's chunk, yet be many enough rows
-# for the products to run at full speed (benchmarks/NOTES.md).
-CHUNK_BYTES = 32 * 2**20
+# Logits of one chunk: enough rows for the products to run at full speed; smaller chunks, although they would
+# stay in cache between product and kernel, are slower (benchmarks/NOTES.md).
+CHUNK_BYTES = 64 * 2**20
 MIN_CHUNK_ROWS = 64
 
 
@@ -114,7 +114,7 @@ class _Sum:
 
 
 def head_forward(head: Head, keep_logits: bool) -> tuple[Tensor, Tensor, Tensor]:
-    """Computes row losses (R) and softmax norms (R, 2), and the logits (R, V), empty (0, V) unless they are kept."""
+    """Computes row losses (R), softmax norms (R, 2), and the logits (R, V) if kept, else (0, V)."""
     head = head.contiguous()
     rows, classes = head.hidden.shape[0], head.weight.shape[0]
     head.options.check(head.target, classes)
@@ -188,13 +188,14 @@ class Tangents:
         return out
 
 
-def head_hvp(
+def head_hvp(  # noqa: PLR0917
     head: Head, norm: Tensor, scale: Tensor, tangents: Tangents, count: int, wanted: Wanted
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Derivative of `head_backward` and of the losses along K directions.
 
-    With logits z, their gradient g and tangent t = u_h W' + h u_W' + u_b, and the product q = H t of the row Hessians:
-    d grad_hidden = q W + g u_W, d grad_weight = q' h + g' u_h, d grad_bias = sum q, d loss = (g / scale) t.
+    With logits z, their gradient g and tangent t = u_h W' + h u_W' + u_b, and the product q = H t of the row
+    Hessians: d grad_hidden = q W + g u_W, d grad_weight = q' h + g' u_h, d grad_bias = sum q, d loss = (g /
+        scale) t.
 
     Args:
         head: The head.
@@ -205,7 +206,8 @@ def head_hvp(
         wanted: Derivatives to compute; the others are empty.
 
     Returns:
-        Derivatives of the gradients wrt hidden (K, R, d), weight (K, V, d), bias (K, V), and of the losses (K, R).
+        Derivatives of the gradients wrt hidden (K, R, d), weight (K, V, d), bias (K, V), and of the losses
+        (K, R).
     """
     head = head.contiguous()
     norm, scale = norm.contiguous(), scale.contiguous()
@@ -215,8 +217,9 @@ def head_hvp(
     out_bias = [_Sum((classes if wanted.bias else 0,), head.weight) for _ in range(count)]
     slope = norm.new_empty(count, rows if wanted.slope else 0)
     needs_product = wanted.hidden or wanted.weight or wanted.bias
-    mixed_hidden = wanted.hidden and tangents.weight is not None
-    mixed_weight = wanted.weight and tangents.hidden is not None
+    needs_grad = (wanted.hidden and tangents.weight is not None) or (
+        wanted.weight and tangents.hidden is not None
+    )
     buffer, tangent_buffer = head.buffer(), head.buffer()
     for chunk in head.chunks():
         logits = head.logits(chunk, buffer)
@@ -237,14 +240,14 @@ def head_hvp(
                 out_weight[k].add_product(product, head.hidden[chunk])
             if wanted.bias:
                 out_bias[k].add_columns(product)
-        if not (mixed_hidden or mixed_weight):
+        if not needs_grad:
             continue
         grad = buffer[: chunk.stop - chunk.start]
         native.cross_entropy_backward(described, address(norm[chunk]), address(scale[chunk]), address(grad))
         for k in range(count):
-            if mixed_hidden:
+            if wanted.hidden and tangents.weight is not None:
                 out_hidden[k, chunk].addmm_(grad, tangents.weight[k])
-            if mixed_weight:
+            if wanted.weight and tangents.hidden is not None:
                 out_weight[k].add_product(grad, tangents.hidden[k, chunk])
     return (
         out_hidden,

@@ -1,5 +1,6 @@
 """Twice-differentiable cross-entropy: forward, gradient and Hessian-vector product in one fused pass each."""
 
+# ruff: noqa: ANN401, PLR0917 - contexts and arguments of autograd functions have no narrower type
 from __future__ import annotations
 
 import math
@@ -7,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, NoReturn
 
 import torch
-import torch.nn.functional as F  # noqa: N812
+import torch.nn.functional as F
 from torch import Tensor
 
 from hvp_engine.errors import ConfigurationError, SecondDerivativeError
@@ -56,7 +57,7 @@ class ClassTargets:
         )
 
     def mass(self, target: Tensor, class_weight: Tensor | None, classes: int) -> Tensor:
-        """Returns the factor (R) of the softmax in each row's gradient and Hessian: 1 unless weighted or ignored."""
+        """Returns the factor (R) of the softmax in each row's gradient: 1 unless weighted or ignored."""
         kept = target != self.ignore_index
         if class_weight is None:
             return kept
@@ -71,8 +72,8 @@ class ClassTargets:
             row = int((~valid).nonzero()[0, 0])
             raise ConfigurationError(
                 f"target {int(target[row])} (flattened position {row}) is not a class: the logits have {classes} "
-                f"classes and ignore_index is {self.ignore_index}. Use targets from 0 to {classes - 1}, or pass the "
-                "value that marks ignored positions as ignore_index."
+                f"classes and ignore_index is {self.ignore_index}. Use targets from 0 to {classes - 1}, or pass "
+                "the value that marks ignored positions as ignore_index."
             )
 
 
@@ -87,7 +88,8 @@ def raise_third_derivative(operation: str) -> NoReturn:
 class _Forward(BatchedFunction):
     """Losses of rows (R), and their softmax norms (R, 2): largest logit m and 1 / sum(exp(z - m)).
 
-    Logits and norms are what the derivatives need; log-sum-exps would round the probabilities of large logits.
+    Logits and norms are what the derivatives need; log-sum-exps would round the probabilities of large
+    logits.
     """
 
     @staticmethod
@@ -208,7 +210,7 @@ class _Backward(BatchedFunction):
 
 
 class _Hvp(BatchedFunction):
-    """Derivative of the gradient along a tangent (product), and of the loss along it (slope); empty if not wanted."""
+    """Derivatives along a tangent of the gradient (product) and the loss (slope); empty if not wanted."""
 
     @staticmethod
     def forward(
@@ -304,9 +306,7 @@ def reduce_rows(
     return (_sum(loss) / _sum(weights)).to(loss.dtype)
 
 
-def check_options(
-    reduction: str, label_smoothing: float, class_weight: Tensor | None, classes: int
-) -> None:
+def check_options(reduction: str, label_smoothing: float, class_weight: Tensor | None, classes: int) -> None:
     """Raises ConfigurationError for options that `F.cross_entropy` would refuse too."""
     if reduction not in ("none", "sum", "mean"):
         raise ConfigurationError(f"reduction is {reduction!r}; use 'none', 'sum' or 'mean'.")
@@ -316,7 +316,8 @@ def check_options(
         return
     if class_weight.shape != (classes,):
         raise ConfigurationError(
-            f"The class weights have shape {tuple(class_weight.shape)}; one weight for each of the {classes} classes "
+            f"The class weights have shape {tuple(class_weight.shape)}; one weight for each "
+            f"of the {classes} classes "
             f"is needed, shape ({classes},)."
         )
     if class_weight.requires_grad:
@@ -326,10 +327,13 @@ def check_options(
 def check_targets(target: Tensor, expected: torch.Size) -> None:
     """Raises ConfigurationError unless target holds integers in the expected shape."""
     if target.is_floating_point() or target.is_complex() or target.dtype == torch.bool:
-        raise ConfigurationError(f"Class-index targets must be integers, not {target.dtype}; use target.long().")
+        raise ConfigurationError(
+            f"Class-index targets must be integers, not {target.dtype}; use target.long()."
+        )
     if target.shape != expected:
         raise ConfigurationError(
-            f"The targets have shape {tuple(target.shape)}, but the logits ask for {tuple(expected)}: all dimensions "
+            f"The targets have shape {tuple(target.shape)}, but the logits ask for "
+            f"{tuple(expected)}: all dimensions "
             "except that of the classes."
         )
 
@@ -363,10 +367,11 @@ def cross_entropy(
 ) -> Tensor:
     """Cross-entropy of logits, with fused first and second derivatives.
 
-    Semantics of `torch.nn.functional.cross_entropy`. Two numbers per row are saved (log-sum-exp in two parts), never
-    probabilities; the gradient and its derivative p * (u - <p, u>) are one pass over the logits each. Third derivatives raise
-    SecondDerivativeError. Class-probability targets (floating point, shape of the input), dtypes other than float32,
-    float64 and bfloat16, and devices without native kernels run `cross_entropy_ref`.
+    Semantics of `torch.nn.functional.cross_entropy`. Two numbers per row are saved (log-sum-exp in two
+    parts), never probabilities; the gradient and its derivative p * (u - <p, u>) are one pass over the logits
+    each. Third derivatives raise SecondDerivativeError. Class-probability targets (floating point, shape of
+    the input), dtypes other than float32, float64 and bfloat16, and devices without native kernels run
+    `cross_entropy_ref`.
 
     Args:
         input: Logits (C), (N, C) or (N, C, d1, ...); bfloat16 is accumulated in float32. Classes in the last
@@ -381,12 +386,14 @@ def cross_entropy(
         A scalar, or the losses in the target's shape for "none"; the input's dtype, float32 under autocast.
 
     Raises:
-        ConfigurationError: Unknown reduction, label smoothing outside of [0, 1], or shapes, dtypes or class indices
-            that do not fit.
+        ConfigurationError: Unknown reduction, label smoothing outside of [0, 1], or shapes, dtypes or class
+            indices that do not fit.
     """
     if input.dim() == 0:
-        raise ConfigurationError("The logits are a scalar; their shape must be (C), (N, C) or (N, C, d1, ...).")
-    if target.is_floating_point() or not is_native(input):
+        raise ConfigurationError(
+            "The logits are a scalar; their shape must be (C), (N, C) or (N, C, d1, ...)."
+        )
+    if target.is_floating_point() or input.numel() == 0 or not is_native(input):
         return cross_entropy_ref(input, target, weight, ignore_index, reduction, label_smoothing)
     class_dim = 0 if input.dim() == 1 else 1
     classes = input.shape[class_dim]

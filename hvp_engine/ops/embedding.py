@@ -1,11 +1,12 @@
-"""Embedding whose weight gradient is deterministic, accumulated in float32, and differentiable any number of times."""
+"""Embedding with a deterministic weight gradient, differentiable any number of times."""
 
+# ruff: noqa: ANN401 - contexts and arguments of autograd functions have no narrower type
 from __future__ import annotations
 
 from typing import Any
 
 import torch
-import torch.nn.functional as F  # noqa: N812
+import torch.nn.functional as F
 from torch import Tensor
 
 from hvp_engine.errors import ConfigurationError
@@ -24,7 +25,8 @@ def _check_tokens(tokens: Tensor, table_rows: int) -> None:
     wrong = (tokens >= table_rows) | (tokens < 0) & (tokens != _NOWHERE)
     if bool(wrong.any()):
         raise ConfigurationError(
-            f"Token {int(tokens[wrong][0])} is not a row of the embedding; tokens must lie in 0 to {table_rows - 1}."
+            f"Token {int(tokens[wrong][0])} is not a row of the embedding; tokens must lie in "
+            f"0 to {table_rows - 1}."
         )
 
 
@@ -33,7 +35,7 @@ def _front(tensor: Tensor, dim: int | None, size: int) -> Tensor:
 
 
 def _offset(tokens: Tensor, table_rows: int) -> Tensor:
-    """Lets each example's tokens (B, N) name rows of its own table in a stack of B tables; wrong ones stay wrong."""
+    """Lets the tokens (B, N) of each example name rows of its own table of B; wrong ones stay wrong."""
     shift = torch.arange(tokens.shape[0], device=tokens.device).unsqueeze(1) * table_rows
     moved = torch.where(tokens < 0, tokens, tokens + shift)
     return torch.where(tokens < table_rows, moved, -tokens)
@@ -64,7 +66,8 @@ class _Gather(BatchedFunction):
     def jvp(ctx: Any, *tangents: Any) -> Tensor:
         # As PyTorch does: forward mode differentiates the lookup itself, padding included.
         tokens, grad_tokens = ctx.saved_tensors
-        return _Gather.apply(tangents[0], tokens, grad_tokens)
+        result: Tensor = _Gather.apply(tangents[0], tokens, grad_tokens)
+        return result
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[Any, Any]:
@@ -93,7 +96,8 @@ class _Scatter(BatchedFunction):
             address(sorted_rows),
             tokens.shape[0],
             address(grad),
-            *table.shape,
+            table.shape[0],
+            table.shape[1],
             address(table),
         )
         return table
@@ -111,7 +115,8 @@ class _Scatter(BatchedFunction):
 
     @staticmethod
     def jvp(ctx: Any, *tangents: Any) -> Tensor:
-        return _Scatter.apply(tangents[0], ctx.saved_tensors[0], ctx.table_rows)
+        result: Tensor = _Scatter.apply(tangents[0], ctx.saved_tensors[0], ctx.table_rows)
+        return result
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[Any, Any]:
@@ -130,10 +135,10 @@ def embedding_ref(input: Tensor, weight: Tensor, padding_idx: int | None = None)
 def embedding(input: Tensor, weight: Tensor, padding_idx: int | None = None) -> Tensor:
     """Looks up rows of a table; all derivatives are lookups and sums of rows again.
 
-    Semantics of `torch.nn.functional.embedding` without renormalisation and sparse gradients. Each row of the weight
-    gradient is summed by one thread in the order of its tokens, in float32 for bfloat16, so it has the same bits on any
-    number of threads. Dtypes other than float32, float64 and bfloat16, and devices without native kernels, run
-    `embedding_ref`.
+    Semantics of `torch.nn.functional.embedding` without renormalisation and sparse gradients. Each row of the
+    weight gradient is summed by one thread in the order of its tokens, in float32 for bfloat16, so it has the
+    same bits on any number of threads. Dtypes other than float32, float64 and bfloat16, and devices without
+    native kernels, run `embedding_ref`.
 
     Args:
         input: Row indices of any shape, integers.
@@ -148,7 +153,8 @@ def embedding(input: Tensor, weight: Tensor, padding_idx: int | None = None) -> 
     """
     if weight.dim() != 2 or input.is_floating_point() or input.dtype == torch.bool:
         raise ConfigurationError(
-            f"embedding needs integer indices and a table (V, d), not {input.dtype} and shape {tuple(weight.shape)}."
+            f"embedding needs integer indices and a table (V, d), not {input.dtype} and shape "
+            f"{tuple(weight.shape)}."
         )
     rows, columns = weight.shape
     if padding_idx is not None and not -rows <= padding_idx < rows:
@@ -156,6 +162,8 @@ def embedding(input: Tensor, weight: Tensor, padding_idx: int | None = None) -> 
     if not is_native(weight):
         return embedding_ref(input, weight, padding_idx)
     tokens = input.reshape(-1).long()
-    grad_tokens = tokens if padding_idx is None else tokens.masked_fill(tokens == padding_idx % rows, _NOWHERE)
+    grad_tokens = (
+        tokens if padding_idx is None else tokens.masked_fill(tokens == padding_idx % rows, _NOWHERE)
+    )
     output: Tensor = _Gather.apply(weight, tokens, grad_tokens)
     return output.view(*input.shape, columns)

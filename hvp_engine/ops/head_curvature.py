@@ -1,8 +1,9 @@
-"""Curvature of a softmax head, kept as one d x d matrix per token instead of being recomputed through the classes.
+"""Curvature of a softmax head, kept as one d x d matrix per token instead of passing through the classes.
 
 For logits z = W h + b, the cross-entropy's Hessian wrt the hidden state h of token n is w_n M_n with
-M_n = W' (diag(p_n) - p_n p_n') W, the covariance of W's rows under the token's class probabilities p_n: whatever the
-target. Its second moments are one product of the probabilities with the pairwise products of W's columns.
+M_n = W' (diag(p_n) - p_n p_n') W, the covariance of W's rows under the token's class probabilities p_n:
+whatever the target. Its second moments are one product of the probabilities with the pairwise products of W's
+columns.
 """
 
 from __future__ import annotations
@@ -65,7 +66,8 @@ class HeadCurvature:
         expected = (self.packed.shape[0], self.hidden_size)
         if u.dim() not in (2, 3) or u.shape[-2:] != expected:
             raise ConfigurationError(
-                f"Vectors of shape {tuple(u.shape)} do not fit a head curvature of {expected[0]} tokens and hidden size "
+                f"Vectors of shape {tuple(u.shape)} do not fit a head curvature of {expected[0]} "
+                f"tokens and hidden size "
                 f"{expected[1]}; pass (tokens, d) or (K, tokens, d)."
             )
         stacked = u if u.dim() == 3 else u.unsqueeze(0)
@@ -78,7 +80,8 @@ class HeadCurvature:
             if not bool((difference > 1e-2).any()):
                 return
         raise ConfigurationError(
-            "The head curvature belongs to other tokens, other parameters or another hidden size than this loss. Form "
+            "The head curvature belongs to other tokens, other parameters or another hidden "
+            "size than this loss. Form "
             "it again with form_head_curvature from the same hidden states, head weights and bias."
         )
 
@@ -135,7 +138,9 @@ def head_cost(
     )
 
 
-def _probabilities(hidden: Tensor, weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+def _probabilities(
+    hidden: Tensor, weight: Tensor, bias: Tensor | None, dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
     """Returns class probabilities (n, V) in `dtype` and log-sum-exps (n)."""
     logits = torch.nn.functional.linear(hidden, weight, bias).to(dtype)
     lse = logits.logsumexp(-1)
@@ -173,17 +178,17 @@ def form_head_curvature(
 ) -> HeadCurvature:
     """Forms the curvature of a softmax head for every token.
 
-    Costs 2 N V d (d + 1) / 2 FLOP once; an application then costs 2 d^2 per token instead of 4 V d. `head_cost` tells
-    when that pays. Nothing is dropped: the matrices are exact to rounding.
+    Costs 2 N V d (d + 1) / 2 FLOP once; an application then costs 2 d^2 per token instead of 4 V d.
+    `head_cost` tells when that pays. Nothing is dropped: the matrices are exact to rounding.
 
     Args:
         hidden: Hidden states (..., d) of N tokens in all.
         weight: Head weights (V, d).
-        row_weight: Weights (N) for `HeadCurvature.apply`, e.g. 1 / N for a mean and 0 for ignored tokens. A loss that
-            is given the curvature uses its own weights instead.
+        row_weight: Weights (N) for `HeadCurvature.apply`, e.g. 1 / N for a mean and 0 for ignored tokens. A
+            loss that is given the curvature uses its own weights instead.
         bias: Head bias (V).
-        dtype: Storage: float32, bfloat16 (half the memory and time to apply) or float64. Sums are float32, or float64
-            for float64.
+        dtype: Storage: float32, bfloat16 (half the memory and time to apply) or float64. Sums are float32, or
+            float64 for float64.
 
     Returns:
         The curvature.
@@ -193,17 +198,21 @@ def form_head_curvature(
     """
     if weight.dim() != 2 or hidden.dim() == 0 or hidden.shape[-1] != weight.shape[1]:
         raise ConfigurationError(
-            f"Hidden states of shape {tuple(hidden.shape)} and head weights of shape {tuple(weight.shape)} do not fit: "
+            f"Hidden states of shape {tuple(hidden.shape)} and head weights of shape "
+            f"{tuple(weight.shape)} do not fit: "
             "they must be (..., d) and (classes, d)."
         )
     if dtype not in _STORAGE:
-        raise ConfigurationError(f"A head curvature cannot be stored as {dtype}; use float32, bfloat16 or float64.")
+        raise ConfigurationError(
+            f"A head curvature cannot be stored as {dtype}; use float32, bfloat16 or float64."
+        )
     rows = hidden.detach().reshape(-1, hidden.shape[-1])
     moment_dtype = torch.float64 if dtype == torch.float64 else torch.float32
     (tokens, d), classes = rows.shape, weight.shape[0]
     if row_weight is not None and row_weight.shape != (tokens,):
         raise ConfigurationError(
-            f"Row weights of shape {tuple(row_weight.shape)} do not fit {tokens} tokens; pass shape ({tokens},)."
+            f"Row weights of shape {tuple(row_weight.shape)} do not fit {tokens} tokens; pass "
+            f"shape ({tokens},)."
         )
     wide_weight = weight.detach().to(moment_dtype).contiguous()
     packed = rows.new_empty(tokens, packed_size(d), dtype=dtype)

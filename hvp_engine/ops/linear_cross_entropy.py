@@ -1,11 +1,12 @@
-"""Twice-differentiable linear head + cross-entropy that never holds the logits of more than one chunk of tokens."""
+"""Twice-differentiable linear head + cross-entropy that holds the logits of one chunk of tokens at a time."""
 
+# ruff: noqa: ANN401, PLR0917 - contexts and arguments of autograd functions have no narrower type
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import torch
-import torch.nn.functional as F  # noqa: N812
+import torch.nn.functional as F
 from torch import Tensor
 
 from hvp_engine.errors import ConfigurationError
@@ -64,7 +65,17 @@ class _Forward(BatchedFunction):
             return (None,) * 8
         hidden, weight, bias, norm, logits, target, class_weight = ctx.saved_tensors
         parts = _Backward.apply(
-            hidden, weight, bias, grads[0], norm, logits, target, class_weight, ctx.options, ctx.curvature, wanted
+            hidden,
+            weight,
+            bias,
+            grads[0],
+            norm,
+            logits,
+            target,
+            class_weight,
+            ctx.options,
+            ctx.curvature,
+            wanted,
         )
         return (*_only_wanted(parts, wanted), None, None, None, None, None)
 
@@ -103,7 +114,9 @@ class _Forward(BatchedFunction):
         return (unfold(loss), unfold(norm), logits), (0, 0, None)
 
 
-def _only_wanted(parts: tuple[Tensor, ...], wanted: Wanted) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+def _only_wanted(
+    parts: tuple[Tensor, ...], wanted: Wanted
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     flags = (wanted.hidden, wanted.weight, wanted.bias)
     picked = [part if flag else None for part, flag in zip(parts, flags, strict=False)]
     return picked[0], picked[1], picked[2]
@@ -163,7 +176,9 @@ class _Backward(BatchedFunction):
             parts = _Hvp.apply(*saved, *_as_directions(tangents[:3]), ctx.options, ctx.curvature, ctx.wanted)
             total = list(_only_wanted(tuple(part.squeeze(0) for part in parts), ctx.wanted))
         if tangents[3] is not None:
-            rest = _Backward.apply(*saved[:3], tangents[3], *saved[4:], ctx.options, ctx.curvature, ctx.wanted)
+            rest = _Backward.apply(
+                *saved[:3], tangents[3], *saved[4:], ctx.options, ctx.curvature, ctx.wanted
+            )
             parts = _only_wanted(rest, ctx.wanted)
             total = [b if a is None or b is None else a + b for a, b in zip(total, parts, strict=True)]
         return tuple(total)
@@ -202,7 +217,8 @@ class _Hvp(BatchedFunction):
         wanted: Wanted,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         count = next(t.shape[0] for t in (hidden_t, weight_t, bias_t) if t is not None)
-        if curvature is not None and weight_t is None and bias_t is None and wanted == Wanted(True, False, False):
+        hidden_only = weight_t is None and bias_t is None and wanted == Wanted(True, False, False)
+        if curvature is not None and hidden_t is not None and hidden_only:
             row_weight = scale * options.mass(target, class_weight, weight.shape[0]).to(scale.dtype)
             empty = weight.new_empty(count, 0)
             product = curvature.matvec(hidden_t, row_weight).to(hidden.dtype)
@@ -264,17 +280,20 @@ def linear_cross_entropy_ref(
 def _check_shapes(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> None:
     if hidden.dim() == 0 or weight.dim() != 2 or hidden.shape[-1] != weight.shape[1]:
         raise ConfigurationError(
-            f"Hidden states of shape {tuple(hidden.shape)} and head weights of shape {tuple(weight.shape)} do not fit: "
+            f"Hidden states of shape {tuple(hidden.shape)} and head weights of shape "
+            f"{tuple(weight.shape)} do not fit: "
             "they must be (..., d) and (classes, d)."
         )
     if bias is not None and bias.shape != weight.shape[:1]:
         raise ConfigurationError(
-            f"The bias has shape {tuple(bias.shape)}; the head has {weight.shape[0]} classes, so ({weight.shape[0]},) "
+            f"The bias has shape {tuple(bias.shape)}; the head has {weight.shape[0]} classes, "
+            f"so ({weight.shape[0]},) "
             "is needed."
         )
     if weight.dtype != hidden.dtype or (bias is not None and bias.dtype != hidden.dtype):
         raise ConfigurationError(
-            f"Hidden states are {hidden.dtype}, but the head is {weight.dtype}; cast them to one dtype or use autocast."
+            f"Hidden states are {hidden.dtype}, but the head is {weight.dtype}; cast them to "
+            f"one dtype or use autocast."
         )
 
 
@@ -282,7 +301,8 @@ def _autocast(tensors: list[Tensor | None], device: str) -> list[Tensor | None]:
     """Casts what `F.linear` would cast under autocast."""
     dtype = torch.get_autocast_dtype(device)
     return [
-        t.to(dtype) if t is not None and t.is_floating_point() and t.dtype != torch.float64 else t for t in tensors
+        t.to(dtype) if t is not None and t.is_floating_point() and t.dtype != torch.float64 else t
+        for t in tensors
     ]
 
 
@@ -300,31 +320,33 @@ def linear_cross_entropy(
 ) -> Tensor:
     """Cross-entropy of `hidden @ weight.T + bias`, with chunked first and second derivatives.
 
-    The tokens go through in chunks: logits, gradients and tangents of shape tokens x classes exist for one chunk at a
-    time, and are computed again where they are needed. A pass computes the gradients that the running backward pass
-    will use, no others. Third derivatives raise SecondDerivativeError. Dtypes other than float32, float64 and bfloat16,
-    and devices without native kernels, run `linear_cross_entropy_ref`.
+    The tokens go through in chunks: logits, gradients and tangents of shape tokens x classes exist for one
+    chunk at a time, and are computed again where they are needed. A pass computes the gradients that the
+    running backward pass will use, no others. Third derivatives raise SecondDerivativeError. Dtypes other
+    than float32, float64 and bfloat16, and devices without native kernels, run `linear_cross_entropy_ref`.
 
     Args:
         hidden: Hidden states (..., d).
-        weight: Head weights (classes, d), same dtype (or autocast). bfloat16 products have bfloat16 logits, as in
-            PyTorch; statistics and losses are float32.
+        weight: Head weights (classes, d), same dtype (or autocast). bfloat16 products have bfloat16 logits,
+            as in PyTorch; statistics and losses are float32.
         target: Class indices (...), integers.
         bias: Head bias (classes).
         class_weight: Class weights (classes).
         ignore_index: Target value that contributes neither loss nor gradient.
         reduction: "none", "sum" or "mean" as in `cross_entropy`.
         label_smoothing: Share of the target distribution spread evenly over the classes.
-        keep_logits: Keep the logits (tokens x classes) as long as the graph: one product of three less in each second
-            backward.
-        curvature: `form_head_curvature` of the same hidden states, weight and bias. A second backward that asks for
-            the hidden states alone then applies it instead of the head; any other takes the general path.
+        keep_logits: Keep the logits (tokens x classes) as long as the graph: one product of three less in
+            each second backward.
+        curvature: `form_head_curvature` of the same hidden states, weight and bias. A second backward that
+            asks for the hidden states alone then applies it instead of the head; any other takes the general
+            path.
 
     Returns:
         A scalar, or the losses in the target's shape for "none"; the input's dtype, float32 under autocast.
 
     Raises:
-        ConfigurationError: Shapes, dtypes, options or class indices that do not fit, or a curvature of other tokens.
+        ConfigurationError: Shapes, dtypes, options or class indices that do not fit, or a curvature of other
+            tokens.
     """
     device = hidden.device.type
     autocast = torch.is_autocast_enabled(device)

@@ -1,5 +1,6 @@
 """Twice-differentiable softmax: forward, gradient, and both gradients of the gradient in one pass each."""
 
+# ruff: noqa: ANN401 - contexts and arguments of autograd functions have no narrower type
 from __future__ import annotations
 
 from typing import Any, NoReturn
@@ -24,7 +25,7 @@ class _Forward(BatchedFunction):
     def forward(x: Tensor) -> Tensor:
         x = x.contiguous()
         output = torch.empty_like(x)
-        native.softmax_forward(dtype_number(x.dtype), address(x), *x.shape, address(output))
+        native.softmax_forward(dtype_number(x.dtype), address(x), x.shape[0], x.shape[1], address(output))
         return output
 
     @staticmethod
@@ -35,12 +36,14 @@ class _Forward(BatchedFunction):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Tensor:
         x, p = ctx.saved_tensors
-        return _Backward.apply(x, p.detach(), grads[0])
+        result: Tensor = _Backward.apply(x, p.detach(), grads[0])
+        return result
 
     @staticmethod
     def jvp(ctx: Any, *tangents: Tensor) -> Tensor:
         x, p = ctx.saved_tensors
-        return _Backward.apply(x, p.detach(), tangents[0])
+        result: Tensor = _Backward.apply(x, p.detach(), tangents[0])
+        return result
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[Any, Any]:
@@ -83,7 +86,9 @@ class _Backward(BatchedFunction):
         x_t, _, g_t = tangents
         x, p, g = ctx.saved_tensors
         result = None
-        if x_t is not None:  # the third derivative of log-sum-exp is symmetric: the same pass serves both directions
+        if (
+            x_t is not None
+        ):  # the third derivative of log-sum-exp is symmetric: the same pass serves both directions
             repeated = x_t.repeat(g.shape[0] // max(x.shape[0], 1), 1)
             result = _DoubleBackward.apply(p, g, repeated, True, False)[0]
         if g_t is not None:
@@ -150,8 +155,8 @@ def softmax_ref(input: Tensor, dim: int = -1, dtype: torch.dtype | None = None) 
 def softmax(input: Tensor, dim: int = -1, dtype: torch.dtype | None = None) -> Tensor:
     """Softmax with fused first and second derivatives.
 
-    Semantics of `torch.nn.functional.softmax`. Third derivatives raise SecondDerivativeError. Dtypes other than
-    float32, float64 and bfloat16, and devices without native kernels, run `softmax_ref`.
+    Semantics of `torch.nn.functional.softmax`. Third derivatives raise SecondDerivativeError. Dtypes other
+    than float32, float64 and bfloat16, and devices without native kernels, run `softmax_ref`.
 
     Args:
         input: Values of any shape; bfloat16 is accumulated in float32.
@@ -170,7 +175,7 @@ def softmax(input: Tensor, dim: int = -1, dtype: torch.dtype | None = None) -> T
             f"{max(input.dim(), 1) - 1}."
         )
     values = input if dtype is None else input.to(dtype)
-    if input.dim() == 0 or not is_native(values):
+    if input.dim() == 0 or input.numel() == 0 or not is_native(values):
         return softmax_ref(input, dim, dtype)
     moved = values.movedim(dim, -1)
     output: Tensor = _Forward.apply(moved.reshape(-1, moved.shape[-1]))

@@ -5,7 +5,7 @@ from torch.autograd import grad, gradcheck, gradgradcheck
 
 
 def check_derivatives(function, inputs):
-    """First and second derivatives by finite differences, in reverse, forward-over-reverse and batched mode."""
+    """First and second derivatives by finite differences: reverse, forward-over-reverse, batched."""
     options = {"fast_mode": True, "check_batched_grad": True}
     assert gradcheck(function, inputs, check_forward_ad=True, **options)
     assert gradgradcheck(function, inputs, check_fwd_over_rev=True, **options)
@@ -31,7 +31,8 @@ def assert_error_rule(fused, plain, inputs, directions):
     theirs = values_and_products(plain, inputs, directions)
     for name, e, a, b in zip(range(len(exact)), exact, ours, theirs, strict=True):
         assert a.dtype == b.dtype
-        # The error of a single number is luck: plain PyTorch may happen to hit it, so one rounding is always allowed.
+        # The error of a single number is luck: plain PyTorch may happen to hit it, so one rounding is always
+        # allowed.
         slack = torch.finfo(a.dtype).eps * e.square().mean().sqrt()
         error, allowed = ((x.double() - e).square().mean().sqrt() for x in (a, b))
         assert error <= 2 * allowed + slack, f"output {name}: {error:.2e} against {allowed:.2e}"

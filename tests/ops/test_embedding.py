@@ -32,7 +32,9 @@ def test_derivatives_of_all_orders_agree_with_the_reference(padding_idx):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
-@pytest.mark.parametrize(("rows", "columns", "tokens"), [(1, 1, 5), (2, 31, 0), (129, 600, 40), (4097, 3, 1000)])
+@pytest.mark.parametrize(
+    ("rows", "columns", "tokens"), [(1, 1, 5), (2, 31, 0), (129, 600, 40), (4097, 3, 1000)]
+)
 def test_the_weight_gradient_is_as_exact_as_the_reference(dtype, rows, columns, tokens):
     index = torch.randint(0, rows, (tokens,))
     upstream = torch.randn(tokens, columns).to(dtype)
@@ -72,9 +74,7 @@ def test_functional_transforms_agree_with_the_reference(padding_idx):
 def test_forward_over_reverse_agrees_with_the_reference():
     weight, tangent = torch.randn(2, 4, 2, dtype=torch.float64)
     ours, theirs = (
-        torch.func.jvp(
-            torch.func.grad(lambda w, f=f: f(TOKENS, w).pow(3).sum()), (weight,), (tangent,)
-        )[1]
+        torch.func.jvp(torch.func.grad(lambda w, f=f: f(TOKENS, w).pow(3).sum()), (weight,), (tangent,))[1]
         for f in (embedding, embedding_ref)
     )
     torch.testing.assert_close(ours, theirs)

@@ -23,7 +23,12 @@ SIZES = [1, 2, 31, 65]
 
 def make(tokens=7, d=5, classes=11, dtype=torch.float64):
     hidden, weight = torch.randn(tokens, d), torch.randn(classes, d)
-    return hidden.to(dtype), weight.to(dtype), torch.randn(classes).to(dtype), torch.randint(0, classes, (tokens,))
+    return (
+        hidden.to(dtype),
+        weight.to(dtype),
+        torch.randn(classes).to(dtype),
+        torch.randint(0, classes, (tokens,)),
+    )
 
 
 @pytest.mark.parametrize("d", SIZES)

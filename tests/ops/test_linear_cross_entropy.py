@@ -90,7 +90,9 @@ def test_leading_dimensions_and_strides_are_those_of_the_hidden_states():
     for reduction in ("none", "mean"):
         ours, theirs = (
             values_and_products(
-                lambda h, w, f=f, r=reduction: f(h, w, target, reduction=r), [hidden, weight], [hidden, weight]
+                lambda h, w, f=f, r=reduction: f(h, w, target, reduction=r),
+                [hidden, weight],
+                [hidden, weight],
             )
             for f in (linear_cross_entropy, linear_cross_entropy_ref)
         )
@@ -226,7 +228,5 @@ def test_a_third_derivative_says_what_to_use_instead():
 def test_the_torch_backend_runs_the_reference(monkeypatch):
     inputs, target = make(4, 3, 5, torch.float32)
     monkeypatch.setenv("HVP_ENGINE_BACKEND", "torch")
-    ours, theirs = (
-        bind(f, target, {})(*inputs) for f in (linear_cross_entropy, linear_cross_entropy_ref)
-    )
+    ours, theirs = (bind(f, target, {})(*inputs) for f in (linear_cross_entropy, linear_cross_entropy_ref))
     assert torch.equal(ours, theirs)

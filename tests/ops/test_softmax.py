@@ -102,7 +102,7 @@ def test_batched_gradients_checkpointing_and_autocast_agree_with_plain_calls():
 
 def test_the_bits_do_not_depend_on_the_number_of_threads():
     x = torch.randn(257, 1031)
-    assert same_bits_on_any_threads(lambda: values_and_products(weighted_squares(softmax), [x], [x]))
+    assert same_bits_on_any_threads(lambda: values_and_products(weighted_squares(softmax), [x], [x])[1:])
 
 
 def test_a_third_derivative_says_what_to_use_instead():
