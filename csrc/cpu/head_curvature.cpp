@@ -68,19 +68,48 @@ void subtract_means(const A* moments, const A* mean, std::int64_t tokens, std::i
     }
 }
 
-// Row i of the triangle serves both halves of the matrix: a dot product for out[i], an axpy for out[i
-// + 1..d).
+// Rows that one pass over a vector serves: enough to hide the traffic of the vector and of the result.
+constexpr std::int64_t kRows = 4;
+
+// One row of the triangle, all of it: a dot product for out[0], an axpy for out[1..length).
 template <class S>
-void triangle_row(const S* row, std::int64_t length, const Acc<S>* u, Acc<S>* out) {
-    const Acc<S> first = u[0];
-    Acc<S> sum = load(row) * first;
-#pragma omp simd reduction(+ : sum)
+void single_row(const S* row, std::int64_t length, const Acc<S>* u, Acc<S>* out) {
+    out[0] += load(row) * u[0];
     for (std::int64_t j = 1; j < length; ++j) {
-        const Acc<S> m = load(row + j);
-        sum += m * u[j];
-        out[j] += m * first;
+        out[0] += load(row + j) * u[j];
+        out[j] += load(row + j) * u[0];
     }
-    out[0] += sum;
+}
+
+// Four rows, of lengths length, length - 1, ... The square where they meet the diagonal is left to
+// single_row.
+template <class S>
+void four_rows(const S* first, std::int64_t length, const Acc<S>* u, Acc<S>* out) {
+    using A = Acc<S>;
+    const S* second =
+        first + length - 1;  // each row starts one column later, so that column j is at index j in all
+    const S* third = second + length - 2;
+    const S* fourth = third + length - 3;
+    single_row(first, kRows, u, out);
+    single_row(second + 1, kRows - 1, u + 1, out + 1);
+    single_row(third + 2, kRows - 2, u + 2, out + 2);
+    single_row(fourth + 3, kRows - 3, u + 3, out + 3);
+    const A u0 = u[0], u1 = u[1], u2 = u[2], u3 = u[3];
+    A s0 = 0, s1 = 0, s2 = 0, s3 = 0;
+#pragma omp simd reduction(+ : s0, s1, s2, s3)
+    for (std::int64_t j = kRows; j < length; ++j) {
+        const A a = load(first + j), b = load(second + j), c = load(third + j), e = load(fourth + j);
+        const A x = u[j];
+        s0 += a * x;
+        s1 += b * x;
+        s2 += c * x;
+        s3 += e * x;
+        out[j] += (a * u0 + b * u1) + (c * u2 + e * u3);
+    }
+    out[0] += s0;
+    out[1] += s1;
+    out[2] += s2;
+    out[3] += s3;
 }
 
 template <class S>
@@ -90,13 +119,18 @@ void matvec(const S* packed, const Acc<S>* vectors, std::int64_t count, std::int
     for (std::int64_t n = 0; n < tokens; ++n) {
         for (std::int64_t k = 0; k < count; ++k)
             for (std::int64_t i = 0; i < d; ++i) out[(k * tokens + n) * d + i] = 0;
-        const S* row = packed + n * (d * (d + 1) / 2);
-        for (std::int64_t i = 0; i < d; ++i) {
+        const S* matrix = packed + n * (d * (d + 1) / 2);
+        std::int64_t i = 0;
+        while (i < d) {
+            const bool block = d - i >= kRows;
             for (std::int64_t k = 0; k < count; ++k) {
                 const std::int64_t at = (k * tokens + n) * d + i;
-                triangle_row(row, d - i, vectors + at, out + at);
+                if (block)
+                    four_rows(matrix + row_offset(i, d), d - i, vectors + at, out + at);
+                else
+                    single_row(matrix + row_offset(i, d), d - i, vectors + at, out + at);
             }
-            row += d - i;
+            i += block ? kRows : 1;
         }
     }
 }

@@ -4,15 +4,15 @@
 from __future__ import annotations
 
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from hvp_engine.errors import ConfigurationError
+from hvp_engine.errors import ConfigurationError, SecondDerivativeError
 
-__all__ = ["BatchedFunction"]
+__all__ = ["BatchedFunction", "raise_third_derivative"]
 
 
 def _is_legacy_batched(value: Any) -> bool:
@@ -29,6 +29,14 @@ def _legacy_level() -> int:
     level: int = torch._C._vmapmode_increment_nesting() - 1
     torch._C._vmapmode_decrement_nesting()
     return level
+
+
+def raise_third_derivative(operation: str) -> NoReturn:
+    """Raises the error of every operation here that is asked for a third derivative."""
+    raise SecondDerivativeError(
+        f"hvp_engine.ops.{operation} has first and second derivatives only. For a third one use "
+        f"hvp_engine.ops.{operation}_ref, which PyTorch differentiates any number of times."
+    )
 
 
 class BatchedFunction(Function):

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from hvp_engine.kernels.loader import native
 from hvp_engine.kernels.tensors import accumulator, address
-from hvp_engine.ops.cross_entropy import ClassTargets
+from hvp_engine.ops.class_targets import ClassTargets
 
 __all__ = ["Head", "Tangents", "Wanted", "head_backward", "head_forward", "head_hvp"]
 

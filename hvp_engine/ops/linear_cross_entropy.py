@@ -11,16 +11,10 @@ from torch import Tensor
 
 from hvp_engine.errors import ConfigurationError
 from hvp_engine.kernels.tensors import accumulator, is_native
-from hvp_engine.ops.batched_function import BatchedFunction
+from hvp_engine.ops.batched_function import BatchedFunction, raise_third_derivative
 from hvp_engine.ops.batching import fold_rows, tensor_arguments, vmap_by_loop, wanted_gradients
 from hvp_engine.ops.chunked_head import Head, Tangents, Wanted, head_backward, head_forward, head_hvp
-from hvp_engine.ops.cross_entropy import (
-    ClassTargets,
-    check_options,
-    check_targets,
-    raise_third_derivative,
-    reduce_rows,
-)
+from hvp_engine.ops.class_targets import ClassTargets, check_options, check_targets, reduce_rows
 
 if TYPE_CHECKING:
     from hvp_engine.ops.head_curvature import HeadCurvature

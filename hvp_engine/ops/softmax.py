@@ -11,9 +11,8 @@ from torch import Tensor
 from hvp_engine.errors import ConfigurationError
 from hvp_engine.kernels.loader import native
 from hvp_engine.kernels.tensors import address, dtype_number, is_native
-from hvp_engine.ops.batched_function import BatchedFunction
+from hvp_engine.ops.batched_function import BatchedFunction, raise_third_derivative
 from hvp_engine.ops.batching import fold_rows
-from hvp_engine.ops.cross_entropy import raise_third_derivative
 
 __all__ = ["softmax", "softmax_ref"]
 
