@@ -1,6 +1,6 @@
 """Losses over a large vocabulary: against PyTorch, the machine's memory traffic, and its matrix products.
 
-Run with `pytest -s benchmarks/test_cross_entropy.py`; numbers are medians of calls timed alternately in one run.
+Run with `pytest -s benchmarks/test_cross_entropy.py`; medians of calls timed alternately in one run.
 """
 
 from __future__ import annotations
