@@ -8,9 +8,11 @@ from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
+from torch._C import _are_functorch_transforms_active
+from torch._functorch.utils import unwrap_dead_wrappers
 from torch.autograd import Function
 
-from hvp_engine.errors import ConfigurationError, SecondDerivativeError
+from hvp_engine.errors import SecondDerivativeError
 
 __all__ = ["BatchedFunction", "raise_third_derivative"]
 
@@ -22,13 +24,6 @@ def _is_legacy_batched(value: Any) -> bool:
     itself.
     """
     return isinstance(value, Tensor) and torch._C._functorch.is_legacy_batchedtensor(value)
-
-
-def _legacy_level() -> int:
-    """Returns how many vmaps of that older kind are running."""
-    level: int = torch._C._vmapmode_increment_nesting() - 1
-    torch._C._vmapmode_decrement_nesting()
-    return level
 
 
 def raise_third_derivative(operation: str) -> NoReturn:
@@ -44,30 +39,44 @@ class BatchedFunction(Function):
 
     @classmethod
     def apply(cls, *args: Any) -> Any:
-        """Applies the function; batched arguments go through the `vmap` staticmethod.
+        """Applies the function to all of its arguments, in order; batched ones go through `vmap`.
 
-        Raises:
-            ConfigurationError: Batched gradients are nested in each other.
+        The rule is chosen here, not in the forward, so that its outputs keep their graph (create_graph=True).
+        Function.apply would bind the arguments to the signature first, longer than a small kernel takes.
         """
-        if not any(_is_legacy_batched(value) for value in args):
+        if _are_functorch_transforms_active():
             return super().apply(*args)  # type: ignore[no-untyped-call]
-        level = _legacy_level()
-        if level != 1:
-            raise ConfigurationError(
-                "is_grads_batched=True cannot be nested around hvp_engine operations; use "
-                "torch.func.vmap instead."
-            )
-        in_dims = tuple(0 if _is_legacy_batched(value) else None for value in args)
-        plain = [
-            torch._remove_batch_dim(value, level, 0, 0) if dim == 0 else value
-            for value, dim in zip(args, in_dims, strict=True)
-        ]
-        size = next(value.shape[0] for value, dim in zip(plain, in_dims, strict=True) if dim == 0)
-        info = SimpleNamespace(batch_size=size, randomness="error")
-        outputs, out_dims = cls.vmap(info, in_dims, *plain)  # type: ignore[no-untyped-call]
-        if isinstance(outputs, Tensor):
-            return torch._add_batch_dim(outputs, out_dims, level)
-        return tuple(
-            output if dim is None else torch._add_batch_dim(output, dim, level)
-            for output, dim in zip(outputs, out_dims, strict=True)
-        )
+        if any(_is_legacy_batched(value) for value in args):
+            return _through_vmap_rule(cls, args)
+        # What torch.func.vjp returns runs after its transform has ended: its tensors may be dead wrappers.
+        return super(Function, cls).apply(*unwrap_dead_wrappers(args))  # type: ignore[misc]
+
+
+def _through_vmap_rule(function: type[BatchedFunction], args: tuple[Any, ...]) -> Any:
+    """Runs the vmap rule of a function on the innermost level of the older vmap."""
+    level: int = torch._C._vmapmode_increment_nesting() - 1
+    torch._C._vmapmode_decrement_nesting()
+    # A tensor without this level comes back with a leading dimension of 1, which broadcasts.
+    batched = [_is_legacy_batched(value) for value in args]
+    plain = [
+        torch._remove_batch_dim(value, level, 1, 0) if is_batched else value
+        for value, is_batched in zip(args, batched, strict=True)
+    ]
+    size = max(value.shape[0] for value, is_batched in zip(plain, batched, strict=True) if is_batched)
+    plain = [
+        value.expand(size, *value.shape[1:]) if is_batched else value
+        for value, is_batched in zip(plain, batched, strict=True)
+    ]
+    in_dims = tuple(0 if is_batched else None for is_batched in batched)
+    info = SimpleNamespace(batch_size=size, randomness="error")
+    torch._C._vmapmode_decrement_nesting()
+    try:
+        outputs, out_dims = function.vmap(info, in_dims, *plain)  # type: ignore[no-untyped-call]
+    finally:
+        torch._C._vmapmode_increment_nesting()
+    if isinstance(outputs, Tensor):
+        return torch._add_batch_dim(outputs, out_dims, level)
+    return tuple(
+        output if dim is None else torch._add_batch_dim(output, dim, level)
+        for output, dim in zip(outputs, out_dims, strict=True)
+    )
