@@ -154,6 +154,7 @@ def slq(
         "device": str(operator.device),
         "threads": torch.get_num_threads(),
         "notes": list(operator.notes),
+        "fused_operations": sorted(operator.objective.fused.replaced),
         "plan": {**operator.scheduler.plan.record(), "waves": len(waves)},
         "verification": verification,
         "lost_orthogonality": max(float(lanczos.lost.max()) for lanczos in results),

@@ -15,6 +15,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from hvp_engine import batches
 from hvp_engine.errors import ConfigurationError, NonDeterministicError, ObjectiveError
+from hvp_engine.ops.swap import twice_differentiable
 from hvp_engine.precision import Precision, check_precision, forward_mode, product_mode, working_dtype
 
 Loss = Callable[..., Any]
@@ -67,6 +68,7 @@ class Objective:
         first = next(iter(model.parameters()), None)
         self.device = first.device if first is not None else torch.device("cpu")
         self.data = data
+        self.fused = twice_differentiable()
         self._digests: list[tuple[str, tuple[tuple[int, ...], ...]]] = []
         self._complete = False
         if data is not None and isinstance(data, Iterator):
@@ -134,8 +136,18 @@ class Objective:
 
     @contextlib.contextmanager
     def arithmetic(self) -> Iterator[None]:
-        """Hold gradients on and the product modes of ``precision`` in force; wraps every engine computation."""
-        with torch.inference_mode(False), torch.enable_grad(), product_mode(self.precision):
+        """Hold gradients on, the product modes of ``precision`` in force and the fused operations swapped in.
+
+        Wraps every engine computation, backward passes too: activation checkpointing recomputes inside those. What
+        is not swapped takes the math path of attention, since fused kernels have no second derivative on any device.
+        """
+        with (
+            torch.inference_mode(False),
+            torch.enable_grad(),
+            product_mode(self.precision),
+            sdpa_kernel(SDPBackend.MATH),
+            self.fused,
+        ):
             yield
 
     def evaluate(self, batch: Any) -> tuple[Tensor, float]:
@@ -148,8 +160,7 @@ class Objective:
         Raises:
             ObjectiveError: The loss fails, or is not a finite scalar attached to the model's parameters.
         """
-        # The fused attention kernels have no second derivative on any device; the math path has.
-        with forward_mode(self.precision, self.device), sdpa_kernel(SDPBackend.MATH):
+        with forward_mode(self.precision, self.device):
             value = self._call(batch)
         total, weight = _as_total(value, batch)
         if not total.requires_grad and torch.is_grad_enabled():

@@ -8,6 +8,8 @@ void register_reorthogonalize(py::module_& m);
 void register_activations(py::module_& m);
 void register_normalize(py::module_& m);
 void register_attention(py::module_& m);
+void register_cross_entropy(py::module_& m);
+void register_losses(py::module_& m);
 void register_runtime(py::module_& m);
 void register_tridiagonal(py::module_& m);
 
@@ -24,6 +26,8 @@ PYBIND11_MODULE(_native, m) {
     register_activations(m);
     register_normalize(m);
     register_attention(m);
+    register_cross_entropy(m);
+    register_losses(m);
     register_runtime(m);
     register_tridiagonal(m);
 }

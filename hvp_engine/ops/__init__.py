@@ -7,23 +7,39 @@ beside it.
 from __future__ import annotations
 
 from hvp_engine.ops.activations import gelu, gelu_ref, silu, silu_ref, swiglu, swiglu_ref
+from hvp_engine.ops.attention import attention, attention_ref
+from hvp_engine.ops.cross_entropy import cross_entropy, cross_entropy_ref
+from hvp_engine.ops.embedding import embedding, embedding_ref
+from hvp_engine.ops.head_curvature import HeadCurvature, form_head_curvature
 from hvp_engine.ops.layer_norm import layer_norm, layer_norm_ref
+from hvp_engine.ops.linear_cross_entropy import linear_cross_entropy, linear_cross_entropy_ref
 from hvp_engine.ops.rms_norm import rms_norm, rms_norm_ref
+from hvp_engine.ops.softmax import softmax, softmax_ref
 from hvp_engine.ops.swap import TwiceDifferentiable, twice_differentiable
 
-# Further operations: add the import above, the names below, and a line to REPLACEMENTS in swap.py.
 __all__ = [
+    "HeadCurvature",
     "TwiceDifferentiable",
+    "attention",
+    "attention_ref",
+    "cross_entropy",
+    "cross_entropy_ref",
+    "embedding",
+    "embedding_ref",
+    "form_head_curvature",
     "gelu",
     "gelu_ref",
     "layer_norm",
     "layer_norm_ref",
+    "linear_cross_entropy",
+    "linear_cross_entropy_ref",
     "rms_norm",
     "rms_norm_ref",
     "silu",
     "silu_ref",
+    "softmax",
+    "softmax_ref",
     "swiglu",
     "swiglu_ref",
     "twice_differentiable",
 ]
-"""Twice-differentiable fused operations, each beside its plain PyTorch reference."""

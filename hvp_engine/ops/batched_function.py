@@ -1,32 +1,37 @@
 """Base class of the fused operations: autograd functions that `is_grads_batched=True` can batch, too."""
 
+# ruff: noqa: ANN401 - contexts and arguments of autograd functions have no narrower type
 from __future__ import annotations
 
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
+from torch._C import _are_functorch_transforms_active
+from torch._functorch.utils import unwrap_dead_wrappers
 from torch.autograd import Function
 
-from hvp_engine.errors import ConfigurationError
+from hvp_engine.errors import SecondDerivativeError
 
-__all__ = ["BatchedFunction"]
+__all__ = ["BatchedFunction", "raise_third_derivative"]
 
 
 def _is_legacy_batched(value: Any) -> bool:
     """Recognises the tensors of `torch.autograd.grad(..., is_grads_batched=True)`.
 
-    Those of torch.func.vmap are of another kind, and only for them does autograd.Function call `vmap` by itself.
+    Those of torch.func.vmap are of another kind, and only for them does autograd.Function call `vmap` by
+    itself.
     """
     return isinstance(value, Tensor) and torch._C._functorch.is_legacy_batchedtensor(value)
 
 
-def _legacy_level() -> int:
-    """Returns how many vmaps of that older kind are running."""
-    level: int = torch._C._vmapmode_increment_nesting() - 1  # type: ignore[attr-defined]
-    torch._C._vmapmode_decrement_nesting()  # type: ignore[attr-defined]
-    return level
+def raise_third_derivative(operation: str) -> NoReturn:
+    """Raises the error of every operation here that is asked for a third derivative."""
+    raise SecondDerivativeError(
+        f"hvp_engine.ops.{operation} has first and second derivatives only. For a third one use "
+        f"hvp_engine.ops.{operation}_ref, which PyTorch differentiates any number of times."
+    )
 
 
 class BatchedFunction(Function):
@@ -34,29 +39,44 @@ class BatchedFunction(Function):
 
     @classmethod
     def apply(cls, *args: Any) -> Any:
-        """Applies the function; batched arguments go through the `vmap` staticmethod.
+        """Applies the function to all of its arguments, in order; batched ones go through `vmap`.
 
-        Raises:
-            ConfigurationError: Batched gradients are nested in each other.
+        The rule is chosen here, not in the forward, so that its outputs keep their graph (create_graph=True).
+        Function.apply would bind the arguments to the signature first, longer than a small kernel takes.
         """
-        if not any(_is_legacy_batched(value) for value in args):
+        if _are_functorch_transforms_active():
             return super().apply(*args)  # type: ignore[no-untyped-call]
-        level = _legacy_level()
-        if level != 1:
-            raise ConfigurationError(
-                "is_grads_batched=True cannot be nested around hvp_engine operations; use torch.func.vmap instead."
-            )
-        in_dims = tuple(0 if _is_legacy_batched(value) else None for value in args)
-        plain = [
-            torch._remove_batch_dim(value, level, 0, 0) if dim == 0 else value  # type: ignore[attr-defined]
-            for value, dim in zip(args, in_dims, strict=True)
-        ]
-        size = next(value.shape[0] for value, dim in zip(plain, in_dims, strict=True) if dim == 0)
-        info = SimpleNamespace(batch_size=size, randomness="error")
-        outputs, out_dims = cls.vmap(info, in_dims, *plain)  # type: ignore[no-untyped-call]
-        if isinstance(outputs, Tensor):
-            return torch._add_batch_dim(outputs, out_dims, level)  # type: ignore[attr-defined]
-        return tuple(
-            output if dim is None else torch._add_batch_dim(output, dim, level)  # type: ignore[attr-defined]
-            for output, dim in zip(outputs, out_dims, strict=True)
-        )
+        if any(_is_legacy_batched(value) for value in args):
+            return _through_vmap_rule(cls, args)
+        # What torch.func.vjp returns runs after its transform has ended: its tensors may be dead wrappers.
+        return super(Function, cls).apply(*unwrap_dead_wrappers(args))  # type: ignore[misc]
+
+
+def _through_vmap_rule(function: type[BatchedFunction], args: tuple[Any, ...]) -> Any:
+    """Runs the vmap rule of a function on the innermost level of the older vmap."""
+    level: int = torch._C._vmapmode_increment_nesting() - 1
+    torch._C._vmapmode_decrement_nesting()
+    # A tensor without this level comes back with a leading dimension of 1, which broadcasts.
+    batched = [_is_legacy_batched(value) for value in args]
+    plain = [
+        torch._remove_batch_dim(value, level, 1, 0) if is_batched else value
+        for value, is_batched in zip(args, batched, strict=True)
+    ]
+    size = max(value.shape[0] for value, is_batched in zip(plain, batched, strict=True) if is_batched)
+    plain = [
+        value.expand(size, *value.shape[1:]) if is_batched else value
+        for value, is_batched in zip(plain, batched, strict=True)
+    ]
+    in_dims = tuple(0 if is_batched else None for is_batched in batched)
+    info = SimpleNamespace(batch_size=size, randomness="error")
+    torch._C._vmapmode_decrement_nesting()
+    try:
+        outputs, out_dims = function.vmap(info, in_dims, *plain)  # type: ignore[no-untyped-call]
+    finally:
+        torch._C._vmapmode_increment_nesting()
+    if isinstance(outputs, Tensor):
+        return torch._add_batch_dim(outputs, out_dims, level)
+    return tuple(
+        output if dim is None else torch._add_batch_dim(output, dim, level)
+        for output, dim in zip(outputs, out_dims, strict=True)
+    )

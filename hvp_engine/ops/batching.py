@@ -1,5 +1,6 @@
 """Vmap rules for row-wise kernels, and which gradients a backward pass must really compute."""
 
+# ruff: noqa: ANN401 - contexts and arguments of autograd functions have no narrower type
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
@@ -29,20 +30,21 @@ def fold_rows(
         rows: Tensors of shape (K * R, ...), likewise.
 
     Returns:
-        The folded base tensors, the folded row tensors, and the function that turns an output with the folded rows
-        into one of shape (B, K * R, ...). Base tensors are not copied when none of them is batched.
+        The folded base tensors, the folded row tensors, and the function that turns an output with the folded
+        rows into one of shape (B, K * R, ...). Base tensors are not copied when none of them is batched.
     """
     if all(dim is None for _, dim in base):
         folded = [_front(t, dim, size).flatten(0, 1) for t, dim in rows]
-        return [t for t, _ in base], folded, lambda out: out.unflatten(0, (size, -1))
+        return [t for t, _ in base], folded, lambda out: torch.unflatten(out, 0, (size, -1))
     base_rows = max(t.shape[0] if dim is None else t.movedim(dim, 0).shape[1] for t, dim in base)
     wide_base = [_front(t, dim, size).flatten(0, 1) for t, dim in base]
     wide_rows = [
-        _front(t, dim, size).unflatten(1, (-1, base_rows)).transpose(0, 1).flatten(0, 2) for t, dim in rows
+        torch.unflatten(_front(t, dim, size), 1, (-1, base_rows)).transpose(0, 1).flatten(0, 2)
+        for t, dim in rows
     ]
 
     def unfold(out: Tensor) -> Tensor:
-        return out.unflatten(0, (-1, size, base_rows)).transpose(0, 1).flatten(1, 2)
+        return torch.unflatten(out, 0, (-1, size, base_rows)).transpose(0, 1).flatten(1, 2)
 
     return wide_base, wide_rows, unfold
 
@@ -105,6 +107,6 @@ def _is_followed(node: Any) -> bool:
     if node is None:
         return False
     try:
-        return bool(torch._C._will_engine_execute_node(node))  # type: ignore[attr-defined]
+        return bool(torch._C._will_engine_execute_node(node))
     except RuntimeError:  # a leaf among the inputs of autograd.grad, or no backward pass is running
         return True

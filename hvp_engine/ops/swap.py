@@ -21,8 +21,12 @@ from torch.overrides import TorchFunctionMode
 from hvp_engine.ops._function import native_applies
 from hvp_engine.ops._normalize import normalize_applies
 from hvp_engine.ops.activations import gelu, silu
+from hvp_engine.ops.attention import attention
+from hvp_engine.ops.cross_entropy import cross_entropy
+from hvp_engine.ops.embedding import embedding
 from hvp_engine.ops.layer_norm import layer_norm
 from hvp_engine.ops.rms_norm import rms_norm
+from hvp_engine.ops.softmax import softmax
 
 __all__ = ["REPLACEMENTS", "TwiceDifferentiable", "twice_differentiable"]
 
@@ -58,12 +62,72 @@ def _silu(input: Tensor, inplace: bool = False) -> Any:
     return NotImplemented if inplace or not native_applies(input) else silu(input)
 
 
+def _attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    *,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> Any:
+    if dropout_p or not native_applies(query, key, value):
+        return NotImplemented
+    return attention(query, key, value, attn_mask, 0.0, is_causal, scale=scale, enable_gqa=enable_gqa)
+
+
+def _cross_entropy(
+    input: Tensor,
+    target: Tensor,
+    weight: Tensor | None = None,
+    size_average: bool | None = None,
+    ignore_index: int = -100,
+    reduce: bool | None = None,
+    reduction: str = "mean",
+    label_smoothing: float = 0.0,
+) -> Any:
+    legacy = size_average is not None or reduce is not None
+    if legacy or target.is_floating_point() or not native_applies(input):
+        return NotImplemented
+    return cross_entropy(input, target, weight, ignore_index, reduction, label_smoothing)
+
+
+def _embedding(
+    input: Tensor,
+    weight: Tensor,
+    padding_idx: int | None = None,
+    max_norm: float | None = None,
+    norm_type: float = 2.0,
+    scale_grad_by_freq: bool = False,
+    sparse: bool = False,
+) -> Any:
+    del norm_type  # of max_norm only
+    if max_norm is not None or scale_grad_by_freq or sparse or not native_applies(weight):
+        return NotImplemented
+    return embedding(input, weight, padding_idx)
+
+
+def _softmax(input: Tensor, dim: int | None = None, _stacklevel: int = 3, dtype: torch.dtype | None = None) -> Any:
+    return softmax(input, dim, dtype) if dim is not None and native_applies(input) else NotImplemented
+
+
+def _torch_softmax(input: Tensor, dim: int, dtype: torch.dtype | None = None) -> Any:
+    return softmax(input, dim, dtype) if isinstance(dim, int) and native_applies(input) else NotImplemented
+
+
 def _table(*rows: tuple[str, Callable[..., Any], Iterable[Callable[..., Any]]]) -> dict[Any, Any]:
     return {target: (name, replacement) for name, replacement, targets in rows for target in targets}
 
 
 # What is replaced: name in the report, replacement, and every callable that leads to the operation.
 REPLACEMENTS: dict[Callable[..., Any], tuple[str, Callable[..., Any]]] = _table(
+    ("attention", _attention, (F.scaled_dot_product_attention,)),
+    ("cross_entropy", _cross_entropy, (F.cross_entropy,)),
+    ("embedding", _embedding, (F.embedding,)),
+    ("softmax", _softmax, (F.softmax,)),
+    ("softmax", _torch_softmax, (torch.softmax, Tensor.softmax)),
     ("layer_norm", _layer_norm, (F.layer_norm, torch.layer_norm)),
     ("rms_norm", _rms_norm, (F.rms_norm, torch.rms_norm)),
     ("gelu", _gelu, (F.gelu,)),

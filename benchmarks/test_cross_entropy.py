@@ -1,0 +1,111 @@
+"""Losses over a large vocabulary: against PyTorch, the machine's memory traffic, and its matrix products.
+
+Run with `pytest -s benchmarks/test_cross_entropy.py`; medians of calls timed alternately in one run.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch.autograd import grad
+
+from hvp_engine.kernels.packed_symmetric import packed_size
+from hvp_engine.ops.cross_entropy import cross_entropy, cross_entropy_ref
+from hvp_engine.ops.head_curvature import HeadCurvature, form_head_curvature
+from hvp_engine.ops.linear_cross_entropy import linear_cross_entropy, linear_cross_entropy_ref
+
+TOKENS, HIDDEN, CLASSES = 1024, 384, 50304
+
+
+def medians(calls: dict[str, Callable[[], object]], rounds: int = 3) -> dict[str, float]:
+    """Milliseconds per call, timed alternately after one call to warm up."""
+    times: dict[str, list[float]] = {name: [] for name in calls}
+    for index in range(rounds + 1):
+        for name, call in calls.items():
+            start = time.perf_counter()
+            call()
+            if index:
+                times[name].append(1e3 * (time.perf_counter() - start))
+    return {name: round(statistics.median(values), 2) for name, values in times.items()}
+
+
+def report(benchmark: Any, numbers: dict[str, float]) -> None:  # noqa: ANN401 - pytest-benchmark has no types
+    """Keeps the numbers with the benchmark's result; pytest-benchmark needs something to time."""
+    benchmark.extra_info.update(numbers)
+    print(numbers)
+    benchmark.pedantic(lambda: None)
+
+
+def test_cross_entropy_passes(benchmark: Any) -> None:  # noqa: ANN401
+    """Each pass against PyTorch's and against plain reads and writes of as many arrays."""
+    torch.manual_seed(0)
+    logits, tangent = torch.randn(2, TOKENS, CLASSES)
+    out, target = torch.empty_like(logits), torch.randint(0, CLASSES, (TOKENS,))
+    calls = {"read 1": logits.sum, "read 1 write 1": lambda: out.copy_(logits)}
+    calls["read 2 write 1"] = lambda: torch.add(logits, tangent, out=out)
+    for name, function in (("fused", cross_entropy), ("plain", cross_entropy_ref)):
+        x = logits.clone().requires_grad_()
+        loss = function(x, target)
+        (gradient,) = grad(loss, x, create_graph=True)
+        calls[f"{name} forward"] = lambda f=function: f(logits, target)
+        calls[f"{name} backward"] = lambda y=loss, x=x: grad(y, x, retain_graph=True)
+        calls[f"{name} second"] = lambda g=gradient, x=x: grad(g, x, tangent, retain_graph=True)
+    numbers = medians(calls)
+    for part in ("forward", "backward", "second"):
+        numbers[f"plain / fused {part}"] = round(numbers[f"plain {part}"] / numbers[f"fused {part}"], 2)
+    report(benchmark, numbers)
+
+
+def test_second_backward_of_the_head(benchmark: Any) -> None:  # noqa: ANN401
+    """Second backward to the hidden states: every route, and two of its products alone."""
+    torch.manual_seed(0)
+    hidden, tangent = torch.randn(2, TOKENS, HIDDEN)
+    weight = (0.02 * torch.randn(CLASSES, HIDDEN)).requires_grad_()
+    target, out = torch.randint(0, CLASSES, (TOKENS,)), torch.empty(TOKENS, CLASSES)
+    matrices = HeadCurvature(torch.zeros(TOKENS, packed_size(HIDDEN)), HIDDEN, torch.zeros(TOKENS))
+    calls = {
+        "two products": lambda: (torch.mm(hidden, weight.detach().t(), out=out), out @ weight.detach()),
+        "head curvature": lambda: matrices.apply(tangent),
+    }
+    variants = {
+        "plain": (linear_cross_entropy_ref, {}),
+        "fused": (linear_cross_entropy, {}),
+        "kept logits": (linear_cross_entropy, {"keep_logits": True}),
+    }
+    for name, (function, options) in variants.items():
+        x = hidden.clone().requires_grad_()
+        (gradient,) = grad(function(x, weight, target, **options), x, create_graph=True)
+        calls[name] = lambda g=gradient, x=x: grad(g, x, tangent, retain_graph=True)
+    report(benchmark, medians(calls))
+
+
+def test_applying_head_curvature(benchmark: Any) -> None:  # noqa: ANN401
+    """One and four vectors per token against a plain read of the matrices."""
+    numbers = {}
+    for dtype in (torch.float32, torch.bfloat16):
+        packed = torch.randn(TOKENS, packed_size(HIDDEN)).to(dtype)
+        curvature = HeadCurvature(packed, HIDDEN, torch.zeros(TOKENS))
+        u = torch.randn(4, TOKENS, HIDDEN)
+        raw = packed.view(torch.int16).view(torch.float32) if dtype == torch.bfloat16 else packed
+        calls = {
+            f"{dtype} read": raw.sum,
+            f"{dtype} apply 1": lambda c=curvature, u=u: c.apply(u[:1]),
+            f"{dtype} apply 4": lambda c=curvature, u=u: c.apply(u),
+        }
+        numbers |= medians(calls)
+    report(benchmark, numbers)
+
+
+def test_forming_head_curvature(benchmark: Any) -> None:  # noqa: ANN401
+    """Half the hidden size, an eighth of the classes: seconds instead of minutes, same kernels and panels."""
+    hidden, weight = torch.randn(TOKENS, HIDDEN // 2), 0.02 * torch.randn(CLASSES // 8, HIDDEN // 2)
+    left, right = torch.randn(TOKENS, 4096), torch.randn(4096, 1024)
+    numbers = medians({"form": lambda: form_head_curvature(hidden, weight), "product": lambda: left @ right})
+    work = 2e-6 * TOKENS * CLASSES // 8 * packed_size(HIDDEN // 2)
+    numbers["form GFLOP/s"] = round(work / numbers["form"], 1)
+    numbers["product GFLOP/s"] = round(2e-6 * TOKENS * 4096 * 1024 / numbers["product"], 1)
+    report(benchmark, numbers)

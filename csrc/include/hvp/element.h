@@ -1,0 +1,57 @@
+// Element types of the kernels: float, double and bfloat16, with the type each of them accumulates in.
+#pragma once
+
+#include <cstdint>
+
+namespace hvp {
+
+// The numbers are part of the interface to Python (hvp_engine/kernels/tensors.py).
+enum class Dtype : int { f32 = 0, f64 = 1, bf16 = 2 };
+
+struct Bf16 {
+    std::uint16_t bits;
+};
+
+template <class T>
+struct Accumulator {
+    using type = T;
+};
+template <>
+struct Accumulator<Bf16> {
+    using type = float;
+};
+template <class T>
+using Acc = typename Accumulator<T>::type;
+
+#define HVP_ELEMENT_INLINE static inline __attribute__((always_inline))
+
+HVP_ELEMENT_INLINE float load(const float* p) { return *p; }
+HVP_ELEMENT_INLINE double load(const double* p) { return *p; }
+HVP_ELEMENT_INLINE float load(const Bf16* p) {
+    const std::uint32_t u = static_cast<std::uint32_t>(p->bits) << 16;
+    float x;
+    __builtin_memcpy(&x, &u, sizeof x);
+    return x;
+}
+HVP_ELEMENT_INLINE void store(float* p, float x) { *p = x; }
+HVP_ELEMENT_INLINE void store(double* p, double x) { *p = x; }
+// Rounds to nearest even; a NaN stays a NaN although its payload may live in the lower half.
+HVP_ELEMENT_INLINE void store(Bf16* p, float x) {
+    std::uint32_t u;
+    __builtin_memcpy(&u, &x, sizeof u);
+    const std::uint32_t rounded = (u + 0x7fffu + ((u >> 16) & 1u)) >> 16;
+    p->bits = static_cast<std::uint16_t>((u & 0x7fffffffu) > 0x7f800000u ? 0x7fc0u : rounded);
+}
+
+// Calls function(T{}) with the element type that dtype names.
+template <class Function>
+HVP_ELEMENT_INLINE void with_dtype(Dtype dtype, Function function) {
+    if (dtype == Dtype::f32)
+        function(float{});
+    else if (dtype == Dtype::f64)
+        function(double{});
+    else
+        function(Bf16{});
+}
+
+}  // namespace hvp

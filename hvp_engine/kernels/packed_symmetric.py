@@ -1,0 +1,122 @@
+"""One symmetric d x d matrix per token, stored as packed upper triangles: build, centre, multiply.
+
+Row i of a triangle holds the columns i..d-1; rows follow each other, d (d + 1) / 2 numbers in all.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from hvp_engine.kernels.loader import native
+from hvp_engine.kernels.tensors import accumulator, address, dtype_number, is_native
+
+__all__ = [
+    "pack_covariance",
+    "pack_covariance_ref",
+    "packed_matvec",
+    "packed_matvec_ref",
+    "packed_size",
+    "pair_products",
+    "pair_products_ref",
+]
+
+
+def packed_size(d: int) -> int:
+    """Returns the length of a packed d x d triangle."""
+    return d * (d + 1) // 2
+
+
+def _pairs(d: int, first: int, last: int) -> tuple[Tensor, Tensor]:
+    rows, columns = torch.triu_indices(d, d)
+    return rows[first:last], columns[first:last]
+
+
+def pair_products_ref(weight: Tensor, center: Tensor, first: int, last: int) -> Tensor:
+    """Plain PyTorch reference of `pair_products`; returns the products."""
+    i, j = _pairs(weight.shape[1], first, last)
+    centered = weight - center
+    return centered[:, i] * centered[:, j]
+
+
+def pair_products(weight: Tensor, center: Tensor, first: int, last: int, out: Tensor) -> None:
+    """Multiplies pairs of centred columns: a panel of the factor from which second moments are formed.
+
+    Args:
+        weight: Rows of a matrix (V, d), float32 or float64, contiguous.
+        center: Row (d) subtracted from each of them.
+        first: First packed pair of the panel.
+        last: One past the last pair.
+        out: Contiguous products (V, last - first), overwritten.
+    """
+    if not is_native(weight):
+        out.copy_(pair_products_ref(weight, center, first, last))
+        return
+    rows, d = weight.shape
+    native.pair_products(
+        dtype_number(weight.dtype), address(weight), address(center), rows, d, first, last, address(out)
+    )
+
+
+def pack_covariance_ref(moments: Tensor, mean: Tensor, first: int, last: int, packed: Tensor) -> None:
+    """Plain PyTorch reference of `pack_covariance`."""
+    i, j = _pairs(mean.shape[1], first, last)
+    packed[:, first:last] = moments - mean[:, i] * mean[:, j]
+
+
+def pack_covariance(moments: Tensor, mean: Tensor, first: int, last: int, packed: Tensor) -> None:
+    """Turns second moments into covariances and stores them in their columns of the packed triangles.
+
+    Args:
+        moments: Second moments (N, last - first), float32 or float64, contiguous.
+        mean: First moments (N, d), same dtype, contiguous.
+        first: First packed pair.
+        last: One past the last pair.
+        packed: Contiguous triangles (N, d (d + 1) / 2) in the moments' dtype, or bfloat16 for float32
+            moments.
+    """
+    if not is_native(moments):
+        pack_covariance_ref(moments, mean, first, last, packed)
+        return
+    native.pack_covariance(
+        dtype_number(moments.dtype),
+        dtype_number(packed.dtype),
+        address(moments),
+        address(mean),
+        mean.shape[0],
+        mean.shape[1],
+        first,
+        last,
+        address(packed),
+    )
+
+
+def packed_matvec_ref(packed: Tensor, vectors: Tensor) -> Tensor:
+    """Plain PyTorch reference of `packed_matvec`: unpacks the matrices."""
+    d = vectors.shape[-1]
+    i, j = torch.triu_indices(d, d)
+    dense = packed.new_zeros(packed.shape[0], d, d, dtype=vectors.dtype)
+    dense[:, i, j] = packed.to(vectors.dtype)
+    dense[:, j, i] = packed.to(vectors.dtype)
+    return torch.einsum("nij,knj->kni", dense, vectors)
+
+
+def packed_matvec(packed: Tensor, vectors: Tensor) -> Tensor:
+    """Multiplies each token's matrix with its vectors; the matrices are read once for all K.
+
+    Args:
+        packed: Triangles (N, d (d + 1) / 2), float32, float64 or bfloat16, contiguous.
+        vectors: Vectors (K, N, d) in the accumulator type of `packed` (float32 or float64).
+
+    Returns:
+        Products (K, N, d).
+    """
+    if not is_native(packed):
+        return packed_matvec_ref(packed, vectors)
+    vectors = vectors.to(accumulator(packed.dtype)).contiguous()
+    out = torch.empty_like(vectors)
+    count, tokens, d = vectors.shape
+    native.packed_symmetric_matvec(
+        dtype_number(packed.dtype), address(packed), address(vectors), count, tokens, d, address(out)
+    )
+    return out

@@ -1,0 +1,34 @@
+"""Hands tensors to the native kernels: dtype numbers, addresses, and which calls the kernels can serve."""
+
+from __future__ import annotations
+
+import torch
+
+from hvp_engine.kernels.registry import backend_for
+
+__all__ = ["accumulator", "address", "dtype_number", "is_native"]
+
+# The numbers of hvp::Dtype in csrc/include/hvp/element.h.
+_NUMBERS = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2}
+
+
+def dtype_number(dtype: torch.dtype) -> int:
+    """Returns the number that stands for an element type in the native interface."""
+    return _NUMBERS[dtype]
+
+
+def accumulator(dtype: torch.dtype) -> torch.dtype:
+    """Returns the type in which kernels accumulate: float64 for float64, otherwise float32."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def address(tensor: torch.Tensor | None) -> int:
+    """Returns a contiguous tensor's address, 0 for an absent one."""
+    return 0 if tensor is None else tensor.data_ptr()
+
+
+def is_native(*tensors: torch.Tensor) -> bool:
+    """Tells whether the native kernels serve these tensors: dtype supported, device with that backend."""
+    return all(t.dtype in _NUMBERS for t in tensors) and all(
+        backend_for(device) == "native" for device in {t.device for t in tensors}
+    )

@@ -1,0 +1,257 @@
+"""Linear head and cross-entropy, a chunk of tokens at a time; no tokens x classes array outlives its chunk.
+
+Large products run in torch (MKL), the element-wise middle in one native pass that works in place.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from hvp_engine.kernels.loader import native
+from hvp_engine.kernels.tensors import accumulator, address
+from hvp_engine.ops.class_targets import ClassTargets
+
+__all__ = ["Head", "Tangents", "Wanted", "head_backward", "head_forward", "head_hvp"]
+
+# Logits of one chunk: enough rows for the products to run at full speed; smaller chunks, although they would
+# stay in cache between product and kernel, are slower (benchmarks/NOTES.md).
+CHUNK_BYTES = 64 * 2**20
+MIN_CHUNK_ROWS = 64
+
+
+@dataclass(frozen=True)
+class Head:
+    """A head's inputs, contiguous: logits = hidden @ weight.T + bias.
+
+    Attributes:
+        hidden: Hidden states (R, d).
+        weight: Weights (V, d).
+        bias: Bias (V) or None.
+        target: Class indices (R), int64.
+        class_weight: Class weights (V) in the accumulator type, or None.
+        options: Options of the targets.
+        kept_logits: Logits (R, V) kept from the forward pass, or None to compute them again.
+    """
+
+    hidden: Tensor
+    weight: Tensor
+    bias: Tensor | None
+    target: Tensor
+    class_weight: Tensor | None
+    options: ClassTargets
+    kept_logits: Tensor | None = None
+
+    def contiguous(self) -> Head:
+        """Returns the head with contiguous tensors, as the kernels need them."""
+        return replace(
+            self,
+            hidden=self.hidden.contiguous(),
+            weight=self.weight.contiguous(),
+            target=self.target.contiguous(),
+        )
+
+    def chunk_rows(self) -> int:
+        """Returns the number of tokens per chunk; it depends on shapes and dtype only."""
+        row_bytes = max(self.weight.shape[0] * self.hidden.element_size(), 1)
+        return max(MIN_CHUNK_ROWS, CHUNK_BYTES // row_bytes // 16 * 16)
+
+    def chunks(self) -> Iterator[slice]:
+        """Yields the chunks of tokens."""
+        rows = self.hidden.shape[0]
+        step = self.chunk_rows()
+        for begin in range(0, rows, step):
+            yield slice(begin, min(begin + step, rows))
+
+    def buffer(self) -> Tensor:
+        """Allocates room for one chunk of logits, reused by all chunks."""
+        rows = min(self.hidden.shape[0], self.chunk_rows())
+        return self.hidden.new_empty(rows, self.weight.shape[0])
+
+    def logits(self, rows: slice, out: Tensor) -> Tensor:
+        """Computes a chunk's logits into `out`, or returns the kept ones."""
+        if self.kept_logits is not None:
+            return self.kept_logits[rows]
+        out = out[: rows.stop - rows.start]
+        if self.bias is None:
+            return torch.mm(self.hidden[rows], self.weight.t(), out=out)
+        return torch.addmm(self.bias, self.hidden[rows], self.weight.t(), out=out)
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """Which gradients a pass computes."""
+
+    hidden: bool
+    weight: bool
+    bias: bool
+    slope: bool = False
+
+
+class _Sum:
+    """A sum over chunks, in the accumulator type when there is more than one chunk to round."""
+
+    def __init__(self, shape: tuple[int, ...], like: Tensor) -> None:
+        self.dtype = like.dtype
+        self.value = torch.zeros(shape, dtype=accumulator(like.dtype), device=like.device)
+
+    def add_product(self, left: Tensor, right: Tensor) -> None:
+        """Adds left.T @ right."""
+        if self.value.dtype == self.dtype:
+            self.value.addmm_(left.t(), right)
+        else:
+            self.value.add_(torch.mm(left.t(), right))
+
+    def add_columns(self, matrix: Tensor) -> None:
+        """Adds the sums of the matrix's columns."""
+        self.value.add_(matrix.sum(0, dtype=self.value.dtype))
+
+    def result(self) -> Tensor:
+        return self.value.to(self.dtype)
+
+
+def head_forward(head: Head, keep_logits: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """Computes row losses (R), softmax norms (R, 2), and the logits (R, V) if kept, else (0, V)."""
+    head = head.contiguous()
+    rows, classes = head.hidden.shape[0], head.weight.shape[0]
+    head.options.check(head.target, classes)
+    norm = head.hidden.new_empty(rows, 2, dtype=accumulator(head.hidden.dtype))
+    loss = norm.new_empty(rows)
+    kept = head.hidden.new_empty(rows if keep_logits else 0, classes)
+    buffer = kept if keep_logits else head.buffer()
+    for chunk in head.chunks():
+        logits = head.logits(chunk, buffer[chunk] if keep_logits else buffer)
+        native.cross_entropy_forward(
+            head.options.rows(logits, head.target[chunk], head.class_weight),
+            address(norm[chunk]),
+            address(loss[chunk]),
+        )
+    return loss, norm, kept
+
+
+def head_backward(head: Head, norm: Tensor, scale: Tensor, wanted: Wanted) -> tuple[Tensor, Tensor, Tensor]:
+    """Computes gradients of sum(scale * loss) wrt hidden, weight and bias; those not wanted are empty."""
+    head = head.contiguous()
+    norm, scale = norm.contiguous(), scale.contiguous()
+    (rows, d), classes = head.hidden.shape, head.weight.shape[0]
+    grad_hidden = head.hidden.new_empty(rows if wanted.hidden else 0, d)
+    grad_weight = _Sum((classes if wanted.weight else 0, d), head.weight)
+    grad_bias = _Sum((classes if wanted.bias else 0,), head.weight)
+    buffer = head.buffer()
+    for chunk in head.chunks():
+        logits = head.logits(chunk, buffer)
+        grad = buffer[: chunk.stop - chunk.start]  # the logits themselves unless those are kept
+        native.cross_entropy_backward(
+            head.options.rows(logits, head.target[chunk], head.class_weight),
+            address(norm[chunk]),
+            address(scale[chunk]),
+            address(grad),
+        )
+        if wanted.hidden:
+            torch.mm(grad, head.weight, out=grad_hidden[chunk])
+        if wanted.weight:
+            grad_weight.add_product(grad, head.hidden[chunk])
+        if wanted.bias:
+            grad_bias.add_columns(grad)
+    return grad_hidden, grad_weight.result(), grad_bias.result()
+
+
+@dataclass(frozen=True)
+class Tangents:
+    """Directions (K, ...) in hidden (R, d), weight (V, d) and bias (V); None stands for zero."""
+
+    hidden: Tensor | None
+    weight: Tensor | None
+    bias: Tensor | None
+
+    def logits(self, k: int, head: Head, rows: slice, out: Tensor) -> Tensor:
+        """Computes the tangent of a chunk's logits along direction k into `out`."""
+        out = out[: rows.stop - rows.start]
+        filled = False
+        if self.hidden is not None:
+            torch.mm(self.hidden[k, rows], head.weight.t(), out=out)
+            filled = True
+        if self.weight is not None:
+            if filled:
+                out.addmm_(head.hidden[rows], self.weight[k].t())
+            else:
+                torch.mm(head.hidden[rows], self.weight[k].t(), out=out)
+            filled = True
+        if self.bias is not None:
+            if filled:
+                out.add_(self.bias[k])
+            else:
+                out.copy_(self.bias[k].expand_as(out))
+        return out
+
+
+def head_hvp(  # noqa: PLR0917
+    head: Head, norm: Tensor, scale: Tensor, tangents: Tangents, count: int, wanted: Wanted
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Derivative of `head_backward` and of the losses along K directions.
+
+    With logits z, their gradient g and tangent t = u_h W' + h u_W' + u_b, and the product q = H t of the row
+    Hessians: d grad_hidden = q W + g u_W, d grad_weight = q' h + g' u_h, d grad_bias = sum q, d loss = (g /
+        scale) t.
+
+    Args:
+        head: The head.
+        norm: Softmax norms (R, 2) of the logits.
+        scale: Upstream gradient (R) of the losses.
+        tangents: The directions.
+        count: Their number K.
+        wanted: Derivatives to compute; the others are empty.
+
+    Returns:
+        Derivatives of the gradients wrt hidden (K, R, d), weight (K, V, d), bias (K, V), and of the losses
+        (K, R).
+    """
+    head = head.contiguous()
+    norm, scale = norm.contiguous(), scale.contiguous()
+    (rows, d), classes = head.hidden.shape, head.weight.shape[0]
+    out_hidden = head.hidden.new_empty(count, rows if wanted.hidden else 0, d)
+    out_weight = [_Sum((classes if wanted.weight else 0, d), head.weight) for _ in range(count)]
+    out_bias = [_Sum((classes if wanted.bias else 0,), head.weight) for _ in range(count)]
+    slope = norm.new_empty(count, rows if wanted.slope else 0)
+    needs_product = wanted.hidden or wanted.weight or wanted.bias
+    needs_grad = (wanted.hidden and tangents.weight is not None) or (
+        wanted.weight and tangents.hidden is not None
+    )
+    buffer, tangent_buffer = head.buffer(), head.buffer()
+    for chunk in head.chunks():
+        logits = head.logits(chunk, buffer)
+        described = head.options.rows(logits, head.target[chunk], head.class_weight)
+        for k in range(count):
+            product = tangents.logits(k, head, chunk, tangent_buffer)
+            native.cross_entropy_hvp(
+                described,
+                address(norm[chunk]),
+                address(scale[chunk]),
+                address(product),
+                address(product) if needs_product else 0,
+                address(slope[k, chunk]) if wanted.slope else 0,
+            )
+            if wanted.hidden:
+                torch.mm(product, head.weight, out=out_hidden[k, chunk])
+            if wanted.weight:
+                out_weight[k].add_product(product, head.hidden[chunk])
+            if wanted.bias:
+                out_bias[k].add_columns(product)
+        if not needs_grad:
+            continue
+        grad = buffer[: chunk.stop - chunk.start]
+        native.cross_entropy_backward(described, address(norm[chunk]), address(scale[chunk]), address(grad))
+        for k in range(count):
+            if wanted.hidden and tangents.weight is not None:
+                out_hidden[k, chunk].addmm_(grad, tangents.weight[k])
+            if wanted.weight and tangents.hidden is not None:
+                out_weight[k].add_product(grad, tangents.hidden[k, chunk])
+    return (
+        out_hidden,
+        torch.stack([part.result() for part in out_weight]),
+        torch.stack([part.result() for part in out_bias]),
+        slope,
+    )

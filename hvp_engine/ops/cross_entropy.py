@@ -1,0 +1,278 @@
+"""Twice-differentiable cross-entropy: forward, gradient and Hessian-vector product in one fused pass each."""
+
+# ruff: noqa: ANN401, PLR0917 - contexts and arguments of autograd functions have no narrower type
+from __future__ import annotations
+
+from typing import Any, NoReturn
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from hvp_engine.errors import ConfigurationError
+from hvp_engine.kernels.loader import native
+from hvp_engine.kernels.tensors import accumulator, address, is_native
+from hvp_engine.ops.batched_function import BatchedFunction, raise_third_derivative
+from hvp_engine.ops.batching import fold_rows, vmap_by_loop
+from hvp_engine.ops.class_targets import ClassTargets, check_options, check_targets, reduce_rows
+
+__all__ = ["cross_entropy", "cross_entropy_ref"]
+
+
+class _Forward(BatchedFunction):
+    """Losses of rows (R), and their softmax norms (R, 2): largest logit m and 1 / sum(exp(z - m)).
+
+    Logits and norms are what the derivatives need; log-sum-exps would round the probabilities of large
+    logits.
+    """
+
+    @staticmethod
+    def forward(
+        logits: Tensor, target: Tensor, class_weight: Tensor | None, options: ClassTargets
+    ) -> tuple[Tensor, Tensor]:
+        logits, target = logits.contiguous(), target.contiguous()
+        options.check(target, logits.shape[1])
+        norm = logits.new_empty(logits.shape[0], 2, dtype=accumulator(logits.dtype))
+        loss = norm.new_empty(logits.shape[0])
+        native.cross_entropy_forward(options.rows(logits, target, class_weight), address(norm), address(loss))
+        return loss, norm
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+        logits, target, class_weight, options = inputs
+        ctx.mark_non_differentiable(output[1])
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(logits, output[1], target, class_weight)
+        ctx.save_for_forward(logits, output[1], target, class_weight)
+        ctx.options = options
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+        grad_loss = grads[0]
+        if grad_loss is None:
+            return None, None, None, None
+        logits, norm, target, class_weight = ctx.saved_tensors
+        return _Backward.apply(logits, norm, grad_loss, target, class_weight, ctx.options), None, None, None
+
+    @staticmethod
+    def jvp(ctx: Any, logits_t: Tensor | None, *_: Any) -> tuple[Tensor | None, None]:
+        if logits_t is None:
+            return None, None
+        logits, norm, target, class_weight = ctx.saved_tensors
+        scale = torch.ones_like(norm[:, 0])
+        slope = _Hvp.apply(
+            logits, norm, scale, logits_t.to(logits.dtype), target, class_weight, ctx.options, False, True
+        )[1]
+        return slope, None
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[Any, Any]:
+        logits, target, class_weight, options = args
+        if in_dims[2] is not None:
+            return vmap_by_loop(_Forward.apply, info.batch_size, in_dims, args)
+        base = [(logits, in_dims[0]), (target, in_dims[1])]
+        folded, _, unfold = fold_rows(info.batch_size, base, [])
+        loss, norm = _Forward.apply(folded[0], folded[1], class_weight, options)
+        return (unfold(loss), unfold(norm)), (0, 0)
+
+
+class _Backward(BatchedFunction):
+    """Gradient wrt the logits; row r of `scale` and of the result belongs to row r % R of the logits."""
+
+    @staticmethod
+    def forward(
+        logits: Tensor,
+        norm: Tensor,
+        scale: Tensor,
+        target: Tensor,
+        class_weight: Tensor | None,
+        options: ClassTargets,
+    ) -> Tensor:
+        logits, norm, scale, target = (t.contiguous() for t in (logits, norm, scale, target))
+        grad = logits.new_empty(scale.shape[0], logits.shape[1])
+        rows = options.rows(logits, target, class_weight, scale.shape[0])
+        native.cross_entropy_backward(rows, address(norm), address(scale), address(grad))
+        return grad
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(*inputs[:5])
+        ctx.save_for_forward(*inputs[:5])
+        ctx.options = inputs[5]
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+        cotangent = grads[0]
+        wants_logits, _, wants_scale = ctx.needs_input_grad[:3]
+        if cotangent is None or not (wants_logits or wants_scale):
+            return (None,) * 6
+        logits, norm, scale, target, class_weight = ctx.saved_tensors
+        product, slope = _Hvp.apply(
+            logits, norm, scale, cotangent, target, class_weight, ctx.options, wants_logits, wants_scale
+        )
+        if wants_logits and scale.shape[0] != logits.shape[0]:
+            product = product.unflatten(0, (-1, logits.shape[0])).sum(0)
+        return product if wants_logits else None, None, slope if wants_scale else None, None, None, None
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Any) -> Tensor | None:
+        logits_t, _, scale_t = tangents[:3]
+        logits, norm, scale, target, class_weight = ctx.saved_tensors
+        result = None
+        if logits_t is not None:
+            repeated = logits_t.repeat(scale.shape[0] // max(logits.shape[0], 1), 1)
+            result = _Hvp.apply(
+                logits, norm, scale, repeated, target, class_weight, ctx.options, True, False
+            )[0]
+        if scale_t is not None:
+            part = _Backward.apply(logits, norm, scale_t, target, class_weight, ctx.options)
+            result = part if result is None else result + part
+        return result
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[Any, Any]:
+        logits, norm, scale, target, class_weight, options = args
+        if in_dims[4] is not None:
+            return vmap_by_loop(_Backward.apply, info.batch_size, in_dims, args)
+        base, rows, unfold = fold_rows(
+            info.batch_size,
+            [(logits, in_dims[0]), (norm, in_dims[1]), (target, in_dims[3])],
+            [(scale, in_dims[2])],
+        )
+        return unfold(_Backward.apply(base[0], base[1], rows[0], base[2], class_weight, options)), 0
+
+
+class _Hvp(BatchedFunction):
+    """Derivatives along a tangent of the gradient (product) and the loss (slope); empty if not wanted."""
+
+    @staticmethod
+    def forward(
+        logits: Tensor,
+        norm: Tensor,
+        scale: Tensor,
+        tangent: Tensor,
+        target: Tensor,
+        class_weight: Tensor | None,
+        options: ClassTargets,
+        wants_product: bool,
+        wants_slope: bool,
+    ) -> tuple[Tensor, Tensor]:
+        logits, norm, scale, tangent, target = (
+            t.contiguous() for t in (logits, norm, scale, tangent, target)
+        )
+        count = tangent.shape[0]
+        product = torch.empty_like(tangent) if wants_product else tangent.new_empty(count, 0)
+        slope = norm.new_empty(count if wants_slope else 0)
+        native.cross_entropy_hvp(
+            options.rows(logits, target, class_weight, count),
+            address(norm),
+            address(scale),
+            address(tangent),
+            address(product) if wants_product else 0,
+            address(slope) if wants_slope else 0,
+        )
+        return product, slope
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+        ctx.set_materialize_grads(False)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor | None) -> NoReturn:
+        raise_third_derivative("cross_entropy")
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Any) -> NoReturn:
+        raise_third_derivative("cross_entropy")
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[Any, Any]:
+        logits, norm, scale, tangent, target, class_weight, options, wants_product, wants_slope = args
+        if in_dims[5] is not None:
+            return vmap_by_loop(_Hvp.apply, info.batch_size, in_dims, args)
+        base, rows, unfold = fold_rows(
+            info.batch_size,
+            [(logits, in_dims[0]), (norm, in_dims[1]), (target, in_dims[4])],
+            [(scale, in_dims[2]), (tangent, in_dims[3])],
+        )
+        product, slope = _Hvp.apply(
+            base[0], base[1], rows[0], rows[1], base[2], class_weight, options, wants_product, wants_slope
+        )
+        return (
+            (unfold(product) if wants_product else product, unfold(slope) if wants_slope else slope),
+            (0 if wants_product else None, 0 if wants_slope else None),
+        )
+
+
+def cross_entropy_ref(
+    input: Tensor,
+    target: Tensor,
+    weight: Tensor | None = None,
+    ignore_index: int = -100,
+    reduction: str = "mean",
+    label_smoothing: float = 0.0,
+) -> Tensor:
+    """Plain PyTorch reference of `cross_entropy`."""
+    return F.cross_entropy(
+        input,
+        target,
+        weight,
+        ignore_index=ignore_index,
+        reduction=reduction,
+        label_smoothing=label_smoothing,
+    )
+
+
+def cross_entropy(
+    input: Tensor,
+    target: Tensor,
+    weight: Tensor | None = None,
+    ignore_index: int = -100,
+    reduction: str = "mean",
+    label_smoothing: float = 0.0,
+) -> Tensor:
+    """Cross-entropy of logits, with fused first and second derivatives.
+
+    Semantics of `torch.nn.functional.cross_entropy`. Two numbers per row are saved (log-sum-exp in two
+    parts), never probabilities; the gradient and its derivative p * (u - <p, u>) are one pass over the logits
+    each. Third derivatives raise SecondDerivativeError. Class-probability targets (floating point, shape of
+    the input), dtypes other than float32, float64 and bfloat16, and devices without native kernels run
+    `cross_entropy_ref`.
+
+    Args:
+        input: Logits (C), (N, C) or (N, C, d1, ...); bfloat16 is accumulated in float32. Classes in the last
+            dimension of a contiguous (N, C) input need no copy.
+        target: Class indices () or (N) or (N, d1, ...), integers.
+        weight: Class weights (C).
+        ignore_index: Target value that contributes neither loss nor gradient.
+        reduction: "none", "sum" or "mean" (over the weights of kept targets; NaN if none is kept).
+        label_smoothing: Share of the target distribution spread evenly over the classes.
+
+    Returns:
+        A scalar, or the losses in the target's shape for "none"; the input's dtype, float32 under autocast.
+
+    Raises:
+        ConfigurationError: Unknown reduction, label smoothing outside of [0, 1], or shapes, dtypes or class
+            indices that do not fit.
+    """
+    if input.dim() == 0:
+        raise ConfigurationError(
+            "The logits are a scalar; their shape must be (C), (N, C) or (N, C, d1, ...)."
+        )
+    if target.is_floating_point() or input.numel() == 0 or not is_native(input):
+        return cross_entropy_ref(input, target, weight, ignore_index, reduction, label_smoothing)
+    class_dim = 0 if input.dim() == 1 else 1
+    classes = input.shape[class_dim]
+    check_options(reduction, label_smoothing, weight, classes)
+    check_targets(target, input.shape[:class_dim] + input.shape[class_dim + 1 :])
+    logits = input.movedim(class_dim, -1).reshape(-1, classes)
+    flat = target.reshape(-1).long()
+    acc = accumulator(input.dtype)
+    class_weight = None if weight is None else weight.to(acc).contiguous()
+    options = ClassTargets(ignore_index, float(label_smoothing))
+    loss = reduce_rows(
+        _Forward.apply(logits, flat, class_weight, options)[0], flat, class_weight, options, reduction
+    )
+    loss = loss if reduction != "none" else loss.reshape(target.shape)
+    return loss if torch.is_autocast_enabled(input.device.type) else loss.to(input.dtype)

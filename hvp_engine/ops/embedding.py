@@ -1,0 +1,169 @@
+"""Embedding with a deterministic weight gradient, differentiable any number of times."""
+
+# ruff: noqa: ANN401 - contexts and arguments of autograd functions have no narrower type
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from hvp_engine.errors import ConfigurationError
+from hvp_engine.kernels.loader import native
+from hvp_engine.kernels.tensors import address, dtype_number, is_native
+from hvp_engine.ops.batched_function import BatchedFunction
+
+__all__ = ["embedding", "embedding_ref"]
+
+
+# Names no row: gathers zeros, and is left out of sums. Padding has this token in the gradient.
+_NOWHERE = torch.iinfo(torch.int64).min
+
+
+def _check_tokens(tokens: Tensor, table_rows: int) -> None:
+    wrong = (tokens >= table_rows) | (tokens < 0) & (tokens != _NOWHERE)
+    if bool(wrong.any()):
+        raise ConfigurationError(
+            f"Token {int(tokens[wrong][0])} is not a row of the embedding; tokens must lie in "
+            f"0 to {table_rows - 1}."
+        )
+
+
+def _front(tensor: Tensor, dim: int | None, size: int) -> Tensor:
+    return tensor.expand(size, *tensor.shape) if dim is None else tensor.movedim(dim, 0)
+
+
+def _offset(tokens: Tensor, table_rows: int) -> Tensor:
+    """Lets the tokens (B, N) of each example name rows of its own table of B; wrong ones stay wrong."""
+    shift = torch.arange(tokens.shape[0], device=tokens.device).unsqueeze(1) * table_rows
+    moved = torch.where(tokens < 0, tokens, tokens + shift)
+    return torch.where(tokens < table_rows, moved, -tokens)
+
+
+class _Gather(BatchedFunction):
+    """Rows (N, d) of a table (V, d) at `tokens`, whose gradient goes to the rows at `grad_tokens`."""
+
+    @staticmethod
+    def forward(table: Tensor, tokens: Tensor, grad_tokens: Tensor) -> Tensor:
+        _check_tokens(tokens, table.shape[0])
+        nowhere = tokens < 0
+        if not bool(nowhere.any()):
+            return table.index_select(0, tokens)
+        return table.index_select(0, tokens.clamp(min=0)).masked_fill_(nowhere.unsqueeze(1), 0)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        ctx.table_rows = inputs[0].shape[0]
+        ctx.save_for_backward(*inputs[1:])
+        ctx.save_for_forward(*inputs[1:])
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
+        return _Scatter.apply(grads[0], ctx.saved_tensors[1], ctx.table_rows), None, None
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Any) -> Tensor:
+        # As PyTorch does: forward mode differentiates the lookup itself, padding included.
+        tokens, grad_tokens = ctx.saved_tensors
+        result: Tensor = _Gather.apply(tangents[0], tokens, grad_tokens)
+        return result
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[Any, Any]:
+        size = info.batch_size
+        tokens, grad_tokens = (_front(t, dim, size) for t, dim in zip(args[1:], in_dims[1:], strict=True))
+        table = args[0]
+        if in_dims[0] is not None:
+            table = table.movedim(in_dims[0], 0)
+            tokens, grad_tokens = (_offset(t, table.shape[1]) for t in (tokens, grad_tokens))
+            table = table.flatten(0, 1)
+        rows = _Gather.apply(table, tokens.flatten(), grad_tokens.flatten())
+        return rows.unflatten(0, tokens.shape), 0
+
+
+class _Scatter(BatchedFunction):
+    """Sums of rows (N, d) in a table (V, d), at their tokens."""
+
+    @staticmethod
+    def forward(grad: Tensor, tokens: Tensor, table_rows: int) -> Tensor:
+        grad = grad.contiguous()
+        table = grad.new_empty(table_rows, grad.shape[1])
+        sorted_rows, order = tokens.sort(stable=True)
+        native.embedding_backward(
+            dtype_number(grad.dtype),
+            address(order),
+            address(sorted_rows),
+            tokens.shape[0],
+            address(grad),
+            table.shape[0],
+            table.shape[1],
+            address(table),
+        )
+        return table
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        ctx.table_rows = inputs[2]
+        ctx.save_for_backward(inputs[1])
+        ctx.save_for_forward(inputs[1])
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
+        (tokens,) = ctx.saved_tensors
+        return _Gather.apply(grads[0], tokens, tokens), None, None
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Any) -> Tensor:
+        result: Tensor = _Scatter.apply(tangents[0], ctx.saved_tensors[0], ctx.table_rows)
+        return result
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[Any, Any]:
+        size, table_rows = info.batch_size, args[2]
+        grad, tokens = (_front(t, dim, size) for t, dim in zip(args[:2], in_dims[:2], strict=True))
+        tokens = _offset(tokens, table_rows)
+        table = _Scatter.apply(grad.flatten(0, 1), tokens.flatten(), size * table_rows)
+        return table.unflatten(0, (size, table_rows)), 0
+
+
+def embedding_ref(input: Tensor, weight: Tensor, padding_idx: int | None = None) -> Tensor:
+    """Plain PyTorch reference of `embedding`."""
+    return F.embedding(input, weight, padding_idx)
+
+
+def embedding(input: Tensor, weight: Tensor, padding_idx: int | None = None) -> Tensor:
+    """Looks up rows of a table; all derivatives are lookups and sums of rows again.
+
+    Semantics of `torch.nn.functional.embedding` without renormalisation and sparse gradients. Each row of the
+    weight gradient is summed by one thread in the order of its tokens, in float32 for bfloat16, so it has the
+    same bits on any number of threads. Dtypes other than float32, float64 and bfloat16, and devices without
+    native kernels, run `embedding_ref`.
+
+    Args:
+        input: Row indices of any shape, integers.
+        weight: Table (V, d).
+        padding_idx: Row that gets no gradient; negative ones count from the end.
+
+    Returns:
+        Rows (..., d).
+
+    Raises:
+        ConfigurationError: The table is not a matrix, or an index is not a row of it.
+    """
+    if weight.dim() != 2 or input.is_floating_point() or input.dtype == torch.bool:
+        raise ConfigurationError(
+            f"embedding needs integer indices and a table (V, d), not {input.dtype} and shape "
+            f"{tuple(weight.shape)}."
+        )
+    rows, columns = weight.shape
+    if padding_idx is not None and not -rows <= padding_idx < rows:
+        raise ConfigurationError(f"padding_idx is {padding_idx}, but the table has {rows} rows.")
+    if not is_native(weight):
+        return embedding_ref(input, weight, padding_idx)
+    tokens = input.reshape(-1).long()
+    grad_tokens = (
+        tokens if padding_idx is None else tokens.masked_fill(tokens == padding_idx % rows, _NOWHERE)
+    )
+    output: Tensor = _Gather.apply(weight, tokens, grad_tokens)
+    return output.view(*input.shape, columns)
