@@ -33,14 +33,14 @@ def medians(calls: dict[str, Callable[[], object]], rounds: int = 3) -> dict[str
     return {name: round(statistics.median(values), 2) for name, values in times.items()}
 
 
-def report(benchmark: Any, numbers: dict[str, float]) -> None:  # noqa: ANN401 - pytest-benchmark has no types
+def report(benchmark: Any, numbers: dict[str, float]) -> None:
     """Keeps the numbers with the benchmark's result; pytest-benchmark needs something to time."""
     benchmark.extra_info.update(numbers)
     print(numbers)
     benchmark.pedantic(lambda: None)
 
 
-def test_cross_entropy_passes(benchmark: Any) -> None:  # noqa: ANN401
+def test_cross_entropy_passes(benchmark: Any) -> None:
     """Each pass against PyTorch's and against plain reads and writes of as many arrays."""
     torch.manual_seed(0)
     logits, tangent = torch.randn(2, TOKENS, CLASSES)
@@ -60,7 +60,7 @@ def test_cross_entropy_passes(benchmark: Any) -> None:  # noqa: ANN401
     report(benchmark, numbers)
 
 
-def test_second_backward_of_the_head(benchmark: Any) -> None:  # noqa: ANN401
+def test_second_backward_of_the_head(benchmark: Any) -> None:
     """Second backward to the hidden states: every route, and two of its products alone."""
     torch.manual_seed(0)
     hidden, tangent = torch.randn(2, TOKENS, HIDDEN)
@@ -83,7 +83,7 @@ def test_second_backward_of_the_head(benchmark: Any) -> None:  # noqa: ANN401
     report(benchmark, medians(calls))
 
 
-def test_applying_head_curvature(benchmark: Any) -> None:  # noqa: ANN401
+def test_applying_head_curvature(benchmark: Any) -> None:
     """One and four vectors per token against a plain read of the matrices."""
     numbers = {}
     for dtype in (torch.float32, torch.bfloat16):
@@ -100,7 +100,7 @@ def test_applying_head_curvature(benchmark: Any) -> None:  # noqa: ANN401
     report(benchmark, numbers)
 
 
-def test_forming_head_curvature(benchmark: Any) -> None:  # noqa: ANN401
+def test_forming_head_curvature(benchmark: Any) -> None:
     """Half the hidden size, an eighth of the classes: seconds instead of minutes, same kernels and panels."""
     hidden, weight = torch.randn(TOKENS, HIDDEN // 2), 0.02 * torch.randn(CLASSES // 8, HIDDEN // 2)
     left, right = torch.randn(TOKENS, 4096), torch.randn(4096, 1024)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from conftest import gpt, mlp
+from problems import gpt, mlp
 from torch import nn
 
 import hvp_engine as he

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import Case, gpt, mlp, quadratic, symmetric
+from problems import Case, gpt, mlp, quadratic, symmetric
 
 import hvp_engine as he
 from hvp_engine import checkpoint

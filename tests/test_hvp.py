@@ -7,7 +7,7 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import Case, cnn, dense_hessian, gpt, mlp
+from problems import Case, cnn, dense_hessian, gpt, mlp
 from torch import nn
 
 import hvp_engine as he

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import gpt, mlp
+from problems import gpt, mlp
 from torch import nn
 
 import hvp_engine as he

@@ -6,7 +6,7 @@ import logging
 
 import pytest
 import torch
-from conftest import Case, gpt, mlp
+from problems import Case, gpt, mlp
 
 import hvp_engine as he
 from hvp_engine.errors import OutOfMemoryError

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from conftest import Case, dense_hessian, gpt, mlp, quadratic, symmetric
+from problems import Case, dense_hessian, gpt, mlp, quadratic, symmetric
 
 import hvp_engine as he
 from hvp_engine.krylov.lanczos import BatchedLanczos, LanczosSettings

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import mlp
+from problems import mlp
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 

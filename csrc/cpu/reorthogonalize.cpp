@@ -6,6 +6,7 @@
 #include "hvp/reorthogonalize.h"
 
 #include <cstdlib>
+#include <type_traits>
 
 #include "reorthogonalize_panel.h"
 
@@ -62,15 +63,25 @@ inline void visit_rows(const Stream& s, std::int64_t columns, bool to_next_panel
     }
 }
 
-template <typename Q>
+template <typename Q, typename P>
 struct Dot {
     Window<Q> q;
-    const double* panel;
+    const P* panel;
     double* dots;
     template <int R>
     void rows(std::int64_t row, std::int64_t ahead) const {
-        dot_rows<R, Q>({q.data + row * q.stride, q.stride, q.columns}, panel, ahead, dots + row);
+        dot_rows<R>(Window<Q>{q.data + row * q.stride, q.stride, q.columns}, panel, ahead, dots + row);
     }
+};
+
+// The precision of the panel in dots: fp64, but fp32 (in which the vector is exact) beside a bf16 basis.
+template <typename Q, typename W>
+struct DotPanel {
+    using Type = double;
+};
+template <>
+struct DotPanel<bfloat16, float> {
+    using Type = float;
 };
 
 template <typename Q, typename Half>
@@ -103,11 +114,12 @@ inline std::int64_t at_most(std::int64_t x, std::int64_t limit) { return x < lim
 
 template <typename Q, typename W>
 void first_dots(const Stream& s, std::int64_t begin, std::int64_t end, double* dots) {
-    alignas(64) double panel[kDotColumns];
+    using P = typename DotPanel<Q, W>::Type;
+    alignas(64) P panel[kDotColumns];
     for (std::int64_t column = begin; column < end; column += kDotColumns) {
         const std::int64_t columns = at_most(end - column, kDotColumns);
         load_panel<Q>(static_cast<const W*>(s.vector) + column, columns, panel);
-        visit_rows(s, columns, false, Dot<Q>{window<Q>(s, column, columns), panel, dots});
+        visit_rows(s, columns, false, Dot<Q, P>{window<Q>(s, column, columns), panel, dots});
     }
 }
 
@@ -121,6 +133,7 @@ std::int64_t fused_columns(const Stream& s) {
 template <typename Q, typename W>
 double update_and_dots(const Stream& s, std::int64_t begin, std::int64_t end, const double* first,
                        double* dots) {
+    using P = typename DotPanel<Q, W>::Type;
     alignas(64) double panel[kMaxColumns];
     const std::int64_t width = fused_columns<Q>(s);
     double squares = 0.0;
@@ -131,7 +144,13 @@ double update_and_dots(const Stream& s, std::int64_t begin, std::int64_t end, co
         load_panel<Q>(w, columns, panel);
         visit_rows(s, columns, false, Subtract<Q, typename UpdateHalf<Q, W>::Type>{q, first, panel});
         squares += store_panel<Q>(panel, columns, w);
-        visit_rows(s, columns, true, Dot<Q>{q, panel, dots});
+        if constexpr (std::is_same_v<P, float>) {
+            alignas(64) float narrow[kMaxColumns];
+            load_panel<Q>(w, columns, narrow);
+            visit_rows(s, columns, true, Dot<Q, P>{q, narrow, dots});
+        } else {
+            visit_rows(s, columns, true, Dot<Q, P>{q, panel, dots});
+        }
     }
     return squares;
 }

@@ -94,12 +94,12 @@ inline std::int64_t slot<bfloat16>(std::int64_t j) {
     return group + (j & 1) * (kGroup / 2) + ((j - group) >> 1);
 }
 
-template <typename Q, typename W>
-void load_panel(const W* w, std::int64_t size, double* panel) {
+template <typename Q, typename W, typename P>
+void load_panel(const W* w, std::int64_t size, P* panel) {
     const std::int64_t whole = size - size % kStep<Q>;
     for (std::int64_t i = 0; i < whole; i += kStep<Q>)
-        for (std::int64_t j = 0; j < kStep<Q>; ++j) panel[i + slot<Q>(j)] = static_cast<double>(w[i + j]);
-    for (std::int64_t i = whole; i < size; ++i) panel[i] = static_cast<double>(w[i]);
+        for (std::int64_t j = 0; j < kStep<Q>; ++j) panel[i + slot<Q>(j)] = static_cast<P>(w[i + j]);
+    for (std::int64_t i = whole; i < size; ++i) panel[i] = static_cast<P>(w[i]);
 }
 
 // Writes the panel back, rounds it to what was written, and returns its sum of squares. Two loops, for the
@@ -163,6 +163,45 @@ void dot_rows(const Window<Q>& q, const double* panel, std::int64_t ahead, doubl
         double sum = 0.0;
         for (std::int64_t i = whole; i < q.columns; ++i)
             sum += panel[i] * static_cast<double>(widen(q.data[r * q.stride + i]));
+        for (int lane = 0; lane < 8; ++lane) sum += sums[r][lane];
+        dots[r] += sum;
+    }
+}
+
+// The same with an fp32 panel and a bf16 basis, whose rounding is 2^15 times that of fp32: sums of kRun columns, 16
+// products to a lane, are taken in fp32, everything beyond in fp64. Widening each product would cost more than the
+// read of half-size rows leaves time for.
+template <int R>
+void dot_rows(const Window<bfloat16>& q, const float* panel, std::int64_t ahead, double* dots) {
+    constexpr std::int64_t kRun = 128;
+    Double8 sums[R] = {};
+    const std::int64_t whole = q.columns - q.columns % kStep<bfloat16>;
+    for (std::int64_t begin = 0; begin < whole; begin += kRun) {
+        const std::int64_t end = begin + kRun < whole ? begin + kRun : whole;
+        Float8 run[R] = {};
+        for (std::int64_t j = begin; j < end; j += kGroup) {
+            if (j % kStep<bfloat16> == 0)
+                for (int r = 0; r < R; ++r) prefetch(q.data + r * q.stride + j, ahead);
+            Float8 low, high;
+            std::memcpy(&low, panel + j, sizeof low);
+            std::memcpy(&high, panel + j + kGroup / 2, sizeof high);
+            for (int r = 0; r < R; ++r) {
+                Float8 a, b;
+                unpack(q.data + r * q.stride + j, a, b);
+                run[r] += low * a;
+                run[r] += high * b;
+            }
+        }
+        for (int r = 0; r < R; ++r) {
+            Double8 wide;
+            convert(run[r], wide);
+            sums[r] += wide;
+        }
+    }
+    for (int r = 0; r < R; ++r) {
+        double sum = 0.0;
+        for (std::int64_t i = whole; i < q.columns; ++i)
+            sum += static_cast<double>(panel[i]) * static_cast<double>(widen(q.data[r * q.stride + i]));
         for (int lane = 0; lane < 8; ++lane) sum += sums[r][lane];
         dots[r] += sum;
     }

@@ -5,7 +5,7 @@ the same kernels, because the backward-of-backward applies both the Jacobian and
 derivative.
 """
 
-# ruff: noqa: ANN401 - autograd's contexts and the arguments of its rules have no narrower type.
+
 
 from __future__ import annotations
 
@@ -228,7 +228,7 @@ class _NormalizeBackward(BatchedFunction):
     """(dx, dw, db) of (g, x, w)."""
 
     @staticmethod
-    def forward(  # noqa: PLR0917
+    def forward(
         g: Tensor,
         x: Tensor,
         w: Tensor | None,
@@ -295,7 +295,7 @@ class _NormalizeDoubleBackward(BatchedFunction):
     """(d_g, d_x, d_w) for cotangents (u, u_w, u_b) of (dx, dw, db)."""
 
     @staticmethod
-    def forward(  # noqa: PLR0917
+    def forward(
         u: Tensor | None,
         u_w: Tensor | None,
         u_b: Tensor | None,
@@ -351,7 +351,7 @@ class _NormalizeTangent(BatchedFunction):
     """(t_y,) for tangents (t_x, t_w, t_b): the backward-of-backward's d_g is this same linear map."""
 
     @staticmethod
-    def forward(  # noqa: PLR0917
+    def forward(
         t_x: Tensor | None,
         t_w: Tensor | None,
         t_b: Tensor | None,

@@ -4,7 +4,7 @@ For y = f(x): dx = g f'(x), and for a cotangent u of dx: d_g = u f'(x), d_x = u 
 derivatives are recomputed from it, so memory is that of the inputs.
 """
 
-# ruff: noqa: ANN401 - autograd's contexts and the arguments of its rules have no narrower type.
+
 from __future__ import annotations
 
 from typing import Any
@@ -216,7 +216,7 @@ class _SwiGLUBackward(BatchedFunction):
 
 class _SwiGLUDoubleBackward(BatchedFunction):
     @staticmethod
-    def forward(  # noqa: PLR0917
+    def forward(
         u_gate: Tensor | None,
         u_up: Tensor | None,
         g: Tensor,

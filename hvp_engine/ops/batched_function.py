@@ -1,6 +1,6 @@
 """Base class of the fused operations: autograd functions that `is_grads_batched=True` can batch, too."""
 
-# ruff: noqa: ANN401 - contexts and arguments of autograd functions have no narrower type
+
 from __future__ import annotations
 
 from types import SimpleNamespace

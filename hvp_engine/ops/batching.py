@@ -1,6 +1,6 @@
 """Vmap rules for row-wise kernels, and which gradients a backward pass must really compute."""
 
-# ruff: noqa: ANN401 - contexts and arguments of autograd functions have no narrower type
+
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence

@@ -188,7 +188,7 @@ class Tangents:
         return out
 
 
-def head_hvp(  # noqa: PLR0917
+def head_hvp(
     head: Head, norm: Tensor, scale: Tensor, tangents: Tangents, count: int, wanted: Wanted
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Derivative of `head_backward` and of the losses along K directions.

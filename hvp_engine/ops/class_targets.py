@@ -31,7 +31,7 @@ class ClassTargets:
 
     def rows(
         self, logits: Tensor, target: Tensor, class_weight: Tensor | None, rows: int | None = None
-    ) -> Any:  # noqa: ANN401 - absent without the extension
+    ) -> Any:
         """Describes contiguous logits (R, C), int64 targets (R) and weights (C) to the native kernels.
 
         Args:

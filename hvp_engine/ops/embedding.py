@@ -1,6 +1,6 @@
 """Embedding with a deterministic weight gradient, differentiable any number of times."""
 
-# ruff: noqa: ANN401 - contexts and arguments of autograd functions have no narrower type
+
 from __future__ import annotations
 
 from typing import Any

@@ -1,6 +1,6 @@
 """Twice-differentiable linear head + cross-entropy that holds the logits of one chunk of tokens at a time."""
 
-# ruff: noqa: ANN401, PLR0917 - contexts and arguments of autograd functions have no narrower type
+
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, NoReturn

@@ -1,6 +1,6 @@
 """Twice-differentiable softmax: forward, gradient, and both gradients of the gradient in one pass each."""
 
-# ruff: noqa: ANN401 - contexts and arguments of autograd functions have no narrower type
+
 from __future__ import annotations
 
 from typing import Any, NoReturn

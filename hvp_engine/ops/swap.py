@@ -5,7 +5,7 @@ user code reaches them) and runs the fused operation where it supports the argum
 it is.
 """
 
-# ruff: noqa: ANN401 - a replacement returns a tensor or NotImplemented, a torch function anything.
+
 from __future__ import annotations
 
 from collections import Counter
@@ -32,7 +32,7 @@ __all__ = ["REPLACEMENTS", "TwiceDifferentiable", "twice_differentiable"]
 
 
 # A replacement has the signature of what it replaces, and returns NotImplemented where it cannot serve.
-def _layer_norm(  # noqa: PLR0917
+def _layer_norm(
     input: Tensor,
     normalized_shape: Sequence[int],
     weight: Tensor | None = None,
