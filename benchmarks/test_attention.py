@@ -55,12 +55,8 @@ def run_passes(function: Callable[..., Tensor], inputs: list[Tensor], tangents: 
 
 
 @pytest.mark.parametrize("causal", [True, False], ids=["causal", "full"])
-@pytest.mark.parametrize(
-    ("length", "heads", "rounds"), [(256, 12, 9), (1024, 12, 5), (2048, 12, 3), (4096, 2, 3)]
-)
-def test_time_against_the_math_path(
-    benchmark: Any, length: int, heads: int, rounds: int, causal: bool
-) -> None:
+@pytest.mark.parametrize(("length", "heads", "rounds"), [(256, 12, 9), (1024, 12, 5), (2048, 12, 3), (4096, 2, 3)])
+def test_time_against_the_math_path(benchmark: Any, length: int, heads: int, rounds: int, causal: bool) -> None:
     """The second backward must be 1.5 times faster from T = 1024, forward and backward not slower."""
     inputs, tangents = make_inputs(length, heads)
     functions = {
@@ -109,16 +105,12 @@ def test_memory_is_linear_in_the_length(benchmark: Any) -> None:
         growth = {}
         for length in (1024, 2048, 4096):
             command = [sys.executable, "-c", MEMORY_SCRIPT, str(length)]
-            done = subprocess.run(
-                command, check=True, capture_output=True, text=True, cwd=Path(__file__).parent
-            )
+            done = subprocess.run(command, check=True, capture_output=True, text=True, cwd=Path(__file__).parent)
             growth[length] = float(done.stdout)
         return growth
 
     growth = benchmark.pedantic(measure, rounds=1)
-    benchmark.extra_info.update(
-        {f"peak_growth_mib_{length}": round(mib, 1) for length, mib in growth.items()}
-    )
+    benchmark.extra_info.update({f"peak_growth_mib_{length}": round(mib, 1) for length, mib in growth.items()})
     print(f"\npeak growth in MiB: {growth}")
     assert growth[4096] < 4 * 1.25 * growth[1024]
     assert growth[4096] < 12 * 4096**2 * 4 / 2**20 / 4  # a quarter of one T x T matrix per head

@@ -39,9 +39,7 @@ def _two(size: tuple[int, int], dtype: torch.dtype) -> Rows:
 
 
 # name: arguments, ours, PyTorch's, arrays of the input's size moved by forward, backward, second backward
-CASES: dict[
-    str, tuple[Callable[..., Rows], Callable[..., Tensor], Callable[..., Tensor], tuple[int, int, int]]
-] = {
+CASES: dict[str, tuple[Callable[..., Rows], Callable[..., Tensor], Callable[..., Tensor], tuple[int, int, int]]] = {
     "layer_norm": (
         _layer_norm_args,
         lambda x, w, b: ops.layer_norm(x, x.shape[-1:], w, b),

@@ -1,8 +1,9 @@
 """Types of the compiled extension: raw addresses and sizes; call it through hvp_engine.kernels."""
 
+from collections.abc import Sequence
+
 import numpy as np
 from numpy.typing import NDArray
-from collections.abc import Sequence
 
 abi_version: int
 
@@ -93,6 +94,7 @@ def normalize_double_backward(
     d_x: int,
     d_w: int,
     workspace: int,
+) -> None: ...
 
 # csrc/bindings/attention.cpp
 _Tensor = tuple[int, Sequence[int]] | None
@@ -124,6 +126,7 @@ def attention_second(
     inputs: Sequence[_Tensor],
     given: Sequence[_Tensor],
     outputs: Sequence[_Tensor],
+) -> None: ...
 
 # csrc/bindings/cross_entropy.cpp
 class CrossEntropyRows:

@@ -1,4 +1,4 @@
-"""Distances between spectra: Jensen-Shannon on a common grid, Wasserstein-1 on the atoms."""
+"""Distances between spectra: Jensen-Shannon of the densities, Wasserstein-1 on the atoms."""
 
 from __future__ import annotations
 
@@ -20,20 +20,24 @@ _UNDERFLOW = 39.0  # standard deviations beyond which exp(-z**2 / 2) is zero in 
 def jensen_shannon(spectra: Sequence[Spectrum]) -> FloatArray:
     """Jensen-Shannon divergences between all pairs, base 2, in [0, 1].
 
-    Each pair is smoothed with one sigma, ``sqrt(1e-5)`` times the range of both, and integrated exactly over
-    the cells of one grid of 2,048 points over both; no square root is taken. It does not change if all
-    spectra are scaled by the same number.
+    Compared are the densities that ``Spectrum.density`` gives by default and figures show: each block is smoothed
+    with its own sigma, ``sqrt(1e-5)`` times its range, so that blocks that differ in scale are far apart; one
+    sigma for both would blur the smaller block into a spike at zero, which every block has. Both are exact integrals
+    over the cells of their own grids, and are compared on the union of all cell edges. No square root is taken. The
+    matrix does not change if all spectra are scaled by the same number.
 
     Returns:
         Symmetric matrix with a zero diagonal, float64 of shape (blocks, blocks).
     """
-    extremes = [spectrum.extremes() for spectrum in spectra]
-    # On most pairs the wider block's range is the pair's, so its masses there serve again and again.
-    own = [_masses(spectrum, *extreme) for spectrum, extreme in zip(spectra, extremes, strict=True)]
+    distributions = [_distribution(spectrum) for spectrum in spectra]
 
     def distance(i: int, j: int) -> float:
-        common = (min(extremes[i][0], extremes[j][0]), max(extremes[i][1], extremes[j][1]))
-        p, q = (own[k] if extremes[k] == common else _masses(spectra[k], *common) for k in (i, j))
+        (edges_i, below_i), (edges_j, below_j) = distributions[i], distributions[j]
+        edges = np.union1d(edges_i, edges_j)
+        p, q = (
+            np.diff(np.interp(edges, own, below, left=0.0, right=1.0))
+            for own, below in ((edges_i, below_i), (edges_j, below_j))
+        )
         return min(1.0, max(0.0, _divergence(p, q) / math.log(2.0)))
 
     return _pairwise(len(spectra), distance)
@@ -123,8 +127,15 @@ def _atoms(spectrum: Spectrum) -> tuple[FloatArray, FloatArray]:
     return spectrum.nodes.ravel(), weights / weights.sum()
 
 
-def _masses(spectrum: Spectrum, low: float, high: float) -> FloatArray:
-    return smoothing.default_grid_masses(*_atoms(spectrum), low, high)
+def _distribution(spectrum: Spectrum) -> tuple[FloatArray, FloatArray]:
+    """Edges of the default grid's cells, and the smoothed mass below each of them."""
+    nodes, weights = _atoms(spectrum)
+    sigma = spectrum.default_sigma
+    grid = smoothing.smoothing_grid(*spectrum.extremes(), sigma)
+    masses = smoothing.cell_masses(nodes[None], weights[None], grid, sigma)[0]
+    edges = np.concatenate((grid[:1], grid[:-1] + 0.5 * np.diff(grid), grid[-1:]))
+    below = np.concatenate(([0.0], np.cumsum(masses)))
+    return edges, below / below[-1]
 
 
 def _divergence(p: FloatArray, q: FloatArray) -> float:

@@ -9,12 +9,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from functools import lru_cache
 from itertools import pairwise
 
 import numpy as np
 import torch
-from numpy.polynomial import hermite_e
 from numpy.typing import ArrayLike, NDArray
 
 from hvp_engine.errors import ConfigurationError
@@ -32,9 +30,6 @@ _RANGE_FLOOR = 1e-4
 
 _WINDOW = 8.0
 """Standard deviations beyond which a Gaussian has no mass left in double precision (6e-16 on each side)."""
-
-_TAYLOR_TERMS = 11
-"""Terms of a Taylor series whose argument is at most a twelfth: the next one is below 1e-15."""
 
 _CHUNK = 1 << 14
 """Evaluations of the error function at a time: they stay in cache, and below the size that torch splits over
@@ -125,57 +120,6 @@ def cell_masses(nodes: FloatArray, weights: FloatArray, grid: FloatArray, sigma:
     total = weights.sum(axis=1, keepdims=True)
     masses = np.diff(distribution, axis=1, prepend=0.0, append=total)
     return np.maximum(masses, 0.0, out=masses)
-
-
-def default_grid_masses(nodes: FloatArray, weights: FloatArray, smallest: float, largest: float) -> FloatArray:
-    """Mass of a Gaussian mixture in every cell of the default grid of a range that has all nodes.
-
-    Gives what ``cell_masses`` gives on that grid, to about 1e-13 and ten times faster, for the many pairs of
-    a matrix of distances: a Taylor series in an atom's offset from its grid point makes the mixture a sum of
-    convolutions.
-
-    Args:
-        nodes: Centres, float64 of shape (atoms,).
-        weights: Their masses, the same shape.
-        smallest: Lower end of the range.
-        largest: Upper end of the range.
-
-    Returns:
-        Masses, float64 of shape (GRID_POINTS,).
-    """
-    sigma = smoothing_sigma(smallest, largest)
-    spacing = ((largest - smallest) / sigma + 2.0 * _WINDOW) / (GRID_POINTS - 1)
-    position = ((nodes - smallest) / sigma + _WINDOW) / spacing
-    point = np.rint(position)
-    offset = (position - point) * spacing
-    order = np.arange(_TAYLOR_TERMS)[:, None]
-    index = (order * GRID_POINTS + point.astype(np.int64)).ravel()
-    moments = np.bincount(
-        index,
-        (weights * np.vander(offset, _TAYLOR_TERMS, increasing=True).T).ravel(),
-        _TAYLOR_TERMS * GRID_POINTS,
-    )
-    transform = np.fft.rfft(moments.reshape(_TAYLOR_TERMS, GRID_POINTS))
-    # The grid has room for the tails on both sides, so that nothing wraps around.
-    masses = np.fft.irfft((transform * _taylor_kernels(spacing)).sum(axis=0), GRID_POINTS)
-    return np.maximum(masses, 0.0)
-
-
-@lru_cache(maxsize=16)
-def _taylor_kernels(spacing: float) -> NDArray[np.complex128]:
-    """Transforms of the mass in a cell some grid points away, expanded in the offset, in units of sigma.
-
-    ``Phi(z - t) = Phi(z) - sum over k >= 1 of t^k / k! He_{k-1}(z) phi(z)`` with Hermite polynomials ``He``.
-    """
-    distance = np.fft.ifftshift(np.arange(GRID_POINTS) - GRID_POINTS // 2)
-    edges = (distance + np.array([[0.5], [-0.5]])) * spacing
-    normal = np.exp(-0.5 * edges**2) / math.sqrt(2.0 * math.pi)
-    distribution = 0.5 * torch.special.erfc(torch.from_numpy(-edges * math.sqrt(0.5))).numpy()
-    terms = [distribution] + [
-        -hermite_e.hermeval(edges, [0.0] * (k - 1) + [1.0]) * normal / math.factorial(k)
-        for k in range(1, _TAYLOR_TERMS)
-    ]
-    return np.fft.rfft(np.array([above - below for above, below in terms]))
 
 
 def _chunks(counts: NDArray[np.int64]) -> Iterator[slice]:

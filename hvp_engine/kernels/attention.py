@@ -94,9 +94,7 @@ def attention_forward(x: AttentionInputs) -> Tensor:
     return out
 
 
-def attention_backward(
-    x: AttentionInputs, grad_out: Tensor, wanted: tuple[bool, bool, bool]
-) -> list[Tensor | None]:
+def attention_backward(x: AttentionInputs, grad_out: Tensor, wanted: tuple[bool, bool, bool]) -> list[Tensor | None]:
     """Computes the gradients of query, key and value; None for those not wanted."""
     like = (x.query, x.key, x.value)
     grads = [_dense_like(t, t.shape[-1]) if want else None for t, want in zip(like, wanted, strict=True)]
@@ -126,8 +124,7 @@ def attention_second(
     """
     shapes = ((x.query, x.query), (x.key, x.key), (x.value, x.value), (x.query, x.value))
     outputs = [
-        _dense_like(like, of.shape[-1]) if want else None
-        for (like, of), want in zip(shapes, wanted, strict=True)
+        _dense_like(like, of.shape[-1]) if want else None for (like, of), want in zip(shapes, wanted, strict=True)
     ]
     given = [_address(t) for t in (grad_out, *tangents)]
     native.attention_second(

@@ -68,9 +68,7 @@ def reorthogonalize(bases: Sequence[Tensor], vectors: Sequence[Tensor], counts: 
     return Projection(coefficients, norms, lost)
 
 
-def reorthogonalize_ref(
-    bases: Sequence[Tensor], vectors: Sequence[Tensor], counts: Sequence[int]
-) -> Projection:
+def reorthogonalize_ref(bases: Sequence[Tensor], vectors: Sequence[Tensor], counts: Sequence[int]) -> Projection:
     """Does the same as `reorthogonalize` in plain PyTorch, on any device.
 
     Args:
@@ -120,9 +118,7 @@ def _subtract_projection(rows: Tensor, vector: Tensor) -> tuple[Tensor, Tensor]:
     return dots, dots.abs().amax()
 
 
-def _checked_table(
-    bases: Sequence[Tensor], vectors: Sequence[Tensor], counts: Sequence[int]
-) -> NDArray[np.int64]:
+def _checked_table(bases: Sequence[Tensor], vectors: Sequence[Tensor], counts: Sequence[int]) -> NDArray[np.int64]:
     """Checks all streams; returns the (streams, 7) int64 table that the native kernel reads."""
     if not len(bases) == len(vectors) == len(counts) or len(vectors) == 0:
         raise ConfigurationError(

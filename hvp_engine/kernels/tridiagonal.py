@@ -16,9 +16,7 @@ Doubles = NDArray[np.float64]
 _CPU = torch.device("cpu")
 
 
-def tridiagonal_quadrature(
-    alphas: Doubles, betas: Doubles, steps: NDArray[np.int64]
-) -> tuple[Doubles, Doubles]:
+def tridiagonal_quadrature(alphas: Doubles, betas: Doubles, steps: NDArray[np.int64]) -> tuple[Doubles, Doubles]:
     """Computes eigenvalues and squared first eigenvector components of tridiagonal matrices.
 
     Implicit QL with Wilkinson shifts (Parlett, The Symmetric Eigenvalue Problem, 1998) on the first row of
@@ -52,9 +50,7 @@ def tridiagonal_quadrature(
     return nodes, weights
 
 
-def tridiagonal_quadrature_ref(
-    alphas: Doubles, betas: Doubles, steps: NDArray[np.int64]
-) -> tuple[Doubles, Doubles]:
+def tridiagonal_quadrature_ref(alphas: Doubles, betas: Doubles, steps: NDArray[np.int64]) -> tuple[Doubles, Doubles]:
     """Does the same as `tridiagonal_quadrature` with one dense eigendecomposition per matrix.
 
     Args:
@@ -84,9 +80,7 @@ def _by_eigh(alphas: Doubles, betas: Doubles, steps: NDArray[np.int64]) -> tuple
     return nodes, weights
 
 
-def _checked(
-    alphas: Doubles, betas: Doubles, steps: NDArray[np.int64]
-) -> tuple[Doubles, Doubles, NDArray[np.int64]]:
+def _checked(alphas: Doubles, betas: Doubles, steps: NDArray[np.int64]) -> tuple[Doubles, Doubles, NDArray[np.int64]]:
     """Returns the arguments as contiguous arrays of the right dtypes, or says what is wrong with them."""
     alphas, betas = np.ascontiguousarray(alphas, np.float64), np.ascontiguousarray(betas, np.float64)
     steps = np.ascontiguousarray(steps, np.int64)

@@ -88,11 +88,7 @@ def batch_first(
         The tensors of shape (batch_size, ...).
     """
     return [
-        None
-        if tensor is None
-        else tensor.expand(batch_size, *tensor.shape)
-        if dim is None
-        else tensor.movedim(dim, 0)
+        None if tensor is None else tensor.expand(batch_size, *tensor.shape) if dim is None else tensor.movedim(dim, 0)
         for tensor, dim in zip(tensors, in_dims, strict=False)
     ]
 

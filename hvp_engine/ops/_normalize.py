@@ -5,8 +5,6 @@ the same kernels, because the backward-of-backward applies both the Jacobian and
 derivative.
 """
 
-
-
 from __future__ import annotations
 
 import functools
@@ -61,9 +59,7 @@ def normalize_applies(x: Tensor, w: Tensor | None, b: Tensor | None) -> bool:
     return (b is None or b.dtype == w.dtype) and native_applies(x, w, b)
 
 
-def check_shapes(
-    name: str, x: Tensor, normalized_shape: Sequence[int], w: Tensor | None, b: Tensor | None
-) -> int:
+def check_shapes(name: str, x: Tensor, normalized_shape: Sequence[int], w: Tensor | None, b: Tensor | None) -> int:
     """Checks that rows and parameters have the normalised shape.
 
     Args:
@@ -88,8 +84,7 @@ def check_shapes(
     for label, parameter in (("weight", w), ("bias", b)):
         if parameter is not None and parameter.shape != shape:
             raise ConfigurationError(
-                f"{name}: {label} has shape {tuple(parameter.shape)}, "
-                f"normalized_shape is {shape}; make them equal"
+                f"{name}: {label} has shape {tuple(parameter.shape)}, normalized_shape is {shape}; make them equal"
             )
     return math.prod(shape)
 
@@ -173,9 +168,7 @@ def _vmap_rule(
         return outputs, tuple(None if output is None else 0 for output in outputs)
     flat = [None if tensor is None else tensor.flatten(0, 1) for tensor in batched]
     outputs = function.apply(*flat, *args[tensors:])
-    outputs = tuple(
-        None if output is None else output.unflatten(0, (info.batch_size, -1)) for output in outputs
-    )
+    outputs = tuple(None if output is None else output.unflatten(0, (info.batch_size, -1)) for output in outputs)
     return outputs, tuple(None if output is None else 0 for output in outputs)
 
 
@@ -262,9 +255,7 @@ class _NormalizeBackward(BatchedFunction):
         ctx.set_materialize_grads(False)
 
     @staticmethod
-    def backward(
-        ctx: Any, u: Tensor | None, u_w: Tensor | None, u_b: Tensor | None
-    ) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, u: Tensor | None, u_w: Tensor | None, u_b: Tensor | None) -> tuple[Tensor | None, ...]:
         if u is None and u_w is None and u_b is None:
             return (None,) * 6
         needs = wanted_gradients(ctx, ctx.is_tensor)[1:3]

@@ -4,7 +4,6 @@ For y = f(x): dx = g f'(x), and for a cotangent u of dx: d_g = u f'(x), d_x = u 
 derivatives are recomputed from it, so memory is that of the inputs.
 """
 
-
 from __future__ import annotations
 
 from typing import Any
@@ -92,15 +91,11 @@ class _ActivationBackward(BatchedFunction):
     def jvp(ctx: Any, t_g: Tensor | None, t_x: Tensor | None, _kind: None) -> Tensor | None:
         g, x = ctx.saved_tensors
         along_g = None if t_g is None else _ActivationBackward.apply(t_g, x, ctx.kind)
-        along_x = (
-            None if t_x is None else _ActivationDoubleBackward.apply(t_x, g, x, ctx.kind, (False, True))[1]
-        )
+        along_x = None if t_x is None else _ActivationDoubleBackward.apply(t_x, g, x, ctx.kind, (False, True))[1]
         return sum_present(along_g, along_x)
 
     @staticmethod
-    def vmap(
-        info: Any, in_dims: tuple[int | None, ...], g: Tensor, x: Tensor, kind: int
-    ) -> tuple[Tensor, int]:
+    def vmap(info: Any, in_dims: tuple[int | None, ...], g: Tensor, x: Tensor, kind: int) -> tuple[Tensor, int]:
         return _ActivationBackward.apply(*batch_first(info.batch_size, in_dims, [g, x]), kind), 0
 
 
@@ -131,9 +126,7 @@ class _ActivationDoubleBackward(BatchedFunction):
     @staticmethod
     def vmap(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[Any, Any]:
         tensors = batch_first(info.batch_size, in_dims, args[:3])
-        return _ActivationDoubleBackward.apply(*tensors, *args[3:]), tuple(
-            0 if need else None for need in args[4]
-        )
+        return _ActivationDoubleBackward.apply(*tensors, *args[3:]), tuple(0 if need else None for need in args[4])
 
 
 class _SwiGLU(BatchedFunction):
@@ -170,14 +163,10 @@ class _SwiGLU(BatchedFunction):
 
 class _SwiGLUBackward(BatchedFunction):
     @staticmethod
-    def forward(
-        g: Tensor, gate: Tensor, up: Tensor, needs: tuple[bool, bool]
-    ) -> tuple[Tensor | None, Tensor | None]:
+    def forward(g: Tensor, gate: Tensor, up: Tensor, needs: tuple[bool, bool]) -> tuple[Tensor | None, Tensor | None]:
         d_gate, d_up = (_empty(gate) if need else None for need in needs)
         batch, size, operands, _owners = elementwise_operands(gate, up, g)
-        native.swiglu_backward(
-            ELEMENT_TYPES[gate.dtype], batch, size, *operands, address(d_gate), address(d_up)
-        )
+        native.swiglu_backward(ELEMENT_TYPES[gate.dtype], batch, size, *operands, address(d_gate), address(d_up))
         return d_gate, d_up
 
     @staticmethod
@@ -226,9 +215,7 @@ class _SwiGLUDoubleBackward(BatchedFunction):
     ) -> tuple[Tensor | None, ...]:
         outputs = tuple(_empty(gate) if need else None for need in needs)
         batch, size, operands, _owners = elementwise_operands(gate, up, g, u_gate, u_up)
-        native.swiglu_double_backward(
-            ELEMENT_TYPES[gate.dtype], batch, size, *operands, *map(address, outputs)
-        )
+        native.swiglu_double_backward(ELEMENT_TYPES[gate.dtype], batch, size, *operands, *map(address, outputs))
         return outputs
 
     @staticmethod
@@ -268,9 +255,7 @@ def gelu(input: Tensor, approximate: str = "none") -> Tensor:
     """
     kind = _GELU.get(approximate)
     if kind is None:
-        raise ConfigurationError(
-            f"gelu has approximate='none' and 'tanh', not {approximate!r}; pass one of them"
-        )
+        raise ConfigurationError(f"gelu has approximate='none' and 'tanh', not {approximate!r}; pass one of them")
     if native_applies(input):
         output: Tensor = _Activation.apply(input, kind)
         return output

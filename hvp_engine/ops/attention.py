@@ -108,9 +108,7 @@ def attention_ref(
     return out[0] if squeeze else out
 
 
-def _reference(
-    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, causal: bool, scale: float
-) -> Tensor:
+def _reference(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, causal: bool, scale: float) -> Tensor:
     groups = query.shape[-3] // max(key.shape[-3], 1)
     if groups != 1:
         key, value = key.repeat_interleave(groups, -3), value.repeat_interleave(groups, -3)
@@ -142,9 +140,7 @@ def _autocast(
     return cast(query), cast(key), cast(value), None if mask is None else cast(mask)
 
 
-def _check(
-    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, dropout_p: float, causal: bool
-) -> None:
+def _check(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, dropout_p: float, causal: bool) -> None:
     if dropout_p != 0.0:
         raise ConfigurationError(
             f"attention got dropout_p={dropout_p}: a loss that changes from call to call has no Hessian. "

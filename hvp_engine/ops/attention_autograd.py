@@ -54,9 +54,7 @@ def _inputs(
     return AttentionInputs(query, key, value, mask, statistics, *settings)
 
 
-def _to_front(
-    batch_size: int, tensors: tuple[Tensor | None, ...], in_dims: tuple[Any, ...]
-) -> list[Tensor | None]:
+def _to_front(batch_size: int, tensors: tuple[Tensor | None, ...], in_dims: tuple[Any, ...]) -> list[Tensor | None]:
     return [
         None if t is None else t.expand(batch_size, *t.shape) if d is None else t.movedim(d, 0)
         for t, d in zip(tensors, in_dims, strict=False)
@@ -117,9 +115,7 @@ class _Forward(BatchedFunction):
         return _Tangent.apply(query, key, value, *tangents[:3], mask, statistics, ctx.settings), None
 
     @staticmethod
-    def vmap(
-        info: Any, in_dims: tuple[Any, ...], *args: Any
-    ) -> tuple[tuple[Tensor, Tensor], tuple[int, int]]:
+    def vmap(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[tuple[Tensor, Tensor], tuple[int, int]]:
         return _Forward.apply(*_to_front(info.batch_size, args[:4], in_dims), args[4]), (0, 0)
 
 
@@ -167,9 +163,7 @@ class _Backward(BatchedFunction):
             parts.append(_Backward.apply(grad_out_tangent, *primals, *rest, ctx.wanted))
         if not parts:
             return tuple(None for want in ctx.wanted if want)
-        total: tuple[Tensor | None, ...] = tuple(
-            sum(terms[1:], terms[0]) for terms in zip(*parts, strict=True)
-        )
+        total: tuple[Tensor | None, ...] = tuple(sum(terms[1:], terms[0]) for terms in zip(*parts, strict=True))
         return total
 
     @staticmethod

@@ -1,6 +1,5 @@
 """Base class of the fused operations: autograd functions that `is_grads_batched=True` can batch, too."""
 
-
 from __future__ import annotations
 
 from types import SimpleNamespace

@@ -1,6 +1,5 @@
 """Vmap rules for row-wise kernels, and which gradients a backward pass must really compute."""
 
-
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
@@ -39,8 +38,7 @@ def fold_rows(
     base_rows = max(t.shape[0] if dim is None else t.movedim(dim, 0).shape[1] for t, dim in base)
     wide_base = [_front(t, dim, size).flatten(0, 1) for t, dim in base]
     wide_rows = [
-        torch.unflatten(_front(t, dim, size), 1, (-1, base_rows)).transpose(0, 1).flatten(0, 2)
-        for t, dim in rows
+        torch.unflatten(_front(t, dim, size), 1, (-1, base_rows)).transpose(0, 1).flatten(0, 2) for t, dim in rows
     ]
 
     def unfold(out: Tensor) -> Tensor:

@@ -217,9 +217,7 @@ def head_hvp(
     out_bias = [_Sum((classes if wanted.bias else 0,), head.weight) for _ in range(count)]
     slope = norm.new_empty(count, rows if wanted.slope else 0)
     needs_product = wanted.hidden or wanted.weight or wanted.bias
-    needs_grad = (wanted.hidden and tangents.weight is not None) or (
-        wanted.weight and tangents.hidden is not None
-    )
+    needs_grad = (wanted.hidden and tangents.weight is not None) or (wanted.weight and tangents.hidden is not None)
     buffer, tangent_buffer = head.buffer(), head.buffer()
     for chunk in head.chunks():
         logits = head.logits(chunk, buffer)

@@ -29,9 +29,7 @@ class ClassTargets:
     ignore_index: int
     label_smoothing: float
 
-    def rows(
-        self, logits: Tensor, target: Tensor, class_weight: Tensor | None, rows: int | None = None
-    ) -> Any:
+    def rows(self, logits: Tensor, target: Tensor, class_weight: Tensor | None, rows: int | None = None) -> Any:
         """Describes contiguous logits (R, C), int64 targets (R) and weights (C) to the native kernels.
 
         Args:
@@ -129,9 +127,7 @@ def check_options(reduction: str, label_smoothing: float, class_weight: Tensor |
 def check_targets(target: Tensor, expected: torch.Size) -> None:
     """Raises ConfigurationError unless target holds integers in the expected shape."""
     if target.is_floating_point() or target.is_complex() or target.dtype == torch.bool:
-        raise ConfigurationError(
-            f"Class-index targets must be integers, not {target.dtype}; use target.long()."
-        )
+        raise ConfigurationError(f"Class-index targets must be integers, not {target.dtype}; use target.long().")
     if target.shape != expected:
         raise ConfigurationError(
             f"The targets have shape {tuple(target.shape)}, but the logits ask for "

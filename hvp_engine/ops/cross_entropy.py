@@ -1,6 +1,5 @@
 """Twice-differentiable cross-entropy: forward, gradient and Hessian-vector product in one fused pass each."""
 
-
 from __future__ import annotations
 
 from typing import Any, NoReturn
@@ -122,9 +121,7 @@ class _Backward(BatchedFunction):
         result = None
         if logits_t is not None:
             repeated = logits_t.repeat(scale.shape[0] // max(logits.shape[0], 1), 1)
-            result = _Hvp.apply(
-                logits, norm, scale, repeated, target, class_weight, ctx.options, True, False
-            )[0]
+            result = _Hvp.apply(logits, norm, scale, repeated, target, class_weight, ctx.options, True, False)[0]
         if scale_t is not None:
             part = _Backward.apply(logits, norm, scale_t, target, class_weight, ctx.options)
             result = part if result is None else result + part
@@ -158,9 +155,7 @@ class _Hvp(BatchedFunction):
         wants_product: bool,
         wants_slope: bool,
     ) -> tuple[Tensor, Tensor]:
-        logits, norm, scale, tangent, target = (
-            t.contiguous() for t in (logits, norm, scale, tangent, target)
-        )
+        logits, norm, scale, tangent, target = (t.contiguous() for t in (logits, norm, scale, tangent, target))
         count = tangent.shape[0]
         product = torch.empty_like(tangent) if wants_product else tangent.new_empty(count, 0)
         slope = norm.new_empty(count if wants_slope else 0)
@@ -257,9 +252,7 @@ def cross_entropy(
             indices that do not fit.
     """
     if input.dim() == 0:
-        raise ConfigurationError(
-            "The logits are a scalar; their shape must be (C), (N, C) or (N, C, d1, ...)."
-        )
+        raise ConfigurationError("The logits are a scalar; their shape must be (C), (N, C) or (N, C, d1, ...).")
     if target.is_floating_point() or input.numel() == 0 or not is_native(input):
         return cross_entropy_ref(input, target, weight, ignore_index, reduction, label_smoothing)
     class_dim = 0 if input.dim() == 1 else 1
@@ -271,8 +264,6 @@ def cross_entropy(
     acc = accumulator(input.dtype)
     class_weight = None if weight is None else weight.to(acc).contiguous()
     options = ClassTargets(ignore_index, float(label_smoothing))
-    loss = reduce_rows(
-        _Forward.apply(logits, flat, class_weight, options)[0], flat, class_weight, options, reduction
-    )
+    loss = reduce_rows(_Forward.apply(logits, flat, class_weight, options)[0], flat, class_weight, options, reduction)
     loss = loss if reduction != "none" else loss.reshape(target.shape)
     return loss if torch.is_autocast_enabled(input.device.type) else loss.to(input.dtype)

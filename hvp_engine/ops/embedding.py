@@ -1,6 +1,5 @@
 """Embedding with a deterministic weight gradient, differentiable any number of times."""
 
-
 from __future__ import annotations
 
 from typing import Any
@@ -25,8 +24,7 @@ def _check_tokens(tokens: Tensor, table_rows: int) -> None:
     wrong = (tokens >= table_rows) | (tokens < 0) & (tokens != _NOWHERE)
     if bool(wrong.any()):
         raise ConfigurationError(
-            f"Token {int(tokens[wrong][0])} is not a row of the embedding; tokens must lie in "
-            f"0 to {table_rows - 1}."
+            f"Token {int(tokens[wrong][0])} is not a row of the embedding; tokens must lie in 0 to {table_rows - 1}."
         )
 
 
@@ -153,8 +151,7 @@ def embedding(input: Tensor, weight: Tensor, padding_idx: int | None = None) -> 
     """
     if weight.dim() != 2 or input.is_floating_point() or input.dtype == torch.bool:
         raise ConfigurationError(
-            f"embedding needs integer indices and a table (V, d), not {input.dtype} and shape "
-            f"{tuple(weight.shape)}."
+            f"embedding needs integer indices and a table (V, d), not {input.dtype} and shape {tuple(weight.shape)}."
         )
     rows, columns = weight.shape
     if padding_idx is not None and not -rows <= padding_idx < rows:
@@ -162,8 +159,6 @@ def embedding(input: Tensor, weight: Tensor, padding_idx: int | None = None) -> 
     if not is_native(weight):
         return embedding_ref(input, weight, padding_idx)
     tokens = input.reshape(-1).long()
-    grad_tokens = (
-        tokens if padding_idx is None else tokens.masked_fill(tokens == padding_idx % rows, _NOWHERE)
-    )
+    grad_tokens = tokens if padding_idx is None else tokens.masked_fill(tokens == padding_idx % rows, _NOWHERE)
     output: Tensor = _Gather.apply(weight, tokens, grad_tokens)
     return output.view(*input.shape, columns)

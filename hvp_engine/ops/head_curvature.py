@@ -138,9 +138,7 @@ def head_cost(
     )
 
 
-def _probabilities(
-    hidden: Tensor, weight: Tensor, bias: Tensor | None, dtype: torch.dtype
-) -> tuple[Tensor, Tensor]:
+def _probabilities(hidden: Tensor, weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """Returns class probabilities (n, V) in `dtype` and log-sum-exps (n)."""
     logits = torch.nn.functional.linear(hidden, weight, bias).to(dtype)
     lse = logits.logsumexp(-1)
@@ -203,16 +201,13 @@ def form_head_curvature(
             "they must be (..., d) and (classes, d)."
         )
     if dtype not in _STORAGE:
-        raise ConfigurationError(
-            f"A head curvature cannot be stored as {dtype}; use float32, bfloat16 or float64."
-        )
+        raise ConfigurationError(f"A head curvature cannot be stored as {dtype}; use float32, bfloat16 or float64.")
     rows = hidden.detach().reshape(-1, hidden.shape[-1])
     moment_dtype = torch.float64 if dtype == torch.float64 else torch.float32
     (tokens, d), classes = rows.shape, weight.shape[0]
     if row_weight is not None and row_weight.shape != (tokens,):
         raise ConfigurationError(
-            f"Row weights of shape {tuple(row_weight.shape)} do not fit {tokens} tokens; pass "
-            f"shape ({tokens},)."
+            f"Row weights of shape {tuple(row_weight.shape)} do not fit {tokens} tokens; pass shape ({tokens},)."
         )
     wide_weight = weight.detach().to(moment_dtype).contiguous()
     packed = rows.new_empty(tokens, packed_size(d), dtype=dtype)

@@ -1,6 +1,5 @@
 """Twice-differentiable linear head + cross-entropy that holds the logits of one chunk of tokens at a time."""
 
-
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -100,17 +99,13 @@ class _Forward(BatchedFunction):
         if any(in_dims[i] is not None for i in (1, 2, 4)):
             return vmap_by_loop(_Forward.apply, info.batch_size, in_dims, [*args[:-1], None])
         base, _, unfold = fold_rows(info.batch_size, [(hidden, in_dims[0]), (target, in_dims[3])], [])
-        loss, norm, logits = _Forward.apply(
-            base[0], weight, bias, base[1], class_weight, options, keep_logits, None
-        )
+        loss, norm, logits = _Forward.apply(base[0], weight, bias, base[1], class_weight, options, keep_logits, None)
         if keep_logits:
             return (unfold(loss), unfold(norm), unfold(logits)), (0, 0, 0)
         return (unfold(loss), unfold(norm), logits), (0, 0, None)
 
 
-def _only_wanted(
-    parts: tuple[Tensor, ...], wanted: Wanted
-) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+def _only_wanted(parts: tuple[Tensor, ...], wanted: Wanted) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     flags = (wanted.hidden, wanted.weight, wanted.bias)
     picked = [part if flag else None for part, flag in zip(parts, flags, strict=False)]
     return picked[0], picked[1], picked[2]
@@ -170,9 +165,7 @@ class _Backward(BatchedFunction):
             parts = _Hvp.apply(*saved, *_as_directions(tangents[:3]), ctx.options, ctx.curvature, ctx.wanted)
             total = list(_only_wanted(tuple(part.squeeze(0) for part in parts), ctx.wanted))
         if tangents[3] is not None:
-            rest = _Backward.apply(
-                *saved[:3], tangents[3], *saved[4:], ctx.options, ctx.curvature, ctx.wanted
-            )
+            rest = _Backward.apply(*saved[:3], tangents[3], *saved[4:], ctx.options, ctx.curvature, ctx.wanted)
             parts = _only_wanted(rest, ctx.wanted)
             total = [b if a is None or b is None else a + b for a, b in zip(total, parts, strict=True)]
         return tuple(total)
@@ -239,9 +232,7 @@ class _Hvp(BatchedFunction):
         if any(dim is not None for dim in in_dims[:8]):
             return vmap_by_loop(_Hvp.apply, size, in_dims, _without_curvature(args, in_dims, 12))
         directions = [
-            None
-            if t is None
-            else (t.expand(size, *t.shape) if dim is None else t.movedim(dim, 0)).flatten(0, 1)
+            None if t is None else (t.expand(size, *t.shape) if dim is None else t.movedim(dim, 0)).flatten(0, 1)
             for t, dim in zip(args[8:11], in_dims[8:11], strict=True)
         ]
         parts = _Hvp.apply(*args[:8], *directions, *args[11:])
@@ -286,18 +277,14 @@ def _check_shapes(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> None:
         )
     if weight.dtype != hidden.dtype or (bias is not None and bias.dtype != hidden.dtype):
         raise ConfigurationError(
-            f"Hidden states are {hidden.dtype}, but the head is {weight.dtype}; cast them to "
-            f"one dtype or use autocast."
+            f"Hidden states are {hidden.dtype}, but the head is {weight.dtype}; cast them to one dtype or use autocast."
         )
 
 
 def _autocast(tensors: list[Tensor | None], device: str) -> list[Tensor | None]:
     """Casts what `F.linear` would cast under autocast."""
     dtype = torch.get_autocast_dtype(device)
-    return [
-        t.to(dtype) if t is not None and t.is_floating_point() and t.dtype != torch.float64 else t
-        for t in tensors
-    ]
+    return [t.to(dtype) if t is not None and t.is_floating_point() and t.dtype != torch.float64 else t for t in tensors]
 
 
 def linear_cross_entropy(

@@ -1,6 +1,5 @@
 """Twice-differentiable softmax: forward, gradient, and both gradients of the gradient in one pass each."""
 
-
 from __future__ import annotations
 
 from typing import Any, NoReturn
@@ -58,9 +57,7 @@ class _Backward(BatchedFunction):
         p, g = p.contiguous(), g.contiguous()
         out = torch.empty_like(g)
         rows, columns = g.shape
-        native.softmax_backward(
-            dtype_number(g.dtype), address(p), address(g), rows, p.shape[0], columns, address(out)
-        )
+        native.softmax_backward(dtype_number(g.dtype), address(p), address(g), rows, p.shape[0], columns, address(out))
         return out
 
     @staticmethod
@@ -85,9 +82,7 @@ class _Backward(BatchedFunction):
         x_t, _, g_t = tangents
         x, p, g = ctx.saved_tensors
         result = None
-        if (
-            x_t is not None
-        ):  # the third derivative of log-sum-exp is symmetric: the same pass serves both directions
+        if x_t is not None:  # the third derivative of log-sum-exp is symmetric: the same pass serves both directions
             repeated = x_t.repeat(g.shape[0] // max(x.shape[0], 1), 1)
             result = _DoubleBackward.apply(p, g, repeated, True, False)[0]
         if g_t is not None:

@@ -5,7 +5,6 @@ user code reaches them) and runs the fused operation where it supports the argum
 it is.
 """
 
-
 from __future__ import annotations
 
 from collections import Counter

@@ -69,9 +69,7 @@ def test_rounding_error_is_at_most_twice_that_of_plain_pytorch(sizes, mask, dtyp
     options = masks(*sizes[:2])[mask]
     if mask == "additive":
         options["attn_mask"] = options["attn_mask"].to(dtype)
-    exact_options = {
-        k: v.double() if k == "attn_mask" and v.dtype == dtype else v for k, v in options.items()
-    }
+    exact_options = {k: v.double() if k == "attn_mask" and v.dtype == dtype else v for k, v in options.items()}
     exact = all_derivatives(partial(attention_ref, **exact_options), [x.double() for x in inputs])
     ours = all_derivatives(partial(attention, **options), inputs)
     plain = all_derivatives(partial(math_path, **options), inputs)

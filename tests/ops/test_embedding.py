@@ -32,9 +32,7 @@ def test_derivatives_of_all_orders_agree_with_the_reference(padding_idx):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
-@pytest.mark.parametrize(
-    ("rows", "columns", "tokens"), [(1, 1, 5), (2, 31, 0), (129, 600, 40), (4097, 3, 1000)]
-)
+@pytest.mark.parametrize(("rows", "columns", "tokens"), [(1, 1, 5), (2, 31, 0), (129, 600, 40), (4097, 3, 1000)])
 def test_the_weight_gradient_is_as_exact_as_the_reference(dtype, rows, columns, tokens):
     index = torch.randint(0, rows, (tokens,))
     upstream = torch.randn(tokens, columns).to(dtype)
@@ -92,9 +90,7 @@ def test_batched_gradients_agree_with_single_ones():
 def test_the_bits_do_not_depend_on_the_number_of_threads():
     weight = torch.randn(50, 70, requires_grad=True)
     tokens, upstream = torch.randint(0, 50, (3000,)), torch.randn(3000, 70)
-    assert same_bits_on_any_threads(
-        lambda: [*torch.autograd.grad(embedding(tokens, weight), weight, upstream)]
-    )
+    assert same_bits_on_any_threads(lambda: [*torch.autograd.grad(embedding(tokens, weight), weight, upstream)])
 
 
 @pytest.mark.parametrize("token", [4, -1, 2**40])

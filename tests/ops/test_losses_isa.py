@@ -47,7 +47,5 @@ def test_narrower_instruction_sets_agree_with_the_widest(name, tmp_path):
     used, other = torch.load(path)
     assert used == name
     for a, b in zip(results(), other, strict=True):
-        tolerance = (
-            {"rtol": 2**-7, "atol": 1e-4} if a.dtype == torch.bfloat16 else {"rtol": 1e-4, "atol": 1e-6}
-        )
+        tolerance = {"rtol": 2**-7, "atol": 1e-4} if a.dtype == torch.bfloat16 else {"rtol": 1e-4, "atol": 1e-6}
         torch.testing.assert_close(a, b, **tolerance)

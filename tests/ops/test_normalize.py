@@ -132,9 +132,7 @@ def test_every_thread_count_gives_the_same_bits(kind):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize(
-    "order", [hessian, lambda f, n: jacrev(jacrev(f, n), n), lambda f, n: jacrev(jacfwd(f, n), n)]
-)
+@pytest.mark.parametrize("order", [hessian, lambda f, n: jacrev(jacrev(f, n), n), lambda f, n: jacrev(jacfwd(f, n), n)])
 def test_hessians_of_torch_func_match_plain_arithmetic(kind, order):
     x, *parameters = (t.detach() for t in make_inputs(kind, (3, 4)))
     target = double(3, 4, seed=9).detach()
@@ -200,9 +198,7 @@ def test_tensors_without_kernel_take_the_reference():
     x = torch.randn(3, 4).half()
     assert torch.equal(layer_norm(x, (4,)), F.layer_norm(x, (4,)))
     bias = torch.randn(4)
-    torch.testing.assert_close(
-        layer_norm(x.float(), (4,), None, bias), F.layer_norm(x.float(), (4,), None, bias)
-    )
+    torch.testing.assert_close(layer_norm(x.float(), (4,), None, bias), F.layer_norm(x.float(), (4,), None, bias))
     assert rms_norm(torch.empty(0, 4), (4,)).shape == (0, 4)
 
 

@@ -32,9 +32,7 @@ def test_derivatives_are_those_of_finite_differences(shape, dim):
 def test_it_equals_the_reference_at_awkward_sizes(columns, dim):
     x = torch.randn(3, 2, columns, dtype=torch.float64).movedim(-1, dim)
     direction = [torch.randn_like(x)]
-    ours, theirs = (
-        values_and_products(weighted_squares(f, dim), [x], direction) for f in (softmax, softmax_ref)
-    )
+    ours, theirs = (values_and_products(weighted_squares(f, dim), [x], direction) for f in (softmax, softmax_ref))
     for a, b in zip(ours, theirs, strict=True):
         torch.testing.assert_close(a, b)
     torch.testing.assert_close(softmax(x, dim), softmax_ref(x, dim))
@@ -90,8 +88,7 @@ def test_batched_gradients_checkpointing_and_autocast_agree_with_plain_calls():
     for vector, product in zip(vectors, many, strict=True):
         torch.testing.assert_close(torch.autograd.grad(one, x, vector, retain_graph=True)[0], product)
     ours, theirs = (
-        values_and_products(f, [x], [vectors[0]])
-        for f in (lambda x: checkpoint(loss, x, use_reentrant=False), loss)
+        values_and_products(f, [x], [vectors[0]]) for f in (lambda x: checkpoint(loss, x, use_reentrant=False), loss)
     )
     for a, b in zip(ours, theirs, strict=True):
         assert torch.equal(a, b)
