@@ -15,9 +15,13 @@ namespace HVP_ISA {
 namespace {
 
 constexpr std::int64_t kTaskColumns = 16384;
-constexpr std::int64_t kDotColumns = 4096;       // panel of the first pass
-constexpr std::int64_t kUpdateColumns = 2048;    // panel of the last pass
-constexpr std::int64_t kFusedBytes = 384 << 10;  // basis panel of the fused pass: stays in the L2 cache
+template <typename Q>
+constexpr std::int64_t kDotColumns = (16 << 10) / sizeof(Q);  // panel of the first pass
+constexpr std::int64_t kUpdateColumns = 2048;                 // panel of the last pass
+// Basis panel of the fused pass, which stays in the L2 cache. Rows of a bf16 panel are short in bytes, and
+// short rows are read slowly: they may take more of the cache.
+template <typename Q>
+constexpr std::int64_t kFusedBytes = (sizeof(Q) < 4 ? 704 : 384) << 10;
 constexpr std::int64_t kMaxColumns = 4096;
 
 using Stream = ReorthogonalizeStream;
@@ -115,9 +119,9 @@ inline std::int64_t at_most(std::int64_t x, std::int64_t limit) { return x < lim
 template <typename Q, typename W>
 void first_dots(const Stream& s, std::int64_t begin, std::int64_t end, double* dots) {
     using P = typename DotPanel<Q, W>::Type;
-    alignas(64) P panel[kDotColumns];
-    for (std::int64_t column = begin; column < end; column += kDotColumns) {
-        const std::int64_t columns = at_most(end - column, kDotColumns);
+    alignas(64) P panel[kDotColumns<Q>];
+    for (std::int64_t column = begin; column < end; column += kDotColumns<Q>) {
+        const std::int64_t columns = at_most(end - column, kDotColumns<Q>);
         load_panel<Q>(static_cast<const W*>(s.vector) + column, columns, panel);
         visit_rows(s, columns, false, Dot<Q, P>{window<Q>(s, column, columns), panel, dots});
     }
@@ -126,7 +130,7 @@ void first_dots(const Stream& s, std::int64_t begin, std::int64_t end, double* d
 template <typename Q>
 std::int64_t fused_columns(const Stream& s) {
     const std::int64_t column_bytes = (s.count + 1) * static_cast<std::int64_t>(sizeof(Q));
-    const std::int64_t fit = kFusedBytes / column_bytes / 256 * 256;
+    const std::int64_t fit = kFusedBytes<Q> / column_bytes / 256 * 256;
     return fit < 256 ? 256 : at_most(fit, kMaxColumns);
 }
 

@@ -168,9 +168,9 @@ void dot_rows(const Window<Q>& q, const double* panel, std::int64_t ahead, doubl
     }
 }
 
-// The same with an fp32 panel and a bf16 basis, whose rounding is 2^15 times that of fp32: sums of kRun columns, 16
-// products to a lane, are taken in fp32, everything beyond in fp64. Widening each product would cost more than the
-// read of half-size rows leaves time for.
+// The same with an fp32 panel and a bf16 basis, whose rounding is 2^15 times that of fp32: sums of kRun
+// columns, 16 products to a lane, are taken in fp32, everything beyond in fp64. Widening each product would
+// cost more than the read of half-size rows leaves time for.
 template <int R>
 void dot_rows(const Window<bfloat16>& q, const float* panel, std::int64_t ahead, double* dots) {
     constexpr std::int64_t kRun = 128;
