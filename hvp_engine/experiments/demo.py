@@ -34,8 +34,8 @@ def train(corpus: Corpus, progress: bool | None) -> tuple[GPT, float]:
     torch.manual_seed(0)
     model = GPT(_CONFIG)
     generator = torch.Generator().manual_seed(0)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3, betas=(0.9, 0.95), weight_decay=0.1)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 3e-3, total_steps=_TRAINING_STEPS, pct_start=0.1)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=6e-3, betas=(0.9, 0.95), weight_decay=0.1)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 6e-3, total_steps=_TRAINING_STEPS, pct_start=0.1)
     loss = torch.tensor(0.0)
     with ProgressReporter("train", _TRAINING_STEPS, progress) as reporter:
         for _ in range(_TRAINING_STEPS):
