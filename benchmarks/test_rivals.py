@@ -2,8 +2,8 @@
 
 Run with `pytest -s benchmarks/test_rivals.py`; ratios are of medians timed alternately, kept in `extra_info`.
 Products are timed in series, as Lanczos takes them: whoever keeps a gradient graph between products may do so. The
-ratio with an operator of ours built anew for each product is kept beside. Every rival uses PyTorch's math attention, because
-its other kernels have no second derivatives.
+ratio with an operator of ours built anew for each product is kept beside. Every rival uses PyTorch's math attention,
+because its other kernels have no second derivatives.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from typing import Any
 from unittest import mock
 
@@ -27,21 +26,10 @@ import hvp_engine
 STEPS, PROBES, SEQUENCES = 10, 2, 2
 TOLERANCE = 1e-4
 Problem = tuple[nn.Module, Tensor]
+Product = Callable[[Tensor], Tensor]  # of the full Hessian with a flat vector
+Quadrature = Callable[[], Tensor | None]  # nodes (probes, steps), None where the package keeps them to itself
 # The rivals warn about their own use of PyTorch (torch.jit.script, backward with create_graph).
 pytestmark = pytest.mark.filterwarnings("ignore")
-
-
-@dataclass
-class Rival:
-    """What another package is asked to do; each call returns plain tensors.
-
-    Attributes:
-        product: Maps a flat vector to the full Hessian times it.
-        slq: Lanczos nodes (probes, steps), or None where the package keeps them to itself.
-    """
-
-    product: Callable[[Tensor], Tensor]
-    slq: Callable[[], Tensor | None]
 
 
 @pytest.fixture(autouse=True)
@@ -105,10 +93,10 @@ def with_math_attention(call: Callable[..., Any]) -> Callable[..., Any]:
     return wrapped
 
 
-def compare(benchmark: Any, task: str, problem: Problem, rival: Rival) -> None:
+def compare(benchmark: Any, task: str, problem: Problem, product: Product, slq: Quadrature) -> None:
     """Check the rival's results, then time both in one run."""
     model, tokens = problem
-    product, slq = with_math_attention(rival.product), with_math_attention(rival.slq)
+    product, slq = with_math_attention(product), with_math_attention(slq)
 
     def build() -> hvp_engine.HessianOperator:
         return hvp_engine.HessianOperator(model, hvp_engine.losses.causal_lm, data=[tokens])
@@ -135,9 +123,9 @@ def compare(benchmark: Any, task: str, problem: Problem, rival: Rival) -> None:
     else:
         ours, theirs, largest = our_slq, slq(), our_slq()["full"].nodes.max()
         if theirs is not None:
-            # The probes differ, so only the converged end of the spectrum can be compared.
+            # The probes differ: only the top of the spectrum can be compared, which no Lanczos node may exceed.
             assert theirs.shape == (PROBES, STEPS)
-            assert float(theirs.max()) == pytest.approx(largest, rel=0.05)
+            assert 0.8 * largest < float(theirs.max()) < 1.05 * largest
         times = medians({"ours": our_slq, "rival": slq}, rounds=3)
     benchmark.extra_info.update({f"{name}_ms": round(1e3 * value, 1) for name, value in times.items()})
     benchmark.extra_info["times_faster"] = round(times["rival"] / times["ours"], 2)
@@ -158,7 +146,7 @@ def test_hessian_eigenthings(benchmark: Any, problem: Problem, task: str) -> Non
     def slq() -> Tensor:
         return rival.spectral_density(operator, num_runs=PROBES, lanczos_steps=STEPS).raw_eigenvalues
 
-    compare(benchmark, task, problem, Rival(operator.matvec, slq))
+    compare(benchmark, task, problem, operator.matvec, slq)
 
 
 @TASKS
@@ -185,7 +173,7 @@ def test_curvlinops(benchmark: Any, problem: Problem, task: str) -> None:
     native = medians({"native": with_math_attention(lambda: operator @ vector)}, rounds=3)["native"]
     benchmark.extra_info["rival_product_native_layer_norm_ms"] = round(1e3 * native, 1)
     plain = mock.patch.object(F, "layer_norm", plain_layer_norm)
-    compare(benchmark, task, problem, Rival(plain(lambda vector: operator @ vector), plain(slq)))
+    compare(benchmark, task, problem, plain(lambda vector: operator @ vector), plain(slq))
 
 
 @pytest.mark.parametrize("keep_graph", [True, False], ids=["kept", "dataloader"])
@@ -221,11 +209,12 @@ def test_pyhessian(
         return torch.cat([p.reshape(-1) for p in products])
 
     def slq() -> Tensor:
+        model.zero_grad()  # its constructor adds to the gradients that are there
         fresh = rival.hessian(model, shifted_loss, cuda=False, **source) if keep_graph else operator
         return torch.tensor(fresh.density(iter=STEPS, n_v=PROBES)[0])
 
     try:
-        compare(benchmark, task, problem, Rival(product, slq))
+        compare(benchmark, task, problem, product, slq)
     finally:
         model.zero_grad()  # breaks the cycle between parameters and their gradients' graphs
 
@@ -257,4 +246,4 @@ def test_cola(benchmark: Any, problem: Problem, task: str) -> None:
         matrices = diagonal.diag_embed() + off.diag_embed(1) + off.diag_embed(-1)
         return torch.linalg.eigh(matrices)[0]
 
-    compare(benchmark, task, problem, Rival(lambda vector: operator @ vector, slq))
+    compare(benchmark, task, problem, lambda vector: operator @ vector, slq)
