@@ -37,6 +37,8 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
     path = _RESULTS / "results.json"
     known = json.loads(path.read_text())["benchmarks"] if path.exists() else {}
     for bench in plugin.benchmarks:
+        if not bench.stats.rounds:  # interrupted
+            continue
         size_label = f"[{bench.extra_info['size']}]" if "size" in bench.extra_info else ""
         known[bench.name + size_label] = {"median_s": round(bench.stats.median, 6), **_rounded(bench.extra_info)}
     facts = {

@@ -176,12 +176,9 @@ def test_curvlinops(benchmark: Any, problem: Problem, task: str) -> None:
     compare(benchmark, task, problem, plain(lambda vector: operator @ vector), plain(slq))
 
 
-@pytest.mark.parametrize("keep_graph", [True, False], ids=["kept", "dataloader"])
 @TASKS
-def test_pyhessian(
-    benchmark: Any, monkeypatch: pytest.MonkeyPatch, problem: Problem, task: str, keep_graph: bool
-) -> None:
-    """For a single batch it keeps the gradient graph; for a data loader it builds one per product.
+def test_pyhessian(benchmark: Any, monkeypatch: pytest.MonkeyPatch, problem: Problem, task: str) -> None:
+    """Given a single batch, which it can keep the gradient graph of: its fast way.
 
     Its density calls torch.eig, which PyTorch has removed; a stand-in for that small matrix lets it run.
     """
@@ -194,23 +191,19 @@ def test_pyhessian(
 
     monkeypatch.setattr(torch, "eig", eig, raising=False)
     batch = (tokens, tokens)
-    source = {"data": batch} if keep_graph else {"dataloader": [batch]}
-    operator = with_math_attention(lambda: rival.hessian(model, shifted_loss, cuda=False, **source))()
+    operator = with_math_attention(lambda: rival.hessian(model, shifted_loss, data=batch, cuda=False))()
     parameters = list(model.parameters())
 
     def product(vector: Tensor) -> Tensor:
         parts = [
             part.view_as(p) for part, p in zip(vector.split([p.numel() for p in parameters]), parameters, strict=True)
         ]
-        if keep_graph:
-            products = rival.hessian_vector_product(operator.gradsH, operator.params, parts)
-        else:
-            products = operator.dataloader_hv_product(parts)[1]
+        products = rival.hessian_vector_product(operator.gradsH, operator.params, parts)
         return torch.cat([p.reshape(-1) for p in products])
 
     def slq() -> Tensor:
         model.zero_grad()  # its constructor adds to the gradients that are there
-        fresh = rival.hessian(model, shifted_loss, cuda=False, **source) if keep_graph else operator
+        fresh = rival.hessian(model, shifted_loss, data=batch, cuda=False)
         return torch.tensor(fresh.density(iter=STEPS, n_v=PROBES)[0])
 
     try:
@@ -238,7 +231,7 @@ def test_cola(benchmark: Any, problem: Problem, task: str) -> None:
     operator = rival.ops.Hessian(loss, torch.cat([p.detach().reshape(-1) for p in parameters]))
 
     def slq() -> Tensor:
-        # Both probes at once, so that one forward pass serves them; lanczos() itself fails on several in PyTorch.
+        # Both probes at once, so that one forward pass serves them, as one of ours does.
         start = torch.randint(0, 2, (sum(sizes), PROBES)).float() * 2 - 1
         state = decompositions.init_lanczos(operator.xnp, start, STEPS, operator.dtype)
         _, diagonal, off, *_ = decompositions.lanczos_fact(operator, state, STEPS, 0.0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import platform
 import time
 from collections.abc import Iterable, Mapping
@@ -140,11 +141,13 @@ def slq(
     run = None if out is None else Path(out)
     if run is not None and (run / "manifest.json").exists():
         finished = Spectra.load(run)
-        refuse_foreign(finished.manifest["identity"], identity, run)
+        refuse_foreign(finished.manifest.get("identity", {}), identity, run)
         return finished
     checkpoint = None if run is None else Checkpoint(run, identity)
-    verification = asdict(_verified(operator)) if check else None
+    verification = _verified(operator) if check else None
     waves = _waves(operator, settings, probes, memory)
+    if checkpoint is not None:
+        waves = checkpoint.waves(waves)
     with retained_heap():
         results = _run(operator, waves, settings, seed, distribution, checkpoint, progress)
     manifest = {
@@ -198,6 +201,7 @@ def _run(
                 vector = probe(seed, block, k, numel[block], distribution, operator.dtype)
                 starts.setdefault(block, {})[k] = vector
             lanczos = BatchedLanczos(operator.matmat, starts, settings, operator.dtype, operator.device)
+            del starts, vector  # copied into the basis
             if checkpoint is not None:
                 checkpoint.restore(number, lanczos)
             reporter.resume(int(lanczos.steps.sum()))
@@ -263,9 +267,11 @@ def _assemble(
     return spectra
 
 
-def _verified(operator: HessianOperator) -> Any:
+def _verified(operator: HessianOperator) -> dict[str, Any]:
+    """Verify on the first batch; a test that does not apply (nan) is recorded as None, which JSON has."""
     _, batch = next(iter(operator.objective.batches()))
-    return verify(operator.objective, operator.partition, batch)
+    measured = asdict(verify(operator.objective, operator.partition, batch))
+    return {key: None if isinstance(value, float) and math.isnan(value) else value for key, value in measured.items()}
 
 
 def _describe(part: Part) -> str:
@@ -289,9 +295,7 @@ def _digests(operator: HessianOperator) -> dict[str, Any]:
     first: float | None = None
     for number, batch in objective.batches():
         if number == 0:
-            with objective.arithmetic(), torch.no_grad():
-                total, weight = objective.evaluate(batch)
-            first = float(total) / weight if weight else float(total)
+            first = objective.spot_value(batch)
     return {"parameters": digest.hexdigest(), "data": objective.data_digest, "first_loss": first}
 
 

@@ -51,6 +51,12 @@ def cut(batch: Any, start: int, stop: int) -> Any:
     return map_tensors(lambda tensor: tensor[start:stop] if tensor.dim() > 0 else tensor, batch)
 
 
+def few_samples(batch: Any) -> Any:
+    """The first two samples of a batch, for checks; the batch itself where its tensors share no leading dimension."""
+    size = samples(batch)
+    return batch if size is None else cut(batch, 0, min(size, 2))
+
+
 def fingerprint(batch: Any) -> str:
     """Digest of shapes, dtypes and contents, so that a changed batch is noticed between sweeps."""
     digest = hashlib.blake2b(digest_size=16)

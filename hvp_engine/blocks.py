@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from hvp_engine.errors import BlockError
 
 Index: TypeAlias = "None | slice | tuple[slice, ...] | Tensor"
-BlockSpec: TypeAlias = "None | str | Sequence[str | Block] | Mapping[str, str | Sequence[str]]"
+BlockSpec: TypeAlias = "None | str | Block | Sequence[str | Block] | Mapping[str, str | Sequence[str]]"
 
 
 @dataclass(frozen=True, eq=False)
@@ -178,6 +178,8 @@ def resolve(model: nn.Module, blocks: BlockSpec = None) -> Partition:
 
 def _expand(model: nn.Module, names: _Names, blocks: BlockSpec) -> list[Block]:
     """Turn every accepted form of specification into Block objects."""
+    if isinstance(blocks, Block):
+        return [blocks]
     if blocks is None or (isinstance(blocks, str) and blocks == "full"):
         return [Block("full", [(name, None) for name in names.trainable()])]
     if isinstance(blocks, str):

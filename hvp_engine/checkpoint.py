@@ -8,6 +8,7 @@ Vectors are written once, so that a checkpoint costs what is new, not what the b
 from __future__ import annotations
 
 import logging
+import math
 import re
 import shutil
 import time
@@ -20,13 +21,14 @@ import torch
 from torch import Tensor
 
 from hvp_engine.errors import RunFolderError
-from hvp_engine.krylov.lanczos import BatchedLanczos
+from hvp_engine.krylov.lanczos import BatchedLanczos, Stream
 from hvp_engine.runs import read_json, read_tensors, write_json_atomic, write_tensors_atomic
 
 log = logging.getLogger(__name__)
 
 _EVERY = 60.0  # seconds between checkpoints ...
 _OVERHEAD = 20.0  # ... and at least this many times what the last one took to write
+_SCALARS = ("alphas", "betas", "steps", "live", "lost", "norms")
 _ROWS = re.compile(r"rows-(\d{5})-(\d{5})\.safetensors")
 
 
@@ -57,6 +59,14 @@ class Checkpoint:
             raise RunFolderError(f"{run} cannot be created ({error}); choose another folder for out=.") from error
         write_json_atomic(path, dict(identity))
 
+    def waves(self, planned: list[list[Stream]]) -> list[list[Stream]]:
+        """The grouping of streams that this job started with; how much memory is free may have changed since."""
+        path = self.folder / "waves.json"
+        if path.exists():
+            return [[(str(block), int(probe)) for block, probe in wave] for wave in read_json(path)]
+        write_json_atomic(path, planned)
+        return planned
+
     def restore(self, wave: int, lanczos: BatchedLanczos) -> None:
         """Continue a wave where its last checkpoint left it; a wave without one is left alone.
 
@@ -69,8 +79,11 @@ class Checkpoint:
         state, _ = read_tensors(folder / "state.safetensors")
         try:
             position = int(state.pop("position"))
-            for key in ("alphas", "betas", "steps", "live", "lost", "norms"):
-                getattr(lanczos, key)[...] = state[key].numpy()
+            for key in _SCALARS:
+                target, value = getattr(lanczos, key), state[key].numpy()
+                if target.shape != value.shape:
+                    raise ValueError(f"{key} has shape {value.shape}, not {target.shape}")
+                target[...] = value
         except (KeyError, ValueError) as error:
             raise self._damaged(folder, f"its state does not fit this job ({error})") from error
         lanczos.position = position
@@ -87,21 +100,24 @@ class Checkpoint:
         """Whether it is time for the next checkpoint."""
         return time.monotonic() - self._last >= self._pause
 
-    def save(self, wave: int, lanczos: BatchedLanczos) -> None:
-        """Write what is new since the last checkpoint; on a full disk warn, and keep the last one."""
+    def save(self, wave: int, lanczos: BatchedLanczos) -> bool:
+        """Write what is new since the last checkpoint; on a full disk warn, keep the last one and return False."""
         started = time.monotonic()
+        written = True
         try:
             self._save(wave, lanczos)
         except RunFolderError as error:
+            written = False
             warnings.warn(f"Checkpoint not written: {error} The job goes on.", RuntimeWarning, stacklevel=2)
         self._last = time.monotonic()
         self._pause = max(_EVERY, _OVERHEAD * (self._last - started))
+        return written
 
     def finish(self, wave: int, lanczos: BatchedLanczos) -> None:
         """Record a completed wave and drop its vectors."""
-        self.save(wave, lanczos)
-        for path in self._wave(wave).glob("rows-*"):
-            path.unlink(missing_ok=True)
+        if self.save(wave, lanczos):
+            for path in self._wave(wave).glob("rows-*"):
+                path.unlink(missing_ok=True)
 
     def remove(self) -> None:
         """Delete the checkpoint of a completed job."""
@@ -113,10 +129,7 @@ class Checkpoint:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise RunFolderError(f"{folder} cannot be created ({error}).") from error
-        tensors: dict[str, Tensor] = {
-            key: torch.from_numpy(getattr(lanczos, key).copy())
-            for key in ("alphas", "betas", "steps", "live", "lost", "norms")
-        }
+        tensors: dict[str, Tensor] = {key: torch.from_numpy(getattr(lanczos, key).copy()) for key in _SCALARS}
         tensors["position"] = torch.tensor(lanczos.position)
         if not lanczos.finished:
             first, last = self._written.get(wave, 0), lanczos.position + 1
@@ -147,6 +160,9 @@ class Checkpoint:
             match = _ROWS.fullmatch(path.name)
             if match is None or int(match[1]) != have:
                 continue
+            if int(match[2]) > needed:
+                path.unlink()  # written just before a crash; its steps are taken again, and written again
+                break
             rows, _ = read_tensors(path)
             have = int(match[2])
             for block, values in rows.items():
@@ -172,7 +188,7 @@ def refuse_foreign(found: Mapping[str, Any], wanted: Mapping[str, Any], run: Pat
     Raises:
         RunFolderError: They differ; the message names in what.
     """
-    keys = [key for key in {**found, **wanted} if found.get(key) != wanted.get(key)]
+    keys = [key for key in {**found, **wanted} if not _same(found.get(key), wanted.get(key))]
     if keys:
         details = "; ".join(
             f"{key}: {_short(found.get(key))} there, {_short(wanted.get(key))} here" for key in keys[:3]
@@ -180,6 +196,11 @@ def refuse_foreign(found: Mapping[str, Any], wanted: Mapping[str, Any], run: Pat
         raise RunFolderError(
             f"{run} holds another job ({details}). Choose another folder for out=, or delete that one."
         )
+
+
+def _same(a: object, b: object) -> bool:
+    """Equality, but for rounding that thread counts and processors change."""
+    return math.isclose(a, b, rel_tol=1e-5) if isinstance(a, float) and isinstance(b, float) else a == b
 
 
 def _short(value: object) -> str:

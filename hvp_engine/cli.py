@@ -148,7 +148,7 @@ def _blocks(given: list[str] | None) -> Any:
     named: dict[str, list[str]] = {}
     for item in given:
         name, equals, globs = item.partition("=")
-        named[name] = globs.split(",") if equals else [name]
+        named[name] = globs.split(",") if equals else ["*"] if name == "full" else [name]
     return named
 
 

@@ -43,10 +43,20 @@ def _group_headroom() -> int:
         ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),
     ):
         try:
-            return max(0, int(Path(limit).read_text()) - int(Path(usage).read_text()))
+            headroom = int(Path(limit).read_text()) - int(Path(usage).read_text())
+            return max(0, headroom + _file_cache(Path(limit).with_name("memory.stat")))
         except (OSError, ValueError):
             continue
     return 1 << 62
+
+
+def _file_cache(path: Path) -> int:
+    """Bytes of a control group's use that are cached files, which the kernel drops when memory is asked for."""
+    try:
+        entries = dict(line.split() for line in path.read_text().splitlines())
+    except (OSError, ValueError):
+        return 0
+    return sum(int(entries.get(key, 0)) for key in ("active_file", "inactive_file"))
 
 
 class GraphSize:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -71,6 +71,8 @@ class Objective:
         self.fused = twice_differentiable()
         self._digests: list[tuple[str, tuple[tuple[int, ...], ...]]] = []
         self._complete = False
+        if isinstance(data, (Tensor, Mapping)):
+            raise ObjectiveError("data is a single batch; pass a list of batches: data=[batch].")
         if data is not None and isinstance(data, Iterator):
             raise ObjectiveError(
                 "data is an iterator, which can be read only once; a sweep needs it every step: pass list(data)."
@@ -116,6 +118,11 @@ class Objective:
         return tensor.to(self.device)
 
     def _verify(self, number: int, batch: Any) -> None:
+        if not batches.tensors(batch):
+            raise ObjectiveError(
+                f"Batch {number} is a {type(batch).__name__} without tensors; batches must be tensors, or tuples or "
+                "mappings of tensors."
+            )
         print_, shape = batches.fingerprint(batch), batches.layout(batch)
         if number >= len(self._digests):
             if self._complete:
@@ -190,14 +197,21 @@ class Objective:
                 )
             raise ObjectiveError(f"The loss raised {type(error).__name__}: {str(error).rstrip('.')}.{hint}") from error
 
+    def spot_value(self, batch: Any) -> float:
+        """Total of a batch's first samples, without a graph; of the whole batch where those define no loss."""
+        with self.arithmetic(), torch.no_grad():
+            try:
+                return float(self.evaluate(batches.few_samples(batch))[0])
+            except ObjectiveError:  # a mean whose targets are all ignored, say
+                return float(self.evaluate(batch)[0])
+
     def check_deterministic(self, batch: Any) -> None:
-        """Evaluate one batch twice; the same parameters must give the same loss.
+        """Evaluate a batch's first samples twice; the same parameters must give the same loss.
 
         Raises:
             NonDeterministicError: They differ; the message names layers that draw random numbers.
         """
-        with self.arithmetic(), torch.no_grad():
-            first, second = (float(self.evaluate(batch)[0]) for _ in range(2))
+        first, second = self.spot_value(batch), self.spot_value(batch)
         # Atomics on a GPU may reorder sums: allow rounding, no more.
         if abs(first - second) <= 1e-6 * max(abs(first), abs(second)):
             return

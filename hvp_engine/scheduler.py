@@ -8,6 +8,7 @@ same job makes the same choices, and the same bits, every time.
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Protocol
@@ -75,7 +76,7 @@ class Scheduler:
         microbatch: int | None = None,
         budget: int | None = None,
     ) -> None:
-        """Plan from the first batch.
+        """Plan from the largest batch.
 
         Args:
             objective: Loss and data.
@@ -94,6 +95,7 @@ class Scheduler:
         self._blocks = partition.blocks
         self._build = build
         self._kept: dict[tuple[int, int], ProductGraph] = {}
+        self._keep = True  # until memory runs out
         self._whole = False  # every micro-batch of the data has its graph in _kept
         self._parameters: list[Tensor] = [objective.parameters[name] for name in partition.parameters]
         limit = memory.budget(objective.device) if budget is None else budget
@@ -166,7 +168,15 @@ class Scheduler:
         streams = self.plan.streams_per_pass
         for start in range(0, vectors.shape[0], streams):
             stop = start + streams
-            graph.product(block, vectors[start:stop], out[start:stop], batched=streams > 1)
+            try:
+                graph.product(block, vectors[start:stop], out[start:stop], batched=self.plan.streams_per_pass > 1)
+            except RuntimeError as error:
+                if self.plan.streams_per_pass == 1 or not re.search("vmap|[Bb]atching rule", str(error)):
+                    raise
+                # An operation of the model cannot be vmapped. Nothing was added to out: go on one vector at a time.
+                log.info("single passes from here on: %s", str(error).splitlines()[0])
+                self.plan.streams_per_pass = 1
+                graph.product(block, vectors[start:stop], out[start:stop], batched=False)
 
     def _graphs(self) -> Iterator[ProductGraph]:
         """The graph of every micro-batch, built where it is not kept, kept where it fits."""
@@ -190,13 +200,15 @@ class Scheduler:
 
     def _room(self) -> int:
         """How many graphs may stay alive, leaving room to build and use one more."""
+        if not self._keep:
+            return 0
         size = max(1, self.plan.graph_bytes)
         return max(0, int(self.plan.budget * _GRAPH_SHARE) // size)
 
     def _choose(self) -> None:
-        """Set micro-batch and streams per pass from the size of the first batch's graph."""
+        """Set micro-batch and streams per pass from the size of the largest batch's graph."""
         with self.objective.arithmetic():
-            _, batch = next(iter(self.objective.batches()))
+            batch = self._largest()
             self.objective.check_deterministic(batch)
             size = batches.samples(batch)
             if self.plan.microbatch is not None and size is None and batch is not None:
@@ -204,17 +216,13 @@ class Scheduler:
                     "microbatch was given, but the tensors of a batch do not share their leading dimension; "
                     "split the data yourself or leave microbatch=None."
                 )
-            per_sample, fixed, most = self._measure(batch, size)
-            if self.plan.microbatch is not None and size is not None and self.plan.microbatch < size:
+            per_sample, fixed = self._measure(batch, size)
+            wanted = min(size or 1, self.plan.microbatch or (size or 1))
+            while wanted > 1 and _TRANSIENT * (fixed + per_sample * wanted) > self.plan.budget:
+                wanted = (wanted + 1) // 2
+            if size is not None and wanted < size:
                 self._check_split(batch, size)
-        wanted = min(size or 1, self.plan.microbatch or (size or 1))
-        while wanted > 1 and _TRANSIENT * (fixed + per_sample * wanted) > self.plan.budget:
-            wanted = (wanted + 1) // 2
-            if size is not None and self.plan.microbatch is None:
-                with self.objective.arithmetic():
-                    self._check_split(batch, size)
-        if most is not None and wanted < most:
-            self.plan.microbatch = wanted
+                self.plan.microbatch = wanted
         self.plan.graph_bytes = int(fixed + per_sample * wanted)
         if self.working_bytes > self.plan.budget:
             raise OutOfMemoryError(
@@ -225,17 +233,27 @@ class Scheduler:
         self.plan.streams_per_pass = self._streams()
         log.info("plan: %s", self.plan)
 
+    def _largest(self) -> object:
+        """The batch with the most numbers in it: what it needs is enough for the others."""
+        return max(
+            (batch for _, batch in self.objective.batches()),
+            key=lambda batch: sum(tensor.numel() for tensor in batches.tensors(batch)),
+        )
+
     def _streams(self) -> int:
         room = _BATCHED_BYTES if self.objective.device.type == "cpu" else self.plan.budget // 4
         return max(1, min(_BATCHED_STREAMS, room // max(1, self.plan.graph_bytes)))
 
-    def _measure(self, batch: object, size: int | None) -> tuple[float, float, int | None]:
-        """Bytes per sample, fixed bytes, and the number of samples of a batch, from graphs of one and two samples."""
+    def _measure(self, batch: object, size: int | None) -> tuple[float, float]:
+        """Bytes per sample and fixed bytes, from graphs of one and two samples."""
         if size is None or size < 2:
-            return 0.0, float(self._bytes(batch)), size
-        one, two = self._bytes(batches.cut(batch, 0, 1)), self._bytes(batches.cut(batch, 0, 2))
+            return 0.0, float(self._bytes(batch))
+        try:
+            one, two = self._bytes(batches.cut(batch, 0, 1)), self._bytes(batches.cut(batch, 0, 2))
+        except ObjectiveError:  # a mean over a sample whose targets are all ignored, say; the whole batch tells too
+            return self._bytes(batch) / size, 0.0
         slope = max(0.0, float(two - one))
-        return slope, max(0.0, one - slope), size
+        return slope, max(0.0, one - slope)
 
     def _bytes(self, batch: object) -> int:
         with memory.graph_size(self._parameters) as measured:
@@ -267,11 +285,11 @@ class Scheduler:
             log.warning("out of memory (%s): %d streams per pass from here on", reason, plan.streams_per_pass)
             return
         if self._kept:
-            plan.budget = plan.graph_bytes  # no graph is kept any more
+            self._keep = False
             self.release()
             log.warning("out of memory (%s): gradient graphs are rebuilt every sweep from here on", reason)
             return
-        _, batch = next(iter(self.objective.batches()))
+        batch = self._largest()
         size = batches.samples(batch)
         current = min(size or 1, plan.microbatch or (size or 1))
         if current <= 1:

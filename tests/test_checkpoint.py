@@ -180,3 +180,44 @@ def test_an_unwritable_folder_is_refused_before_the_work(tmp_path: Path) -> None
     blocked.write_text("in the way")
     with pytest.raises(RunFolderError, match="cannot be created"):
         he.slq(mlp().model, mlp().loss, data=mlp().data, out=blocked / "run", **OPTIONS)
+
+
+def test_other_free_memory_on_resume_keeps_the_waves_of_the_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    problem = quadratic(symmetric(torch.linspace(-1, 2, 400)).float())
+    options: dict[str, object] = {"steps": 50, "probes": 6, "check": False}
+    wanted = he.slq(problem.model, problem.loss, **options)
+    tight = 2 * wanted.manifest["plan"]["graph_bytes"] + 5 * 400 * (50 + 3) * 4 // 2
+    with monkeypatch.context() as patch:
+        interrupt_after(patch, 70, KeyboardInterrupt())
+        with pytest.raises(KeyboardInterrupt):
+            he.slq(problem.model, problem.loss, out=tmp_path, memory=tight, **options)
+    found = he.slq(problem.model, problem.loss, out=tmp_path, **options)
+    assert found.manifest["plan"]["waves"] == 3
+    assert same(found, wanted)
+
+
+def test_a_full_disk_at_the_end_of_a_wave_keeps_its_vectors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    wanted = job(gpt(), None)
+    with monkeypatch.context() as patch:
+        interrupt_after(patch, 5, KeyboardInterrupt())
+        with pytest.raises(KeyboardInterrupt):
+            job(gpt(), tmp_path)
+
+    def full(path: Path, *arguments: object) -> None:
+        raise RunFolderError(f"{path}: no space left on the device.")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "write_tensors_atomic", full)
+        patch.setattr(he.Spectra, "save", lambda self, folder: full(folder))
+        with pytest.warns(RuntimeWarning, match="The job goes on"), pytest.raises(RunFolderError, match="no space"):
+            job(gpt(), tmp_path)
+    assert same(job(gpt(), tmp_path), wanted)
+
+
+def test_a_job_without_curvature_can_be_saved(tmp_path: Path) -> None:
+    data = [torch.randn(4, 5)]
+    spectra = he.slq(torch.nn.Linear(5, 1), lambda m, b: m(b).mean(), data=data, steps=3, probes=1, out=tmp_path)
+    assert spectra.manifest["verification"]["finite_difference"] is None
+    assert (he.Spectra.load(tmp_path)["full"].nodes == 0).all()

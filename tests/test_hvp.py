@@ -170,6 +170,16 @@ def test_parameters_that_change_between_products_are_noticed() -> None:
     assert relative(after, vector["0.weight"].double() @ dense_hessian(case, ["0.weight"])) <= 1e-5
 
 
+def test_a_module_that_is_replaced_between_products_is_noticed() -> None:
+    case = mlp()
+    operator = he.HessianOperator(case.model, case.loss, ["4.weight"], data=case.data)
+    vector = {"4.weight": torch.randn(1, 18)}
+    operator.matmat(vector)
+    case.model[4] = nn.Linear(6, 3)
+    found = operator.matmat(vector)["4.weight"]
+    assert relative(found, vector["4.weight"].double() @ dense_hessian(case, ["4.weight"])) <= 1e-5
+
+
 def test_model_and_random_state_are_left_alone() -> None:
     case = cnn()
     before = copy.deepcopy(case.model.state_dict())

@@ -71,6 +71,13 @@ def test_empty_data_and_data_that_can_be_read_once() -> None:
     refuse("only once", case.model, mean_loss, (batch for batch in case.data))
 
 
+def test_a_single_batch_or_a_batch_without_tensors_as_data() -> None:
+    case = mlp()
+    refuse("data is a single batch", case.model, mean_loss, case.data[0][0])
+    refuse("data is a single batch", case.model, mean_loss, {"x": case.data[0][0]})
+    refuse("list without tensors", case.model, mean_loss, [[1.0, 2.0]])
+
+
 def test_all_targets_ignored() -> None:
     case = gpt()
     data = [(inputs, torch.full_like(targets, he.losses.IGNORE)) for inputs, targets in case.data]

@@ -142,3 +142,46 @@ def test_ragged_numbers_of_vectors_per_block() -> None:
     few = {name: torch.ones(1 + i % 3, n) for i, (name, n) in enumerate(op.numel.items())}
     for name, product in op.matmat(few).items():
         assert product.shape == few[name].shape
+
+
+def test_the_plan_fits_the_largest_batch_whichever_comes_first() -> None:
+    case = mlp()
+    ordered = [sorted(case.data, key=lambda batch: sign * len(batch[0])) for sign in (1, -1)]
+    plans = [operator(Case(case.model, case.loss, data)).scheduler.plan for data in ordered]
+    assert plans[0].graph_bytes == plans[1].graph_bytes
+
+
+class CannotBeBatched(torch.autograd.Function):
+    """Looks at a number in its backward pass, which vmap forbids."""
+
+    @staticmethod
+    def forward(ctx: object, x: torch.Tensor) -> torch.Tensor:
+        ctx.save_for_backward(x)
+        return x.sin()
+
+    @staticmethod
+    def backward(ctx: object, grad: torch.Tensor) -> torch.Tensor:
+        (x,) = ctx.saved_tensors
+        return grad * x.cos() if grad.sum().item() > -1e30 else grad
+
+
+def test_operations_that_cannot_be_vmapped_run_one_vector_at_a_time() -> None:
+    case = mlp()
+
+    class Model(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = case.model
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            out: torch.Tensor = self.inner(CannotBeBatched.apply(self.inner[0](x)) @ self.inner[0].weight)
+            return out
+
+    op = operator(Case(Model(), case.loss, case.data))
+    assert op.scheduler.plan.streams_per_pass > 1
+    found = op.matmat(ones(op))
+    assert op.scheduler.plan.streams_per_pass == 1
+    again = operator(Case(Model(), case.loss, case.data))
+    again.scheduler.plan.streams_per_pass = 1
+    for name, product in again.matmat(ones(again)).items():
+        torch.testing.assert_close(found[name], product)

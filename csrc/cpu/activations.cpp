@@ -3,7 +3,8 @@
 // vector or tail code.
 #include "hvp/activations.h"
 
-#include "elements.h"
+#include "hvp/element.h"
+#include "hvp/simd_math.h"
 
 namespace hvp {
 namespace HVP_ISA {
@@ -193,7 +194,7 @@ void swiglu_double_backward_as(const ElementwiseShape& shape, Operand gate, Oper
 template <class Visitor>
 void with_type(ElementType type, const Visitor& visitor) {
     if (type == ElementType::float64) return visitor(double());
-    if (type == ElementType::bfloat16) return visitor(BFloat16());
+    if (type == ElementType::bfloat16) return visitor(Bf16());
     visitor(float());
 }
 

@@ -7,7 +7,7 @@
 // A row is read from memory once and stays in cache for the passes that follow.
 #include "hvp/normalize.h"
 
-#include "elements.h"
+#include "hvp/element.h"
 
 namespace hvp {
 namespace HVP_ISA {
@@ -27,7 +27,7 @@ struct Terms {
 // Means of N quantities over a row; term(j) gives those of element j. The sums beyond N must not be touched:
 // the compiler may not drop the addition of a zero.
 template <int N, class A, class Term>
-HVP_SIMD_INLINE void row_means(std::int64_t size, A* means, const Term& term) {
+HVP_ELEMENT_INLINE void row_means(std::int64_t size, A* means, const Term& term) {
     double total[5] = {};
     for (std::int64_t start = 0; start < size; start += kBlock) {
         const std::int64_t end = size - start < kBlock ? size : start + kBlock;
@@ -50,7 +50,7 @@ HVP_SIMD_INLINE void row_means(std::int64_t size, A* means, const Term& term) {
 // Addresses of one row of the inputs.
 template <class T, class W>
 struct Row {
-    using A = ComputeType<T>;
+    using A = Acc<T>;
     const T* x;
     const T* g;
     const W* w;
@@ -61,14 +61,14 @@ struct Row {
 };
 
 template <class T>
-HVP_SIMD_INLINE const T* row_of(Operand operand, std::int64_t group, std::int64_t row, std::int64_t size) {
+HVP_ELEMENT_INLINE const T* row_of(Operand operand, std::int64_t group, std::int64_t row, std::int64_t size) {
     return static_cast<const T*>(operand.data) + group * operand.batch_stride + row * size;
 }
 
 template <class T, class W>
-HVP_SIMD_INLINE Row<T, W> make_row(const NormalizeShape& shape, const NormalizeInputs& in, std::int64_t group,
+HVP_ELEMENT_INLINE Row<T, W> make_row(const NormalizeShape& shape, const NormalizeInputs& in, std::int64_t group,
                                    std::int64_t row) {
-    const auto* stats = row_of<ComputeType<T>>(in.stats, group, row, 2);
+    const auto* stats = row_of<Acc<T>>(in.stats, group, row, 2);
     return {row_of<T>(in.x, group, row, shape.size), row_of<T>(in.g, group, row, shape.size),
             row_of<W>(in.w, group, 0, shape.size), stats[0], stats[1]};
 }
@@ -88,7 +88,7 @@ void for_each_chunk(const NormalizeShape& shape, const Body& body) {
 }
 
 template <class A>
-HVP_SIMD_INLINE void clear(A* row, std::int64_t size) {
+HVP_ELEMENT_INLINE void clear(A* row, std::int64_t size) {
 #pragma omp simd
     for (std::int64_t j = 0; j < size; ++j) row[j] = A(0);
 }
@@ -118,8 +118,8 @@ void reduce_chunks(const NormalizeShape& shape, const A* partial, std::int64_t g
 }
 
 // Mean and variance in two passes; the second corrects the rounding of the mean.
-template <bool Centered, class T, class A = ComputeType<T>>
-HVP_SIMD_INLINE void row_statistics(const T* x, std::int64_t size, double eps, A* stats) {
+template <bool Centered, class T, class A = Acc<T>>
+HVP_ELEMENT_INLINE void row_statistics(const T* x, std::int64_t size, double eps, A* stats) {
     A mean = 0;
     A moments[2];
     if (Centered)
@@ -135,7 +135,7 @@ HVP_SIMD_INLINE void row_statistics(const T* x, std::int64_t size, double eps, A
 
 template <bool Centered, class T, class W>
 void forward(const NormalizeShape& shape, double eps, Operand x, Operand w, Operand b, void* y, void* stats) {
-    using A = ComputeType<T>;
+    using A = Acc<T>;
     for_each_chunk(shape, [&](std::int64_t group, std::int64_t, std::int64_t first, std::int64_t last) {
         const W* ws = row_of<W>(w, group, 0, shape.size);
         const W* bs = row_of<W>(b, group, 0, shape.size);
@@ -155,8 +155,8 @@ void forward(const NormalizeShape& shape, double eps, Operand x, Operand w, Oper
 }
 
 template <bool Centered, class T, class W>
-HVP_SIMD_INLINE void backward_row(const Row<T, W>& r, std::int64_t size, T* dx) {
-    using A = ComputeType<T>;
+HVP_ELEMENT_INLINE void backward_row(const Row<T, W>& r, std::int64_t size, T* dx) {
+    using A = Acc<T>;
     A s[2];
     row_means<2>(size, s, [&](std::int64_t j) {
         const A wg = r.wg(j);
@@ -168,7 +168,7 @@ HVP_SIMD_INLINE void backward_row(const Row<T, W>& r, std::int64_t size, T* dx) 
 }
 
 template <class T, class W, class A>
-HVP_SIMD_INLINE void add_parameter_gradients(const Row<T, W>& r, std::int64_t size, A* dw, A* db) {
+HVP_ELEMENT_INLINE void add_parameter_gradients(const Row<T, W>& r, std::int64_t size, A* dw, A* db) {
 #pragma omp simd
     for (std::int64_t j = 0; j < size; ++j) {
         const A g = load(r.g + j);
@@ -180,7 +180,7 @@ HVP_SIMD_INLINE void add_parameter_gradients(const Row<T, W>& r, std::int64_t si
 template <bool Centered, class T, class W>
 void backward(const NormalizeShape& shape, const NormalizeInputs& in, void* dx, void* dw, void* db,
               void* workspace) {
-    using A = ComputeType<T>;
+    using A = Acc<T>;
     const std::int64_t plane = normalize_chunks(shape.rows) * shape.size;
     A* partial = static_cast<A*>(workspace);
     for_each_chunk(shape, [&](std::int64_t group, std::int64_t chunk, std::int64_t first, std::int64_t last) {
@@ -206,7 +206,7 @@ void backward(const NormalizeShape& shape, const NormalizeInputs& in, void* dx, 
 // Row of the cotangents, and the means that the gradients need.
 template <class T, class W>
 struct Cotangents {
-    using A = ComputeType<T>;
+    using A = Acc<T>;
     const T* u;
     const W* u_w;
     const W* u_b;
@@ -215,8 +215,8 @@ struct Cotangents {
 };
 
 template <bool Centered, bool Parameters, class T, class W>
-HVP_SIMD_INLINE void take_means(const Row<T, W>& r, std::int64_t size, Cotangents<T, W>* c) {
-    using A = ComputeType<T>;
+HVP_ELEMENT_INLINE void take_means(const Row<T, W>& r, std::int64_t size, Cotangents<T, W>* c) {
+    using A = Acc<T>;
     A s[5];
     const T* us = c->u;
     row_means<5>(size, s, [&](std::int64_t j) {
@@ -241,9 +241,9 @@ HVP_SIMD_INLINE void take_means(const Row<T, W>& r, std::int64_t size, Cotangent
 }
 
 template <bool Parameters, bool NeedX, class T, class W>
-HVP_SIMD_INLINE void double_backward_row(const Row<T, W>& r, const Cotangents<T, W>& c, std::int64_t size,
+HVP_ELEMENT_INLINE void double_backward_row(const Row<T, W>& r, const Cotangents<T, W>& c, std::int64_t size,
                                          T* d_g, T* d_x) {
-    using A = ComputeType<T>;
+    using A = Acc<T>;
     const A r2 = r.rstd * r.rstd;
     const A along_xhat = c.u_wg - c.mean_u * c.mean_wg - c.u_xhat * c.wg_xhat;
 #pragma omp simd
@@ -263,7 +263,7 @@ HVP_SIMD_INLINE void double_backward_row(const Row<T, W>& r, const Cotangents<T,
 }
 
 template <class T, class W, class A>
-HVP_SIMD_INLINE void add_weight_gradient(const Row<T, W>& r, const Cotangents<T, W>& c, std::int64_t size,
+HVP_ELEMENT_INLINE void add_weight_gradient(const Row<T, W>& r, const Cotangents<T, W>& c, std::int64_t size,
                                          A* d_w) {
 #pragma omp simd
     for (std::int64_t j = 0; j < size; ++j) {
@@ -274,7 +274,7 @@ HVP_SIMD_INLINE void add_weight_gradient(const Row<T, W>& r, const Cotangents<T,
 template <bool Centered, bool Parameters, bool NeedX, class T, class W>
 void double_backward(const NormalizeShape& shape, const NormalizeInputs& in, Operand u, Operand u_w,
                      Operand u_b, void* d_g, void* d_x, void* d_w, void* workspace) {
-    using A = ComputeType<T>;
+    using A = Acc<T>;
     const std::int64_t plane = normalize_chunks(shape.rows) * shape.size;
     A* partial = static_cast<A*>(workspace);
     for_each_chunk(shape, [&](std::int64_t group, std::int64_t chunk, std::int64_t first, std::int64_t last) {
@@ -306,8 +306,8 @@ template <class Visitor>
 void with_types(const NormalizeShape& shape, const Visitor& visitor) {
     if (shape.type == ElementType::float64) return visitor(double(), double());
     if (shape.type == ElementType::float32) return visitor(float(), float());
-    if (shape.parameter_type == ElementType::float32) return visitor(BFloat16(), float());
-    visitor(BFloat16(), BFloat16());
+    if (shape.parameter_type == ElementType::float32) return visitor(Bf16(), float());
+    visitor(Bf16(), Bf16());
 }
 
 template <class Visitor>

@@ -187,8 +187,10 @@ class BatchedLanczos:
         bad = ~(np.isfinite(alphas) & np.isfinite(betas))
         if bad.any():
             block, _, row = order[int(np.argmax(bad))]
+            number = self.streams[self._members[block][row]][1]
             raise ObjectiveError(
-                f"The Hessian-vector product of block {block!r} (probe {row}) is not finite at step {self.position}: "
-                "an operation's second derivative is infinite or not a number there (sqrt or norm at zero, log of "
-                "zero), or the arithmetic overflows; try precision='fp64', or add a small epsilon to the operation."
+                f"The Hessian-vector product of block {block!r} (probe {number}) is not finite at step "
+                f"{self.position}: an operation's second derivative is infinite or not a number there (sqrt or norm at "
+                "zero, log of zero), or the arithmetic overflows; try precision='fp64', or add a small epsilon to the "
+                "operation."
             )

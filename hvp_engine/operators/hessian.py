@@ -110,6 +110,7 @@ class HessianOperator:
         if versions != self._versions:
             self.scheduler.release()
             self._versions = versions
+            self._parameters = {name: self.objective.parameters[name] for name in self.partition.parameters}
         with retained_heap():
             return self.scheduler.sweep(prepared)
 
