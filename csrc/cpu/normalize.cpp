@@ -66,8 +66,8 @@ HVP_ELEMENT_INLINE const T* row_of(Operand operand, std::int64_t group, std::int
 }
 
 template <class T, class W>
-HVP_ELEMENT_INLINE Row<T, W> make_row(const NormalizeShape& shape, const NormalizeInputs& in, std::int64_t group,
-                                   std::int64_t row) {
+HVP_ELEMENT_INLINE Row<T, W> make_row(const NormalizeShape& shape, const NormalizeInputs& in,
+                                      std::int64_t group, std::int64_t row) {
     const auto* stats = row_of<Acc<T>>(in.stats, group, row, 2);
     return {row_of<T>(in.x, group, row, shape.size), row_of<T>(in.g, group, row, shape.size),
             row_of<W>(in.w, group, 0, shape.size), stats[0], stats[1]};
@@ -242,7 +242,7 @@ HVP_ELEMENT_INLINE void take_means(const Row<T, W>& r, std::int64_t size, Cotang
 
 template <bool Parameters, bool NeedX, class T, class W>
 HVP_ELEMENT_INLINE void double_backward_row(const Row<T, W>& r, const Cotangents<T, W>& c, std::int64_t size,
-                                         T* d_g, T* d_x) {
+                                            T* d_g, T* d_x) {
     using A = Acc<T>;
     const A r2 = r.rstd * r.rstd;
     const A along_xhat = c.u_wg - c.mean_u * c.mean_wg - c.u_xhat * c.wg_xhat;
@@ -264,7 +264,7 @@ HVP_ELEMENT_INLINE void double_backward_row(const Row<T, W>& r, const Cotangents
 
 template <class T, class W, class A>
 HVP_ELEMENT_INLINE void add_weight_gradient(const Row<T, W>& r, const Cotangents<T, W>& c, std::int64_t size,
-                                         A* d_w) {
+                                            A* d_w) {
 #pragma omp simd
     for (std::int64_t j = 0; j < size; ++j) {
         d_w[j] += r.rstd * load(r.g + j) * (load(c.u + j) - c.mean_u - r.xhat(j) * c.u_xhat);
