@@ -153,14 +153,8 @@ def slq(
     manifest = {
         "identity": identity,
         "config": config,
-        "versions": _versions(),
-        "device": str(operator.device),
-        "threads": torch.get_num_threads(),
-        "notes": list(operator.notes),
-        "fused_operations": sorted(operator.objective.fused.replaced),
-        "plan": {**operator.scheduler.plan.record(), "waves": len(waves)},
         "verification": verification,
-        "lost_orthogonality": max(float(lanczos.lost.max()) for lanczos in results),
+        **_facts(operator, results),
         "seconds": round(time.monotonic() - started, 3),
     }
     spectra = Spectra(_assemble(operator, results, probes, settings), manifest)
@@ -297,6 +291,19 @@ def _digests(operator: HessianOperator) -> dict[str, Any]:
         if number == 0:
             first = objective.spot_value(batch)
     return {"parameters": digest.hexdigest(), "data": objective.data_digest, "first_loss": first}
+
+
+def _facts(operator: HessianOperator, results: list[BatchedLanczos]) -> dict[str, Any]:
+    """What the manifest says about how a finished job ran, whatever was asked for."""
+    return {
+        "versions": _versions(),
+        "device": str(operator.device),
+        "threads": torch.get_num_threads(),
+        "notes": list(operator.notes),
+        "fused_operations": sorted(operator.objective.fused.replaced),
+        "plan": {**operator.scheduler.plan.record(), "waves": len(results)},
+        "lost_orthogonality": max(float(lanczos.lost.max()) for lanczos in results),
+    }
 
 
 def _versions() -> dict[str, str]:

@@ -129,7 +129,7 @@ def _backward(
                 allow_unused=True,
                 is_grads_batched=batched,
             )
-    except (RuntimeError, NotImplementedError) as error:
+    except RuntimeError as error:  # NotImplementedError is one, too
         text = str(error)
         match = re.search(r"derivative for '?(?:aten::)?([\w:]+)'? is not implemented", text)
         if match:
