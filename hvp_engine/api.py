@@ -82,6 +82,7 @@ def slq(
     basis: Literal["fp32", "bf16"] = "fp32",
     microbatch: int | None = None,
     memory: int | None = None,
+    head_curvature: bool = True,
     check: bool = True,
     progress: bool | None = None,
     out: str | PathLike[str] | None = None,
@@ -109,6 +110,8 @@ def slq(
         basis: Dtype of the kept vectors, ``"fp32"`` or ``"bf16"`` (half the memory); ``precision="fp64"`` keeps fp64.
         microbatch: Samples differentiated at once; None takes whole batches while they fit.
         memory: Budget in bytes for graphs and vectors; None takes 80 % of what is free.
+        head_curvature: Form the curvature of a linear head once where that is cheaper than passing through the head in
+            every product (exact to rounding, see :mod:`hvp_engine.head`); False always passes through.
         check: Test the second derivative for symmetry and against finite differences first.
         progress: True shows progress, False hides it, None shows it on a terminal.
         out: Run folder. Results and checkpoints go there; the same call again resumes, or returns what is complete.
@@ -135,6 +138,7 @@ def slq(
         "precision": precision,
         "reorthogonalize": reorthogonalize,
         "basis": str(store).removeprefix("torch."),
+        "head_curvature": head_curvature,
         "blocks": {name: [_describe(p) for p in b.parts] for name, b in operator.partition.blocks.items()},
     }
     identity = {**config, **_digests(operator)}
@@ -145,6 +149,8 @@ def slq(
         return finished
     checkpoint = None if run is None else Checkpoint(run, identity)
     verification = _verified(operator) if check else None
+    if head_curvature:
+        operator.prepare({name: probes * min(steps, numel) for name, numel in operator.numel.items()}, progress)
     waves = _waves(operator, settings, probes, memory)
     if checkpoint is not None:
         waves = checkpoint.waves(waves)
@@ -218,8 +224,8 @@ def _run(
 
 def _waves(operator: HessianOperator, settings: LanczosSettings, probes: int, memory: int | None) -> list[list[Stream]]:
     """Group the streams so that each group's Lanczos vectors fit beside one micro-batch's graph."""
-    budget = device_memory.budget(operator.device) if memory is None else memory
-    room = budget - operator.scheduler.working_bytes
+    budget = device_memory.budget(operator.device) + operator.held_bytes if memory is None else memory
+    room = budget - operator.scheduler.working_bytes - operator.held_bytes
     waves: list[list[Stream]] = [[]]
     used = most = 0
     for block, numel in operator.numel.items():
@@ -239,7 +245,7 @@ def _waves(operator: HessianOperator, settings: LanczosSettings, probes: int, me
             waves[-1].append((block, k))
             used += need
             most = max(most, used)
-    operator.scheduler.reserve(most)
+    operator.scheduler.reserve(most + operator.held_bytes)
     return waves
 
 

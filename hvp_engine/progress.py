@@ -83,6 +83,11 @@ class ProgressReporter:
             share = 100.0 * self._done / self._total if self._total else 100.0
             self._line(f"{share:3.0f}% after {_clock(elapsed)}, ETA {_clock(left)}  {detail}")
 
+    def reach(self, done: int) -> None:
+        """Report that so much of the work is finished in all."""
+        if done > self._done:
+            self.advance(done - self._done)
+
     def _line(self, text: str) -> None:
         print(f"{self._label}: {text.rstrip()}", file=sys.stderr, flush=True)
 

@@ -19,6 +19,7 @@ from torch import Tensor
 from hvp_engine import batches, memory
 from hvp_engine.blocks import Partition, ResolvedBlock
 from hvp_engine.errors import ConfigurationError, ObjectiveError, OutOfMemoryError
+from hvp_engine.head import Head, fuse_head
 from hvp_engine.objective import MicroBatch, Objective, is_out_of_memory
 
 log = logging.getLogger(__name__)
@@ -51,6 +52,7 @@ class Plan:
         graph_bytes: Estimated size of the largest micro-batch's graph.
         kept_graphs: Graphs alive between sweeps.
         budget: Bytes that graphs and their temporaries may take.
+        head_curvature: Storage, place and measured error of the head's curvature; None where it is not used.
     """
 
     microbatch: int | None
@@ -58,14 +60,20 @@ class Plan:
     graph_bytes: int
     kept_graphs: int
     budget: int
+    head_curvature: str | None = None
 
-    def record(self) -> dict[str, int | None]:
+    def record(self) -> dict[str, int | str | None]:
         """The plan as plain data."""
         return asdict(self)
 
 
 class Scheduler:
-    """Runs sweeps: products of every live stream with its block, summed over the data."""
+    """Runs sweeps: products of every live stream with its block, summed over the data.
+
+    Attributes:
+        plan: What was decided.
+        head: The model's linear head, fused with its loss, if there is one.
+    """
 
     def __init__(
         self,
@@ -97,6 +105,7 @@ class Scheduler:
         self._kept: dict[tuple[int, int], ProductGraph] = {}
         self._keep = True  # until memory runs out
         self._whole = False  # every micro-batch of the data has its graph in _kept
+        self.head: Head | None = None
         self._parameters: list[Tensor] = [objective.parameters[name] for name in partition.parameters]
         limit = memory.budget(objective.device) if budget is None else budget
         self.plan = Plan(microbatch, 1, 0, 0, limit)
@@ -210,6 +219,7 @@ class Scheduler:
         with self.objective.arithmetic():
             batch = self._largest()
             self.objective.check_deterministic(batch)
+            self.head = fuse_head(self.objective, batch)
             size = batches.samples(batch)
             if self.plan.microbatch is not None and size is None and batch is not None:
                 raise ConfigurationError(

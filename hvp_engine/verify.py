@@ -19,6 +19,7 @@ from torch import Tensor
 from hvp_engine import batches
 from hvp_engine.blocks import Part, Partition, ResolvedBlock
 from hvp_engine.errors import HvpEngineError, SecondDerivativeError
+from hvp_engine.head import fuse_head
 from hvp_engine.krylov.probes import probe
 from hvp_engine.objective import Objective
 from hvp_engine.operators.gradient_graph import GradientGraph
@@ -82,6 +83,7 @@ def _verify(objective: Objective, partition: Partition, batch: Any) -> Verificat
     v = probe(0, "verify", 0, union.numel, "gaussian", objective.dtype).to(objective.device)
     if batch is not None:
         batch = batches.map_tensors(lambda t: t.to(objective.dtype) if t.is_floating_point() else t, batch)
+    fuse_head(objective, batch)
     with objective.arithmetic():
         graph = GradientGraph(*objective.evaluate(batch), parameters)
         hv, hu = (torch.zeros(union.numel, dtype=objective.dtype, device=objective.device) for _ in range(2))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -10,10 +11,12 @@ from torch import Tensor, nn
 
 from hvp_engine.blocks import BlockSpec, resolve
 from hvp_engine.errors import BlockError, ConfigurationError
+from hvp_engine.head import CurvatureStore, Head, plan_curvature
 from hvp_engine.kernels.allocator import retained_heap
 from hvp_engine.objective import Loss, MicroBatch, Objective
 from hvp_engine.operators.gradient_graph import GradientGraph
 from hvp_engine.precision import Precision
+from hvp_engine.progress import ProgressReporter
 from hvp_engine.scheduler import Scheduler
 
 
@@ -61,10 +64,16 @@ class HessianOperator:
         self.partition = resolve(self.objective.model, blocks)
         self._parameters = {name: self.objective.parameters[name] for name in self.partition.parameters}
         self._versions = self._state()
+        self._curvature: CurvatureStore | None = None
         with retained_heap():
             self.scheduler = Scheduler(
                 self.objective, self.partition, self._graph, microbatch=microbatch, budget=memory
             )
+
+    @property
+    def head(self) -> Head | None:
+        """The linear layer whose output goes into cross-entropy alone, if there is one."""
+        return self.scheduler.head
 
     @property
     def blocks(self) -> tuple[str, ...]:
@@ -108,15 +117,60 @@ class HessianOperator:
         prepared = {name: self._vectors(name, block_vectors) for name, block_vectors in vectors.items()}
         versions = self._state()
         if versions != self._versions:
-            self.scheduler.release()
+            self.release()
             self._versions = versions
             self._parameters = {name: self.objective.parameters[name] for name in self.partition.parameters}
         with retained_heap():
             return self.scheduler.sweep(prepared)
 
-    def release(self) -> None:
-        """Drop the kept graphs to free their memory."""
+    def prepare(self, products: Mapping[str, int], progress: bool | None = None) -> None:
+        """Spend time once to make the products of a long job cheaper.
+
+        Where the model has a linear head and it pays, the head's curvature is formed for every micro-batch
+        (see :mod:`hvp_engine.head`); products with blocks that do not contain the head's weights then use it.
+
+        Args:
+            products: How many products of each block the job will ask for.
+            progress: True shows progress, False hides it, None shows it on a terminal.
+        """
+        if self.head is None or self._curvature is not None:
+            return
+        blocks = self.partition.blocks
+        users = sum(
+            count
+            for name, count in products.items()
+            if all(part.parameter != self.head.name for part in blocks[name].parts)
+        )
+        plan = plan_curvature(self.head, self.objective, users, self.scheduler.plan.budget)
+        if plan is None:
+            return
         self.scheduler.release()
+        store = CurvatureStore(self.head.weight, plan)
+        general, self.objective.fused.head = self.objective.fused.head, store
+        self._curvature = store
+        with retained_heap(), torch.no_grad(), self.objective.arithmetic():
+            total = sum(1 for _ in self.scheduler.microbatches())
+            with ProgressReporter("head curvature", 100 * total, progress) as reporter:
+                for number, micro in enumerate(self.scheduler.microbatches()):
+                    store.report = partial(_reach, reporter, number)
+                    with store.using(micro.key), torch.no_grad():
+                        self.objective.evaluate(micro.batch)
+        store.report = None
+        self.scheduler.plan.head_curvature = f"{plan}, relative error {store.error:.1e}"
+        if not store.accurate:
+            self.objective.fused.head, self._curvature = general, None
+            self.scheduler.plan.head_curvature = f"not used: its relative error is {store.error:.1e}"
+
+    @property
+    def held_bytes(self) -> int:
+        """Memory that stays taken during the whole job: the head's curvature, where it is in memory."""
+        return 0 if self._curvature is None else self._curvature.plan.memory_bytes
+
+    def release(self) -> None:
+        """Drop the kept graphs and the head's curvature to free their memory."""
+        self.scheduler.release()
+        if self._curvature is not None:
+            self._curvature.clear()
 
     def _state(self) -> list[tuple[int, int]]:
         """Changes whenever a parameter or buffer is written to or replaced."""
@@ -135,5 +189,14 @@ class HessianOperator:
         return vectors.detach().to(self.device, self.dtype)
 
     def _graph(self, micro: MicroBatch) -> GradientGraph:
-        total, weight = self.objective.evaluate(micro.batch)
+        if self._curvature is None:
+            total, weight = self.objective.evaluate(micro.batch)
+        else:
+            with self._curvature.using(micro.key):
+                total, weight = self.objective.evaluate(micro.batch)
         return GradientGraph(total, weight, self._parameters)
+
+
+def _reach(reporter: ProgressReporter, number: int, share: float) -> None:
+    """Report that micro-batch ``number`` is done to a share."""
+    reporter.reach(round(100 * (number + share)))

@@ -15,7 +15,7 @@ from hvp_engine.ops.layer_norm import layer_norm, layer_norm_ref
 from hvp_engine.ops.linear_cross_entropy import linear_cross_entropy, linear_cross_entropy_ref
 from hvp_engine.ops.rms_norm import rms_norm, rms_norm_ref
 from hvp_engine.ops.softmax import softmax, softmax_ref
-from hvp_engine.ops.swap import TwiceDifferentiable, twice_differentiable
+from hvp_engine.ops.swap import TwiceDifferentiable, fuse_lm_head, twice_differentiable
 
 __all__ = [
     "HeadCurvature",
@@ -27,6 +27,7 @@ __all__ = [
     "embedding",
     "embedding_ref",
     "form_head_curvature",
+    "fuse_lm_head",
     "gelu",
     "gelu_ref",
     "layer_norm",

@@ -8,6 +8,7 @@ columns.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -140,13 +141,13 @@ def head_cost(
 
 def _probabilities(hidden: Tensor, weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """Returns class probabilities (n, V) in `dtype` and log-sum-exps (n)."""
-    logits = torch.nn.functional.linear(hidden, weight, bias).to(dtype)
+    logits = torch.nn.functional.linear(hidden, weight, None if bias is None else bias.to(dtype))
     lse = logits.logsumexp(-1)
     return logits.sub_(lse.unsqueeze(-1)).exp_(), lse
 
 
-def _form_chunk(probabilities: Tensor, weight: Tensor, packed: Tensor) -> None:
-    """Fills the packed covariances (n, ...) of W's rows under the given probabilities (n, V)."""
+def _form_chunk(probabilities: Tensor, weight: Tensor, packed: Tensor) -> Iterator[float]:
+    """Fills the packed covariances (n, ...) of W's rows under the given probabilities (n, V); yields the share done."""
     (tokens, classes), d = probabilities.shape, weight.shape[1]
     mean = probabilities @ weight
     # Covariances do not depend on the origin; one near the means keeps moments and means from cancelling.
@@ -164,6 +165,7 @@ def _form_chunk(probabilities: Tensor, weight: Tensor, packed: Tensor) -> None:
             pair_products(weight[begin:end], center, first, last, products)
             part.addmm_(probabilities[:, begin:end], products)
         pack_covariance(part, mean, first, last, packed)
+        yield last / packed_size(d)
 
 
 @torch.no_grad()
@@ -173,6 +175,8 @@ def form_head_curvature(
     row_weight: Tensor | None = None,
     bias: Tensor | None = None,
     dtype: torch.dtype = torch.float32,
+    out: Tensor | None = None,
+    report: Callable[[float], None] | None = None,
 ) -> HeadCurvature:
     """Forms the curvature of a softmax head for every token.
 
@@ -187,6 +191,9 @@ def form_head_curvature(
         bias: Head bias (V).
         dtype: Storage: float32, bfloat16 (half the memory and time to apply) or float64. Sums are float32, or
             float64 for float64.
+        out: Contiguous room (N, d (d + 1) / 2) of that dtype for the matrices, a mapped file for instance; None
+            allocates.
+        report: Called now and then with the share of the work that is done, from 0 to 1.
 
     Returns:
         The curvature.
@@ -210,13 +217,16 @@ def form_head_curvature(
             f"Row weights of shape {tuple(row_weight.shape)} do not fit {tokens} tokens; pass shape ({tokens},)."
         )
     wide_weight = weight.detach().to(moment_dtype).contiguous()
-    packed = rows.new_empty(tokens, packed_size(d), dtype=dtype)
+    packed = rows.new_empty(tokens, packed_size(d), dtype=dtype) if out is None else out
     lse = rows.new_empty(tokens, dtype=moment_dtype)
     step = max(1, PROBABILITY_BYTES // max(classes * moment_dtype.itemsize, 1))
-    for begin in range(0, tokens, step):
-        chunk = slice(begin, min(begin + step, tokens))
-        probabilities, lse[chunk] = _probabilities(rows[chunk], weight, bias, moment_dtype)
-        _form_chunk(probabilities, wide_weight, packed[chunk])
+    with torch.autocast(rows.device.type, enabled=False):
+        for begin in range(0, tokens, step):
+            chunk = slice(begin, min(begin + step, tokens))
+            probabilities, lse[chunk] = _probabilities(rows[chunk].to(moment_dtype), wide_weight, bias, moment_dtype)
+            for done in _form_chunk(probabilities, wide_weight, packed[chunk]):
+                if report is not None:
+                    report((begin + done * (chunk.stop - begin)) / tokens)
     weights = None if row_weight is None else row_weight.detach().to(moment_dtype)
     return HeadCurvature(packed, d, lse, weights)
 

@@ -14,20 +14,22 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from hvp_engine.errors import ConfigurationError
 from hvp_engine.ops._function import native_applies
 from hvp_engine.ops._normalize import normalize_applies
 from hvp_engine.ops.activations import gelu, silu
 from hvp_engine.ops.attention import attention
 from hvp_engine.ops.cross_entropy import cross_entropy
 from hvp_engine.ops.embedding import embedding
+from hvp_engine.ops.head_logits import FusedHead, HeadLogits, computed, stay_lazy
 from hvp_engine.ops.layer_norm import layer_norm
 from hvp_engine.ops.rms_norm import rms_norm
 from hvp_engine.ops.softmax import softmax
 
-__all__ = ["REPLACEMENTS", "TwiceDifferentiable", "twice_differentiable"]
+__all__ = ["REPLACEMENTS", "TwiceDifferentiable", "fuse_lm_head", "twice_differentiable"]
 
 
 # A replacement has the signature of what it replaces, and returns NotImplemented where it cannot serve.
@@ -116,6 +118,10 @@ def _torch_softmax(input: Tensor, dim: int, dtype: torch.dtype | None = None) ->
     return softmax(input, dim, dtype) if isinstance(dim, int) and native_applies(input) else NotImplemented
 
 
+def _linear(head: FusedHead, input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    return HeadLogits(input, weight, bias, head) if head.matches(weight) else F.linear(input, weight, bias)
+
+
 def _table(*rows: tuple[str, Callable[..., Any], Iterable[Callable[..., Any]]]) -> dict[Any, Any]:
     return {target: (name, replacement) for name, replacement, targets in rows for target in targets}
 
@@ -159,11 +165,13 @@ class TwiceDifferentiable(TorchFunctionMode):
 
     Attributes:
         replaced: How often each operation was replaced so far.
+        head: The linear head whose logits stay uncomputed for the cross-entropy, or None.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, head: FusedHead | None = None) -> None:
         super().__init__()
         self.replaced: dict[str, int] = Counter()
+        self.head = head
 
     def __torch_function__(
         self,
@@ -177,6 +185,15 @@ class TwiceDifferentiable(TorchFunctionMode):
         if func in _TRANSPARENT:
             with self:
                 return _TRANSPARENT[func](*args, **kwargs)
+        if any(issubclass(kind, HeadLogits) for kind in types):
+            result = stay_lazy(func, args, kwargs)
+            if result is not NotImplemented:
+                if func is F.cross_entropy:
+                    self.replaced["linear_cross_entropy"] += 1
+                return result
+            args, kwargs = computed(args), computed(kwargs)
+        if func is F.linear and self.head is not None:
+            return _linear(self.head, *args, **kwargs)
         entry = REPLACEMENTS.get(func)
         if entry is not None:
             name, replacement = entry
@@ -185,6 +202,38 @@ class TwiceDifferentiable(TorchFunctionMode):
                 self.replaced[name] += 1
                 return result
         return func(*args, **kwargs)
+
+
+def fuse_lm_head(model: nn.Module) -> TwiceDifferentiable:
+    """Does what `twice_differentiable` does and computes a language model's loss without its logits.
+
+    While it is active, the output embedding of the model (`get_output_embeddings()` of a Hugging Face model, else the
+    attribute `lm_head`) returns logits that are computed only if something other than `F.cross_entropy` uses them;
+    `F.cross_entropy` becomes `linear_cross_entropy`, chunk by chunk. Slices, reshapes and casts between the two are
+    followed, so that the model's own loss and any loss written with `F.cross_entropy` work unchanged.
+
+    Example:
+        >>> with fuse_lm_head(model):
+        ...     loss = model(input_ids=tokens, labels=tokens).loss
+
+    Args:
+        model: A causal or masked language model with a linear head.
+
+    Returns:
+        A context manager, active in the thread that enters it.
+
+    Raises:
+        ConfigurationError: The model has no such head.
+    """
+    find = getattr(model, "get_output_embeddings", None)
+    head = find() if callable(find) else getattr(model, "lm_head", None)
+    weight = getattr(head, "weight", None)
+    if not isinstance(weight, Tensor) or weight.dim() != 2:
+        raise ConfigurationError(
+            f"{type(model).__name__} has no linear head that can be fused: neither get_output_embeddings() nor the "
+            "attribute lm_head gives a module with a two-dimensional weight; call linear_cross_entropy in the loss."
+        )
+    return TwiceDifferentiable(FusedHead(weight))
 
 
 def twice_differentiable() -> TwiceDifferentiable:
