@@ -1,7 +1,8 @@
 // Implicit QL with Wilkinson shifts that carries only the first row of the eigenvectors, for a group of
-// matrices in lockstep: index-major arrays with one lane per matrix, lanes masked while they wait for the
-// others. What a lane computes does not depend on its neighbours. Each matrix is scaled by a power of two to
-// norm about 1 first.
+// matrices in lockstep: index-major arrays with one lane per matrix. Every pass takes each lane through one
+// sweep of its own unreduced part, wherever that is, so that no lane waits for another one's eigenvalue; and
+// looks for the lanes' next parts on the way. What a lane computes does not depend on its neighbours. Each
+// matrix is scaled by a power of two to norm about 1 first.
 #include "hvp/tridiagonal.h"
 
 #include <cstdlib>
@@ -16,11 +17,9 @@ namespace HVP_ISA {
 namespace {
 
 constexpr int kLanes = 16;  // two AVX-512 registers: one chain of square root and division hides the other
-constexpr int kMaxSweeps = 120;
+constexpr std::int64_t kMaxPassesPerNode = 60;
 constexpr double kEps = 2.220446049250313e-16;
-constexpr double kTiny = 1e-140;  // below it squares lose accuracy
-constexpr double kGrow = 0x1p460;
-constexpr double kShrink = 0x1p-460;
+constexpr double kTiny = 1e-280;  // a squared rotation vector below it is zero beside a norm of 1
 
 // One group of matrices; each pointer leads to arrays [index][lane].
 struct Group {
@@ -30,9 +29,12 @@ struct Group {
     std::int64_t n;
 };
 
-// Per-lane state of one sweep; truth values are 0.0 and 1.0 so that all lanes have one width.
-struct Sweep {
-    double s[kLanes], c[kLanes], p[kLanes], g[kLanes], end[kLanes], live[kLanes];
+// Per-lane state of one pass. A lane sweeps the unreduced part begin..end; it idles where the two are equal.
+// The pass leaves the smallest index at or above begin where the matrix falls apart in next[0], and the
+// second smallest in next[1].
+struct Pass {
+    double begin[kLanes], end[kLanes], g[kLanes];
+    double next[2][kLanes];
 };
 
 using Vec = double __attribute__((vector_size(64)));
@@ -47,144 +49,124 @@ inline __attribute__((always_inline)) void store(const Vec& from, double* to) {
 }
 inline __attribute__((always_inline)) void magnitude(const Vec& x, Vec& y) { y = x < 0.0 ? -x : x; }
 
-// Finds for each lane the end of the unreduced part that starts at l; returns the largest one. Scanning to
-// the end every time costs less than asking at each index whether all lanes have found theirs.
-std::int64_t find_ends(const Group& t, std::int64_t l, Sweep& w) {
-    for (int first = 0; first < kLanes; first += kWidth) {
-        Vec end = Vec{} + static_cast<double>(t.n - 1);
-        Vec d, size_low, size_high, e, size_e;
-        load(t.d + l * kLanes + first, d);
-        magnitude(d, size_low);
-        for (std::int64_t i = l; i < t.n - 1; ++i) {
-            const double index = static_cast<double>(i);
-            load(t.d + (i + 1) * kLanes + first, d);
-            load(t.e + i * kLanes + first, e);
-            magnitude(d, size_high);
-            magnitude(e, size_e);
-            const Mask closes = size_e <= kEps * (size_low + size_high) + kEps * kEps;
-            end = closes & (end > index) ? Vec{} + index : end;
-            size_low = size_high;
-        }
-        store(end, w.end + first);
-    }
-    double last = 0.0;
-    for (int k = 0; k < kLanes; ++k) last = w.end[k] > last ? w.end[k] : last;
-    return static_cast<std::int64_t>(last);
-}
-
-void start_sweep(const Group& t, std::int64_t l, Sweep& w) {
+// The Wilkinson shift of every lane that has a part to sweep.
+void shift(const Group& t, Pass& w) {
     for (int k = 0; k < kLanes; ++k) {
-        w.live[k] = w.end[k] > static_cast<double>(l) ? 1.0 : 0.0;
-        w.s[k] = w.c[k] = 1.0;
-        w.p[k] = w.g[k] = 0.0;
-        if (w.live[k] == 0.0) continue;
-        const double first = t.d[l * kLanes + k];
-        const double e = t.e[l * kLanes + k];
-        const double ratio = (t.d[(l + 1) * kLanes + k] - first) / (2.0 * e);
+        const auto begin = static_cast<std::int64_t>(w.begin[k]);
+        const auto end = static_cast<std::int64_t>(w.end[k]);
+        w.g[k] = 0.0;
+        if (begin == end) continue;
+        const double first = t.d[begin * kLanes + k];
+        const double e = t.e[begin * kLanes + k];
+        const double ratio = (t.d[(begin + 1) * kLanes + k] - first) / (2.0 * e);
         const double root = __builtin_copysign(__builtin_sqrt(ratio * ratio + 1.0), ratio);
-        w.g[k] = t.d[static_cast<std::int64_t>(w.end[k]) * kLanes + k] - first + e / (ratio + root);
+        w.g[k] = t.d[end * kLanes + k] - first + e / (ratio + root);
     }
 }
 
 // y = 1 / sqrt(x) for positive x. Square root and division together would take half of the time: AVX-512 has
-// an estimate of 14 bits, which two Newton steps bring to full precision but for the last bit or two.
+// an estimate y0 of 14 bits, and with r = 1 - x y0^2 the series y0 (1 + r/2 + 3 r^2/8 + 5 r^3/16) has 53.
 inline __attribute__((always_inline)) void inverse_root(const Vec& x, Vec& y) {
 #if defined(__AVX512F__)
-    const Vec halved = 0.5 * x;
-    y = _mm512_maskz_rsqrt14_pd(0xff, x);
-    y = y * (1.5 - halved * y * y);
-    y = y * (1.5 - halved * y * y);
+    const Vec estimate = _mm512_maskz_rsqrt14_pd(0xff, x);
+    const Vec rest = 1.0 - (x * estimate) * estimate;
+    y = estimate + (estimate * rest) * (0.5 + rest * (0.375 + rest * 0.3125));
 #else
     for (int k = 0; k < kWidth; ++k) y[k] = 1.0 / __builtin_sqrt(x[k]);
 #endif
 }
 
-// One implicit QL sweep: rotations in the planes (i, i + 1), i = last - 1 .. l, of all lanes whose unreduced
-// part reaches beyond i. The state stays in registers from one rotation to the next; two registers of lanes
-// hide each other's latency.
-void sweep(const Group& t, std::int64_t l, std::int64_t last, Sweep& w) {
+// One implicit QL sweep of every lane: rotations in the planes (i, i + 1), i = n - 2 .. low, each lane taking
+// part from end - 1 down to begin. The state stays in registers from one rotation to the next; two registers
+// of lanes hide each other's latency. A lane that has no part to sweep passes its entries through unchanged.
+void pass(const Group& t, std::int64_t low, Pass& w) {
     constexpr int kHalves = kLanes / kWidth;
-    Vec ws[kHalves], wc[kHalves], wp[kHalves], wg[kHalves], end[kHalves], live[kHalves];
-    Vec high_d[kHalves], high_e[kHalves], high_z[kHalves];
+    Vec ws[kHalves], wc[kHalves], wp[kHalves], wg[kHalves], begin[kHalves], end[kHalves];
+    Vec high_d[kHalves], high_e[kHalves], high_z[kHalves], size_above[kHalves], next[kHalves], after[kHalves];
+    const std::int64_t last = t.n - 1;
     for (int h = 0; h < kHalves; ++h) {
-        load(w.s + h * kWidth, ws[h]);
-        load(w.c + h * kWidth, wc[h]);
-        load(w.p + h * kWidth, wp[h]);
+        ws[h] = wc[h] = Vec{} + 1.0;
+        wp[h] = Vec{};
+        size_above[h] = Vec{};
+        next[h] = after[h] = Vec{} + static_cast<double>(last);
         load(w.g + h * kWidth, wg[h]);
+        load(w.begin + h * kWidth, begin[h]);
         load(w.end + h * kWidth, end[h]);
-        load(w.live + h * kWidth, live[h]);
         load(t.d + last * kLanes + h * kWidth, high_d[h]);
-        load(t.e + last * kLanes + h * kWidth, high_e[h]);
         load(t.z + last * kLanes + h * kWidth, high_z[h]);
+        high_e[h] = Vec{};
     }
-    for (std::int64_t i = last - 1; i >= l; --i) {
+    for (std::int64_t i = last - 1; i >= low - 1; --i) {
         const double index = static_cast<double>(i);
+        const std::int64_t from = i < low ? low : i;  // the last turn only writes what the others left open
 #pragma GCC unroll 2
         for (int h = 0; h < kHalves; ++h) {
-            const std::int64_t at = i * kLanes + h * kWidth;
-            Vec low_d, low_e, low_z, size_f, size_g, inverse;
+            const std::int64_t at = from * kLanes + h * kWidth;
+            Vec low_d, low_e, low_z, inverse, size_d, size_e;
             load(t.d + at, low_d);
             load(t.e + at, low_e);
             load(t.z + at, low_z);
-            const Mask on = (end[h] > index) & (live[h] != 0.0);
             const Vec f = ws[h] * low_e;
             const Vec b = wc[h] * low_e;
-            magnitude(f, size_f);
-            magnitude(wg[h], size_g);
-            const Mask small = (size_f < kTiny) & (size_g < kTiny);
-            const Vec scale = small ? Vec{} + kGrow : Vec{} + 1.0;
-            const Vec sf = f * scale;
-            const Vec sg = wg[h] * scale;
-            const Vec square = sf * sf + sg * sg;
-            const Mask split = square == 0.0;  // the matrix falls apart here: the sweep of this lane ends
-            const Mask turn = on & ~split;
-            const Vec safe = split ? Vec{} + 1.0 : square;
-            inverse_root(safe, inverse);
-            const Vec root = square * inverse * (small ? Vec{} + kShrink : Vec{} + 1.0);
-            const Vec s = sf * inverse;
-            const Vec c = sg * inverse;
+            const Vec square = f * f + wg[h] * wg[h];
+            // Where the square is zero the matrix falls apart: the sweep of this lane ends.
+            const Mask on = (end[h] > index) & (begin[h] <= index);
+            const Mask turn = on & (square > kTiny);
+            inverse_root(square, inverse);
+            const Vec s = f * inverse;
+            const Vec c = wg[h] * inverse;
             const Vec g = high_d[h] - wp[h];
             const Vec r = (low_d - g) * s + 2.0 * c * b;
-            const Vec p = s * r;
-            store(turn ? g + p : on ? g : high_d[h], t.d + at + kLanes);
-            store(on ? root : high_e[h], t.e + at + kLanes);
-            store(turn ? s * low_z + c * high_z[h] : high_z[h], t.z + at + kLanes);
+            const Vec p = turn ? s * r : Vec{};
+            const Vec root = turn & (end[h] > index + 1.0) ? square * inverse : Vec{};
+            const Vec d = g + p;
+            const Vec e = on ? root : high_e[h];
+            const std::int64_t to = (i + 1) * kLanes + h * kWidth;
+            store(d, t.d + to);
+            store(e, t.e + to);
+            store(turn ? s * low_z + c * high_z[h] : high_z[h], t.z + to);
+            magnitude(d, size_d);
+            magnitude(e, size_e);
+            const Mask closes =
+                (size_e <= kEps * (size_d + size_above[h]) + kEps * kEps) & (begin[h] <= index + 1.0);
+            after[h] = closes ? next[h] : after[h];
+            next[h] = closes ? Vec{} + (index + 1.0) : next[h];
+            size_above[h] = size_d;
+            wg[h] = turn ? c * r - b : wg[h];
+            end[h] = on & ~turn ? begin[h] : end[h];
             high_z[h] = turn ? c * low_z - s * high_z[h] : low_z;
             high_d[h] = low_d;
-            high_e[h] = low_e;
-            wg[h] = turn ? c * r - b : wg[h];
+            high_e[h] = turn ? wg[h] : low_e;
             ws[h] = turn ? s : ws[h];
             wc[h] = turn ? c : wc[h];
-            wp[h] = turn ? p : wp[h];
-            live[h] = on & split ? Vec{} : live[h];
+            wp[h] = p;
         }
     }
     for (int h = 0; h < kHalves; ++h) {
-        store(high_z[h], t.z + l * kLanes + h * kWidth);
-        store(wp[h], w.p + h * kWidth);
-        store(wg[h], w.g + h * kWidth);
-        store(live[h], w.live + h * kWidth);
+        store(next[h], w.next[0] + h * kWidth);
+        store(after[h], w.next[1] + h * kWidth);
     }
 }
 
 // Diagonalises all lanes; false when one of them does not converge.
 bool diagonalise(const Group& t) {
-    Sweep w;
-    for (std::int64_t l = 0; l < t.n - 1; ++l) {
-        int sweeps = 0;
-        for (std::int64_t last = find_ends(t, l, w); last > l; last = find_ends(t, l, w)) {
-            if (++sweeps > kMaxSweeps) return false;
-            start_sweep(t, l, w);
-            sweep(t, l, last, w);
-            for (int k = 0; k < kLanes; ++k) {
-                const auto end = static_cast<std::int64_t>(w.end[k]);
-                if (end <= l) continue;
-                if (w.live[k] != 0.0) {
-                    t.d[l * kLanes + k] -= w.p[k];
-                    t.e[l * kLanes + k] = w.g[k];
-                }
-                t.e[end * kLanes + k] = 0.0;
+    Pass w;
+    for (int k = 0; k < kLanes; ++k) w.begin[k] = w.end[k] = 0.0;
+    const auto last = static_cast<double>(t.n - 1);
+    std::int64_t low = 0;
+    for (std::int64_t passes = 0; low < t.n - 1; ++passes) {
+        if (passes > kMaxPassesPerNode * t.n) return false;
+        shift(t, w);
+        pass(t, low, w);
+        low = t.n - 1;
+        for (int k = 0; k < kLanes; ++k) {
+            w.end[k] = w.next[0][k];
+            if (w.begin[k] < last && w.end[k] == w.begin[k]) {
+                w.begin[k] += 1.0;
+                w.end[k] = w.next[1][k];
             }
+            const auto begin = static_cast<std::int64_t>(w.begin[k]);
+            low = begin < low ? begin : low;
         }
     }
     return true;
