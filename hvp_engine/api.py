@@ -203,7 +203,7 @@ def _run(
                 while not lanczos.finished:
                     advanced = lanczos.step()
                     reporter.advance(advanced, f"step {lanczos.position} of {settings.steps}")
-                    if checkpoint is not None and checkpoint.due():
+                    if checkpoint is not None and lanczos.consistent and checkpoint.due():
                         checkpoint.save(number, lanczos)
             except BaseException:
                 if checkpoint is not None and lanczos.consistent:

@@ -190,7 +190,8 @@ def reorthogonalize_triton(table: NDArray[np.int64], device: torch.device) -> tu
     with torch.cuda.device_of(coefficients):
         for variant in np.unique(variants, axis=0):
             members = np.flatnonzero((variants == variant).all(axis=1))
-            _project(table[members], members, *map(int, variant), coefficients, norms, lost)
+            basis_type, vector_type, is_aligned = map(int, variant)
+            _project(table[members], members, basis_type, vector_type, is_aligned, coefficients, norms, lost)
     return coefficients, norms, lost
 
 
