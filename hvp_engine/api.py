@@ -194,7 +194,7 @@ def _run(
             for block, k in wave:
                 vector = probe(seed, block, k, numel[block], distribution, operator.dtype)
                 starts.setdefault(block, {})[k] = vector
-            lanczos = BatchedLanczos(operator.matmat, starts, settings, operator.dtype, operator.device)
+            lanczos = BatchedLanczos(operator.sweep, starts, settings, operator.dtype, operator.device)
             del starts, vector  # copied into the basis
             if checkpoint is not None:
                 checkpoint.restore(number, lanczos)
