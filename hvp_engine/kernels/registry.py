@@ -51,9 +51,9 @@ def _torch_why_not(device: torch.device) -> str | None:
     return None
 
 
-# Best first; a new backend is one line here. The PyTorch reference stays last: it runs everywhere. Triton is first on the
-# GPUs that it serves, but has no tridiagonal quadrature: implicit QL steers every matrix by its own data, in sequence,
-# which is one CUDA thread per matrix and no work on blocks.
+# Best first; a new backend is one line here. The PyTorch reference stays last: it runs everywhere. Triton is first on
+# the GPUs that it serves, but has no tridiagonal quadrature: implicit QL steers every matrix by its own data, in
+# sequence, which is one CUDA thread per matrix and no work on blocks.
 _BACKENDS = (
     Backend("native", _native_why_not),
     Backend("triton", _triton_why_not),
