@@ -177,7 +177,8 @@ class BatchedLanczos:
 
     def _newest(self, block: str, rows: list[int]) -> Tensor:
         newest = self.bases[block].get(self.position)
-        return newest if len(rows) == newest.shape[0] else newest[rows]
+        # Not newest[rows]: a GPU would wait while the list of indices is copied to it.
+        return newest if len(rows) == newest.shape[0] else torch.stack([newest[row] for row in rows])
 
     def _next_vectors(self, order: list[Place], vectors: list[Tensor]) -> list[NewVector]:
         """The orthogonalised products of the streams that have room for another vector, and where they go."""
