@@ -200,7 +200,7 @@ def _run(
             for block, k in wave:
                 vector = probe(seed, block, k, numel[block], distribution, operator.dtype)
                 starts.setdefault(block, {})[k] = vector
-            lanczos = BatchedLanczos(operator.matmat, starts, settings, operator.dtype, operator.device)
+            lanczos = BatchedLanczos(operator.sweep, starts, settings, operator.dtype, operator.device)
             del starts, vector  # copied into the basis
             if checkpoint is not None:
                 checkpoint.restore(number, lanczos)
@@ -209,7 +209,7 @@ def _run(
                 while not lanczos.finished:
                     advanced = lanczos.step()
                     reporter.advance(advanced, f"step {lanczos.position} of {settings.steps}")
-                    if checkpoint is not None and checkpoint.due():
+                    if checkpoint is not None and lanczos.consistent and checkpoint.due():
                         checkpoint.save(number, lanczos)
             except BaseException:
                 if checkpoint is not None and lanczos.consistent:

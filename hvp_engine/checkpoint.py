@@ -80,13 +80,13 @@ class Checkpoint:
         try:
             position = int(state.pop("position"))
             for key in _SCALARS:
-                target, value = getattr(lanczos, key), state[key].numpy()
+                target, value = getattr(lanczos.state, key), state[key]
                 if target.shape != value.shape:
-                    raise ValueError(f"{key} has shape {value.shape}, not {target.shape}")
-                target[...] = value
+                    raise ValueError(f"{key} has shape {tuple(value.shape)}, not {tuple(target.shape)}")
+                target.copy_(value)
         except (KeyError, ValueError) as error:
             raise self._damaged(folder, f"its state does not fit this job ({error})") from error
-        lanczos.position = position
+        lanczos.resume(position)
         if lanczos.finished:
             return
         have = self._read_rows(folder, lanczos, position + 1)
@@ -129,7 +129,7 @@ class Checkpoint:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise RunFolderError(f"{folder} cannot be created ({error}).") from error
-        tensors: dict[str, Tensor] = {key: torch.from_numpy(getattr(lanczos, key).copy()) for key in _SCALARS}
+        tensors: dict[str, Tensor] = {key: getattr(lanczos.state, key).cpu().clone() for key in _SCALARS}
         tensors["position"] = torch.tensor(lanczos.position)
         if not lanczos.finished:
             first, last = self._written.get(wave, 0), lanczos.position + 1

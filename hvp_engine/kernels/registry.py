@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,6 +13,8 @@ from hvp_engine.errors import BackendError
 from hvp_engine.kernels import loader
 
 __all__ = ["Backend", "available_backends", "backend_for"]
+
+_TRITON_CAPABILITY = (8, 0)  # below it, Triton's matrix products fall back to scalar code that spills registers
 
 
 @dataclass(frozen=True)
@@ -33,12 +36,29 @@ def _native_why_not(device: torch.device) -> str | None:
     return loader.missing_reason
 
 
+def _triton_why_not(device: torch.device) -> str | None:
+    if device.type != "cuda":
+        return "its kernels run on CUDA devices only"
+    if importlib.util.find_spec("triton") is None:
+        return "triton is not installed"
+    capability = torch.cuda.get_device_capability(device)
+    if capability < _TRITON_CAPABILITY:
+        return "the device has compute capability {}.{}, it needs {}.{}".format(*capability, *_TRITON_CAPABILITY)
+    return None
+
+
 def _torch_why_not(device: torch.device) -> str | None:
     return None
 
 
-# Best first; a new backend is one line here. The PyTorch reference stays last: it runs everywhere.
-_BACKENDS = (Backend("native", _native_why_not), Backend("torch", _torch_why_not))
+# Best first; a new backend is one line here. The PyTorch reference stays last: it runs everywhere. Triton is first on
+# the GPUs that it serves, but has no tridiagonal quadrature: implicit QL steers every matrix by its own data, in
+# sequence, which is one CUDA thread per matrix and no work on blocks.
+_BACKENDS = (
+    Backend("native", _native_why_not),
+    Backend("triton", _triton_why_not),
+    Backend("torch", _torch_why_not),
+)
 
 
 def available_backends(device: torch.device) -> list[str]:

@@ -59,7 +59,12 @@ def reorthogonalize(bases: Sequence[Tensor], vectors: Sequence[Tensor], counts: 
     """
     table = _checked_table(bases, vectors, counts)
     device = vectors[0].device
-    if backend_for(device) != "native":
+    backend = backend_for(device)
+    if backend == "triton":
+        from hvp_engine.kernels.triton.reorthogonalize import reorthogonalize_triton  # noqa: PLC0415
+
+        return Projection(*reorthogonalize_triton(table, device))
+    if backend != "native":
         return _project(bases, vectors, counts)
     coefficients = torch.zeros((len(vectors), max(counts)), dtype=torch.float64)
     norms = torch.empty(len(vectors), dtype=torch.float64)

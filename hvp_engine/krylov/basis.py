@@ -47,12 +47,16 @@ class Basis:
         window = 0 if store_dtype == dtype else min(_WINDOW, steps) * dtype.itemsize
         return (stored + window) * numel
 
-    def put(self, position: int, stream: int | slice, vectors: Tensor) -> None:
-        """Store the vectors number ``position`` of some streams."""
-        if self.store is not None:
-            self.store[stream, position] = vectors.to(self.store.dtype)
-        if self.window is not None:
-            self.window[stream, position % _WINDOW] = vectors
+    def rows(self, position: int, stream: int) -> tuple[Tensor | None, Tensor | None]:
+        """Where vector number ``position`` of a stream goes: its row of the store and its row of the window."""
+        store = None if self.store is None else self.store[stream, position]
+        return store, None if self.window is None else self.window[stream, position % _WINDOW]
+
+    def put(self, position: int, stream: int, vector: Tensor) -> None:
+        """Store vector number ``position`` of a stream."""
+        for row in self.rows(position, stream):
+            if row is not None:
+                row.copy_(vector)
 
     def get(self, position: int) -> Tensor:
         """The newest or second newest vectors, unrounded: (streams, numel)."""

@@ -114,14 +114,24 @@ class HessianOperator:
             BlockError: A block is unknown.
             ConfigurationError: A shape is wrong or a vector is not finite.
         """
-        prepared = {name: self._vectors(name, block_vectors) for name, block_vectors in vectors.items()}
+        return self.sweep({name: self._vectors(name, block_vectors) for name, block_vectors in vectors.items()})
+
+    def sweep(self, vectors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Do the same as `matmat` without looking at the vectors, which on a GPU would wait for them.
+
+        Args:
+            vectors: (k, numel) per block, in the operator's dtype, on its device, finite.
+
+        Returns:
+            As `matmat`.
+        """
         versions = self._state()
         if versions != self._versions:
             self.release()
             self._versions = versions
             self._parameters = {name: self.objective.parameters[name] for name in self.partition.parameters}
         with retained_heap():
-            return self.scheduler.sweep(prepared)
+            return self.scheduler.sweep(vectors)
 
     def prepare(self, products: Mapping[str, int], progress: bool | None = None) -> None:
         """Spend time once to make the products of a long job cheaper.

@@ -1,0 +1,105 @@
+"""Batched Lanczos gives the same T however rarely the host looks."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from hvp_engine.errors import ObjectiveError
+from hvp_engine.krylov.lanczos import BatchedLanczos, LanczosSettings, Matmat
+from hvp_engine.krylov.probes import probe
+
+# One block ends by breakdown after 3 steps, one at its length of 2, one goes on to the last step.
+DIAGONALS = {
+    "repeated": torch.tensor([0.0, 1.0, 5.0]).repeat_interleave(20),
+    "short": torch.tensor([1.0, 2.0]),
+    "long": torch.linspace(-1, 2, 90),
+}
+STEPS = 14
+
+
+def multiply(vectors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {name: block * DIAGONALS[name].to(block.dtype) for name, block in vectors.items()}
+
+
+def start(matmat: Matmat, dtype: torch.dtype = torch.float64, **options: Any) -> BatchedLanczos:
+    settings = {"reorthogonalize": "full", "basis_dtype": dtype, **options.pop("settings", {})}
+    starts = {
+        name: {k: probe(0, name, k, len(d), "gaussian", dtype) for k in range(2)} for name, d in DIAGONALS.items()
+    }
+    return BatchedLanczos(matmat, starts, LanczosSettings(STEPS, **settings), dtype, torch.device("cpu"), **options)
+
+
+def finish(state: BatchedLanczos) -> list[int]:
+    """How many streams took part in each step."""
+    taken = []
+    while not state.finished:
+        taken.append(state.step())
+    return taken
+
+
+@pytest.mark.parametrize("look_every", [4, 5, 100])
+@pytest.mark.parametrize(
+    "settings", [{}, {"basis_dtype": torch.bfloat16}, {"reorthogonalize": "none"}], ids=["full", "bf16", "none"]
+)
+def test_rare_looks_change_no_result(look_every: int, settings: dict[str, Any]) -> None:
+    dtype = torch.float32 if settings else torch.float64
+    each, rare = (start(multiply, dtype, look_every=n, settings=settings) for n in (1, look_every))
+    finish(each)
+    finish(rare)
+    for found, wanted in zip(rare.state, each.state, strict=True):
+        assert torch.equal(found, wanted)
+    if not settings:
+        assert each.steps.tolist() == [3, 3, 2, 2, STEPS, STEPS]
+
+
+def test_ended_streams_leave_the_sweeps_when_the_host_looks() -> None:
+    # That "short" ends after two steps is known without looking.
+    assert finish(start(multiply, look_every=1)) == [6, 6, 4] + [2] * 11
+    assert finish(start(multiply, look_every=4)) == [6, 6, 4, 4] + [2] * 10
+
+
+def test_a_state_may_be_saved_only_after_a_look() -> None:
+    state = start(multiply, look_every=3)
+    consistent = [state.consistent]
+    for _ in range(6):
+        state.step()
+        consistent.append(state.consistent)
+    assert consistent == [True, False, False, True, False, False, True]
+
+
+@pytest.mark.parametrize("look_every", [1, 4])
+@pytest.mark.parametrize("fails_at", [5, 7])
+def test_a_product_that_is_not_finite_is_named_with_its_step(look_every: int, fails_at: int) -> None:
+    calls = 0
+
+    def failing(vectors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        nonlocal calls
+        products = multiply(vectors)
+        if calls == fails_at:
+            products["long"][1, 3] = torch.nan
+        calls += 1
+        return products
+
+    state = start(failing, look_every=look_every)
+    with pytest.raises(ObjectiveError, match=rf"block 'long' \(probe 1\) is not finite at step {fails_at}"):
+        finish(state)
+    assert calls <= 8
+    assert state.consistent == (look_every == 1)
+
+
+def test_a_run_that_is_resumed_in_the_middle_gives_the_same_result() -> None:
+    whole, first, second = (start(multiply, look_every=4) for _ in range(3))
+    finish(whole)
+    for _ in range(4):
+        first.step()
+    for mine, saved in zip(second.state, first.state, strict=True):
+        mine.copy_(saved)
+    for name, basis in second.bases.items():
+        basis.store.copy_(first.bases[name].store)
+    second.resume(4)
+    finish(second)
+    assert torch.equal(second.state.alphas, whole.state.alphas)
+    assert torch.equal(second.state.betas, whole.state.betas)
