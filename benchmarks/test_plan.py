@@ -24,11 +24,11 @@ def demo_job() -> tuple[nn.Module, dict[str, Any]]:
 
 def mlp_job() -> tuple[nn.Module, dict[str, Any]]:
     """An MLP of MNIST's size, every tensor and the full Hessian."""
-    model = nn.Sequential(nn.Linear(784, 512), nn.ReLU(), nn.Linear(512, 256), nn.GELU(), nn.Linear(256, 10))
-    data = [(torch.randn(512, 784), torch.randint(0, 10, (512,))) for _ in range(4)]
+    model = nn.Sequential(nn.Linear(784, 256), nn.ReLU(), nn.Linear(256, 128), nn.GELU(), nn.Linear(128, 10))
+    data = [(torch.randn(256, 784), torch.randint(0, 10, (256,))) for _ in range(4)]
     blocks = {name: [name] for name, _ in model.named_parameters()}
     asked = {"loss": he.losses.classification, "blocks": {**blocks, "full": ["*"]}, "data": data}
-    return model, {**asked, "steps": 60, "probes": 5}
+    return model, {**asked, "steps": 60, "probes": 4}
 
 
 def cnn_job() -> tuple[nn.Module, dict[str, Any]]:

@@ -19,7 +19,6 @@ from hvp_engine.operators.gradient_graph import GradientGraph
 from hvp_engine.planning.meter import Meter, Work
 from hvp_engine.planning.shapes import ShapesOnly
 
-
 Products = dict[tuple[int, int, int], int]  # FLOP by (rows, inner, columns)
 
 

@@ -119,12 +119,11 @@ def measure_cpu(product: tuple[int, int, int] | None = None) -> Device:
         The device; products in bf16 are measured too, TF32 runs as float32 on CPUs.
     """
     rows, inner, columns = (max(1, min(size, 1024)) for size in product or (512, 512, 512))
-    rates: dict[Precision, float] = {}
-    for precision, dtype in (("fp64", torch.float64), ("fp32", torch.float32), ("bf16", torch.bfloat16)):
-        left, right = torch.ones(rows, inner, dtype=dtype), torch.ones(inner, columns, dtype=dtype)
-        out = torch.empty(rows, columns, dtype=dtype)
-        flop = 2.0 * rows * inner * columns
-        rates[precision] = flop / _seconds(lambda a=left, b=right, c=out: torch.mm(a, b, out=c))  # type: ignore[misc]
+    rates: dict[Precision, float] = {
+        "fp64": _product_rate(rows, inner, columns, torch.float64),
+        "fp32": _product_rate(rows, inner, columns, torch.float32),
+        "bf16": _product_rate(rows, inner, columns, torch.bfloat16),
+    }
     rates["tf32"] = rates["fp32"]
     data = torch.ones(1 << 26)  # 256 MiB: larger than any cache
     bandwidth = data.nbytes / _seconds(data.sum)
@@ -132,6 +131,13 @@ def measure_cpu(product: tuple[int, int, int] | None = None) -> Device:
     launch = _seconds(lambda: [tiny + tiny for _ in range(100)]) / 100
     # Bookkeeping of autograd and of the fused operations around each kernel: a few plain operations' worth.
     return Device("cpu", 0, bandwidth, rates, dict.fromkeys(rates, 1.0), 0.9, 4 * launch, measured=True)
+
+
+def _product_rate(rows: int, inner: int, columns: int, dtype: torch.dtype) -> float:
+    """FLOP per second of one matrix product."""
+    left, right = torch.ones(rows, inner, dtype=dtype), torch.ones(inner, columns, dtype=dtype)
+    out = torch.empty(rows, columns, dtype=dtype)
+    return 2.0 * rows * inner * columns / _seconds(lambda: torch.mm(left, right, out=out))
 
 
 def touch_rate() -> float:

@@ -41,9 +41,17 @@ class HeadPasses:
 
     def general_within(self, part: Part) -> Part:
         """The general path as a piece of a second backward pass, never more than most of it."""
-        share = min(1.0, *(_LARGEST_SHARE * whole / max(piece, 1e-30) for whole, piece in (
-            (part.flop, self.general.flop), (part.bytes, self.general.bytes), (part.seconds, self.general.seconds)
-        )))
+        share = min(
+            1.0,
+            *(
+                _LARGEST_SHARE * whole / max(piece, 1e-30)
+                for whole, piece in (
+                    (part.flop, self.general.flop),
+                    (part.bytes, self.general.bytes),
+                    (part.seconds, self.general.seconds),
+                )
+            ),
+        )
         return self.general.times(share)
 
     def formed(self, sweeps: int, setting: Setting, device: Device) -> Part:

@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
@@ -53,7 +52,7 @@ class Work:
         return sum(cost(flop, size) * count for (flop, size), count in self.operations.items())
 
 
-class Meter(TorchDispatchMode):
+class Meter(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Counts every operation below autograd while it is entered.
 
     FLOP follow the formulas of ``torch.utils.flop_counter``: two per multiply-add of matrix products and convolutions,
@@ -66,7 +65,7 @@ class Meter(TorchDispatchMode):
     """
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.work = Work()
         self.products: Counter[tuple[int, int, int]] = Counter()
 
@@ -106,9 +105,7 @@ class Meter(TorchDispatchMode):
 
 def traffic(tensors: Iterable[Tensor | None]) -> float:
     """Bytes of some tensors; an expanded tensor is read from its storage, not from its shape."""
-    return float(
-        sum(min(t.numel() * t.element_size(), t.untyped_storage().nbytes()) for t in tensors if t is not None)
-    )
+    return float(sum(min(t.numel() * t.element_size(), t.untyped_storage().nbytes()) for t in tensors if t is not None))
 
 
 @functools.cache

@@ -113,15 +113,13 @@ def choose_microbatch(job: Job, graph: GraphSize, budget: int, microbatch: int |
     if need > budget:
         raise OutOfMemoryError(
             f"No setting fits: the gradient graph of the smallest micro-batch and its temporaries need about "
-            f"{_gib(need)} GiB, of {_gib(budget)} GiB. Use shorter sequences, a smaller model, activation checkpointing, "
-            "or a device with more memory."
+            f"{_gib(need)} GiB, of {_gib(budget)} GiB. Use shorter sequences, a smaller model, activation "
+            "checkpointing, or a device with more memory."
         )
     return wanted
 
 
-def fit(
-    job: Job, graph: GraphSize, budget: int, basis: BasisName, microbatch: int | None, *, on_cpu: bool
-) -> Setting:
+def fit(job: Job, graph: GraphSize, budget: int, basis: BasisName, microbatch: int | None, *, on_cpu: bool) -> Setting:
     """Group the streams and count the graphs that can stay.
 
     Args:

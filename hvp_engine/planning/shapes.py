@@ -68,19 +68,23 @@ class AttentionKernel(Kernel):
         self.causal = causal
 
     def outcome(self, tensors: Sequence[Tensor | None]) -> Tensor:
+        """One row of values per query."""
         query, _, value = tensors[:3]
         assert query is not None and value is not None
         return query.new_empty((*query.shape[:-1], value.shape[-1]))
 
     def forward_flop(self, tensors: Sequence[Tensor | None]) -> float:
+        """Scores and output."""
         return self._products(tensors, 1, 1)
 
     def backward_flop(self, tensors: Sequence[Tensor | None], wanted: Sequence[bool]) -> float:
+        """Scores again, the probabilities' gradient, and one product per wanted operand."""
         query, key, value = wanted
         return self._products(tensors, 1 + query + key, (query or key) + value)
 
     def second_flop(self, tensors: Sequence[Tensor | None], given: Sequence[bool], wanted: Sequence[bool]) -> float:
-        query, key, value = given  # tangents; the comments name the products in attention_second.cpp
+        """The products of attention_second.cpp, in its notation; twelve when everything is given and wanted."""
+        query, key, value = given
         of_query, of_key, of_value, of_grad = wanted
         first, scores = query or key, of_query or of_key
         narrow = 1 + query + key  # P, q' key', query k'
@@ -102,6 +106,7 @@ class LossKernel(Kernel):
     """Cross-entropy of rows: one loss and two numbers each, never probabilities."""
 
     def outcome(self, tensors: Sequence[Tensor | None]) -> Tensor:
+        """One loss per row."""
         assert tensors[0] is not None
         return tensors[0].new_empty(tensors[0].shape[0])
 
