@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from hvp_engine import batches
 from hvp_engine.blocks import BlockSpec
+from hvp_engine.kernels.allocator import retained_heap
 from hvp_engine.objective import Loss
 from hvp_engine.operators.hessian import HessianOperator
 from hvp_engine.planning.cost import Calibration
@@ -23,8 +24,8 @@ from hvp_engine.planning.setting import Setting
 from hvp_engine.verify import verify
 
 _BLOCKS = 4  # measured at most, from the cheapest to the dearest
-_QUICK = 0.2  # seconds; what takes less is repeated
-_ROUNDS = 3
+_ENOUGH = 0.4  # seconds of repetitions of one pass
+_ROUNDS = 5
 
 
 def calibrate(
@@ -57,7 +58,8 @@ def calibrate(
         for name, work in counts.blocks.items()
     }
     chosen = _spread(sorted(counted, key=lambda name: counted[name]))
-    graph_seconds, points = _measure(operator, chosen, setting)
+    with retained_heap():  # as during a whole job, not given back after every product
+        graph_seconds, points = _measure(operator, chosen, setting)
     graph = sum(operations(work, device, setting.precision).seconds for work in (counts.forward, counts.gradient))
     curve = sorted((counted[name], seconds) for name, seconds in points.items())
     return Calibration(graph_seconds / graph, _curve(curve), setup, 1.0 / touch_rate())
@@ -111,7 +113,7 @@ def _curve(points: list[tuple[float, float]]) -> Callable[[float], float]:
 def _seconds(function: Callable[[], object]) -> float:
     """Wall time of one call; the median of a few where it is quick."""
     times: list[float] = []
-    while len(times) < _ROUNDS and sum(times) < _QUICK * _ROUNDS:
+    while len(times) < _ROUNDS and sum(times) < _ENOUGH:
         start = time.perf_counter()
         function()
         times.append(time.perf_counter() - start)
