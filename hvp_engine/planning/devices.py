@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 
 from hvp_engine.errors import ConfigurationError
-from hvp_engine.precision import Precision
+from hvp_engine.precision import Precision, working_dtype
 
 _CASTS = 0.5  # under autocast, of a product's operand bytes: read in fp32 and written in bf16, less weights cast once
 _ASIDE = 0.5 * 2**30  # context and libraries of a CUDA process
@@ -109,22 +109,19 @@ def gpu(name: str) -> Device:
     return GPUS[name]
 
 
-def measure_cpu(product: tuple[int, int, int] | None = None) -> Device:
+def measure_cpu(precision: Precision, product: tuple[int, int, int] | None = None) -> Device:
     """Measure this machine in about a second.
 
     Args:
+        precision: Arithmetic of the product; TF32 runs as float32 on CPUs.
         product: (rows, inner, columns) of the product that matters most; long sides are cut, which keeps the rate.
 
     Returns:
-        The device; products in bf16 are measured too, TF32 runs as float32 on CPUs.
+        The device, with this one precision.
     """
     rows, inner, columns = (max(1, min(size, 1024)) for size in product or (512, 512, 512))
-    rates: dict[Precision, float] = {
-        "fp64": _product_rate(rows, inner, columns, torch.float64),
-        "fp32": _product_rate(rows, inner, columns, torch.float32),
-        "bf16": _product_rate(rows, inner, columns, torch.bfloat16),
-    }
-    rates["tf32"] = rates["fp32"]
+    dtype = torch.bfloat16 if precision == "bf16" else working_dtype(precision)
+    rates = {precision: _product_rate(rows, inner, columns, dtype)}
     data = torch.ones(1 << 26)  # 256 MiB: larger than any cache
     bandwidth = data.nbytes / _seconds(data.sum)
     tiny = torch.ones(8)

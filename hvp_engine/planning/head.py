@@ -57,7 +57,7 @@ class HeadPasses:
     def formed(self, sweeps: int, setting: Setting, device: Device) -> Part:
         """Forming every micro-batch's matrices once, and moving in at every sweep those that do not fit."""
         count = setting.microbatches * setting.share
-        precision: Precision = "fp32" if setting.precision == "bf16" else setting.precision
+        precision: Precision = "fp32" if setting.precision == "bf16" and not device.measured else setting.precision
         seconds, limit = device.bound(self.cost.form_flop, self.cost.stored_bytes, precision)
         stored = count * self.cost.stored_bytes
         moved = 0.0 if stored <= _MEMORY_SHARE * setting.budget else sweeps * stored

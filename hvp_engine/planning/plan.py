@@ -95,7 +95,7 @@ def plan(
     graph = _graph_size(counter, shape.samples)
     setting, changed = _choose(job, graph, budget, basis, microbatch, on_cpu=target is None)
     counts = counter.count(setting.microbatch)
-    machine = target or measure_cpu(max(counts.products, key=lambda key: counts.products[key], default=None))
+    machine = target or measure_cpu(precision, max(counts.products, key=lambda key: counts.products[key], default=None))
     calibration = None
     real = not any(p.is_meta for p in model.parameters()) and not _is_meta(data)
     if target is None and real:
