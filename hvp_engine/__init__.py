@@ -13,6 +13,8 @@ from hvp_engine.blocks import Block
 from hvp_engine.config import show_config
 from hvp_engine.errors import HvpEngineError
 from hvp_engine.operators.hessian import HessianOperator
+from hvp_engine.planning.job_plan import JobPlan
+from hvp_engine.planning.plan import plan
 from hvp_engine.spectra import Spectra
 from hvp_engine.spectrum import Estimate, Spectrum
 
@@ -21,11 +23,13 @@ __all__ = [
     "Estimate",
     "HessianOperator",
     "HvpEngineError",
+    "JobPlan",
     "Spectra",
     "Spectrum",
     "blocks",
     "hvp",
     "losses",
+    "plan",
     "show_config",
     "slq",
 ]

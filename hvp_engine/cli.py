@@ -1,8 +1,9 @@
-"""The command ``hvp-engine``: demo, slq, show and plot."""
+"""The command ``hvp-engine``: demo, slq, plan, show and plot."""
 
 from __future__ import annotations
 
 import importlib.util
+import json
 import sys
 from enum import Enum
 from pathlib import Path
@@ -41,7 +42,19 @@ class _Basis(str, Enum):
     fp32, bf16 = "fp32", "bf16"
 
 
+class _Device(str, Enum):
+    a100_80gb, a100_40gb, v100_32gb, v100_16gb = "a100-80gb", "a100-40gb", "v100-32gb", "v100-16gb"
+    h100_80gb, cpu = "h100-80gb", "cpu"
+
+
 _Run = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.")]
+_Target = Annotated[
+    str, typer.Argument(metavar="FILE:FUNCTION", help="Function returning (model, loss, data), or blocks after them.")
+]
+_Blocks = Annotated[
+    list[str] | None,
+    typer.Option(help="full, parameter, module, a parameter name, or NAME=GLOB[,GLOB...]; repeat for more."),
+]
 _Quiet = Annotated[bool, typer.Option("--quiet", help="Show no progress.")]
 
 
@@ -60,11 +73,8 @@ def demo(
 
 @app.command()
 def slq(
-    target: Annotated[str, typer.Argument(metavar="FILE:FUNCTION", help="Function returning (model, loss, data).")],
-    blocks: Annotated[
-        list[str] | None,
-        typer.Option(help="full, parameter, module, a parameter name, or NAME=GLOB[,GLOB...]; repeat for more."),
-    ] = None,
+    target: _Target,
+    blocks: _Blocks = None,
     steps: Annotated[int, typer.Option(help="Lanczos steps.")] = 100,
     probes: Annotated[int, typer.Option(help="Random vectors per block.")] = 10,
     seed: Annotated[int, typer.Option(help="Seed of the probes.")] = 0,
@@ -83,12 +93,12 @@ def slq(
     """Compute the spectra of a model of your own; the same command again resumes an interrupted run."""
     from hvp_engine.api import slq as compute  # noqa: PLC0415
 
-    model, loss, data = _load(target)
+    model, loss, data, own = _load(target)
     folder = out or Path("runs") / f"{Path(target.rpartition(':')[0]).stem}-{target.rpartition(':')[2]}"
     spectra = compute(
         model,
         loss,
-        _blocks(blocks),
+        _blocks(blocks) if blocks else own,
         data=data,
         steps=steps,
         probes=probes,
@@ -105,6 +115,41 @@ def slq(
     )
     _print(spectra)
     typer.echo(f"Results are in {folder}/; draw them with: hvp-engine plot {folder}")
+
+
+@app.command()
+def plan(
+    target: _Target,
+    device: Annotated[_Device, typer.Option(help="Where the job would run.")] = _Device.cpu,
+    blocks: _Blocks = None,
+    steps: Annotated[int, typer.Option(help="Lanczos steps.")] = 100,
+    probes: Annotated[int, typer.Option(help="Random vectors per block.")] = 10,
+    precision: Annotated[_Precision, typer.Option(help="Arithmetic of the products.")] = _Precision.fp32,
+    basis: Annotated[_Basis, typer.Option(help="Dtype of the kept Lanczos vectors.")] = _Basis.fp32,
+    microbatch: Annotated[int | None, typer.Option(help="Samples differentiated at once.")] = None,
+    batches: Annotated[int | None, typer.Option(help="Batches to plan for, in place of those in the data.")] = None,
+    tokens: Annotated[int | None, typer.Option(help="The same in entries of a batch's first tensor.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Predict time, memory and setting of a job on a device, without running it; a model on "meta" will do."""
+    from hvp_engine.planning.plan import plan as predict  # noqa: PLC0415
+
+    model, loss, data, own = _load(target)
+    planned = predict(
+        model,
+        loss,
+        _blocks(blocks) if blocks else own,
+        data=data,
+        device=device.value,
+        steps=steps,
+        probes=probes,
+        precision=precision.value,
+        basis=basis.value,
+        microbatch=microbatch,
+        batches=batches,
+        tokens=tokens,
+    )
+    typer.echo(json.dumps(planned.record(), indent=1) if as_json else planned.summary())
 
 
 @app.command()
@@ -152,8 +197,8 @@ def _blocks(given: list[str] | None) -> Any:
     return named
 
 
-def _load(target: str) -> tuple[Any, Any, Any]:
-    """Call FILE:FUNCTION and check that it returned a model, a loss and data."""
+def _load(target: str) -> tuple[Any, Any, Any, Any]:
+    """Call FILE:FUNCTION and check that it returned a model, a loss, data and, maybe, blocks."""
     file, colon, name = target.rpartition(":")
     if not colon or not file or not name:
         raise ConfigurationError(f"{target!r} is not of the form FILE:FUNCTION, for instance jobs.py:mnist.")
@@ -171,9 +216,13 @@ def _load(target: str) -> tuple[Any, Any, Any]:
     if not callable(function):
         raise ConfigurationError(f"{file} has no function {name!r}.")
     result = function()
-    if not isinstance(result, tuple) or len(result) != 3:
-        raise ConfigurationError(f"{target} must return (model, loss, data); use data=None for a loss without data.")
-    return result
+    if not isinstance(result, tuple) or len(result) not in (3, 4):
+        raise ConfigurationError(
+            f"{target} must return (model, loss, data), or (model, loss, data, blocks); "
+            "use data=None for a loss without data."
+        )
+    model, loss, data, *own = result
+    return model, loss, data, own[0] if own else None
 
 
 def main() -> None:

@@ -22,8 +22,13 @@ def budget(device: torch.device) -> int:
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
         unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-        return int(_SHARE * (free + unused))
-    return int(_SHARE * min(_available(), _group_headroom()))
+        return free_share(free + unused)
+    return free_share(min(_available(), _group_headroom()))
+
+
+def free_share(free: int) -> int:
+    """Bytes of a device's free memory that the engine may use."""
+    return int(_SHARE * free)
 
 
 def _available() -> int:
@@ -63,7 +68,8 @@ class GraphSize:
     """Bytes that autograd graphs built inside :func:`graph_size` keep alive, parameters not counted."""
 
     def __init__(self, parameters: list[Tensor]) -> None:
-        self._own = {parameter.untyped_storage().data_ptr() for parameter in parameters}
+        # By object, not by address: tensors on the meta device have none.
+        self._own = {parameter.untyped_storage()._cdata for parameter in parameters}
         self._storages: dict[int, int] = {}
 
     @property
@@ -76,8 +82,8 @@ class GraphSize:
         if tensor.layout != torch.strided:
             return
         storage = tensor.untyped_storage()
-        if storage.data_ptr() not in self._own:
-            self._storages[storage.data_ptr()] = storage.nbytes()
+        if storage._cdata not in self._own:
+            self._storages[storage._cdata] = storage.nbytes()
 
 
 @contextlib.contextmanager

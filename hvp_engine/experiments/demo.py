@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -13,7 +14,7 @@ from hvp_engine.experiments.gpt import GPT, GPTConfig, paper_blocks
 from hvp_engine.progress import ProgressReporter
 from hvp_engine.spectra import Spectra
 
-_CONFIG = GPTConfig(vocabulary=256, context=64, layers=4, heads=4, width=64)
+CONFIG = GPTConfig(vocabulary=256, context=64, layers=4, heads=4, width=64)
 _TRAINING_STEPS = 400
 _TRAINING_BATCH = 32
 _SEQUENCES = 32
@@ -32,14 +33,14 @@ def train(corpus: Corpus, progress: bool | None) -> tuple[GPT, float]:
         The model in eval mode and its last training loss in nats per byte.
     """
     torch.manual_seed(0)
-    model = GPT(_CONFIG)
+    model = GPT(CONFIG)
     generator = torch.Generator().manual_seed(0)
     optimizer = torch.optim.AdamW(model.parameters(), lr=6e-3, betas=(0.9, 0.95), weight_decay=0.1)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 6e-3, total_steps=_TRAINING_STEPS, pct_start=0.1)
     loss = torch.tensor(0.0)
     with ProgressReporter("train", _TRAINING_STEPS, progress) as reporter:
         for _ in range(_TRAINING_STEPS):
-            total, weight = losses.causal_lm(model, corpus.batch(_TRAINING_BATCH, _CONFIG.context, generator))
+            total, weight = losses.causal_lm(model, corpus.batch(_TRAINING_BATCH, CONFIG.context, generator))
             loss = total / weight
             optimizer.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
@@ -48,6 +49,17 @@ def train(corpus: Corpus, progress: bool | None) -> tuple[GPT, float]:
             schedule.step()
             reporter.advance(1, f"loss {float(loss.detach()):.3f} nats per byte")
     return model.eval(), float(loss.detach())
+
+
+def job(corpus: Corpus) -> dict[str, Any]:
+    """What the demo asks of :func:`hvp_engine.slq`, as its arguments: loss, blocks, data, steps and probes."""
+    return {
+        "loss": losses.causal_lm,
+        "blocks": {**paper_blocks(CONFIG), "full": ["*"]},
+        "data": list(torch.split(corpus.sequences(_SEQUENCES, CONFIG.context), 16)),
+        "steps": _STEPS,
+        "probes": _PROBES,
+    }
 
 
 def run(out: Path, progress: bool | None) -> Spectra:
@@ -65,9 +77,7 @@ def run(out: Path, progress: bool | None) -> Spectra:
     """
     corpus = standard_library()
     model, _ = train(corpus, progress)
-    data = list(torch.split(corpus.sequences(_SEQUENCES, _CONFIG.context), 16))
-    blocks = {**paper_blocks(_CONFIG), "full": ["*"]}
-    spectra = slq(model, losses.causal_lm, blocks, data=data, steps=_STEPS, probes=_PROBES, progress=progress, out=out)
+    spectra = slq(model, progress=progress, out=out, **job(corpus))
     spectra.plot(out / "spectra.png")
     spectra.plot_js(out / "js_distance.png")
     return spectra

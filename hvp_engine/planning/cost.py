@@ -1,0 +1,138 @@
+"""Time of every part of a job on a device, from counted work and the device's ceilings."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from hvp_engine.planning.counting import Counts
+from hvp_engine.planning.devices import Device
+from hvp_engine.planning.head import head_passes
+from hvp_engine.planning.parts import Part, operations, total
+from hvp_engine.planning.setting import Job, Setting
+
+_READS = 3  # of the growing basis per step: two passes of Gram-Schmidt, of which the middle two halves share one
+_VECTOR_PASSES = 12  # over a stream's newest vectors per step: product, scaling, checks, copy into the basis
+_QUADRATURE = 5e-9  # seconds per squared step of one tridiagonal matrix, on two cores (benchmarks/results)
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Corrections measured on the job's own model.
+
+    Attributes:
+        graph: Measured over counted seconds of a gradient graph.
+        product: Measured seconds of one product as a function of the counted ones.
+        setup: Seconds of planning and verification.
+        touch: Seconds per byte of fresh memory, page faults included.
+    """
+
+    graph: float = 1.0
+    product: Callable[[float], float] = field(default=lambda seconds: seconds)
+    setup: float = 0.0
+    touch: float = 0.0
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """Parts of a job.
+
+    Attributes:
+        parts: By name, in order of execution.
+        blocks: Second backward passes by block.
+        head: The head's share of the second backward passes; None without a head.
+    """
+
+    parts: dict[str, Part]
+    blocks: dict[str, Part]
+    head: Part | None
+
+    @property
+    def seconds(self) -> float:
+        """Total time."""
+        return sum(part.seconds for part in self.parts.values())
+
+    @property
+    def flop(self) -> float:
+        """Total work."""
+        return sum(part.flop for part in self.parts.values())
+
+
+def predict(
+    counts: Counts,
+    job: Job,
+    setting: Setting,
+    device: Device,
+    calibration: Calibration | None = None,
+    *,
+    with_head_curvature: bool = False,
+) -> Prediction:
+    """Put the parts of a job together.
+
+    Args:
+        counts: Work of one micro-batch.
+        job: Sizes.
+        setting: How it is run.
+        device: Where.
+        calibration: Corrections measured there.
+        with_head_curvature: Form the head's curvature once and apply it, where the block does not hold the head.
+    """
+    calibration = calibration or Calibration()
+    builds = graph_builds(job, setting) * setting.share
+    parts: dict[str, Part] = {}
+    if calibration.setup:
+        parts["checks and planning"] = Part(0.0, 0.0, calibration.setup, "compute")
+    graph_factor = builds * calibration.graph
+    for name, work in (("forward", counts.forward), ("first backward", counts.gradient)):
+        part = operations(work, device, setting.precision)
+        parts[name] = Part(part.flop * builds, part.bytes * builds, part.seconds * graph_factor, part.limit)
+    head = head_passes(counts, device, setting)
+    blocks: dict[str, Part] = {}
+    through_head: list[Part] = []
+    for name, work in counts.blocks.items():
+        passes = job.probes * min(job.steps, job.numel[name]) * setting.microbatches * setting.share
+        part = operations(work, device, setting.precision, setting.streams_per_pass)
+        scale = calibration.product(part.seconds) / part.seconds if part.seconds else 1.0
+        if head is not None and counts.passes_head(name):
+            general = head.general_within(part)
+            through_head.append(general.times(passes, scale))
+            if with_head_curvature:
+                part = part.instead(general, head.applied)
+        blocks[name] = part.times(passes, scale)
+    parts["second backwards"] = total([*blocks.values()])
+    if with_head_curvature and head is not None:
+        parts["head curvature"] = head.formed(sweeps(job, setting), setting, device)
+    parts["reorthogonalisation"] = reorthogonalisation(job, setting, device, calibration.touch)
+    parts["quadrature"] = _quadrature(job)
+    return Prediction(parts, blocks, total(through_head) if through_head else None)
+
+
+def graph_builds(job: Job, setting: Setting) -> int:
+    """How many gradient graphs the job builds: every sweep those that are not kept, and the kept ones once."""
+    return sweeps(job, setting) * (setting.microbatches - setting.kept_graphs) + setting.kept_graphs
+
+
+def sweeps(job: Job, setting: Setting) -> int:
+    """How often the job goes over the data: once per step, wave by wave."""
+    return sum(max(min(job.steps, job.numel[block]) for block in wave) for wave in setting.waves)
+
+
+def reorthogonalisation(job: Job, setting: Setting, device: Device, touch: float = 0.0) -> Part:
+    """Three reads of the growing basis per step and stream, the newest vectors, and the basis's fresh memory."""
+    store = job.store_dtype(setting.basis)
+    item = 4 if job.precision != "fp64" else 8
+    traffic = flop = fresh = 0.0
+    for numel in job.numel.values():
+        steps = min(job.steps, numel)
+        rows = steps * (steps + 1) / 2 if store is not None else 2.0 * steps
+        traffic += job.probes * numel * (_READS * rows * (store.itemsize if store else item))
+        traffic += job.probes * numel * steps * _VECTOR_PASSES * item
+        flop += job.probes * numel * 8.0 * rows
+        fresh += job.probes * numel * (steps * store.itemsize if store else 0)
+    seconds = traffic / (device.bandwidth * device.bandwidth_share) + fresh * touch
+    return Part(flop, traffic, seconds, "bandwidth")
+
+
+def _quadrature(job: Job) -> Part:
+    matrices = [min(job.steps, numel) for numel in job.numel.values() for _ in range(job.probes)]
+    return Part(0.0, 0.0, sum(_QUADRATURE * steps**2 for steps in matrices), "compute")

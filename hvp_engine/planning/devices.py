@@ -1,0 +1,154 @@
+"""Ceilings of devices: from data sheets for GPUs, measured for the CPU at hand."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+
+from hvp_engine.errors import ConfigurationError
+from hvp_engine.precision import Precision, working_dtype
+
+_CASTS = 0.5  # under autocast, of a product's operand bytes: read in fp32 and written in bf16, less weights cast once
+_ASIDE = 0.5 * 2**30  # context and libraries of a CUDA process
+
+
+@dataclass(frozen=True)
+class Device:
+    """What a device can do at most, and the shares of it that real kernels reach.
+
+    Attributes:
+        name: Name for people and JSON.
+        memory: Bytes; 0 where it has to be asked (the CPU at hand).
+        bandwidth: Bytes per second.
+        peak: FLOP per second of matrix products by precision; what is absent the device cannot do.
+        product_share: Share of ``peak`` that matrix products reach, by precision.
+        bandwidth_share: Share of ``bandwidth`` that element-wise kernels and reorthogonalisation reach.
+        launch: Seconds that one operation takes at least, in the host's way.
+        measured: Whether the ceilings were measured, not read.
+    """
+
+    name: str
+    memory: int
+    bandwidth: float
+    peak: Mapping[Precision, float]
+    product_share: Mapping[Precision, float]
+    bandwidth_share: float
+    launch: float
+    measured: bool = False
+
+    def supports(self, precision: Precision) -> bool:
+        """Whether the device has this arithmetic."""
+        return precision in self.peak
+
+    def room(self, parameters: int) -> int:
+        """Bytes free beside the model's parameters; the engine takes a share of these."""
+        return max(0, self.memory - parameters - int(_ASIDE))
+
+    def bound(self, flop: float, size: float, precision: Precision, streams: int = 1) -> tuple[float, str]:
+        """Seconds of one operation, and which ceiling they touch: ``"compute"``, ``"bandwidth"`` or ``"launch"``.
+
+        Args:
+            flop: Floating-point operations.
+            size: Bytes read and written, as counted in the working dtype.
+            precision: Arithmetic of products.
+            streams: Vectors that share one launch; the times are per vector.
+        """
+        bandwidth = self.bandwidth * self.bandwidth_share
+        casts = 0.0
+        if flop and precision == "bf16":
+            casts, size = size * _CASTS / bandwidth, size / 2
+        times = {
+            "compute": flop / (self.peak[precision] * self.product_share[precision]),
+            "bandwidth": size / bandwidth,
+            "launch": self.launch / streams,
+        }
+        limit = max(times, key=lambda kind: times[kind])
+        return times[limit] + casts, limit
+
+
+_GIB = 2**30
+_LAUNCH = 8e-6  # autograd's bookkeeping on the host and the launch; longer kernels hide it
+# Shares that library products and streaming kernels commonly reach at the sizes of a transformer; not measured here.
+_SHARES: Mapping[Precision, float] = {"fp64": 0.8, "fp32": 0.85, "tf32": 0.65, "bf16": 0.6}
+
+
+def _gpu(name: str, gib: int, bandwidth: float, peak: Mapping[Precision, float]) -> Device:
+    tera = {precision: rate * 1e12 for precision, rate in peak.items()}
+    return Device(name, gib * _GIB, bandwidth * 1e12, tera, _SHARES, 0.8, _LAUNCH)
+
+
+_A100: Mapping[Precision, float] = {"fp64": 19.5, "fp32": 19.5, "tf32": 156, "bf16": 312}
+# V100's tensor cores take fp16 alone (125 TFLOP/s), which is no precision of the engine: its range ends at 65,504.
+_V100: Mapping[Precision, float] = {"fp64": 7.8, "fp32": 15.7}
+_H100: Mapping[Precision, float] = {"fp64": 67, "fp32": 67, "tf32": 494, "bf16": 990}
+GPUS = {
+    gpu.name: gpu
+    for gpu in (
+        _gpu("a100-80gb", 80, 2.0, _A100),
+        _gpu("a100-40gb", 40, 1.555, _A100),
+        _gpu("v100-32gb", 32, 0.9, _V100),
+        _gpu("v100-16gb", 16, 0.9, _V100),
+        _gpu("h100-80gb", 80, 3.35, _H100),
+    )
+}
+NAMES = ("cpu", *GPUS)
+
+
+def gpu(name: str) -> Device:
+    """Look a GPU up.
+
+    Raises:
+        ConfigurationError: It is not in the table.
+    """
+    if name not in GPUS:
+        raise ConfigurationError(f"device={name!r} is not one of {', '.join(NAMES)}.")
+    return GPUS[name]
+
+
+def measure_cpu(precision: Precision, product: tuple[int, int, int] | None = None) -> Device:
+    """Measure this machine in about a second.
+
+    Args:
+        precision: Arithmetic of the product; TF32 runs as float32 on CPUs.
+        product: (rows, inner, columns) of the product that matters most; long sides are cut, which keeps the rate.
+
+    Returns:
+        The device, with this one precision.
+    """
+    rows, inner, columns = (max(1, min(size, 1024)) for size in product or (512, 512, 512))
+    dtype = torch.bfloat16 if precision == "bf16" else working_dtype(precision)
+    rates = {precision: _product_rate(rows, inner, columns, dtype)}
+    data = torch.ones(1 << 26)  # 256 MiB: larger than any cache
+    bandwidth = data.nbytes / _seconds(data.sum)
+    tiny = torch.ones(8)
+    launch = _seconds(lambda: [tiny + tiny for _ in range(100)]) / 100
+    # Bookkeeping of autograd and of the fused operations around each kernel: a few plain operations' worth.
+    return Device("cpu", 0, bandwidth, rates, dict.fromkeys(rates, 1.0), 0.9, 4 * launch, measured=True)
+
+
+def _product_rate(rows: int, inner: int, columns: int, dtype: torch.dtype) -> float:
+    """FLOP per second of one matrix product."""
+    left, right = torch.ones(rows, inner, dtype=dtype), torch.ones(inner, columns, dtype=dtype)
+    out = torch.empty(rows, columns, dtype=dtype)
+    return 2.0 * rows * inner * columns / _seconds(lambda: torch.mm(left, right, out=out))
+
+
+def touch_rate() -> float:
+    """Bytes per second at which fresh memory is written for the first time, page faults included."""
+    size = 1 << 24
+    return 4 * size / _seconds(lambda: torch.empty(size).fill_(0.0), rounds=3)
+
+
+def _seconds(function: Callable[[], object], rounds: int = 5) -> float:
+    """Median time of one call, after one that does not count."""
+    function()
+    times = []
+    for _ in range(rounds):
+        start = time.perf_counter()
+        function()
+        times.append(time.perf_counter() - start)
+    return statistics.median(times)

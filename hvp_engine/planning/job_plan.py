@@ -1,0 +1,207 @@
+"""A finished plan: the numbers, as JSON and as text."""
+
+from __future__ import annotations
+
+import io
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from rich import box
+from rich.console import Console, Group
+from rich.table import Table
+from rich.text import Text
+
+from hvp_engine.formatting import format_number
+from hvp_engine.planning.cost import Prediction
+from hvp_engine.planning.devices import Device
+from hvp_engine.planning.parts import Part
+from hvp_engine.planning.setting import Job, Setting
+
+_PREFIXES = ("", "k", "M", "G", "T", "P", "E", "Z")
+_GIB = 2**30
+
+
+@dataclass(frozen=True)
+class Alternative:
+    """Another way to run the same job.
+
+    Attributes:
+        name: What is different.
+        flop: Floating-point operations; None where it does not fit.
+        seconds: Predicted time; None where it does not fit.
+        note: A few words.
+    """
+
+    name: str
+    flop: float | None
+    seconds: float | None
+    note: str
+
+
+@dataclass(frozen=True)
+class JobPlan:
+    """What a job is predicted to cost, and the setting that fits.
+
+    Attributes:
+        device: Ceilings that the times are computed with.
+        job: Sizes.
+        setting: Micro-batch, precision, basis dtype, streams per pass, waves.
+        prediction: Work and time of every part.
+        calibrated: Whether passes of this model were measured on this machine.
+        alternatives: Other ways to run it.
+        notes: Decisions, in plain words.
+    """
+
+    device: Device
+    job: Job
+    setting: Setting
+    prediction: Prediction
+    calibrated: bool
+    alternatives: tuple[Alternative, ...]
+    notes: tuple[str, ...]
+
+    @property
+    def seconds(self) -> float:
+        """Predicted wall time."""
+        return self.prediction.seconds
+
+    @property
+    def flop(self) -> float:
+        """Floating-point operations of the whole job."""
+        return self.prediction.flop
+
+    @property
+    def limit(self) -> str:
+        """What the job waits for most: ``"compute"``, ``"bandwidth"``, ``"launch"``, or ``"memory"``.
+
+        ``"memory"`` where streams run in waves and graphs that more memory could share take most of the time.
+        """
+        parts = self.prediction.parts
+        graphs = parts["forward"].seconds + parts["first backward"].seconds
+        if len(self.setting.waves) > 1 and graphs > self.seconds / 2:
+            return "memory"
+        return max(parts.values(), key=lambda part: part.seconds).limit
+
+    @property
+    def memory(self) -> dict[str, int]:
+        """Bytes per part at the peak."""
+        setting = self.setting
+        return {
+            "parameters": self.job.parameters,
+            "graph per micro-batch": setting.graph_bytes,
+            "temporaries of a pass": setting.graph_bytes,
+            "kept graphs": setting.kept_graphs * setting.graph_bytes,
+            "Lanczos vectors": setting.vector_bytes,
+        }
+
+    def record(self) -> dict[str, Any]:
+        """The plan as plain data, for JSON."""
+        setting = asdict(self.setting)
+        waves = setting.pop("waves")
+        ceilings = asdict(self.device)
+        head = self.prediction.head
+        return {
+            "kind": "predicted",
+            "device": self.device.name,
+            "calibrated": self.calibrated,
+            "ceilings": {key: ceilings[key] for key in ceilings if key != "name"},
+            "job": asdict(self.job),
+            "setting": {**setting, "waves": len(waves)},
+            "seconds": self.seconds,
+            "flop": self.flop,
+            "limit": self.limit,
+            "parts": {name: asdict(part) for name, part in self.prediction.parts.items()},
+            "blocks": {name: asdict(part) for name, part in self.prediction.blocks.items()},
+            "head": None if head is None else asdict(head),
+            "memory": self.memory,
+            "alternatives": [asdict(alternative) for alternative in self.alternatives],
+            "notes": list(self.notes),
+        }
+
+    def summary(self) -> str:
+        """The plan as text."""
+        buffer = io.StringIO()
+        Console(file=buffer, width=200, color_system=None, legacy_windows=False).print(self.__rich__())
+        return "\n".join(line.rstrip() for line in buffer.getvalue().strip("\n").splitlines())
+
+    def __str__(self) -> str:
+        return self.summary()
+
+    def __rich__(self) -> Group:
+        """Tables for a terminal."""
+        return Group(*map(Text, self._lines()), _parts_table(self), _alternatives_table(self))
+
+    def _lines(self) -> list[str]:
+        setting, device = self.setting, self.device
+        source = "this machine's ceilings, measured" if device.measured else "data sheet"
+        source += " and passes of this model, measured" if self.calibrated else ""
+        share = device.product_share[setting.precision]
+        memory = ", ".join(f"{name} {_bytes(size)}" for name, size in self.memory.items())
+        samples = "whole batches" if setting.microbatch is None else f"{setting.microbatch} samples"
+        return [
+            f"{device.name}: predicted {format_time(self.seconds)}, {format_flop(self.flop)}, limited by {self.limit}",
+            f"from {source}: {format_flop(device.peak[setting.precision])}/s in {setting.precision} at {share:.0%}, "
+            f"{device.bandwidth / 1e9:,.0f} GB/s at {device.bandwidth_share:.0%}",
+            f"setting: micro-batches of {samples} ({setting.microbatches} per sweep, {setting.kept_graphs} graphs "
+            f"kept), precision {setting.precision}, basis {setting.basis}, {setting.streams_per_pass} stream(s) per "
+            f"pass, {len(setting.waves)} wave(s) for {len(self.job.numel)} block(s) x {self.job.probes} probes",
+            f"memory: {memory}, of {_bytes(setting.budget)} usable",
+            *(f"note: {note}" for note in self.notes),
+        ]
+
+
+def _parts_table(plan: JobPlan) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
+    table.add_column("part (predicted)", no_wrap=True)
+    for title in ("FLOP", "bytes", "time", "share"):
+        table.add_column(title, justify="right", no_wrap=True)
+    table.add_column("limited by", no_wrap=True)
+    rows = dict(plan.prediction.parts)
+    if plan.prediction.head is not None:
+        rows["  of second backwards: head"] = plan.prediction.head
+    for name, part in rows.items():
+        table.add_row(name, *_cells(part, plan.seconds))
+    return table
+
+
+def _cells(part: Part, whole: float) -> tuple[str, ...]:
+    share = f"{part.seconds / whole:.1%}" if whole else ""
+    flop = format_flop(part.flop) if part.flop else ""
+    size = _si(part.bytes, "B") if part.bytes else ""
+    return flop, size, format_time(part.seconds), share, part.limit
+
+
+def _alternatives_table(plan: JobPlan) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
+    table.add_column("other settings (predicted)", no_wrap=True)
+    for title in ("FLOP", "time"):
+        table.add_column(title, justify="right", no_wrap=True)
+    table.add_column("", no_wrap=True)
+    for other in plan.alternatives:
+        flop = "" if other.flop is None else format_flop(other.flop)
+        table.add_row(other.name, flop, "" if other.seconds is None else format_time(other.seconds), other.note)
+    return table
+
+
+def format_flop(flop: float) -> str:
+    """Floating-point operations with an SI prefix: ``13.9 EFLOP``."""
+    return _si(flop, "FLOP")
+
+
+def format_time(seconds: float) -> str:
+    """A duration as people say it: ``0.42 s``, ``3.1 min``, ``27.5 h``."""
+    for unit, size in (("h", 3600.0), ("min", 60.0)):
+        if seconds >= 2 * size:
+            return f"{format_number(seconds / size, 3)} {unit}"
+    return f"{format_number(seconds, 3)} s"
+
+
+def _si(value: float, unit: str) -> str:
+    power = 0
+    while value >= 999.5 and power < len(_PREFIXES) - 1:
+        value, power = value / 1000.0, power + 1
+    return f"{format_number(value, 3)} {_PREFIXES[power]}{unit}"
+
+
+def _bytes(size: float) -> str:
+    return f"{format_number(size / _GIB, 3)} GiB" if size >= _GIB / 10 else f"{format_number(size / 2**20, 3)} MiB"

@@ -1,0 +1,55 @@
+"""Parts of a job: work and the time that a device takes for it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from hvp_engine.planning.devices import Device
+from hvp_engine.planning.meter import Work
+from hvp_engine.precision import Precision
+
+
+@dataclass(frozen=True)
+class Part:
+    """One part of a job.
+
+    Attributes:
+        flop: Floating-point operations.
+        bytes: Bytes read and written.
+        seconds: Predicted time.
+        limit: What most of the time touches: ``"compute"``, ``"bandwidth"`` or ``"launch"``.
+    """
+
+    flop: float
+    bytes: float
+    seconds: float
+    limit: str
+
+    def times(self, factor: float, slower: float = 1.0) -> Part:
+        """The same work several times, each time slower by a factor."""
+        return Part(self.flop * factor, self.bytes * factor, self.seconds * factor * slower, self.limit)
+
+    def instead(self, old: Part, new: Part) -> Part:
+        """This part with one piece of it replaced."""
+        return Part(
+            self.flop - old.flop + new.flop,
+            self.bytes - old.bytes + new.bytes,
+            self.seconds - old.seconds + new.seconds,
+            self.limit,
+        )
+
+
+def operations(work: Work, device: Device, precision: Precision, streams: int = 1) -> Part:
+    """Time of counted operations, each at the ceiling that it touches."""
+    times = {"compute": 0.0, "bandwidth": 0.0, "launch": 0.0}
+    for (flop, size), count in work.operations.items():
+        seconds, limit = device.bound(flop, size, precision, streams)
+        times[limit] += count * seconds
+    return Part(work.flop, work.bytes, sum(times.values()), max(times, key=lambda kind: times[kind]))
+
+
+def total(parts: Sequence[Part]) -> Part:
+    """Sum of parts; the limit is the longest one's."""
+    longest = max(parts, key=lambda part: part.seconds)
+    return Part(sum(p.flop for p in parts), sum(p.bytes for p in parts), sum(p.seconds for p in parts), longest.limit)

@@ -1,0 +1,216 @@
+"""The public call: ``plan``."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from typing import Any, Literal, get_args
+
+import torch
+from torch import nn
+
+from hvp_engine import batches as batch_tools
+from hvp_engine import memory as device_memory
+from hvp_engine.api import _check_arguments
+from hvp_engine.blocks import BlockSpec, resolve
+from hvp_engine.errors import ConfigurationError, OutOfMemoryError
+from hvp_engine.objective import Loss
+from hvp_engine.planning.calibration import calibrate
+from hvp_engine.planning.cost import Calibration, Prediction, predict
+from hvp_engine.planning.counting import Counts, DataShape, JobCounter, data_shape, meta_copy
+from hvp_engine.planning.devices import Device, gpu, measure_cpu
+from hvp_engine.planning.job_plan import Alternative, JobPlan
+from hvp_engine.planning.setting import BasisName, GraphSize, Job, Setting, choose_microbatch, fit
+from hvp_engine.precision import Precision, check_precision, working_dtype
+
+
+def plan(
+    model: nn.Module,
+    loss: Loss,
+    blocks: BlockSpec = None,
+    *,
+    data: Iterable[Any] | None = None,
+    device: str = "cpu",
+    steps: int = 100,
+    probes: int = 10,
+    precision: Precision = "fp32",
+    basis: BasisName = "fp32",
+    reorthogonalize: Literal["full", "none"] = "full",
+    microbatch: int | None = None,
+    memory: int | None = None,
+    batches: int | None = None,
+    tokens: int | None = None,
+) -> JobPlan:
+    """Predict what :func:`hvp_engine.slq` with the same arguments costs on a device, without running it.
+
+    The model runs on tensors without data, so that one built under ``torch.device("meta")`` will do: matrix products
+    are counted operation by operation, memory traffic too, and second backward passes stop at their block as the
+    engine's do (:mod:`hvp_engine.planning.counting`). Each operation takes the time of the ceiling that it touches
+    (Williams, Waterman & Patterson 2009, roofline). GPUs are predicted from data sheets and stated efficiencies. On
+    ``"cpu"`` the ceilings of this machine are measured, and, where the model has weights, one gradient graph and a few
+    products of the model itself, which takes seconds.
+
+    Args:
+        model: The network, real or on the meta device; never changed.
+        loss: As for :func:`hvp_engine.slq`; it must not read values (``.item()``).
+        blocks: As for :func:`hvp_engine.slq`.
+        data: Batches, real or on the meta device; only their shapes count.
+        device: ``"cpu"`` or a GPU of :data:`hvp_engine.planning.devices.GPUS`.
+        steps: Lanczos steps.
+        probes: Random vectors per block.
+        precision: Arithmetic of the products.
+        basis: Dtype of the kept vectors; ``"bf16"`` is taken where ``"fp32"`` does not fit.
+        reorthogonalize: ``"full"`` or ``"none"``.
+        microbatch: Samples differentiated at once; None chooses.
+        memory: Bytes for graphs and vectors; None takes 80 % of what the device has beside the model.
+        batches: Number of batches of the largest one's size to plan for, in place of those in ``data``.
+        tokens: The same in entries of a batch's first tensor (token ids, for a language model).
+
+    Returns:
+        The plan; ``print`` shows it.
+
+    Raises:
+        ConfigurationError: An argument is out of range, or the device lacks the precision.
+        OutOfMemoryError: No setting fits; the message says what would.
+        ObjectiveError: The model or the loss cannot run without data.
+        BlockError: The blocks do not fit the model.
+    """
+    _check_arguments(steps, probes, reorthogonalize, basis)
+    check_precision(precision)
+    target = None if device == "cpu" else gpu(device)
+    if target is not None and not target.supports(precision):
+        raise ConfigurationError(
+            f"{device} has no {precision} arithmetic that the engine uses; choose from {', '.join(target.peak)}."
+        )
+    dtype = working_dtype(precision)
+    shell = meta_copy(model, dtype)
+    partition = resolve(shell, blocks)
+    shape = _scaled(data_shape(data, dtype), batches, tokens)
+    counter = JobCounter(shell, loss, shape, partition)
+    parameters = sum(t.nbytes for t in (*shell.parameters(), *shell.buffers()))
+    numel = {name: block.numel for name, block in partition.blocks.items()}
+    job = Job(numel, steps, probes, precision, reorthogonalize, shape.samples, shape.batches, parameters)
+    room = device_memory.free_share(target.room(parameters)) if target else device_memory.budget(torch.device("cpu"))
+    budget = room if memory is None else memory
+    graph = _graph_size(counter, shape.samples)
+    setting, changed = _choose(job, graph, budget, basis, microbatch, on_cpu=target is None)
+    counts = counter.count(setting.microbatch)
+    machine = target or measure_cpu(precision, max(counts.products, key=lambda key: counts.products[key], default=None))
+    calibration = None
+    real = not any(p.is_meta for p in model.parameters()) and not _is_meta(data)
+    if target is None and real:
+        calibration = calibrate(model, loss, blocks, data, counts, setting, machine)
+    sources = _Sources(counts, job, graph, machine, calibration)
+    prediction = sources.predict(setting)
+    return JobPlan(
+        device=machine,
+        job=job,
+        setting=setting,
+        prediction=prediction,
+        calibrated=calibration is not None,
+        alternatives=tuple(_alternatives(sources, setting)),
+        notes=(*partition.notes, *changed),
+    )
+
+
+@dataclass(frozen=True)
+class _Sources:
+    """What predictions for one job and device start from."""
+
+    counts: Counts
+    job: Job
+    graph: GraphSize
+    machine: Device
+    calibration: Calibration | None
+
+    def predict(self, setting: Setting, **options: bool) -> Prediction:
+        """Predict a setting."""
+        return predict(self.counts, self.job, setting, self.machine, self.calibration, **options)
+
+
+def _graph_size(counter: JobCounter, samples: int | None) -> GraphSize:
+    """From graphs of one and two samples, as the engine's scheduler measures it."""
+    if samples is None:
+        return GraphSize(float(counter.graph_bytes(None)), 0.0)
+    one = counter.graph_bytes(1)
+    slope = max(0, counter.graph_bytes(2) - one) if samples > 1 else 0
+    return GraphSize(max(0.0, float(one - slope)), float(slope))
+
+
+def _choose(
+    job: Job, graph: GraphSize, budget: int, basis: BasisName, microbatch: int | None, *, on_cpu: bool
+) -> tuple[Setting, list[str]]:
+    """The engine's own setting where it fits; else smaller micro-batches, then half the basis. And what was changed."""
+    largest = choose_microbatch(job, graph, budget, microbatch)
+    sizes = [largest]
+    while microbatch is None and (size := sizes[-1]) is not None and size > 1:
+        sizes.append((size + 1) // 2)
+    halved = basis == "fp32" and job.precision != "fp64" and job.reorthogonalize == "full"
+    reasons: list[OutOfMemoryError] = []
+    for name in (basis, *(("bf16",) if halved else ())):
+        for size in sizes:
+            try:
+                setting = fit(job, graph, budget, name, size, on_cpu=on_cpu)
+            except OutOfMemoryError as error:
+                reasons.append(error)
+                continue
+            notes = []
+            if size != largest:
+                notes.append(f"Lanczos vectors fit beside smaller graphs only: pass microbatch={size}")
+            if name != basis:
+                notes.append("an fp32 basis does not fit: pass basis='bf16'")
+            return setting, notes
+    raise reasons[-1]
+
+
+def _alternatives(sources: _Sources, setting: Setting) -> Iterable[Alternative]:
+    """Other ways to run the job: precisions and basis dtypes of a GPU, head curvature, the ceilings themselves."""
+    machine, job = sources.machine, sources.job
+    on_cpu = machine.measured
+    if job.precision != "fp64":
+        precisions = [setting.precision] if on_cpu else [p for p in machine.peak if p != "fp64"]
+        for precision in precisions:
+            for basis in get_args(BasisName):
+                if (precision, basis) == (setting.precision, setting.basis) or job.reorthogonalize == "none":
+                    continue
+                label = f"precision {precision}, basis {basis}"
+                other = replace(job, precision=precision)
+                try:
+                    tried = fit(other, sources.graph, setting.budget, basis, setting.microbatch, on_cpu=on_cpu)
+                except OutOfMemoryError:
+                    yield Alternative(label, None, None, "does not fit")
+                    continue
+                found = replace(sources, job=other).predict(tried)
+                yield Alternative(label, found.flop, found.seconds, f"{len(tried.waves)} waves")
+    if sources.counts.head is not None and any(map(sources.counts.passes_head, job.numel)):
+        found = sources.predict(setting, with_head_curvature=True)
+        yield Alternative("with head curvature", found.flop, found.seconds, "formed once, applied in every product")
+    if not on_cpu:
+        ceiling = replace(machine, product_share=dict.fromkeys(machine.peak, 1.0), bandwidth_share=1.0, launch=0.0)
+        found = replace(sources, machine=ceiling).predict(setting)
+        yield Alternative("at the data sheet's ceilings", found.flop, found.seconds, "no program can be faster")
+
+
+def _scaled(shape: DataShape, batches: int | None, tokens: int | None) -> DataShape:
+    """The data's shape with as many batches as asked for."""
+    if batches is None and tokens is None:
+        return shape
+    if batches is not None and tokens is not None:
+        raise ConfigurationError("Give batches or tokens, not both.")
+    asked = batches if batches is not None else tokens
+    if not isinstance(asked, int) or asked < 1 or shape.largest is None:
+        raise ConfigurationError(
+            f"batches or tokens is {asked!r}; it must be a whole number of at least 1, for a job with data."
+        )
+    if tokens is None:
+        return replace(shape, batches=float(asked))
+    first = batch_tools.tensors(shape.largest)[0].numel()
+    return replace(shape, batches=max(asked / first, 1.0 / first))
+
+
+def _is_meta(data: Iterable[Any] | None) -> bool:
+    """Whether the first batch has no contents."""
+    if data is None:
+        return False
+    first = next(iter(data))
+    return any(tensor.is_meta for tensor in batch_tools.tensors(first))

@@ -1,0 +1,233 @@
+"""The fused operations without their arithmetic: what each pass reads, writes and keeps, for tensors that have no data.
+
+The fused kernels cannot run on meta tensors, and the plain operations that could are a poor stand-in: they write the
+attention matrix and chains of temporaries that the kernels never form, and never recompute what the kernels do. So a
+counted model runs on functions that only make results of the right shape and report the kernels' work: every operand
+of a pass is read once and every result written once; attention adds its tile products.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import Function
+
+from hvp_engine.ops.batching import tensor_arguments, wanted_gradients
+from hvp_engine.ops.swap import REPLACEMENTS, TwiceDifferentiable
+from hvp_engine.planning.meter import Meter, traffic
+
+_TILE = 64  # rows and keys of an attention tile: what of the triangle's edge is computed too
+
+
+class Kernel:
+    """Shapes and work of one fused operation.
+
+    Attributes:
+        meter: Where its passes are counted.
+        operands: How many of its leading tensors may be differentiated.
+    """
+
+    def __init__(self, meter: Meter, operands: int) -> None:
+        self.meter, self.operands = meter, operands
+
+    def outcome(self, tensors: Sequence[Tensor | None]) -> Tensor:
+        """Allocate the result; by default in the shape of the first tensor."""
+        assert tensors[0] is not None
+        return torch.empty_like(tensors[0], memory_format=torch.contiguous_format)
+
+    def statistics(self, tensors: Sequence[Tensor | None]) -> Tensor | None:
+        """Allocate what the forward pass keeps for the others besides its inputs: two numbers per row."""
+        assert tensors[0] is not None
+        return torch.empty((*tensors[0].shape[:-1], 2), dtype=torch.float32, device=tensors[0].device)
+
+    def forward_flop(self, tensors: Sequence[Tensor | None]) -> float:
+        """Matrix products of the forward pass."""
+        return 0.0
+
+    def backward_flop(self, tensors: Sequence[Tensor | None], wanted: Sequence[bool]) -> float:
+        """Matrix products of the backward pass to the wanted operands."""
+        return 0.0
+
+    def second_flop(self, tensors: Sequence[Tensor | None], given: Sequence[bool], wanted: Sequence[bool]) -> float:
+        """Matrix products of the backward's backward, from given tangents to wanted operands and (last) cotangent."""
+        return 0.0
+
+    def count(self, flop: float, tensors: Iterable[Tensor | None]) -> None:
+        """Report one pass."""
+        self.meter.work.add(flop, traffic(tensors))
+
+
+class AttentionKernel(Kernel):
+    """Attention by tiles: the products that csrc/cpu/attention_*.cpp form, above the diagonal none if causal."""
+
+    def __init__(self, meter: Meter, causal: bool) -> None:
+        super().__init__(meter, 3)
+        self.causal = causal
+
+    def outcome(self, tensors: Sequence[Tensor | None]) -> Tensor:
+        """One row of values per query."""
+        query, _, value = tensors[:3]
+        assert query is not None and value is not None
+        return query.new_empty((*query.shape[:-1], value.shape[-1]))
+
+    def forward_flop(self, tensors: Sequence[Tensor | None]) -> float:
+        """Scores and output."""
+        return self._products(tensors, 1, 1)
+
+    def backward_flop(self, tensors: Sequence[Tensor | None], wanted: Sequence[bool]) -> float:
+        """Scores again, the probabilities' gradient, and one product per wanted operand."""
+        query, key, value = wanted
+        return self._products(tensors, 1 + query + key, (query or key) + value)
+
+    def second_flop(self, tensors: Sequence[Tensor | None], given: Sequence[bool], wanted: Sequence[bool]) -> float:
+        """The products of attention_second.cpp, in its notation; twelve when everything is given and wanted."""
+        query, key, value = given
+        of_query, of_key, of_value, of_grad = wanted
+        first, scores = query or key, of_query or of_key
+        narrow = 1 + query + key  # P, q' key', query k'
+        narrow += of_query * (1 + key) + of_key * (1 + query)  # R key, (P X) k', R' query, (P X)' q'
+        wide = scores * (first + value)  # dO value', dO v''
+        wide += of_grad * (first + value) + of_value * first  # (P Y) value, P v', (P Y)' dO
+        return self._products(tensors, narrow, wide)
+
+    def _products(self, tensors: Sequence[Tensor | None], narrow: int, wide: int) -> float:
+        query, _, value = tensors[:3]
+        assert query is not None and value is not None
+        rows, keys = query.shape[-2], value.shape[-2]
+        seen = min(1.0, 0.5 * (1.0 + min(_TILE, rows) / rows)) if self.causal else 1.0
+        size = narrow * query.shape[-1] + wide * value.shape[-1]
+        return 2.0 * (query.numel() / query.shape[-1]) * keys * size * seen
+
+
+class LossKernel(Kernel):
+    """Cross-entropy of rows: one loss and two numbers each, never probabilities."""
+
+    def outcome(self, tensors: Sequence[Tensor | None]) -> Tensor:
+        """One loss per row."""
+        assert tensors[0] is not None
+        return tensors[0].new_empty(tensors[0].shape[0])
+
+
+class _Forward(Function):
+    @staticmethod
+    def forward(ctx: Any, kernel: Kernel, *tensors: Tensor | None) -> Tensor:
+        out = kernel.outcome(tensors)
+        statistics = kernel.statistics(tensors)
+        kernel.count(kernel.forward_flop(tensors), (*tensors, out, statistics))
+        ctx.kernel = kernel
+        ctx.is_tensor = tensor_arguments((kernel, *tensors))
+        ctx.save_for_backward(*tensors, statistics)
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        *tensors, statistics = ctx.saved_tensors
+        wanted = tuple(wanted_gradients(ctx, ctx.is_tensor)[1 : 1 + ctx.kernel.operands])
+        if not any(wanted):
+            return (None,) * (1 + len(tensors))
+        parts = iter(_Backward.apply(ctx.kernel, wanted, grads[0], *tensors, statistics))  # type: ignore[no-untyped-call]
+        found = [next(parts) if want else None for want in wanted]
+        return (None, *found, *(None,) * (len(tensors) - len(found)))
+
+
+class _Backward(Function):
+    @staticmethod
+    def forward(
+        ctx: Any, kernel: Kernel, wanted: tuple[bool, ...], grad: Tensor, *tensors: Tensor | None
+    ) -> tuple[Tensor, ...]:
+        parts = _like(tensors, wanted)
+        kernel.count(kernel.backward_flop(tensors, wanted), (grad, *tensors, *parts))
+        ctx.kernel, ctx.wanted = kernel, wanted
+        ctx.is_tensor = tensor_arguments((kernel, wanted, grad, *tensors))
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(grad, *tensors)
+        return tuple(parts)
+
+    @staticmethod
+    def backward(ctx: Any, *tangents: Tensor | None) -> tuple[Tensor | None, ...]:
+        grad, *tensors = ctx.saved_tensors
+        needed = wanted_gradients(ctx, ctx.is_tensor)[2:]
+        of_grad, of_inputs = needed[0], needed[1 : 1 + ctx.kernel.operands]
+        parts = _like((*tensors[: len(of_inputs)], grad), (*of_inputs, of_grad))
+        places = iter(tangents)
+        given = [next(places) is not None if want else False for want in ctx.wanted]
+        flop = ctx.kernel.second_flop(tensors, given, (*of_inputs, of_grad))
+        ctx.kernel.count(flop, (*tangents, grad, *tensors, *parts))
+        rest = iter(parts)
+        found = [next(rest) if want else None for want in of_inputs]
+        return (None, None, next(rest, None), *found, *(None,) * (len(tensors) - len(found)))
+
+
+def _like(tensors: Sequence[Tensor | None], wanted: Sequence[bool]) -> list[Tensor]:
+    """Results in the shapes of the wanted tensors."""
+    return [torch.empty_like(t) for t, want in zip(tensors, wanted, strict=False) if want and t is not None]
+
+
+class ShapesOnly(TwiceDifferentiable):
+    """Runs a model on fused operations that have shapes and costs, but no values."""
+
+    def __init__(self, meter: Meter) -> None:
+        super().__init__()
+        self._meter = meter
+        self.classes: tuple[int, int] | None = None  # rows and classes of the last cross-entropy
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Iterable[type],
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        """Run one intercepted call; calls without a kernel run as they are."""
+        name, replacement = REPLACEMENTS.get(func, ("", None))
+        shaped = getattr(self, f"_{name}", None) if replacement is not None else None
+        result = NotImplemented if shaped is None else shaped(*args, **(kwargs or {}))
+        return super().__torch_function__(func, types, args, kwargs) if result is NotImplemented else result
+
+    def _attention(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        attn_mask: Tensor | None = None,
+        dropout_p: float = 0.0,
+        is_causal: bool = False,
+        **_: Any,
+    ) -> Any:
+        if dropout_p or (attn_mask is not None and attn_mask.requires_grad):
+            return NotImplemented
+        return _Forward.apply(AttentionKernel(self._meter, is_causal), query, key, value, attn_mask)  # type: ignore[no-untyped-call]
+
+    def _cross_entropy(
+        self, input: Tensor, target: Tensor, weight: Tensor | None = None, *rest: Any, reduction: str = "mean", **_: Any
+    ) -> Any:
+        if rest or weight is not None or target.is_floating_point() or input.dim() < 2:
+            return NotImplemented
+        logits = input.movedim(1, -1).reshape(-1, input.shape[1])
+        self.classes = (logits.shape[0], logits.shape[1])
+        loss: Tensor = _Forward.apply(LossKernel(self._meter, 1), logits, target.reshape(-1))  # type: ignore[no-untyped-call]
+        return loss.reshape(target.shape) if reduction == "none" else loss.mean() if reduction == "mean" else loss.sum()
+
+    def _layer_norm(
+        self,
+        input: Tensor,
+        normalized_shape: Sequence[int],
+        weight: Tensor | None = None,
+        bias: Tensor | None = None,
+        *_: Any,
+        **__: Any,
+    ) -> Any:
+        return _Forward.apply(Kernel(self._meter, 3), input, weight, bias)  # type: ignore[no-untyped-call]
+
+    def _rms_norm(
+        self, input: Tensor, normalized_shape: Sequence[int], weight: Tensor | None = None, *_: Any, **__: Any
+    ) -> Any:
+        return _Forward.apply(Kernel(self._meter, 2), input, weight)  # type: ignore[no-untyped-call]
+
+    def _pointwise(self, input: Tensor, *_: Any, **__: Any) -> Any:
+        return _Forward.apply(Kernel(self._meter, 1), input)  # type: ignore[no-untyped-call]
+
+    _gelu = _silu = _softmax = _pointwise
