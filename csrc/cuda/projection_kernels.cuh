@@ -63,27 +63,14 @@ struct Pack {
     }
 };
 
-// The precision of an update's short sums: fp32 serves a vector that is rounded to fp32 afterwards.
+// The precision of products and of sums of a few of them. What a bf16 basis takes out of an fp32 vector is rounded more
+// coarsely than fp32 by the basis itself; everything else is worth fp64.
 template <typename Q, typename W>
 struct ShortSum {
-    using Type = float;
-};
-template <typename Q>
-struct ShortSum<Q, double> {
     using Type = double;
 };
 template <>
-struct ShortSum<double, float> {
-    using Type = double;
-};
-
-// The precision of the products in a dot of one pack: the products of a bf16 basis are nearly exact in fp32.
-template <typename Q, typename W>
-struct ShortDot {
-    using Type = double;
-};
-template <>
-struct ShortDot<Bfloat16, float> {
+struct ShortSum<Bfloat16, float> {
     using Type = float;
 };
 
@@ -153,7 +140,7 @@ struct FourRows {
 // Adds a tile's products of kRows rows with the vector, of this lane, to `sums`.
 template <typename Q, typename W>
 __device__ inline void dot_tile(const View<Q, W>& s, int row, std::int64_t tile, int lane, double* sums) {
-    using Short = typename ShortDot<Q, W>::Type;
+    using Short = typename ShortSum<Q, W>::Type;
     Short shorts[kRows] = {};
     if (s.packed(tile)) {
         const std::int64_t column = tile + lane * kPackColumns<Q>;

@@ -33,12 +33,22 @@ def _native_why_not(device: torch.device) -> str | None:
     return loader.missing_reason
 
 
+def _cuda_why_not(device: torch.device) -> str | None:
+    if device.type != "cuda":
+        return "its kernels run on CUDA devices only"
+    return loader.cuda_missing_reason()
+
+
 def _torch_why_not(device: torch.device) -> str | None:
     return None
 
 
 # Best first; a new backend is one line here. The PyTorch reference stays last: it runs everywhere.
-_BACKENDS = (Backend("native", _native_why_not), Backend("torch", _torch_why_not))
+_BACKENDS = (
+    Backend("cuda", _cuda_why_not),
+    Backend("native", _native_why_not),
+    Backend("torch", _torch_why_not),
+)
 
 
 def available_backends(device: torch.device) -> list[str]:

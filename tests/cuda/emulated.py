@@ -39,20 +39,28 @@ def copy_of_sources(folder: Path, file: str, old: str, new: str) -> Path:
     return folder
 
 
-def build(folder: Path, *flags: str, sources: Path = CSRC / "cuda") -> Emulator:
-    """Compiles the launchers of a folder with the emulated runtime, two files at a time."""
-    folder.mkdir(parents=True, exist_ok=True)
-    files = [*(sources / name for name in KERNELS), *(HERE / "emulation" / name for name in SUPPORT)]
-    include = [f"-I{HERE / 'emulation'}", f"-I{CSRC / 'include'}", f"-I{sources}"]
-    objects = [folder / f"{file.name}.o" for file in files]
+def build(
+    folder: Path, *flags: str, sources: Path = CSRC / "cuda", kernels: tuple[str, ...] = KERNELS, rest: Path | None = None
+) -> Emulator:
+    """Compiles launchers of a folder with the emulated runtime, two files at a time.
 
-    def compile_one(file: Path, target: Path) -> None:
-        command = ["g++", *FLAGS, *flags, *include, "-x", "c++", "-c", str(file), "-o", str(target)]
+    Files that are not in `kernels`, and the runtime, come from the folder `rest`, built before with the same flags.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    files = [sources / name for name in kernels]
+    if rest is None:
+        files += [HERE / "emulation" / name for name in SUPPORT]
+    include = [f"-I{HERE / 'emulation'}", f"-I{CSRC / 'include'}", f"-I{sources}"]
+
+    def compile_one(file: Path) -> None:
+        command = ["g++", *FLAGS, *flags, *include, "-x", "c++", "-c", str(file), "-o", str(folder / f"{file.name}.o")]
         done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
         assert done.returncode == 0, done.stderr
 
     with ThreadPoolExecutor(2) as pool:
-        list(pool.map(compile_one, files, objects))
+        list(pool.map(compile_one, files))
+    compiled = {file.name for file in files}
+    objects = [(folder if name in compiled else rest or folder) / f"{name}.o" for name in (*KERNELS, *SUPPORT)]
     harness = folder / "harness"
     subprocess.run(["g++", *flags, "-o", str(harness), *map(str, objects)], check=True, timeout=60)
     return Emulator(harness)
@@ -76,9 +84,10 @@ class Emulator:
 
     def __init__(self, harness: Path) -> None:
         self._harness = harness
+        self.folder = harness.parent
 
     def _run(self, kernel: str, arrays: list[tuple[int, bytes]], order: str) -> list[bytes]:
-        with tempfile.TemporaryDirectory(dir=self._harness.parent) as folder:
+        with tempfile.TemporaryDirectory(dir=self.folder) as folder:
             given, result = Path(folder) / "in", Path(folder) / "out"
             with given.open("wb") as file:
                 for lead, data in arrays:

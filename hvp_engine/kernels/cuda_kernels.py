@@ -1,0 +1,267 @@
+"""Calls of the CUDA kernels: everything stays on the device, nothing waits for it.
+
+Work is queued on torch's current stream of the tensors' device, whose caching allocator keeps workspaces alive until the
+kernels that use them have run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from hvp_engine.errors import BackendError, ConfigurationError
+from hvp_engine.kernels import loader
+from hvp_engine.kernels.reorthogonalize import Projection, stream_table
+
+__all__ = [
+    "LanczosState",
+    "record_step_cuda",
+    "reorthogonalize_cuda",
+    "tridiagonal_quadrature_cuda",
+]
+
+# The numbers are BasisType and VectorType of csrc/include/hvp/reorthogonalize.h.
+_BASIS_TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float64: 2}
+_VECTOR_TYPES = {torch.float32: 0, torch.float64: 1}
+
+
+class LanczosState(NamedTuple):
+    """The scalars of all streams, on the device; contiguous.
+
+    Attributes:
+        alphas: (streams, steps) float64.
+        betas: (streams, steps) float64.
+        norms: (streams,) float64, running estimates of the norm of T.
+        lost: (streams,) float64, the largest loss of orthogonality so far.
+        steps: (streams,) int64, steps done.
+        live: (streams,) bool.
+    """
+
+    alphas: Tensor
+    betas: Tensor
+    norms: Tensor
+    lost: Tensor
+    steps: Tensor
+    live: Tensor
+
+
+def reorthogonalize_cuda(
+    bases: Sequence[Tensor], vectors: Sequence[Tensor], counts: Sequence[int] | Tensor
+) -> Projection:
+    """Does what `hvp_engine.kernels.reorthogonalize` does, for tensors on one CUDA device.
+
+    Args:
+        bases: Per stream an (capacity, n) tensor of fp32, bf16 or fp64 with contiguous rows; n may differ.
+        vectors: Per stream a contiguous (n,) tensor of fp32 or fp64; updated in place.
+        counts: Per stream the number of leading basis rows in use, or an int64 tensor (streams,) of them on the device,
+            which is then never read by the host; a count above the capacity means the capacity.
+
+    Returns:
+        Coefficients (streams, largest count; for a tensor of counts the largest capacity), norms and losses on the
+        device. Equal inputs give equal bits.
+
+    Raises:
+        ConfigurationError: Lengths, shapes, dtypes, strides or devices do not fit, or a basis has too many rows.
+        BackendError: The CUDA kernels cannot run, or a launch failed.
+    """
+    on_device = isinstance(counts, Tensor)
+    limits = [basis.shape[0] for basis in bases] if on_device else list(counts)
+    table = stream_table(bases, vectors, limits)
+    device = vectors[0].device
+    if max(limits) > loader.native.cuda_max_rows:
+        raise ConfigurationError(
+            f"a basis of {max(limits)} rows is more than the CUDA kernels take ({loader.native.cuda_max_rows}); "
+            "use fewer steps, or set HVP_ENGINE_BACKEND=torch"
+        )
+    with _queue(device) as stream:
+        used = _device_counts(counts, device) if on_device else _to_device(np.array(limits, np.int64), device)
+        plan, entries = loader.native.cuda_plan_reorthogonalize(table)
+        entries = _to_device(entries, device)
+        coefficients = torch.empty((len(vectors), max(limits)), dtype=torch.float64, device=device)
+        norms, lost = torch.empty((2, len(vectors)), dtype=torch.float64, device=device)
+        workspace = torch.empty(plan.workspace_bytes, dtype=torch.uint8, device=device)
+        loader.native.cuda_reorthogonalize(
+            plan,
+            entries.data_ptr(),
+            used.data_ptr(),
+            coefficients.data_ptr(),
+            coefficients.shape[1],
+            norms.data_ptr(),
+            lost.data_ptr(),
+            workspace.data_ptr(),
+            _index(device),
+            stream,
+        )
+    return Projection(coefficients, norms, lost)
+
+
+def record_step_cuda(
+    vectors: Sequence[Tensor],
+    stores: Sequence[Tensor | None],
+    windows: Sequence[Tensor | None],
+    rows: Sequence[int],
+    last_steps: Sequence[int],
+    alpha: Tensor,
+    projection: Projection,
+    state: LanczosState,
+    position: int,
+    tolerance: float,
+) -> None:
+    """Records one step of the recurrence and writes the next Lanczos vectors.
+
+    A live stream whose beta is at most `tolerance` times its running norm, or that has done its last step, ends. The
+    destinations of streams that have ended, now or before, become zero. A stream whose alpha or beta is not finite ends
+    as well; the number stays visible in `state.alphas` or `state.betas`.
+
+    Args:
+        vectors: Per stream the orthogonalised vector (n,), fp32 or fp64, contiguous; read only.
+        stores: Per stream the row (n,) of the stored basis (fp32, bf16 or fp64) that takes vector / beta, or None.
+        windows: Per stream the row (n,) that takes it unrounded, in the vector's dtype, or None.
+        rows: Per stream its row in the state.
+        last_steps: Per stream the number of steps after which it ends.
+        alpha: (streams,) float64 on the device; may be a column.
+        projection: Its `norms` are the betas; its `lost` the losses of orthogonality.
+        state: Updated in place.
+        position: Index of this step.
+        tolerance: Relative size of a beta that counts as zero.
+
+    Raises:
+        ConfigurationError: Lengths, shapes, dtypes or devices do not fit.
+        BackendError: The CUDA kernels cannot run, or a launch failed.
+    """
+    device = vectors[0].device
+    _check_state(state, device, position, rows)
+    table = np.empty((len(vectors), 8), dtype=np.int64)
+    streams = zip(vectors, stores, windows, rows, last_steps, strict=True)
+    for s, (vector, store, window, row, last) in enumerate(streams):
+        _check_rows(s, vector, store, window, device)
+        store_type = 0 if store is None else _BASIS_TYPES[store.dtype]
+        addresses = [0 if t is None else t.data_ptr() for t in (vector, store, window)]
+        table[s] = (*addresses, vector.shape[0], row, last, store_type, _VECTOR_TYPES[vector.dtype])
+    _check_doubles(len(vectors), device, alpha=alpha, norms=projection.norms, lost=projection.lost)
+    with _queue(device) as stream:
+        tasks, entries = loader.native.cuda_plan_record(table)
+        entries = _to_device(entries, device)
+        loader.native.cuda_record_step(
+            entries.data_ptr(),
+            len(vectors),
+            tasks,
+            alpha.data_ptr(),
+            alpha.stride(0),
+            projection.norms.contiguous().data_ptr(),
+            projection.lost.contiguous().data_ptr(),
+            position,
+            tolerance,
+            [t.data_ptr() for t in state],
+            state.alphas.shape[1],
+            _index(device),
+            stream,
+        )
+
+
+def tridiagonal_quadrature_cuda(alphas: Tensor, betas: Tensor, steps: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Computes eigenvalues and squared first eigenvector components of tridiagonal matrices on the device.
+
+    Args:
+        alphas: (matrices, m) float64 diagonals.
+        betas: (matrices, m - 1) float64 off-diagonals.
+        steps: (matrices,) int64; matrix s consists of its leading steps[s] entries (at least 1, at most m).
+
+    Returns:
+        Nodes (matrices, m), ascending, weights (matrices, m) and an int64 scalar: the first matrix whose iteration did
+        not converge (a NaN does not), or -1. Entries past steps[s] repeat the largest node with weight 0.
+
+    Raises:
+        ConfigurationError: Shapes, dtypes or devices do not fit.
+        BackendError: The CUDA kernels cannot run, or a launch failed.
+    """
+    if alphas.ndim != 2 or alphas.shape[0] < 1 or alphas.shape[1] < 1:
+        raise ConfigurationError(f"alphas has shape {tuple(alphas.shape)}; give (matrices, m) with m >= 1")
+    num, m = alphas.shape
+    if betas.shape != (num, m - 1) or steps.shape != (num,) or steps.dtype != torch.int64:
+        raise ConfigurationError(
+            f"betas {tuple(betas.shape)} and steps {tuple(steps.shape)} {steps.dtype} do not fit alphas ({num}, {m}); "
+            f"give ({num}, {m - 1}) and ({num},) torch.int64"
+        )
+    device = alphas.device
+    if alphas.dtype != torch.float64 or betas.dtype != torch.float64 or {betas.device, steps.device} != {device}:
+        raise ConfigurationError("alphas and betas must be float64, and all arguments on one device")
+    with _queue(device) as stream:
+        alphas, betas, steps = alphas.contiguous(), betas.contiguous(), steps.contiguous()
+        nodes, weights = torch.empty_like(alphas), torch.empty_like(alphas)
+        failed = torch.empty((), dtype=torch.int64, device=device)
+        size = loader.native.cuda_tridiagonal_workspace_bytes(num, m)
+        workspace = torch.empty(size, dtype=torch.uint8, device=device)
+        arrays = [t.data_ptr() for t in (alphas, betas, steps, nodes, weights, failed, workspace)]
+        loader.native.cuda_tridiagonal_quadrature(num, m, arrays, _index(device), stream)
+    return nodes, weights, failed
+
+
+@contextmanager
+def _queue(device: torch.device) -> Iterator[int]:
+    """Makes a CUDA device current and gives its current stream; turns launch errors into BackendError."""
+    if device.type != "cuda":
+        raise ConfigurationError(f"the CUDA kernels take tensors on a CUDA device, not on {device}")
+    reason = loader.cuda_missing_reason()
+    if reason is not None:
+        raise BackendError(f"the CUDA kernels cannot run: {reason}; set HVP_ENGINE_BACKEND=torch to do without them")
+    with torch.cuda.device(device):
+        try:
+            yield torch.cuda.current_stream(device).cuda_stream
+        except RuntimeError as error:
+            raise BackendError(f"a CUDA kernel could not be launched on {device}: {error}") from error
+
+
+def _index(device: torch.device) -> int:
+    return torch.cuda.current_device() if device.index is None else device.index
+
+
+def _to_device(array: NDArray[np.int64], device: torch.device) -> Tensor:
+    """Copies a small table without waiting: from pinned memory, which torch keeps until the copy is done."""
+    return torch.from_numpy(array).pin_memory().to(device, non_blocking=True)
+
+
+def _device_counts(counts: Sequence[int] | Tensor, device: torch.device) -> Tensor:
+    assert isinstance(counts, Tensor)
+    if counts.dtype != torch.int64 or counts.ndim != 1 or counts.device != device:
+        raise ConfigurationError(f"counts is {counts.dtype} {tuple(counts.shape)} on {counts.device}; use int64 (streams,)")
+    return counts.contiguous()
+
+
+def _check_doubles(num: int, device: torch.device, **tensors: Tensor) -> None:
+    for name, tensor in tensors.items():
+        if tensor.dtype != torch.float64 or tensor.shape != (num,) or tensor.device != device:
+            raise ConfigurationError(
+                f"{name} is {tensor.dtype} {tuple(tensor.shape)} on {tensor.device}; use float64 ({num},) on {device}"
+            )
+
+
+def _check_state(state: LanczosState, device: torch.device, position: int, rows: Sequence[int]) -> None:
+    num, columns = state.alphas.shape
+    shapes = ((num, columns), (num, columns), (num,), (num,), (num,), (num,))
+    dtypes = (*[torch.float64] * 4, torch.int64, torch.bool)
+    for name, tensor, shape, dtype in zip(state._fields, state, shapes, dtypes, strict=True):
+        if tensor.shape != shape or tensor.dtype != dtype or tensor.device != device or not tensor.is_contiguous():
+            raise ConfigurationError(f"state.{name} must be contiguous {dtype} {shape} on {device}")
+    if not 0 <= position < columns or min(rows) < 0 or max(rows) >= num:
+        raise ConfigurationError(f"position {position} or the rows {rows} do not fit a state of shape ({num}, {columns})")
+
+
+def _check_rows(
+    s: int, vector: Tensor, store: Tensor | None, window: Tensor | None, device: torch.device
+) -> None:
+    for tensor in (vector, store, window):
+        if tensor is not None and (
+            tensor.ndim != 1 or tensor.shape != vector.shape or tensor.device != device or not tensor.is_contiguous()
+        ):
+            raise ConfigurationError(f"stream {s}: vector and rows must be contiguous (n,) tensors on {device}")
+    if vector.dtype not in _VECTOR_TYPES or (store is not None and store.dtype not in _BASIS_TYPES):
+        raise ConfigurationError(f"stream {s}: use an fp32 or fp64 vector and an fp32, bf16 or fp64 basis")
+    if window is not None and window.dtype != vector.dtype:
+        raise ConfigurationError(f"stream {s}: the window is {window.dtype}, the vector {vector.dtype}; use one dtype")
