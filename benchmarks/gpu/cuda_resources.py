@@ -108,6 +108,7 @@ def compile_with_nvrtc(site_packages: Path, architecture: int) -> tuple[str, dic
     headers, names = (ctypes.c_char_p * 1)(CSTDINT.encode()), (ctypes.c_char_p * 1)(b"cstdint")
     nvrtc.nvrtcCreateProgram(ctypes.byref(program), NVRTC_SOURCE.encode(), b"kernels.cu", 1, headers, names)
     options = [f"--gpu-architecture=sm_{architecture}", "--std=c++17", "--ptxas-options=-v"]
+    options += ["--device-as-default-execution-space"]  # the declarations of launchers are never called
     options += [f"-I{ROOT / 'csrc' / 'include'}", f"-I{CUDA}"]
     given = (ctypes.c_char_p * len(options))(*[o.encode() for o in options])
     status = nvrtc.nvrtcCompileProgram(program, len(options), given)

@@ -264,6 +264,7 @@ __device__ void run_task(const ProjectionBatch& batch, std::int64_t index, std::
     __syncthreads();
     double square = 0.0;
     const std::int64_t stride = pass == Pass::dots ? kTaskColumns : kTileColumns<Q>;
+#pragma unroll 1
     for (std::int64_t begin = task_begin; begin < task_end; begin += stride) {
         const std::int64_t end = begin + stride < task_end ? begin + stride : task_end;
         if (pass != Pass::dots) square += update_tile(s, begin, coefficients, parts);
@@ -290,7 +291,7 @@ extern __shared__ double shared_memory[];
 
 // One pass over all tasks of streams with this pair of types.
 template <typename Q, typename W>
-__global__ void __launch_bounds__(kProjectionThreads, sizeof(W) == 4 ? 3 : 2)
+__global__ void __launch_bounds__(kProjectionThreads, 2)
     project(ProjectionBatch batch, Pass pass, std::int64_t type_pair) {
     for (std::int64_t task = blockIdx.x; task < batch.num_tasks; task += gridDim.x) {
         const std::int64_t index = entry_of(batch.arrays.entries, batch.num_streams, task);

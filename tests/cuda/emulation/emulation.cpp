@@ -9,13 +9,12 @@
 #include <utility>
 #include <vector>
 
-#if defined(__SANITIZE_THREAD__)
+// This file itself is compiled without -fsanitize=thread: the scheduler is not under test.
+#if defined(HVP_EMULATION_TSAN)
 #include <sanitizer/tsan_interface.h>
 #define WITH_TSAN(...) __VA_ARGS__
-#define UNCHECKED __attribute__((no_sanitize_thread))
 #else
 #define WITH_TSAN(...)
-#define UNCHECKED
 #endif
 #if defined(__SANITIZE_ADDRESS__)
 #include <sanitizer/asan_interface.h>
@@ -93,24 +92,24 @@ struct Block {
 Block block;
 std::vector<char> stacks;
 
-[[noreturn]] UNCHECKED void fail(const char* what) {
+[[noreturn]] void fail(const char* what) {
     std::fprintf(stderr, "emulation: %s (block %u, thread %u)\n", what, blockIdx.x, threadIdx.x);
     std::_Exit(3);
 }
 
-UNCHECKED void leave() {
+void leave() {
     WITH_TSAN(__tsan_switch_to_fiber(block.scheduler_fiber, __tsan_switch_to_fiber_no_sync);)
     emulation_switch(&block.threads[threadIdx.x].stack, block.scheduler_stack);
 }
 
-UNCHECKED void release_if_complete() {
+void release_if_complete() {
     if (block.live == 0 || block.arrived != block.live) return;
     block.arrived = 0;
     block.site = nullptr;
     ++block.generation;
 }
 
-UNCHECKED void thread_main() {
+void thread_main() {
     WITH_TSAN(__tsan_acquire(&block.kernel);)
     (*block.kernel)();
     WITH_TSAN(__tsan_release(&block.kernel);)
@@ -121,7 +120,7 @@ UNCHECKED void thread_main() {
     std::abort();
 }
 
-UNCHECKED bool can_run(unsigned i) {
+bool can_run(unsigned i) {
     const Thread& t = block.threads[i];
     if (t.wait == Wait::block) return t.generation != block.generation;
     if (t.wait == Wait::warp) return t.generation != block.warps[i / kWarp].generation;
@@ -129,7 +128,7 @@ UNCHECKED bool can_run(unsigned i) {
 }
 
 // A fresh stack whose first `ret` enters thread_main, aligned as after a call.
-UNCHECKED void* fresh_stack(unsigned i) {
+void* fresh_stack(unsigned i) {
     auto top = (reinterpret_cast<std::uintptr_t>(stacks.data()) + (i + 1) * kStack) & ~std::uintptr_t{15};
     void** slot = reinterpret_cast<void**>(top);
     *--slot = nullptr;
@@ -142,7 +141,7 @@ struct Order {
     std::string name;
     std::uint64_t state;
 
-    UNCHECKED void arrange(std::vector<unsigned>& order) {
+    void arrange(std::vector<unsigned>& order) {
         if (name.rfind("rand", 0) != 0) return;
         for (std::size_t i = order.size(); i > 1; --i) {
             state = state * 6364136223846793005u + 1442695040888963407u;
@@ -151,19 +150,20 @@ struct Order {
     }
 };
 
-UNCHECKED Order wanted_order() {
+Order wanted_order() {
     const char* wish = std::getenv("HVP_EMULATION_ORDER");
     const std::string name = wish == nullptr ? "fwd" : wish;
     const std::size_t colon = name.find(':');
     return {name, colon == std::string::npos ? 1 : std::strtoull(name.c_str() + colon + 1, nullptr, 10)};
 }
 
-UNCHECKED void start_threads() {
+void start_threads() {
     block.threads.assign(blockDim.x, Thread());
     block.warps.assign((blockDim.x + kWarp - 1) / kWarp, Warp());
     block.live = blockDim.x;
     block.arrived = 0;
     block.site = nullptr;
+    WITH_TSAN(block.scheduler_fiber = __tsan_get_current_fiber();)
     WITH_TSAN(__tsan_release(&block.kernel);)
     for (unsigned i = 0; i < blockDim.x; ++i) {
         block.threads[i].stack = fresh_stack(i);
@@ -171,7 +171,7 @@ UNCHECKED void start_threads() {
     }
 }
 
-UNCHECKED void run_block(Order& order, std::vector<unsigned>& sequence) {
+void run_block(Order& order, std::vector<unsigned>& sequence) {
     start_threads();
     while (block.live > 0) {
         bool advanced = false;
@@ -192,9 +192,9 @@ UNCHECKED void run_block(Order& order, std::vector<unsigned>& sequence) {
 
 }  // namespace
 
-UNCHECKED int lane() { return static_cast<int>(threadIdx.x % kWarp); }
+int lane() { return static_cast<int>(threadIdx.x % kWarp); }
 
-UNCHECKED void block_barrier(const void* site) {
+void block_barrier(const void* site) {
     if (block.site != nullptr && block.site != site) fail("threads of one block wait at different barriers");
     block.site = site;
     Thread& t = block.threads[threadIdx.x];
@@ -207,7 +207,7 @@ UNCHECKED void block_barrier(const void* site) {
     WITH_TSAN(__tsan_acquire(&block.generation);)
 }
 
-UNCHECKED std::uint64_t exchange(unsigned mask, std::uint64_t bits, int from) {
+std::uint64_t exchange(unsigned mask, std::uint64_t bits, int from) {
     Thread& t = block.threads[threadIdx.x];
     const unsigned first = threadIdx.x / kWarp * kWarp;
     Warp& w = block.warps[threadIdx.x / kWarp];
@@ -230,7 +230,7 @@ UNCHECKED std::uint64_t exchange(unsigned mask, std::uint64_t bits, int from) {
     return handed[from];
 }
 
-UNCHECKED void run(unsigned blocks, unsigned threads, std::size_t shared_bytes, const std::function<void()>& kernel) {
+void run(unsigned blocks, unsigned threads, std::size_t shared_bytes, const std::function<void()>& kernel) {
     double* shared = hvp::cuda::shared_memory;
     Order order = wanted_order();
     std::vector<unsigned> sequence(threads);
