@@ -140,8 +140,8 @@ def markdown(found: dict) -> str:
     lines = [
         "# CUDA kernels: resources and predicted times",
         "",
-        "Written by `python benchmarks/gpu/cuda_resources.py --nvrtc SITE_PACKAGES`. Registers, spills and shared memory",
-        "are what the compiler reports; occupancy is computed from them. **Times are predicted, not measured.**",
+        "Written by `python benchmarks/gpu/cuda_resources.py --nvrtc SITE_PACKAGES`. Registers, spills and shared",
+        "memory are what the compiler reports; occupancy is computed from them. **Times are predicted, not measured.**",
         "",
         "## Resources per kernel",
         "",
@@ -157,9 +157,8 @@ def markdown(found: dict) -> str:
             n = kernels[name]
             shared = n["static_shared"] + n["dynamic_shared"]
             spilled = n["spill_stores"] + n["spill_loads"]
-            lines.append(
-                f"| `{name}` | {architecture} | {n['registers']} | {spilled} | {shared:,} | {n['occupancy_percent']} % |"
-            )
+            facts = f"{n['registers']} | {spilled} | {shared:,} | {n['occupancy_percent']} %"
+            lines.append(f"| `{name}` | {architecture} | {facts} |")
     lines += [
         "",
         "## Predicted, not measured: roofline time per launch",
@@ -173,8 +172,8 @@ def markdown(found: dict) -> str:
         )
         + ").",
         "The second pass counts one read of the basis: its second use of a tile comes from the caches (8 warps share",
-        "50 KB at 100 fp32 rows). The quadrature is a chain of dependent roots and divisions, far above its roofline: at",
-        "about 300 cycles per rotation it takes 2 ms, whatever the device.",
+        "50 KB at 100 fp32 rows). The quadrature is a chain of dependent roots and divisions, far above its roofline:",
+        "at a guessed 300 cycles per rotation it takes 2 ms, whatever the device.",
         "",
         "| launch | GB | GFLOP fp32 | GFLOP fp64 | " + " | ".join(f"{d.name}, ms" for d in DEVICES) + " |",
         "|---|---|---|---|" + "---|" * len(DEVICES),

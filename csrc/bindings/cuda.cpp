@@ -61,9 +61,10 @@ py::tuple plan_reorthogonalize(const Table& table) {
     for (py::ssize_t s = 0; s < table.shape(0); ++s) {
         const std::int64_t* f = table.data(s, 0);
         check_types(f[5], f[6]);
-        if (f[3] < 1 || f[4] < 0) throw py::value_error("stream " + std::to_string(s) + " has an invalid size");
-        streams.push_back({reinterpret_cast<const void*>(f[0]), reinterpret_cast<void*>(f[1]), f[2], f[3], f[4],
-                           static_cast<hvp::BasisType>(f[5]), static_cast<hvp::VectorType>(f[6])});
+        if (f[3] < 1 || f[4] < 0)
+            throw py::value_error("stream " + std::to_string(s) + " has an invalid size");
+        streams.push_back({reinterpret_cast<const void*>(f[0]), reinterpret_cast<void*>(f[1]), f[2], f[3],
+                           f[4], static_cast<hvp::BasisType>(f[5]), static_cast<hvp::VectorType>(f[6])});
     }
     std::vector<ProjectionEntry> entries(streams.size());
     const ProjectionPlan plan = hvp::cuda::plan_projection(streams.data(), table.shape(0), entries.data());
@@ -71,8 +72,8 @@ py::tuple plan_reorthogonalize(const Table& table) {
 }
 
 void reorthogonalize(const ProjectionPlan& plan, Address entries, Address counts, Address coefficients,
-                     std::int64_t coefficient_stride, Address norms, Address lost, Address workspace, int device,
-                     Address stream) {
+                     std::int64_t coefficient_stride, Address norms, Address lost, Address workspace,
+                     int device, Address stream) {
     check(hvp::cuda::reorthogonalize(
         plan,
         {at<ProjectionEntry>(entries), at<std::int64_t>(counts), at<double>(coefficients), coefficient_stride,
@@ -86,10 +87,11 @@ py::tuple plan_record(const Table& table) {
     for (py::ssize_t s = 0; s < table.shape(0); ++s) {
         const std::int64_t* f = table.data(s, 0);
         check_types(f[6], f[7]);
-        if (f[3] < 1 || f[4] < 0) throw py::value_error("stream " + std::to_string(s) + " has an invalid size or row");
+        if (f[3] < 1 || f[4] < 0)
+            throw py::value_error("stream " + std::to_string(s) + " has an invalid size or row");
         entries.push_back({reinterpret_cast<const void*>(f[0]), reinterpret_cast<void*>(f[1]),
-                           reinterpret_cast<void*>(f[2]), f[3], f[4], f[5], 0, static_cast<hvp::BasisType>(f[6]),
-                           static_cast<hvp::VectorType>(f[7])});
+                           reinterpret_cast<void*>(f[2]), f[3], f[4], f[5], 0,
+                           static_cast<hvp::BasisType>(f[6]), static_cast<hvp::VectorType>(f[7])});
     }
     const std::int64_t tasks = hvp::cuda::plan_record(entries.data(), table.shape(0));
     return py::make_tuple(tasks, words_of(entries));
@@ -97,9 +99,11 @@ py::tuple plan_record(const Table& table) {
 
 // state: addresses of alphas, betas, norms, lost, steps and live.
 void record_step(Address entries, std::int64_t num_streams, std::int64_t num_tasks, Address alpha,
-                 std::int64_t alpha_stride, Address beta, Address lost, std::int64_t position, double tolerance,
-                 const std::array<Address, 6>& state, std::int64_t state_stride, int device, Address stream) {
-    if (position < 0 || position >= state_stride) throw py::value_error("the position is past the state's columns");
+                 std::int64_t alpha_stride, Address beta, Address lost, std::int64_t position,
+                 double tolerance, const std::array<Address, 6>& state, std::int64_t state_stride, int device,
+                 Address stream) {
+    if (position < 0 || position >= state_stride)
+        throw py::value_error("the position is past the state's columns");
     check(hvp::cuda::record_step(
         {at<RecordEntry>(entries), num_streams, num_tasks, at<double>(alpha), alpha_stride, at<double>(beta),
          at<double>(lost), position, tolerance},
@@ -108,8 +112,8 @@ void record_step(Address entries, std::int64_t num_streams, std::int64_t num_tas
         Queue{device, at<void>(stream)}));
 }
 
-void tridiagonal_quadrature(std::int64_t num, std::int64_t m, const std::array<Address, 7>& arrays, int device,
-                            Address stream) {
+void tridiagonal_quadrature(std::int64_t num, std::int64_t m, const std::array<Address, 7>& arrays,
+                            int device, Address stream) {
     if (num < 1 || m < 1) throw py::value_error("there must be at least one matrix and one step");
     check(hvp::cuda::tridiagonal_quadrature(
         num, m,

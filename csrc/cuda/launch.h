@@ -10,8 +10,8 @@
 namespace hvp {
 namespace cuda {
 
-// Makes the queue's device the current one while it lives. The current device of the caller, whose copy of the
-// runtime may be another one, is restored.
+// Makes the queue's device the current one while it lives. The current device of the caller, whose copy of
+// the runtime may be another one, is restored.
 class DeviceGuard {
   public:
     explicit DeviceGuard(const Queue& queue) : wanted_(queue.device) {
@@ -31,12 +31,16 @@ class DeviceGuard {
     cudaError_t error_;
 };
 
-inline const char* text_of(cudaError_t error) { return error == cudaSuccess ? nullptr : cudaGetErrorString(error); }
+inline const char* text_of(cudaError_t error) {
+    return error == cudaSuccess ? nullptr : cudaGetErrorString(error);
+}
 
 // Blocks for `tasks` that blocks take in strides: as many as the device holds at once, never more than tasks.
-inline cudaError_t grid_size(const Queue& queue, std::int64_t tasks, int blocks_per_processor, unsigned& blocks) {
+inline cudaError_t grid_size(const Queue& queue, std::int64_t tasks, int blocks_per_processor,
+                             unsigned& blocks) {
     int processors = 0;
-    const cudaError_t error = cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, queue.device);
+    const cudaError_t error =
+        cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, queue.device);
     const std::int64_t most = static_cast<std::int64_t>(processors) * blocks_per_processor;
     blocks = static_cast<unsigned>(tasks < most ? tasks : most);
     return error;

@@ -1,6 +1,7 @@
-// Device code of the batched reorthogonalisation. A task is kTaskColumns columns of one stream; a tile is the columns
-// that one warp loads with 16 bytes per lane. Every dot is summed within its task in a fixed order, written to the
-// workspace, and the tasks' sums are added by a second kernel: the result depends on neither the grid nor the time.
+// Device code of the batched reorthogonalisation. A task is kTaskColumns columns of one stream; a tile is the
+// columns that one warp loads with 16 bytes per lane. Every dot is summed within its task in a fixed order,
+// written to the workspace, and the tasks' sums are added by a second kernel: the result depends on neither
+// the grid nor the time.
 #pragma once
 
 #include "hvp/cuda.h"
@@ -17,7 +18,7 @@ constexpr int kRows = 4;  // rows that a warp has in flight
 template <typename Q>
 constexpr int kPackColumns = 16 / static_cast<int>(sizeof(Q));
 template <typename Q>
-constexpr int kTileColumns = kWarpSize* kPackColumns<Q>;
+constexpr int kTileColumns = kWarpSize * kPackColumns<Q>;
 // One column of padding per pack keeps the lanes of a warp on different banks.
 template <typename Q>
 constexpr int kPaddedColumns = kTileColumns<Q> + kWarpSize;
@@ -28,7 +29,8 @@ __device__ constexpr int padded(int column) {
 
 enum class Pass : int { dots, update_and_dots, update };
 
-// Doubles of shared memory: dots of all rows, one square sum per warp and, for updates, each warp's part of a tile.
+// Doubles of shared memory: dots of all rows, one square sum per warp and, for updates, each warp's part of a
+// tile.
 template <typename Q>
 constexpr std::int64_t shared_doubles(std::int64_t max_count, Pass pass) {
     return max_count + kProjectionWarps + (pass == Pass::dots ? 0 : kProjectionWarps * kPaddedColumns<Q>);
@@ -63,8 +65,8 @@ struct Pack {
     }
 };
 
-// The precision of products and of sums of a few of them. What a bf16 basis takes out of an fp32 vector is rounded more
-// coarsely than fp32 by the basis itself; everything else is worth fp64.
+// The precision of products and of sums of a few of them. What a bf16 basis takes out of an fp32 vector is
+// rounded more coarsely than fp32 by the basis itself; everything else is worth fp64.
 template <typename Q, typename W>
 struct ShortSum {
     using Type = double;
@@ -83,7 +85,9 @@ struct ProjectionBatch {
     __device__ double* second(std::int64_t s) const {
         return static_cast<double*>(arrays.workspace) + s * max_count;
     }
-    __device__ double* first(std::int64_t s) const { return arrays.coefficients + s * arrays.coefficient_stride; }
+    __device__ double* first(std::int64_t s) const {
+        return arrays.coefficients + s * arrays.coefficient_stride;
+    }
     __device__ double* partial(const ProjectionEntry& e) const {
         return static_cast<double*>(arrays.workspace) + num_streams * max_count + e.first_partial;
     }
@@ -97,8 +101,8 @@ __device__ inline std::int64_t num_tasks_of(const ProjectionEntry& e) {
     return (e.stream.size + kTaskColumns - 1) / kTaskColumns;
 }
 
-// One stream. In a tile where 16-byte loads are possible a lane owns kPackColumns adjacent columns, otherwise every
-// 32nd one, so that the lanes' loads are adjacent.
+// One stream. In a tile where 16-byte loads are possible a lane owns kPackColumns adjacent columns, otherwise
+// every 32nd one, so that the lanes' loads are adjacent.
 template <typename Q, typename W>
 struct View {
     const Q* basis;
@@ -113,7 +117,8 @@ struct View {
           row_stride(s.row_stride),
           size(s.size),
           count(rows) {
-        const auto addresses = reinterpret_cast<std::uintptr_t>(s.basis) | reinterpret_cast<std::uintptr_t>(s.vector);
+        const auto addresses =
+            reinterpret_cast<std::uintptr_t>(s.basis) | reinterpret_cast<std::uintptr_t>(s.vector);
         aligned = (addresses | static_cast<std::uintptr_t>(row_stride) * sizeof(Q)) % 16 == 0;
     }
 
@@ -133,8 +138,10 @@ struct FourRows {
 
     template <typename W>
     __device__ FourRows(const View<Q, W>& s, int row, std::int64_t column)
-        : pack{Pack<Q, kPackColumns<Q>>(s.row(row, 0) + column), Pack<Q, kPackColumns<Q>>(s.row(row, 1) + column),
-               Pack<Q, kPackColumns<Q>>(s.row(row, 2) + column), Pack<Q, kPackColumns<Q>>(s.row(row, 3) + column)} {}
+        : pack{Pack<Q, kPackColumns<Q>>(s.row(row, 0) + column),
+               Pack<Q, kPackColumns<Q>>(s.row(row, 1) + column),
+               Pack<Q, kPackColumns<Q>>(s.row(row, 2) + column),
+               Pack<Q, kPackColumns<Q>>(s.row(row, 3) + column)} {}
 };
 
 // Adds a tile's products of kRows rows with the vector, of this lane, to `sums`.
@@ -157,7 +164,8 @@ __device__ inline void dot_tile(const View<Q, W>& s, int row, std::int64_t tile,
         for (std::int64_t column = tile + lane; column < end; column += kWarpSize)
 #pragma unroll
             for (int r = 0; r < kRows; ++r)
-                shorts[r] += static_cast<Short>(widen(s.row(row, r)[column])) * static_cast<Short>(s.vector[column]);
+                shorts[r] +=
+                    static_cast<Short>(widen(s.row(row, r)[column])) * static_cast<Short>(s.vector[column]);
     }
 #pragma unroll
     for (int r = 0; r < kRows; ++r) sums[r] += shorts[r];
@@ -173,8 +181,10 @@ __device__ void dot_rows(const View<Q, W>& s, int row, std::int64_t begin, std::
     for (std::int64_t tile = begin; tile < end; tile += kTileColumns<Q>) dot_tile(s, row, tile, lane, sums);
     // Half of the lanes give away half of their sums, twice; what is left is one sum per quarter of the warp.
     const bool upper = (lane & 16) != 0, odd = (lane & 8) != 0;
-    const double low = (upper ? sums[2] : sums[0]) + __shfl_xor_sync(kAllLanes, upper ? sums[0] : sums[2], 16);
-    const double high = (upper ? sums[3] : sums[1]) + __shfl_xor_sync(kAllLanes, upper ? sums[1] : sums[3], 16);
+    const double low =
+        (upper ? sums[2] : sums[0]) + __shfl_xor_sync(kAllLanes, upper ? sums[0] : sums[2], 16);
+    const double high =
+        (upper ? sums[3] : sums[1]) + __shfl_xor_sync(kAllLanes, upper ? sums[1] : sums[3], 16);
     double sum = (odd ? high : low) + __shfl_xor_sync(kAllLanes, odd ? low : high, 8);
     for (int distance = 4; distance > 0; distance /= 2) sum += __shfl_xor_sync(kAllLanes, sum, distance);
     const int own = row + lane / 8;
@@ -183,8 +193,8 @@ __device__ void dot_rows(const View<Q, W>& s, int row, std::int64_t begin, std::
 
 // Writes the sum of this warp's rows, times their coefficients, to its part of the tile.
 template <typename Q, typename W>
-__device__ inline void combine_rows(const View<Q, W>& s, std::int64_t tile, const double* coefficients, int warp,
-                                    int lane, double* part) {
+__device__ inline void combine_rows(const View<Q, W>& s, std::int64_t tile, const double* coefficients,
+                                    int warp, int lane, double* part) {
     using Short = typename ShortSum<Q, W>::Type;
     constexpr int kColumns = kPackColumns<Q>;
     constexpr int kGroup = kProjectionWarps * kRows;
@@ -227,7 +237,8 @@ __device__ inline void combine_rows(const View<Q, W>& s, std::int64_t tile, cons
 
 // Subtracts the rows' components from one tile of the vector; returns this thread's part of its squared norm.
 template <typename Q, typename W>
-__device__ double update_tile(const View<Q, W>& s, std::int64_t tile, const double* coefficients, double* parts) {
+__device__ double update_tile(const View<Q, W>& s, std::int64_t tile, const double* coefficients,
+                              double* parts) {
     const int thread = static_cast<int>(threadIdx.x), warp = thread / kWarpSize;
     combine_rows(s, tile, coefficients, warp, thread % kWarpSize, parts + warp * kPaddedColumns<Q>);
     __syncthreads();
@@ -246,8 +257,8 @@ __device__ double update_tile(const View<Q, W>& s, std::int64_t tile, const doub
     return square;
 }
 
-// One task: subtracts what the coefficients say, then takes the dots with what is left, as the pass asks. The dots of
-// a tile follow its update at once, while it is in the cache.
+// One task: subtracts what the coefficients say, then takes the dots with what is left, as the pass asks. The
+// dots of a tile follow its update at once, while it is in the cache.
 template <typename Q, typename W>
 __device__ void run_task(const ProjectionBatch& batch, std::int64_t index, std::int64_t task, Pass pass,
                          double* dots) {
@@ -296,7 +307,8 @@ __global__ void __launch_bounds__(kProjectionThreads, 2)
     for (std::int64_t task = blockIdx.x; task < batch.num_tasks; task += gridDim.x) {
         const std::int64_t index = entry_of(batch.arrays.entries, batch.num_streams, task);
         const ReorthogonalizeStream& s = batch.arrays.entries[index].stream;
-        if (static_cast<std::int64_t>(s.basis_type) * 2 + static_cast<std::int64_t>(s.vector_type) == type_pair)
+        if (static_cast<std::int64_t>(s.basis_type) * 2 + static_cast<std::int64_t>(s.vector_type) ==
+            type_pair)
             run_task<Q, W>(batch, index, task, pass, shared_memory);
     }
 }

@@ -1,6 +1,6 @@
-// Two-pass classical Gram-Schmidt for many streams: the dots of the first pass; its update fused, tile by tile, with
-// the dots of the second pass; the second update fused with the norm. Each is one launch over all streams, followed
-// by a small one that adds the tasks' sums.
+// Two-pass classical Gram-Schmidt for many streams: the dots of the first pass; its update fused, tile by
+// tile, with the dots of the second pass; the second update fused with the norm. Each is one launch over all
+// streams, followed by a small one that adds the tasks' sums.
 #include <cuda_runtime.h>
 
 #include "launch.h"
@@ -35,7 +35,8 @@ constexpr int kBlocksPerProcessor = 2048 / kProjectionThreads;
 template <typename Q, typename W>
 cudaError_t launch_pass(Pass pass, const ProjectionBatch& batch, std::int64_t type_pair, unsigned blocks,
                         const Queue& queue) {
-    const std::int64_t bytes = static_cast<std::int64_t>(sizeof(double)) * shared_doubles<Q>(batch.max_count, pass);
+    const std::int64_t bytes =
+        static_cast<std::int64_t>(sizeof(double)) * shared_doubles<Q>(batch.max_count, pass);
     return launch(project<Q, W>, blocks, kProjectionThreads, bytes, queue, batch, pass, type_pair);
 }
 
@@ -58,10 +59,11 @@ const char* reorthogonalize(const ProjectionPlan& plan, const ProjectionArrays& 
     if (error == cudaSuccess) error = grid_size(queue, plan.num_streams, kBlocksPerProcessor, stream_blocks);
     for (const Pass pass : {Pass::dots, Pass::update_and_dots, Pass::update}) {
         for (std::int64_t pair = 0; pair < kTypePairs && error == cudaSuccess; ++pair)
-            if ((plan.type_pairs >> pair & 1) != 0) error = kLaunchPass[pair](pass, batch, pair, task_blocks, queue);
+            if ((plan.type_pairs >> pair & 1) != 0)
+                error = kLaunchPass[pair](pass, batch, pair, task_blocks, queue);
         if (error == cudaSuccess)
-            error = launch(finish_pass, stream_blocks, kProjectionThreads, kProjectionWarps * sizeof(double), queue,
-                           batch, pass);
+            error = launch(finish_pass, stream_blocks, kProjectionThreads, kProjectionWarps * sizeof(double),
+                           queue, batch, pass);
     }
     return text_of(error);
 }

@@ -16,12 +16,14 @@ std::int64_t tridiagonal_workspace_bytes(std::int64_t num, std::int64_t m) {
     return static_cast<std::int64_t>(sizeof(double)) * blocks_of(num) * 3 * m * kWarpSize;
 }
 
-const char* tridiagonal_quadrature(std::int64_t num, std::int64_t m, const TridiagonalArrays& arrays, Queue queue) {
+const char* tridiagonal_quadrature(std::int64_t num, std::int64_t m, const TridiagonalArrays& arrays,
+                                   Queue queue) {
     const DeviceGuard guard(queue);
     cudaError_t error = guard.error();
     if (error == cudaSuccess) error = launch(clear_failed, 1, 1, 0, queue, arrays.failed);
     if (error == cudaSuccess)
-        error = launch(quadrature, static_cast<unsigned>(blocks_of(num)), kTridiagonalThreads, 0, queue, num, m, arrays);
+        error = launch(quadrature, static_cast<unsigned>(blocks_of(num)), kTridiagonalThreads, 0, queue, num,
+                       m, arrays);
     return text_of(error);
 }
 

@@ -1,6 +1,6 @@
-// Device code of the tridiagonal quadrature: implicit QL with Wilkinson shifts that carries only the first row of the
-// eigenvectors, one thread per matrix. The arrays of a warp's 32 matrices are interleaved, so that lanes at the same
-// index read adjacent words.
+// Device code of the tridiagonal quadrature: implicit QL with Wilkinson shifts that carries only the first
+// row of the eigenvectors, one thread per matrix. The arrays of a warp's 32 matrices are interleaved, so that
+// lanes at the same index read adjacent words.
 #pragma once
 
 #include "hvp/cuda.h"
@@ -9,7 +9,8 @@
 namespace hvp {
 namespace cuda {
 
-constexpr int kTridiagonalThreads = kWarpSize;  // one warp per block spreads few matrices over many processors
+constexpr int kTridiagonalThreads =
+    kWarpSize;  // one warp per block spreads few matrices over many processors
 constexpr int kMaxSweeps = 120;
 constexpr double kEps = 2.220446049250313e-16;
 constexpr double kTiny = 1e-140;  // below it squares lose accuracy
@@ -45,7 +46,8 @@ __device__ inline std::int64_t find_end(const Tridiagonal& t, std::int64_t l) {
     return i;
 }
 
-// One implicit QL sweep over the unreduced part l .. last: rotations in the planes (i, i + 1), i = last - 1 .. l.
+// One implicit QL sweep over the unreduced part l .. last: rotations in the planes (i, i + 1), i = last - 1
+// .. l.
 __device__ inline void sweep(const Tridiagonal& t, std::int64_t l, std::int64_t last) {
     const double corner = t.d[l * kWarpSize], first_e = t.e[l * kWarpSize];
     const double ratio = (t.d[(l + 1) * kWarpSize] - corner) / (2.0 * first_e);
@@ -57,7 +59,8 @@ __device__ inline void sweep(const Tridiagonal& t, std::int64_t l, std::int64_t 
         const double low_d = t.d[i * kWarpSize], low_e = t.e[i * kWarpSize], low_z = t.z[i * kWarpSize];
         const double f = s * low_e, b = c * low_e;
         const int growth = fabs(f) < kTiny && fabs(g) < kTiny ? kGrowth : 0;
-        const double grown_f = growth == 0 ? f : ldexp(f, growth), grown_g = growth == 0 ? g : ldexp(g, growth);
+        const double grown_f = growth == 0 ? f : ldexp(f, growth),
+                     grown_g = growth == 0 ? g : ldexp(g, growth);
         const double root = sqrt(grown_f * grown_f + grown_g * grown_g);
         t.e[(i + 1) * kWarpSize] = growth == 0 ? root : ldexp(root, -growth);
         if (root == 0.0) {  // the matrix falls apart here
@@ -137,7 +140,8 @@ __global__ void __launch_bounds__(kTridiagonalThreads)
     write_quadrature(t, m, exponent, arrays.nodes + index * m, arrays.weights + index * m);
     // -1 is the largest unsigned number: the smallest failing index wins, whatever the order.
     if (!done)
-        atomicMin(reinterpret_cast<unsigned long long*>(arrays.failed), static_cast<unsigned long long>(index));
+        atomicMin(reinterpret_cast<unsigned long long*>(arrays.failed),
+                  static_cast<unsigned long long>(index));
 }
 
 __global__ void clear_failed(std::int64_t* failed) { *failed = -1; }

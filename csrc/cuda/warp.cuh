@@ -1,4 +1,5 @@
-// Sums and element conversions that the kernels share. Device code only: it must compile without host headers.
+// Sums and element conversions that the kernels share. Device code only: it must compile without host
+// headers.
 #pragma once
 
 #include <cstdint>
@@ -29,7 +30,8 @@ __device__ inline void narrow(double x, Bfloat16& to) {
 
 // The sum over all lanes, in every lane, in an order that depends on nothing.
 __device__ inline double warp_sum(double x) {
-    for (int distance = kWarpSize / 2; distance > 0; distance /= 2) x += __shfl_xor_sync(kAllLanes, x, distance);
+    for (int distance = kWarpSize / 2; distance > 0; distance /= 2)
+        x += __shfl_xor_sync(kAllLanes, x, distance);
     return x;
 }
 

@@ -1,7 +1,7 @@
 """Calls of the CUDA kernels: everything stays on the device, nothing waits for it.
 
-Work is queued on torch's current stream of the tensors' device, whose caching allocator keeps workspaces alive until the
-kernels that use them have run.
+Work is queued on torch's current stream of the tensors' device, whose caching allocator keeps workspaces alive until
+the kernels that use them have run.
 """
 
 from __future__ import annotations
@@ -81,8 +81,8 @@ def reorthogonalize_cuda(
         )
     with _queue(device) as stream:
         used = _device_counts(counts, device) if on_device else _to_device(np.array(limits, np.int64), device)
-        plan, entries = loader.native.cuda_plan_reorthogonalize(table)
-        entries = _to_device(entries, device)
+        plan, words = loader.native.cuda_plan_reorthogonalize(table)
+        entries = _to_device(words, device)
         coefficients = torch.empty((len(vectors), max(limits)), dtype=torch.float64, device=device)
         norms, lost = torch.empty((2, len(vectors)), dtype=torch.float64, device=device)
         workspace = torch.empty(plan.workspace_bytes, dtype=torch.uint8, device=device)
@@ -146,8 +146,8 @@ def record_step_cuda(
         table[s] = (*addresses, vector.shape[0], row, last, store_type, _VECTOR_TYPES[vector.dtype])
     _check_doubles(len(vectors), device, alpha=alpha, norms=projection.norms, lost=projection.lost)
     with _queue(device) as stream:
-        tasks, entries = loader.native.cuda_plan_record(table)
-        entries = _to_device(entries, device)
+        tasks, words = loader.native.cuda_plan_record(table)
+        entries = _to_device(words, device)
         loader.native.cuda_record_step(
             entries.data_ptr(),
             len(vectors),
@@ -230,7 +230,9 @@ def _to_device(array: NDArray[np.int64], device: torch.device) -> Tensor:
 def _device_counts(counts: Sequence[int] | Tensor, device: torch.device) -> Tensor:
     assert isinstance(counts, Tensor)
     if counts.dtype != torch.int64 or counts.ndim != 1 or counts.device != device:
-        raise ConfigurationError(f"counts is {counts.dtype} {tuple(counts.shape)} on {counts.device}; use int64 (streams,)")
+        raise ConfigurationError(
+            f"counts is {counts.dtype} {tuple(counts.shape)} on {counts.device}; use int64 (streams,)"
+        )
     return counts.contiguous()
 
 
@@ -250,12 +252,12 @@ def _check_state(state: LanczosState, device: torch.device, position: int, rows:
         if tensor.shape != shape or tensor.dtype != dtype or tensor.device != device or not tensor.is_contiguous():
             raise ConfigurationError(f"state.{name} must be contiguous {dtype} {shape} on {device}")
     if not 0 <= position < columns or min(rows) < 0 or max(rows) >= num:
-        raise ConfigurationError(f"position {position} or the rows {rows} do not fit a state of shape ({num}, {columns})")
+        raise ConfigurationError(
+            f"position {position} or the rows {rows} do not fit a state of shape ({num}, {columns})"
+        )
 
 
-def _check_rows(
-    s: int, vector: Tensor, store: Tensor | None, window: Tensor | None, device: torch.device
-) -> None:
+def _check_rows(s: int, vector: Tensor, store: Tensor | None, window: Tensor | None, device: torch.device) -> None:
     for tensor in (vector, store, window):
         if tensor is not None and (
             tensor.ndim != 1 or tensor.shape != vector.shape or tensor.device != device or not tensor.is_contiguous()

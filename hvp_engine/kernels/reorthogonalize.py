@@ -59,7 +59,12 @@ def reorthogonalize(bases: Sequence[Tensor], vectors: Sequence[Tensor], counts: 
     """
     table = stream_table(bases, vectors, counts)
     device = vectors[0].device
-    if backend_for(device) != "native":
+    backend = backend_for(device)
+    if backend == "cuda":
+        from hvp_engine.kernels.cuda_kernels import reorthogonalize_cuda  # noqa: PLC0415  (it imports this module)
+
+        return reorthogonalize_cuda(bases, vectors, counts)
+    if backend != "native":
         return _project(bases, vectors, counts)
     coefficients = torch.zeros((len(vectors), max(counts)), dtype=torch.float64)
     norms = torch.empty(len(vectors), dtype=torch.float64)

@@ -40,7 +40,11 @@ def copy_of_sources(folder: Path, file: str, old: str, new: str) -> Path:
 
 
 def build(
-    folder: Path, *flags: str, sources: Path = CSRC / "cuda", kernels: tuple[str, ...] = KERNELS, rest: Path | None = None
+    folder: Path,
+    *flags: str,
+    sources: Path = CSRC / "cuda",
+    kernels: tuple[str, ...] = KERNELS,
+    rest: Path | None = None,
 ) -> Emulator:
     """Compiles launchers of a folder with the emulated runtime, two files at a time.
 
@@ -128,9 +132,7 @@ class Emulator:
         pieces = self._run("reorthogonalize", arrays, order)
         doubles = [torch.frombuffer(bytearray(p) or bytearray(8), dtype=torch.float64) for p in pieces[2:5]]
         coefficients = doubles[0][: num * width].reshape(num, width)
-        results = [
-            torch.frombuffer(bytearray(p), dtype=v.dtype) for p, v in zip(pieces[6::2], vectors, strict=True)
-        ]
+        results = [torch.frombuffer(bytearray(p), dtype=v.dtype) for p, v in zip(pieces[6::2], vectors, strict=True)]
         return Projection(coefficients, doubles[1], doubles[2]), results
 
     def tridiagonal_quadrature(self, alphas, betas, steps, *, order="fwd") -> Quadrature:
@@ -160,7 +162,5 @@ class Emulator:
         rows = []
         for s, (_, store, window, _, _) in enumerate(streams):
             written = zip((store, window), pieces[12 + 3 * s : 14 + 3 * s], strict=True)
-            rows.append(
-                tuple(None if t is None else torch.frombuffer(bytearray(p), dtype=t.dtype) for t, p in written)
-            )
+            rows.append(tuple(None if t is None else torch.frombuffer(bytearray(p), dtype=t.dtype) for t, p in written))
         return after, rows

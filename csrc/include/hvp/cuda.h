@@ -1,5 +1,6 @@
-// The kernels on CUDA. All addresses are device addresses unless said otherwise; work is queued on the given stream
-// of the given device, and nothing waits for it. Functions that queue work return null, or the text of an error.
+// The kernels on CUDA. All addresses are device addresses unless said otherwise; work is queued on the given
+// stream of the given device, and nothing waits for it. Functions that queue work return null, or the text of
+// an error.
 #pragma once
 
 #include <cstdint>
@@ -19,7 +20,8 @@ struct Queue {
 // Null when the driver finds a device, otherwise the reason why not.
 const char* why_not();
 
-// ---- Reorthogonalisation -------------------------------------------------------------------------------------
+// ---- Reorthogonalisation
+// -------------------------------------------------------------------------------------
 
 constexpr std::int64_t kMaxRows = 3072;  // what the shared memory of a block holds
 
@@ -55,10 +57,11 @@ struct ProjectionArrays {
 // Does what hvp::reorthogonalize does. Equal inputs give equal bits, on every device of one architecture.
 const char* reorthogonalize(const ProjectionPlan& plan, const ProjectionArrays& arrays, Queue queue);
 
-// ---- One recorded Lanczos step -------------------------------------------------------------------------------
+// ---- One recorded Lanczos step
+// -------------------------------------------------------------------------------
 
-// One stream's new vector and where vector / beta goes. An absent destination is null. `state` is the stream's row
-// in the state arrays, `last_step` the number of steps after which it ends.
+// One stream's new vector and where vector / beta goes. An absent destination is null. `state` is the
+// stream's row in the state arrays, `last_step` the number of steps after which it ends.
 struct RecordEntry {
     const void* vector;
     void* store;   // of type store_type
@@ -96,11 +99,13 @@ struct RecordStep {
 // Sets first_task of each entry (on the host); returns the number of tasks.
 std::int64_t plan_record(RecordEntry* entries, std::int64_t num_streams);
 
-// Writes alpha, beta and the flags of all live streams, and vector / beta to their destinations; zeros go to the
-// destinations of streams that have ended. A stream whose alpha or beta is not finite ends, and shows it there.
+// Writes alpha, beta and the flags of all live streams, and vector / beta to their destinations; zeros go to
+// the destinations of streams that have ended. A stream whose alpha or beta is not finite ends, and shows it
+// there.
 const char* record_step(const RecordStep& step, const LanczosState& state, Queue queue);
 
-// ---- Tridiagonal quadrature ----------------------------------------------------------------------------------
+// ---- Tridiagonal quadrature
+// ----------------------------------------------------------------------------------
 
 std::int64_t tridiagonal_workspace_bytes(std::int64_t num, std::int64_t m);
 
@@ -115,7 +120,8 @@ struct TridiagonalArrays {
 };
 
 // Does what hvp::tridiagonal_quadrature does, one thread per matrix.
-const char* tridiagonal_quadrature(std::int64_t num, std::int64_t m, const TridiagonalArrays& arrays, Queue queue);
+const char* tridiagonal_quadrature(std::int64_t num, std::int64_t m, const TridiagonalArrays& arrays,
+                                   Queue queue);
 
 }  // namespace cuda
 }  // namespace hvp

@@ -1,7 +1,7 @@
-// Stands in for <cuda_runtime.h> where tests compile the project's .cu sources with a C++ compiler: one fiber per
-// CUDA thread, blocks one after another, device memory is host memory. HVP_EMULATION_ORDER (fwd, rev or rand:SEED)
-// chooses the order in which the threads of a block run between barriers; a correct kernel gives the same bits in
-// every order. x86-64 only.
+// Stands in for <cuda_runtime.h> where tests compile the project's .cu sources with a C++ compiler: one fiber
+// per CUDA thread, blocks one after another, device memory is host memory. HVP_EMULATION_ORDER (fwd, rev or
+// rand:SEED) chooses the order in which the threads of a block run between barriers; a correct kernel gives
+// the same bits in every order. x86-64 only.
 #pragma once
 
 #include <cmath>
@@ -13,7 +13,8 @@
 #define __device__
 #define __host__
 #define __global__
-#define __shared__  // kernels use one array, `extern __shared__ double shared_memory[]`; emulation.cpp defines it
+#define __shared__  // kernels use one array, `extern __shared__ double shared_memory[]`; emulation.cpp
+                    // defines it
 #define __launch_bounds__(...)
 
 struct dim3 {
@@ -44,15 +45,16 @@ int lane();
 }  // namespace emulation
 
 // The address of a static names the place in the source: threads must meet at one and the same barrier.
-#define __syncthreads()                   \
-    do {                                  \
-        static const char site = 0;       \
-        emulation::block_barrier(&site);  \
+#define __syncthreads()                  \
+    do {                                 \
+        static const char site = 0;      \
+        emulation::block_barrier(&site); \
     } while (false)
 
 template <typename T>
 T __shfl_xor_sync(unsigned mask, T value, int flip) {
-    static_assert(sizeof(T) <= 8 && std::is_trivially_copyable<T>::value, "not a value that lanes can exchange");
+    static_assert(sizeof(T) <= 8 && std::is_trivially_copyable<T>::value,
+                  "not a value that lanes can exchange");
     std::uint64_t bits = 0;
     std::memcpy(&bits, &value, sizeof value);
     bits = emulation::exchange(mask, bits, emulation::lane() ^ flip);
@@ -71,20 +73,22 @@ inline unsigned __float_as_uint(float x) {
     return bits;
 }
 inline double __hiloint2double(int high, int low) {
-    const std::uint64_t bits = static_cast<std::uint64_t>(static_cast<std::uint32_t>(high)) << 32 |
-                               static_cast<std::uint32_t>(low);
+    const std::uint64_t bits =
+        static_cast<std::uint64_t>(static_cast<std::uint32_t>(high)) << 32 | static_cast<std::uint32_t>(low);
     double x;
     std::memcpy(&x, &bits, sizeof x);
     return x;
 }
 inline unsigned long long atomicMin(unsigned long long* address, unsigned long long value) {
     unsigned long long old = __atomic_load_n(address, __ATOMIC_RELAXED);
-    while (value < old && !__atomic_compare_exchange_n(address, &old, value, false, __ATOMIC_RELAXED, __ATOMIC_RELAXED))
+    while (value < old &&
+           !__atomic_compare_exchange_n(address, &old, value, false, __ATOMIC_RELAXED, __ATOMIC_RELAXED))
         continue;
     return old;
 }
 
-// ---- The part of the runtime's host interface that the launchers use -----------------------------------------
+// ---- The part of the runtime's host interface that the launchers use
+// -----------------------------------------
 
 enum cudaError_t { cudaSuccess = 0, cudaErrorInvalidConfiguration = 9 };
 enum cudaDeviceAttr { cudaDevAttrMultiProcessorCount = 16 };

@@ -1,6 +1,6 @@
-// The scheduler behind the emulated <cuda_runtime.h>. It checks as it goes: barriers that not all threads reach, or
-// reach at different places, lanes missing from a shuffle, and (with sanitizers) shared memory out of bounds and
-// races between threads. Shared memory starts as NaN.
+// The scheduler behind the emulated <cuda_runtime.h>. It checks as it goes: barriers that not all threads
+// reach, or reach at different places, lanes missing from a shuffle, and (with sanitizers) shared memory out
+// of bounds and races between threads. Shared memory starts as NaN.
 #include <cuda_runtime.h>
 
 #include <cstdio>
@@ -69,13 +69,13 @@ struct Thread {
     void* stack = nullptr;
     Wait wait = Wait::nothing;
     unsigned long generation = 0;  // of the barrier it waits at
-    WITH_TSAN(void* fiber = nullptr;)
 };
 
 struct Warp {
     unsigned arrived = 0;
     unsigned long generation = 0;
-    std::uint64_t bits[2][kWarp];  // two sets: a fast lane may hand over the next value before a slow one has read
+    std::uint64_t
+        bits[2][kWarp];  // two sets: a fast lane may hand over the next value before a slow one has read
 };
 
 struct Block {
@@ -91,6 +91,7 @@ struct Block {
 
 Block block;
 std::vector<char> stacks;
+WITH_TSAN(std::vector<void*> fibers;)  // making one is slow: they serve block after block
 
 [[noreturn]] void fail(const char* what) {
     std::fprintf(stderr, "emulation: %s (block %u, thread %u)\n", what, blockIdx.x, threadIdx.x);
@@ -167,7 +168,7 @@ void start_threads() {
     WITH_TSAN(__tsan_release(&block.kernel);)
     for (unsigned i = 0; i < blockDim.x; ++i) {
         block.threads[i].stack = fresh_stack(i);
-        WITH_TSAN(block.threads[i].fiber = __tsan_create_fiber(0);)
+        WITH_TSAN(if (fibers.size() <= i) fibers.push_back(__tsan_create_fiber(0));)
     }
 }
 
@@ -181,13 +182,12 @@ void run_block(Order& order, std::vector<unsigned>& sequence) {
             advanced = true;
             threadIdx.x = i;
             block.threads[i].wait = Wait::nothing;
-            WITH_TSAN(__tsan_switch_to_fiber(block.threads[i].fiber, __tsan_switch_to_fiber_no_sync);)
+            WITH_TSAN(__tsan_switch_to_fiber(fibers[i], __tsan_switch_to_fiber_no_sync);)
             emulation_switch(&block.scheduler_stack, block.threads[i].stack);
         }
         if (!advanced) fail("deadlock: threads wait at a barrier or shuffle that others never reach");
     }
-    WITH_TSAN(__tsan_acquire(&block.kernel);
-              for (Thread & t : block.threads) __tsan_destroy_fiber(t.fiber);)
+    WITH_TSAN(__tsan_acquire(&block.kernel);)
 }
 
 }  // namespace
@@ -211,9 +211,11 @@ std::uint64_t exchange(unsigned mask, std::uint64_t bits, int from) {
     Thread& t = block.threads[threadIdx.x];
     const unsigned first = threadIdx.x / kWarp * kWarp;
     Warp& w = block.warps[threadIdx.x / kWarp];
-    if ((mask >> lane() & 1u) == 0 || (mask >> from & 1u) == 0) fail("a shuffle's mask lacks a lane that takes part");
+    if ((mask >> lane() & 1u) == 0 || (mask >> from & 1u) == 0)
+        fail("a shuffle's mask lacks a lane that takes part");
     for (unsigned l = 0; l < kWarp; ++l)
-        if ((mask >> l & 1u) != 0 && (first + l >= blockDim.x || block.threads[first + l].wait == Wait::ended))
+        if ((mask >> l & 1u) != 0 &&
+            (first + l >= blockDim.x || block.threads[first + l].wait == Wait::ended))
             fail("a shuffle's mask names a lane that is not there");
     std::uint64_t* handed = w.bits[w.generation % 2];
     handed[lane()] = bits;

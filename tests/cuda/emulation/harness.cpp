@@ -1,6 +1,7 @@
 // Runs one launcher on arrays from a file and writes all arrays back: harness KERNEL INPUT OUTPUT.
-// A file is a sequence of arrays: bytes to skip before it (to misalign it), its size in bytes, its bytes. Every array
-// is an allocation of its own, of exactly its size, so that AddressSanitizer sees the first byte out of bounds.
+// A file is a sequence of arrays: bytes to skip before it (to misalign it), its size in bytes, its bytes.
+// Every array is an allocation of its own, of exactly its size, so that AddressSanitizer sees the first byte
+// out of bounds.
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
@@ -83,19 +84,19 @@ const char* record_step(const std::vector<Array>& a) {
     const std::int64_t tasks = hvp::cuda::plan_record(entries.data(), num);
     return hvp::cuda::record_step({entries.data(), num, tasks, a[2].at<double>(), p[1], a[3].at<double>(),
                                    a[4].at<double>(), p[2], *a[1].at<double>()},
-                                  {a[5].at<double>(), a[6].at<double>(), p[3], a[7].at<double>(), a[8].at<double>(),
-                                   a[9].at<std::int64_t>(), a[10].at<bool>()},
+                                  {a[5].at<double>(), a[6].at<double>(), p[3], a[7].at<double>(),
+                                   a[8].at<double>(), a[9].at<std::int64_t>(), a[10].at<bool>()},
                                   Queue{0, nullptr});
 }
 
 const char* tridiagonal_quadrature(const std::vector<Array>& a) {
     const std::int64_t* p = a[0].at<std::int64_t>();
     const auto memory = workspace(hvp::cuda::tridiagonal_workspace_bytes(p[0], p[1]));
-    return hvp::cuda::tridiagonal_quadrature(p[0], p[1],
-                                             {a[1].at<double>(), a[2].at<double>(), a[3].at<std::int64_t>(),
-                                              a[4].at<double>(), a[5].at<double>(), a[6].at<std::int64_t>(),
-                                              memory.get()},
-                                             Queue{0, nullptr});
+    return hvp::cuda::tridiagonal_quadrature(
+        p[0], p[1],
+        {a[1].at<double>(), a[2].at<double>(), a[3].at<std::int64_t>(), a[4].at<double>(), a[5].at<double>(),
+         a[6].at<std::int64_t>(), memory.get()},
+        Queue{0, nullptr});
 }
 
 }  // namespace
