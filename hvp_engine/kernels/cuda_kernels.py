@@ -214,6 +214,8 @@ def _queue(device: torch.device) -> Iterator[int]:
     with torch.cuda.device(device):
         try:
             yield torch.cuda.current_stream(device).cuda_stream
+        except torch.OutOfMemoryError:  # a RuntimeError too; the scheduler answers it with smaller batches
+            raise
         except RuntimeError as error:
             raise BackendError(f"a CUDA kernel could not be launched on {device}: {error}") from error
 
