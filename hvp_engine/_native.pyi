@@ -6,6 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 abi_version: int
+cuda_built: bool
 
 # csrc/bindings/allocator.cpp
 def set_malloc_thresholds(mmap_threshold: int, trim_threshold: int) -> bool: ...
@@ -33,6 +34,48 @@ def tridiagonal_quadrature(
     nodes: NDArray[np.float64],
     weights: NDArray[np.float64],
 ) -> int: ...
+
+# csrc/bindings/cuda.cpp; only where cuda_built
+cuda_max_rows: int
+
+class ProjectionPlan:
+    workspace_bytes: int
+    max_count: int
+
+def cuda_why_not() -> str | None: ...
+def cuda_plan_reorthogonalize(table: NDArray[np.int64]) -> tuple[ProjectionPlan, NDArray[np.int64]]: ...
+def cuda_reorthogonalize(
+    plan: ProjectionPlan,
+    entries: int,
+    counts: int,
+    coefficients: int,
+    coefficient_stride: int,
+    norms: int,
+    lost: int,
+    workspace: int,
+    device: int,
+    stream: int,
+    /,
+) -> None: ...
+def cuda_plan_record(table: NDArray[np.int64]) -> tuple[int, NDArray[np.int64]]: ...
+def cuda_record_step(
+    entries: int,
+    num_streams: int,
+    num_tasks: int,
+    alpha: int,
+    alpha_stride: int,
+    beta: int,
+    lost: int,
+    position: int,
+    tolerance: float,
+    state: Sequence[int],
+    state_stride: int,
+    device: int,
+    stream: int,
+    /,
+) -> None: ...
+def cuda_tridiagonal_workspace_bytes(num: int, m: int, /) -> int: ...
+def cuda_tridiagonal_quadrature(num: int, m: int, arrays: Sequence[int], device: int, stream: int, /) -> None: ...
 
 # csrc/bindings/activations.cpp; inputs are (address, batch stride) one after the other
 def activation_forward(kind: int, type: int, batch: int, size: int, *operands: int) -> None: ...

@@ -45,8 +45,8 @@ def config() -> dict[str, Any]:
 
     Returns:
         A dict with the keys `versions`, `backends` (per device: those available and the one used), `isa` and
-        `native_missing_reason` (one of them is None), `threads`, `libgomp_shared` (None if unknown) and
-        `cuda_devices`.
+        `native_missing_reason` (one of them is None), `cuda_missing_reason` (None where the CUDA kernels can run),
+        `threads`, `libgomp_shared` (None if unknown) and `cuda_devices`.
     """
     cuda_devices = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
     devices = [torch.device("cpu"), *(torch.device("cuda", index) for index in range(len(cuda_devices)))]
@@ -64,6 +64,7 @@ def config() -> dict[str, Any]:
         },
         "isa": None if loader.missing_reason else loader.native.isa(),
         "native_missing_reason": loader.missing_reason,
+        "cuda_missing_reason": loader.cuda_missing_reason(),
         "threads": torch.get_num_threads(),
         "libgomp_shared": None if copies is None or loader.missing_reason else len(copies) == 1,
         "cuda_devices": cuda_devices,
@@ -78,6 +79,7 @@ def show_config() -> None:
     for device, backends in facts["backends"].items():
         print(f"{'backend ' + device:<16}{backends['used']} (available: {', '.join(backends['available'])})")
     print(f"{'isa':<16}{facts['isa'] or facts['native_missing_reason']}")
+    print(f"{'cuda kernels':<16}{facts['cuda_missing_reason'] or 'available'}")
     print(f"{'threads':<16}{facts['threads']}")
     print(f"{'libgomp shared':<16}{facts['libgomp_shared']}")
     print(f"{'cuda devices':<16}{', '.join(facts['cuda_devices']) or 'none'}")

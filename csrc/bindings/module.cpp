@@ -12,10 +12,13 @@ void register_cross_entropy(py::module_& m);
 void register_losses(py::module_& m);
 void register_runtime(py::module_& m);
 void register_tridiagonal(py::module_& m);
+#ifdef HVP_ENGINE_WITH_CUDA
+void register_cuda(py::module_& m);
+#endif
 
 namespace {
 // Raised whenever a binding changes its signature; hvp_engine/kernels/loader.py refuses any other value.
-constexpr int kAbiVersion = 1;
+constexpr int kAbiVersion = 2;
 }  // namespace
 
 PYBIND11_MODULE(_native, m) {
@@ -30,4 +33,10 @@ PYBIND11_MODULE(_native, m) {
     register_losses(m);
     register_runtime(m);
     register_tridiagonal(m);
+#ifdef HVP_ENGINE_WITH_CUDA
+    register_cuda(m);
+    m.attr("cuda_built") = true;
+#else
+    m.attr("cuda_built") = false;
+#endif
 }

@@ -90,10 +90,15 @@ def record_step(state: LanczosState, step: Step, vectors: Sequence[NewVector]) -
     Raises:
         BackendError: HVP_ENGINE_BACKEND asks for a backend that cannot run here.
     """
-    if backend_for(state.alphas.device) == "triton":
+    backend = backend_for(state.alphas.device)
+    if backend == "triton":
         from hvp_engine.kernels.triton.lanczos_step import record_step_triton  # noqa: PLC0415
 
         record_step_triton(state, step, vectors)
+    elif backend == "cuda":
+        from hvp_engine.kernels.cuda_kernels import record_step_cuda  # noqa: PLC0415
+
+        record_step_cuda(state, step, vectors)
     else:
         record_step_ref(state, step, vectors)
 

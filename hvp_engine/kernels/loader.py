@@ -13,9 +13,9 @@ import torch  # noqa: F401
 
 from hvp_engine.errors import BackendError
 
-__all__ = ["ABI_VERSION", "missing_reason", "native", "warn_if_missing"]
+__all__ = ["ABI_VERSION", "cuda_missing_reason", "missing_reason", "native", "warn_if_missing"]
 
-ABI_VERSION = 1  # must equal kAbiVersion in csrc/bindings/module.cpp
+ABI_VERSION = 2  # must equal kAbiVersion in csrc/bindings/module.cpp
 
 _warned = False
 
@@ -45,6 +45,16 @@ if TYPE_CHECKING:  # the stub types the functions; at run time `native` is None 
     missing_reason: str | None
 else:
     native, missing_reason = _load()
+
+
+def cuda_missing_reason() -> str | None:
+    """Says why the CUDA kernels cannot run in this process, or None; asks the driver, so not before it is needed."""
+    if missing_reason is not None:
+        return missing_reason
+    if not native.cuda_built:
+        return "the extension was built without CUDA (nvcc was not found, or HVP_ENGINE_CUDA=off)"
+    reason = native.cuda_why_not()
+    return None if reason is None else f"the CUDA runtime reports: {reason}"
 
 
 def warn_if_missing() -> None:

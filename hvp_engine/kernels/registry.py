@@ -47,6 +47,12 @@ def _triton_why_not(device: torch.device) -> str | None:
     return None
 
 
+def _cuda_why_not(device: torch.device) -> str | None:
+    if device.type != "cuda":
+        return "its kernels run on CUDA devices only"
+    return loader.cuda_missing_reason()
+
+
 def _torch_why_not(device: torch.device) -> str | None:
     return None
 
@@ -55,8 +61,9 @@ def _torch_why_not(device: torch.device) -> str | None:
 # the GPUs that it serves, but has no tridiagonal quadrature: implicit QL steers every matrix by its own data, in
 # sequence, which is one CUDA thread per matrix and no work on blocks.
 _BACKENDS = (
-    Backend("native", _native_why_not),
     Backend("triton", _triton_why_not),
+    Backend("cuda", _cuda_why_not),
+    Backend("native", _native_why_not),
     Backend("torch", _torch_why_not),
 )
 

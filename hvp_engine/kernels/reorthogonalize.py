@@ -18,7 +18,7 @@ from hvp_engine.errors import ConfigurationError
 from hvp_engine.kernels.loader import native
 from hvp_engine.kernels.registry import backend_for
 
-__all__ = ["Projection", "reorthogonalize", "reorthogonalize_ref"]
+__all__ = ["Projection", "reorthogonalize", "reorthogonalize_ref", "stream_table"]
 
 # The numbers are BasisType and VectorType of csrc/include/hvp/reorthogonalize.h.
 _BASIS_TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float64: 2}
@@ -57,13 +57,17 @@ def reorthogonalize(bases: Sequence[Tensor], vectors: Sequence[Tensor], counts: 
         ConfigurationError: No stream is given, or lengths, shapes, dtypes, strides or devices do not fit.
         BackendError: HVP_ENGINE_BACKEND asks for a backend that cannot run here.
     """
-    table = _checked_table(bases, vectors, counts)
+    table = stream_table(bases, vectors, counts)
     device = vectors[0].device
     backend = backend_for(device)
     if backend == "triton":
         from hvp_engine.kernels.triton.reorthogonalize import reorthogonalize_triton  # noqa: PLC0415
 
         return Projection(*reorthogonalize_triton(table, device))
+    if backend == "cuda":
+        from hvp_engine.kernels.cuda_kernels import reorthogonalize_cuda  # noqa: PLC0415  (it imports this module)
+
+        return reorthogonalize_cuda(bases, vectors, counts)
     if backend != "native":
         return _project(bases, vectors, counts)
     coefficients = torch.zeros((len(vectors), max(counts)), dtype=torch.float64)
@@ -87,7 +91,7 @@ def reorthogonalize_ref(bases: Sequence[Tensor], vectors: Sequence[Tensor], coun
     Raises:
         ConfigurationError: As in `reorthogonalize`.
     """
-    _checked_table(bases, vectors, counts)
+    stream_table(bases, vectors, counts)
     return _project(bases, vectors, counts)
 
 
@@ -123,8 +127,8 @@ def _subtract_projection(rows: Tensor, vector: Tensor) -> tuple[Tensor, Tensor]:
     return dots, dots.abs().amax()
 
 
-def _checked_table(bases: Sequence[Tensor], vectors: Sequence[Tensor], counts: Sequence[int]) -> NDArray[np.int64]:
-    """Checks all streams; returns the (streams, 7) int64 table that the native kernel reads."""
+def stream_table(bases: Sequence[Tensor], vectors: Sequence[Tensor], counts: Sequence[int]) -> NDArray[np.int64]:
+    """Checks all streams; returns the (streams, 7) int64 table that the compiled kernels read."""
     if not len(bases) == len(vectors) == len(counts) or len(vectors) == 0:
         raise ConfigurationError(
             f"reorthogonalize got {len(bases)} bases, {len(vectors)} vectors and {len(counts)} counts; "
