@@ -135,3 +135,17 @@ def graph_size(parameters: list[Tensor]) -> Iterator[GraphSize]:
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         yield size
+
+
+@contextlib.contextmanager
+def saved_dtypes() -> Iterator[set[torch.dtype]]:
+    """Collect the floating-point dtypes of what autograd saves while the context is open."""
+    found: set[torch.dtype] = set()
+
+    def pack(tensor: Tensor) -> Tensor:
+        if tensor.is_floating_point():
+            found.add(tensor.dtype)
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        yield found
