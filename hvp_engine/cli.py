@@ -1,4 +1,4 @@
-"""The command ``hvp-engine``: demo, slq, show and plot."""
+"""The command ``hvp-engine``: demo, doctor, slq, show and plot."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from hvp_engine.errors import ConfigurationError, HvpEngineError
 from hvp_engine.report import summary_table
 from hvp_engine.spectra import Spectra
 
+_NOT_FIT, _NOT_EXAMINED = 1, 2  # exit codes of the doctor
 _INTERRUPTED = 130  # the shell's code for an end by Ctrl-C, which typer returns
 
 app = typer.Typer(
@@ -41,6 +42,13 @@ class _Basis(str, Enum):
     fp32, bf16 = "fp32", "bf16"
 
 
+_Target = Annotated[str, typer.Argument(metavar="FILE:FUNCTION", help="Function returning (model, loss, data).")]
+_Blocks = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--blocks", help="full, parameter, module, a parameter name, or NAME=GLOB[,GLOB...]; repeat for more."
+    ),
+]
 _Run = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.")]
 _Quiet = Annotated[bool, typer.Option("--quiet", help="Show no progress.")]
 
@@ -59,12 +67,37 @@ def demo(
 
 
 @app.command()
+def doctor(
+    target: _Target,
+    blocks: _Blocks = None,
+    precision: Annotated[_Precision, typer.Option(help="Arithmetic of the products.")] = _Precision.fp32,
+    seconds: Annotated[float, typer.Option(help="About how long to examine.")] = 60.0,
+    json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
+) -> None:
+    """Say whether the Hessian of a model can be trusted, and what it costs.
+
+    Exit code 0: nothing found that makes it wrong. 1: something was found. 2: the model could not be examined.
+    """
+    from hvp_engine.doctor import doctor as examine  # noqa: PLC0415
+
+    try:
+        model, loss, data = _load(target)
+        report = examine(model, loss, _blocks(blocks), data=data, precision=precision.value, seconds=seconds)
+    except HvpEngineError as error:
+        typer.echo(f"error: {error}", err=True)
+        raise typer.Exit(_NOT_EXAMINED) from None
+    if json:
+        typer.echo(report.to_json())
+    else:
+        _console().print(report)
+    if not report.ok:
+        raise typer.Exit(_NOT_FIT)
+
+
+@app.command()
 def slq(
-    target: Annotated[str, typer.Argument(metavar="FILE:FUNCTION", help="Function returning (model, loss, data).")],
-    blocks: Annotated[
-        list[str] | None,
-        typer.Option(help="full, parameter, module, a parameter name, or NAME=GLOB[,GLOB...]; repeat for more."),
-    ] = None,
+    target: _Target,
+    blocks: _Blocks = None,
     steps: Annotated[int, typer.Option(help="Lanczos steps.")] = 100,
     probes: Annotated[int, typer.Option(help="Random vectors per block.")] = 10,
     seed: Annotated[int, typer.Option(help="Seed of the probes.")] = 0,
@@ -134,9 +167,12 @@ def plot(
 
 
 def _print(spectra: Spectra) -> None:
+    _console().print(summary_table(spectra))
+
+
+def _console() -> Console:
     # A pipe has no width of its own: rather long lines there than cut numbers.
-    console = Console() if sys.stdout.isatty() else Console(width=200)
-    console.print(summary_table(spectra))
+    return Console() if sys.stdout.isatty() else Console(width=200)
 
 
 def _blocks(given: list[str] | None) -> Any:

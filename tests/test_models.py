@@ -7,7 +7,7 @@ float64 through the math path of attention, without any of the engine's operatio
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -31,10 +31,20 @@ import hvp_engine as he
 from hvp_engine.batches import map_tensors
 
 VOCABULARY, TOKENS, CLASSES = 61, 9, 5
+STD = 0.1  # of the weights: away from the nearly linear regime of the default
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Models as small as these run fastest so."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 def gpt2() -> tuple[nn.Module, Any, list[Any]]:
-    config = GPT2Config(vocab_size=VOCABULARY, n_positions=16, n_embd=24, n_layer=2, n_head=3)
+    config = GPT2Config(vocab_size=VOCABULARY, n_positions=16, n_embd=24, n_layer=2, n_head=3, initializer_range=STD)
     return GPT2LMHeadModel(config), he.losses.causal_lm, causal_batches()
 
 
@@ -47,6 +57,7 @@ def llama() -> tuple[nn.Module, Any, list[Any]]:
         num_attention_heads=4,
         num_key_value_heads=2,
         max_position_embeddings=16,
+        initializer_range=STD,
     )
     return LlamaForCausalLM(config), he.losses.causal_lm, causal_batches()
 
@@ -59,6 +70,7 @@ def bert() -> tuple[nn.Module, Any, list[Any]]:
         num_attention_heads=3,
         intermediate_size=48,
         max_position_embeddings=16,
+        initializer_range=STD,
     )
     data = []
     for batch in causal_batches():
@@ -77,14 +89,13 @@ def vit() -> tuple[nn.Module, Any, list[Any]]:
         image_size=8,
         patch_size=4,
         num_labels=CLASSES,
+        initializer_range=STD,
     )
     return ViTForImageClassification(config), he.losses.classification, image_batches(8)
 
 
 def resnet() -> tuple[nn.Module, Any, list[Any]]:
-    config = ResNetConfig(
-        embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1], layer_type="basic", num_labels=CLASSES
-    )
+    config = ResNetConfig(embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1], layer_type="basic", num_labels=CLASSES)
     model = ResNetForImageClassification(config)
     model.train()
     for batch in image_batches(32):
@@ -142,7 +153,11 @@ class Mixer(nn.Module):
 
 
 def mixer() -> tuple[nn.Module, Any, list[Any]]:
-    return Mixer(), he.losses.classification, image_batches(8)
+    model = Mixer()
+    for module in model.modules():
+        if isinstance(module, nn.Linear):
+            module.weight.data.mul_(3.0)  # as STD does
+    return model, he.losses.classification, image_batches(8)
 
 
 MODELS: dict[str, Callable[[], tuple[nn.Module, Any, list[Any]]]] = {
@@ -174,15 +189,10 @@ def image_batches(size: int) -> list[Any]:
 def job(request: pytest.FixtureRequest) -> tuple[nn.Module, Any, list[Any]]:
     torch.manual_seed(0)
     model, loss, data = MODELS[request.param]()
-    for parameter in model.parameters():
-        if parameter.dim() == 2:
-            parameter.data.mul_(3.0)  # away from the nearly linear regime of the initialisation
     return model.eval(), loss, data
 
 
-def plain_products(
-    model: nn.Module, loss: Any, data: list[Any], vectors: dict[str, Tensor]
-) -> dict[str, Tensor]:
+def plain_products(model: nn.Module, loss: Any, data: list[Any], vectors: dict[str, Tensor]) -> dict[str, Tensor]:
     """H_bb v of every parameter in float64, with PyTorch alone."""
     double = copy.deepcopy(model).double()
     parameters = dict(double.named_parameters())
