@@ -12,7 +12,7 @@ import torch
 _PACKAGE = Path(__file__).resolve().parents[1]
 _EXAMPLES = (str(_PACKAGE / "experiments"), str(_PACKAGE / "losses.py"))
 _TORCH = str(Path(torch.__file__).resolve().parent) + "/"
-_HERE = str(_PACKAGE / "diagnosis") + "/"
+_MODES = (str(_PACKAGE / "diagnosis") + "/", str(_PACKAGE / "ops" / "swap.py"))  # they pass calls on
 _FOREIGN = (_TORCH, str(_PACKAGE) + "/", "<")
 _FRAME = re.compile(r'File "([^"]+)", line (\d+), in')
 
@@ -26,7 +26,7 @@ def users_line_of_text(stack: str) -> str | None:
 def users_line_here() -> str | None:
     """The line that called PyTorch, if it is the user's and not this package's."""
     frame = sys._getframe(1)
-    while frame.f_back is not None and frame.f_code.co_filename.startswith((_TORCH, _HERE)):
+    while frame.f_back is not None and frame.f_code.co_filename.startswith((_TORCH, *_MODES)):
         frame = frame.f_back
     return _innermost([(frame.f_code.co_filename, frame.f_lineno)])
 
