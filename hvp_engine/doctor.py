@@ -122,17 +122,13 @@ class _Examination:
         if graph is None:
             return
         self._report.replaced = sorted(objective.fused.replaced)
-        found, checks = examine_blocks(
-            objective,
-            self._partition,
-            batch,
-            suspects(trace, list(graph.gradients.values())),
-            _SHARES["blocks"] * self._seconds,
-        )
+        suspected = suspects(trace, list(graph.gradients.values()))
+        del graph, trace  # and what they keep
+        share = _SHARES["blocks"] * self._seconds
+        found, checks = examine_blocks(objective, self._partition, batch, suspected, share)
         known = any(finding.code in ("no-second-derivative", "compiled-module") for finding in self._report.findings)
         self._report.findings += [f for f in found if not (known and f.code == "second-derivative-fails")]
         self._report.blocks = checks
-        del graph
         if not known and checks:
             share = _SHARES["cost"] * self._seconds
             self._report.costs = measure_costs(objective, self._partition, batch, share)
@@ -190,7 +186,7 @@ class _Examination:
                 with warnings.catch_warnings(record=True) as told:
                     warnings.simplefilter("always")
                     graph = GradientGraph(total, weight, parameters)
-                self._report.findings += examine_graph(graph, self._partition, trace)
+                self._report.findings += examine_graph(graph, trace)
             except ObjectiveError as error:
                 self._add_failure(error)
             except (HvpEngineError, RuntimeError) as error:

@@ -153,10 +153,15 @@ def test_an_operation_without_second_derivative_is_named_with_module_and_line(fu
 
 def test_all_operations_without_second_derivative_are_found() -> None:
     def both(x: Tensor) -> Tensor:
-        y = Once.apply(x)
-        losses = F.ctc_loss(y[:, None].log_softmax(-1), torch.tensor([[1]]), (len(x),), (1,))
-        return y * losses
+        losses = F.ctc_loss(x[:, None].log_softmax(-1), torch.tensor([[1]]), (len(x),), (1,))
+        return Once.apply(x * losses)
 
+    def distances(x: Tensor) -> Tensor:
+        near = torch.cdist(x, x.cos())
+        return (near + torch.cdist(x, x.sin())) @ torch.ones(len(x), 8)
+
+    lines = {f.line for f in examine(Model(distances)).findings if f.code == "no-second-derivative"}
+    assert len(lines) == 2
     report = examine(Model(both))
     named = [f.message.partition(" ")[0] for f in report.findings if f.code == "no-second-derivative"]
     assert sorted(named) == ["CtcLoss", "Once"]

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.autograd.function import BackwardCFunction
 from torch.autograd.graph import Node
 
-from hvp_engine.blocks import Part, Partition, ResolvedBlock
+from hvp_engine.blocks import Part, ResolvedBlock
 from hvp_engine.diagnosis.report import Finding
 from hvp_engine.diagnosis.source import users_line_of_text
 from hvp_engine.diagnosis.trace import Trace, nodes_behind, operation_of, parent_of, root_of
@@ -23,12 +23,11 @@ _ERROR_NODES = ("Error", "NotImplemented", "DelayedError")
 _PYTORCH_FIX = "use plain PyTorch operations there, or a backward pass that is itself differentiable"
 
 
-def examine_graph(graph: GradientGraph, partition: Partition, trace: Trace) -> list[Finding]:
+def examine_graph(graph: GradientGraph, trace: Trace) -> list[Finding]:
     """Find every operation without second derivative in the graph of a gradient; call inside ``trace.recording``.
 
     Args:
         graph: The gradient's graph.
-        partition: The job's blocks.
         trace: The record of the passes that made the graph.
 
     Returns:
@@ -42,11 +41,11 @@ def examine_graph(graph: GradientGraph, partition: Partition, trace: Trace) -> l
     for node in trace.nodes:
         if node.name() == "CompiledFunctionBackward":
             found[compiled("A function compiled by torch.compile", trace.module_of(node), trace.line_of(node))] = None
-    error = _second_backward(graph, partition)
+    error = _second_backward(graph)
     if error is not None:
         # PyTorch stops at the first operation; asking every node by itself finds all of them.
         for node in nodes:
-            if not found and parent_of(node) is not None and _refuses(node):
+            if parent_of(node) is not None and _refuses(node):
                 found[_missing(root_of(node), trace)] = None
         if not found:
             found[error] = None
@@ -96,8 +95,8 @@ def failed_backward(error: Exception, stacks: str) -> Finding:
     )
 
 
-def _second_backward(graph: GradientGraph, partition: Partition) -> Finding | None:
-    """Multiply the union of all blocks by a vector of ones; what stopped it, if anything."""
+def _second_backward(graph: GradientGraph) -> Finding | None:
+    """Multiply the Hessian of all parameters of the blocks by a vector of ones; what stopped it, if anything."""
     parts = tuple(Part(n, None, p.shape, p.numel()) for n, p in graph.parameters.items())
     union = ResolvedBlock("union", parts, sum(part.numel for part in parts))
     first = next(iter(graph.parameters.values()))
