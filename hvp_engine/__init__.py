@@ -11,6 +11,7 @@ from hvp_engine import blocks, losses
 from hvp_engine.api import hvp, slq
 from hvp_engine.blocks import Block
 from hvp_engine.config import show_config
+from hvp_engine.doctor import doctor
 from hvp_engine.errors import HvpEngineError
 from hvp_engine.operators.hessian import HessianOperator
 from hvp_engine.planning.job_plan import JobPlan
@@ -27,6 +28,7 @@ __all__ = [
     "Spectra",
     "Spectrum",
     "blocks",
+    "doctor",
     "hvp",
     "losses",
     "plan",

@@ -1,4 +1,4 @@
-"""The command ``hvp-engine``: demo, slq, plan, show and plot."""
+"""The command ``hvp-engine``: demo, doctor, plan, slq, show and plot."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from hvp_engine.errors import ConfigurationError, HvpEngineError
 from hvp_engine.report import summary_table
 from hvp_engine.spectra import Spectra
 
+_NOT_FIT, _NOT_EXAMINED = 1, 2  # exit codes of the doctor
 _INTERRUPTED = 130  # the shell's code for an end by Ctrl-C, which typer returns
 
 app = typer.Typer(
@@ -53,7 +54,9 @@ _Target = Annotated[
 ]
 _Blocks = Annotated[
     list[str] | None,
-    typer.Option(help="full, parameter, module, a parameter name, or NAME=GLOB[,GLOB...]; repeat for more."),
+    typer.Option(
+        "--blocks", help="full, parameter, module, a parameter name, or NAME=GLOB[,GLOB...]; repeat for more."
+    ),
 ]
 _Quiet = Annotated[bool, typer.Option("--quiet", help="Show no progress.")]
 
@@ -72,6 +75,36 @@ def demo(
 
 
 @app.command()
+def doctor(
+    target: _Target,
+    blocks: _Blocks = None,
+    precision: Annotated[_Precision, typer.Option(help="Arithmetic of the products.")] = _Precision.fp32,
+    seconds: Annotated[float, typer.Option(help="About how long to examine.")] = 60.0,
+    json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
+) -> None:
+    """Say whether the Hessian of a model can be trusted, and what it costs.
+
+    Exit code 0: nothing found that makes it wrong. 1: something was found. 2: the model could not be examined.
+    """
+    from hvp_engine.doctor import doctor as examine  # noqa: PLC0415
+
+    try:
+        model, loss, data, own = _load(target)
+        report = examine(
+            model, loss, _blocks(blocks) if blocks else own, data=data, precision=precision.value, seconds=seconds
+        )
+    except HvpEngineError as error:
+        typer.echo(f"error: {error}", err=True)
+        raise typer.Exit(_NOT_EXAMINED) from None
+    if json:
+        typer.echo(report.to_json())
+    else:
+        _console().print(report)
+    if not report.ok:
+        raise typer.Exit(_NOT_FIT)
+
+
+@app.command()
 def slq(
     target: _Target,
     blocks: _Blocks = None,
@@ -86,6 +119,9 @@ def slq(
     basis: Annotated[_Basis, typer.Option(help="Dtype of the kept Lanczos vectors.")] = _Basis.fp32,
     microbatch: Annotated[int | None, typer.Option(help="Samples differentiated at once.")] = None,
     memory: Annotated[float | None, typer.Option(help="Memory budget in GiB.")] = None,
+    head_curvature: Annotated[
+        bool, typer.Option(help="Form a linear head's curvature once, where that is cheaper.")
+    ] = True,
     check: Annotated[bool, typer.Option(help="Test the second derivative first.")] = True,
     out: Annotated[Path | None, typer.Option(help="Run folder [default: runs/<file>-<function>].")] = None,
     quiet: _Quiet = False,
@@ -109,6 +145,7 @@ def slq(
         basis=basis.value,
         microbatch=microbatch,
         memory=None if memory is None else int(memory * 2**30),
+        head_curvature=head_curvature,
         check=check,
         progress=not quiet,
         out=folder,
@@ -179,9 +216,12 @@ def plot(
 
 
 def _print(spectra: Spectra) -> None:
+    _console().print(summary_table(spectra))
+
+
+def _console() -> Console:
     # A pipe has no width of its own: rather long lines there than cut numbers.
-    console = Console() if sys.stdout.isatty() else Console(width=200)
-    console.print(summary_table(spectra))
+    return Console() if sys.stdout.isatty() else Console(width=200)
 
 
 def _blocks(given: list[str] | None) -> Any:

@@ -19,6 +19,10 @@ class NonDeterministicError(ObjectiveError):
     """The same parameters gave two different losses, or the data changed between sweeps."""
 
 
+class NotFiniteError(ObjectiveError):
+    """The loss is infinite or not a number."""
+
+
 class BlockError(HvpEngineError, ValueError):
     """A block specification names unknown, frozen, empty or overlapping parameters."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -64,6 +65,49 @@ def _file_cache(path: Path) -> int:
     return sum(int(entries.get(key, 0)) for key in ("active_file", "inactive_file"))
 
 
+@dataclass
+class Peak:
+    """Largest increase of memory inside :func:`peak_memory`; None where the system does not tell."""
+
+    bytes: int | None = None
+
+
+@contextlib.contextmanager
+def peak_memory(device: torch.device) -> Iterator[Peak]:
+    """Measure how far memory rises above where it was: of the process on a CPU, of torch's allocator on CUDA."""
+    peak = Peak()
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        yield peak
+        peak.bytes = torch.cuda.max_memory_allocated(device) - before
+        return
+    resident = _status("VmRSS") if _forget_peak() else None
+    yield peak
+    highest = _status("VmHWM")
+    if resident is not None and highest is not None:
+        peak.bytes = max(0, highest - resident)
+
+
+def _forget_peak() -> bool:
+    """Let the kernel count the process's largest resident size from here on (Linux)."""
+    try:
+        Path("/proc/self/clear_refs").write_text("5")
+    except OSError:
+        return False
+    return True
+
+
+def _status(key: str) -> int | None:
+    try:
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith(f"{key}:"):
+                return int(line.split()[1]) * 1024
+    except OSError:
+        pass
+    return None
+
+
 class GraphSize:
     """Bytes that autograd graphs built inside :func:`graph_size` keep alive, parameters not counted."""
 
@@ -97,3 +141,17 @@ def graph_size(parameters: list[Tensor]) -> Iterator[GraphSize]:
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         yield size
+
+
+@contextlib.contextmanager
+def saved_dtypes() -> Iterator[set[torch.dtype]]:
+    """Collect the floating-point dtypes of what autograd saves while the context is open."""
+    found: set[torch.dtype] = set()
+
+    def pack(tensor: Tensor) -> Tensor:
+        if tensor.is_floating_point():
+            found.add(tensor.dtype)
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        yield found

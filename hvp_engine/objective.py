@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from hvp_engine import batches
-from hvp_engine.errors import ConfigurationError, NonDeterministicError, ObjectiveError
+from hvp_engine.errors import ConfigurationError, NonDeterministicError, NotFiniteError, ObjectiveError
 from hvp_engine.ops.swap import twice_differentiable
 from hvp_engine.precision import Precision, check_precision, forward_mode, product_mode, working_dtype
 
@@ -177,7 +177,7 @@ class Objective:
             )
         value_now = float(total.detach())
         if not math.isfinite(value_now) or not math.isfinite(weight):
-            raise ObjectiveError(
+            raise NotFiniteError(
                 f"The loss is not finite (total {value_now}, weight {weight}); check the model's parameters, "
                 "the batch, and that no batch has all of its targets ignored under a mean loss."
             )
@@ -211,24 +211,43 @@ class Objective:
         Raises:
             NonDeterministicError: They differ; the message names layers that draw random numbers.
         """
-        first, second = self.spot_value(batch), self.spot_value(batch)
-        # Atomics on a GPU may reorder sums: allow rounding, no more.
-        if abs(first - second) <= 1e-6 * max(abs(first), abs(second)):
+        values = self.differing_values(batch)
+        if values is None:
             return
-        drawing = [
-            name
-            for name, module in self.model.named_modules()
-            if isinstance(module, nn.modules.dropout._DropoutNd) and module.training and module.p > 0
-        ]
+        drawing = active_dropout(self.model)
         cause = (
-            f"dropout is active in {', '.join(drawing[:5])}{', ...' if len(drawing) > 5 else ''}"
+            f"dropout is active in {_first(drawing)}"
             if drawing
             else "the loss draws random numbers (functional dropout, noise, sampling)"
         )
         raise NonDeterministicError(
-            f"Two evaluations of the same batch gave {first:.9g} and {second:.9g}: {cause}. "
+            f"Two evaluations of the same batch gave {values[0]:.9g} and {values[1]:.9g}: {cause}. "
             "Call model.eval() or set the dropout probability to 0."
         )
+
+    def differing_values(self, batch: Any) -> tuple[float, float] | None:
+        """Two values of a batch's first samples at the same parameters where they differ, else None."""
+        first, second = self.spot_value(batch), self.spot_value(batch)
+        # Atomics on a GPU may reorder sums: allow rounding, no more.
+        return None if abs(first - second) <= 1e-6 * max(abs(first), abs(second)) else (first, second)
+
+
+def active_dropout(model: nn.Module) -> list[str]:
+    """Names of the dropout layers that draw random numbers: in train mode, with a probability above 0."""
+    return [
+        name or type(module).__name__
+        for name, module in model.named_modules()
+        if isinstance(module, nn.modules.dropout._DropoutNd) and module.training and module.p > 0
+    ]
+
+
+def training_batchnorm(model: nn.Module) -> list[str]:
+    """Names of the BatchNorm layers in train mode: their loss depends on how the data is split."""
+    return [
+        name or type(module).__name__
+        for name, module in model.named_modules()
+        if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.training
+    ]
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -262,16 +281,16 @@ def _as_total(value: Any, batch: Any) -> tuple[Tensor, float]:
 
 
 def _refuse_batchnorm(model: nn.Module) -> None:
-    training = [
-        name or type(module).__name__
-        for name, module in model.named_modules()
-        if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.training
-    ]
+    training = training_batchnorm(model)
     if training:
         raise NonDeterministicError(
-            f"BatchNorm is in train mode in {', '.join(training[:5])}{', ...' if len(training) > 5 else ''}: its loss "
+            f"BatchNorm is in train mode in {_first(training)}: its loss "
             "depends on how the data is split and every evaluation changes its statistics. Call model.eval()."
         )
+
+
+def _first(names: list[str]) -> str:
+    return ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
 
 
 def _working_copy(model: nn.Module, dtype: torch.dtype) -> nn.Module:

@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import logging
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
-from hvp_engine import batches
+from hvp_engine import batches, memory
 from hvp_engine.blocks import Part, Partition, ResolvedBlock
 from hvp_engine.errors import HvpEngineError, SecondDerivativeError
 from hvp_engine.head import fuse_head
@@ -26,8 +27,13 @@ from hvp_engine.operators.gradient_graph import GradientGraph
 
 log = logging.getLogger(__name__)
 
-_TOLERANCE = {torch.float64: 1e-3, torch.float32: 0.2}
-_STEPS = {torch.float64: (1e-6, 1e-5, 1e-7), torch.float32: (1e-3, 1e-2, 1e-4)}  # relative to ||theta||
+_TOLERANCE = {"float64": 1e-3, "float32": 0.2}
+# Relative to ||theta||. The large ones are for models that compute a part in float32 whatever they are given.
+_STEPS = {torch.float64: (1e-6, 1e-5, 1e-7, 1e-4, 1e-3), torch.float32: (1e-3, 1e-2, 1e-4)}
+_ROUNDING = 100  # curvature below this many roundings of the whole Hessian's counts as none
+_SIGNIFICANT = 4.0  # times the unevenness of the gradient over a step
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -38,11 +44,136 @@ class Verification:
         dtype: Arithmetic of the checks, "float64" or "float32".
         asymmetry: abs(u'Hv - v'Hu) / ||Hv|| with a random unit vector v and u = Hv / ||Hv||.
         finite_difference: ||(difference of gradients) - Hv|| / ||Hv||.
+        curvature: ||Hv||; 0 where it is no more than rounding.
     """
 
     dtype: str
     asymmetry: float
     finite_difference: float
+    curvature: float
+
+    @property
+    def wrong(self) -> bool:
+        """Whether one of the errors is beyond what rounding and kinks explain."""
+        tolerance = _TOLERANCE[self.dtype]
+        return self.asymmetry > tolerance or self.finite_difference > tolerance
+
+
+class SecondDerivativeTest:
+    """Measures blocks of the Hessian at a few samples; the graph of the gradient is built once for all blocks."""
+
+    def __init__(self, objective: Objective, names: tuple[str, ...], batch: Any) -> None:
+        """Build the graph.
+
+        Args:
+            objective: Loss and model, in the arithmetic of the test.
+            names: The parameters that blocks touch.
+            batch: A few samples on the model's device.
+
+        Raises:
+            HvpEngineError: The loss cannot be evaluated or has no gradient.
+        """
+        self._objective = objective
+        self._parameters = {name: objective.parameters[name] for name in names}
+        self._batch = batch
+        parts = tuple(Part(name, None, p.shape, p.numel()) for name, p in self._parameters.items())
+        self.union = ResolvedBlock("union of all blocks", parts, sum(part.numel for part in parts))
+        with objective.arithmetic():
+            with memory.saved_dtypes() as dtypes:
+                fuse_head(objective, batch)
+                self._graph = GradientGraph(*objective.evaluate(batch), self._parameters)
+            # A model may compute a part in float32 whatever it is given.
+            exact = float(torch.finfo(objective.dtype).eps)
+            self._eps = float(torch.finfo(torch.float32).eps) if torch.float32 in dtypes else exact
+            self._gradient_norm = float(self._graph.gradient(self.union).norm())
+        norms = [parameter.detach().norm() for parameter in self._parameters.values()]
+        self._scale = max(float(torch.stack(norms).norm()), 1e-3)
+
+    def measure(self, block: ResolvedBlock, curvature: float = 0.0) -> Verification:
+        """Test one diagonal block of the Hessian.
+
+        Args:
+            block: The block; its parameters are among those given.
+            curvature: That of the union of all blocks, which says how much of this block's is rounding.
+
+        Raises:
+            SecondDerivativeError: An operation has no second derivative, or it is not finite.
+        """
+        objective = self._objective
+        floor = _ROUNDING * self._eps * curvature
+        v = probe(0, "verify", 0, block.numel, "gaussian", objective.dtype).to(objective.device)
+        hv, hu = (torch.zeros(block.numel, dtype=objective.dtype, device=objective.device) for _ in range(2))
+        with objective.arithmetic():
+            self._graph.product(block, v[None], hv[None], batched=False)
+            norm = float(hv.norm())
+            if not math.isfinite(norm):
+                raise SecondDerivativeError(
+                    "The Hessian-vector product of this model is not finite: an operation's second derivative is "
+                    "infinite or not a number at these parameters (sqrt or norm at zero, log of zero); add a small "
+                    "epsilon to it."
+                )
+            # With u = Hv / ||Hv||, u'(Hv) = ||Hv|| must equal v'(Hu); for two random vectors both would be near zero.
+            asymmetry = float("nan")
+            if norm > floor:
+                self._graph.product(block, (hv / norm)[None], hu[None], batched=False)
+                asymmetry = abs(norm - float(v @ hu)) / norm
+            difference = self._difference(block, v, hv, floor)
+        dtype = str(objective.dtype).removeprefix("torch.")
+        return Verification(dtype, asymmetry, difference, norm if norm > floor else 0.0)
+
+    def _difference(self, block: ResolvedBlock, direction: Tensor, product: Tensor, floor: float) -> float:
+        """Smallest relative deviation of central differences from the product over a few step lengths.
+
+        A deviation counts where it exceeds the unevenness of the gradient over the step, g(h) - 2 g(0) + g(-h): kinks
+        and rounding show there as much as in the deviation, a wrong product does not.
+        """
+        dtype = self._objective.dtype
+        tolerance = _TOLERANCE[str(dtype).removeprefix("torch.")]
+        middle = self._graph.gradient(block)
+        # Each entry moves as far in a small block as in a large one.
+        scale = self._scale * math.sqrt(block.numel / self.union.numel)
+        names = dict.fromkeys(part.parameter for part in block.parts)
+        saved = {name: self._parameters[name].detach().clone() for name in names}
+        best = float("inf")
+        try:
+            for relative in _STEPS[dtype]:
+                h = relative * scale
+                ahead, behind = (self._moved_gradient(block, saved, step * direction) for step in (h, -h))
+                difference = (ahead - behind) / (2 * h)
+                noise = float(torch.finfo(dtype).eps) * self._gradient_norm / h  # rounding: less cannot be tested
+                norm = max(float(product.norm()), float(difference.norm()))
+                if norm <= max(100 * noise, floor):
+                    continue
+                deviation = float((difference - product).norm()) / norm
+                unevenness = float((ahead + behind - 2 * middle).norm()) / (2 * h * norm)
+                if deviation < tolerance or deviation > _SIGNIFICANT * unevenness:
+                    best = min(best, deviation)
+                if best < tolerance:
+                    break
+        finally:
+            for name, origin in saved.items():
+                self._parameters[name].data.copy_(origin)
+        return best if math.isfinite(best) else float("nan")
+
+    def _moved_gradient(self, block: ResolvedBlock, saved: dict[str, Tensor], move: Tensor) -> Tensor:
+        """Gradient of the block at the saved parameters plus a move of the block, flat."""
+        # Through .data: the graph of the gradient stays valid once the parameters are back.
+        for name, origin in saved.items():
+            self._parameters[name].data.copy_(origin)
+        for part, piece in zip(block.parts, block.split(move), strict=True):
+            target = self._parameters[part.parameter].data
+            index = ... if part.index is None else part.index
+            target[index] = target[index] + piece
+        total, _ = self._objective.evaluate(self._batch)
+        found = torch.autograd.grad(total, [self._parameters[name] for name in saved], allow_unused=True)
+        gradients = dict(zip(saved, found, strict=True))
+        return torch.cat(
+            [
+                part.take(torch.zeros_like(saved[part.parameter]) if g is None else g).reshape(-1)
+                for part in block.parts
+                for g in [gradients[part.parameter]]
+            ]
+        )
 
 
 def verify(objective: Objective, partition: Partition, batch: Any) -> Verification:
@@ -59,12 +190,49 @@ def verify(objective: Objective, partition: Partition, batch: Any) -> Verificati
     Raises:
         SecondDerivativeError: The Hessian is not symmetric or contradicts the gradient.
     """
+
+    def measure_union(widened: Objective, piece: Any) -> Verification:
+        test = SecondDerivativeTest(widened, partition.parameters, piece)
+        return test.measure(test.union)
+
+    result = in_widest_arithmetic(objective, batch, measure_union)
+    if result.wrong:
+        raise SecondDerivativeError(
+            f"The second derivative of this model is wrong without an error message: {describe(result)}. "
+            "Some operation's backward pass is not itself differentiated (fused or compiled kernels such as Liger's or "
+            "Apex's, a custom autograd.Function that is once_differentiable or saves results computed in forward, "
+            ".data or detach() inside the model). hvp_engine.doctor names the suspects; replace them by plain PyTorch "
+            "operations. check=False skips this test."
+        )
+    return result
+
+
+def describe(measured: Verification) -> str:
+    """The errors in words."""
+    return (
+        f"asymmetry {measured.asymmetry:.2g}, relative deviation from finite differences of the gradient "
+        f"{measured.finite_difference:.2g}"
+    )
+
+
+def in_widest_arithmetic(objective: Objective, batch: Any, use: Callable[[Objective, Any], T]) -> T:
+    """Call ``use`` with the objective in float64, or else float32, and with few samples, or else the whole batch.
+
+    Args:
+        objective: Loss and model.
+        batch: A batch on the model's device.
+        use: Called with the converted objective and the samples; what it returns is passed on.
+
+    Raises:
+        SecondDerivativeError: From ``use``, or because it fails in every arithmetic.
+    """
     for precision in ("fp64", "fp32"):
         # A mean over few samples may have all targets ignored; the whole batch tells then.
         for piece in (batches.few_samples(batch), batch):
             data = None if objective.data is None else [piece]
             try:
-                return _verify(Objective(objective.model, objective.loss, data, precision), partition, piece)
+                widened = Objective(objective.model, objective.loss, data, precision)
+                return use(widened, _converted(piece, widened.dtype))
             except SecondDerivativeError:
                 raise
             except (HvpEngineError, RuntimeError, TypeError) as error:
@@ -76,85 +244,5 @@ def verify(objective: Objective, partition: Partition, batch: Any) -> Verificati
     )
 
 
-def _verify(objective: Objective, partition: Partition, batch: Any) -> Verification:
-    parameters = {name: objective.parameters[name] for name in partition.parameters}
-    parts = tuple(Part(name, None, p.shape, p.numel()) for name, p in parameters.items())
-    union = ResolvedBlock("union of all blocks", parts, sum(part.numel for part in parts))
-    v = probe(0, "verify", 0, union.numel, "gaussian", objective.dtype).to(objective.device)
-    if batch is not None:
-        batch = batches.map_tensors(lambda t: t.to(objective.dtype) if t.is_floating_point() else t, batch)
-    fuse_head(objective, batch)
-    with objective.arithmetic():
-        graph = GradientGraph(*objective.evaluate(batch), parameters)
-        hv, hu = (torch.zeros(union.numel, dtype=objective.dtype, device=objective.device) for _ in range(2))
-        graph.product(union, v[None], hv[None], batched=False)
-        norm = float(hv.norm())
-        if not math.isfinite(norm):
-            raise SecondDerivativeError(
-                "The Hessian-vector product of this model is not finite: an operation's second derivative is infinite "
-                "or not a number at these parameters (sqrt or norm at zero, log of zero); add a small epsilon to it."
-            )
-        # With u = Hv / ||Hv||, u'(Hv) = ||Hv|| must equal v'(Hu); for two random vectors both would be near zero.
-        asymmetry = float("nan")
-        if norm > 0:
-            graph.product(union, (hv / norm)[None], hu[None], batched=False)
-            asymmetry = abs(norm - float(v @ hu)) / norm
-        gradient_norm = float(graph.gradient(union).norm())
-        del graph
-        difference = _difference(objective, parameters, union, batch, v, hv, gradient_norm)
-    result = Verification(str(objective.dtype).removeprefix("torch."), asymmetry, difference)
-    tolerance = _TOLERANCE[objective.dtype]
-    if asymmetry > tolerance or difference > tolerance:
-        raise SecondDerivativeError(
-            f"The second derivative of this model is wrong without an error message: asymmetry {asymmetry:.2g}, "
-            f"relative deviation from finite differences of the gradient {difference:.2g}. Some operation's backward "
-            "pass is not itself differentiated (fused or compiled kernels such as Liger's or Apex's, a custom "
-            "autograd.Function that is once_differentiable or saves results computed in forward, .data or "
-            "detach() inside the model). Replace it by plain PyTorch operations; check=False skips this test."
-        )
-    return result
-
-
-def _difference(
-    objective: Objective,
-    parameters: dict[str, torch.nn.Parameter],
-    union: ResolvedBlock,
-    batch: Any,
-    direction: Tensor,
-    product: Tensor,
-    gradient_norm: float,
-) -> float:
-    """Smallest relative deviation of central differences from the product over a few step lengths."""
-    saved = [parameter.detach().clone() for parameter in parameters.values()]
-    scale = max(float(torch.stack([p.norm() for p in saved]).norm()), 1e-3)
-    eps = float(torch.finfo(objective.dtype).eps)
-    best = float("inf")
-
-    def gradient_at(h: float) -> Tensor:
-        with torch.no_grad():
-            for parameter, origin, piece in zip(parameters.values(), saved, union.split(direction), strict=True):
-                parameter.copy_(origin + h * piece)
-        total, _ = objective.evaluate(batch)
-        gradients = torch.autograd.grad(total, list(parameters.values()), allow_unused=True)
-        flat = [
-            torch.zeros_like(p).reshape(-1) if g is None else g.reshape(-1)
-            for g, p in zip(gradients, saved, strict=True)
-        ]
-        return torch.cat(flat)
-
-    try:
-        for relative in _STEPS[objective.dtype]:
-            h = relative * scale
-            difference = (gradient_at(h) - gradient_at(-h)) / (2 * h)
-            noise = eps * gradient_norm / h  # rounding of the gradients: curvature below it cannot be tested
-            norm = max(float(product.norm()), float(difference.norm()))
-            if norm <= 100 * noise:
-                continue
-            best = min(best, float((difference - product).norm()) / norm)
-            if best < _TOLERANCE[objective.dtype]:
-                break
-    finally:
-        with torch.no_grad():
-            for parameter, origin in zip(parameters.values(), saved, strict=True):
-                parameter.copy_(origin)
-    return best if math.isfinite(best) else float("nan")
+def _converted(batch: Any, dtype: torch.dtype) -> Any:
+    return batches.map_tensors(lambda tensor: tensor.to(dtype) if tensor.is_floating_point() else tensor, batch)

@@ -124,5 +124,5 @@ def test_progress_lines_reach_a_log_and_the_help_is_there(target: str) -> None:
     result = subprocess.run(command, capture_output=True, text=True, check=True)
     assert "slq: done in" in result.stderr
     result = subprocess.run([sys.executable, "-m", "hvp_engine", "--help"], capture_output=True, text=True, check=True)
-    for name in ("demo", "slq", "show", "plot"):
+    for name in ("demo", "doctor", "slq", "show", "plot"):
         assert name in result.stdout

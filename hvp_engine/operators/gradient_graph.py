@@ -50,6 +50,16 @@ class GradientGraph:
         # Slicing a gradient adds a node to the graph; every block does so once, not once per vector.
         self._pieces: dict[str, list[Tensor | None]] = {}
 
+    @property
+    def parameters(self) -> dict[str, nn.Parameter]:
+        """The parameters by canonical name."""
+        return self._parameters
+
+    @property
+    def gradients(self) -> dict[str, Tensor | None]:
+        """Gradient of the total per parameter, attached to the graph; None where a parameter is not used."""
+        return self._gradients
+
     def gradient(self, block: ResolvedBlock) -> Tensor:
         """Gradient of the total with respect to a block, flat (numel,)."""
         return torch.cat(
@@ -107,6 +117,11 @@ class GradientGraph:
             target.add_(product)
 
 
+def fix_for(operation: str) -> str:
+    """What to do about an operation that has no second derivative."""
+    return next((fix for key, fix in _FIXES.items() if key in operation), "replace it by a differentiable one")
+
+
 def _backward(
     outputs: list[Tensor],
     inputs: list[Tensor] | list[nn.Parameter],
@@ -147,7 +162,7 @@ def _backward(
             ) from error
         else:
             raise
-        fix = next((fix for key, fix in _FIXES.items() if key in operation), "replace it by a differentiable one")
+        fix = fix_for(operation)
         raise SecondDerivativeError(
             f"The model cannot be differentiated twice: {operation} has no second derivative; {fix}."
         ) from error

@@ -154,6 +154,31 @@ def test_autocast_keeps_the_dtypes_of_pytorch():
             assert silu(x).dtype == F.silu(x).dtype
 
 
+@pytest.mark.parametrize("name", OPS)
+def test_derivatives_inside_a_model_under_autocast_are_those_of_plain_pytorch(name):
+    count, function, ref = OPS[name]
+    leaves = [double(8, 8, seed=i).detach().float().requires_grad_() for i in range(count + 1)]
+
+    def second(f):
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            y = f(*(leaves[0] @ w for w in leaves[1:]))
+            value = (y @ leaves[1]).float().pow(2).sum()
+        first = torch.autograd.grad(value, leaves, create_graph=True)
+        return [y, *first, *torch.autograd.grad(sum(d.pow(2).sum() for d in first), leaves)]
+
+    for ours, theirs in zip(second(function), second(ref), strict=True):
+        assert ours.dtype == theirs.dtype
+        torch.testing.assert_close(ours, theirs, rtol=5e-2, atol=5e-2 * theirs.abs().max().item())
+
+
+def test_swiglu_under_autocast_promotes_as_plain_pytorch():
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        for gate in (torch.float32, torch.bfloat16):
+            for up in (torch.float32, torch.bfloat16):
+                a, b = torch.ones(3, dtype=gate), torch.ones(3, dtype=up)
+                assert swiglu(a, b).dtype == swiglu_ref(a, b).dtype == (F.silu(a) * b).dtype
+
+
 def test_dtypes_without_kernel_and_empty_tensors_take_the_reference():
     x = torch.randn(4).half()
     assert torch.equal(gelu(x), F.gelu(x)) and torch.equal(silu(x), F.silu(x))

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from loss_checks import check_derivatives, same_bits_on_any_threads
+from torch.utils.checkpoint import checkpoint
 
 from hvp_engine.errors import ConfigurationError
 from hvp_engine.ops.embedding import embedding, embedding_ref
@@ -107,3 +108,19 @@ def test_other_bad_input_is_a_clear_error():
         embedding(torch.zeros(2), torch.randn(4, 3))
     with pytest.raises(ConfigurationError, match="padding_idx is 4, but the table has 4 rows"):
         embedding(torch.zeros(2, dtype=torch.long), torch.randn(4, 3), 4)
+
+
+def test_it_works_under_checkpointing_and_autocast():
+    weight = torch.randn(4, 6, dtype=torch.float64, requires_grad=True)
+
+    def second(function, leaf):
+        (first,) = torch.autograd.grad(function(TOKENS, leaf).pow(3).sum(), leaf, create_graph=True)
+        return torch.autograd.grad(first.pow(2).sum(), leaf)[0]
+
+    again = second(lambda *args: checkpoint(embedding, *args, use_reentrant=False), weight)
+    assert torch.equal(again, second(embedding, weight))
+    with torch.autocast("cpu", torch.bfloat16):
+        for dtype in (torch.float32, torch.bfloat16):
+            leaf = weight.detach().to(dtype).requires_grad_()
+            assert embedding(TOKENS, leaf).dtype == torch.nn.functional.embedding(TOKENS, leaf).dtype
+            torch.testing.assert_close(second(embedding, leaf), second(embedding_ref, leaf))

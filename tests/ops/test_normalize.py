@@ -194,6 +194,25 @@ def test_default_eps_and_autocast_are_those_of_pytorch():
             assert layer_norm(x, (64,)).dtype == F.layer_norm(x, (64,)).dtype
 
 
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_derivatives_inside_a_model_under_autocast_are_those_of_plain_pytorch(kind, dtype):
+    x, *parameters = make_inputs(kind, (6, 16), torch.float32)
+    leaves = [t.detach().clone().requires_grad_() for t in (x, *parameters, torch.randn(16, 16))]
+
+    def second(function):
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            hidden = leaves[0] @ leaves[-1] if dtype == torch.bfloat16 else leaves[0] * 2
+            y = function(hidden, *leaves[1:-1])
+            value = (y @ leaves[-1]).float().pow(3).sum()
+        first = torch.autograd.grad(value, leaves, create_graph=True)
+        return [y, *first, *torch.autograd.grad(sum(d.pow(2).sum() for d in first), leaves)]
+
+    for ours, theirs in zip(second(KINDS[kind][0]), second(KINDS[kind][1]), strict=True):
+        assert ours.dtype == theirs.dtype
+        torch.testing.assert_close(ours, theirs, rtol=5e-2, atol=5e-2 * theirs.abs().max().item())
+
+
 def test_tensors_without_kernel_take_the_reference():
     x = torch.randn(3, 4).half()
     assert torch.equal(layer_norm(x, (4,)), F.layer_norm(x, (4,)))

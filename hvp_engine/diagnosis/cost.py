@@ -1,0 +1,101 @@
+"""Time and memory of Hessian-vector products, measured per micro-batch size."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hvp_engine import batches, memory
+from hvp_engine.blocks import Partition, ResolvedBlock
+from hvp_engine.diagnosis.report import Cost
+from hvp_engine.errors import ObjectiveError
+from hvp_engine.kernels.allocator import retained_heap
+from hvp_engine.objective import Objective
+from hvp_engine.operators.gradient_graph import GradientGraph
+
+_BLOCKS = 6  # measured per size, spread over the model
+
+
+def measure_costs(objective: Objective, partition: Partition, batch: Any, seconds: float) -> list[Cost]:
+    """Measure products at micro-batches of 1, 2, 4, ... samples up to the whole batch, while the time lasts.
+
+    Args:
+        objective: Loss and model in the job's arithmetic.
+        partition: The job's blocks.
+        batch: A batch on the model's device.
+        seconds: No size is begun that is expected to end later than this.
+
+    Returns:
+        At least one row, unless no size defines a loss.
+    """
+    costs: list[Cost] = []
+    names = list(partition.blocks)
+    chosen = [partition.blocks[name] for name in names[:: max(1, len(names) // _BLOCKS)][:_BLOCKS]]
+    deadline = time.monotonic() + seconds
+    spent = 0.0
+    for size, piece in _pieces(batch):
+        if time.monotonic() + 2 * spent > deadline:
+            break
+        started = time.monotonic()
+        try:
+            if not costs:
+                _measure(objective, partition, chosen, size, piece)  # the first call of everything is slow
+            costs.append(_measure(objective, partition, chosen, size, piece))
+        except ObjectiveError:  # a mean over samples whose targets are all ignored, say
+            continue
+        spent = time.monotonic() - started
+    return costs
+
+
+def _pieces(batch: Any) -> Iterator[tuple[int | None, Any]]:
+    size = batches.samples(batch)
+    if size is None:
+        yield None, batch
+        return
+    step = 1
+    while step < size:
+        yield step, batches.cut(batch, 0, step)
+        step *= 2
+    yield size, batch
+
+
+def _measure(
+    objective: Objective, partition: Partition, blocks: list[ResolvedBlock], size: int | None, batch: Any
+) -> Cost:
+    """One row: time with a heap that keeps its memory, as the engine does, then weigh with one that gives it back."""
+    parameters = {name: objective.parameters[name] for name in partition.parameters}
+    kept: list[Tensor] = list(parameters.values())
+
+    def build() -> GradientGraph:
+        return GradientGraph(*objective.evaluate(batch), parameters)
+
+    def multiply(graph: GradientGraph) -> None:
+        for block in blocks:
+            vectors = torch.ones(1, block.numel, dtype=objective.dtype, device=objective.device)
+            graph.product(block, vectors, torch.zeros_like(vectors), batched=False)
+
+    with objective.arithmetic():
+        with retained_heap():
+            begun = _now(objective.device)
+            graph = build()
+            built = _now(objective.device)
+            multiply(graph)
+            ended = _now(objective.device)
+            del graph
+        with memory.peak_memory(objective.device) as peak, memory.graph_size(kept) as weighed:
+            graph = build()
+            graph_bytes = weighed.bytes
+            multiply(graph)
+            del graph
+    return Cost(size, built - begun, (ended - built) / len(blocks), graph_bytes, peak.bytes)
+
+
+def _now(device: torch.device) -> float:
+    """Time when all work given to the device is done."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()

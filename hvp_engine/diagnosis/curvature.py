@@ -1,0 +1,112 @@
+"""Numerical tests of the second derivative, block by block."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from hvp_engine.blocks import Partition
+from hvp_engine.diagnosis.model import first_names
+from hvp_engine.diagnosis.report import BlockCheck, Finding
+from hvp_engine.errors import SecondDerivativeError
+from hvp_engine.objective import Objective
+from hvp_engine.verify import SecondDerivativeTest, Verification, describe, in_widest_arithmetic
+
+_SUSPECTS = 5
+
+
+def examine_blocks(
+    objective: Objective, partition: Partition, batch: Any, suspects: list[str], seconds: float
+) -> tuple[list[Finding], list[BlockCheck]]:
+    """Test symmetry and finite differences of the union of all blocks, then of every block.
+
+    Args:
+        objective: The job's objective.
+        partition: The job's blocks.
+        batch: A batch on the model's device.
+        suspects: What to name where a block is wrong.
+        seconds: Blocks that are not reached in this time are left out, and a note says so.
+
+    Returns:
+        Findings, and the measurements; the first is that of the union where there are several blocks.
+    """
+    checks: list[BlockCheck] = []
+    failures: dict[str, list[str]] = {}
+    deadline = time.monotonic() + seconds
+
+    def examine(widened: Objective, piece: Any) -> None:
+        checks.clear()
+        test = SecondDerivativeTest(widened, partition.parameters, piece)
+        whole = test.measure(test.union)
+        if len(partition.blocks) > 1:
+            checks.append(_check(test.union.name, test.union.numel, whole))
+        for name, block in partition.blocks.items():
+            if time.monotonic() > deadline:
+                return
+            try:
+                checks.append(_check(name, block.numel, test.measure(block, whole.curvature)))
+            except SecondDerivativeError as error:
+                failures.setdefault(str(error), []).append(name)
+
+    try:
+        in_widest_arithmetic(objective, batch, examine)
+    except SecondDerivativeError as error:
+        message, _, _ = str(error).partition(" check=False")
+        code = "curvature-not-finite" if "not finite" in message else "second-derivative-fails"
+        return [Finding("error", code, message)], checks
+    findings = [
+        Finding("error", "second-derivative-fails", f"{text} Blocks: {first_names(names)}.")
+        for text, names in failures.items()
+    ]
+    return findings + _judge(partition, checks, suspects), checks
+
+
+def _check(name: str, numel: int, measured: Verification) -> BlockCheck:
+    return BlockCheck(
+        name,
+        numel,
+        measured.dtype,
+        measured.asymmetry,
+        measured.finite_difference,
+        measured.curvature,
+        measured.wrong,
+    )
+
+
+def _judge(partition: Partition, checks: list[BlockCheck], suspects: list[str]) -> list[Finding]:
+    findings: list[Finding] = []
+    wrong = [check for check in checks if check.wrong]
+    if wrong:
+        worst = max(wrong, key=lambda check: max(_or_zero(check.asymmetry), _or_zero(check.finite_difference)))
+        measured = Verification(worst.dtype, worst.asymmetry, worst.finite_difference, worst.curvature)
+        named = "; ".join(suspects[:_SUSPECTS]) or "none found; look for .data, numpy and hand-written backward passes"
+        names = [check.name for check in wrong if check.name in partition.blocks] or [worst.name]
+        findings.append(
+            Finding(
+                "error",
+                "wrong-second-derivative",
+                f"The second derivative is wrong without an error message in {len(names)} block(s): "
+                f"{first_names(names)}; at worst ({worst.name}): {describe(measured)}. Suspects: {named}.",
+                fix="replace the suspects by plain PyTorch operations, or make their backward differentiable",
+            )
+        )
+    flat = [check.name for check in checks if not check.curvature and not check.wrong]
+    if flat:
+        findings.append(
+            Finding(
+                "warning",
+                "zero-curvature",
+                f"{len(flat)} block(s) have no curvature ({first_names(flat)}): the loss is linear in them, or does "
+                "not depend on them, and their spectrum is a single zero.",
+                fix="leave these blocks out",
+            )
+        )
+    missed = [name for name in partition.blocks if name not in {check.name for check in checks}]
+    if missed and not any(check.name in partition.blocks and check.wrong for check in checks):
+        message = f"{len(missed)} block(s) were not tested one by one: {first_names(missed)}."
+        findings.append(Finding("note", "blocks-not-reached", message, fix="give more seconds"))
+    return findings
+
+
+def _or_zero(value: float) -> float:
+    return value if value == value else 0.0  # noqa: PLR0124 - nan

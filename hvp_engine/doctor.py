@@ -1,0 +1,265 @@
+"""The doctor: can the Hessian of this model be trusted, and what does it cost? Answered in seconds."""
+
+from __future__ import annotations
+
+import time
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import ExitStack
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from hvp_engine import batches
+from hvp_engine.blocks import Block, BlockSpec, Partition, resolve
+from hvp_engine.diagnosis.cost import measure_costs
+from hvp_engine.diagnosis.curvature import examine_blocks
+from hvp_engine.diagnosis.data import Passes, examine_data
+from hvp_engine.diagnosis.derivatives import examine_graph, failed_backward, suspects
+from hvp_engine.diagnosis.model import examine_model, first_names, settled
+from hvp_engine.diagnosis.report import SEVERITIES, Finding, Report
+from hvp_engine.diagnosis.source import users_line_of_error
+from hvp_engine.diagnosis.trace import Trace, without_reentrancy
+from hvp_engine.errors import ConfigurationError, HvpEngineError, NotFiniteError, ObjectiveError
+from hvp_engine.objective import Loss, Objective
+from hvp_engine.operators.gradient_graph import GradientGraph
+from hvp_engine.precision import Precision, check_precision
+
+_SHARES = {"data": 0.2, "blocks": 0.5, "cost": 0.3}  # of the time
+
+
+def doctor(
+    model: nn.Module,
+    loss: Loss,
+    blocks: Any = None,
+    *,
+    data: Iterable[Any] | None = None,
+    precision: Precision = "fp32",
+    seconds: float = 60.0,
+) -> Report:
+    """Examine a model, a loss and data before hours of work with their Hessian.
+
+    Looks for operations without second derivative and for silently wrong ones (symmetry u'Hv = v'Hu and central
+    differences of the gradient, for every block), for dropout and BatchNorm in train mode, data that changes between
+    passes, randomness, losses and gradients that are not finite, blocks without curvature, tied, frozen, unused and
+    low-precision parameters, reentrant checkpointing and compiled modules; and measures time and memory of products.
+    Everything is reported at once: what stops one test is put out of action for the next ones where that is possible.
+
+    Args:
+        model: The network; as it was afterwards.
+        loss: ``loss(model, batch)``, or ``loss(model)`` when there is no data, as for :func:`hvp_engine.slq`.
+        blocks: See :func:`hvp_engine.blocks.resolve`. Data given in this place is taken as data.
+        data: Re-iterable of batches.
+        precision: Arithmetic of the job; the tests of the second derivative run in float64 where the model can.
+        seconds: About how long to examine; blocks, batches and sizes that are not reached are left out.
+
+    Returns:
+        The report; ``report.ok`` says whether the job can be started.
+
+    Raises:
+        ConfigurationError: ``model`` is no module, or ``precision`` is unknown.
+        BlockError: The block specification does not fit the model.
+    """
+    started = time.monotonic()
+    check_precision(precision)
+    if not isinstance(model, nn.Module):
+        raise ConfigurationError(f"model must be a torch.nn.Module, not {type(model).__name__}.")
+    if data is None and not _is_block_spec(blocks):
+        blocks, data = None, blocks
+    partition = resolve(model, cast(BlockSpec, blocks))
+    report = Report(examine_model(model, partition), block_count=len(partition.blocks))
+    with ExitStack() as stack, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # what PyTorch warns of here is reported in other words, or harmless
+        stack.enter_context(settled(model))
+        stack.enter_context(without_reentrancy())
+        _Examination(report, model, loss, partition, data, precision, seconds).run()
+    report.findings.sort(key=lambda finding: SEVERITIES.index(finding.severity))
+    report.seconds = time.monotonic() - started
+    return report
+
+
+class _Examination:
+    """The tests that run the model, in order; the report collects what they find."""
+
+    def __init__(
+        self,
+        report: Report,
+        model: nn.Module,
+        loss: Loss,
+        partition: Partition,
+        data: Iterable[Any] | None,
+        precision: Precision,
+        seconds: float,
+    ) -> None:
+        self._report = report
+        self._model, self._loss, self._data = model, loss, data
+        self._partition = partition
+        self._precision = precision
+        self._seconds = seconds
+
+    def run(self) -> None:
+        """Run every test that the ones before it leave possible."""
+        try:
+            objective = Objective(self._model, self._loss, self._data, self._precision)
+            passes = self._read_data()
+            if self._data is not None:
+                # From here on one batch stands for the data.
+                objective = Objective(self._model, self._loss, [passes.batch], self._precision)
+            _, batch = next(iter(objective.batches()))
+        except ObjectiveError as error:
+            self._add("error", "data-unusable", str(error))
+            return
+        steady = self._without_randomness(objective, batch)
+        if steady is None:
+            return
+        self._examine_derivatives(steady, batch)
+
+    def _examine_derivatives(self, objective: Objective, batch: Any) -> None:
+        """Operations, numerical tests and costs of a loss that is the same in every evaluation."""
+        trace = Trace()
+        graph = self._trace(objective, batch, trace)
+        if graph is None:
+            return
+        self._report.replaced = sorted(objective.fused.replaced)
+        suspected = suspects(trace, list(graph.gradients.values()))
+        del graph, trace  # and what they keep
+        share = _SHARES["blocks"] * self._seconds
+        found, checks = examine_blocks(objective, self._partition, batch, suspected, share)
+        known = any(finding.code in ("no-second-derivative", "compiled-module") for finding in self._report.findings)
+        self._report.findings += [f for f in found if not (known and f.code == "second-derivative-fails")]
+        self._report.blocks = checks
+        if not known and checks:
+            share = _SHARES["cost"] * self._seconds
+            self._report.costs = measure_costs(objective, self._partition, batch, share)
+
+    def _read_data(self) -> Passes:
+        if self._data is None:
+            return Passes(samples=1)
+        passes = examine_data(self._data, _SHARES["data"] * self._seconds)
+        self._report.findings += passes.findings
+        self._report.samples = passes.samples
+        if passes.batch is None:
+            raise ObjectiveError("data is empty: it yields no batch.")
+        return passes
+
+    def _without_randomness(self, objective: Objective, batch: Any) -> Objective | None:
+        """Evaluate twice; a loss that draws random numbers goes on with fixed ones, so that the rest can be tested."""
+        trace = Trace()
+        try:
+            with trace.recording(objective.model):
+                differing = objective.differing_values(batch)
+        except (ObjectiveError, RuntimeError) as error:
+            self._add_failure(error)
+            return None
+        if differing is None:
+            return objective
+        lines = [f"{name} at {line}" for line, name in trace.draws.items()]
+        cause = f": {first_names(lines)}" if lines else ", outside PyTorch's functions"
+        self._add(
+            "error",
+            "random-loss",
+            f"Two evaluations of the same batch gave {differing[0]:.9g} and {differing[1]:.9g}: the loss draws random "
+            f"numbers{cause}.",
+            line=next(iter(trace.draws), None),
+            fix="call model.eval(), or draw the numbers once and keep them in the data",
+        )
+        data = None if self._data is None else [batch]
+        fixed = Objective(self._model, _seeded(self._loss), data, self._precision)
+        if fixed.differing_values(batch) is not None:
+            self._add("note", "not-examined", "The second derivative was not examined: the loss stays random.")
+            return None
+        return fixed
+
+    def _trace(self, objective: Objective, batch: Any, trace: Trace) -> GradientGraph | None:
+        """Run the passes under observation: operations, checkpoints, unused parameters, gradients not finite."""
+        parameters = {name: objective.parameters[name] for name in self._partition.parameters}
+        graph = None
+        piece = batches.few_samples(batch)
+        with trace.recording(objective.model), objective.arithmetic():
+            try:
+                try:
+                    total, weight = objective.evaluate(piece)
+                except ObjectiveError:  # a mean over samples whose targets are all ignored, say
+                    total, weight = objective.evaluate(batch)
+                trace.finish(total)
+                with warnings.catch_warnings(record=True) as told:
+                    warnings.simplefilter("always")
+                    graph = GradientGraph(total, weight, parameters)
+                self._report.findings += examine_graph(graph, trace)
+            except ObjectiveError as error:
+                self._add_failure(error)
+            except (HvpEngineError, RuntimeError) as error:
+                self._report.findings.append(failed_backward(error, "".join(str(w.message) for w in told)))
+        for module, line in trace.reentrant:
+            self._add(
+                "error",
+                "reentrant-checkpoint",
+                "Reentrant activation checkpointing cannot be differentiated twice.",
+                module,
+                line,
+                "use torch.utils.checkpoint.checkpoint(..., use_reentrant=False)",
+            )
+        if graph is not None:
+            self._examine_gradients(graph.gradients)
+        return graph
+
+    def _examine_gradients(self, gradients: Mapping[str, Tensor | None]) -> None:
+        unused = [name for name, gradient in gradients.items() if gradient is None]
+        if unused:
+            self._add(
+                "warning",
+                "unused-parameter",
+                f"{len(unused)} parameter(s) do not enter the loss ({first_names(unused)}): their rows of the Hessian "
+                "are zero.",
+                fix="leave them out of the blocks, or check that the loss uses what you mean it to",
+            )
+        broken = [name for name, g in gradients.items() if g is not None and not bool(torch.isfinite(g).all())]
+        if broken:
+            self._add(
+                "error",
+                "gradient-not-finite",
+                f"The loss is finite, its gradient is not, in {first_names(broken)}: an operation's derivative is "
+                "infinite or not a number at these parameters.",
+                fix="add a small epsilon to sqrt, norm, log or division by a vanishing number",
+            )
+
+    def _add_failure(self, error: Exception) -> None:
+        """A loss that raised or is not finite."""
+        code = "loss-not-finite" if isinstance(error, NotFiniteError) else "loss-fails"
+        line = None if error.__cause__ is None else users_line_of_error(error.__cause__)
+        self._add("error", code, str(error), line=line)
+
+    def _add(
+        self,
+        severity: Any,
+        code: str,
+        message: str,
+        module: str | None = None,
+        line: str | None = None,
+        fix: str = "",
+    ) -> None:
+        self._report.findings.append(Finding(severity, code, message, module, line, fix))
+
+
+def _seeded(loss: Loss) -> Loss:
+    """The loss with the same random numbers in every call."""
+
+    def fixed(*arguments: Any) -> Any:
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            return loss(*arguments)
+
+    return fixed
+
+
+def _is_block_spec(value: Any) -> bool:
+    """Whether a value can only be meant as blocks, not as data."""
+    if value is None or isinstance(value, (str, Block)):
+        return True
+    if isinstance(value, Mapping):
+        return all(
+            isinstance(globs, str) or (isinstance(globs, Sequence) and all(isinstance(g, str) for g in globs))
+            for globs in value.values()
+        )
+    return isinstance(value, Sequence) and bool(value) and all(isinstance(item, (str, Block)) for item in value)
