@@ -1,0 +1,185 @@
+"""Element-wise activations: value, first and second derivative from one read of the input each."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from hvp_engine.kernels.triton.rows import launch, load_wide
+
+__all__ = ["run"]
+
+# Activations as csrc/include/hvp/activations.h numbers them; the third is silu.
+_GELU = tl.constexpr(0)
+_GELU_TANH = tl.constexpr(1)
+
+_BLOCK = 2048
+
+
+@triton.jit
+def _sigmoid_parts(z):
+    """Returns s = sigmoid(z), s (1 - s) and 1 - 2 s from one exponential that cannot overflow."""
+    e = tl.exp(-tl.abs(z))
+    inverse = 1.0 / (1.0 + e)
+    flip = (1.0 - e) * inverse
+    return tl.where(z < 0, e * inverse, inverse), e * inverse * inverse, tl.where(z < 0, flip, -flip)
+
+
+@triton.jit
+def _silu(x):
+    s, ds, flip = _sigmoid_parts(x)
+    return x * s, s + x * ds, ds * (2.0 + x * flip)
+
+
+@triton.jit
+def _gelu(x):
+    cdf = 0.5 * (1.0 + tl.erf(x * 0.70710678118654752440))
+    # Far in the tails the density is zero; the bound keeps x^2 from overflowing to 0 * inf.
+    b = tl.minimum(tl.maximum(x, -64.0), 64.0)
+    pdf = 0.39894228040143267794 * tl.exp(-0.5 * b * b)
+    return x * cdf, cdf + b * pdf, pdf * (2.0 - b * b)
+
+
+# x sigmoid(2 k (x + c x^3)) equals x/2 (1 + tanh(k (x + c x^3))) and cancels nowhere.
+@triton.jit
+def _gelu_tanh(x):
+    b = tl.minimum(tl.maximum(x, -64.0), 64.0)  # the sigmoid is 0 or 1 beyond; avoids 0 * inf
+    b2 = b * b
+    s, ds, flip = _sigmoid_parts(1.59576912160573071176 * b * (1.0 + 0.044715 * b2))
+    dz = 1.59576912160573071176 * (1.0 + 3 * 0.044715 * b2)
+    ddz = 1.59576912160573071176 * 6 * 0.044715 * b
+    return x * s, s + b * ds * dz, ds * (2.0 * dz + b * (ddz + flip * dz * dz))
+
+
+@triton.jit
+def _activation(x, KIND: tl.constexpr):
+    """Returns f(x), f'(x), f''(x); what is not used costs nothing."""
+    if KIND == _GELU:
+        value, first, second = _gelu(x)
+    elif KIND == _GELU_TANH:
+        value, first, second = _gelu_tanh(x)
+    else:
+        value, first, second = _silu(x)
+    return value, first, second
+
+
+@triton.jit
+def _place(batch, size, BLOCK: tl.constexpr):
+    """Group and elements of a program. The groups of a chunk follow each other: they may share operands."""
+    program = tl.program_id(0).to(tl.int64)
+    element = program // batch * BLOCK + tl.arange(0, BLOCK)
+    return program % batch, element, element < size
+
+
+@triton.jit
+def _forward_kernel(x, x_stride, y, batch, size, KIND: tl.constexpr, BLOCK: tl.constexpr):
+    group, i, mask = _place(batch, size, BLOCK)
+    value, _, _ = _activation(load_wide(x + group * x_stride + i, mask), KIND)
+    tl.store(y + group * size + i, value, mask=mask)
+
+
+@triton.jit
+def _backward_kernel(x, x_stride, g, g_stride, dx, batch, size, KIND: tl.constexpr, BLOCK: tl.constexpr):
+    group, i, mask = _place(batch, size, BLOCK)
+    _, first, _ = _activation(load_wide(x + group * x_stride + i, mask), KIND)
+    tl.store(dx + group * size + i, load_wide(g + group * g_stride + i, mask) * first, mask=mask)
+
+
+@triton.jit
+def _double_backward_kernel(
+    x, x_stride, g, g_stride, u, u_stride, d_g, d_x, batch, size, KIND: tl.constexpr, BLOCK: tl.constexpr
+):
+    group, i, mask = _place(batch, size, BLOCK)
+    _, first, second = _activation(load_wide(x + group * x_stride + i, mask), KIND)
+    v = load_wide(u + group * u_stride + i, mask)
+    if d_g is not None:
+        tl.store(d_g + group * size + i, v * first, mask=mask)
+    if d_x is not None:
+        tl.store(d_x + group * size + i, v * load_wide(g + group * g_stride + i, mask) * second, mask=mask)
+
+
+@triton.jit
+def _swiglu_forward_kernel(gate, gate_stride, up, up_stride, y, batch, size, BLOCK: tl.constexpr):
+    group, i, mask = _place(batch, size, BLOCK)
+    value, _, _ = _silu(load_wide(gate + group * gate_stride + i, mask))
+    tl.store(y + group * size + i, value * load_wide(up + group * up_stride + i, mask), mask=mask)
+
+
+@triton.jit
+def _swiglu_backward_kernel(
+    gate, gate_stride, up, up_stride, g, g_stride, d_gate, d_up, batch, size, BLOCK: tl.constexpr
+):
+    group, i, mask = _place(batch, size, BLOCK)
+    value, first, _ = _silu(load_wide(gate + group * gate_stride + i, mask))
+    v = load_wide(g + group * g_stride + i, mask)
+    if d_gate is not None:
+        b = load_wide(up + group * up_stride + i, mask)
+        tl.store(d_gate + group * size + i, v * b * first, mask=mask)
+    if d_up is not None:
+        tl.store(d_up + group * size + i, v * value, mask=mask)
+
+
+@triton.jit
+def _swiglu_double_backward_kernel(
+    gate,
+    gate_stride,
+    up,
+    up_stride,
+    g,
+    g_stride,
+    u_gate,
+    u_gate_stride,
+    u_up,
+    u_up_stride,
+    d_g,
+    d_gate,
+    d_up,
+    batch,
+    size,
+    BLOCK: tl.constexpr,
+):
+    group, i, mask = _place(batch, size, BLOCK)
+    a = load_wide(gate + group * gate_stride + i, mask)
+    value, first, second = _silu(a)
+    b = load_wide(up + group * up_stride + i, mask)
+    v = load_wide(g + group * g_stride + i, mask)
+    ua = tl.zeros_like(a)
+    if u_gate is not None:
+        ua = load_wide(u_gate + group * u_gate_stride + i, mask)
+    ub = tl.zeros_like(a)
+    if u_up is not None:
+        ub = load_wide(u_up + group * u_up_stride + i, mask)
+    if d_g is not None:
+        tl.store(d_g + group * size + i, ua * b * first + ub * value, mask=mask)
+    if d_gate is not None:
+        tl.store(d_gate + group * size + i, v * (ua * b * second + ub * first), mask=mask)
+    if d_up is not None:
+        tl.store(d_up + group * size + i, v * ua * first, mask=mask)
+
+
+_KERNELS = {
+    "activation_forward": _forward_kernel,
+    "activation_backward": _backward_kernel,
+    "activation_double_backward": _double_backward_kernel,
+    "swiglu_forward": _swiglu_forward_kernel,
+    "swiglu_backward": _swiglu_backward_kernel,
+    "swiglu_double_backward": _swiglu_double_backward_kernel,
+}
+
+
+def run(
+    name: str,
+    kind: int | None,
+    batch: int,
+    size: int,
+    inputs: Sequence[tuple[Tensor | None, int]],
+    outputs: Sequence[Tensor | None],
+) -> None:
+    """Runs the kernel of that name; see `hvp_engine.kernels.elementwise` for names and arguments."""
+    operands = [part for operand in inputs for part in operand]
+    options = {} if kind is None else {"KIND": kind}
+    programs = batch * triton.cdiv(size, _BLOCK)
+    launch(_KERNELS[name], programs, *operands, *outputs, batch, size, **options, BLOCK=_BLOCK, num_warps=4)

@@ -1,0 +1,332 @@
+"""Layer and RMS normalisation of rows: forward, backward, backward of the backward.
+
+The formulas are those of csrc/cpu/normalize.cpp. A program owns a chunk of rows of one group and reads it from
+memory once (later passes find it in the cache); parameter gradients are summed over the chunk, and the
+partial rows in a second, equally deterministic step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from hvp_engine.kernels.triton.rows import Tile, launch, load_wide
+
+__all__ = ["backward", "chunks", "double_backward", "forward"]
+
+_TILE_ELEMENTS = 2048
+_FEWEST_ROWS = 4
+_MOST_ROWS = 16
+_ENOUGH_PROGRAMS = 256  # chunks get longer only when there are more than this many of them
+
+
+@triton.jit
+def _place(batch, rows, BLOCK_ROWS: tl.constexpr):
+    """Group, chunk, its rows, and which of them exist; the groups of a chunk follow each other."""
+    program = tl.program_id(0).to(tl.int64)
+    row = program // batch * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)[:, None]
+    return program % batch, program // batch, tl.minimum(row, rows - 1), row < rows
+
+
+@triton.jit
+def _sums(values):
+    return tl.sum(values, 1)[:, None]
+
+
+@triton.jit
+def _load_centered(x, column, mask, mean):
+    """Elements minus their mean; zero beyond the row, so that sums may run over whole tiles."""
+    return tl.where(mask, load_wide(x + column, mask) - mean, 0.0)
+
+
+@triton.jit
+def _forward_kernel(
+    x,
+    x_stride,
+    w,
+    w_stride,
+    b,
+    b_stride,
+    y,
+    stats,
+    batch,
+    rows,
+    size,
+    EPS: tl.constexpr,
+    CENTERED: tl.constexpr,
+    BLOCK_ROWS: tl.constexpr,
+    BLOCK_COLUMNS: tl.constexpr,
+):
+    wide: tl.constexpr = tl.float64 if x.dtype.element_ty == tl.float64 else tl.float32
+    group, _, row, stored = _place(batch, rows, BLOCK_ROWS)
+    xs = x + group * x_stride + row * size
+    mean = tl.zeros((BLOCK_ROWS, 1), wide)
+    if CENTERED:
+        for start in range(0, size, BLOCK_COLUMNS):
+            column = start + tl.arange(0, BLOCK_COLUMNS)[None, :]
+            mean += _sums(load_wide(xs + column, column < size))
+        mean /= size
+    # The second pass corrects the rounding of the mean.
+    first = tl.zeros((BLOCK_ROWS, 1), wide)
+    second = tl.zeros((BLOCK_ROWS, 1), wide)
+    for start in range(0, size, BLOCK_COLUMNS):
+        column = start + tl.arange(0, BLOCK_COLUMNS)[None, :]
+        d = _load_centered(xs, column, column < size, mean)
+        first += _sums(d)
+        second += _sums(d * d)
+    if CENTERED:
+        first /= size
+        mean += first
+        second = second / size - first * first
+    else:
+        second /= size
+    rstd = 1.0 / tl.sqrt(second + EPS)
+    index = group * rows + row
+    tl.store(stats + 2 * index, mean, mask=stored)
+    tl.store(stats + 2 * index + 1, rstd, mask=stored)
+    for start in range(0, size, BLOCK_COLUMNS):
+        column = start + tl.arange(0, BLOCK_COLUMNS)[None, :]
+        mask = column < size
+        scaled = (load_wide(xs + column, mask) - mean) * rstd * load_wide(w + group * w_stride + column, mask)
+        shifted = scaled + load_wide(b + group * b_stride + column, mask)
+        tl.store(y + index * size + column, shifted, mask=stored & mask)
+
+
+@triton.jit
+def _backward_kernel(
+    x,
+    x_stride,
+    w,
+    w_stride,
+    stats,
+    stats_stride,
+    g,
+    g_stride,
+    dx,
+    partial_dw,
+    partial_db,
+    batch,
+    rows,
+    size,
+    CENTERED: tl.constexpr,
+    BLOCK_ROWS: tl.constexpr,
+    BLOCK_COLUMNS: tl.constexpr,
+):
+    wide: tl.constexpr = tl.float64 if x.dtype.element_ty == tl.float64 else tl.float32
+    group, chunk, row, stored = _place(batch, rows, BLOCK_ROWS)
+    xs = x + group * x_stride + row * size
+    gs = g + group * g_stride + row * size
+    ws = w + group * w_stride
+    mean = tl.load(stats + group * stats_stride + 2 * row)
+    rstd = tl.load(stats + group * stats_stride + 2 * row + 1)
+    mean_wg = tl.zeros((BLOCK_ROWS, 1), wide)
+    wg_xhat = tl.zeros((BLOCK_ROWS, 1), wide)
+    if dx is not None:
+        for start in range(0, size, BLOCK_COLUMNS):
+            column = start + tl.arange(0, BLOCK_COLUMNS)[None, :]
+            mask = column < size
+            wg = load_wide(ws + column, mask) * load_wide(gs + column, mask)
+            if CENTERED:
+                mean_wg += _sums(wg)
+            wg_xhat += _sums(wg * (_load_centered(xs, column, mask, mean) * rstd))
+        mean_wg /= size
+        wg_xhat /= size
+    partial_row = (chunk * batch + group) * size
+    for start in range(0, size, BLOCK_COLUMNS):
+        column = start + tl.arange(0, BLOCK_COLUMNS)[None, :]
+        mask = column < size
+        xhat = _load_centered(xs, column, mask, mean) * rstd
+        upstream = load_wide(gs + column, mask)
+        if dx is not None:
+            wg = load_wide(ws + column, mask) * upstream
+            result = rstd * (wg - mean_wg - xhat * wg_xhat)
+            tl.store(dx + (group * rows + row) * size + column, result, mask=stored & mask)
+        if partial_dw is not None:
+            products = tl.sum(tl.where(stored, upstream * xhat, 0.0), 0)[None, :]
+            tl.store(partial_dw + partial_row + column, products, mask=mask)
+        if partial_db is not None:
+            sums = tl.sum(tl.where(stored, upstream, 0.0), 0)[None, :]
+            tl.store(partial_db + partial_row + column, sums, mask=mask)
+
+
+@triton.jit
+def _double_backward_kernel(
+    x,
+    x_stride,
+    w,
+    w_stride,
+    stats,
+    stats_stride,
+    g,
+    g_stride,
+    u,
+    u_stride,
+    u_w,
+    u_w_stride,
+    u_b,
+    u_b_stride,
+    d_g,
+    d_x,
+    partial_dw,
+    batch,
+    rows,
+    size,
+    CENTERED: tl.constexpr,
+    BLOCK_ROWS: tl.constexpr,
+    BLOCK_COLUMNS: tl.constexpr,
+):
+    wide: tl.constexpr = tl.float64 if x.dtype.element_ty == tl.float64 else tl.float32
+    group, chunk, row, stored = _place(batch, rows, BLOCK_ROWS)
+    xs = x + group * x_stride + row * size
+    gs = g + group * g_stride + row * size
+    us = u + group * u_stride + row * size
+    ws = w + group * w_stride
+    mean = tl.load(stats + group * stats_stride + 2 * row)
+    rstd = tl.load(stats + group * stats_stride + 2 * row + 1)
+    mean_u = tl.zeros((BLOCK_ROWS, 1), wide)
+    u_xhat = tl.zeros((BLOCK_ROWS, 1), wide)
+    mean_wg = tl.zeros((BLOCK_ROWS, 1), wide)
+    wg_xhat = tl.zeros((BLOCK_ROWS, 1), wide)
+    u_wg = tl.zeros((BLOCK_ROWS, 1), wide)
+    mean_q = tl.zeros((BLOCK_ROWS, 1), wide)
+    q_xhat = tl.zeros((BLOCK_ROWS, 1), wide)
+    for start in range(0, size, BLOCK_COLUMNS):
+        column = start + tl.arange(0, BLOCK_COLUMNS)[None, :]
+        mask = column < size
+        xhat = _load_centered(xs, column, mask, mean) * rstd
+        cotangent = load_wide(us + column, mask)
+        if CENTERED:
+            mean_u += _sums(cotangent)
+        u_xhat += _sums(cotangent * xhat)
+        if d_x is not None:
+            upstream = load_wide(gs + column, mask)
+            wg = load_wide(ws + column, mask) * upstream
+            if CENTERED:
+                mean_wg += _sums(wg)
+            wg_xhat += _sums(wg * xhat)
+            u_wg += _sums(cotangent * wg)
+            if u_w is not None:
+                q = load_wide(u_w + group * u_w_stride + column, mask) * upstream
+                if CENTERED:
+                    mean_q += _sums(q)
+                q_xhat += _sums(q * xhat)
+    mean_u /= size
+    u_xhat /= size
+    mean_wg /= size
+    wg_xhat /= size
+    along_xhat = u_wg / size - mean_u * mean_wg - u_xhat * wg_xhat
+    mean_q /= size
+    q_xhat /= size
+    at = (group * rows + row) * size
+    for start in range(0, size, BLOCK_COLUMNS):
+        column = start + tl.arange(0, BLOCK_COLUMNS)[None, :]
+        mask = column < size
+        xhat = _load_centered(xs, column, mask, mean) * rstd
+        scale = load_wide(ws + column, mask)
+        upstream = load_wide(gs + column, mask)
+        projected = load_wide(us + column, mask) - mean_u - xhat * u_xhat
+        to_g = rstd * scale * projected
+        if u_w is not None:
+            along_w = load_wide(u_w + group * u_w_stride + column, mask)
+            to_g += along_w * xhat + load_wide(u_b + group * u_b_stride + column, mask)
+        tl.store(d_g + at + column, to_g, mask=stored & mask)
+        if d_x is not None:
+            projected_wg = scale * upstream - mean_wg - xhat * wg_xhat
+            to_x = -rstd * rstd * (wg_xhat * projected + u_xhat * projected_wg + xhat * along_xhat)
+            if u_w is not None:
+                to_x += rstd * (along_w * upstream - mean_q - xhat * q_xhat)
+            tl.store(d_x + at + column, to_x, mask=stored & mask)
+        if partial_dw is not None:
+            products = tl.sum(tl.where(stored, rstd * upstream * projected, 0.0), 0)[None, :]
+            tl.store(partial_dw + (chunk * batch + group) * size + column, products, mask=mask)
+
+
+@triton.jit
+def _add_chunks_kernel(partial, out, elements, chunk_count, BLOCK_ROWS: tl.constexpr, BLOCK_COLUMNS: tl.constexpr):
+    """Sums rows of `elements` numbers."""
+    element = tl.program_id(0) * BLOCK_COLUMNS + tl.arange(0, BLOCK_COLUMNS)[None, :]
+    total = tl.zeros((BLOCK_ROWS, BLOCK_COLUMNS), partial.dtype.element_ty)
+    for first in range(0, chunk_count, BLOCK_ROWS):
+        chunk = (first + tl.arange(0, BLOCK_ROWS)[:, None]).to(tl.int64)
+        mask = (chunk < chunk_count) & (element < elements)
+        total += load_wide(partial + chunk * elements + element, mask)
+    tl.store(out + element, tl.sum(total, 0)[None, :], mask=element < elements)
+
+
+Operand = tuple[Tensor | None, int]
+
+
+def _tile(rows: int, size: int) -> Tile:
+    """Chooses the rows of a chunk and the columns read together, by the shape only."""
+    enough = triton.next_power_of_2(triton.cdiv(rows, _ENOUGH_PROGRAMS))
+    tall = min(max(enough, _FEWEST_ROWS), _MOST_ROWS, triton.next_power_of_2(rows))
+    return Tile(tall, min(triton.next_power_of_2(size), _TILE_ELEMENTS // tall))
+
+
+def chunks(rows: int, size: int) -> int:
+    """Returns the number of partial rows over which parameter gradients are summed."""
+    return triton.cdiv(rows, _tile(rows, size).rows)
+
+
+def _run(kernel: Any, shape: tuple[bool, int, int, int], operands: Sequence[Any], **options: Any) -> None:
+    centered, batch, rows, size = shape
+    tile = _tile(rows, size)
+    programs = batch * triton.cdiv(rows, tile.rows)
+    options |= {"CENTERED": centered, "BLOCK_ROWS": tile.rows, "BLOCK_COLUMNS": tile.columns}
+    launch(kernel, programs, *operands, batch, rows, size, **options, num_warps=tile.warps)
+
+
+def _add_chunks(partial: Tensor | None, out: Tensor | None) -> None:
+    if partial is None or out is None:
+        return
+    elements = out.numel()
+    tile = Tile(32, 64)
+    arguments = (partial, out, elements, partial.shape[0], *tile)
+    launch(_add_chunks_kernel, triton.cdiv(elements, tile.columns), *arguments, num_warps=4)
+
+
+def _partial(like: Tensor | None, stats: Tensor, shape: tuple[bool, int, int, int]) -> Tensor | None:
+    """Allocates the partial rows (chunks, ...) of a parameter gradient."""
+    return None if like is None else stats.new_empty(chunks(*shape[2:]), like.numel())
+
+
+def forward(
+    shape: tuple[bool, int, int, int], eps: float, x: Operand, w: Operand, b: Operand, y: Tensor, stats: Tensor
+) -> None:
+    """Fills y and the statistics of its rows; see `hvp_engine.kernels.normalize` for all arguments."""
+    _run(_forward_kernel, shape, (*x, *w, *b, y, stats), EPS=eps)
+
+
+def backward(
+    shape: tuple[bool, int, int, int],
+    inputs: Sequence[Operand],
+    dx: Tensor | None,
+    dw: Tensor | None,
+    db: Tensor | None,
+) -> None:
+    """Fills the gradients that are wanted."""
+    stats = inputs[2][0]
+    assert stats is not None
+    partials = (_partial(dw, stats, shape), _partial(db, stats, shape))
+    _run(_backward_kernel, shape, (*(part for pair in inputs for part in pair), dx, *partials))
+    _add_chunks(partials[0], dw)
+    _add_chunks(partials[1], db)
+
+
+def double_backward(
+    shape: tuple[bool, int, int, int],
+    inputs: Sequence[Operand],
+    d_g: Tensor,
+    d_x: Tensor | None,
+    d_w: Tensor | None,
+) -> None:
+    """Fills the gradients of the gradients that are wanted."""
+    stats = inputs[2][0]
+    assert stats is not None
+    partial = _partial(d_w, stats, shape)
+    _run(_double_backward_kernel, shape, (*(part for pair in inputs for part in pair), d_g, d_x, partial))
+    _add_chunks(partial, d_w)
