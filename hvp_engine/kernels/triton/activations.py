@@ -75,21 +75,21 @@ def _place(batch, size, BLOCK: tl.constexpr):
 
 
 @triton.jit
-def _forward_kernel(x, x_stride, y, batch, size, KIND: tl.constexpr, BLOCK: tl.constexpr):
+def activation_forward(x, x_stride, y, batch, size, KIND: tl.constexpr, BLOCK: tl.constexpr):
     group, i, mask = _place(batch, size, BLOCK)
     value, _, _ = _activation(load_wide(x + group * x_stride + i, mask), KIND)
     tl.store(y + group * size + i, value, mask=mask)
 
 
 @triton.jit
-def _backward_kernel(x, x_stride, g, g_stride, dx, batch, size, KIND: tl.constexpr, BLOCK: tl.constexpr):
+def activation_backward(x, x_stride, g, g_stride, dx, batch, size, KIND: tl.constexpr, BLOCK: tl.constexpr):
     group, i, mask = _place(batch, size, BLOCK)
     _, first, _ = _activation(load_wide(x + group * x_stride + i, mask), KIND)
     tl.store(dx + group * size + i, load_wide(g + group * g_stride + i, mask) * first, mask=mask)
 
 
 @triton.jit
-def _double_backward_kernel(
+def activation_double_backward(
     x, x_stride, g, g_stride, u, u_stride, d_g, d_x, batch, size, KIND: tl.constexpr, BLOCK: tl.constexpr
 ):
     group, i, mask = _place(batch, size, BLOCK)
@@ -102,16 +102,14 @@ def _double_backward_kernel(
 
 
 @triton.jit
-def _swiglu_forward_kernel(gate, gate_stride, up, up_stride, y, batch, size, BLOCK: tl.constexpr):
+def swiglu_forward(gate, gate_stride, up, up_stride, y, batch, size, BLOCK: tl.constexpr):
     group, i, mask = _place(batch, size, BLOCK)
     value, _, _ = _silu(load_wide(gate + group * gate_stride + i, mask))
     tl.store(y + group * size + i, value * load_wide(up + group * up_stride + i, mask), mask=mask)
 
 
 @triton.jit
-def _swiglu_backward_kernel(
-    gate, gate_stride, up, up_stride, g, g_stride, d_gate, d_up, batch, size, BLOCK: tl.constexpr
-):
+def swiglu_backward(gate, gate_stride, up, up_stride, g, g_stride, d_gate, d_up, batch, size, BLOCK: tl.constexpr):
     group, i, mask = _place(batch, size, BLOCK)
     value, first, _ = _silu(load_wide(gate + group * gate_stride + i, mask))
     v = load_wide(g + group * g_stride + i, mask)
@@ -123,7 +121,7 @@ def _swiglu_backward_kernel(
 
 
 @triton.jit
-def _swiglu_double_backward_kernel(
+def swiglu_double_backward(
     gate,
     gate_stride,
     up,
@@ -161,12 +159,12 @@ def _swiglu_double_backward_kernel(
 
 
 _KERNELS = {
-    "activation_forward": _forward_kernel,
-    "activation_backward": _backward_kernel,
-    "activation_double_backward": _double_backward_kernel,
-    "swiglu_forward": _swiglu_forward_kernel,
-    "swiglu_backward": _swiglu_backward_kernel,
-    "swiglu_double_backward": _swiglu_double_backward_kernel,
+    "activation_forward": activation_forward,
+    "activation_backward": activation_backward,
+    "activation_double_backward": activation_double_backward,
+    "swiglu_forward": swiglu_forward,
+    "swiglu_backward": swiglu_backward,
+    "swiglu_double_backward": swiglu_double_backward,
 }
 
 

@@ -36,7 +36,7 @@ def _row_terms(row, target, ignore_index, class_weight, weight_sum, HIT: tl.cons
 
 
 @triton.jit
-def _forward_kernel(
+def cross_entropy_forward(
     logits,
     target,
     class_weight,
@@ -75,7 +75,7 @@ def _forward_kernel(
 
 
 @triton.jit
-def _backward_kernel(
+def cross_entropy_backward(
     logits,
     target,
     class_weight,
@@ -118,7 +118,7 @@ def _backward_kernel(
 # Sums in float64, of terms divided by the sum of the very exponentials in the numerator, leave u - <p, u>
 # accurate where one class has nearly all the probability.
 @triton.jit
-def _hvp_kernel(
+def cross_entropy_hvp(
     logits,
     target,
     class_weight,
@@ -193,7 +193,7 @@ def forward(rows: CrossEntropyRows, norm: Tensor, loss: Tensor) -> None:
     tile = tile_of(count, columns)
     arguments = (*_operands(rows), norm, loss, count, columns, rows.ignore_index)
     constants = dict(_options(rows), BLOCK_ROWS=tile.rows, BLOCK_COLUMNS=tile.columns)
-    launch(_forward_kernel, triton.cdiv(count, tile.rows), *arguments, **constants, num_warps=tile.warps)
+    launch(cross_entropy_forward, triton.cdiv(count, tile.rows), *arguments, **constants, num_warps=tile.warps)
 
 
 def backward(rows: CrossEntropyRows, norm: Tensor, scale: Tensor, grad: Tensor) -> None:
@@ -203,7 +203,7 @@ def backward(rows: CrossEntropyRows, norm: Tensor, scale: Tensor, grad: Tensor) 
     arguments = (*_operands(rows), norm, scale, grad, rows.count, base_rows, columns, rows.ignore_index)
     constants = dict(_options(rows), BLOCK_ROWS=tile.rows, BLOCK_COLUMNS=tile.columns)
     programs = triton.cdiv(rows.count, tile.rows) * triton.cdiv(columns, tile.columns)
-    launch(_backward_kernel, programs, *arguments, **constants, num_warps=tile.warps)
+    launch(cross_entropy_backward, programs, *arguments, **constants, num_warps=tile.warps)
 
 
 def hvp(
@@ -215,4 +215,4 @@ def hvp(
     results = (norm, scale, tangent, product, slope)
     arguments = (*_operands(rows), *results, rows.count, base_rows, columns, rows.ignore_index)
     constants = dict(_options(rows), BLOCK_ROWS=tile.rows, BLOCK_COLUMNS=tile.columns)
-    launch(_hvp_kernel, triton.cdiv(rows.count, tile.rows), *arguments, **constants, num_warps=tile.warps)
+    launch(cross_entropy_hvp, triton.cdiv(rows.count, tile.rows), *arguments, **constants, num_warps=tile.warps)

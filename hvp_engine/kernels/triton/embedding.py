@@ -16,7 +16,7 @@ _TOKENS = 8  # whose rows are in flight together
 
 
 @triton.jit
-def _gather_kernel(table, tokens, out, columns, BLOCK: tl.constexpr):
+def embedding_gather(table, tokens, out, columns, BLOCK: tl.constexpr):
     tiles = tl.cdiv(columns, BLOCK)
     position = (tl.program_id(0) // tiles).to(tl.int64)
     column = tl.program_id(0) % tiles * BLOCK + tl.arange(0, BLOCK)
@@ -26,7 +26,7 @@ def _gather_kernel(table, tokens, out, columns, BLOCK: tl.constexpr):
 
 
 @triton.jit
-def _scatter_kernel(order, starts, grad, table, columns, TOKENS: tl.constexpr, BLOCK: tl.constexpr):
+def embedding_scatter(order, starts, grad, table, columns, TOKENS: tl.constexpr, BLOCK: tl.constexpr):
     wide: tl.constexpr = tl.float64 if grad.dtype.element_ty == tl.float64 else tl.float32
     tiles = tl.cdiv(columns, BLOCK)
     row = (tl.program_id(0) // tiles).to(tl.int64)
@@ -44,7 +44,7 @@ def gather(table: Tensor, tokens: Tensor, out: Tensor) -> None:
     """Fills `out` (N, d) with rows of the table (V, d); negative tokens gather zeros."""
     columns = table.shape[1]
     block = min(triton.next_power_of_2(columns), 4 * _MOST_COLUMNS)
-    launch(_gather_kernel, tokens.shape[0] * triton.cdiv(columns, block), table, tokens, out, columns, block)
+    launch(embedding_gather, tokens.shape[0] * triton.cdiv(columns, block), table, tokens, out, columns, block)
 
 
 def scatter(sorted_tokens: Tensor, order: Tensor, grad: Tensor, table: Tensor) -> None:
@@ -61,4 +61,4 @@ def scatter(sorted_tokens: Tensor, order: Tensor, grad: Tensor, table: Tensor) -
     starts = torch.searchsorted(sorted_tokens, ids)
     block = min(triton.next_power_of_2(columns), _MOST_COLUMNS)
     arguments = (order, starts, grad, table, columns, _TOKENS, block)
-    launch(_scatter_kernel, rows * triton.cdiv(columns, block), *arguments)
+    launch(embedding_scatter, rows * triton.cdiv(columns, block), *arguments)

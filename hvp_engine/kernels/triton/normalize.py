@@ -16,7 +16,7 @@ from torch import Tensor
 
 from hvp_engine.kernels.triton.rows import Tile, launch, load_wide
 
-__all__ = ["backward", "chunks", "double_backward", "forward"]
+__all__ = ["backward", "double_backward", "forward"]
 
 _TILE_ELEMENTS = 2048
 _FEWEST_ROWS = 4
@@ -44,7 +44,7 @@ def _load_centered(x, column, mask, mean):
 
 
 @triton.jit
-def _forward_kernel(
+def normalize_forward(
     x,
     x_stride,
     w,
@@ -97,7 +97,7 @@ def _forward_kernel(
 
 
 @triton.jit
-def _backward_kernel(
+def normalize_backward(
     x,
     x_stride,
     w,
@@ -154,7 +154,37 @@ def _backward_kernel(
 
 
 @triton.jit
-def _double_backward_kernel(
+def _double_backward_means(
+    xs, us, gs, ws, u_ws, mean, rstd, size, NEED_X: tl.constexpr, CENTERED: tl.constexpr, BLOCK_COLUMNS: tl.constexpr
+):
+    """Means over rows of u, u xhat, w g, w g xhat, u w g, u_w g and u_w g xhat; those not needed are zero."""
+    zero = tl.zeros_like(mean)
+    mean_u, u_xhat, mean_wg, wg_xhat, u_wg, mean_q, q_xhat = zero, zero, zero, zero, zero, zero, zero
+    for start in range(0, size, BLOCK_COLUMNS):
+        column = start + tl.arange(0, BLOCK_COLUMNS)[None, :]
+        mask = column < size
+        xhat = _load_centered(xs, column, mask, mean) * rstd
+        u = load_wide(us + column, mask)
+        if CENTERED:
+            mean_u += _sums(u)
+        u_xhat += _sums(u * xhat)
+        if NEED_X:
+            g = load_wide(gs + column, mask)
+            wg = load_wide(ws + column, mask) * g
+            if CENTERED:
+                mean_wg += _sums(wg)
+            wg_xhat += _sums(wg * xhat)
+            u_wg += _sums(u * wg)
+            if u_ws is not None:
+                q = load_wide(u_ws + column, mask) * g
+                if CENTERED:
+                    mean_q += _sums(q)
+                q_xhat += _sums(q * xhat)
+    return mean_u / size, u_xhat / size, mean_wg / size, wg_xhat / size, u_wg / size, mean_q / size, q_xhat / size
+
+
+@triton.jit
+def normalize_double_backward(
     x,
     x_stride,
     w,
@@ -179,48 +209,18 @@ def _double_backward_kernel(
     BLOCK_ROWS: tl.constexpr,
     BLOCK_COLUMNS: tl.constexpr,
 ):
-    wide: tl.constexpr = tl.float64 if x.dtype.element_ty == tl.float64 else tl.float32
     group, chunk, row, stored = _place(batch, rows, BLOCK_ROWS)
     xs = x + group * x_stride + row * size
     gs = g + group * g_stride + row * size
     us = u + group * u_stride + row * size
     ws = w + group * w_stride
+    u_ws = None if u_w is None else u_w + group * u_w_stride
     mean = tl.load(stats + group * stats_stride + 2 * row)
     rstd = tl.load(stats + group * stats_stride + 2 * row + 1)
-    mean_u = tl.zeros((BLOCK_ROWS, 1), wide)
-    u_xhat = tl.zeros((BLOCK_ROWS, 1), wide)
-    mean_wg = tl.zeros((BLOCK_ROWS, 1), wide)
-    wg_xhat = tl.zeros((BLOCK_ROWS, 1), wide)
-    u_wg = tl.zeros((BLOCK_ROWS, 1), wide)
-    mean_q = tl.zeros((BLOCK_ROWS, 1), wide)
-    q_xhat = tl.zeros((BLOCK_ROWS, 1), wide)
-    for start in range(0, size, BLOCK_COLUMNS):
-        column = start + tl.arange(0, BLOCK_COLUMNS)[None, :]
-        mask = column < size
-        xhat = _load_centered(xs, column, mask, mean) * rstd
-        cotangent = load_wide(us + column, mask)
-        if CENTERED:
-            mean_u += _sums(cotangent)
-        u_xhat += _sums(cotangent * xhat)
-        if d_x is not None:
-            upstream = load_wide(gs + column, mask)
-            wg = load_wide(ws + column, mask) * upstream
-            if CENTERED:
-                mean_wg += _sums(wg)
-            wg_xhat += _sums(wg * xhat)
-            u_wg += _sums(cotangent * wg)
-            if u_w is not None:
-                q = load_wide(u_w + group * u_w_stride + column, mask) * upstream
-                if CENTERED:
-                    mean_q += _sums(q)
-                q_xhat += _sums(q * xhat)
-    mean_u /= size
-    u_xhat /= size
-    mean_wg /= size
-    wg_xhat /= size
-    along_xhat = u_wg / size - mean_u * mean_wg - u_xhat * wg_xhat
-    mean_q /= size
-    q_xhat /= size
+    mean_u, u_xhat, mean_wg, wg_xhat, u_wg, mean_q, q_xhat = _double_backward_means(
+        xs, us, gs, ws, u_ws, mean, rstd, size, d_x is not None, CENTERED, BLOCK_COLUMNS
+    )
+    along_xhat = u_wg - mean_u * mean_wg - u_xhat * wg_xhat
     at = (group * rows + row) * size
     for start in range(0, size, BLOCK_COLUMNS):
         column = start + tl.arange(0, BLOCK_COLUMNS)[None, :]
@@ -231,7 +231,7 @@ def _double_backward_kernel(
         projected = load_wide(us + column, mask) - mean_u - xhat * u_xhat
         to_g = rstd * scale * projected
         if u_w is not None:
-            along_w = load_wide(u_w + group * u_w_stride + column, mask)
+            along_w = load_wide(u_ws + column, mask)
             to_g += along_w * xhat + load_wide(u_b + group * u_b_stride + column, mask)
         tl.store(d_g + at + column, to_g, mask=stored & mask)
         if d_x is not None:
@@ -246,7 +246,7 @@ def _double_backward_kernel(
 
 
 @triton.jit
-def _add_chunks_kernel(partial, out, elements, chunk_count, BLOCK_ROWS: tl.constexpr, BLOCK_COLUMNS: tl.constexpr):
+def normalize_add_chunks(partial, out, elements, chunk_count, BLOCK_ROWS: tl.constexpr, BLOCK_COLUMNS: tl.constexpr):
     """Sums rows of `elements` numbers."""
     element = tl.program_id(0) * BLOCK_COLUMNS + tl.arange(0, BLOCK_COLUMNS)[None, :]
     total = tl.zeros((BLOCK_ROWS, BLOCK_COLUMNS), partial.dtype.element_ty)
@@ -267,11 +267,6 @@ def _tile(rows: int, size: int) -> Tile:
     return Tile(tall, min(triton.next_power_of_2(size), _TILE_ELEMENTS // tall))
 
 
-def chunks(rows: int, size: int) -> int:
-    """Returns the number of partial rows over which parameter gradients are summed."""
-    return triton.cdiv(rows, _tile(rows, size).rows)
-
-
 def _run(kernel: Any, shape: tuple[bool, int, int, int], operands: Sequence[Any], **options: Any) -> None:
     centered, batch, rows, size = shape
     tile = _tile(rows, size)
@@ -286,19 +281,20 @@ def _add_chunks(partial: Tensor | None, out: Tensor | None) -> None:
     elements = out.numel()
     tile = Tile(32, 64)
     arguments = (partial, out, elements, partial.shape[0], *tile)
-    launch(_add_chunks_kernel, triton.cdiv(elements, tile.columns), *arguments, num_warps=4)
+    launch(normalize_add_chunks, triton.cdiv(elements, tile.columns), *arguments, num_warps=4)
 
 
 def _partial(like: Tensor | None, stats: Tensor, shape: tuple[bool, int, int, int]) -> Tensor | None:
     """Allocates the partial rows (chunks, ...) of a parameter gradient."""
-    return None if like is None else stats.new_empty(chunks(*shape[2:]), like.numel())
+    _, _, rows, size = shape
+    return None if like is None else stats.new_empty(triton.cdiv(rows, _tile(rows, size).rows), like.numel())
 
 
 def forward(
     shape: tuple[bool, int, int, int], eps: float, x: Operand, w: Operand, b: Operand, y: Tensor, stats: Tensor
 ) -> None:
     """Fills y and the statistics of its rows; see `hvp_engine.kernels.normalize` for all arguments."""
-    _run(_forward_kernel, shape, (*x, *w, *b, y, stats), EPS=eps)
+    _run(normalize_forward, shape, (*x, *w, *b, y, stats), EPS=eps)
 
 
 def backward(
@@ -312,7 +308,7 @@ def backward(
     stats = inputs[2][0]
     assert stats is not None
     partials = (_partial(dw, stats, shape), _partial(db, stats, shape))
-    _run(_backward_kernel, shape, (*(part for pair in inputs for part in pair), dx, *partials))
+    _run(normalize_backward, shape, (*(part for pair in inputs for part in pair), dx, *partials))
     _add_chunks(partials[0], dw)
     _add_chunks(partials[1], db)
 
@@ -328,5 +324,5 @@ def double_backward(
     stats = inputs[2][0]
     assert stats is not None
     partial = _partial(d_w, stats, shape)
-    _run(_double_backward_kernel, shape, (*(part for pair in inputs for part in pair), d_g, d_x, partial))
+    _run(normalize_double_backward, shape, (*(part for pair in inputs for part in pair), d_g, d_x, partial))
     _add_chunks(partial, d_w)

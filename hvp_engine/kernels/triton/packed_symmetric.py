@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
+import torch
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -35,7 +37,7 @@ def _pair_of(q, d):
 
 
 @triton.jit
-def _pair_products_kernel(
+def packed_pair_products(
     weight, center, out, rows, d, first, pairs, BLOCK_ROWS: tl.constexpr, BLOCK_PAIRS: tl.constexpr
 ):
     tiles = tl.cdiv(pairs, BLOCK_PAIRS)
@@ -49,7 +51,7 @@ def _pair_products_kernel(
 
 
 @triton.jit
-def _pack_covariance_kernel(
+def packed_covariance(
     moments, mean, packed, rows, d, first, pairs, BLOCK_ROWS: tl.constexpr, BLOCK_PAIRS: tl.constexpr
 ):
     tiles = tl.cdiv(pairs, BLOCK_PAIRS)
@@ -67,7 +69,7 @@ def _pack_covariance_kernel(
 # product stays in registers, its column's is added to `out`. The barriers order those additions: lanes that hold copies
 # of one element must all have loaded it before one of them stores.
 @triton.jit
-def _matvec_kernel(
+def packed_matvec(
     packed, vectors, out, count, tokens, d, VECTORS: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr
 ):
     token = tl.program_id(0).to(tl.int64)
@@ -99,21 +101,20 @@ def _matvec_kernel(
         tl.debug_barrier()
 
 
-def _launch_pairs(
-    kernel: Any, operands: tuple[Tensor, Tensor, Tensor], rows: int, d: int, first: int, last: int
-) -> None:
+def _launch_pairs(kernel: Any, operands: Sequence[Tensor], shape: torch.Size, first: int, last: int) -> None:
+    rows, d = shape
     programs = triton.cdiv(rows, _PAIR_ROWS) * triton.cdiv(last - first, _PAIRS)
     launch(kernel, programs, *operands, rows, d, first, last - first, _PAIR_ROWS, _PAIRS)
 
 
 def pair_products(weight: Tensor, center: Tensor, first: int, last: int, out: Tensor) -> None:
     """Fills products (V, last - first) of pairs of centred columns of the weight (V, d)."""
-    _launch_pairs(_pair_products_kernel, (weight, center, out), *weight.shape, first, last)
+    _launch_pairs(packed_pair_products, (weight, center, out), weight.shape, first, last)
 
 
 def pack_covariance(moments: Tensor, mean: Tensor, first: int, last: int, packed: Tensor) -> None:
     """Fills columns of the packed triangles with moments (N, last - first) minus products of means (N, d)."""
-    _launch_pairs(_pack_covariance_kernel, (moments, mean, packed), *mean.shape, first, last)
+    _launch_pairs(packed_covariance, (moments, mean, packed), mean.shape, first, last)
 
 
 def matvec(packed: Tensor, vectors: Tensor, out: Tensor) -> None:
@@ -123,4 +124,4 @@ def matvec(packed: Tensor, vectors: Tensor, out: Tensor) -> None:
         count, tokens, d = some_vectors.shape
         width = min(_MATVEC_COLUMNS, max(16, triton.next_power_of_2(d)))
         constants = {"VECTORS": triton.next_power_of_2(count), "ROWS": min(_MATVEC_ROWS, width), "COLUMNS": width}
-        launch(_matvec_kernel, tokens, packed, some_vectors, some_out, count, tokens, d, **constants, num_warps=8)
+        launch(packed_matvec, tokens, packed, some_vectors, some_out, count, tokens, d, **constants, num_warps=8)

@@ -12,7 +12,7 @@ __all__ = ["backward", "double_backward", "forward"]
 
 
 @triton.jit
-def _forward_kernel(x, out, rows, columns, BLOCK_ROWS: tl.constexpr, BLOCK_COLUMNS: tl.constexpr):
+def softmax_forward(x, out, rows, columns, BLOCK_ROWS: tl.constexpr, BLOCK_COLUMNS: tl.constexpr):
     row = tl.program_id(0).to(tl.int64) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)[:, None]
     at = tl.minimum(row, rows - 1) * columns
     largest, total = softmax_norm(x + at, columns, BLOCK_ROWS, BLOCK_COLUMNS)
@@ -25,7 +25,7 @@ def _forward_kernel(x, out, rows, columns, BLOCK_ROWS: tl.constexpr, BLOCK_COLUM
 
 
 @triton.jit
-def _backward_kernel(p, g, out, rows, base_rows, columns, BLOCK_ROWS: tl.constexpr, BLOCK_COLUMNS: tl.constexpr):
+def softmax_backward(p, g, out, rows, base_rows, columns, BLOCK_ROWS: tl.constexpr, BLOCK_COLUMNS: tl.constexpr):
     wide: tl.constexpr = tl.float64 if g.dtype.element_ty == tl.float64 else tl.float32
     row = tl.program_id(0).to(tl.int64) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)[:, None]
     at = tl.minimum(row, rows - 1) * columns
@@ -45,7 +45,7 @@ def _backward_kernel(p, g, out, rows, base_rows, columns, BLOCK_ROWS: tl.constex
 # With a = g - <p, g> and b = u - <p, u>, F = <u, p a> has dF/dg = p b and, through p(x),
 # dF/dx = p (a b - <p, a b>).
 @triton.jit
-def _double_backward_kernel(
+def softmax_double_backward(
     p, g, u, wrt_x, wrt_g, rows, base_rows, columns, BLOCK_ROWS: tl.constexpr, BLOCK_COLUMNS: tl.constexpr
 ):
     wide: tl.constexpr = tl.float64 if g.dtype.element_ty == tl.float64 else tl.float32
@@ -85,7 +85,7 @@ def forward(x: Tensor, out: Tensor) -> None:
     """Fills `out` with the softmax of rows (R, C)."""
     rows, columns = x.shape
     tile = tile_of(rows, columns)
-    launch(_forward_kernel, triton.cdiv(rows, tile.rows), x, out, rows, columns, *tile, num_warps=tile.warps)
+    launch(softmax_forward, triton.cdiv(rows, tile.rows), x, out, rows, columns, *tile, num_warps=tile.warps)
 
 
 def backward(p: Tensor, g: Tensor, out: Tensor) -> None:
@@ -93,7 +93,7 @@ def backward(p: Tensor, g: Tensor, out: Tensor) -> None:
     rows, columns = g.shape
     tile = tile_of(rows, columns)
     arguments = (p, g, out, rows, p.shape[0], columns, *tile)
-    launch(_backward_kernel, triton.cdiv(rows, tile.rows), *arguments, num_warps=tile.warps)
+    launch(softmax_backward, triton.cdiv(rows, tile.rows), *arguments, num_warps=tile.warps)
 
 
 def double_backward(p: Tensor, g: Tensor, u: Tensor, wrt_x: Tensor | None, wrt_g: Tensor | None) -> None:
@@ -101,4 +101,4 @@ def double_backward(p: Tensor, g: Tensor, u: Tensor, wrt_x: Tensor | None, wrt_g
     rows, columns = u.shape
     tile = tile_of(rows, columns, 2048)
     arguments = (p, g, u, wrt_x, wrt_g, rows, p.shape[0], columns, *tile)
-    launch(_double_backward_kernel, triton.cdiv(rows, tile.rows), *arguments, num_warps=tile.warps)
+    launch(softmax_double_backward, triton.cdiv(rows, tile.rows), *arguments, num_warps=tile.warps)
