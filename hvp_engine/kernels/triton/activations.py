@@ -8,9 +8,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from hvp_engine.kernels.triton.rows import launch, load_wide
+from hvp_engine.kernels.triton.resource_case import ResourceCase
+from hvp_engine.kernels.triton.rows import ELEMENTS, launch, load_wide, variant
 
-__all__ = ["run"]
+__all__ = ["resource_cases", "run"]
 
 # Activations as csrc/include/hvp/activations.h numbers them; the third is silu.
 _GELU = tl.constexpr(0)
@@ -181,3 +182,25 @@ def run(
     options = {} if kind is None else {"KIND": kind}
     programs = batch * triton.cdiv(size, _BLOCK)
     launch(_KERNELS[name], programs, *operands, *outputs, batch, size, **options, BLOCK=_BLOCK, num_warps=4)
+
+
+def resource_cases() -> list[ResourceCase]:
+    """Declares the variants of every activation and element type."""
+    cases = []
+    for element in ELEMENTS:
+        for label, kind in (("gelu", 0), ("gelu tanh", 1), ("silu", 2)):
+            constants = {"KIND": kind, "BLOCK": _BLOCK}
+            name = f"{label}, {element}"
+            cases += [
+                variant(activation_forward, name, {"x y": element}, constants),
+                variant(activation_backward, name, {"x g dx": element}, constants),
+                variant(activation_double_backward, name, {"x g u d_g d_x": element}, constants),
+            ]
+        constants = {"BLOCK": _BLOCK}
+        everything = {"gate up g u_gate u_up d_g d_gate d_up": element}
+        cases += [
+            variant(swiglu_forward, element, {"gate up y": element}, constants),
+            variant(swiglu_backward, element, {"gate up g d_gate d_up": element}, constants),
+            variant(swiglu_double_backward, element, everything, constants),
+        ]
+    return cases

@@ -12,12 +12,13 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from hvp_engine.kernels.triton.rows import launch, load_wide, softmax_norm, tile_of
+from hvp_engine.kernels.triton.resource_case import ResourceCase
+from hvp_engine.kernels.triton.rows import ELEMENTS, launch, load_wide, softmax_norm, tile_of, variant, wide
 
 if TYPE_CHECKING:
     from hvp_engine.kernels.cross_entropy import CrossEntropyRows
 
-__all__ = ["backward", "forward", "hvp"]
+__all__ = ["backward", "forward", "hvp", "resource_cases"]
 
 
 @triton.jit
@@ -216,3 +217,23 @@ def hvp(
     arguments = (*_operands(rows), *results, rows.count, base_rows, columns, rows.ignore_index)
     constants = dict(_options(rows), BLOCK_ROWS=tile.rows, BLOCK_COLUMNS=tile.columns)
     launch(cross_entropy_hvp, triton.cdiv(rows.count, tile.rows), *arguments, **constants, num_warps=tile.warps)
+
+
+def resource_cases() -> list[ResourceCase]:
+    """Declares the variants with the widest tiles, plain and with all options."""
+    cases = []
+    for element in ELEMENTS:
+        for label, weight, smoothing in (("", None, 0.0), (", weights and smoothing", wide(element), 0.1)):
+            constants = {"HIT": 1.0 - smoothing, "SMOOTH": smoothing / 50000, "BLOCK_ROWS": 1}
+            tiles = {**constants, "BLOCK_COLUMNS": 4096}
+            smaller = {**constants, "BLOCK_COLUMNS": 2048}
+            common = {"logits": element, "target": "i64", "class_weight weight_sum": weight, "norm": wide(element)}
+            backward_pointers = {**common, "scale": wide(element), "grad": element}
+            hvp_pointers = {**common, "scale slope": wide(element), "tangent product": element}
+            name = element + label
+            cases += [
+                variant(cross_entropy_forward, name, {**common, "loss": wide(element)}, tiles, num_warps=8),
+                variant(cross_entropy_backward, name, backward_pointers, tiles, num_warps=8),
+                variant(cross_entropy_hvp, name, hvp_pointers, smaller),
+            ]
+    return cases

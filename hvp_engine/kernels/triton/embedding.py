@@ -7,9 +7,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from hvp_engine.kernels.triton.rows import launch, load_wide
+from hvp_engine.kernels.triton.resource_case import ResourceCase
+from hvp_engine.kernels.triton.rows import ELEMENTS, launch, load_wide, variant
 
-__all__ = ["gather", "scatter"]
+__all__ = ["gather", "resource_cases", "scatter"]
 
 _MOST_COLUMNS = 256
 _TOKENS = 8  # whose rows are in flight together
@@ -62,3 +63,22 @@ def scatter(sorted_tokens: Tensor, order: Tensor, grad: Tensor, table: Tensor) -
     block = min(triton.next_power_of_2(columns), _MOST_COLUMNS)
     arguments = (order, starts, grad, table, columns, _TOKENS, block)
     launch(embedding_scatter, rows * triton.cdiv(columns, block), *arguments)
+
+
+def resource_cases() -> list[ResourceCase]:
+    """Declares the variants with the widest blocks."""
+    return [
+        case
+        for element in ELEMENTS
+        for case in (
+            variant(
+                embedding_gather, element, {"table out": element, "tokens": "i64"}, {"BLOCK": 4 * _MOST_COLUMNS}
+            ),
+            variant(
+                embedding_scatter,
+                element,
+                {"grad table": element, "order starts": "i64"},
+                {"TOKENS": _TOKENS, "BLOCK": _MOST_COLUMNS},
+            ),
+        )
+    ]

@@ -14,9 +14,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from hvp_engine.kernels.triton.rows import Tile, launch, load_wide
+from hvp_engine.kernels.triton.resource_case import ResourceCase
+from hvp_engine.kernels.triton.rows import ELEMENTS, Tile, launch, load_wide, variant, wide
 
-__all__ = ["backward", "double_backward", "forward"]
+__all__ = ["backward", "double_backward", "forward", "resource_cases"]
 
 _TILE_ELEMENTS = 2048
 _FEWEST_ROWS = 4
@@ -326,3 +327,23 @@ def double_backward(
     partial = _partial(d_w, stats, shape)
     _run(normalize_double_backward, shape, (*(part for pair in inputs for part in pair), d_g, d_x, partial))
     _add_chunks(partial, d_w)
+
+
+def resource_cases() -> list[ResourceCase]:
+    """Declares the variants with all results wanted, centred, for many rows."""
+    cases = []
+    for element in ELEMENTS:
+        accumulator = wide(element)
+        tiles = {"BLOCK_ROWS": _MOST_ROWS, "BLOCK_COLUMNS": _TILE_ELEMENTS // _MOST_ROWS}
+        constants = {"CENTERED": True, **tiles}
+        forward_pointers = {"x w b y": element, "stats": accumulator}
+        gradients = {"x w g dx": element, "stats partial_dw partial_db": accumulator}
+        second = {"x w g u u_w u_b d_g d_x": element, "stats partial_dw": accumulator}
+        sums = {"partial": accumulator, "out": element}
+        cases += [
+            variant(normalize_forward, element, forward_pointers, {"EPS": 1e-5, **constants}),
+            variant(normalize_backward, element, gradients, constants),
+            variant(normalize_double_backward, element, second, constants),
+            variant(normalize_add_chunks, element, sums, {"BLOCK_ROWS": 32, "BLOCK_COLUMNS": 64}),
+        ]
+    return cases

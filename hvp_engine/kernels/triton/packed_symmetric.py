@@ -10,9 +10,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from hvp_engine.kernels.triton.rows import launch, load_wide
+from hvp_engine.kernels.triton.resource_case import ResourceCase
+from hvp_engine.kernels.triton.rows import ELEMENTS, launch, load_wide, variant, wide
 
-__all__ = ["matvec", "pack_covariance", "pair_products"]
+__all__ = ["matvec", "pack_covariance", "pair_products", "resource_cases"]
 
 _PAIR_ROWS = 8
 _PAIRS = 256
@@ -125,3 +126,21 @@ def matvec(packed: Tensor, vectors: Tensor, out: Tensor) -> None:
         width = min(_MATVEC_COLUMNS, max(16, triton.next_power_of_2(d)))
         constants = {"VECTORS": triton.next_power_of_2(count), "ROWS": min(_MATVEC_ROWS, width), "COLUMNS": width}
         launch(packed_matvec, tokens, packed, some_vectors, some_out, count, tokens, d, **constants, num_warps=8)
+
+
+def resource_cases() -> list[ResourceCase]:
+    """Declares the variants: a single vector and the most that share one read."""
+    blocks = {"BLOCK_ROWS": _PAIR_ROWS, "BLOCK_PAIRS": _PAIRS}
+    cases = []
+    for element in ELEMENTS:
+        accumulator = wide(element)
+        pointers = {"packed": element, "vectors out": accumulator}
+        for vectors in (1, _MOST_VECTORS):
+            constants = {"VECTORS": vectors, "ROWS": _MATVEC_ROWS, "COLUMNS": _MATVEC_COLUMNS}
+            cases.append(variant(packed_matvec, f"{element}, {vectors} vectors", pointers, constants, num_warps=8))
+        means = {"moments mean": accumulator, "packed": element}
+        cases.append(variant(packed_covariance, element, means, blocks))
+    cases += [
+        variant(packed_pair_products, element, {"weight center out": element}, blocks) for element in ("fp32", "fp64")
+    ]
+    return cases

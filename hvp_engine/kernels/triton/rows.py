@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -9,7 +10,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-__all__ = ["Tile", "launch", "load_wide", "softmax_norm", "tile_of"]
+from hvp_engine.kernels.triton.resource_case import ResourceCase
+
+__all__ = ["ELEMENTS", "Tile", "launch", "load_wide", "softmax_norm", "tile_of", "variant", "wide"]
+
+ELEMENTS = ("fp32", "bf16", "fp64")
 
 _TILE_ELEMENTS = 4096
 _MOST_ROWS = 64
@@ -76,3 +81,28 @@ def launch(kernel: Any, programs: int, *arguments: Any, **options: Any) -> None:
     tensor = next(argument for argument in arguments if isinstance(argument, Tensor))
     with torch.cuda.device_of(tensor):
         kernel[(programs,)](*arguments, **options)
+
+
+def wide(element: str) -> str:
+    """Returns the accumulator type of an element type, both as Triton names them."""
+    return "fp64" if element == "fp64" else "fp32"
+
+
+def variant(
+    kernel: Any, label: str, pointers: Mapping[str, str | None], constants: Mapping[str, object], num_warps: int = 4
+) -> ResourceCase:
+    """Describes a variant of a kernel for ahead-of-time compilation.
+
+    Args:
+        kernel: The `triton.jit` function.
+        label: What tells the variant from the kernel's others.
+        pointers: Element types by names of pointers, several with spaces between them; None for absent ones.
+        constants: Values of the constants. Every other argument is a 32-bit integer.
+        num_warps: As the launch sets it.
+    """
+    types = {name: element for names, element in pointers.items() for name in names.split()}
+    fixed = {**constants, **{name: None for name, element in types.items() if element is None}}
+    signature = {
+        name: f"*{types[name]}" if name in types else "i32" for name in kernel.arg_names if name not in fixed
+    }
+    return ResourceCase(kernel, label, signature, fixed, num_warps)

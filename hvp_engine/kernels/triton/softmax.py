@@ -6,9 +6,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from hvp_engine.kernels.triton.rows import launch, load_wide, softmax_norm, tile_of
+from hvp_engine.kernels.triton.resource_case import ResourceCase
+from hvp_engine.kernels.triton.rows import ELEMENTS, launch, load_wide, softmax_norm, tile_of, variant
 
-__all__ = ["backward", "double_backward", "forward"]
+__all__ = ["backward", "double_backward", "forward", "resource_cases"]
 
 
 @triton.jit
@@ -102,3 +103,18 @@ def double_backward(p: Tensor, g: Tensor, u: Tensor, wrt_x: Tensor | None, wrt_g
     tile = tile_of(rows, columns, 2048)
     arguments = (p, g, u, wrt_x, wrt_g, rows, p.shape[0], columns, *tile)
     launch(softmax_double_backward, triton.cdiv(rows, tile.rows), *arguments, num_warps=tile.warps)
+
+
+def resource_cases() -> list[ResourceCase]:
+    """Declares the variants with the widest tiles."""
+    tiles = {"BLOCK_ROWS": 1, "BLOCK_COLUMNS": 4096}
+    smaller = {"BLOCK_ROWS": 1, "BLOCK_COLUMNS": 2048}
+    return [
+        case
+        for element in ELEMENTS
+        for case in (
+            variant(softmax_forward, element, {"x out": element}, tiles, num_warps=8),
+            variant(softmax_backward, element, {"p g out": element}, tiles, num_warps=8),
+            variant(softmax_double_backward, element, {"p g u wrt_x wrt_g": element}, smaller),
+        )
+    ]
