@@ -17,7 +17,7 @@ __all__ = ["resource_cases", "run"]
 _GELU = tl.constexpr(0)
 _GELU_TANH = tl.constexpr(1)
 
-_BLOCK = 2048
+_BLOCK = 1024
 
 
 @triton.jit
@@ -69,56 +69,61 @@ def _activation(x, KIND: tl.constexpr):
 
 @triton.jit
 def _place(batch, size, BLOCK: tl.constexpr):
-    """Group and elements of a program. The groups of a chunk follow each other: they may share operands."""
+    """Group, first element, and elements of a program; the groups of a chunk follow each other: they may share."""
     program = tl.program_id(0).to(tl.int64)
-    element = program // batch * BLOCK + tl.arange(0, BLOCK)
-    return program % batch, element, element < size
+    start = program // batch * BLOCK
+    i = tl.arange(0, BLOCK)
+    return program % batch, start, i, i < size - start
 
 
 @triton.jit
 def activation_forward(x, x_stride, y, batch, size, KIND: tl.constexpr, BLOCK: tl.constexpr):
-    group, i, mask = _place(batch, size, BLOCK)
-    value, _, _ = _activation(load_wide(x + group * x_stride + i, mask), KIND)
-    tl.store(y + group * size + i, value, mask=mask)
+    group, start, i, mask = _place(batch, size, BLOCK)
+    value, _, _ = _activation(load_wide(x + (group * x_stride + start) + i, mask), KIND)
+    tl.store(y + (group * size + start) + i, value, mask=mask)
 
 
 @triton.jit
 def activation_backward(x, x_stride, g, g_stride, dx, batch, size, KIND: tl.constexpr, BLOCK: tl.constexpr):
-    group, i, mask = _place(batch, size, BLOCK)
-    _, first, _ = _activation(load_wide(x + group * x_stride + i, mask), KIND)
-    tl.store(dx + group * size + i, load_wide(g + group * g_stride + i, mask) * first, mask=mask)
+    group, start, i, mask = _place(batch, size, BLOCK)
+    _, first, _ = _activation(load_wide(x + (group * x_stride + start) + i, mask), KIND)
+    tl.store(dx + (group * size + start) + i, load_wide(g + (group * g_stride + start) + i, mask) * first, mask=mask)
 
 
 @triton.jit
 def activation_double_backward(
     x, x_stride, g, g_stride, u, u_stride, d_g, d_x, batch, size, KIND: tl.constexpr, BLOCK: tl.constexpr
 ):
-    group, i, mask = _place(batch, size, BLOCK)
-    _, first, second = _activation(load_wide(x + group * x_stride + i, mask), KIND)
-    v = load_wide(u + group * u_stride + i, mask)
+    group, start, i, mask = _place(batch, size, BLOCK)
+    _, first, second = _activation(load_wide(x + (group * x_stride + start) + i, mask), KIND)
+    v = load_wide(u + (group * u_stride + start) + i, mask)
     if d_g is not None:
-        tl.store(d_g + group * size + i, v * first, mask=mask)
+        tl.store(d_g + (group * size + start) + i, v * first, mask=mask)
     if d_x is not None:
-        tl.store(d_x + group * size + i, v * load_wide(g + group * g_stride + i, mask) * second, mask=mask)
+        tl.store(
+            d_x + (group * size + start) + i,
+            v * load_wide(g + (group * g_stride + start) + i, mask) * second,
+            mask=mask,
+        )
 
 
 @triton.jit
 def swiglu_forward(gate, gate_stride, up, up_stride, y, batch, size, BLOCK: tl.constexpr):
-    group, i, mask = _place(batch, size, BLOCK)
-    value, _, _ = _silu(load_wide(gate + group * gate_stride + i, mask))
-    tl.store(y + group * size + i, value * load_wide(up + group * up_stride + i, mask), mask=mask)
+    group, start, i, mask = _place(batch, size, BLOCK)
+    value, _, _ = _silu(load_wide(gate + (group * gate_stride + start) + i, mask))
+    tl.store(y + (group * size + start) + i, value * load_wide(up + (group * up_stride + start) + i, mask), mask=mask)
 
 
 @triton.jit
 def swiglu_backward(gate, gate_stride, up, up_stride, g, g_stride, d_gate, d_up, batch, size, BLOCK: tl.constexpr):
-    group, i, mask = _place(batch, size, BLOCK)
-    value, first, _ = _silu(load_wide(gate + group * gate_stride + i, mask))
-    v = load_wide(g + group * g_stride + i, mask)
+    group, start, i, mask = _place(batch, size, BLOCK)
+    value, first, _ = _silu(load_wide(gate + (group * gate_stride + start) + i, mask))
+    v = load_wide(g + (group * g_stride + start) + i, mask)
     if d_gate is not None:
-        b = load_wide(up + group * up_stride + i, mask)
-        tl.store(d_gate + group * size + i, v * b * first, mask=mask)
+        b = load_wide(up + (group * up_stride + start) + i, mask)
+        tl.store(d_gate + (group * size + start) + i, v * b * first, mask=mask)
     if d_up is not None:
-        tl.store(d_up + group * size + i, v * value, mask=mask)
+        tl.store(d_up + (group * size + start) + i, v * value, mask=mask)
 
 
 @triton.jit
@@ -140,23 +145,23 @@ def swiglu_double_backward(
     size,
     BLOCK: tl.constexpr,
 ):
-    group, i, mask = _place(batch, size, BLOCK)
-    a = load_wide(gate + group * gate_stride + i, mask)
+    group, start, i, mask = _place(batch, size, BLOCK)
+    a = load_wide(gate + (group * gate_stride + start) + i, mask)
     value, first, second = _silu(a)
-    b = load_wide(up + group * up_stride + i, mask)
-    v = load_wide(g + group * g_stride + i, mask)
+    b = load_wide(up + (group * up_stride + start) + i, mask)
+    v = load_wide(g + (group * g_stride + start) + i, mask)
     ua = tl.zeros_like(a)
     if u_gate is not None:
-        ua = load_wide(u_gate + group * u_gate_stride + i, mask)
+        ua = load_wide(u_gate + (group * u_gate_stride + start) + i, mask)
     ub = tl.zeros_like(a)
     if u_up is not None:
-        ub = load_wide(u_up + group * u_up_stride + i, mask)
+        ub = load_wide(u_up + (group * u_up_stride + start) + i, mask)
     if d_g is not None:
-        tl.store(d_g + group * size + i, ua * b * first + ub * value, mask=mask)
+        tl.store(d_g + (group * size + start) + i, ua * b * first + ub * value, mask=mask)
     if d_gate is not None:
-        tl.store(d_gate + group * size + i, v * (ua * b * second + ub * first), mask=mask)
+        tl.store(d_gate + (group * size + start) + i, v * (ua * b * second + ub * first), mask=mask)
     if d_up is not None:
-        tl.store(d_up + group * size + i, v * ua * first, mask=mask)
+        tl.store(d_up + (group * size + start) + i, v * ua * first, mask=mask)
 
 
 _KERNELS = {

@@ -234,6 +234,6 @@ def resource_cases() -> list[ResourceCase]:
             cases += [
                 variant(cross_entropy_forward, name, {**common, "loss": wide(element)}, tiles, num_warps=8),
                 variant(cross_entropy_backward, name, backward_pointers, tiles, num_warps=8),
-                variant(cross_entropy_hvp, name, hvp_pointers, smaller),
+                variant(cross_entropy_hvp, name, hvp_pointers, smaller, num_warps=8),
             ]
     return cases

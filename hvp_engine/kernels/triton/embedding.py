@@ -71,9 +71,7 @@ def resource_cases() -> list[ResourceCase]:
         case
         for element in ELEMENTS
         for case in (
-            variant(
-                embedding_gather, element, {"table out": element, "tokens": "i64"}, {"BLOCK": 4 * _MOST_COLUMNS}
-            ),
+            variant(embedding_gather, element, {"table out": element, "tokens": "i64"}, {"BLOCK": 4 * _MOST_COLUMNS}),
             variant(
                 embedding_scatter,
                 element,

@@ -19,18 +19,26 @@ from hvp_engine.kernels.triton.rows import ELEMENTS, Tile, launch, load_wide, va
 
 __all__ = ["backward", "double_backward", "forward", "resource_cases"]
 
-_TILE_ELEMENTS = 2048
+_TILE_ELEMENTS = 1024
 _FEWEST_ROWS = 4
 _MOST_ROWS = 16
+_WARPS = 8
 _ENOUGH_PROGRAMS = 256  # chunks get longer only when there are more than this many of them
 
 
 @triton.jit
 def _place(batch, rows, BLOCK_ROWS: tl.constexpr):
-    """Group, chunk, its rows, and which of them exist; the groups of a chunk follow each other."""
+    """Group, chunk, its first row, its rows from there, and which exist; the groups of a chunk follow each other."""
     program = tl.program_id(0).to(tl.int64)
-    row = program // batch * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)[:, None]
-    return program % batch, program // batch, tl.minimum(row, rows - 1), row < rows
+    first = program // batch * BLOCK_ROWS
+    row = tl.arange(0, BLOCK_ROWS)[:, None]
+    return (
+        program % batch,
+        program // batch,
+        first,
+        tl.minimum(row, (rows - first - 1).to(tl.int32)),
+        row < rows - first,
+    )
 
 
 @triton.jit
@@ -63,8 +71,8 @@ def normalize_forward(
     BLOCK_COLUMNS: tl.constexpr,
 ):
     wide: tl.constexpr = tl.float64 if x.dtype.element_ty == tl.float64 else tl.float32
-    group, _, row, stored = _place(batch, rows, BLOCK_ROWS)
-    xs = x + group * x_stride + row * size
+    group, _, first, row, stored = _place(batch, rows, BLOCK_ROWS)
+    xs = x + (group * x_stride + first * size) + row * size
     mean = tl.zeros((BLOCK_ROWS, 1), wide)
     if CENTERED:
         for start in range(0, size, BLOCK_COLUMNS):
@@ -72,29 +80,30 @@ def normalize_forward(
             mean += _sums(load_wide(xs + column, column < size))
         mean /= size
     # The second pass corrects the rounding of the mean.
-    first = tl.zeros((BLOCK_ROWS, 1), wide)
+    shift = tl.zeros((BLOCK_ROWS, 1), wide)
     second = tl.zeros((BLOCK_ROWS, 1), wide)
     for start in range(0, size, BLOCK_COLUMNS):
         column = start + tl.arange(0, BLOCK_COLUMNS)[None, :]
         d = _load_centered(xs, column, column < size, mean)
-        first += _sums(d)
+        shift += _sums(d)
         second += _sums(d * d)
     if CENTERED:
-        first /= size
-        mean += first
-        second = second / size - first * first
+        shift /= size
+        mean += shift
+        second = second / size - shift * shift
     else:
         second /= size
     rstd = 1.0 / tl.sqrt(second + EPS)
-    index = group * rows + row
-    tl.store(stats + 2 * index, mean, mask=stored)
-    tl.store(stats + 2 * index + 1, rstd, mask=stored)
+    index = group * rows + first
+    tl.store(stats + 2 * index + 2 * row, mean, mask=stored)
+    tl.store(stats + 2 * index + 2 * row + 1, rstd, mask=stored)
+    ys = y + index * size + row * size
     for start in range(0, size, BLOCK_COLUMNS):
         column = start + tl.arange(0, BLOCK_COLUMNS)[None, :]
         mask = column < size
         scaled = (load_wide(xs + column, mask) - mean) * rstd * load_wide(w + group * w_stride + column, mask)
         shifted = scaled + load_wide(b + group * b_stride + column, mask)
-        tl.store(y + index * size + column, shifted, mask=stored & mask)
+        tl.store(ys + column, shifted, mask=stored & mask)
 
 
 @triton.jit
@@ -118,12 +127,12 @@ def normalize_backward(
     BLOCK_COLUMNS: tl.constexpr,
 ):
     wide: tl.constexpr = tl.float64 if x.dtype.element_ty == tl.float64 else tl.float32
-    group, chunk, row, stored = _place(batch, rows, BLOCK_ROWS)
-    xs = x + group * x_stride + row * size
-    gs = g + group * g_stride + row * size
+    group, chunk, first, row, stored = _place(batch, rows, BLOCK_ROWS)
+    xs = x + (group * x_stride + first * size) + row * size
+    gs = g + (group * g_stride + first * size) + row * size
     ws = w + group * w_stride
-    mean = tl.load(stats + group * stats_stride + 2 * row)
-    rstd = tl.load(stats + group * stats_stride + 2 * row + 1)
+    mean = tl.load(stats + (group * stats_stride + 2 * first) + 2 * row)
+    rstd = tl.load(stats + (group * stats_stride + 2 * first) + 2 * row + 1)
     mean_wg = tl.zeros((BLOCK_ROWS, 1), wide)
     wg_xhat = tl.zeros((BLOCK_ROWS, 1), wide)
     if dx is not None:
@@ -145,7 +154,7 @@ def normalize_backward(
         if dx is not None:
             wg = load_wide(ws + column, mask) * upstream
             result = rstd * (wg - mean_wg - xhat * wg_xhat)
-            tl.store(dx + (group * rows + row) * size + column, result, mask=stored & mask)
+            tl.store(dx + (group * rows + first) * size + row * size + column, result, mask=stored & mask)
         if partial_dw is not None:
             products = tl.sum(tl.where(stored, upstream * xhat, 0.0), 0)[None, :]
             tl.store(partial_dw + partial_row + column, products, mask=mask)
@@ -210,19 +219,19 @@ def normalize_double_backward(
     BLOCK_ROWS: tl.constexpr,
     BLOCK_COLUMNS: tl.constexpr,
 ):
-    group, chunk, row, stored = _place(batch, rows, BLOCK_ROWS)
-    xs = x + group * x_stride + row * size
-    gs = g + group * g_stride + row * size
-    us = u + group * u_stride + row * size
+    group, chunk, first, row, stored = _place(batch, rows, BLOCK_ROWS)
+    xs = x + (group * x_stride + first * size) + row * size
+    gs = g + (group * g_stride + first * size) + row * size
+    us = u + (group * u_stride + first * size) + row * size
     ws = w + group * w_stride
     u_ws = None if u_w is None else u_w + group * u_w_stride
-    mean = tl.load(stats + group * stats_stride + 2 * row)
-    rstd = tl.load(stats + group * stats_stride + 2 * row + 1)
+    mean = tl.load(stats + (group * stats_stride + 2 * first) + 2 * row)
+    rstd = tl.load(stats + (group * stats_stride + 2 * first) + 2 * row + 1)
     mean_u, u_xhat, mean_wg, wg_xhat, u_wg, mean_q, q_xhat = _double_backward_means(
         xs, us, gs, ws, u_ws, mean, rstd, size, d_x is not None, CENTERED, BLOCK_COLUMNS
     )
     along_xhat = u_wg - mean_u * mean_wg - u_xhat * wg_xhat
-    at = (group * rows + row) * size
+    at = (group * rows + first) * size + row * size
     for start in range(0, size, BLOCK_COLUMNS):
         column = start + tl.arange(0, BLOCK_COLUMNS)[None, :]
         mask = column < size
@@ -258,22 +267,23 @@ def normalize_add_chunks(partial, out, elements, chunk_count, BLOCK_ROWS: tl.con
     tl.store(out + element, tl.sum(total, 0)[None, :], mask=element < elements)
 
 
+Shape = tuple[bool, int, int, int]  # centred, groups, rows per group, elements per row
 Operand = tuple[Tensor | None, int]
 
 
 def _tile(rows: int, size: int) -> Tile:
-    """Chooses the rows of a chunk and the columns read together, by the shape only."""
+    """Chooses the rows of a chunk and the columns read together, by the shape alone."""
     enough = triton.next_power_of_2(triton.cdiv(rows, _ENOUGH_PROGRAMS))
     tall = min(max(enough, _FEWEST_ROWS), _MOST_ROWS, triton.next_power_of_2(rows))
     return Tile(tall, min(triton.next_power_of_2(size), _TILE_ELEMENTS // tall))
 
 
-def _run(kernel: Any, shape: tuple[bool, int, int, int], operands: Sequence[Any], **options: Any) -> None:
+def _run(kernel: Any, shape: Shape, operands: Sequence[Any], **options: Any) -> None:
     centered, batch, rows, size = shape
     tile = _tile(rows, size)
     programs = batch * triton.cdiv(rows, tile.rows)
     options |= {"CENTERED": centered, "BLOCK_ROWS": tile.rows, "BLOCK_COLUMNS": tile.columns}
-    launch(kernel, programs, *operands, batch, rows, size, **options, num_warps=tile.warps)
+    launch(kernel, programs, *operands, batch, rows, size, **options, num_warps=_WARPS)
 
 
 def _add_chunks(partial: Tensor | None, out: Tensor | None) -> None:
@@ -285,21 +295,21 @@ def _add_chunks(partial: Tensor | None, out: Tensor | None) -> None:
     launch(normalize_add_chunks, triton.cdiv(elements, tile.columns), *arguments, num_warps=4)
 
 
-def _partial(like: Tensor | None, stats: Tensor, shape: tuple[bool, int, int, int]) -> Tensor | None:
+def _partial(like: Tensor | None, stats: Tensor, shape: Shape) -> Tensor | None:
     """Allocates the partial rows (chunks, ...) of a parameter gradient."""
     _, _, rows, size = shape
-    return None if like is None else stats.new_empty(triton.cdiv(rows, _tile(rows, size).rows), like.numel())
+    if like is None:
+        return None
+    return stats.new_empty(triton.cdiv(rows, _tile(rows, size).rows), like.numel())
 
 
-def forward(
-    shape: tuple[bool, int, int, int], eps: float, x: Operand, w: Operand, b: Operand, y: Tensor, stats: Tensor
-) -> None:
+def forward(shape: Shape, eps: float, x: Operand, w: Operand, b: Operand, y: Tensor, stats: Tensor) -> None:
     """Fills y and the statistics of its rows; see `hvp_engine.kernels.normalize` for all arguments."""
     _run(normalize_forward, shape, (*x, *w, *b, y, stats), EPS=eps)
 
 
 def backward(
-    shape: tuple[bool, int, int, int],
+    shape: Shape,
     inputs: Sequence[Operand],
     dx: Tensor | None,
     dw: Tensor | None,
@@ -315,7 +325,7 @@ def backward(
 
 
 def double_backward(
-    shape: tuple[bool, int, int, int],
+    shape: Shape,
     inputs: Sequence[Operand],
     d_g: Tensor,
     d_x: Tensor | None,
@@ -341,9 +351,9 @@ def resource_cases() -> list[ResourceCase]:
         second = {"x w g u u_w u_b d_g d_x": element, "stats partial_dw": accumulator}
         sums = {"partial": accumulator, "out": element}
         cases += [
-            variant(normalize_forward, element, forward_pointers, {"EPS": 1e-5, **constants}),
-            variant(normalize_backward, element, gradients, constants),
-            variant(normalize_double_backward, element, second, constants),
+            variant(normalize_forward, element, forward_pointers, {"EPS": 1e-5, **constants}, _WARPS),
+            variant(normalize_backward, element, gradients, constants, _WARPS),
+            variant(normalize_double_backward, element, second, constants, _WARPS),
             variant(normalize_add_chunks, element, sums, {"BLOCK_ROWS": 32, "BLOCK_COLUMNS": 64}),
         ]
     return cases

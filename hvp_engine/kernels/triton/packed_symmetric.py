@@ -17,8 +17,6 @@ __all__ = ["matvec", "pack_covariance", "pair_products", "resource_cases"]
 
 _PAIR_ROWS = 8
 _PAIRS = 256
-_MATVEC_ROWS = 32
-_MATVEC_COLUMNS = 64
 _MOST_VECTORS = 8  # served by one read of the matrices
 
 
@@ -118,13 +116,17 @@ def pack_covariance(moments: Tensor, mean: Tensor, first: int, last: int, packed
     _launch_pairs(packed_covariance, (moments, mean, packed), mean.shape, first, last)
 
 
+def _matvec_constants(vectors: int, itemsize: int) -> dict[str, int]:
+    """Chooses a tile of the matrix whose products with all vectors fit into registers."""
+    return {"VECTORS": vectors, "ROWS": 32 if vectors * itemsize < 16 else 16, "COLUMNS": 64 if itemsize == 4 else 32}
+
+
 def matvec(packed: Tensor, vectors: Tensor, out: Tensor) -> None:
     """Fills products (K, N, d) of packed triangles with vectors; 8 vectors are one read of the triangles."""
     out.zero_()
     for some_vectors, some_out in zip(vectors.split(_MOST_VECTORS), out.split(_MOST_VECTORS), strict=True):
         count, tokens, d = some_vectors.shape
-        width = min(_MATVEC_COLUMNS, max(16, triton.next_power_of_2(d)))
-        constants = {"VECTORS": triton.next_power_of_2(count), "ROWS": min(_MATVEC_ROWS, width), "COLUMNS": width}
+        constants = _matvec_constants(triton.next_power_of_2(count), vectors.dtype.itemsize)
         launch(packed_matvec, tokens, packed, some_vectors, some_out, count, tokens, d, **constants, num_warps=8)
 
 
@@ -136,7 +138,7 @@ def resource_cases() -> list[ResourceCase]:
         accumulator = wide(element)
         pointers = {"packed": element, "vectors out": accumulator}
         for vectors in (1, _MOST_VECTORS):
-            constants = {"VECTORS": vectors, "ROWS": _MATVEC_ROWS, "COLUMNS": _MATVEC_COLUMNS}
+            constants = _matvec_constants(vectors, 8 if element == "fp64" else 4)
             cases.append(variant(packed_matvec, f"{element}, {vectors} vectors", pointers, constants, num_warps=8))
         means = {"moments mean": accumulator, "packed": element}
         cases.append(variant(packed_covariance, element, means, blocks))

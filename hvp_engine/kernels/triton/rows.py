@@ -57,8 +57,8 @@ class Tile(NamedTuple):
 
     @property
     def warps(self) -> int:
-        """Warps per program: at most 16 elements per thread."""
-        return 8 if self.rows * self.columns > 2048 else 4
+        """Warps per program."""
+        return 8 if self.rows * self.columns >= 2048 else 4
 
 
 def tile_of(rows: int, columns: int, elements: int = _TILE_ELEMENTS) -> Tile:
@@ -102,7 +102,5 @@ def variant(
     """
     types = {name: element for names, element in pointers.items() for name in names.split()}
     fixed = {**constants, **{name: None for name, element in types.items() if element is None}}
-    signature = {
-        name: f"*{types[name]}" if name in types else "i32" for name in kernel.arg_names if name not in fixed
-    }
+    signature = {name: f"*{types[name]}" if name in types else "i32" for name in kernel.arg_names if name not in fixed}
     return ResourceCase(kernel, label, signature, fixed, num_warps)

@@ -115,6 +115,6 @@ def resource_cases() -> list[ResourceCase]:
         for case in (
             variant(softmax_forward, element, {"x out": element}, tiles, num_warps=8),
             variant(softmax_backward, element, {"p g out": element}, tiles, num_warps=8),
-            variant(softmax_double_backward, element, {"p g u wrt_x wrt_g": element}, smaller),
+            variant(softmax_double_backward, element, {"p g u wrt_x wrt_g": element}, smaller, num_warps=8),
         )
     ]
