@@ -12,7 +12,7 @@ from hvp_engine.kernels.triton.rows import ELEMENTS, launch, load_wide, variant
 
 __all__ = ["gather", "resource_cases", "scatter"]
 
-_MOST_COLUMNS = 256
+_FEWEST_COLUMNS, _MOST_COLUMNS = 16, 256
 _TOKENS = 8  # whose rows are in flight together
 
 
@@ -41,10 +41,14 @@ def embedding_scatter(order, starts, grad, table, columns, TOKENS: tl.constexpr,
     tl.store(table + row * columns + column, tl.sum(total, 0)[None, :], mask=column < columns)
 
 
+def _block(columns: int, most: int) -> int:
+    return max(_FEWEST_COLUMNS, min(int(triton.next_power_of_2(columns)), most))
+
+
 def gather(table: Tensor, tokens: Tensor, out: Tensor) -> None:
     """Fills `out` (N, d) with rows of the table (V, d); negative tokens gather zeros."""
     columns = table.shape[1]
-    block = min(triton.next_power_of_2(columns), 4 * _MOST_COLUMNS)
+    block = _block(columns, 4 * _MOST_COLUMNS)
     launch(embedding_gather, tokens.shape[0] * triton.cdiv(columns, block), table, tokens, out, columns, block)
 
 
@@ -60,7 +64,7 @@ def scatter(sorted_tokens: Tensor, order: Tensor, grad: Tensor, table: Tensor) -
     rows, columns = table.shape
     ids = torch.arange(rows + 1, device=sorted_tokens.device)
     starts = torch.searchsorted(sorted_tokens, ids)
-    block = min(triton.next_power_of_2(columns), _MOST_COLUMNS)
+    block = _block(columns, _MOST_COLUMNS)
     arguments = (order, starts, grad, table, columns, _TOKENS, block)
     launch(embedding_scatter, rows * triton.cdiv(columns, block), *arguments)
 
