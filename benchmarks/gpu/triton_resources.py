@@ -3,7 +3,8 @@
     python benchmarks/gpu/triton_resources.py
 
 writes docs/gpu/triton_resources.json and .md. Each module of hvp_engine.kernels.triton declares its variants in
-``resource_cases()``; a new module needs no line here. Nothing is run on a GPU.
+``resource_cases()``; a new module needs no line here. Modules that have not changed since the table was written are not
+compiled again. Nothing is run on a GPU.
 """
 
 from __future__ import annotations
@@ -50,8 +51,11 @@ def _infos() -> Iterator[pkgutil.ModuleInfo]:
 
 
 def digest(module: ModuleType) -> str:
-    """Fingerprint of the source of a module's kernels and device functions."""
+    """Fingerprint of a module's kernels, device functions and variants."""
     sources = [f.src for _, f in sorted(vars(module).items()) if isinstance(f, JITFunction)]
+    for case in module.resource_cases():
+        constexprs = {name: str(value) for name, value in case.constexprs.items()}
+        sources.append(repr((case.name, case.signature, constexprs, case.num_warps, case.num_stages, case.aligned)))
     return hashlib.sha256("\n".join(sources).encode()).hexdigest()[:16]
 
 
@@ -142,12 +146,17 @@ def markdown(table: dict[str, Any]) -> str:
 
 
 def main() -> None:
-    """Compile everything and write both files."""
+    """Compile what has changed and write both files."""
+    before = json.loads(TABLE.read_text()) if TABLE.exists() else {}
+    known = before["modules"] if before.get("triton") == triton.__version__ else {}
     table: dict[str, Any] = {"triton": triton.__version__, "modules": {}}
     for name, module in modules().items():
-        cases = {case.name: [measure(case, arch) for arch in ARCHITECTURES] for case in module.resource_cases()}
-        table["modules"][name] = {"digest": digest(module), "cases": cases}
-        print(f"{name}: {len(cases)} variants", flush=True)
+        entry = known.get(name)
+        if entry is None or entry["digest"] != digest(module):
+            cases = {case.name: [measure(case, arch) for arch in ARCHITECTURES] for case in module.resource_cases()}
+            entry = {"digest": digest(module), "cases": cases}
+            print(f"{name}: {len(cases)} variants compiled", flush=True)
+        table["modules"][name] = entry
     TABLE.parent.mkdir(parents=True, exist_ok=True)
     TABLE.write_text(json.dumps(table, indent=1) + "\n")
     TABLE.with_suffix(".md").write_text(markdown(table))

@@ -220,20 +220,20 @@ def hvp(
 
 
 def resource_cases() -> list[ResourceCase]:
-    """Declares the variants with the widest tiles, plain and with all options."""
+    """Declares the variants with the widest tiles: with weights and smoothing, and one with neither."""
     cases = []
-    for element in ELEMENTS:
-        for label, weight, smoothing in (("", None, 0.0), (", weights and smoothing", wide(element), 0.1)):
-            constants = {"HIT": 1.0 - smoothing, "SMOOTH": smoothing / 50000, "BLOCK_ROWS": 1}
-            tiles = {**constants, "BLOCK_COLUMNS": 4096}
-            smaller = {**constants, "BLOCK_COLUMNS": 2048}
-            common = {"logits": element, "target": "i64", "class_weight weight_sum": weight, "norm": wide(element)}
-            backward_pointers = {**common, "scale": wide(element), "grad": element}
-            hvp_pointers = {**common, "scale slope": wide(element), "tangent product": element}
-            name = element + label
-            cases += [
-                variant(cross_entropy_forward, name, {**common, "loss": wide(element)}, tiles, num_warps=8),
-                variant(cross_entropy_backward, name, backward_pointers, tiles, num_warps=8),
-                variant(cross_entropy_hvp, name, hvp_pointers, smaller, num_warps=8),
-            ]
+    full = [(element, wide(element), 0.1) for element in ELEMENTS]
+    for element, weight, smoothing in (("bf16", None, 0.0), *full):
+        constants = {"HIT": 1.0 - smoothing, "SMOOTH": smoothing / 50000, "BLOCK_ROWS": 1}
+        tiles = {**constants, "BLOCK_COLUMNS": 4096}
+        smaller = {**constants, "BLOCK_COLUMNS": 2048}
+        common = {"logits": element, "target": "i64", "class_weight weight_sum": weight, "norm": wide(element)}
+        backward_pointers = {**common, "scale": wide(element), "grad": element}
+        hvp_pointers = {**common, "scale slope": wide(element), "tangent product": element}
+        name = f"{element}, {'weights and smoothing' if smoothing else 'plain'}"
+        cases += [
+            variant(cross_entropy_forward, name, {**common, "loss": wide(element)}, tiles, num_warps=8),
+            variant(cross_entropy_backward, name, backward_pointers, tiles, num_warps=8),
+            variant(cross_entropy_hvp, name, hvp_pointers, smaller, num_warps=8),
+        ]
     return cases
