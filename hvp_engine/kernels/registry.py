@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import importlib.util
 import os
 from collections.abc import Callable
@@ -14,6 +13,8 @@ from hvp_engine.errors import BackendError
 from hvp_engine.kernels import loader
 
 __all__ = ["Backend", "available_backends", "backend_for"]
+
+_TRITON_CAPABILITY = (8, 0)  # below it, Triton's matrix products fall back to scalar code that spills registers
 
 
 @dataclass(frozen=True)
@@ -35,22 +36,14 @@ def _native_why_not(device: torch.device) -> str | None:
     return loader.missing_reason
 
 
-_LEAST_CAPABILITY = (8, 0)  # older devices get slow, spilling code from Triton
-
-
 def _triton_why_not(device: torch.device) -> str | None:
     if device.type != "cuda":
-        return "its kernels run on CUDA only"
-    return _triton_on_cuda_why_not(torch.cuda.current_device() if device.index is None else device.index)
-
-
-@functools.lru_cache
-def _triton_on_cuda_why_not(index: int) -> str | None:
+        return "its kernels run on CUDA devices only"
     if importlib.util.find_spec("triton") is None:
-        return "Triton is not installed"
-    capability = torch.cuda.get_device_capability(index)
-    if capability < _LEAST_CAPABILITY:
-        return f"its kernels need compute capability 8.0 or newer, this device has {capability[0]}.{capability[1]}"
+        return "triton is not installed"
+    capability = torch.cuda.get_device_capability(device)
+    if capability < _TRITON_CAPABILITY:
+        return "the device has compute capability {}.{}, it needs {}.{}".format(*capability, *_TRITON_CAPABILITY)
     return None
 
 
@@ -58,7 +51,9 @@ def _torch_why_not(device: torch.device) -> str | None:
     return None
 
 
-# Best first; a new backend is one line here. The PyTorch reference stays last: it runs everywhere.
+# Best first; a new backend is one line here. The PyTorch reference stays last: it runs everywhere. Triton is first on
+# the GPUs that it serves, but has no tridiagonal quadrature: implicit QL steers every matrix by its own data, in
+# sequence, which is one CUDA thread per matrix and no work on blocks.
 _BACKENDS = (
     Backend("native", _native_why_not),
     Backend("triton", _triton_why_not),

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import importlib.util
+
 import pytest
 import torch
 
@@ -53,3 +55,29 @@ def test_without_the_extension_the_reference_serves_after_a_warning(monkeypatch)
     monkeypatch.setenv("HVP_ENGINE_BACKEND", "native")
     with pytest.raises(BackendError, match="it was not built"):
         backend_for(CPU)
+
+
+def pretend_gpu(monkeypatch, capability):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    return torch.device("cuda", 0)
+
+
+@pytest.mark.parametrize("capability", [(8, 0), (8, 9), (9, 0), (10, 0)])
+def test_triton_serves_gpus_from_capability_8_on(monkeypatch, capability):
+    assert backend_for(pretend_gpu(monkeypatch, capability)) == "triton"
+
+
+def test_triton_is_refused_on_an_older_gpu(monkeypatch):
+    device = pretend_gpu(monkeypatch, (7, 5))
+    assert "triton" not in available_backends(device)
+    monkeypatch.setenv("HVP_ENGINE_BACKEND", "triton")
+    with pytest.raises(BackendError, match=r"capability 7\.5, it needs 8\.0"):
+        backend_for(device)
+
+
+def test_a_gpu_without_triton_installed_says_so(monkeypatch):
+    device = pretend_gpu(monkeypatch, (8, 0))
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setenv("HVP_ENGINE_BACKEND", "triton")
+    with pytest.raises(BackendError, match="triton is not installed"):
+        backend_for(device)

@@ -25,6 +25,12 @@ def check_against_plain(fused, plain, inputs, scale=0.0):
     assert_error_within_twice_the_plain_one(ours, theirs, exact, scale)
 
 
+def check_reverse_derivatives(function, inputs):
+    """First and second derivatives in reverse mode by finite differences."""
+    assert torch.autograd.gradcheck(function, inputs, fast_mode=True)
+    assert torch.autograd.gradgradcheck(function, inputs, fast_mode=True)
+
+
 def same_bits_twice(function, inputs):
     """Whether two runs give the same bits in the value and all derivatives."""
     g = torch.randn_like(function(*inputs))

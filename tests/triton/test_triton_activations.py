@@ -37,9 +37,8 @@ def test_swiglu_equals_plain_pytorch_at_awkward_sizes(dtype):
         check_against_plain(swiglu, swiglu_ref, [strided(2, size, dtype=dtype), strided(2, size, dtype=dtype)], scale=1)
 
 
-@pytest.mark.parametrize("name", ACTIVATIONS)
-def test_derivatives_are_those_of_finite_differences(name):
-    check_derivatives(ACTIVATIONS[name][0], (torch.randn(2, 3, dtype=torch.float64, requires_grad=True),))
+def test_derivatives_are_those_of_finite_differences():
+    check_derivatives(gelu, (torch.randn(2, 3, dtype=torch.float64, requires_grad=True),))
 
 
 def test_swiglus_derivatives_are_those_of_finite_differences():

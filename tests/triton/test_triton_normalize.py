@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from derivative_checks import DTYPES, SIZES, check_against_plain, same_bits_twice, strided
-from loss_checks import check_derivatives
+from derivative_checks import DTYPES, SIZES, check_against_plain, check_reverse_derivatives, same_bits_twice, strided
 
 from hvp_engine.ops.layer_norm import layer_norm, layer_norm_ref
 from hvp_engine.ops.rms_norm import rms_norm, rms_norm_ref
@@ -59,7 +58,20 @@ def test_rows_without_parameters():
 
 def test_derivatives_are_those_of_finite_differences():
     x, w, b = (torch.randn(*shape, dtype=torch.float64, requires_grad=True) for shape in ((2, 3), (3,), (3,)))
-    check_derivatives(layer(layer_norm), (x, w, b))
+    check_reverse_derivatives(layer(layer_norm), (x, w, b))
+
+
+def test_rows_and_parameters_may_be_batched():
+    x, w, b, u = (torch.randn(*shape, dtype=torch.float64) for shape in ((2, 3, 5), (2, 5), (5,), (3, 5)))
+
+    def product(function, x, w):
+        gradient = torch.func.grad(lambda x, w: layer(function)(x, w, b).pow(3).sum(), (0, 1))
+        return torch.func.vjp(gradient, x, w)[1]((u, u[0]))
+
+    ours = torch.func.vmap(lambda x, w: product(layer_norm, x, w))(x, w)
+    theirs = [product(layer_norm_ref, *example) for example in zip(x, w, strict=True)]
+    for mine, parts in zip(ours, zip(*theirs, strict=True), strict=True):
+        torch.testing.assert_close(mine, torch.stack(parts))
 
 
 def test_parameter_gradients_of_many_rows_are_summed_in_chunks():
