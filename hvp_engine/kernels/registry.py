@@ -95,12 +95,12 @@ def backend_for(device: torch.device) -> str:
     Raises:
         BackendError: HVP_ENGINE_BACKEND names an unknown backend, or one that cannot run on the device.
     """
-    available = available_backends(device)
     wish = os.environ.get("HVP_ENGINE_BACKEND", "")
     if not wish:
         if device.type == "cpu":
             loader.warn_if_missing()
-        return available[0]
+        return next(backend.name for backend in _BACKENDS if backend.why_not(device) is None)
+    available = available_backends(device)
     if wish in available:
         return wish
     reason = next(
