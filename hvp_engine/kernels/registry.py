@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import importlib.util
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -33,12 +35,35 @@ def _native_why_not(device: torch.device) -> str | None:
     return loader.missing_reason
 
 
+_LEAST_CAPABILITY = (8, 0)  # older devices get slow, spilling code from Triton
+
+
+def _triton_why_not(device: torch.device) -> str | None:
+    if device.type != "cuda":
+        return "its kernels run on CUDA only"
+    return _triton_on_cuda_why_not(torch.cuda.current_device() if device.index is None else device.index)
+
+
+@functools.lru_cache
+def _triton_on_cuda_why_not(index: int) -> str | None:
+    if importlib.util.find_spec("triton") is None:
+        return "Triton is not installed"
+    capability = torch.cuda.get_device_capability(index)
+    if capability < _LEAST_CAPABILITY:
+        return f"its kernels need compute capability 8.0 or newer, this device has {capability[0]}.{capability[1]}"
+    return None
+
+
 def _torch_why_not(device: torch.device) -> str | None:
     return None
 
 
 # Best first; a new backend is one line here. The PyTorch reference stays last: it runs everywhere.
-_BACKENDS = (Backend("native", _native_why_not), Backend("torch", _torch_why_not))
+_BACKENDS = (
+    Backend("native", _native_why_not),
+    Backend("triton", _triton_why_not),
+    Backend("torch", _torch_why_not),
+)
 
 
 def available_backends(device: torch.device) -> list[str]:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import importlib
+from typing import Any
+
 import torch
 
 from hvp_engine.kernels.registry import backend_for
 
-__all__ = ["accumulator", "address", "dtype_number", "is_native"]
+__all__ = ["accumulator", "address", "dtype_number", "is_native", "triton_kernels"]
 
 # The numbers of hvp::Dtype in csrc/include/hvp/element.h.
 _NUMBERS = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2}
@@ -32,3 +35,10 @@ def is_native(*tensors: torch.Tensor) -> bool:
     return all(t.dtype in _NUMBERS for t in tensors) and all(
         backend_for(device) == "native" for device in {t.device for t in tensors}
     )
+
+
+def triton_kernels(family: str, tensor: torch.Tensor) -> Any:
+    """Returns the module of a family's Triton kernels if they serve this tensor, or None if the native ones do."""
+    if backend_for(tensor.device) != "triton":
+        return None
+    return importlib.import_module(f"hvp_engine.kernels.triton.{family}")

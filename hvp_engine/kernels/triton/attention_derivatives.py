@@ -15,48 +15,40 @@ import triton
 import triton.language as tl
 
 from hvp_engine.kernels.triton.attention_tiles import (
-    add_product,
-    along,
+    add_weighted,
     centered,
-    derivative_terms,
+    first_products,
     head_of,
-    load_number,
-    load_rows,
-    scores_of,
+    load_numbers,
+    masked,
+    split_program,
+    store_numbers,
     store_rows,
+    value_products,
 )
 
 
 @triton.jit
 def means_kernel(
-    query, key, value, mask, mask_column, statistics, grad_out, tangent_query, tangent_key, tangent_value, means,
+    query, key, value, mask, statistics, grad_out, tangent_query, tangent_key, tangent_value, means,
     heads, group, queries, keys, scale,
-    CAUSAL: tl.constexpr, WIDTH: tl.constexpr, VALUE_WIDTH: tl.constexpr,
-    COLUMNS: tl.constexpr, VALUE_COLUMNS: tl.constexpr,
-    OPERAND: tl.constexpr, COMPUTED: tl.constexpr, PRECISION: tl.constexpr,
-    BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr,
+    CAUSAL: tl.constexpr, WIDTH: tl.constexpr, VALUE_WIDTH: tl.constexpr, CHUNK: tl.constexpr, OUT: tl.constexpr,
+    PRECISION: tl.constexpr, BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
-    """One program per query block and head; fills `means` with those of dP, A and Z.
+    """Fills `means` with each row's mean of dP, A and Z.
 
     mean(X * Y) is the covariance of dP and A under P, merged tile by tile (Chan, Golub, LeVeque 1983): the
-    difference mean(dP A) - mean(dP) mean(A) would cancel.
+    difference mean(dP * A) - mean(dP) mean(A) would cancel.
     """
     blocks = tl.cdiv(queries, BLOCK_Q)
-    first = (blocks - 1 - tl.program_id(0) % blocks) * BLOCK_Q
-    batch, head = tl.program_id(0) // blocks // heads, tl.program_id(0) // blocks % heads
+    batch, head, block = split_program(heads, blocks)
+    first = (blocks - 1 - block) * BLOCK_Q  # of causal blocks the longest start first
     rows = first + tl.arange(0, BLOCK_Q)
-    columns, value_columns = tl.arange(0, COLUMNS), tl.arange(0, VALUE_COLUMNS)
-    key_at, value_at = head_of(key, batch, head // group), head_of(value, batch, head // group)
-    tangent_key_at = head_of(tangent_key, batch, head // group)
-    tangent_value_at = head_of(tangent_value, batch, head // group)
-    mask_at, statistics_at = head_of(mask, batch, head), head_of(statistics, batch, head)
-    q = load_rows(head_of(query, batch, head), query[3], rows, queries, columns, WIDTH, OPERAND)
-    tq = load_rows(
-        head_of(tangent_query, batch, head), tangent_query[3], rows, queries, columns, WIDTH, OPERAND
-    )  # fmt: skip
-    g = load_rows(head_of(grad_out, batch, head), grad_out[3], rows, queries, value_columns, VALUE_WIDTH, OPERAND)
-    largest = load_number(statistics_at, statistics[3], rows, queries, 0)
-    inverse = load_number(statistics_at, statistics[3], rows, queries, 1)
+    q, tq, g = head_of(query, batch, head), head_of(tangent_query, batch, head), head_of(grad_out, batch, head)
+    k, tk = head_of(key, batch, head // group), head_of(tangent_key, batch, head // group)
+    v, tv = head_of(value, batch, head // group), head_of(tangent_value, batch, head // group)
+    hidden, kept = head_of(mask, batch, head), head_of(statistics, batch, head)
+    largest, inverse = load_numbers(kept, rows, queries, 0), load_numbers(kept, rows, queries, 1)
 
     weight = tl.zeros((BLOCK_Q,), tl.float32)
     mean_x = tl.zeros((BLOCK_Q,), tl.float32)
@@ -65,15 +57,12 @@ def means_kernel(
     end = tl.minimum(keys, first + BLOCK_Q) if CAUSAL else keys
     for start in range(0, end, BLOCK_K):
         cols = start + tl.arange(0, BLOCK_K)
-        k = load_rows(key_at, key[3], cols, keys, columns, WIDTH, OPERAND)
-        v = load_rows(value_at, value[3], cols, keys, value_columns, VALUE_WIDTH, OPERAND)
-        tk = load_rows(tangent_key_at, tangent_key[3], cols, keys, columns, WIDTH, OPERAND)
-        tv = load_rows(tangent_value_at, tangent_value[3], cols, keys, value_columns, VALUE_WIDTH, OPERAND)
-        s = scores_of(
-            q, k, mask_at, mask[3], mask_column, rows, cols, queries, keys, scale, CAUSAL, False, PRECISION
+        s, a = first_products(q, tq, k, tk, rows, cols, queries, keys, scale, WIDTH, CHUNK, False, PRECISION)
+        dp, b = value_products(
+            g, v, tv, rows, cols, queries, keys, a is not None, VALUE_WIDTH, CHUNK, False, PRECISION
         )  # fmt: skip
+        s = masked(s, hidden, rows, cols, queries, keys, CAUSAL, False)
         p = tl.exp(s - largest[:, None]) * inverse[:, None]
-        dp, a, b = derivative_terms(q, g, tq, k, v, tk, tv, scale, False, PRECISION)
         if b is not None:
             mean_z += tl.sum(p * b, 1)
         if a is not None:
@@ -92,130 +81,104 @@ def means_kernel(
             mean_y += step_y * share
             weight = whole
 
-    to = head_of(means, batch, head) + rows.to(tl.int64) * means[3]
-    tl.store(to, mean_x, mask=rows < queries)
-    tl.store(to + 1, mean_y, mask=rows < queries)
-    tl.store(to + 2, mean_z, mask=rows < queries)
+    to = head_of(means, batch, head)
+    store_numbers(to, rows, queries, 0, mean_x)
+    store_numbers(to, rows, queries, 1, mean_y)
+    store_numbers(to, rows, queries, 2, mean_z)
 
 
 @triton.jit
 def queries_kernel(
-    query, key, value, mask, mask_column, statistics, grad_out, tangent_query, tangent_key, tangent_value, means,
+    query, key, value, mask, statistics, grad_out, tangent_query, tangent_key, tangent_value, means,
     out_query, out_grad_out, heads, group, queries, keys, scale,
-    CAUSAL: tl.constexpr, WIDTH: tl.constexpr, VALUE_WIDTH: tl.constexpr,
-    COLUMNS: tl.constexpr, VALUE_COLUMNS: tl.constexpr,
-    OPERAND: tl.constexpr, COMPUTED: tl.constexpr, PRECISION: tl.constexpr,
-    BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr,
+    CAUSAL: tl.constexpr, WIDTH: tl.constexpr, VALUE_WIDTH: tl.constexpr, CHUNK: tl.constexpr, OUT: tl.constexpr,
+    PRECISION: tl.constexpr, BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
-    """One program per query block and head; fills `out_query` and `out_grad_out`, where present."""
+    """Fills OUT columns of `out_query` and `out_grad_out`, where present."""
     blocks = tl.cdiv(queries, BLOCK_Q)
-    first = (blocks - 1 - tl.program_id(0) % blocks) * BLOCK_Q
-    batch, head = tl.program_id(0) // blocks // heads, tl.program_id(0) // blocks % heads
+    batch, head, block = split_program(heads, blocks)
+    first = (blocks - 1 - block) * BLOCK_Q
     rows = first + tl.arange(0, BLOCK_Q)
-    columns, value_columns = tl.arange(0, COLUMNS), tl.arange(0, VALUE_COLUMNS)
-    key_at, value_at = head_of(key, batch, head // group), head_of(value, batch, head // group)
-    tangent_key_at = head_of(tangent_key, batch, head // group)
-    tangent_value_at = head_of(tangent_value, batch, head // group)
-    mask_at, statistics_at, means_at = head_of(mask, batch, head), head_of(statistics, batch, head), head_of(means, batch, head)
-    q = load_rows(head_of(query, batch, head), query[3], rows, queries, columns, WIDTH, OPERAND)
-    tq = load_rows(
-        head_of(tangent_query, batch, head), tangent_query[3], rows, queries, columns, WIDTH, OPERAND
-    )  # fmt: skip
-    g = load_rows(head_of(grad_out, batch, head), grad_out[3], rows, queries, value_columns, VALUE_WIDTH, OPERAND)
-    largest = load_number(statistics_at, statistics[3], rows, queries, 0)
-    inverse = load_number(statistics_at, statistics[3], rows, queries, 1)
-    mean_x = load_number(means_at, means[3], rows, queries, 0)
-    mean_y = load_number(means_at, means[3], rows, queries, 1)
-    mean_z = load_number(means_at, means[3], rows, queries, 2)
+    columns = tl.program_id(1) * OUT + tl.arange(0, OUT)
+    q, tq, g = head_of(query, batch, head), head_of(tangent_query, batch, head), head_of(grad_out, batch, head)
+    k, tk = head_of(key, batch, head // group), head_of(tangent_key, batch, head // group)
+    v, tv = head_of(value, batch, head // group), head_of(tangent_value, batch, head // group)
+    hidden, kept = head_of(mask, batch, head), head_of(statistics, batch, head)
+    largest, inverse = load_numbers(kept, rows, queries, 0), load_numbers(kept, rows, queries, 1)
+    center = head_of(means, batch, head)
+    mean_x, mean_y = load_numbers(center, rows, queries, 0), load_numbers(center, rows, queries, 1)
+    mean_z = load_numbers(center, rows, queries, 2)
 
-    to_query = tl.zeros((BLOCK_Q, COLUMNS), tl.float32)
-    to_grad_out = tl.zeros((BLOCK_Q, VALUE_COLUMNS), tl.float32)
+    to_query = tl.zeros((BLOCK_Q, OUT), tl.float32)
+    to_grad_out = tl.zeros((BLOCK_Q, OUT), tl.float32)
     end = tl.minimum(keys, first + BLOCK_Q) if CAUSAL else keys
     for start in range(0, end, BLOCK_K):
         cols = start + tl.arange(0, BLOCK_K)
-        k = load_rows(key_at, key[3], cols, keys, columns, WIDTH, OPERAND)
-        v = load_rows(value_at, value[3], cols, keys, value_columns, VALUE_WIDTH, OPERAND)
-        tk = load_rows(tangent_key_at, tangent_key[3], cols, keys, columns, WIDTH, OPERAND)
-        tv = load_rows(tangent_value_at, tangent_value[3], cols, keys, value_columns, VALUE_WIDTH, OPERAND)
-        s = scores_of(
-            q, k, mask_at, mask[3], mask_column, rows, cols, queries, keys, scale, CAUSAL, False, PRECISION
+        s, a = first_products(q, tq, k, tk, rows, cols, queries, keys, scale, WIDTH, CHUNK, False, PRECISION)
+        dp, b = value_products(
+            g, v, tv, rows, cols, queries, keys, a is not None, VALUE_WIDTH, CHUNK, False, PRECISION
         )  # fmt: skip
+        s = masked(s, hidden, rows, cols, queries, keys, CAUSAL, False)
         p = tl.exp(s - largest[:, None]) * inverse[:, None]
-        dp, a, b = derivative_terms(q, g, tq, k, v, tk, tv, scale, False, PRECISION)
         r, px, py = centered(p, dp, a, b, mean_x[:, None], mean_y[:, None], mean_z[:, None])
         if out_query[0] is not None:
-            to_query = add_product(to_query, r, k, COMPUTED, PRECISION)
-            to_query = add_product(to_query, px, tk, COMPUTED, PRECISION)
+            to_query = add_weighted(to_query, r, k, cols, keys, columns, WIDTH, PRECISION)
+            to_query = add_weighted(to_query, px, tk, cols, keys, columns, WIDTH, PRECISION)
         if out_grad_out[0] is not None:
-            to_grad_out = add_product(to_grad_out, py, v, COMPUTED, PRECISION)
-            to_grad_out = add_product(to_grad_out, p, tv, COMPUTED, PRECISION)
+            to_grad_out = add_weighted(to_grad_out, py, v, cols, keys, columns, VALUE_WIDTH, PRECISION)
+            to_grad_out = add_weighted(to_grad_out, p, tv, cols, keys, columns, VALUE_WIDTH, PRECISION)
 
     if out_query[0] is not None:
-        to_query *= scale
-        store_rows(head_of(out_query, batch, head), out_query[3], rows, queries, columns, WIDTH, to_query)
+        store_rows(head_of(out_query, batch, head), rows, queries, columns, WIDTH, to_query * scale)
     if out_grad_out[0] is not None:
-        to = head_of(out_grad_out, batch, head)
-        store_rows(to, out_grad_out[3], rows, queries, value_columns, VALUE_WIDTH, to_grad_out)
+        store_rows(head_of(out_grad_out, batch, head), rows, queries, columns, VALUE_WIDTH, to_grad_out)
 
 
 @triton.jit
 def keys_kernel(
-    query, key, value, mask, mask_column, statistics, grad_out, tangent_query, tangent_key, tangent_value, means,
+    query, key, value, mask, statistics, grad_out, tangent_query, tangent_key, tangent_value, means,
     out_key, out_value, heads, group, queries, keys, scale,
-    CAUSAL: tl.constexpr, WIDTH: tl.constexpr, VALUE_WIDTH: tl.constexpr,
-    COLUMNS: tl.constexpr, VALUE_COLUMNS: tl.constexpr,
-    OPERAND: tl.constexpr, COMPUTED: tl.constexpr, PRECISION: tl.constexpr,
-    BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr,
+    CAUSAL: tl.constexpr, WIDTH: tl.constexpr, VALUE_WIDTH: tl.constexpr, CHUNK: tl.constexpr, OUT: tl.constexpr,
+    PRECISION: tl.constexpr, BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
-    """One program per key block and key head; fills `out_key` and `out_value`, where present."""
-    blocks = tl.cdiv(keys, BLOCK_K)
-    first = tl.program_id(0) % blocks * BLOCK_K
-    key_heads = heads // group
-    batch, key_head = tl.program_id(0) // blocks // key_heads, tl.program_id(0) // blocks % key_heads
+    """Fills OUT columns of `out_key` and `out_value`, where present, summing over the heads of a group, too."""
+    batch, key_head, block = split_program(heads // group, tl.cdiv(keys, BLOCK_K))
+    first = block * BLOCK_K
     cols = first + tl.arange(0, BLOCK_K)
-    columns, value_columns = tl.arange(0, COLUMNS), tl.arange(0, VALUE_COLUMNS)
-    k = load_rows(head_of(key, batch, key_head), key[3], cols, keys, columns, WIDTH, OPERAND)
-    v = load_rows(head_of(value, batch, key_head), value[3], cols, keys, value_columns, VALUE_WIDTH, OPERAND)
-    tk = load_rows(head_of(tangent_key, batch, key_head), tangent_key[3], cols, keys, columns, WIDTH, OPERAND)
-    tv = load_rows(
-        head_of(tangent_value, batch, key_head), tangent_value[3], cols, keys, value_columns, VALUE_WIDTH, OPERAND
-    )  # fmt: skip
+    columns = tl.program_id(1) * OUT + tl.arange(0, OUT)
+    k, tk = head_of(key, batch, key_head), head_of(tangent_key, batch, key_head)
+    v, tv = head_of(value, batch, key_head), head_of(tangent_value, batch, key_head)
 
-    to_key = tl.zeros((BLOCK_K, COLUMNS), tl.float32)
-    to_value = tl.zeros((BLOCK_K, VALUE_COLUMNS), tl.float32)
+    to_key = tl.zeros((BLOCK_K, OUT), tl.float32)
+    to_value = tl.zeros((BLOCK_K, OUT), tl.float32)
     begin = first // BLOCK_Q * BLOCK_Q if CAUSAL else 0
-    for head in range(key_head * group, key_head * group + group):
-        query_at, grad_out_at = head_of(query, batch, head), head_of(grad_out, batch, head)
-        tangent_query_at, mask_at = head_of(tangent_query, batch, head), head_of(mask, batch, head)
-        statistics_at, means_at = head_of(statistics, batch, head), head_of(means, batch, head)
+    for member in range(0, group):
+        head = key_head * group + member
+        q, tq, g = head_of(query, batch, head), head_of(tangent_query, batch, head), head_of(grad_out, batch, head)
+        hidden, kept = head_of(mask, batch, head), head_of(statistics, batch, head)
+        center = head_of(means, batch, head)
         for start in range(begin, queries, BLOCK_Q):
             rows = start + tl.arange(0, BLOCK_Q)
-            q = load_rows(query_at, query[3], rows, queries, columns, WIDTH, OPERAND)
-            tq = load_rows(tangent_query_at, tangent_query[3], rows, queries, columns, WIDTH, OPERAND)
-            g = load_rows(grad_out_at, grad_out[3], rows, queries, value_columns, VALUE_WIDTH, OPERAND)
-            largest = load_number(statistics_at, statistics[3], rows, queries, 0)
-            inverse = load_number(statistics_at, statistics[3], rows, queries, 1)
-            mean_x = load_number(means_at, means[3], rows, queries, 0)
-            mean_y = load_number(means_at, means[3], rows, queries, 1)
-            mean_z = load_number(means_at, means[3], rows, queries, 2)
-            s = scores_of(
-                q, k, mask_at, mask[3], mask_column, rows, cols, queries, keys, scale, CAUSAL, True, PRECISION
+            s, a = first_products(q, tq, k, tk, rows, cols, queries, keys, scale, WIDTH, CHUNK, True, PRECISION)
+            dp, b = value_products(
+                g, v, tv, rows, cols, queries, keys, a is not None, VALUE_WIDTH, CHUNK, True, PRECISION
             )  # fmt: skip
+            s = masked(s, hidden, rows, cols, queries, keys, CAUSAL, True)
+            largest, inverse = load_numbers(kept, rows, queries, 0), load_numbers(kept, rows, queries, 1)
             p = tl.exp(s - largest[None, :]) * inverse[None, :]
-            dp, a, b = derivative_terms(q, g, tq, k, v, tk, tv, scale, True, PRECISION)
+            mean_x, mean_y = load_numbers(center, rows, queries, 0), load_numbers(center, rows, queries, 1)
+            mean_z = load_numbers(center, rows, queries, 2)
             r, px, py = centered(p, dp, a, b, mean_x[None, :], mean_y[None, :], mean_z[None, :])
             if out_key[0] is not None:
-                to_key = add_product(to_key, r, q, COMPUTED, PRECISION)
-                to_key = add_product(to_key, px, tq, COMPUTED, PRECISION)
+                to_key = add_weighted(to_key, r, q, rows, queries, columns, WIDTH, PRECISION)
+                to_key = add_weighted(to_key, px, tq, rows, queries, columns, WIDTH, PRECISION)
             if out_value[0] is not None:
                 if py is not None:
-                    to_value = add_product(to_value, py, g, COMPUTED, PRECISION)
+                    to_value = add_weighted(to_value, py, g, rows, queries, columns, VALUE_WIDTH, PRECISION)
                 else:
-                    to_value = add_product(to_value, p, g, COMPUTED, PRECISION)
+                    to_value = add_weighted(to_value, p, g, rows, queries, columns, VALUE_WIDTH, PRECISION)
 
     if out_key[0] is not None:
-        to_key *= scale
-        store_rows(head_of(out_key, batch, key_head), out_key[3], cols, keys, columns, WIDTH, to_key)
+        store_rows(head_of(out_key, batch, key_head), cols, keys, columns, WIDTH, to_key * scale)
     if out_value[0] is not None:
-        to = head_of(out_value, batch, key_head)
-        store_rows(to, out_value[3], cols, keys, value_columns, VALUE_WIDTH, to_value)
+        store_rows(head_of(out_value, batch, key_head), cols, keys, columns, VALUE_WIDTH, to_value)
