@@ -1,7 +1,7 @@
 """Runs Triton kernels on CPU tensors, stricter than Triton's own interpreter.
 
-Inside `interpreted()` every launch of a ``triton.jit`` function is interpreted; outside nothing has changed, so that one
-process can also compile the same kernels ahead of time. What Triton's interpreter would let pass is an error here:
+Inside `interpreted()` every launch of a ``triton.jit`` function is interpreted; outside nothing has changed, so that
+one process can also compile the same kernels ahead of time. What Triton's interpreter would let pass is an error here:
 
 - a load or store outside the tensors of the launch, and those made known by `Guard.reach`;
 - two programs of a launch, or two lanes of one store, that write to one address, and a program that reads what another

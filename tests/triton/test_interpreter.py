@@ -6,11 +6,10 @@ import pytest
 import torch
 import triton
 import triton.language as tl
+from interpreter import MemoryFault, interpreted
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from triton.runtime.errors import InterpreterError
-
-from interpreter import MemoryFault
 
 
 @triton.jit
@@ -150,7 +149,9 @@ def test_a_dot_is_exact_in_its_operands(interpreter, dtype):
     torch.testing.assert_close(target, left.float() @ right.float())
 
 
-def test_kernels_compile_for_a_gpu_after_they_were_interpreted(interpreter_closed):
+def test_kernels_compile_for_a_gpu_after_they_were_interpreted():
+    with interpreted():
+        scale[(1,)](torch.ones(4), torch.empty(4), 4, 4, factor=3.0, BLOCK=4)
     signature = {"source": "*fp32", "target": "*fp32", "size": "i32", "limit": "i32"}
     constexprs = {"factor": 3.0, "BLOCK": 64}
     source = ASTSource(scale, {**signature, **dict.fromkeys(constexprs, "constexpr")}, constexprs)
@@ -158,11 +159,3 @@ def test_kernels_compile_for_a_gpu_after_they_were_interpreted(interpreter_close
     assert ".target sm_80" in compiled.asm["ptx"]
     with pytest.raises(RuntimeError, match="outside of the scope of a kernel"):
         _scaled(1.0, 2.0)
-
-
-@pytest.fixture
-def interpreter_closed():
-    from interpreter import interpreted
-
-    with interpreted():
-        scale[(1,)](torch.ones(4), torch.empty(4), 4, 4, factor=3.0, BLOCK=4)

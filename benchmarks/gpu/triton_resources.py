@@ -1,0 +1,157 @@
+"""Compiles every Triton kernel ahead of time, without a GPU, and tabulates what it costs.
+
+    python benchmarks/gpu/triton_resources.py
+
+writes docs/gpu/triton_resources.json and .md. Each module of hvp_engine.kernels.triton declares its variants in
+``resource_cases()``; a new module needs no line here. Nothing is run on a GPU.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import json
+import os
+import pkgutil
+import re
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import triton
+from triton import knobs
+from triton.backends.compiler import GPUTarget
+from triton.backends.nvidia.compiler import get_ptxas
+from triton.compiler import ASTSource
+from triton.runtime.jit import JITFunction
+
+import hvp_engine.kernels.triton as kernels
+from hvp_engine.kernels.triton.resource_case import ResourceCase
+
+ARCHITECTURES = (80, 90, 100)
+TABLE = Path(__file__).parents[2] / "docs" / "gpu" / "triton_resources.json"
+_OPCODES = ("HMMA", "HGMMA", "UTC[A-Z]*MMA", "DMMA")  # tensor core instructions of Ampere, Hopper, Blackwell; fp64
+_REGISTERS_PER_SM, _WARPS_PER_SM, _BLOCKS_PER_SM = 65536, 64, 32
+_SHARED_PER_SM = {80: 164 << 10, 90: 228 << 10, 100: 228 << 10}  # bytes, CUDA C++ programming guide
+_SHARED_PER_BLOCK = 1 << 10  # what the system takes of each block's share
+
+
+def modules() -> dict[str, ModuleType]:
+    """Kernel modules by name: those that declare cases."""
+    found = {info.name: importlib.import_module(f"{kernels.__name__}.{info.name}") for info in _infos()}
+    return {name: module for name, module in found.items() if hasattr(module, "resource_cases")}
+
+
+def _infos() -> Iterator[pkgutil.ModuleInfo]:
+    return pkgutil.iter_modules(kernels.__path__)
+
+
+def digest(module: ModuleType) -> str:
+    """Fingerprint of the source of a module's kernels and device functions."""
+    sources = [f.src for _, f in sorted(vars(module).items()) if isinstance(f, JITFunction)]
+    return hashlib.sha256("\n".join(sources).encode()).hexdigest()[:16]
+
+
+def measure(case: ResourceCase, architecture: int) -> dict[str, Any]:
+    """Compiles one variant for one architecture; returns its row of the table."""
+    kernel = case.kernel
+    aligned = case.aligned
+    if aligned is None:
+        aligned = tuple(name for name, kind in case.signature.items() if kind.startswith("*"))
+    source = ASTSource(
+        kernel,
+        {**case.signature, **dict.fromkeys(case.constexprs, "constexpr")},
+        dict(case.constexprs),
+        {(kernel.arg_names.index(name),): [["tt.divisibility", 16]] for name in aligned},
+    )
+    options = {"num_warps": case.num_warps, "num_stages": case.num_stages}
+    compiled = triton.compile(source, target=GPUTarget("cuda", architecture, 32), options=options)
+    with tempfile.TemporaryDirectory() as folder:
+        registers, spilled = _registers_and_spills(compiled.asm["ptx"], architecture, Path(folder))
+        counts = _opcode_counts(compiled.asm["cubin"], Path(folder))
+    shared = int(compiled.metadata.shared)
+    return {
+        "architecture": f"sm_{architecture}",
+        "warps": case.num_warps,
+        "registers": registers,
+        "spilled_bytes": spilled,
+        "shared_bytes": shared,
+        "occupancy": round(_occupancy(architecture, case.num_warps, registers, shared), 3),
+        "tensor_core_instructions": counts,
+    }
+
+
+def _registers_and_spills(ptx: str, architecture: int, folder: Path) -> tuple[int, int]:
+    """Registers per thread and spilled bytes as ptxas reports them: cuobjdump does not show spills."""
+    match = re.search(r"^\.target (\w+)", ptx, re.MULTILINE)
+    assert match is not None  # every PTX module names its target
+    (folder / "kernel.ptx").write_text(ptx)
+    command = [get_ptxas(architecture).path, "-v", f"--gpu-name={match[1]}", folder / "kernel.ptx", "-o", os.devnull]
+    report = subprocess.run(command, check=True, capture_output=True, text=True).stderr
+    used = [int(n) for n in re.findall(r"Used (\d+) registers", report)]
+    spills = [int(n) for n in re.findall(r"(\d+) bytes spill", report)]
+    return max(used), sum(spills)
+
+
+def _opcode_counts(cubin: bytes, folder: Path) -> dict[str, int]:
+    (folder / "kernel.cubin").write_bytes(cubin)
+    command = [knobs.nvidia.nvdisasm.path, "-c", folder / "kernel.cubin"]
+    text = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    counts: dict[str, int] = {}
+    for opcode in re.findall(rf"\b(?:{'|'.join(_OPCODES)})\b", text):
+        counts[opcode] = counts.get(opcode, 0) + 1
+    return counts
+
+
+def _occupancy(architecture: int, warps: int, registers: int, shared: int) -> float:
+    """Share of an SM's warps that can be resident."""
+    per_warp = -(-registers * 32 // 256) * 256  # registers are handed out in units of 256 a warp
+    blocks = min(
+        _BLOCKS_PER_SM,
+        _WARPS_PER_SM // warps,
+        _REGISTERS_PER_SM // (per_warp * warps),
+        _SHARED_PER_SM[architecture] // (shared + _SHARED_PER_BLOCK),
+    )
+    return blocks * warps / _WARPS_PER_SM
+
+
+def markdown(table: dict[str, Any]) -> str:
+    """The table for readers."""
+    lines = [
+        "# Resources of the Triton kernels",
+        "",
+        f"Compiled ahead of time by Triton {table['triton']}; **not run on a GPU**. Occupancy is the share of an SM's",
+        "warps that registers and shared memory admit. Written by `python benchmarks/gpu/triton_resources.py`; the",
+        "tests fail when a kernel spills registers or this table is out of date.",
+        "",
+        "| module | kernel (variant) | for | warps | registers | spilled B | shared B | occupancy | tensor cores |",
+        "|---|---|---|--:|--:|--:|--:|--:|---|",
+    ]
+    for module, entry in table["modules"].items():
+        for name, rows in entry["cases"].items():
+            for row in rows:
+                cores = ", ".join(f"{count} {op}" for op, count in row["tensor_core_instructions"].items()) or "-"
+                lines.append(
+                    f"| {module} | {name} | {row['architecture']} | {row['warps']} | {row['registers']} "
+                    f"| {row['spilled_bytes']} | {row['shared_bytes']} | {row['occupancy']:.0%} | {cores} |"
+                )
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    """Compile everything and write both files."""
+    table: dict[str, Any] = {"triton": triton.__version__, "modules": {}}
+    for name, module in modules().items():
+        cases = {case.name: [measure(case, arch) for arch in ARCHITECTURES] for case in module.resource_cases()}
+        table["modules"][name] = {"digest": digest(module), "cases": cases}
+        print(f"{name}: {len(cases)} variants", flush=True)
+    TABLE.parent.mkdir(parents=True, exist_ok=True)
+    TABLE.write_text(json.dumps(table, indent=1) + "\n")
+    TABLE.with_suffix(".md").write_text(markdown(table))
+
+
+if __name__ == "__main__":
+    main()
