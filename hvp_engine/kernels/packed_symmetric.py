@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from hvp_engine.kernels.loader import native
-from hvp_engine.kernels.tensors import accumulator, address, dtype_number, is_native
+from hvp_engine.kernels.tensors import accumulator, address, dtype_number, is_fused, triton_kernels
 
 __all__ = [
     "pack_covariance",
@@ -49,8 +49,12 @@ def pair_products(weight: Tensor, center: Tensor, first: int, last: int, out: Te
         last: One past the last pair.
         out: Contiguous products (V, last - first), overwritten.
     """
-    if not is_native(weight):
+    if not is_fused(weight):
         out.copy_(pair_products_ref(weight, center, first, last))
+        return
+    triton = triton_kernels("packed_symmetric", weight)
+    if triton is not None:
+        triton.pair_products(weight, center, first, last, out)
         return
     rows, d = weight.shape
     native.pair_products(
@@ -75,8 +79,12 @@ def pack_covariance(moments: Tensor, mean: Tensor, first: int, last: int, packed
         packed: Contiguous triangles (N, d (d + 1) / 2) in the moments' dtype, or bfloat16 for float32
             moments.
     """
-    if not is_native(moments):
+    if not is_fused(moments):
         pack_covariance_ref(moments, mean, first, last, packed)
+        return
+    triton = triton_kernels("packed_symmetric", moments)
+    if triton is not None:
+        triton.pack_covariance(moments, mean, first, last, packed)
         return
     native.pack_covariance(
         dtype_number(moments.dtype),
@@ -111,10 +119,14 @@ def packed_matvec(packed: Tensor, vectors: Tensor) -> Tensor:
     Returns:
         Products (K, N, d).
     """
-    if not is_native(packed):
+    if not is_fused(packed):
         return packed_matvec_ref(packed, vectors)
     vectors = vectors.to(accumulator(packed.dtype)).contiguous()
     out = torch.empty_like(vectors)
+    triton = triton_kernels("packed_symmetric", packed)
+    if triton is not None:
+        triton.matvec(packed, vectors, out)
+        return out
     count, tokens, d = vectors.shape
     native.packed_symmetric_matvec(
         dtype_number(packed.dtype), address(packed), address(vectors), count, tokens, d, address(out)

@@ -1,4 +1,4 @@
-"""Hands tensors to the native kernels: dtype numbers, addresses, and which calls the kernels can serve."""
+"""Hands tensors to the fused kernels: dtype numbers, addresses, and which calls which kernels can serve."""
 
 from __future__ import annotations
 
@@ -9,10 +9,11 @@ import torch
 
 from hvp_engine.kernels.registry import backend_for
 
-__all__ = ["accumulator", "address", "dtype_number", "is_native", "triton_kernels"]
+__all__ = ["accumulator", "address", "dtype_number", "is_fused", "triton_kernels"]
 
 # The numbers of hvp::Dtype in csrc/include/hvp/element.h.
 _NUMBERS = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2}
+_FUSED_BACKENDS = ("native", "triton")
 
 
 def dtype_number(dtype: torch.dtype) -> int:
@@ -30,10 +31,13 @@ def address(tensor: torch.Tensor | None) -> int:
     return 0 if tensor is None else tensor.data_ptr()
 
 
-def is_native(*tensors: torch.Tensor) -> bool:
-    """Tells whether the native kernels serve these tensors: dtype supported, device with that backend."""
-    return all(t.dtype in _NUMBERS for t in tensors) and all(
-        backend_for(device) == "native" for device in {t.device for t in tensors}
+def is_fused(*tensors: torch.Tensor) -> bool:
+    """Tells whether fused kernels serve these tensors: one device that has a backend of them, dtypes supported."""
+    devices = {t.device for t in tensors}
+    return (
+        all(t.dtype in _NUMBERS for t in tensors)
+        and len(devices) == 1
+        and backend_for(devices.pop()) in _FUSED_BACKENDS
     )
 
 

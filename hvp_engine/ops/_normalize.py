@@ -16,20 +16,20 @@ import torch
 from torch import Tensor
 
 from hvp_engine.errors import ConfigurationError
-from hvp_engine.kernels.loader import native
-from hvp_engine.ops._function import (
-    ELEMENT_TYPES,
-    address,
-    batch_first,
-    is_shared,
-    native_applies,
-    no_third_derivative,
-    sum_present,
+from hvp_engine.kernels.elementwise import is_shared
+from hvp_engine.kernels.normalize import (
+    NormalizeShape,
+    Operand,
+    normalize_backward,
+    normalize_double_backward,
+    normalize_forward,
 )
+from hvp_engine.kernels.tensors import accumulator
+from hvp_engine.ops._function import batch_first, fused_applies, no_third_derivative, sum_present
 from hvp_engine.ops.batched_function import BatchedFunction
 from hvp_engine.ops.batching import tensor_arguments, wanted_gradients
 
-__all__ = ["NormalizeSpec", "check_shapes", "compute_dtype", "normalize", "normalize_applies"]
+__all__ = ["NormalizeSpec", "check_shapes", "normalize", "normalize_applies"]
 
 
 class NormalizeSpec(NamedTuple):
@@ -51,12 +51,12 @@ class NormalizeSpec(NamedTuple):
 
 
 def normalize_applies(x: Tensor, w: Tensor | None, b: Tensor | None) -> bool:
-    """Says whether the native kernels serve these tensors; see `native_applies` for what else they need."""
+    """Says whether fused kernels serve these tensors; see `fused_applies` for what else they need."""
     if w is None:
-        return b is None and native_applies(x)
+        return b is None and fused_applies(x)
     if w.dtype != x.dtype and not (x.dtype == torch.bfloat16 and w.dtype == torch.float32):
         return False
-    return (b is None or b.dtype == w.dtype) and native_applies(x, w, b)
+    return (b is None or b.dtype == w.dtype) and fused_applies(x, w, b)
 
 
 def check_shapes(name: str, x: Tensor, normalized_shape: Sequence[int], w: Tensor | None, b: Tensor | None) -> int:
@@ -109,48 +109,32 @@ def normalize(x: Tensor, w: Tensor | None, b: Tensor | None, spec: NormalizeSpec
 
 
 @functools.lru_cache(maxsize=8)
-def _constant_row(size: int, dtype: torch.dtype, value: float) -> Tensor:
+def _constant_row(size: int, dtype: torch.dtype, device: torch.device, value: float) -> Tensor:
     """Stands for an absent scale or shift; kept, since models repeat few shapes."""
-    return torch.full((size,), value, dtype=dtype)
-
-
-def compute_dtype(dtype: torch.dtype) -> torch.dtype:
-    """Returns the dtype in which the kernels compute for tensors of a dtype."""
-    return torch.float64 if dtype == torch.float64 else torch.float32
+    return torch.full((size,), value, dtype=dtype, device=device)
 
 
 class _Call:
-    """The arguments of one kernel call: shape, operands, and the tensors that own their memory."""
+    """The arguments of one kernel call: shape and operands."""
 
     def __init__(self, x: Tensor, w: Tensor | None, spec: NormalizeSpec) -> None:
         self.spec = spec
-        self.batch = x.shape[0] if spec.batched else 1
-        self.rows = x.numel() // (self.batch * spec.size)
-        self.parameter_dtype = x.dtype if w is None else w.dtype
-        types = ELEMENT_TYPES[x.dtype], ELEMENT_TYPES[self.parameter_dtype]
-        self.shape = (spec.centered, *types, self.batch, self.rows, spec.size)
-        self._owners: list[Tensor] = []
+        batch = x.shape[0] if spec.batched else 1
+        self.shape = NormalizeShape(spec.centered, batch, x.numel() // (batch * spec.size), spec.size)
+        self._parameter = (spec.size, x.dtype if w is None else w.dtype, x.device)
 
-    def operand(self, tensor: Tensor) -> tuple[int, int]:
-        """Returns (address, batch stride); copies what is neither contiguous nor shared by the batch."""
+    def operand(self, tensor: Tensor) -> Operand:
+        """Returns a tensor and its batch stride; copies what is neither contiguous nor shared by the batch."""
         shared = False
         if not tensor.is_contiguous():
             shared = self.spec.batched and is_shared(tensor)
             if not shared:
                 tensor = tensor.contiguous()
-                self._owners.append(tensor)
-        return tensor.data_ptr(), 0 if shared else tensor.numel() // self.batch
+        return tensor, 0 if shared else tensor.numel() // self.shape.batch
 
-    def parameter(self, tensor: Tensor | None, value: float) -> tuple[int, int]:
+    def parameter(self, tensor: Tensor | None, value: float) -> Operand:
         """Returns the operand of a row of parameters; an absent one is a constant row."""
-        if tensor is None:
-            return _constant_row(self.spec.size, self.parameter_dtype, value).data_ptr(), 0
-        return self.operand(tensor)
-
-    def workspace(self, x: Tensor, planes: int) -> Tensor:
-        """Returns room for the partial rows of `planes` sums over the rows of each group."""
-        elements = self.batch * planes * native.normalize_chunks(self.rows) * self.spec.size
-        return torch.empty(elements, dtype=compute_dtype(x.dtype))
+        return (_constant_row(*self._parameter, value), 0) if tensor is None else self.operand(tensor)
 
 
 def _empty(like: Tensor, wanted: bool = True) -> Tensor | None:
@@ -179,16 +163,9 @@ class _Normalize(BatchedFunction):
     def forward(x: Tensor, w: Tensor | None, b: Tensor | None, spec: NormalizeSpec) -> tuple[Tensor, Tensor]:
         call = _Call(x, w, spec)
         y = torch.empty_like(x, memory_format=torch.contiguous_format)
-        stats = torch.empty((call.batch, call.rows, 2), dtype=compute_dtype(x.dtype))
-        native.normalize_forward(
-            *call.shape,
-            spec.eps,
-            call.operand(x),
-            call.parameter(w, 1.0),
-            call.parameter(b, 0.0),
-            y.data_ptr(),
-            stats.data_ptr(),
-        )
+        stats = x.new_empty((call.shape.batch, call.shape.rows, 2), dtype=accumulator(x.dtype))
+        inputs = (call.operand(x), call.parameter(w, 1.0), call.parameter(b, 0.0))
+        normalize_forward(call.shape, spec.eps, *inputs, y, stats)
         return y, stats if spec.batched else stats[0]
 
     @staticmethod
@@ -232,18 +209,8 @@ class _NormalizeBackward(BatchedFunction):
         call = _Call(x, w, spec)
         dx = _empty(x, needs[0])
         dw, db = (None, None) if w is None else (_empty(w, needs[1]), _empty(w, needs[2]))
-        workspace = None if dw is None and db is None else call.workspace(x, 2)
-        native.normalize_backward(
-            *call.shape,
-            call.operand(x),
-            call.parameter(w, 1.0),
-            call.operand(stats),
-            call.operand(g),
-            address(dx),
-            address(dw),
-            address(db),
-            address(workspace),
-        )
+        inputs = (call.operand(x), call.parameter(w, 1.0), call.operand(stats), call.operand(g))
+        normalize_backward(call.shape, inputs, dx, dw, db)
         return dx, dw, db
 
     @staticmethod
@@ -301,24 +268,20 @@ class _NormalizeDoubleBackward(BatchedFunction):
         d_g = torch.empty_like(x, memory_format=torch.contiguous_format)
         d_x = _empty(x, needs[0])
         d_w = None if w is None else _empty(w, needs[1])
-        workspace = None if d_w is None else call.workspace(x, 1)
         if u is None:
             u = torch.zeros_like(x, memory_format=torch.contiguous_format)
+        absent: Operand = (None, 0)
         no_parameters = u_w is None and u_b is None
-        native.normalize_double_backward(
-            *call.shape,
+        inputs = (
             call.operand(x),
             call.parameter(w, 1.0),
             call.operand(stats),
             call.operand(g),
             call.operand(u),
-            (0, 0) if no_parameters else call.parameter(u_w, 0.0),
-            (0, 0) if no_parameters else call.parameter(u_b, 0.0),
-            d_g.data_ptr(),
-            address(d_x),
-            address(d_w),
-            address(workspace),
+            absent if no_parameters else call.parameter(u_w, 0.0),
+            absent if no_parameters else call.parameter(u_b, 0.0),
         )
+        normalize_double_backward(call.shape, inputs, d_g, d_x, d_w)
         return d_g, d_x, d_w
 
     @staticmethod

@@ -12,16 +12,8 @@ import torch
 from torch import Tensor
 
 from hvp_engine.errors import ConfigurationError
-from hvp_engine.kernels.loader import native
-from hvp_engine.ops._function import (
-    ELEMENT_TYPES,
-    address,
-    batch_first,
-    elementwise_operands,
-    native_applies,
-    no_third_derivative,
-    sum_present,
-)
+from hvp_engine.kernels.elementwise import run_elementwise
+from hvp_engine.ops._function import batch_first, fused_applies, no_third_derivative, sum_present
 from hvp_engine.ops.batched_function import BatchedFunction
 
 __all__ = ["gelu", "gelu_ref", "silu", "silu_ref", "swiglu", "swiglu_ref"]
@@ -41,8 +33,7 @@ class _Activation(BatchedFunction):
     @staticmethod
     def forward(x: Tensor, kind: int) -> Tensor:
         y = _empty(x)
-        batch, size, operands, _owners = elementwise_operands(x)
-        native.activation_forward(kind, ELEMENT_TYPES[x.dtype], batch, size, *operands, y.data_ptr())
+        run_elementwise("activation_forward", (x,), (y,), kind)
         return y
 
     @staticmethod
@@ -69,8 +60,7 @@ class _ActivationBackward(BatchedFunction):
     @staticmethod
     def forward(g: Tensor, x: Tensor, kind: int) -> Tensor:
         dx = _empty(x)
-        batch, size, operands, _owners = elementwise_operands(x, g)
-        native.activation_backward(kind, ELEMENT_TYPES[x.dtype], batch, size, *operands, dx.data_ptr())
+        run_elementwise("activation_backward", (x, g), (dx,), kind)
         return dx
 
     @staticmethod
@@ -105,10 +95,7 @@ class _ActivationDoubleBackward(BatchedFunction):
         u: Tensor, g: Tensor, x: Tensor, kind: int, needs: tuple[bool, bool]
     ) -> tuple[Tensor | None, Tensor | None]:
         d_g, d_x = (_empty(x) if need else None for need in needs)
-        batch, size, operands, _owners = elementwise_operands(x, g, u)
-        native.activation_double_backward(
-            kind, ELEMENT_TYPES[x.dtype], batch, size, *operands, address(d_g), address(d_x)
-        )
+        run_elementwise("activation_double_backward", (x, g, u), (d_g, d_x), kind)
         return d_g, d_x
 
     @staticmethod
@@ -133,8 +120,7 @@ class _SwiGLU(BatchedFunction):
     @staticmethod
     def forward(gate: Tensor, up: Tensor) -> Tensor:
         y = _empty(gate)
-        batch, size, operands, _owners = elementwise_operands(gate, up)
-        native.swiglu_forward(ELEMENT_TYPES[gate.dtype], batch, size, *operands, y.data_ptr())
+        run_elementwise("swiglu_forward", (gate, up), (y,))
         return y
 
     @staticmethod
@@ -165,8 +151,7 @@ class _SwiGLUBackward(BatchedFunction):
     @staticmethod
     def forward(g: Tensor, gate: Tensor, up: Tensor, needs: tuple[bool, bool]) -> tuple[Tensor | None, Tensor | None]:
         d_gate, d_up = (_empty(gate) if need else None for need in needs)
-        batch, size, operands, _owners = elementwise_operands(gate, up, g)
-        native.swiglu_backward(ELEMENT_TYPES[gate.dtype], batch, size, *operands, address(d_gate), address(d_up))
+        run_elementwise("swiglu_backward", (gate, up, g), (d_gate, d_up))
         return d_gate, d_up
 
     @staticmethod
@@ -214,8 +199,7 @@ class _SwiGLUDoubleBackward(BatchedFunction):
         needs: tuple[bool, bool, bool],
     ) -> tuple[Tensor | None, ...]:
         outputs = tuple(_empty(gate) if need else None for need in needs)
-        batch, size, operands, _owners = elementwise_operands(gate, up, g, u_gate, u_up)
-        native.swiglu_double_backward(ELEMENT_TYPES[gate.dtype], batch, size, *operands, *map(address, outputs))
+        run_elementwise("swiglu_double_backward", (gate, up, g, u_gate, u_up), outputs)
         return outputs
 
     @staticmethod
@@ -239,8 +223,8 @@ class _SwiGLUDoubleBackward(BatchedFunction):
 def gelu(input: Tensor, approximate: str = "none") -> Tensor:
     """Gaussian error linear unit, x Phi(x), differentiable twice in fused passes.
 
-    Hendrycks and Gimpel (2016), "Gaussian Error Linear Units". The native kernel serves CPU tensors of dtype
-    float32, float64 and bfloat16 (computed in float32); everything else takes `gelu_ref`.
+    Hendrycks and Gimpel (2016), "Gaussian Error Linear Units". Fused kernels serve tensors of dtype float32,
+    float64 and bfloat16 (computed in float32) on CPUs and CUDA; everything else takes `gelu_ref`.
 
     Args:
         input: Any shape and strides.
@@ -256,7 +240,7 @@ def gelu(input: Tensor, approximate: str = "none") -> Tensor:
     kind = _GELU.get(approximate)
     if kind is None:
         raise ConfigurationError(f"gelu has approximate='none' and 'tanh', not {approximate!r}; pass one of them")
-    if native_applies(input):
+    if fused_applies(input):
         output: Tensor = _Activation.apply(input, kind)
         return output
     return gelu_ref(input, approximate)
@@ -282,7 +266,7 @@ def silu(input: Tensor) -> Tensor:
     Raises:
         SecondDerivativeError: On a third derivative.
     """
-    output: Tensor = _Activation.apply(input, _SILU) if native_applies(input) else silu_ref(input)
+    output: Tensor = _Activation.apply(input, _SILU) if fused_applies(input) else silu_ref(input)
     return output
 
 
@@ -308,7 +292,7 @@ def swiglu(gate: Tensor, up: Tensor) -> Tensor:
     Raises:
         SecondDerivativeError: On a third derivative.
     """
-    if gate.dtype != up.dtype or not native_applies(gate, up):
+    if gate.dtype != up.dtype or not fused_applies(gate, up):
         return swiglu_ref(gate, up)
     if gate.shape != up.shape:
         gate, up = torch.broadcast_tensors(gate, up)  # type: ignore[no-untyped-call]

@@ -1,6 +1,6 @@
 """Linear head and cross-entropy, a chunk of tokens at a time; no tokens x classes array outlives its chunk.
 
-Large products run in torch (MKL), the element-wise middle in one native pass that works in place.
+Large products run in torch (MKL, cuBLAS), the element-wise middle in one fused pass that works in place.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from hvp_engine.kernels.loader import native
-from hvp_engine.kernels.tensors import accumulator, address
+from hvp_engine.kernels.cross_entropy import cross_entropy_backward, cross_entropy_forward, cross_entropy_hvp
+from hvp_engine.kernels.tensors import accumulator
 from hvp_engine.ops.class_targets import ClassTargets
 
 __all__ = ["Head", "Tangents", "Wanted", "head_backward", "head_forward", "head_hvp"]
@@ -124,11 +124,8 @@ def head_forward(head: Head, keep_logits: bool) -> tuple[Tensor, Tensor, Tensor]
     buffer = kept if keep_logits else head.buffer()
     for chunk in head.chunks():
         logits = head.logits(chunk, buffer[chunk] if keep_logits else buffer)
-        native.cross_entropy_forward(
-            head.options.rows(logits, head.target[chunk], head.class_weight),
-            address(norm[chunk]),
-            address(loss[chunk]),
-        )
+        rows_of_chunk = head.options.rows(logits, head.target[chunk], head.class_weight)
+        cross_entropy_forward(rows_of_chunk, norm[chunk], loss[chunk])
     return loss, norm, kept
 
 
@@ -144,12 +141,8 @@ def head_backward(head: Head, norm: Tensor, scale: Tensor, wanted: Wanted) -> tu
     for chunk in head.chunks():
         logits = head.logits(chunk, buffer)
         grad = buffer[: chunk.stop - chunk.start]  # the logits themselves unless those are kept
-        native.cross_entropy_backward(
-            head.options.rows(logits, head.target[chunk], head.class_weight),
-            address(norm[chunk]),
-            address(scale[chunk]),
-            address(grad),
-        )
+        rows_of_chunk = head.options.rows(logits, head.target[chunk], head.class_weight)
+        cross_entropy_backward(rows_of_chunk, norm[chunk], scale[chunk], grad)
         if wanted.hidden:
             torch.mm(grad, head.weight, out=grad_hidden[chunk])
         if wanted.weight:
@@ -221,16 +214,16 @@ def head_hvp(
     buffer, tangent_buffer = head.buffer(), head.buffer()
     for chunk in head.chunks():
         logits = head.logits(chunk, buffer)
-        described = head.options.rows(logits, head.target[chunk], head.class_weight)
+        rows_of_chunk = head.options.rows(logits, head.target[chunk], head.class_weight)
         for k in range(count):
             product = tangents.logits(k, head, chunk, tangent_buffer)
-            native.cross_entropy_hvp(
-                described,
-                address(norm[chunk]),
-                address(scale[chunk]),
-                address(product),
-                address(product) if needs_product else 0,
-                address(slope[k, chunk]) if wanted.slope else 0,
+            cross_entropy_hvp(
+                rows_of_chunk,
+                norm[chunk],
+                scale[chunk],
+                product,
+                product if needs_product else None,
+                slope[k, chunk] if wanted.slope else None,
             )
             if wanted.hidden:
                 torch.mm(product, head.weight, out=out_hidden[k, chunk])
@@ -241,7 +234,7 @@ def head_hvp(
         if not needs_grad:
             continue
         grad = buffer[: chunk.stop - chunk.start]
-        native.cross_entropy_backward(described, address(norm[chunk]), address(scale[chunk]), address(grad))
+        cross_entropy_backward(rows_of_chunk, norm[chunk], scale[chunk], grad)
         for k in range(count):
             if wanted.hidden and tangents.weight is not None:
                 out_hidden[k, chunk].addmm_(grad, tangents.weight[k])

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from hvp_engine.errors import ConfigurationError
-from hvp_engine.kernels.loader import native
-from hvp_engine.kernels.tensors import address, dtype_number
+from hvp_engine.kernels.cross_entropy import CrossEntropyRows
 
 __all__ = ["ClassTargets", "check_options", "check_targets", "reduce_rows"]
 
@@ -29,8 +27,10 @@ class ClassTargets:
     ignore_index: int
     label_smoothing: float
 
-    def rows(self, logits: Tensor, target: Tensor, class_weight: Tensor | None, rows: int | None = None) -> Any:
-        """Describes contiguous logits (R, C), int64 targets (R) and weights (C) to the native kernels.
+    def rows(
+        self, logits: Tensor, target: Tensor, class_weight: Tensor | None, rows: int | None = None
+    ) -> CrossEntropyRows:
+        """Describes contiguous logits (R, C), int64 targets (R) and weights (C) to the kernels.
 
         Args:
             logits: Logits; row r of an output reads row r % R.
@@ -38,18 +38,8 @@ class ClassTargets:
             class_weight: Weights in the accumulator type, or None.
             rows: Rows of the outputs, R unless told.
         """
-        count, classes = logits.shape
-        return native.CrossEntropyRows(
-            dtype_number(logits.dtype),
-            address(logits),
-            address(target),
-            address(class_weight),
-            count if rows is None else rows,
-            count,
-            classes,
-            self.ignore_index,
-            self.label_smoothing,
-        )
+        count = logits.shape[0] if rows is None else rows
+        return CrossEntropyRows(logits, target, class_weight, count, self.ignore_index, self.label_smoothing)
 
     def mass(self, target: Tensor, class_weight: Tensor | None, classes: int) -> Tensor:
         """Returns the factor (R) of the softmax in each row's gradient: 1 unless weighted or ignored."""

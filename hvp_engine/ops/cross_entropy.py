@@ -9,8 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from hvp_engine.errors import ConfigurationError
-from hvp_engine.kernels.loader import native
-from hvp_engine.kernels.tensors import accumulator, address, is_native
+from hvp_engine.kernels.cross_entropy import cross_entropy_backward, cross_entropy_forward, cross_entropy_hvp
+from hvp_engine.kernels.tensors import accumulator, is_fused
 from hvp_engine.ops.batched_function import BatchedFunction, raise_third_derivative
 from hvp_engine.ops.batching import fold_rows, vmap_by_loop
 from hvp_engine.ops.class_targets import ClassTargets, check_options, check_targets, reduce_rows
@@ -33,7 +33,7 @@ class _Forward(BatchedFunction):
         options.check(target, logits.shape[1])
         norm = logits.new_empty(logits.shape[0], 2, dtype=accumulator(logits.dtype))
         loss = norm.new_empty(logits.shape[0])
-        native.cross_entropy_forward(options.rows(logits, target, class_weight), address(norm), address(loss))
+        cross_entropy_forward(options.rows(logits, target, class_weight), norm, loss)
         return loss, norm
 
     @staticmethod
@@ -89,8 +89,7 @@ class _Backward(BatchedFunction):
     ) -> Tensor:
         logits, norm, scale, target = (t.contiguous() for t in (logits, norm, scale, target))
         grad = logits.new_empty(scale.shape[0], logits.shape[1])
-        rows = options.rows(logits, target, class_weight, scale.shape[0])
-        native.cross_entropy_backward(rows, address(norm), address(scale), address(grad))
+        cross_entropy_backward(options.rows(logits, target, class_weight, scale.shape[0]), norm, scale, grad)
         return grad
 
     @staticmethod
@@ -159,13 +158,9 @@ class _Hvp(BatchedFunction):
         count = tangent.shape[0]
         product = torch.empty_like(tangent) if wants_product else tangent.new_empty(count, 0)
         slope = norm.new_empty(count if wants_slope else 0)
-        native.cross_entropy_hvp(
-            options.rows(logits, target, class_weight, count),
-            address(norm),
-            address(scale),
-            address(tangent),
-            address(product) if wants_product else 0,
-            address(slope) if wants_slope else 0,
+        rows = options.rows(logits, target, class_weight, count)
+        cross_entropy_hvp(
+            rows, norm, scale, tangent, product if wants_product else None, slope if wants_slope else None
         )
         return product, slope
 
@@ -232,7 +227,7 @@ def cross_entropy(
     Semantics of `torch.nn.functional.cross_entropy`. Two numbers per row are saved (log-sum-exp in two
     parts), never probabilities; the gradient and its derivative p * (u - <p, u>) are one pass over the logits
     each. Third derivatives raise SecondDerivativeError. Class-probability targets (floating point, shape of
-    the input), dtypes other than float32, float64 and bfloat16, and devices without native kernels run
+    the input), dtypes other than float32, float64 and bfloat16, and devices without fused kernels run
     `cross_entropy_ref`.
 
     Args:
@@ -253,7 +248,7 @@ def cross_entropy(
     """
     if input.dim() == 0:
         raise ConfigurationError("The logits are a scalar; their shape must be (C), (N, C) or (N, C, d1, ...).")
-    if target.is_floating_point() or input.numel() == 0 or not is_native(input):
+    if target.is_floating_point() or input.numel() == 0 or not is_fused(input):
         return cross_entropy_ref(input, target, weight, ignore_index, reduction, label_smoothing)
     class_dim = 0 if input.dim() == 1 else 1
     classes = input.shape[class_dim]

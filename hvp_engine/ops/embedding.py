@@ -9,8 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from hvp_engine.errors import ConfigurationError
-from hvp_engine.kernels.loader import native
-from hvp_engine.kernels.tensors import address, dtype_number, is_native
+from hvp_engine.kernels.embedding import gather_rows, sum_rows
+from hvp_engine.kernels.tensors import is_fused
 from hvp_engine.ops.batched_function import BatchedFunction
 
 __all__ = ["embedding", "embedding_ref"]
@@ -45,10 +45,7 @@ class _Gather(BatchedFunction):
     @staticmethod
     def forward(table: Tensor, tokens: Tensor, grad_tokens: Tensor) -> Tensor:
         _check_tokens(tokens, table.shape[0])
-        nowhere = tokens < 0
-        if not bool(nowhere.any()):
-            return table.index_select(0, tokens)
-        return table.index_select(0, tokens.clamp(min=0)).masked_fill_(nowhere.unsqueeze(1), 0)
+        return gather_rows(table, tokens)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -85,20 +82,7 @@ class _Scatter(BatchedFunction):
 
     @staticmethod
     def forward(grad: Tensor, tokens: Tensor, table_rows: int) -> Tensor:
-        grad = grad.contiguous()
-        table = grad.new_empty(table_rows, grad.shape[1])
-        sorted_rows, order = tokens.sort(stable=True)
-        native.embedding_backward(
-            dtype_number(grad.dtype),
-            address(order),
-            address(sorted_rows),
-            tokens.shape[0],
-            address(grad),
-            table.shape[0],
-            table.shape[1],
-            address(table),
-        )
-        return table
+        return sum_rows(grad, tokens, table_rows)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -136,7 +120,7 @@ def embedding(input: Tensor, weight: Tensor, padding_idx: int | None = None) -> 
     Semantics of `torch.nn.functional.embedding` without renormalisation and sparse gradients. Each row of the
     weight gradient is summed by one thread in the order of its tokens, in float32 for bfloat16, so it has the
     same bits on any number of threads. Dtypes other than float32, float64 and bfloat16, and devices without
-    native kernels, run `embedding_ref`.
+    fused kernels, run `embedding_ref`.
 
     Args:
         input: Row indices of any shape, integers.
@@ -156,7 +140,7 @@ def embedding(input: Tensor, weight: Tensor, padding_idx: int | None = None) -> 
     rows, columns = weight.shape
     if padding_idx is not None and not -rows <= padding_idx < rows:
         raise ConfigurationError(f"padding_idx is {padding_idx}, but the table has {rows} rows.")
-    if not is_native(weight):
+    if not is_fused(weight):
         return embedding_ref(input, weight, padding_idx)
     tokens = input.reshape(-1).long()
     grad_tokens = tokens if padding_idx is None else tokens.masked_fill(tokens == padding_idx % rows, _NOWHERE)

@@ -22,9 +22,9 @@ def layer_norm(
     """Normalises the trailing dimensions to mean 0 and variance 1, then scales and shifts them.
 
     Ba, Kiros and Hinton (2016), "Layer Normalization". Each derivative is one
-    pass over memory; sums over rows give the same bits at every thread count. The native kernel serves CPU
-    tensors of dtype float32, float64 and bfloat16 (computed in float32), with parameters of the same dtype or
-    float32; everything else takes `layer_norm_ref`.
+    pass over memory; sums over rows give the same bits at every thread count. Fused kernels serve
+    tensors of dtype float32, float64 and bfloat16 (computed in float32) on CPUs and CUDA, with parameters of the
+    same dtype or float32; everything else takes `layer_norm_ref`.
 
     Args:
         input: Shape (..., *normalized_shape), any strides.

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from hvp_engine.errors import ConfigurationError
-from hvp_engine.kernels.tensors import accumulator, is_native
+from hvp_engine.kernels.tensors import accumulator, is_fused
 from hvp_engine.ops.batched_function import BatchedFunction, raise_third_derivative
 from hvp_engine.ops.batching import fold_rows, tensor_arguments, vmap_by_loop, wanted_gradients
 from hvp_engine.ops.chunked_head import Head, Tangents, Wanted, head_backward, head_forward, head_hvp
@@ -304,7 +304,7 @@ def linear_cross_entropy(
     The tokens go through in chunks: logits, gradients and tangents of shape tokens x classes exist for one
     chunk at a time, and are computed again where they are needed. A pass computes the gradients that the
     running backward pass will use, no others. Third derivatives raise SecondDerivativeError. Dtypes other
-    than float32, float64 and bfloat16, and devices without native kernels, run `linear_cross_entropy_ref`.
+    than float32, float64 and bfloat16, and devices without fused kernels, run `linear_cross_entropy_ref`.
 
     Args:
         hidden: Hidden states (..., d).
@@ -337,7 +337,7 @@ def linear_cross_entropy(
     _check_shapes(hidden_, weight_, bias_)
     check_options(reduction, label_smoothing, class_weight, weight.shape[0])
     check_targets(target, hidden.shape[:-1])
-    if not is_native(hidden_, weight_):
+    if not is_fused(hidden_, weight_):
         return linear_cross_entropy_ref(
             hidden, weight, target, bias, class_weight, ignore_index, reduction, label_smoothing
         )

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from hvp_engine.ops._normalize import NormalizeSpec, check_shapes, compute_dtype, normalize, normalize_applies
+from hvp_engine.kernels.tensors import accumulator
+from hvp_engine.ops._normalize import NormalizeSpec, check_shapes, normalize, normalize_applies
 
 __all__ = ["rms_norm", "rms_norm_ref"]
 
@@ -21,9 +22,9 @@ def rms_norm(
     """Divides the trailing dimensions by their root mean square, then scales them.
 
     Zhang and Sennrich (2019), "Root Mean Square Layer Normalization". Each derivative is one
-    pass over memory; sums over rows give the same bits at every thread count. The native kernel serves CPU
-    tensors of dtype float32, float64 and bfloat16 (computed in float32), with parameters of the same dtype or
-    float32; everything else takes `rms_norm_ref`.
+    pass over memory; sums over rows give the same bits at every thread count. Fused kernels serve
+    tensors of dtype float32, float64 and bfloat16 (computed in float32) on CPUs and CUDA, with parameters of the
+    same dtype or float32; everything else takes `rms_norm_ref`.
 
     Args:
         input: Shape (..., *normalized_shape), any strides.
@@ -41,7 +42,7 @@ def rms_norm(
     size = check_shapes("rms_norm", input, normalized_shape, weight, None)
     if normalize_applies(input, weight, None):
         if eps is None:
-            eps = torch.finfo(compute_dtype(input.dtype)).eps
+            eps = torch.finfo(accumulator(input.dtype)).eps
         return normalize(input, weight, None, NormalizeSpec("rms_norm", False, size, eps))
     return rms_norm_ref(input, normalized_shape, weight, eps)
 

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from hvp_engine.errors import ConfigurationError
-from hvp_engine.kernels.loader import native
-from hvp_engine.kernels.tensors import address, dtype_number, is_native
+from hvp_engine.kernels.softmax import softmax_backward, softmax_double_backward, softmax_forward
+from hvp_engine.kernels.tensors import is_fused
 from hvp_engine.ops.batched_function import BatchedFunction, raise_third_derivative
 from hvp_engine.ops.batching import fold_rows
 
@@ -23,7 +23,7 @@ class _Forward(BatchedFunction):
     def forward(x: Tensor) -> Tensor:
         x = x.contiguous()
         output = torch.empty_like(x)
-        native.softmax_forward(dtype_number(x.dtype), address(x), x.shape[0], x.shape[1], address(output))
+        softmax_forward(x, output)
         return output
 
     @staticmethod
@@ -56,8 +56,7 @@ class _Backward(BatchedFunction):
     def forward(x: Tensor, p: Tensor, g: Tensor) -> Tensor:
         p, g = p.contiguous(), g.contiguous()
         out = torch.empty_like(g)
-        rows, columns = g.shape
-        native.softmax_backward(dtype_number(g.dtype), address(p), address(g), rows, p.shape[0], columns, address(out))
+        softmax_backward(p, g, out)
         return out
 
     @staticmethod
@@ -107,17 +106,7 @@ class _DoubleBackward(BatchedFunction):
         rows, columns = u.shape
         wrt_x = u.new_empty(rows, columns if wants_x else 0)
         wrt_g = u.new_empty(rows, columns if wants_g else 0)
-        native.softmax_double_backward(
-            dtype_number(u.dtype),
-            address(p),
-            address(g),
-            address(u),
-            rows,
-            p.shape[0],
-            columns,
-            address(wrt_x) if wants_x else 0,
-            address(wrt_g) if wants_g else 0,
-        )
+        softmax_double_backward(p, g, u, wrt_x if wants_x else None, wrt_g if wants_g else None)
         return wrt_x, wrt_g
 
     @staticmethod
@@ -150,7 +139,7 @@ def softmax(input: Tensor, dim: int = -1, dtype: torch.dtype | None = None) -> T
     """Softmax with fused first and second derivatives.
 
     Semantics of `torch.nn.functional.softmax`. Third derivatives raise SecondDerivativeError. Dtypes other
-    than float32, float64 and bfloat16, and devices without native kernels, run `softmax_ref`.
+    than float32, float64 and bfloat16, and devices without fused kernels, run `softmax_ref`.
 
     Args:
         input: Values of any shape; bfloat16 is accumulated in float32.
@@ -169,7 +158,7 @@ def softmax(input: Tensor, dim: int = -1, dtype: torch.dtype | None = None) -> T
             f"{max(input.dim(), 1) - 1}."
         )
     values = input if dtype is None else input.to(dtype)
-    if input.dim() == 0 or input.numel() == 0 or not is_native(values):
+    if input.dim() == 0 or input.numel() == 0 or not is_fused(values):
         return softmax_ref(input, dim, dtype)
     moved = values.movedim(dim, -1)
     output: Tensor = _Forward.apply(moved.reshape(-1, moved.shape[-1]))

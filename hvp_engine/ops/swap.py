@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from hvp_engine.ops._function import native_applies
+from hvp_engine.ops._function import fused_applies
 from hvp_engine.ops._normalize import normalize_applies
 from hvp_engine.ops.activations import gelu, silu
 from hvp_engine.ops.attention import attention
@@ -54,11 +54,11 @@ def _rms_norm(
 
 
 def _gelu(input: Tensor, *, approximate: str = "none") -> Any:
-    return gelu(input, approximate) if native_applies(input) else NotImplemented
+    return gelu(input, approximate) if fused_applies(input) else NotImplemented
 
 
 def _silu(input: Tensor, inplace: bool = False) -> Any:
-    return NotImplemented if inplace or not native_applies(input) else silu(input)
+    return NotImplemented if inplace or not fused_applies(input) else silu(input)
 
 
 def _attention(
@@ -72,7 +72,7 @@ def _attention(
     scale: float | None = None,
     enable_gqa: bool = False,
 ) -> Any:
-    if dropout_p or not native_applies(query, key, value):
+    if dropout_p or not fused_applies(query, key, value):
         return NotImplemented
     return attention(query, key, value, attn_mask, 0.0, is_causal, scale=scale, enable_gqa=enable_gqa)
 
@@ -88,7 +88,7 @@ def _cross_entropy(
     label_smoothing: float = 0.0,
 ) -> Any:
     legacy = size_average is not None or reduce is not None
-    if legacy or target.is_floating_point() or not native_applies(input):
+    if legacy or target.is_floating_point() or not fused_applies(input):
         return NotImplemented
     return cross_entropy(input, target, weight, ignore_index, reduction, label_smoothing)
 
@@ -103,17 +103,17 @@ def _embedding(
     sparse: bool = False,
 ) -> Any:
     del norm_type  # of max_norm only
-    if max_norm is not None or scale_grad_by_freq or sparse or not native_applies(weight):
+    if max_norm is not None or scale_grad_by_freq or sparse or not fused_applies(weight):
         return NotImplemented
     return embedding(input, weight, padding_idx)
 
 
 def _softmax(input: Tensor, dim: int | None = None, _stacklevel: int = 3, dtype: torch.dtype | None = None) -> Any:
-    return softmax(input, dim, dtype) if dim is not None and native_applies(input) else NotImplemented
+    return softmax(input, dim, dtype) if dim is not None and fused_applies(input) else NotImplemented
 
 
 def _torch_softmax(input: Tensor, dim: int, dtype: torch.dtype | None = None) -> Any:
-    return softmax(input, dim, dtype) if isinstance(dim, int) and native_applies(input) else NotImplemented
+    return softmax(input, dim, dtype) if isinstance(dim, int) and fused_applies(input) else NotImplemented
 
 
 def _table(*rows: tuple[str, Callable[..., Any], Iterable[Callable[..., Any]]]) -> dict[Any, Any]:

@@ -1,0 +1,120 @@
+"""Softmax rows: forward, backward, and both gradients of the backward; a program owns its rows."""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from hvp_engine.kernels.triton.resource_case import ResourceCase
+from hvp_engine.kernels.triton.rows import ELEMENTS, launch, load_wide, softmax_norm, tile_of, variant
+
+__all__ = ["backward", "double_backward", "forward", "resource_cases"]
+
+
+@triton.jit
+def softmax_forward(x, out, rows, columns, BLOCK_ROWS: tl.constexpr, BLOCK_COLUMNS: tl.constexpr):
+    row = tl.program_id(0).to(tl.int64) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)[:, None]
+    at = tl.minimum(row, rows - 1) * columns
+    largest, total = softmax_norm(x + at, columns, BLOCK_ROWS, BLOCK_COLUMNS)
+    factor = 1.0 / total
+    for start in range(0, columns, BLOCK_COLUMNS):
+        column = start + tl.arange(0, BLOCK_COLUMNS)[None, :]
+        value = load_wide(x + at + column, column < columns)
+        result = factor[:, None] * tl.exp(value - largest[:, None])
+        tl.store(out + at + column, result, mask=(row < rows) & (column < columns))
+
+
+@triton.jit
+def softmax_backward(p, g, out, rows, base_rows, columns, BLOCK_ROWS: tl.constexpr, BLOCK_COLUMNS: tl.constexpr):
+    wide: tl.constexpr = tl.float64 if g.dtype.element_ty == tl.float64 else tl.float32
+    row = tl.program_id(0).to(tl.int64) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)[:, None]
+    at = tl.minimum(row, rows - 1) * columns
+    base = tl.minimum(row, rows - 1) % base_rows * columns
+    mean = tl.zeros((BLOCK_ROWS,), wide)
+    for start in range(0, columns, BLOCK_COLUMNS):
+        column = start + tl.arange(0, BLOCK_COLUMNS)[None, :]
+        mask = column < columns
+        mean += tl.sum(load_wide(p + base + column, mask) * load_wide(g + at + column, mask), 1)
+    for start in range(0, columns, BLOCK_COLUMNS):
+        column = start + tl.arange(0, BLOCK_COLUMNS)[None, :]
+        mask = column < columns
+        result = load_wide(p + base + column, mask) * (load_wide(g + at + column, mask) - mean[:, None])
+        tl.store(out + at + column, result, mask=(row < rows) & mask)
+
+
+# With a = g - <p, g> and b = u - <p, u>, F = <u, p a> has dF/dg = p b and, through p(x),
+# dF/dx = p (a b - <p, a b>).
+@triton.jit
+def softmax_double_backward(
+    p, g, u, wrt_x, wrt_g, rows, base_rows, columns, BLOCK_ROWS: tl.constexpr, BLOCK_COLUMNS: tl.constexpr
+):
+    wide: tl.constexpr = tl.float64 if g.dtype.element_ty == tl.float64 else tl.float32
+    row = tl.program_id(0).to(tl.int64) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)[:, None]
+    at = tl.minimum(row, rows - 1) * columns
+    base = tl.minimum(row, rows - 1) % base_rows * columns
+    mean_g = tl.zeros((BLOCK_ROWS,), wide)
+    mean_u = tl.zeros((BLOCK_ROWS,), wide)
+    for start in range(0, columns, BLOCK_COLUMNS):
+        column = start + tl.arange(0, BLOCK_COLUMNS)[None, :]
+        mask = column < columns
+        prob = load_wide(p + base + column, mask)
+        mean_g += tl.sum(prob * load_wide(g + at + column, mask), 1)
+        mean_u += tl.sum(prob * load_wide(u + at + column, mask), 1)
+    covariance = tl.zeros((BLOCK_ROWS,), wide)
+    if wrt_x is not None:
+        for start in range(0, columns, BLOCK_COLUMNS):
+            column = start + tl.arange(0, BLOCK_COLUMNS)[None, :]
+            mask = column < columns
+            a = load_wide(g + at + column, mask) - mean_g[:, None]
+            b = load_wide(u + at + column, mask) - mean_u[:, None]
+            covariance += tl.sum(load_wide(p + base + column, mask) * (a * b), 1)
+    for start in range(0, columns, BLOCK_COLUMNS):
+        column = start + tl.arange(0, BLOCK_COLUMNS)[None, :]
+        mask = column < columns
+        stored = (row < rows) & mask
+        prob = load_wide(p + base + column, mask)
+        b = load_wide(u + at + column, mask) - mean_u[:, None]
+        if wrt_g is not None:
+            tl.store(wrt_g + at + column, prob * b, mask=stored)
+        if wrt_x is not None:
+            a = load_wide(g + at + column, mask) - mean_g[:, None]
+            tl.store(wrt_x + at + column, prob * (a * b - covariance[:, None]), mask=stored)
+
+
+def forward(x: Tensor, out: Tensor) -> None:
+    """Fills `out` with the softmax of rows (R, C)."""
+    rows, columns = x.shape
+    tile = tile_of(rows, columns)
+    launch(softmax_forward, triton.cdiv(rows, tile.rows), x, out, rows, columns, *tile, num_warps=tile.warps)
+
+
+def backward(p: Tensor, g: Tensor, out: Tensor) -> None:
+    """Fills `out` (K R, C) with p * (g - <p, g>); row r of g meets row r % R of p (R, C)."""
+    rows, columns = g.shape
+    tile = tile_of(rows, columns)
+    arguments = (p, g, out, rows, p.shape[0], columns, *tile)
+    launch(softmax_backward, triton.cdiv(rows, tile.rows), *arguments, num_warps=tile.warps)
+
+
+def double_backward(p: Tensor, g: Tensor, u: Tensor, wrt_x: Tensor | None, wrt_g: Tensor | None) -> None:
+    """Fills the gradients (K R, C) of <u, p * (g - <p, g>)> wrt the softmax's input and g, where wanted."""
+    rows, columns = u.shape
+    tile = tile_of(rows, columns, 2048)
+    arguments = (p, g, u, wrt_x, wrt_g, rows, p.shape[0], columns, *tile)
+    launch(softmax_double_backward, triton.cdiv(rows, tile.rows), *arguments, num_warps=tile.warps)
+
+
+def resource_cases() -> list[ResourceCase]:
+    """Declares the variants with the widest tiles."""
+    tiles = {"BLOCK_ROWS": 1, "BLOCK_COLUMNS": 4096}
+    smaller = {"BLOCK_ROWS": 1, "BLOCK_COLUMNS": 2048}
+    return [
+        case
+        for element in ELEMENTS
+        for case in (
+            variant(softmax_forward, element, {"x out": element}, tiles, num_warps=8),
+            variant(softmax_backward, element, {"p g out": element}, tiles, num_warps=8),
+            variant(softmax_double_backward, element, {"p g u wrt_x wrt_g": element}, smaller, num_warps=8),
+        )
+    ]
