@@ -12,7 +12,14 @@ from hvp_engine.kernels.loader import native
 from hvp_engine.kernels.registry import backend_for
 from hvp_engine.kernels.tensors import triton_kernels
 
-__all__ = ["AttentionInputs", "attention_backward", "attention_forward", "attention_second", "can_run", "statistics_like"]
+__all__ = [
+    "AttentionInputs",
+    "attention_backward",
+    "attention_forward",
+    "attention_second",
+    "can_run",
+    "statistics_like",
+]
 
 _TYPES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.bool: 3}
 _TRITON_TYPES = (torch.float32, torch.bfloat16, torch.float16)

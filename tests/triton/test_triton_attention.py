@@ -170,6 +170,6 @@ def test_float64_goes_to_the_reference():
 
 
 def test_tensor_cores_multiply_float32_only_where_torch_lets_them(monkeypatch):
-    assert tiling("queries_kernel", F32, 64).precision == "ieee"
+    assert tiling("attention_queries", F32, 64).precision == "ieee"
     monkeypatch.setattr(torch.backends.cuda.matmul, "fp32_precision", "tf32")
-    assert tiling("queries_kernel", F32, 64).precision == "tf32"
+    assert tiling("attention_queries", F32, 64).precision == "tf32"

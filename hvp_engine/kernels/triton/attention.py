@@ -9,8 +9,8 @@ import torch
 import triton
 from torch import Tensor
 
-from hvp_engine.kernels.triton.attention_derivatives import keys_kernel, means_kernel, queries_kernel
-from hvp_engine.kernels.triton.attention_forward import forward_kernel
+from hvp_engine.kernels.triton import attention_derivatives as derivatives
+from hvp_engine.kernels.triton import attention_forward as forward
 from hvp_engine.kernels.triton.attention_tiling import tiling
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ _Views = list[Tensor | None]
 def attention_forward(x: AttentionInputs, out: Tensor) -> None:
     """Computes attention into `out`, fills `x.statistics`."""
     for *inputs, result in _launches((x.query, x.key, x.value, x.mask, x.statistics, out)):
-        _launch(forward_kernel, x, inputs, [result])
+        _launch(forward.attention_forward, x, inputs, [result])
 
 
 def attention_backward(x: AttentionInputs, grad_out: Tensor, grads: Sequence[Tensor | None]) -> None:
@@ -58,11 +58,11 @@ def _derivatives(
         for_queries = [*inputs[:5], inputs[5] if out_query is not None else None, *inputs[6:]]
         if scores or tangent_scores:
             for_means = [*inputs[:5], inputs[5] if scores else None, *inputs[6:]]
-            _launch(means_kernel, x, for_means, [means_view])
+            _launch(derivatives.attention_means, x, for_means, [means_view])
         if out_query is not None or out_grad_out is not None:
-            _launch(queries_kernel, x, for_queries, [means_view, out_query, out_grad_out])
+            _launch(derivatives.attention_queries, x, for_queries, [means_view, out_query, out_grad_out])
         if out_key is not None or out_value is not None:
-            _launch(keys_kernel, x, inputs, [means_view, out_key, out_value])
+            _launch(derivatives.attention_keys, x, inputs, [means_view, out_key, out_value])
 
 
 def _launches(tensors: Sequence[Tensor | None]) -> Iterator[_Views]:
@@ -87,8 +87,12 @@ def _launch(kernel: Any, x: AttentionInputs, inputs: _Views, outputs: _Views) ->
     batch, heads, queries, width = query.shape
     key_heads, keys, value_width = value.shape[1:]
     tile = tiling(kernel.__name__, query.dtype, max(width, value_width))
-    rows = key_heads * triton.cdiv(keys, tile.keys) if kernel is keys_kernel else heads * triton.cdiv(queries, tile.queries)
-    parts = 1 if kernel is means_kernel else triton.cdiv(max(width, value_width), tile.out)
+    rows = (
+        key_heads * triton.cdiv(keys, tile.keys)
+        if kernel is derivatives.attention_keys
+        else heads * triton.cdiv(queries, tile.queries)
+    )
+    parts = 1 if kernel is derivatives.attention_means else triton.cdiv(max(width, value_width), tile.out)
     with torch.cuda.device_of(query):  # type: ignore[no-untyped-call]
         kernel[(batch * rows, parts)](
             *(_argument(t) for t in (*inputs, *outputs)), heads, heads // key_heads, queries, keys, x.scale,

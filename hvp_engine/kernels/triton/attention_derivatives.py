@@ -6,7 +6,7 @@ With P the probabilities, q', k', v' the tangents, dO = grad_out, and mean(X) = 
   out_grad_out = (P * Y) value + P v',         out_value = (P * Y)' dO,
   out_query = scale (R key + (P * X) k'),      out_key = scale (R' query + (P * X)' q').
 The backward pass is the case v' = value without q' and k': then Z = dP, out_query and out_key are the gradients,
-and that of the value is P' dO, which `keys_kernel` computes when there is no A.
+and that of the value is P' dO, which `attention_keys` computes when there is no A.
 """
 
 from __future__ import annotations
@@ -26,10 +26,12 @@ from hvp_engine.kernels.triton.attention_tiles import (
     store_rows,
     value_products,
 )
+from hvp_engine.kernels.triton.attention_variants import attention_variants
+from hvp_engine.kernels.triton.resource_case import ResourceCase
 
 
 @triton.jit
-def means_kernel(
+def attention_means(
     query, key, value, mask, statistics, grad_out, tangent_query, tangent_key, tangent_value, means,
     heads, group, queries, keys, scale,
     CAUSAL: tl.constexpr, WIDTH: tl.constexpr, VALUE_WIDTH: tl.constexpr, CHUNK: tl.constexpr, OUT: tl.constexpr,
@@ -88,7 +90,7 @@ def means_kernel(
 
 
 @triton.jit
-def queries_kernel(
+def attention_queries(
     query, key, value, mask, statistics, grad_out, tangent_query, tangent_key, tangent_value, means,
     out_query, out_grad_out, heads, group, queries, keys, scale,
     CAUSAL: tl.constexpr, WIDTH: tl.constexpr, VALUE_WIDTH: tl.constexpr, CHUNK: tl.constexpr, OUT: tl.constexpr,
@@ -135,7 +137,7 @@ def queries_kernel(
 
 
 @triton.jit
-def keys_kernel(
+def attention_keys(
     query, key, value, mask, statistics, grad_out, tangent_query, tangent_key, tangent_value, means,
     out_key, out_value, heads, group, queries, keys, scale,
     CAUSAL: tl.constexpr, WIDTH: tl.constexpr, VALUE_WIDTH: tl.constexpr, CHUNK: tl.constexpr, OUT: tl.constexpr,
@@ -182,3 +184,10 @@ def keys_kernel(
         store_rows(head_of(out_key, batch, key_head), cols, keys, columns, WIDTH, to_key * scale)
     if out_value[0] is not None:
         store_rows(head_of(out_value, batch, key_head), cols, keys, columns, VALUE_WIDTH, to_value)
+
+
+def resource_cases() -> list[ResourceCase]:
+    """Lists the variants to compile ahead of time."""
+    return [
+        case for kernel in (attention_means, attention_queries, attention_keys) for case in attention_variants(kernel)
+    ]

@@ -14,10 +14,12 @@ from hvp_engine.kernels.triton.attention_tiles import (
     store_numbers,
     store_rows,
 )
+from hvp_engine.kernels.triton.attention_variants import attention_variants
+from hvp_engine.kernels.triton.resource_case import ResourceCase
 
 
 @triton.jit
-def forward_kernel(
+def attention_forward(
     query, key, value, mask, statistics, out, heads, group, queries, keys, scale,
     CAUSAL: tl.constexpr, WIDTH: tl.constexpr, VALUE_WIDTH: tl.constexpr, CHUNK: tl.constexpr, OUT: tl.constexpr,
     PRECISION: tl.constexpr, BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr,
@@ -56,3 +58,8 @@ def forward_kernel(
         kept = head_of(statistics, batch, head)
         store_numbers(kept, rows, queries, 0, tl.where(largest == float("-inf"), 0.0, largest))
         store_numbers(kept, rows, queries, 1, inverse)
+
+
+def resource_cases() -> list[ResourceCase]:
+    """Lists the variants to compile ahead of time."""
+    return attention_variants(attention_forward)

@@ -80,10 +80,7 @@ def zero_scores(rows, cols, KEYS_FIRST: tl.constexpr):
 @triton.jit
 def per_query(numbers, KEYS_FIRST: tl.constexpr):
     """Shapes one number per query so that it broadcasts over a tile of scores."""
-    if KEYS_FIRST:
-        shaped = numbers[None, :]
-    else:
-        shaped = numbers[:, None]
+    shaped = numbers[None, :] if KEYS_FIRST else numbers[:, None]
     return shaped
 
 
@@ -175,12 +172,11 @@ def centered(p, dp, a, b, mean_x, mean_y, mean_z):
 @triton.jit
 def add_weighted(total, weights, view, at, count, columns, WIDTH: tl.constexpr, PRECISION: tl.constexpr):
     """Returns total + weights rows; nothing is added where a factor is absent."""
-    if weights is not None:
-        if view[0] is not None:
-            rows = load_rows(view, at, count, columns, WIDTH)
-            if rows.dtype == tl.float16:
-                # Derivatives leave the range of float16; TF32 holds the rows exactly and has float32's range.
-                total = tl.dot(weights, rows.to(tl.float32), total, input_precision="tf32")
-            else:
-                total = tl.dot(weights.to(rows.dtype), rows, total, input_precision=PRECISION)
+    if weights is not None and view[0] is not None:
+        rows = load_rows(view, at, count, columns, WIDTH)
+        if rows.dtype == tl.float16:
+            # Derivatives leave the range of float16; TF32 holds the rows exactly and has float32's range.
+            total = tl.dot(weights, rows.to(tl.float32), total, input_precision="tf32")
+        else:
+            total = tl.dot(weights.to(rows.dtype), rows, total, input_precision=PRECISION)
     return total

@@ -1,4 +1,8 @@
-"""Tile sizes of the attention kernels."""
+"""Tile sizes of the attention kernels.
+
+The largest that spill no registers on sm_80, sm_90 and sm_100 (benchmarks/gpu/triton_resources.py). They are functions
+of the dtype and head size alone, and with them the order of all sums.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +10,7 @@ from typing import NamedTuple
 
 import torch
 
-__all__ = ["Tiling", "tiling"]
+__all__ = ["FLOAT32", "TF32", "Tiling", "tiling"]
 
 
 class Tiling(NamedTuple):
@@ -15,20 +19,20 @@ class Tiling(NamedTuple):
     Attributes:
         queries: Queries per tile of scores.
         keys: Keys per tile of scores.
-        chunk: Columns of a row that are read at once to compute scores.
-        out: Columns of the results that one program computes.
-        precision: How float32 factors are multiplied, `input_precision` of `tl.dot`.
+        chunk: Most columns of a row that are read at once to compute scores.
+        out: Most columns of the results that one program computes.
         warps: Warps per program.
         stages: Tiles whose loads overlap.
+        precision: How float32 factors are multiplied, `input_precision` of `tl.dot`.
     """
 
     queries: int
     keys: int
     chunk: int
     out: int
-    precision: str
     warps: int
     stages: int
+    precision: str = "ieee"
 
     def constants(self) -> dict[str, object]:
         """Returns the constants by which the kernels know the tiling."""
@@ -41,7 +45,42 @@ class Tiling(NamedTuple):
         }
 
 
+FLOAT32 = {
+    "attention_forward": Tiling(64, 32, 16, 64, 8, 2),
+    "attention_means": Tiling(32, 32, 16, 64, 4, 2),
+    "attention_queries": Tiling(32, 16, 16, 64, 4, 2),
+    "attention_keys": Tiling(16, 32, 16, 64, 8, 2),
+}
+TF32 = {
+    "attention_forward": Tiling(64, 32, 32, 64, 4, 2, "tf32"),
+    "attention_means": Tiling(32, 32, 32, 64, 8, 1, "tf32"),
+    "attention_queries": Tiling(32, 32, 32, 32, 4, 2, "tf32"),
+    "attention_keys": Tiling(32, 32, 32, 64, 8, 2, "tf32"),
+}
+_HALF = {
+    "attention_forward": Tiling(64, 64, 64, 128, 4, 2),
+    "attention_means": Tiling(64, 32, 64, 64, 4, 1),
+    "attention_queries": Tiling(32, 32, 32, 64, 4, 2),
+    "attention_keys": Tiling(32, 32, 64, 64, 4, 1),
+}
+_HALF_NARROW = {
+    **_HALF,
+    "attention_queries": Tiling(64, 32, 64, 64, 4, 2),
+    "attention_keys": Tiling(32, 64, 64, 64, 4, 2),
+}
+
+
 def tiling(kernel: str, dtype: torch.dtype, width: int) -> Tiling:
-    """Returns the tiling of a kernel for a dtype and the larger of the head sizes."""
+    """Returns the tiling of a kernel.
+
+    Args:
+        kernel: Its name.
+        dtype: torch.float32, torch.bfloat16 or torch.float16. TF32 multiplies float32 where torch lets matmul use it.
+        width: The larger of the head sizes.
+    """
+    if dtype != torch.float32:
+        best = (_HALF_NARROW if width <= 64 else _HALF)[kernel]
+    else:
+        best = (TF32 if torch.backends.cuda.matmul.fp32_precision == "tf32" else FLOAT32)[kernel]
     columns = max(16, 1 << (width - 1).bit_length())  # a power of two that products can take
-    return Tiling(64, 64, min(columns, 64), min(columns, 64), "ieee", 4, 2)
+    return best._replace(chunk=min(best.chunk, columns), out=min(best.out, columns))
