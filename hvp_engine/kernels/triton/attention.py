@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 import triton
@@ -23,8 +23,8 @@ _Views = list[Tensor | None]
 
 def attention_forward(x: AttentionInputs, out: Tensor) -> None:
     """Computes attention into `out`, fills `x.statistics`."""
-    for *inputs, result in _launches((x.query, x.key, x.value, x.mask, x.statistics, out)):
-        _launch(forward.attention_forward, x, inputs, [result])
+    for views in _launches((x.query, x.key, x.value, x.mask, x.statistics, out)):
+        _launch(forward.attention_forward, x, views)
 
 
 def attention_backward(x: AttentionInputs, grad_out: Tensor, grads: Sequence[Tensor | None]) -> None:
@@ -50,19 +50,19 @@ def _derivatives(
     x: AttentionInputs, grad_out: Tensor | None, tangents: Sequence[Tensor | None], outputs: Sequence[Tensor | None]
 ) -> None:
     means = x.query.new_empty((*x.query.shape[:-1], 3), dtype=torch.float32)
-    scores = outputs[0] is not None or outputs[1] is not None
-    tangent_scores = tangents[0] is not None or tangents[1] is not None
-    given = (x.query, x.key, x.value, x.mask, x.statistics, grad_out, *tangents, means)
-    for views in _launches((*given, *outputs)):
-        *inputs, means_view, out_query, out_key, out_value, out_grad_out = views
-        for_queries = [*inputs[:5], inputs[5] if out_query is not None else None, *inputs[6:]]
-        if scores or tangent_scores:
-            for_means = [*inputs[:5], inputs[5] if scores else None, *inputs[6:]]
-            _launch(derivatives.attention_means, x, for_means, [means_view])
-        if out_query is not None or out_grad_out is not None:
-            _launch(derivatives.attention_queries, x, for_queries, [means_view, out_query, out_grad_out])
-        if out_key is not None or out_value is not None:
-            _launch(derivatives.attention_keys, x, inputs, [means_view, out_key, out_value])
+    needs_means = any(t is not None for t in (*tangents[:2], *outputs[:2]))
+    tensors = (x.query, x.key, x.value, x.mask, x.statistics, grad_out, *tangents, means, *outputs)
+    for *first, gradient, tangent_query, tangent_key, tangent_value, mean, query, key, value, out in _launches(tensors):
+        rest = (tangent_query, tangent_key, tangent_value, mean)
+        # Without an output gradient the kernels leave out what only the outputs of query and key need.
+        if needs_means:
+            scores = gradient if query is not None or key is not None else None
+            _launch(derivatives.attention_means, x, (*first, scores, *rest))
+        if query is not None or out is not None:
+            scores = gradient if query is not None else None
+            _launch(derivatives.attention_queries, x, (*first, scores, *rest, query, out))
+        if key is not None or value is not None:
+            _launch(derivatives.attention_keys, x, (*first, gradient, *rest, key, value))
 
 
 def _launches(tensors: Sequence[Tensor | None]) -> Iterator[_Views]:
@@ -80,22 +80,21 @@ def _launches(tensors: Sequence[Tensor | None]) -> Iterator[_Views]:
         yield views
 
 
-def _launch(kernel: Any, x: AttentionInputs, inputs: _Views, outputs: _Views) -> None:
-    query, _, value, *_ = inputs
-    assert query is not None
-    assert value is not None
-    batch, heads, queries, width = query.shape
-    key_heads, keys, value_width = value.shape[1:]
-    tile = tiling(kernel.__name__, query.dtype, max(width, value_width))
-    rows = (
-        key_heads * triton.cdiv(keys, tile.keys)
-        if kernel is derivatives.attention_keys
-        else heads * triton.cdiv(queries, tile.queries)
-    )
-    parts = 1 if kernel is derivatives.attention_means else triton.cdiv(max(width, value_width), tile.out)
-    with torch.cuda.device_of(query):  # type: ignore[no-untyped-call]
-        kernel[(batch * rows, parts)](
-            *(_argument(t) for t in (*inputs, *outputs)), heads, heads // key_heads, queries, keys, x.scale,
+def _launch(kernel: Any, x: AttentionInputs, tensors: Sequence[Tensor | None]) -> None:
+    """Runs a kernel on tensors that begin with the query and the key."""
+    query, key = cast("tuple[Tensor, Tensor]", tensors[:2])
+    (batch, heads, queries, width), (key_heads, keys) = query.shape, key.shape[1:3]
+    value_width = x.value.shape[-1]
+    widest = max(width, value_width)
+    tile = tiling(kernel.__name__, query.dtype, widest, masked=x.mask is not None)
+    if kernel is derivatives.attention_keys:
+        programs = batch * key_heads * triton.cdiv(keys, tile.keys)
+    else:
+        programs = batch * heads * triton.cdiv(queries, tile.queries)
+    parts = 1 if kernel is derivatives.attention_means else triton.cdiv(widest, tile.out)
+    with torch.cuda.device_of(query):
+        kernel[(programs, parts)](
+            *(_argument(t) for t in tensors), heads, heads // key_heads, queries, keys, x.scale,
             CAUSAL=x.causal, WIDTH=width, VALUE_WIDTH=value_width, **tile.constants(),
             num_warps=tile.warps, num_stages=tile.stages,
         )  # fmt: skip

@@ -59,27 +59,29 @@ TF32 = {
 }
 _HALF = {
     "attention_forward": Tiling(64, 64, 64, 128, 4, 2),
-    "attention_means": Tiling(64, 32, 64, 64, 4, 1),
+    "attention_means": Tiling(32, 32, 64, 64, 4, 2),
     "attention_queries": Tiling(32, 32, 32, 64, 4, 2),
     "attention_keys": Tiling(32, 32, 64, 64, 4, 1),
 }
 _HALF_NARROW = {
     **_HALF,
+    "attention_means": Tiling(64, 32, 64, 64, 4, 1),
     "attention_queries": Tiling(64, 32, 64, 64, 4, 2),
     "attention_keys": Tiling(32, 64, 64, 64, 4, 2),
 }
 
 
-def tiling(kernel: str, dtype: torch.dtype, width: int) -> Tiling:
+def tiling(kernel: str, dtype: torch.dtype, width: int, *, masked: bool) -> Tiling:
     """Returns the tiling of a kernel.
 
     Args:
         kernel: Its name.
         dtype: torch.float32, torch.bfloat16 or torch.float16. TF32 multiplies float32 where torch lets matmul use it.
         width: The larger of the head sizes.
+        masked: Whether there is a mask, whose tiles take registers.
     """
     if dtype != torch.float32:
-        best = (_HALF_NARROW if width <= 64 else _HALF)[kernel]
+        best = (_HALF if masked or width > 64 else _HALF_NARROW)[kernel]
     else:
         best = (TF32 if torch.backends.cuda.matmul.fp32_precision == "tf32" else FLOAT32)[kernel]
     columns = max(16, 1 << (width - 1).bit_length())  # a power of two that products can take

@@ -21,12 +21,17 @@ def attention_variants(kernel: Any) -> list[ResourceCase]:
     name = kernel.__name__
     chosen = [("fp32", width, FLOAT32[name]) for width in (64, 128)]
     chosen += [("fp32", width, TF32[name]) for width in (64, 128)]
-    chosen += [(kind, width, tiling(name, _DTYPES[kind], width)) for kind in ("bf16", "fp16") for width in (64, 128)]
+    chosen += [
+        (kind, width, tiling(name, _DTYPES[kind], width, masked=False))
+        for kind in ("bf16", "fp16")
+        for width in (64, 128)
+    ]
     cases = [_variant(kernel, kind, width, tile, causal=True) for kind, width, tile in chosen]
-    half = tiling(name, torch.bfloat16, 64)
-    cases.append(_variant(kernel, "bf16", 16, tiling(name, torch.bfloat16, 16), causal=False))
-    cases.append(_variant(kernel, "bf16", 64, half, causal=False, mask="*u8"))
-    cases.append(_variant(kernel, "bf16", 64, half, causal=False, mask="*fp32"))
+    half = tiling(name, torch.bfloat16, 64, masked=False)
+    cases.append(_variant(kernel, "bf16", 16, tiling(name, torch.bfloat16, 16, masked=False), causal=False))
+    for kind in ("bf16", "fp32"):
+        tile = tiling(name, _DTYPES[kind], 128, masked=True)
+        cases += [_variant(kernel, kind, 128, tile, causal=False, mask=mask) for mask in ("*u8", "*fp32")]
     if name != "attention_forward":
         cases.append(_variant(kernel, "bf16", 64, half, causal=True, absent=_TANGENTS))
         cases.append(_variant(kernel, "fp32", 64, FLOAT32[name], causal=True, absent=_TANGENTS))
