@@ -54,17 +54,17 @@ FLOAT32 = {
 TF32 = {
     "attention_forward": Tiling(64, 32, 32, 64, 4, 2, "tf32"),
     "attention_means": Tiling(32, 32, 32, 64, 8, 1, "tf32"),
-    "attention_queries": Tiling(32, 32, 32, 32, 4, 2, "tf32"),
+    "attention_queries": Tiling(32, 16, 16, 64, 4, 2, "tf32"),
     "attention_keys": Tiling(32, 32, 32, 64, 8, 2, "tf32"),
 }
 _HALF = {
-    "attention_forward": Tiling(64, 64, 64, 128, 4, 2),
-    "attention_means": Tiling(32, 32, 64, 64, 4, 2),
+    "attention_forward": Tiling(64, 32, 64, 128, 4, 2),
+    "attention_means": Tiling(32, 32, 64, 64, 8, 2),
     "attention_queries": Tiling(32, 32, 32, 64, 4, 2),
     "attention_keys": Tiling(32, 32, 64, 64, 4, 1),
 }
 _HALF_NARROW = {
-    **_HALF,
+    "attention_forward": Tiling(64, 64, 64, 64, 4, 2),
     "attention_means": Tiling(64, 32, 64, 64, 4, 1),
     "attention_queries": Tiling(64, 32, 64, 64, 4, 2),
     "attention_keys": Tiling(32, 64, 64, 64, 4, 2),
