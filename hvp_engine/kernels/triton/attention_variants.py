@@ -17,29 +17,21 @@ _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def attention_variants(kernel: Any) -> list[ResourceCase]:
-    """Lists a kernel's variants: dtypes and head sizes without a mask, then masks, then the first backward pass."""
+    """Lists a kernel's variants: the second backward by dtype, head size and mask, and the first backward."""
     name = kernel.__name__
-    chosen = [("fp32", width, FLOAT32[name]) for width in (64, 128)]
-    chosen += [("fp32", width, TF32[name]) for width in (64, 128)]
-    chosen += [
-        (kind, width, tiling(name, _DTYPES[kind], width, masked=False))
-        for kind in ("bf16", "fp16")
-        for width in (64, 128)
-    ]
-    cases = [_variant(kernel, kind, width, tile, causal=True) for kind, width, tile in chosen]
-    half = tiling(name, torch.bfloat16, 64, masked=False)
-    cases.append(_variant(kernel, "bf16", 16, tiling(name, torch.bfloat16, 16, masked=False), causal=False))
-    for kind in ("bf16", "fp32"):
-        tile = tiling(name, _DTYPES[kind], 128, masked=True)
-        cases += [_variant(kernel, kind, 128, tile, causal=False, mask=mask) for mask in ("*u8", "*fp32")]
+    cases = [_variant(kernel, "fp32", 64, FLOAT32[name]), _variant(kernel, "fp32", 128, TF32[name])]
+    for kind, width in (("bf16", 64), ("bf16", 128), ("fp16", 128)):
+        cases.append(_variant(kernel, kind, width, tiling(name, _DTYPES[kind], width, masked=False)))
+    for kind, mask in (("bf16", "*u8"), ("bf16", "*bf16"), ("fp32", "*fp32")):
+        cases.append(_variant(kernel, kind, 128, tiling(name, _DTYPES[kind], 128, masked=True), mask=mask))
     if name != "attention_forward":
-        cases.append(_variant(kernel, "bf16", 64, half, causal=True, absent=_TANGENTS))
-        cases.append(_variant(kernel, "fp32", 64, FLOAT32[name], causal=True, absent=_TANGENTS))
+        tile = tiling(name, torch.bfloat16, 64, masked=False)
+        cases.append(_variant(kernel, "bf16", 64, tile, absent=_TANGENTS))
     return cases
 
 
 def _variant(
-    kernel: Any, kind: str, width: int, tile: Tiling, *, causal: bool, mask: str | None = None, absent: Any = ()
+    kernel: Any, kind: str, width: int, tile: Tiling, mask: str | None = None, absent: tuple[str, ...] = ()
 ) -> ResourceCase:
     signature: dict[str, object] = {}
     for argument in kernel.arg_names:
@@ -54,12 +46,12 @@ def _variant(
             signature[argument] = (None if argument in absent else pointer, "i32", "i32", "i32", 1)
     aligned = tuple(n for n, t in signature.items() if isinstance(t, tuple) and n not in ("mask", *_FLOAT32_TENSORS))
     precision = f" {tile.precision}" if kind == "fp32" else ""
-    seen = "causal" if causal else "unmasked" if mask is None else "boolean mask" if mask == "*u8" else "additive mask"
+    seen = "causal" if mask is None else "boolean mask" if mask == "*u8" else "additive mask"
     return ResourceCase(
         kernel,
         f"{kind}{precision}, head size {width}, {seen}{', first backward' if absent else ''}",
         signature,
-        {"CAUSAL": causal, "WIDTH": width, "VALUE_WIDTH": width, **tile.constants()},
+        {"CAUSAL": mask is None, "WIDTH": width, "VALUE_WIDTH": width, **tile.constants()},
         tile.warps,
         tile.stages,
         aligned,
