@@ -70,7 +70,7 @@ _HALF = {
     "attention_keys": Tiling(32, 32, 64, 64, 4, 1),
 }
 _HALF_MASKED = {
-    "attention_forward": Tiling(64, 32, 64, 128, 4, 2),
+    "attention_forward": Tiling(64, 64, 64, 64, 4, 2),
     "attention_means": Tiling(32, 32, 64, 64, 8, 2),
     "attention_queries": Tiling(32, 16, 32, 64, 4, 2),
     "attention_keys": Tiling(32, 32, 64, 64, 4, 1),
