@@ -61,7 +61,7 @@ _HALF_NARROW = {
     "attention_forward": Tiling(64, 64, 64, 64, 4, 2),
     "attention_means": Tiling(64, 32, 64, 64, 4, 1),
     "attention_queries": Tiling(64, 32, 64, 64, 4, 2),
-    "attention_keys": Tiling(32, 64, 64, 64, 4, 2),
+    "attention_keys": Tiling(32, 32, 64, 64, 4, 2),
 }
 _HALF = {
     "attention_forward": Tiling(64, 64, 64, 128, 4, 2),
