@@ -64,12 +64,6 @@ _HALF_NARROW = {
     "attention_keys": Tiling(32, 32, 64, 64, 4, 2),
 }
 _HALF = {
-    "attention_forward": Tiling(64, 64, 64, 128, 4, 2),
-    "attention_means": Tiling(32, 32, 64, 64, 4, 2),
-    "attention_queries": Tiling(32, 32, 32, 64, 4, 2),
-    "attention_keys": Tiling(32, 32, 64, 64, 4, 1),
-}
-_HALF_MASKED = {
     "attention_forward": Tiling(64, 64, 64, 64, 4, 2),
     "attention_means": Tiling(32, 32, 64, 64, 8, 2),
     "attention_queries": Tiling(32, 16, 32, 64, 4, 2),
@@ -87,7 +81,7 @@ def tiling(kernel: str, dtype: torch.dtype, width: int, *, masked: bool) -> Tili
         masked: Whether there is a mask, whose tiles take registers.
     """
     if dtype != torch.float32:
-        best = (_HALF_MASKED if masked else _HALF_NARROW if width <= 64 else _HALF)[kernel]
+        best = (_HALF if masked or width > 64 else _HALF_NARROW)[kernel]
     else:
         best = (TF32 if torch.backends.cuda.matmul.fp32_precision == "tf32" else FLOAT32)[kernel]
     columns = max(16, 1 << (width - 1).bit_length())  # a power of two that products can take
