@@ -55,7 +55,7 @@ TF32 = {
     "attention_forward": Tiling(64, 32, 32, 64, 4, 2, "tf32"),
     "attention_means": Tiling(32, 32, 32, 64, 8, 1, "tf32"),
     "attention_queries": Tiling(32, 16, 16, 64, 4, 2, "tf32"),
-    "attention_keys": Tiling(32, 32, 32, 64, 8, 2, "tf32"),
+    "attention_keys": Tiling(16, 32, 16, 64, 4, 2, "tf32"),
 }
 _HALF_NARROW = {
     "attention_forward": Tiling(64, 64, 64, 64, 4, 2),
