@@ -61,16 +61,7 @@ def digest(module: ModuleType) -> str:
 
 def measure(case: ResourceCase, architecture: int) -> dict[str, Any]:
     """Compiles one variant for one architecture; returns its row of the table."""
-    kernel = case.kernel
-    aligned = case.aligned
-    if aligned is None:
-        aligned = tuple(name for name, kind in case.signature.items() if kind.startswith("*"))
-    source = ASTSource(
-        kernel,
-        {**case.signature, **dict.fromkeys(case.constexprs, "constexpr")},
-        dict(case.constexprs),
-        {(kernel.arg_names.index(name),): [["tt.divisibility", 16]] for name in aligned},
-    )
+    source = _source(case)
     options = {"num_warps": case.num_warps, "num_stages": case.num_stages}
     compiled = triton.compile(source, target=GPUTarget("cuda", architecture, 32), options=options)
     with tempfile.TemporaryDirectory() as folder:
@@ -86,6 +77,32 @@ def measure(case: ResourceCase, architecture: int) -> dict[str, Any]:
         "occupancy": round(_occupancy(architecture, case.num_warps, registers, shared), 3),
         "tensor_core_instructions": counts,
     }
+
+
+def _source(case: ResourceCase) -> ASTSource:
+    """The kernel with the types, constants and alignments of one variant, by argument or part of a tuple."""
+    signature: dict[str, Any] = {}
+    constants: dict[tuple[int, ...], object] = {}
+    attributes: dict[tuple[int, ...], list[list[Any]]] = {}
+
+    def typed(name: str, kind: Any, path: tuple[int, ...]) -> Any:
+        if isinstance(kind, tuple):
+            return tuple(typed(name, part, (*path, i)) for i, part in enumerate(kind))
+        if not isinstance(kind, str):
+            constants[path] = kind
+            return "constexpr"
+        if name in case.aligned if case.aligned is not None else kind.startswith("*"):
+            attributes[path] = [["tt.divisibility", 16]]
+        return kind
+
+    for name, kind in case.signature.items():
+        signature[name] = typed(name, kind, (case.kernel.arg_names.index(name),))
+    return ASTSource(
+        case.kernel,
+        {**signature, **dict.fromkeys(case.constexprs, "constexpr")},
+        {**case.constexprs, **constants},
+        attributes,
+    )
 
 
 def _registers_and_spills(ptx: str, architecture: int, folder: Path) -> tuple[int, int]:

@@ -1,4 +1,4 @@
-"""Calls of the native attention kernels: allocates the outputs and passes addresses and strides."""
+"""Attention on the kernels of the device: allocates the outputs; for native ones, passes addresses and strides."""
 
 from __future__ import annotations
 
@@ -9,10 +9,20 @@ import torch
 from torch import Tensor
 
 from hvp_engine.kernels.loader import native
+from hvp_engine.kernels.registry import backend_for
+from hvp_engine.kernels.tensors import triton_kernels
 
-__all__ = ["AttentionInputs", "attention_backward", "attention_forward", "attention_second", "can_run"]
+__all__ = [
+    "AttentionInputs",
+    "attention_backward",
+    "attention_forward",
+    "attention_second",
+    "can_run",
+    "statistics_like",
+]
 
 _TYPES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.bool: 3}
+_TRITON_TYPES = (torch.float32, torch.bfloat16, torch.float16)
 _MAX_BATCH_DIMS = 6  # kAttentionBatchDims in csrc/include/hvp/attention.h
 _ROOM_FOR_VMAP = 3  # each vmap around a derivative adds a dimension
 
@@ -41,9 +51,17 @@ class AttentionInputs:
 
 
 def can_run(query: Tensor, mask: Tensor | None) -> bool:
-    """Says whether the native kernels take these dtypes and the number of leading dimensions."""
+    """Says whether the kernels of the device take these dtypes and the number of leading dimensions.
+
+    Raises:
+        BackendError: HVP_ENGINE_BACKEND asks for a backend that cannot run here.
+    """
+    backend = backend_for(query.device)
+    if backend == "triton":
+        return query.dtype in _TRITON_TYPES
     return (
-        native is not None
+        backend == "native"
+        and native is not None
         and query.dtype in _TYPES
         and (mask is None or mask.dtype in _TYPES)
         and query.dim() - 3 <= _MAX_BATCH_DIMS - _ROOM_FOR_VMAP
@@ -90,7 +108,11 @@ def _addresses(x: AttentionInputs) -> list[tuple[int, Sequence[int]] | None]:
 def attention_forward(x: AttentionInputs) -> Tensor:
     """Computes attention (..., heads, L, Ev) and fills `x.statistics`."""
     out = _dense_like(x.query, x.value.shape[-1])
-    native.attention_forward(_sizes(x), x.scale, x.causal, _types(x), _addresses(x), _address(out))
+    triton = triton_kernels("attention", x.query)
+    if triton is not None:
+        triton.attention_forward(x, out)
+    else:
+        native.attention_forward(_sizes(x), x.scale, x.causal, _types(x), _addresses(x), _address(out))
     return out
 
 
@@ -98,6 +120,10 @@ def attention_backward(x: AttentionInputs, grad_out: Tensor, wanted: tuple[bool,
     """Computes the gradients of query, key and value; None for those not wanted."""
     like = (x.query, x.key, x.value)
     grads = [_dense_like(t, t.shape[-1]) if want else None for t, want in zip(like, wanted, strict=True)]
+    triton = triton_kernels("attention", x.query)
+    if triton is not None:
+        triton.attention_backward(x, grad_out, grads)
+        return grads
     to = [_address(t) for t in grads]
     native.attention_backward(
         _sizes(x), x.scale, x.causal, _types(x), _addresses(x), _address(grad_out), to[0], to[1], to[2]
@@ -126,6 +152,10 @@ def attention_second(
     outputs = [
         _dense_like(like, of.shape[-1]) if want else None for (like, of), want in zip(shapes, wanted, strict=True)
     ]
+    triton = triton_kernels("attention", x.query)
+    if triton is not None:
+        triton.attention_second(x, grad_out, tangents, outputs)
+        return outputs
     given = [_address(t) for t in (grad_out, *tangents)]
     native.attention_second(
         _sizes(x), x.scale, x.causal, _types(x), _addresses(x), given, [_address(t) for t in outputs]

@@ -11,7 +11,6 @@ from torch.autograd import forward_ad
 
 from hvp_engine.errors import ConfigurationError
 from hvp_engine.kernels.attention import can_run
-from hvp_engine.kernels.registry import backend_for
 from hvp_engine.ops.attention_autograd import fused_attention
 
 __all__ = ["attention", "attention_ref"]
@@ -38,12 +37,12 @@ def attention(
     float64; the same inputs give the same bits.
 
     The plain PyTorch `attention_ref`, whose memory is quadratic, runs instead when the mask needs a
-    gradient, on a device or dtype without a native kernel, without the compiled extension, for empty
+    gradient, on a device or dtype without a kernel (float64 on a GPU), without the compiled extension, for empty
     tensors, and where operations are traced or simulated (make_fx, torch.compile, fake tensors, operation
     counters).
 
     Args:
-        query: (..., Hq, L, E) float32, float64 or bfloat16, any strides.
+        query: (..., Hq, L, E) float32, float64 or bfloat16, on a GPU also float16; any strides.
         key: (..., H, S, E), same dtype.
         value: (..., H, S, Ev), same dtype.
         attn_mask: Broadcastable to (..., Hq, L, S): boolean (True = attend) or floating (added to the
@@ -66,8 +65,7 @@ def attention(
     squeeze = query.dim() == key.dim() == value.dim() == 2
     query, key, value, mask = _broadcast(query, key, value, attn_mask, enable_gqa)
     if (
-        backend_for(query.device) != "native"
-        or not can_run(query, mask)
+        not can_run(query, mask)
         or (mask is not None and _is_differentiated(mask))
         or 0 in (query.numel(), key.numel(), value.numel())
         or _is_traced(query, key, value, mask)

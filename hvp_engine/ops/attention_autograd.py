@@ -30,7 +30,7 @@ _Settings = tuple[float, bool]
 def fused_attention(
     query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: float, causal: bool
 ) -> Tensor:
-    """Computes attention with the native kernels; arguments as in `AttentionInputs`, checked and expanded.
+    """Computes attention with the kernels of the device; arguments as in `AttentionInputs`, checked and expanded.
 
     Args:
         query: (..., heads, L, E).

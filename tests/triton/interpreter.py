@@ -14,7 +14,7 @@ instead of zeros, and conversions to bfloat16 round to nearest instead of trunca
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from types import SimpleNamespace
 from typing import Any
@@ -46,7 +46,7 @@ class Guard:
         self._known.extend(tensors)
 
     def start_launch(self, arguments: list[Any]) -> None:
-        tensors = [t for t in arguments if isinstance(t, torch.Tensor)] + self._known
+        tensors = [t for t in _flat(arguments) if isinstance(t, torch.Tensor)] + self._known
         self._spans = np.array([_span(t) for t in tensors if t.numel()], dtype=np.int64).reshape(-1, 2)
         self._accesses = {"load": [], "store": []}
 
@@ -79,6 +79,14 @@ class Guard:
         at = np.minimum(np.searchsorted(stored, loaded), max(stored.size - 1, 0))
         if stored.size and np.any((stored[at] == loaded) & (writers[at] != readers)):
             raise MemoryFault("race: a program loads what another one stores")
+
+
+def _flat(arguments: Iterable[Any]) -> Iterator[Any]:
+    for argument in arguments:
+        if isinstance(argument, tuple):
+            yield from _flat(argument)
+        else:
+            yield argument
 
 
 def _span(tensor: torch.Tensor) -> tuple[int, int]:

@@ -72,6 +72,20 @@ def through_a_table(table, target, size, BLOCK: tl.constexpr):
     tl.store(target + at, tl.load(source + at, mask=at < size, other=0.0), mask=at < size)
 
 
+@triton.jit
+def copy_within_a_tuple(pair, BLOCK: tl.constexpr):
+    at = tl.arange(0, BLOCK)
+    tl.store(pair[1] + at, tl.load(pair[0] + at))
+
+
+def test_tensors_in_tuples_are_known_and_guarded(interpreter):
+    source, target = torch.arange(8.0), torch.empty(8)
+    copy_within_a_tuple[(1,)]((source, target), BLOCK=8)
+    assert torch.equal(source, target)
+    with pytest.raises(InterpreterError, match="outside"):
+        copy_within_a_tuple[(1,)]((source, target), BLOCK=16)
+
+
 def test_a_right_kernel_with_a_device_function_gives_the_right_result(interpreter):
     source = torch.arange(100.0)
     target = torch.empty(100)

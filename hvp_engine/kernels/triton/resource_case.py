@@ -19,7 +19,8 @@ class ResourceCase:
         kernel: The function decorated with ``triton.jit``.
         label: What tells this variant from the kernel's others, such as ``"fp32 basis, fp32 vector"``.
         signature: Triton type by argument: ``"*fp32"``, ``"*bf16"``, ``"i64"``, ... of every argument that is not
-            in ``constexprs``.
+            in ``constexprs``; a tuple of types, and of the values that the launch makes constants (None, strides of
+            1), for a tuple of arguments.
         constexprs: Value by argument declared ``tl.constexpr``.
         num_warps: As the launch sets it.
         num_stages: As the launch sets it; Triton's default is 3.
@@ -30,7 +31,7 @@ class ResourceCase:
 
     kernel: Any
     label: str
-    signature: Mapping[str, str]
+    signature: Mapping[str, object]
     constexprs: Mapping[str, object] = field(default_factory=dict)
     num_warps: int = 4
     num_stages: int = 3

@@ -1,0 +1,107 @@
+"""Launches the Triton attention kernels: the native passes' operands and results, on a GPU."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+import triton
+from torch import Tensor
+
+from hvp_engine.kernels.triton import attention_derivatives as derivatives
+from hvp_engine.kernels.triton import attention_forward as forward
+from hvp_engine.kernels.triton.attention_tiling import tiling
+
+if TYPE_CHECKING:
+    from hvp_engine.kernels.attention import AttentionInputs
+
+__all__ = ["attention_backward", "attention_forward", "attention_second"]
+
+_Views = list[Tensor | None]
+
+
+def attention_forward(x: AttentionInputs, out: Tensor) -> None:
+    """Computes attention into `out`, fills `x.statistics`."""
+    for views in _launches((x.query, x.key, x.value, x.mask, x.statistics, out)):
+        _launch(forward.attention_forward, x, views)
+
+
+def attention_backward(x: AttentionInputs, grad_out: Tensor, grads: Sequence[Tensor | None]) -> None:
+    """Computes the gradients of query, key and value into those of `grads` that are present.
+
+    With a tangent of the value that is the value itself, and no others, the second backward pass is the first.
+    """
+    _derivatives(x, grad_out, (None, None, x.value), (*grads, None))
+
+
+def attention_second(
+    x: AttentionInputs, grad_out: Tensor | None, tangents: Sequence[Tensor | None], outputs: Sequence[Tensor | None]
+) -> None:
+    """Computes the derivatives of <tangents, gradients> into those of `outputs` that are present."""
+    out_query, out_key, out_value, out_grad_out = outputs
+    if out_value is not None and tangents[0] is tangents[1] is None:
+        out_value.zero_()  # the gradient of the query and key alone depends on the value
+        out_value = None
+    _derivatives(x, grad_out, tangents, (out_query, out_key, out_value, out_grad_out))
+
+
+def _derivatives(
+    x: AttentionInputs, grad_out: Tensor | None, tangents: Sequence[Tensor | None], outputs: Sequence[Tensor | None]
+) -> None:
+    means = x.query.new_empty((*x.query.shape[:-1], 3), dtype=torch.float32)
+    needs_means = any(t is not None for t in (*tangents[:2], *outputs[:2]))
+    tensors = (x.query, x.key, x.value, x.mask, x.statistics, grad_out, *tangents, means, *outputs)
+    for *first, gradient, tangent_query, tangent_key, tangent_value, mean, query, key, value, out in _launches(tensors):
+        rest = (tangent_query, tangent_key, tangent_value, mean)
+        # Without an output gradient the kernels leave out what only the outputs of query and key need.
+        if needs_means:
+            scores = gradient if query is not None or key is not None else None
+            _launch(derivatives.attention_means, x, (*first, scores, *rest))
+        if query is not None or out is not None:
+            scores = gradient if query is not None else None
+            _launch(derivatives.attention_queries, x, (*first, scores, *rest, query, out))
+        if key is not None or value is not None:
+            _launch(derivatives.attention_keys, x, (*first, gradient, *rest, key, value))
+
+
+def _launches(tensors: Sequence[Tensor | None]) -> Iterator[_Views]:
+    """Views tensors (..., heads, rows, columns) as (batch, heads, rows, columns).
+
+    Leading dimensions that do not merge in every tensor, such as a vmapped one that some lack, take one launch
+    per entry.
+    """
+    try:
+        views = [None if t is None else t.view(-1, *t.shape[-3:]) for t in tensors]
+    except RuntimeError:
+        for entry in range(tensors[0].shape[0]):  # type: ignore[union-attr]  # the query is always there
+            yield from _launches([None if t is None else t[entry] for t in tensors])
+    else:
+        yield views
+
+
+def _launch(kernel: Any, x: AttentionInputs, tensors: Sequence[Tensor | None]) -> None:
+    """Runs a kernel on tensors that begin with the query and the key."""
+    query, key = cast("tuple[Tensor, Tensor]", tensors[:2])
+    (batch, heads, queries, width), (key_heads, keys) = query.shape, key.shape[1:3]
+    value_width = x.value.shape[-1]
+    widest = max(width, value_width)
+    tile = tiling(kernel.__name__, query.dtype, widest, masked=x.mask is not None)
+    if kernel is derivatives.attention_keys:
+        programs = batch * key_heads * triton.cdiv(keys, tile.keys)
+    else:
+        programs = batch * heads * triton.cdiv(queries, tile.queries)
+    parts = 1 if kernel is derivatives.attention_means else triton.cdiv(widest, tile.out)
+    with torch.cuda.device_of(query):
+        kernel[(programs, parts)](
+            *(_argument(t) for t in tensors), heads, heads // key_heads, queries, keys, x.scale,
+            CAUSAL=x.causal, WIDTH=width, VALUE_WIDTH=value_width, **tile.constants(),
+            num_warps=tile.warps, num_stages=tile.stages,
+        )  # fmt: skip
+
+
+def _argument(tensor: Tensor | None) -> tuple[Any, ...]:
+    """A tensor as the kernels take it."""
+    if tensor is None:
+        return (None, 0, 0, 0, 0)
+    return (tensor.view(torch.uint8) if tensor.dtype == torch.bool else tensor, *tensor.stride())

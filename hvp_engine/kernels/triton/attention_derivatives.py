@@ -1,0 +1,193 @@
+"""Attention's backward and backward-of-backward: sums over keys for the queries' side, over queries for the keys'.
+
+With P the probabilities, q', k', v' the tangents, dO = grad_out, and mean(X) = rowsum(P * X):
+  dP = dO value',  A = scale (q' key' + query k''),  B = dO v'',
+  X = dP - mean(dP),  Y = A - mean(A),  Z = X * Y + B,  R = P * (Z - mean(Z)),
+  out_grad_out = (P * Y) value + P v',         out_value = (P * Y)' dO,
+  out_query = scale (R key + (P * X) k'),      out_key = scale (R' query + (P * X)' q').
+The backward pass is the case v' = value without q' and k': then Z = dP, out_query and out_key are the gradients,
+and that of the value is P' dO, which `attention_keys` computes when there is no A.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from hvp_engine.kernels.triton.attention_tiles import (
+    add_weighted,
+    centered,
+    first_products,
+    head_of,
+    load_numbers,
+    masked,
+    split_program,
+    store_numbers,
+    store_rows,
+    value_products,
+)
+from hvp_engine.kernels.triton.attention_variants import attention_variants
+from hvp_engine.kernels.triton.resource_case import ResourceCase
+
+
+@triton.jit
+def attention_means(
+    query, key, value, mask, statistics, grad_out, tangent_query, tangent_key, tangent_value, means,
+    heads, group, queries, keys, scale,
+    CAUSAL: tl.constexpr, WIDTH: tl.constexpr, VALUE_WIDTH: tl.constexpr, CHUNK: tl.constexpr, OUT: tl.constexpr,
+    PRECISION: tl.constexpr, BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr,
+):  # fmt: skip
+    """Fills `means` with each row's mean of dP, A and Z.
+
+    mean(X * Y) is the covariance of dP and A under P, merged tile by tile (Chan, Golub, LeVeque 1983): the
+    difference mean(dP * A) - mean(dP) mean(A) would cancel.
+    """
+    blocks = tl.cdiv(queries, BLOCK_Q)
+    batch, head, block = split_program(heads, blocks)
+    first = (blocks - 1 - block) * BLOCK_Q  # of causal blocks the longest start first
+    rows = first + tl.arange(0, BLOCK_Q)
+    q, tq, g = head_of(query, batch, head), head_of(tangent_query, batch, head), head_of(grad_out, batch, head)
+    k, tk = head_of(key, batch, head // group), head_of(tangent_key, batch, head // group)
+    v, tv = head_of(value, batch, head // group), head_of(tangent_value, batch, head // group)
+    hidden, kept = head_of(mask, batch, head), head_of(statistics, batch, head)
+    largest, inverse = load_numbers(kept, rows, queries, 0), load_numbers(kept, rows, queries, 1)
+
+    weight = tl.zeros((BLOCK_Q,), tl.float32)
+    mean_x = tl.zeros((BLOCK_Q,), tl.float32)
+    mean_y = tl.zeros((BLOCK_Q,), tl.float32)
+    mean_z = tl.zeros((BLOCK_Q,), tl.float32)
+    end = tl.minimum(keys, first + BLOCK_Q) if CAUSAL else keys
+    for start in range(0, end, BLOCK_K):
+        cols = start + tl.arange(0, BLOCK_K)
+        s, a = first_products(q, tq, k, tk, rows, cols, queries, keys, scale, WIDTH, CHUNK, False, PRECISION)
+        dp, b = value_products(
+            g, v, tv, rows, cols, queries, keys, a is not None, VALUE_WIDTH, CHUNK, False, PRECISION
+        )  # fmt: skip
+        s = masked(s, hidden, rows, cols, queries, keys, CAUSAL, False)
+        p = tl.exp(s - largest[:, None]) * inverse[:, None]
+        if b is not None:
+            mean_z += tl.sum(p * b, 1)
+        if a is not None:
+            part = tl.sum(p, 1)
+            unit = 1.0 / tl.where(part > 0.0, part, 1.0)
+            whole = weight + part
+            share = part / tl.where(whole > 0.0, whole, 1.0)
+            part_y = tl.sum(p * a, 1) * unit
+            step_y = part_y - mean_y
+            if dp is not None:
+                part_x = tl.sum(p * dp, 1) * unit
+                step_x = part_x - mean_x
+                mean_z += tl.sum(p * (dp - part_x[:, None]) * (a - part_y[:, None]), 1)
+                mean_z += step_x * step_y * weight * share
+                mean_x += step_x * share
+            mean_y += step_y * share
+            weight = whole
+
+    to = head_of(means, batch, head)
+    store_numbers(to, rows, queries, 0, mean_x)
+    store_numbers(to, rows, queries, 1, mean_y)
+    store_numbers(to, rows, queries, 2, mean_z)
+
+
+@triton.jit
+def attention_queries(
+    query, key, value, mask, statistics, grad_out, tangent_query, tangent_key, tangent_value, means,
+    out_query, out_grad_out, heads, group, queries, keys, scale,
+    CAUSAL: tl.constexpr, WIDTH: tl.constexpr, VALUE_WIDTH: tl.constexpr, CHUNK: tl.constexpr, OUT: tl.constexpr,
+    PRECISION: tl.constexpr, BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr,
+):  # fmt: skip
+    """Fills OUT columns of `out_query` and `out_grad_out`, where present."""
+    blocks = tl.cdiv(queries, BLOCK_Q)
+    batch, head, block = split_program(heads, blocks)
+    first = (blocks - 1 - block) * BLOCK_Q
+    rows = first + tl.arange(0, BLOCK_Q)
+    columns = tl.program_id(1) * OUT + tl.arange(0, OUT)
+    q, tq, g = head_of(query, batch, head), head_of(tangent_query, batch, head), head_of(grad_out, batch, head)
+    k, tk = head_of(key, batch, head // group), head_of(tangent_key, batch, head // group)
+    v, tv = head_of(value, batch, head // group), head_of(tangent_value, batch, head // group)
+    hidden, kept = head_of(mask, batch, head), head_of(statistics, batch, head)
+    largest, inverse = load_numbers(kept, rows, queries, 0), load_numbers(kept, rows, queries, 1)
+    center = head_of(means, batch, head)
+    mean_x, mean_y = load_numbers(center, rows, queries, 0), load_numbers(center, rows, queries, 1)
+    mean_z = load_numbers(center, rows, queries, 2)
+
+    to_query = tl.zeros((BLOCK_Q, OUT), tl.float32)
+    to_grad_out = tl.zeros((BLOCK_Q, OUT), tl.float32)
+    end = tl.minimum(keys, first + BLOCK_Q) if CAUSAL else keys
+    for start in range(0, end, BLOCK_K):
+        cols = start + tl.arange(0, BLOCK_K)
+        s, a = first_products(q, tq, k, tk, rows, cols, queries, keys, scale, WIDTH, CHUNK, False, PRECISION)
+        dp, b = value_products(
+            g, v, tv, rows, cols, queries, keys, a is not None, VALUE_WIDTH, CHUNK, False, PRECISION
+        )  # fmt: skip
+        s = masked(s, hidden, rows, cols, queries, keys, CAUSAL, False)
+        p = tl.exp(s - largest[:, None]) * inverse[:, None]
+        r, px, py = centered(p, dp, a, b, mean_x[:, None], mean_y[:, None], mean_z[:, None])
+        if out_query[0] is not None:
+            to_query = add_weighted(to_query, r, k, cols, keys, columns, WIDTH, PRECISION)
+            to_query = add_weighted(to_query, px, tk, cols, keys, columns, WIDTH, PRECISION)
+        if out_grad_out[0] is not None:
+            to_grad_out = add_weighted(to_grad_out, py, v, cols, keys, columns, VALUE_WIDTH, PRECISION)
+            to_grad_out = add_weighted(to_grad_out, p, tv, cols, keys, columns, VALUE_WIDTH, PRECISION)
+
+    if out_query[0] is not None:
+        store_rows(head_of(out_query, batch, head), rows, queries, columns, WIDTH, to_query * scale)
+    if out_grad_out[0] is not None:
+        store_rows(head_of(out_grad_out, batch, head), rows, queries, columns, VALUE_WIDTH, to_grad_out)
+
+
+@triton.jit
+def attention_keys(
+    query, key, value, mask, statistics, grad_out, tangent_query, tangent_key, tangent_value, means,
+    out_key, out_value, heads, group, queries, keys, scale,
+    CAUSAL: tl.constexpr, WIDTH: tl.constexpr, VALUE_WIDTH: tl.constexpr, CHUNK: tl.constexpr, OUT: tl.constexpr,
+    PRECISION: tl.constexpr, BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr,
+):  # fmt: skip
+    """Fills OUT columns of `out_key` and `out_value`, where present, summing over the heads of a group, too."""
+    batch, key_head, block = split_program(heads // group, tl.cdiv(keys, BLOCK_K))
+    first = block * BLOCK_K
+    cols = first + tl.arange(0, BLOCK_K)
+    columns = tl.program_id(1) * OUT + tl.arange(0, OUT)
+    k, tk = head_of(key, batch, key_head), head_of(tangent_key, batch, key_head)
+    v, tv = head_of(value, batch, key_head), head_of(tangent_value, batch, key_head)
+
+    to_key = tl.zeros((BLOCK_K, OUT), tl.float32)
+    to_value = tl.zeros((BLOCK_K, OUT), tl.float32)
+    begin = first // BLOCK_Q * BLOCK_Q if CAUSAL else 0
+    for member in range(0, group):
+        head = key_head * group + member
+        q, tq, g = head_of(query, batch, head), head_of(tangent_query, batch, head), head_of(grad_out, batch, head)
+        hidden, kept = head_of(mask, batch, head), head_of(statistics, batch, head)
+        center = head_of(means, batch, head)
+        for start in range(begin, queries, BLOCK_Q):
+            rows = start + tl.arange(0, BLOCK_Q)
+            s, a = first_products(q, tq, k, tk, rows, cols, queries, keys, scale, WIDTH, CHUNK, True, PRECISION)
+            dp, b = value_products(
+                g, v, tv, rows, cols, queries, keys, a is not None, VALUE_WIDTH, CHUNK, True, PRECISION
+            )  # fmt: skip
+            s = masked(s, hidden, rows, cols, queries, keys, CAUSAL, True)
+            largest, inverse = load_numbers(kept, rows, queries, 0), load_numbers(kept, rows, queries, 1)
+            p = tl.exp(s - largest[None, :]) * inverse[None, :]
+            mean_x, mean_y = load_numbers(center, rows, queries, 0), load_numbers(center, rows, queries, 1)
+            mean_z = load_numbers(center, rows, queries, 2)
+            r, px, py = centered(p, dp, a, b, mean_x[None, :], mean_y[None, :], mean_z[None, :])
+            if out_key[0] is not None:
+                to_key = add_weighted(to_key, r, q, rows, queries, columns, WIDTH, PRECISION)
+                to_key = add_weighted(to_key, px, tq, rows, queries, columns, WIDTH, PRECISION)
+            if out_value[0] is not None:
+                if py is not None:
+                    to_value = add_weighted(to_value, py, g, rows, queries, columns, VALUE_WIDTH, PRECISION)
+                else:
+                    to_value = add_weighted(to_value, p, g, rows, queries, columns, VALUE_WIDTH, PRECISION)
+
+    if out_key[0] is not None:
+        store_rows(head_of(out_key, batch, key_head), cols, keys, columns, WIDTH, to_key * scale)
+    if out_value[0] is not None:
+        store_rows(head_of(out_value, batch, key_head), cols, keys, columns, VALUE_WIDTH, to_value)
+
+
+def resource_cases() -> list[ResourceCase]:
+    """Lists the variants to compile ahead of time."""
+    return [
+        case for kernel in (attention_means, attention_queries, attention_keys) for case in attention_variants(kernel)
+    ]

@@ -1,0 +1,182 @@
+"""Device functions shared by the attention kernels.
+
+A tensor is a tuple (address, batch stride, head stride, row stride, column stride), one head of it is (address, row
+stride, column stride). The address of an absent tensor is None, so is what is computed from it, and a kernel is
+compiled without that part. A tile of scores is laid out (queries, keys), or (keys, queries) with KEYS_FIRST: the side
+that a kernel sums over comes last, so that no tile is transposed.
+
+Rows are read CHUNK columns at a time: the registers that a tile of scores takes do not grow with the head size.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def split_program(heads, blocks):
+    """Returns the batch entry, head and block of this program; blocks vary fastest."""
+    pair = tl.program_id(0) // blocks
+    return (pair // heads).to(tl.int64), (pair % heads).to(tl.int64), tl.program_id(0) % blocks
+
+
+@triton.jit
+def head_of(tensor, batch, head):
+    """Returns one head of a tensor."""
+    if tensor[0] is None:
+        return None, 0, 0
+    else:
+        return tensor[0] + batch * tensor[1] + head * tensor[2], tensor[3], tensor[4]
+
+
+@triton.jit
+def load_rows(view, rows, count, columns, WIDTH: tl.constexpr):
+    """Loads rows of one head: zeros past `count` rows and WIDTH columns."""
+    inside = (rows[:, None] < count) & (columns[None, :] < WIDTH)
+    return tl.load(view[0] + rows[:, None].to(tl.int64) * view[1] + columns[None, :] * view[2], mask=inside, other=0.0)
+
+
+@triton.jit
+def store_rows(view, rows, count, columns, WIDTH: tl.constexpr, tile):
+    """Stores what exists of the rows of one head."""
+    inside = (rows[:, None] < count) & (columns[None, :] < WIDTH)
+    at = view[0] + rows[:, None].to(tl.int64) * view[1] + columns[None, :] * view[2]
+    tl.store(at, tile.to(view[0].dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def load_numbers(view, rows, count, COLUMN: tl.constexpr):
+    """Loads one number per row, 0 past `count`."""
+    return tl.load(view[0] + rows.to(tl.int64) * view[1] + COLUMN * view[2], mask=rows < count, other=0.0)
+
+
+@triton.jit
+def store_numbers(view, rows, count, COLUMN: tl.constexpr, numbers):
+    """Stores one number per row that exists."""
+    tl.store(view[0] + rows.to(tl.int64) * view[1] + COLUMN * view[2], numbers, mask=rows < count)
+
+
+@triton.jit
+def add_across(total, of_queries, of_keys, KEYS_FIRST: tl.constexpr, PRECISION: tl.constexpr):
+    """Adds the products of each query row with each key row to a tile of scores."""
+    if KEYS_FIRST:
+        total = tl.dot(of_keys, tl.trans(of_queries), total, input_precision=PRECISION)
+    else:
+        total = tl.dot(of_queries, tl.trans(of_keys), total, input_precision=PRECISION)
+    return total
+
+
+@triton.jit
+def zero_scores(rows, cols, KEYS_FIRST: tl.constexpr):
+    """Returns a tile of zeros."""
+    if KEYS_FIRST:
+        tile = tl.zeros((cols.shape[0], rows.shape[0]), tl.float32)
+    else:
+        tile = tl.zeros((rows.shape[0], cols.shape[0]), tl.float32)
+    return tile
+
+
+@triton.jit
+def per_query(numbers, KEYS_FIRST: tl.constexpr):
+    """Shapes one number per query so that it broadcasts over a tile of scores."""
+    shaped = numbers[None, :] if KEYS_FIRST else numbers[:, None]
+    return shaped
+
+
+@triton.jit
+def masked(scores, mask, rows, cols, queries, keys, CAUSAL: tl.constexpr, KEYS_FIRST: tl.constexpr):
+    """Adds or applies the mask; -inf where a key is hidden or does not exist."""
+    row, col = per_query(rows, KEYS_FIRST), per_query(cols, not KEYS_FIRST)
+    seen = col < keys
+    if CAUSAL:
+        seen = seen & (col <= row)
+    if mask[0] is not None:
+        at = mask[0] + row.to(tl.int64) * mask[1] + col.to(tl.int64) * mask[2]
+        given = tl.load(at, mask=(row < queries) & (col < keys), other=0)
+        if given.dtype == tl.uint8:
+            seen = seen & (given != 0)
+        else:
+            scores += given.to(tl.float32)
+    return tl.where(seen, scores, float("-inf"))
+
+
+@triton.jit
+def first_products(
+    q, tangent_q, k, tangent_k, rows, cols, queries, keys, scale,
+    WIDTH: tl.constexpr, CHUNK: tl.constexpr, KEYS_FIRST: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """Returns scale query key' and A = scale (q' key' + query k''), None without tangents."""
+    scores = zero_scores(rows, cols, KEYS_FIRST)
+    a = None
+    if tangent_q[0] is not None or tangent_k[0] is not None:
+        a = zero_scores(rows, cols, KEYS_FIRST)
+    for start in range(0, WIDTH, CHUNK):
+        columns = start + tl.arange(0, CHUNK)
+        query, key = load_rows(q, rows, queries, columns, WIDTH), load_rows(k, cols, keys, columns, WIDTH)
+        scores = add_across(scores, query, key, KEYS_FIRST, PRECISION)
+        if tangent_q[0] is not None:
+            a = add_across(a, load_rows(tangent_q, rows, queries, columns, WIDTH), key, KEYS_FIRST, PRECISION)
+        if tangent_k[0] is not None:
+            a = add_across(a, query, load_rows(tangent_k, cols, keys, columns, WIDTH), KEYS_FIRST, PRECISION)
+    if a is None:
+        return scores * scale, None
+    else:
+        return scores * scale, a * scale
+
+
+@triton.jit
+def value_products(
+    g, v, tangent_v, rows, cols, queries, keys, WANTED: tl.constexpr,
+    WIDTH: tl.constexpr, CHUNK: tl.constexpr, KEYS_FIRST: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """Returns dP = dO value', if WANTED, and B = dO v''; None without an output gradient or tangent."""
+    if g[0] is None:
+        return None, None
+    else:
+        dp = zero_scores(rows, cols, KEYS_FIRST)
+        b = zero_scores(rows, cols, KEYS_FIRST)
+        for start in range(0, WIDTH, CHUNK):
+            columns = start + tl.arange(0, CHUNK)
+            grad_out = load_rows(g, rows, queries, columns, WIDTH)
+            if WANTED:
+                dp = add_across(dp, grad_out, load_rows(v, cols, keys, columns, WIDTH), KEYS_FIRST, PRECISION)
+            if tangent_v[0] is not None:
+                b = add_across(b, grad_out, load_rows(tangent_v, cols, keys, columns, WIDTH), KEYS_FIRST, PRECISION)
+        if tangent_v[0] is None:
+            return dp, None
+        else:
+            return dp, b
+
+
+@triton.jit
+def centered(p, dp, a, b, mean_x, mean_y, mean_z):
+    """Returns R = P (Z - mean Z), P X and P Y; None where nothing enters."""
+    if a is None:
+        if b is None:
+            return None, None, None
+        else:
+            return p * (b - mean_z), None, None
+    else:
+        y = a - mean_y
+        if dp is None:
+            return None, None, p * y
+        else:
+            x = dp - mean_x
+            z = x * y
+            if b is not None:
+                z += b
+            return p * (z - mean_z), p * x, p * y
+
+
+@triton.jit
+def add_weighted(total, weights, view, at, count, columns, WIDTH: tl.constexpr, PRECISION: tl.constexpr):
+    """Returns total + weights rows; nothing is added where a factor is absent."""
+    if weights is not None and view[0] is not None:
+        rows = load_rows(view, at, count, columns, WIDTH)
+        if rows.dtype == tl.float16:
+            # Derivatives leave the range of float16; TF32 holds the rows exactly and has float32's range.
+            total = tl.dot(weights, rows.to(tl.float32), total, input_precision="tf32")
+        else:
+            total = tl.dot(weights.to(rows.dtype), rows, total, input_precision=PRECISION)
+    return total
