@@ -27,17 +27,24 @@ from hvp_engine.ops.head_logits import FusedHead, HeadLogits
 
 if TYPE_CHECKING:
     from hvp_engine.objective import Objective
+    from hvp_engine.precision import Precision
 
 log = logging.getLogger(__name__)
 
 Key = tuple[int, int]
 
-_STORAGE = {"fp64": torch.float64, "fp32": torch.float32, "tf32": torch.bfloat16, "bf16": torch.bfloat16}
+# Storage of the matrices by the precision of the products.
+CURVATURE_DTYPES: dict[Precision, torch.dtype] = {
+    "fp64": torch.float64,
+    "fp32": torch.float32,
+    "tf32": torch.bfloat16,
+    "bf16": torch.bfloat16,
+}
 _TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-4, torch.bfloat16: 2e-2}
 _MEMORY_SHARE = 0.25  # of the budget, for matrices in memory; more goes to disk
 _DISK_SHARE = 0.5  # of what is free on the temporary folder's disk
-# FLOP that the machine does while it moves one byte: matrices from memory, and from disk.
-_BALANCE = {"memory": 16.0, "disk": 128.0}
+# FLOP that the machine does while it moves one byte of matrices from there.
+_BALANCE = {"memory": 16.0, "disk": 128.0, "device memory": 100.0}
 _CHECKED_ROWS = 64
 
 
@@ -114,7 +121,7 @@ class CurvaturePlan:
     Attributes:
         dtype: Storage type.
         bytes: Size of all of them.
-        place: "memory" or "disk".
+        place: "memory", "disk" or "device memory".
     """
 
     dtype: torch.dtype
@@ -123,12 +130,12 @@ class CurvaturePlan:
 
     @property
     def memory_bytes(self) -> int:
-        """What of it is in memory."""
-        return self.bytes if self.place == "memory" else 0
+        """What of it takes memory of the device that computes."""
+        return 0 if self.place == "disk" else self.bytes
 
     def __str__(self) -> str:
         """Words for logs and manifests."""
-        where = "in memory" if self.place == "memory" else "on disk"
+        where = "on disk" if self.place == "disk" else f"in {self.place}"
         return f"{str(self.dtype).removeprefix('torch.')}, {self.bytes / 2**20:.0f} MiB {where}"
 
 
@@ -137,7 +144,7 @@ def plan_curvature(head: Head, objective: Objective, products: int, budget: int)
 
     Args:
         head: The head.
-        objective: Gives data and precision.
+        objective: Gives data, precision and device.
         products: Products per micro-batch that would use the matrices.
         budget: Bytes of memory for the whole job.
 
@@ -149,11 +156,29 @@ def plan_curvature(head: Head, objective: Objective, products: int, budget: int)
         size = batches.samples(batch)
         tokens += head.rows if size is None else head.rows * size // min(size, 2)
     classes, width = head.weight.shape
-    dtype = _STORAGE[objective.precision]
+    return choose_curvature(
+        (tokens, width, classes), objective.precision, products, budget, on_cpu=objective.device.type == "cpu"
+    )
+
+
+def choose_curvature(
+    sizes: tuple[int, int, int], precision: Precision, products: int, budget: int, *, on_cpu: bool
+) -> CurvaturePlan | None:
+    """The decision of `plan_curvature` from plain sizes.
+
+    Args:
+        sizes: Tokens of all the data, hidden size, classes.
+        precision: Arithmetic of the products.
+        products: Products over all the data that would use the matrices.
+        budget: Bytes of memory for the whole job.
+        on_cpu: Whether matrices that are too large for memory may go to disk; a GPU keeps them or has none.
+    """
+    tokens, width, classes = sizes
+    dtype = CURVATURE_DTYPES[precision]
     cost = head_cost(tokens, width, classes, dtype, kept_logits=True)
     if cost.stored_bytes <= _MEMORY_SHARE * budget:
-        place = "memory"
-    elif cost.stored_bytes <= _DISK_SHARE * shutil.disk_usage(tempfile.gettempdir()).free:
+        place = "memory" if on_cpu else "device memory"
+    elif on_cpu and cost.stored_bytes <= _DISK_SHARE * shutil.disk_usage(tempfile.gettempdir()).free:
         place = "disk"
     else:
         return None
@@ -223,7 +248,7 @@ class CurvatureStore(FusedHead):
 
     def _room(self, hidden: Tensor) -> Tensor | None:
         """A file's pages for the packed matrices of hidden states (N, d), or None for memory."""
-        if self.plan.place == "memory":
+        if self.plan.place != "disk":
             return None
         size = hidden.shape[0] * packed_size(hidden.shape[1])
         with tempfile.NamedTemporaryFile(prefix="hvp_engine_head_") as file:

@@ -134,16 +134,22 @@ def test_work_grows_with_tokens_steps_and_probes() -> None:
     assert second(steps=10, probes=2, tokens=20 * data[0].numel()) == pytest.approx(10 * base)
 
 
-def test_head_curvature_is_costed_by_its_own_formula() -> None:
-    model, data = small_gpt()
+def test_head_curvature_is_planned_where_the_engine_forms_it_and_costed_by_its_own_formula() -> None:
+    config = GPTConfig(vocabulary=4000, context=64, layers=4, heads=2, width=64)
+    with torch.device("meta"):
+        model, data = GPT(config), [torch.zeros(4, 64, dtype=torch.int64) for _ in range(2)]
     blocks = {"first": ["layers.0.attn.wq.weight"]}
-    plan = he.plan(model, he.losses.causal_lm, blocks, data=data, device="a100-40gb", steps=7, probes=3)
-    cost = head_cost(BATCH * CONFIG.context, CONFIG.width, CONFIG.vocabulary, kept_logits=True)
-    passes = 7 * 3 * len(data)
-    other = next(a for a in plan.alternatives if a.name == "with head curvature")
+    plan = he.plan(model, he.losses.causal_lm, blocks, data=data, device="a100-40gb", steps=50, probes=3)
+    assert any("curvature is formed once: float32, 4 MiB in device memory" in note for note in plan.notes)
+    cost = head_cost(4 * 64, 64, 4000, kept_logits=True)
+    passes = 50 * 3 * len(data)
+    other = next(a for a in plan.alternatives if a.name == "without head curvature")
     saved = passes * (cost.general_flop - cost.apply_flop) - len(data) * cost.form_flop
-    assert other.flop == pytest.approx(plan.flop - saved)
+    assert saved > 0
+    assert plan.flop == pytest.approx(other.flop - saved)
     assert plan.prediction.head.flop == pytest.approx(passes * cost.general_flop)
+    few = he.plan(model, he.losses.causal_lm, blocks, data=data, device="a100-40gb", steps=1, probes=1)
+    assert not any("curvature" in note for note in few.notes)
 
 
 def test_a_basis_that_does_not_fit_shrinks_or_is_refused_with_the_ways_out() -> None:

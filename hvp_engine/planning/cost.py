@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from hvp_engine.head import CurvaturePlan
 from hvp_engine.planning.counting import Counts
 from hvp_engine.planning.devices import Device
 from hvp_engine.planning.head import head_passes
@@ -65,7 +66,7 @@ def predict(
     device: Device,
     calibration: Calibration | None = None,
     *,
-    with_head_curvature: bool = False,
+    curvature: CurvaturePlan | None = None,
 ) -> Prediction:
     """Put the parts of a job together.
 
@@ -75,7 +76,7 @@ def predict(
         setting: How it is run.
         device: Where.
         calibration: Corrections measured there.
-        with_head_curvature: Form the head's curvature once and apply it, where the block does not hold the head.
+        curvature: Where the head's curvature is kept, which blocks that do not hold the head use; None without it.
     """
     calibration = calibration or Calibration()
     builds = graph_builds(job, setting) * setting.share
@@ -96,12 +97,12 @@ def predict(
         if head is not None and counts.passes_head(name):
             general = head.general_within(part)
             through_head.append(general.times(passes, scale))
-            if with_head_curvature:
+            if curvature is not None:
                 part = part.instead(general, head.applied)
         blocks[name] = part.times(passes, scale)
     parts["second backwards"] = total([*blocks.values()])
-    if with_head_curvature and head is not None:
-        parts["head curvature"] = head.formed(sweeps(job, setting), setting, device)
+    if curvature is not None and head is not None:
+        parts["head curvature"] = head.formed(sweeps(job, setting), setting, device, curvature.place)
     parts["reorthogonalisation"] = reorthogonalisation(job, setting, device, calibration.touch)
     parts["quadrature"] = _quadrature(job)
     return Prediction(parts, blocks, total(through_head) if through_head else None)

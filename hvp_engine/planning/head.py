@@ -4,24 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
-
+from hvp_engine.head import CURVATURE_DTYPES, CurvaturePlan, choose_curvature
 from hvp_engine.ops.head_curvature import HeadCost, head_cost
 from hvp_engine.planning.counting import Counts
 from hvp_engine.planning.devices import Device
 from hvp_engine.planning.parts import Part
-from hvp_engine.planning.setting import Setting
+from hvp_engine.planning.setting import Job, Setting
 from hvp_engine.precision import Precision
 
-_STORED: dict[Precision, torch.dtype] = {
-    "fp64": torch.float64,
-    "fp32": torch.float32,
-    "tf32": torch.bfloat16,
-    "bf16": torch.bfloat16,
-}
-_MEMORY_SHARE = 0.25  # of the budget, for matrices on the device; more is moved in once per sweep and micro-batch
-_HOST_LINK = 25e9  # bytes per second from host memory to a GPU (PCIe 4.0 x 16)
-_DISK = 1e9  # bytes per second from the page cache or a disk to a CPU
+_DISK = 1e9  # bytes per second from the page cache or a disk
 _LARGEST_SHARE = 0.9  # of a second backward pass that the head may be taken to be
 
 
@@ -54,15 +45,14 @@ class HeadPasses:
         )
         return self.general.times(share)
 
-    def formed(self, sweeps: int, setting: Setting, device: Device) -> Part:
-        """Forming every micro-batch's matrices once, and moving in at every sweep those that do not fit."""
+    def formed(self, sweeps: int, setting: Setting, device: Device, place: str) -> Part:
+        """Forming every micro-batch's matrices once, and reading at every sweep those that are on disk."""
         count = setting.microbatches * setting.share
         precision: Precision = "fp32" if setting.precision == "bf16" and not device.measured else setting.precision
         seconds, limit = device.bound(self.cost.form_flop, self.cost.stored_bytes, precision)
         stored = count * self.cost.stored_bytes
-        moved = 0.0 if stored <= _MEMORY_SHARE * setting.budget else sweeps * stored
-        link = _DISK if device.measured else _HOST_LINK
-        return Part(self.cost.form_flop * count, stored + moved, seconds * count + moved / link, limit)
+        moved = sweeps * stored if place == "disk" else 0.0
+        return Part(self.cost.form_flop * count, stored + moved, seconds * count + moved / _DISK, limit)
 
 
 def head_passes(counts: Counts, device: Device, setting: Setting) -> HeadPasses | None:
@@ -70,7 +60,7 @@ def head_passes(counts: Counts, device: Device, setting: Setting) -> HeadPasses 
     head = counts.head
     if head is None:
         return None
-    cost = head_cost(head.tokens, head.hidden_size, head.classes, _STORED[setting.precision], kept_logits=True)
+    cost = head_cost(head.tokens, head.hidden_size, head.classes, CURVATURE_DTYPES[setting.precision], kept_logits=True)
     # Two products, and the element-wise rest.
     product = 4.0 * (head.tokens * head.classes + head.hidden_size * (head.tokens + head.classes))
     each, limit = device.bound(cost.general_flop / 2, product, setting.precision)
@@ -78,3 +68,16 @@ def head_passes(counts: Counts, device: Device, setting: Setting) -> HeadPasses 
     general = Part(cost.general_flop, cost.general_bytes, 2 * each + rest, limit)
     seconds, limit = device.bound(0.0, cost.apply_bytes, setting.precision)
     return HeadPasses(cost, general, Part(cost.apply_flop, cost.apply_bytes, seconds, limit))
+
+
+def planned_curvature(counts: Counts, job: Job, setting: Setting, *, on_cpu: bool) -> CurvaturePlan | None:
+    """What the engine will do about the head's curvature in this job."""
+    head = counts.head
+    if head is None:
+        return None
+    products = sum(
+        job.probes * min(job.steps, numel) for block, numel in job.numel.items() if counts.passes_head(block)
+    )
+    tokens = round(head.tokens * setting.microbatches * setting.share)
+    sizes = (tokens, head.hidden_size, head.classes)
+    return choose_curvature(sizes, setting.precision, products, setting.budget, on_cpu=on_cpu)

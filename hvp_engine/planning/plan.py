@@ -14,11 +14,13 @@ from hvp_engine import memory as device_memory
 from hvp_engine.api import _check_arguments
 from hvp_engine.blocks import BlockSpec, resolve
 from hvp_engine.errors import ConfigurationError, OutOfMemoryError
+from hvp_engine.head import CurvaturePlan
 from hvp_engine.objective import Loss
 from hvp_engine.planning.calibration import calibrate
 from hvp_engine.planning.cost import Calibration, Prediction, predict
 from hvp_engine.planning.counting import Counts, DataShape, JobCounter, data_shape, meta_copy
 from hvp_engine.planning.devices import Device, gpu, measure_cpu
+from hvp_engine.planning.head import planned_curvature
 from hvp_engine.planning.job_plan import Alternative, JobPlan
 from hvp_engine.planning.setting import BasisName, GraphSize, Job, Setting, choose_microbatch, fit
 from hvp_engine.precision import Precision, check_precision, working_dtype
@@ -102,6 +104,9 @@ def plan(
         calibration = calibrate(model, loss, blocks, data, counts, setting, machine)
     sources = _Sources(counts, job, graph, machine, calibration)
     prediction = sources.predict(setting)
+    curvature = sources.curvature(setting)
+    if curvature is not None:
+        changed.append(f"the head's curvature is formed once: {curvature}")
     return JobPlan(
         device=machine,
         job=job,
@@ -123,9 +128,17 @@ class _Sources:
     machine: Device
     calibration: Calibration | None
 
-    def predict(self, setting: Setting, **options: bool) -> Prediction:
-        """Predict a setting."""
-        return predict(self.counts, self.job, setting, self.machine, self.calibration, **options)
+    def curvature(self, setting: Setting) -> CurvaturePlan | None:
+        """What the engine will do about the head's curvature."""
+        return planned_curvature(self.counts, self.job, setting, on_cpu=self.machine.measured)
+
+    def predict(self, setting: Setting) -> Prediction:
+        """Predict a setting, as the engine will run it."""
+        return self.predict_with(setting, self.curvature(setting))
+
+    def predict_with(self, setting: Setting, curvature: CurvaturePlan | None) -> Prediction:
+        """Predict a setting with or without the head's curvature."""
+        return predict(self.counts, self.job, setting, self.machine, self.calibration, curvature=curvature)
 
 
 def _graph_size(counter: JobCounter, samples: int | None) -> GraphSize:
@@ -182,9 +195,9 @@ def _alternatives(sources: _Sources, setting: Setting) -> Iterable[Alternative]:
                     continue
                 found = replace(sources, job=other).predict(tried)
                 yield Alternative(label, found.flop, found.seconds, f"{len(tried.waves)} waves")
-    if sources.counts.head is not None and any(map(sources.counts.passes_head, job.numel)):
-        found = sources.predict(setting, with_head_curvature=True)
-        yield Alternative("with head curvature", found.flop, found.seconds, "formed once, applied in every product")
+    if sources.curvature(setting) is not None:
+        found = sources.predict_with(setting, None)
+        yield Alternative("without head curvature", found.flop, found.seconds, "pass head_curvature=False")
     if not on_cpu:
         ceiling = replace(machine, product_share=dict.fromkeys(machine.peak, 1.0), bandwidth_share=1.0, launch=0.0)
         found = replace(sources, machine=ceiling).predict(setting)
