@@ -102,7 +102,7 @@ def test_the_setting_is_the_one_that_the_engine_takes() -> None:
     case = gpt()
     block = ["layers.0.attn.wq.weight"]
     whole = he.HessianOperator(case.model, case.loss, block, data=case.data).scheduler.plan.graph_bytes
-    asked = {"data": case.data, "steps": 6, "probes": 8, "memory": int(1.6 * whole)}
+    asked = {"data": case.data, "steps": 6, "probes": 8, "memory": int(1.75 * whole)}
     used = he.slq(case.model, case.loss, block, **asked, progress=False).manifest["plan"]
     planned = he.plan(case.model, case.loss, block, device="cpu", **asked).setting
     assert planned.microbatch == used["microbatch"] < 3

@@ -41,6 +41,8 @@ def _triton_why_not(device: torch.device) -> str | None:
         return "its kernels run on CUDA devices only"
     if importlib.util.find_spec("triton") is None:
         return "triton is not installed"
+    if not torch.cuda.is_available():
+        return "PyTorch finds no CUDA device"
     capability = torch.cuda.get_device_capability(device)
     if capability < _TRITON_CAPABILITY:
         return "the device has compute capability {}.{}, it needs {}.{}".format(*capability, *_TRITON_CAPABILITY)
