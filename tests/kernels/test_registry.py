@@ -58,6 +58,7 @@ def test_without_the_extension_the_reference_serves_after_a_warning(monkeypatch)
 
 
 def pretend_gpu(monkeypatch, capability):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
     return torch.device("cuda", 0)
 
