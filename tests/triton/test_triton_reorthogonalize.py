@@ -29,7 +29,7 @@ def make_streams(basis_dtype, vector_dtype, sizes=SIZES, counts=COUNTS):
 
 def project(guard, bases, vectors, counts):
     guard.reach(*(b[:c] for b, c in zip(bases, counts, strict=True)), *vectors)
-    table = dispatch._checked_table(bases, vectors, counts)
+    table = dispatch.stream_table(bases, vectors, counts)
     return Projection(*reorthogonalize_triton(table, vectors[0].device))
 
 
