@@ -18,10 +18,9 @@ constexpr std::int64_t kTaskColumns = 16384;
 template <typename Q>
 constexpr std::int64_t kDotColumns = (16 << 10) / sizeof(Q);  // panel of the first pass
 constexpr std::int64_t kUpdateColumns = 2048;                 // panel of the last pass
-// Basis panel of the fused pass, which stays in the L2 cache. Rows of a bf16 panel are short in bytes, and
-// short rows are read slowly: they may take more of the cache.
+// Basis panel of the fused pass, which stays in the L2 cache.
 template <typename Q>
-constexpr std::int64_t kFusedBytes = (sizeof(Q) < 4 ? 704 : 384) << 10;
+constexpr std::int64_t kFusedBytes = (sizeof(Q) < 4 ? 256 : 384) << 10;
 constexpr std::int64_t kMaxColumns = 4096;
 
 using Stream = ReorthogonalizeStream;
@@ -104,6 +103,10 @@ struct Subtract {
 template <typename Q, typename W>
 struct UpdateHalf {
     using Type = Float8;
+};
+template <>
+struct UpdateHalf<bfloat16, float> {
+    using Type = Unpacked;
 };
 template <typename Q>
 struct UpdateHalf<Q, double> {
@@ -192,7 +195,7 @@ Passes passes_of(const Stream& s) {
         case BasisType::float32:
             return single ? passes<float, float>() : passes<float, double>();
         case BasisType::bfloat16:
-            return single ? passes<bfloat16, float>() : passes<bfloat16, double>();
+            return single ? passes<bfloat16, float>() : passes<bfloat16_beside_fp64, double>();
         default:
             return single ? passes<double, float>() : passes<double, double>();
     }

@@ -1,10 +1,11 @@
 // Inner loops of reorthogonalize.cpp: dots with, and updates by, a few basis rows on one column panel.
-// The panel of the vector is held in fp64. Each group of 16 columns is kept in the order in which its basis
-// type unpacks (bf16: even columns, then odd ones), so that no shuffle is needed on the basis, which is long.
+// The panel of the vector is held in fp64. Each group of columns is kept in the order in which its basis type
+// unpacks (bf16: even columns, then odd ones), so that no shuffle is needed on the basis, which is long.
 #pragma once
 
 #include <cstdint>
 #include <cstring>
+#include <type_traits>
 
 #if defined(__AVX512F__)
 #include <immintrin.h>
@@ -13,12 +14,6 @@
 namespace hvp {
 namespace HVP_ISA {
 namespace {
-
-constexpr std::int64_t kGroup = 16;  // columns unpacked at once
-
-// Columns per step of the inner loops: whole groups, and at least one cache line.
-template <typename Q>
-constexpr std::int64_t kStep = sizeof(Q) < 4 ? 64 / sizeof(Q) : kGroup;
 
 #if defined(__AVX512F__)
 constexpr int kRows = 8;  // basis rows per pass over the panel: as many sums as the registers hold
@@ -31,10 +26,32 @@ constexpr int kRows = 2;
 struct bfloat16 {
     std::uint16_t bits;
 };
+struct bfloat16_beside_fp64 {  // the same numbers, unpacked for arithmetic in fp64
+    std::uint16_t bits;
+};
 
 using Float8 = float __attribute__((vector_size(32)));
 using Double8 = double __attribute__((vector_size(64)));
 using Word8 = std::uint32_t __attribute__((vector_size(32)));
+// What one load of bf16 unpacks into, twice. Beside fp32, half registers take twice the instructions, and the
+// fused pass is bound by them.
+#if defined(__AVX512F__)
+using Unpacked = float __attribute__((vector_size(64)));
+using Words = std::uint32_t __attribute__((vector_size(64)));
+#else
+using Unpacked = Float8;
+using Words = Word8;
+#endif
+
+// Columns unpacked at once.
+template <typename Q>
+constexpr std::int64_t kGroup = 16;
+template <>
+constexpr std::int64_t kGroup<bfloat16> = 2 * sizeof(Unpacked) / sizeof(float);
+
+// Columns per step of the inner loops: whole groups, and at least one cache line.
+template <typename Q>
+constexpr std::int64_t kStep = sizeof(Q) < 4 ? 64 / sizeof(Q) : kGroup<Q>;
 
 inline __attribute__((always_inline)) void convert(const Float8& x, Double8& y) {
 #if defined(__AVX512F__)
@@ -45,22 +62,46 @@ inline __attribute__((always_inline)) void convert(const Float8& x, Double8& y) 
 }
 inline __attribute__((always_inline)) void convert(const Float8& x, Float8& y) { y = x; }
 inline __attribute__((always_inline)) void convert(const Double8& x, Double8& y) { y = x; }
+#if defined(__AVX512F__)
+inline __attribute__((always_inline)) void convert(const Unpacked& x, Unpacked& y) { y = x; }
+#endif
 
-// A group of 16 basis columns as two halves, in fp32 where that is exact.
+// Calls visit with the octets of a vector in fp64.
+template <typename V, typename Visit>
+inline __attribute__((always_inline)) void octets(const V& x, Visit visit) {
+    if constexpr (sizeof(V) == sizeof(Float8) || sizeof(x[0]) == 8) {
+        Double8 wide;
+        convert(x, wide);
+        visit(0, wide);
+    } else {
+        Float8 half[2];
+        Double8 wide;
+        std::memcpy(half, &x, sizeof x);
+        convert(half[0], wide);
+        visit(0, wide);
+        convert(half[1], wide);
+        visit(8, wide);
+    }
+}
+
+// A group of basis columns as two halves, in fp32 where that is exact.
 template <typename Q>
 struct Group {
     using Half = Float8;
-    using Scalar = float;
+};
+template <>
+struct Group<bfloat16> {
+    using Half = Unpacked;
 };
 template <>
 struct Group<double> {
     using Half = Double8;
-    using Scalar = double;
 };
 
 inline float widen(float x) { return x; }
 inline double widen(double x) { return x; }
-inline float widen(bfloat16 x) {
+template <typename Q>
+inline float widen(Q x) {
     const std::uint32_t word = static_cast<std::uint32_t>(x.bits) << 16;
     float result;
     std::memcpy(&result, &word, sizeof result);
@@ -70,28 +111,25 @@ inline float widen(bfloat16 x) {
 template <typename Q>
 inline __attribute__((always_inline)) void unpack(const Q* q, typename Group<Q>::Half& low,
                                                   typename Group<Q>::Half& high) {
-    std::memcpy(&low, q, sizeof low);
-    std::memcpy(&high, q + kGroup / 2, sizeof high);
-}
-template <>
-inline __attribute__((always_inline)) void unpack(const bfloat16* q, Float8& low, Float8& high) {
-    Word8 words;
-    std::memcpy(&words, q, sizeof words);
-    const Word8 even = words << 16;
-    const Word8 odd = words & 0xffff0000u;
-    std::memcpy(&low, &even, sizeof low);
-    std::memcpy(&high, &odd, sizeof high);
+    if constexpr (sizeof(Q) < 4) {
+        std::conditional_t<sizeof low == sizeof(Word8), Word8, Words> words;
+        std::memcpy(&words, q, sizeof words);
+        const auto even = words << 16;
+        const auto odd = words & 0xffff0000u;
+        std::memcpy(&low, &even, sizeof low);
+        std::memcpy(&high, &odd, sizeof high);
+    } else {
+        std::memcpy(&low, q, sizeof low);
+        std::memcpy(&high, q + kGroup<Q> / 2, sizeof high);
+    }
 }
 
 // Where column `j` of a step is kept in the panel.
 template <typename Q>
 inline std::int64_t slot(std::int64_t j) {
-    return j;
-}
-template <>
-inline std::int64_t slot<bfloat16>(std::int64_t j) {
-    const std::int64_t group = j / kGroup * kGroup;
-    return group + (j & 1) * (kGroup / 2) + ((j - group) >> 1);
+    if constexpr (sizeof(Q) >= 4) return j;
+    const std::int64_t group = j / kGroup<Q> * kGroup<Q>;
+    return group + (j & 1) * (kGroup<Q> / 2) + ((j - group) >> 1);
 }
 
 template <typename Q, typename W, typename P>
@@ -144,10 +182,10 @@ void dot_rows(const Window<Q>& q, const double* panel, std::int64_t ahead, doubl
     const std::int64_t whole = q.columns - q.columns % kStep<Q>;
     for (std::int64_t i = 0; i < whole; i += kStep<Q>) {
         for (int r = 0; r < R; ++r) prefetch(q.data + r * q.stride + i, ahead);
-        for (std::int64_t j = i; j < i + kStep<Q>; j += kGroup) {
+        for (std::int64_t j = i; j < i + kStep<Q>; j += kGroup<Q>) {
             Double8 low, high;
             std::memcpy(&low, panel + j, sizeof low);
-            std::memcpy(&high, panel + j + kGroup / 2, sizeof high);
+            std::memcpy(&high, panel + j + kGroup<Q> / 2, sizeof high);
             for (int r = 0; r < R; ++r) {
                 typename Group<Q>::Half a, b;
                 Double8 x, y;
@@ -169,33 +207,34 @@ void dot_rows(const Window<Q>& q, const double* panel, std::int64_t ahead, doubl
 }
 
 // The same with an fp32 panel and a bf16 basis, whose rounding is 2^15 times that of fp32: sums of kRun
-// columns, 16 products to a lane, are taken in fp32, everything beyond in fp64. Widening each product would
-// cost more than the read of half-size rows leaves time for.
+// columns, eight products to a lane, are taken in fp32, everything beyond in fp64. Widening each product
+// would cost more than the read of half-size rows leaves time for.
 template <int R>
 void dot_rows(const Window<bfloat16>& q, const float* panel, std::int64_t ahead, double* dots) {
-    constexpr std::int64_t kRun = 128;
+    using Q = bfloat16;
+    constexpr std::int64_t kRun = 8 * kGroup<Q>;
     Double8 sums[R] = {};
-    const std::int64_t whole = q.columns - q.columns % kStep<bfloat16>;
+    const std::int64_t whole = q.columns - q.columns % kStep<Q>;
     for (std::int64_t begin = 0; begin < whole; begin += kRun) {
         const std::int64_t end = begin + kRun < whole ? begin + kRun : whole;
-        Float8 run[R] = {};
-        for (std::int64_t j = begin; j < end; j += kGroup) {
-            if (j % kStep<bfloat16> == 0)
+        Unpacked even[R] = {}, odd[R] = {};
+        for (std::int64_t j = begin; j < end; j += kGroup<Q>) {
+            if (j % kStep<Q> == 0)
                 for (int r = 0; r < R; ++r) prefetch(q.data + r * q.stride + j, ahead);
-            Float8 low, high;
+            Unpacked low, high;
             std::memcpy(&low, panel + j, sizeof low);
-            std::memcpy(&high, panel + j + kGroup / 2, sizeof high);
+            std::memcpy(&high, panel + j + kGroup<Q> / 2, sizeof high);
             for (int r = 0; r < R; ++r) {
-                Float8 a, b;
+                Unpacked a, b;
                 unpack(q.data + r * q.stride + j, a, b);
-                run[r] += low * a;
-                run[r] += high * b;
+                even[r] += low * a;
+                odd[r] += high * b;
             }
         }
         for (int r = 0; r < R; ++r) {
-            Double8 wide;
-            convert(run[r], wide);
-            sums[r] += wide;
+            const auto add = [&](int, const Double8& wide) { sums[r] += wide; };
+            octets(even[r], add);
+            octets(odd[r], add);
         }
     }
     for (int r = 0; r < R; ++r) {
@@ -207,6 +246,16 @@ void dot_rows(const Window<bfloat16>& q, const float* panel, std::int64_t ahead,
     }
 }
 
+template <typename V>
+inline __attribute__((always_inline)) void subtract(const V& x, double* from) {
+    octets(x, [&](int at, const Double8& wide) {
+        Double8 before;
+        std::memcpy(&before, from + at, sizeof before);
+        before -= wide;
+        std::memcpy(from + at, &before, sizeof before);
+    });
+}
+
 // panel -= sum_r c[r] * row r; Half sets the precision of the sum over these few rows.
 template <int R, typename Q, typename Half>
 void subtract_rows(const Window<Q>& q, const double* c, std::int64_t ahead, double* panel) {
@@ -216,7 +265,7 @@ void subtract_rows(const Window<Q>& q, const double* c, std::int64_t ahead, doub
     const std::int64_t whole = q.columns - q.columns % kStep<Q>;
     for (std::int64_t i = 0; i < whole; i += kStep<Q>) {
         for (int r = 0; r < R; ++r) prefetch(q.data + r * q.stride + i, ahead);
-        for (std::int64_t j = i; j < i + kStep<Q>; j += kGroup) {
+        for (std::int64_t j = i; j < i + kStep<Q>; j += kGroup<Q>) {
             Half low = {}, high = {};
             for (int r = 0; r < R; ++r) {
                 typename Group<Q>::Half a, b;
@@ -227,15 +276,8 @@ void subtract_rows(const Window<Q>& q, const double* c, std::int64_t ahead, doub
                 low += factors[r] * x;
                 high += factors[r] * y;
             }
-            Double8 part, before;
-            std::memcpy(&before, panel + j, sizeof before);
-            convert(low, part);
-            before -= part;
-            std::memcpy(panel + j, &before, sizeof before);
-            std::memcpy(&before, panel + j + kGroup / 2, sizeof before);
-            convert(high, part);
-            before -= part;
-            std::memcpy(panel + j + kGroup / 2, &before, sizeof before);
+            subtract(low, panel + j);
+            subtract(high, panel + j + kGroup<Q> / 2);
         }
     }
     for (std::int64_t i = whole; i < q.columns; ++i)
