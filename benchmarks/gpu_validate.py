@@ -9,24 +9,22 @@ failed; 2: there is no CUDA device. Nothing in the report names the machine or i
 from __future__ import annotations
 
 import argparse
-import platform
-import subprocess
 import sys
 import time
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 
 HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE), str(HERE / "gpu")]
 
+import results  # noqa: E402
 from validation import kernels, operations, products, timings  # noqa: E402
-from validation.report import Report  # noqa: E402
+from validation.report import Check, Report  # noqa: E402
 
-from hvp_engine.config import config, show_config  # noqa: E402
+from hvp_engine.config import show_config  # noqa: E402
 from hvp_engine.kernels import loader  # noqa: E402
 from hvp_engine.kernels.registry import available_backends  # noqa: E402
 
@@ -35,39 +33,6 @@ NO_GPU = (
     "a CUDA build of torch (benchmarks/README.md says which)."
 )
 _FUSED = ("triton", "native")  # the backends that have the operations; the others take plain PyTorch there
-
-
-def commit() -> str:
-    """Short hash of the checked-out commit, with a plus sign where files have changed; unknown outside of git."""
-    command = ["git", "-C", str(HERE), "describe", "--always", "--abbrev=9", "--exclude=*", "--dirty=+"]
-    try:
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"
-
-
-def driver() -> str:
-    """Release of the NVIDIA driver, from its own tool."""
-    command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
-    try:
-        found = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"
-    return found.partition("\n")[0].strip() or "unknown"
-
-
-def device_facts(device: torch.device) -> dict[str, Any]:
-    """What a table of results says about the machine: device, driver, versions, commit."""
-    facts: dict[str, Any] = {"device": platform.machine(), "commit": commit()}
-    if device.type == "cuda":
-        properties = torch.cuda.get_device_properties(device)
-        facts |= {
-            "device": f"{properties.name}, {properties.total_memory / 2**30:.0f} GiB, "
-            f"sm_{properties.major}{properties.minor}, {properties.multi_processor_count} multiprocessors",
-            "driver": driver(),
-            "torch's CUDA": torch.version.cuda,
-        }
-    return facts | {name: version for name, version in config()["versions"].items() if version}
 
 
 def dtypes_of(device: torch.device) -> dict[str, torch.dtype]:
@@ -90,11 +55,14 @@ def run(device: torch.device, small: bool = False, backends: Sequence[str] | Non
     there = available_backends(device)
     backends = [name for name in there if name != "torch"] if backends is None else list(backends)
     report = Report(
-        {**device_facts(device), "backends": f"{', '.join(there)} (checked: {', '.join(backends) or 'none'})"}
+        {**results.machine(device), "backends": f"{', '.join(there)} (checked: {', '.join(backends) or 'none'})"}
     )
     if device.type == "cuda":
         report.facts["CUDA kernels"] = loader.cuda_missing_reason() or "available"
         torch.cuda.set_device(device)
+    if not backends:
+        missing = loader.cuda_missing_reason() or "every backend was left out"
+        report.checks.append(Check("there are no kernels to check", 1, 0, missing))
     dtypes = dtypes_of(device)
     for backend in backends:
         _check(report, device, backend, dtypes, small)

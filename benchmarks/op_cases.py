@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
+from timing import alternate
 from torch import Tensor
 
 from hvp_engine import ops
@@ -78,7 +79,5 @@ def passes(function: Callable[..., Tensor], args: Rows) -> tuple[Pass, Pass, Pas
 
 def copy_bandwidth(elements: int, device: torch.device = CPU) -> float:
     """Bytes per second that torch reaches when it adds two arrays of this size into a third."""
-    from timing import alternate
-
     a, b, c = (torch.randn(elements, device=device) for _ in range(3))
     return 12 * elements / alternate({"add": lambda: torch.add(a, b, out=c)}, 13, device=device)["add"]
