@@ -3,24 +3,31 @@
 from __future__ import annotations
 
 import json
-import platform
 import sys
 from pathlib import Path
 
 import pytest
 import torch
 
-import hvp_engine
-
 sys.path.insert(0, str(Path(__file__).parent))
 
-_RESULTS = Path(__file__).parent / "results"
+import results
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Register the options."""
-    parser.addoption("--size", default="laptop", help="job of the sweep benchmarks: laptop, medium or gpt2")
+    parser.addoption("--size", default="laptop", help="job of the sweep benchmarks: tiny, laptop, medium or gpt2")
+    parser.addoption("--device", default="cpu", choices=("cpu", "cuda"), help="where models and vectors live")
     parser.addoption("--write", action="store_true", help="merge what was measured into benchmarks/results")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """On a GPU run the benchmarks that take a device; the others measure CPU kernels, page faults or processes."""
+    if config.getoption("--device") == "cpu":
+        return
+    here = [item for item in items if "device" in getattr(item, "fixturenames", ())]
+    config.hook.pytest_deselected(items=[item for item in items if item not in here])
+    items[:] = here
 
 
 @pytest.fixture
@@ -29,45 +36,27 @@ def size(request: pytest.FixtureRequest) -> str:
     return str(request.config.getoption("--size"))
 
 
+@pytest.fixture
+def device(request: pytest.FixtureRequest) -> torch.device:
+    """Where to run."""
+    name = str(request.config.getoption("--device"))
+    if name == "cuda" and not torch.cuda.is_available():
+        pytest.fail("--device cuda: torch finds no CUDA device; benchmarks/README.md says which torch to install")
+    return torch.device(name)
+
+
 def pytest_sessionfinish(session: pytest.Session) -> None:
     """Write the results when asked to."""
     plugin = getattr(session.config, "_benchmarksession", None)
     if not session.config.getoption("--write") or plugin is None:
         return
-    path = _RESULTS / "results.json"
-    known = json.loads(path.read_text())["benchmarks"] if path.exists() else {}
+    rows = {}
     for bench in plugin.benchmarks:
-        if not bench.stats.rounds:  # interrupted
-            continue
-        size_label = f"[{bench.extra_info['size']}]" if "size" in bench.extra_info else ""
-        known[bench.name + size_label] = {"median_s": round(bench.stats.median, 6), **_rounded(bench.extra_info)}
-    facts = {
-        "processor": _processor(),
-        "threads": torch.get_num_threads(),
-        "hvp_engine": hvp_engine.__version__,
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-    }
-    _RESULTS.mkdir(exist_ok=True)
-    path.write_text(json.dumps({"machine": facts, "benchmarks": known}, indent=1, sort_keys=True) + "\n")
-    (_RESULTS / "RESULTS.md").write_text(_table(facts, known))
-
-
-def _rounded(info: dict[str, object]) -> dict[str, object]:
-    return {key: float(f"{value:.4g}") if isinstance(value, float) else value for key, value in info.items()}
-
-
-def _processor() -> str:
-    for line in Path("/proc/cpuinfo").read_text().splitlines():
-        if line.startswith("model name"):
-            return line.partition(":")[2].strip()
-    return platform.machine()
-
-
-def _table(facts: dict[str, object], known: dict[str, dict[str, object]]) -> str:
-    lines = ["# Benchmark results", "", ", ".join(f"{key} {value}" for key, value in facts.items()) + ".", ""]
-    lines += ["| benchmark | median (s) | what it shows |", "|---|---|---|"]
-    for name, row in sorted(known.items()):
-        shown = ", ".join(f"{key} {value}" for key, value in row.items() if key not in ("median_s", "size"))
-        lines.append(f"| {name} | {row['median_s']:.4g} | {shown} |")
-    return "\n".join(lines) + "\n"
+        if bench.stats.rounds:  # else interrupted
+            rows[bench.name] = {"median_s": bench.stats.median, **bench.extra_info}
+    path = results.FOLDER / "results.json"
+    known = json.loads(path.read_text()) if path.exists() else {}
+    merged = results.merge(known, rows, torch.device(session.config.getoption("--device")))
+    results.FOLDER.mkdir(exist_ok=True)
+    path.write_text(json.dumps(merged, indent=1, sort_keys=True) + "\n")
+    (results.FOLDER / "RESULTS.md").write_text(results.table(merged))

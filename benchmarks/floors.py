@@ -2,38 +2,31 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable
-
 import numpy as np
 import torch
+from timing import CPU, seconds
 
 from hvp_engine.kernels.loader import native
 
 
-def seconds(function: Callable[[], object]) -> float:
-    """Returns the wall time of one call."""
-    start = time.perf_counter()
-    function()
-    return time.perf_counter() - start
-
-
 class ReadFloor:
-    """A plain multi-threaded read of a large array, by torch.sum and by a native loop."""
+    """A plain read of a large array: on a CPU by torch.sum and a native loop, on a GPU by torch.sum."""
 
-    def __init__(self, gigabytes: float = 0.5) -> None:
-        self._data = torch.ones(int(gigabytes * 1e9 / 4))
+    def __init__(self, device: torch.device = CPU, gigabytes: float = 0.5) -> None:
+        self._data = torch.ones(int(gigabytes * 1e9 / 4), device=device)
 
     def bandwidth(self) -> float:
-        """Returns the bytes per second of the faster of the two reads."""
-        address, size = self._data.data_ptr(), self._data.numel()
-        times = (seconds(self._data.sum), seconds(lambda: native.read_sum(address, size)))
-        return self._data.nbytes / min(times)
+        """Returns the bytes per second of the fastest read."""
+        address, size, device = self._data.data_ptr(), self._data.numel(), self._data.device
+        reads = [self._data.sum]
+        if device.type == "cpu":
+            reads.append(lambda: native.read_sum(address, size))
+        return self._data.nbytes / min(seconds(read, device) for read in reads)
 
 
-def basis_streams(count: int, n: int, blocks: int, dtype: torch.dtype):
+def basis_streams(count: int, n: int, blocks: int, dtype: torch.dtype, device: torch.device = CPU):
     """Bases of `count` rows and vectors for equal blocks of n elements."""
     torch.manual_seed(0)
-    bases = [torch.empty(count, n, dtype=dtype).uniform_(-1, 1).mul_(n**-0.5) for _ in range(blocks)]
-    vectors = [torch.randn(n) for _ in range(blocks)]
+    bases = [torch.empty(count, n, dtype=dtype, device=device).uniform_(-1, 1).mul_(n**-0.5) for _ in range(blocks)]
+    vectors = [torch.randn(n, device=device) for _ in range(blocks)]
     return bases, vectors, np.full(blocks, count).tolist()

@@ -5,12 +5,11 @@ Run with `pytest -s benchmarks/test_cross_entropy.py`; medians of calls timed al
 
 from __future__ import annotations
 
-import statistics
-import time
 from collections.abc import Callable
 from typing import Any
 
 import torch
+from timing import CPU, alternate
 from torch.autograd import grad
 
 from hvp_engine.kernels.packed_symmetric import packed_size
@@ -21,16 +20,9 @@ from hvp_engine.ops.linear_cross_entropy import linear_cross_entropy, linear_cro
 TOKENS, HIDDEN, CLASSES = 1024, 384, 50304
 
 
-def medians(calls: dict[str, Callable[[], object]], rounds: int = 3) -> dict[str, float]:
+def medians(calls: dict[str, Callable[[], object]], rounds: int = 3, device: torch.device = CPU) -> dict[str, float]:
     """Milliseconds per call, timed alternately after one call to warm up."""
-    times: dict[str, list[float]] = {name: [] for name in calls}
-    for index in range(rounds + 1):
-        for name, call in calls.items():
-            start = time.perf_counter()
-            call()
-            if index:
-                times[name].append(1e3 * (time.perf_counter() - start))
-    return {name: round(statistics.median(values), 2) for name, values in times.items()}
+    return {name: round(1e3 * taken, 4) for name, taken in alternate(calls, rounds, device=device).items()}
 
 
 def report(benchmark: Any, numbers: dict[str, float]) -> None:
@@ -40,11 +32,11 @@ def report(benchmark: Any, numbers: dict[str, float]) -> None:
     benchmark.pedantic(lambda: None)
 
 
-def test_cross_entropy_passes(benchmark: Any) -> None:
+def test_cross_entropy_passes(benchmark: Any, device: torch.device) -> None:
     """Each pass against PyTorch's and against plain reads and writes of as many arrays."""
     torch.manual_seed(0)
-    logits, tangent = torch.randn(2, TOKENS, CLASSES)
-    out, target = torch.empty_like(logits), torch.randint(0, CLASSES, (TOKENS,))
+    logits, tangent = torch.randn(2, TOKENS, CLASSES, device=device)
+    out, target = torch.empty_like(logits), torch.randint(0, CLASSES, (TOKENS,), device=device)
     calls = {"read 1": logits.sum, "read 1 write 1": lambda: out.copy_(logits)}
     calls["read 2 write 1"] = lambda: torch.add(logits, tangent, out=out)
     for name, function in (("fused", cross_entropy), ("plain", cross_entropy_ref)):
@@ -54,19 +46,21 @@ def test_cross_entropy_passes(benchmark: Any) -> None:
         calls[f"{name} forward"] = lambda f=function: f(logits, target)
         calls[f"{name} backward"] = lambda y=loss, x=x: grad(y, x, retain_graph=True)
         calls[f"{name} second"] = lambda g=gradient, x=x: grad(g, x, tangent, retain_graph=True)
-    numbers = medians(calls)
+    numbers = medians(calls, device=device)
     for part in ("forward", "backward", "second"):
         numbers[f"plain / fused {part}"] = round(numbers[f"plain {part}"] / numbers[f"fused {part}"], 2)
     report(benchmark, numbers)
 
 
-def test_second_backward_of_the_head(benchmark: Any) -> None:
+def test_second_backward_of_the_head(benchmark: Any, device: torch.device) -> None:
     """Second backward to the hidden states: every route, and two of its products alone."""
     torch.manual_seed(0)
-    hidden, tangent = torch.randn(2, TOKENS, HIDDEN)
-    weight = (0.02 * torch.randn(CLASSES, HIDDEN)).requires_grad_()
-    target, out = torch.randint(0, CLASSES, (TOKENS,)), torch.empty(TOKENS, CLASSES)
-    matrices = HeadCurvature(torch.zeros(TOKENS, packed_size(HIDDEN)), HIDDEN, torch.zeros(TOKENS))
+    hidden, tangent = torch.randn(2, TOKENS, HIDDEN, device=device)
+    weight = (0.02 * torch.randn(CLASSES, HIDDEN, device=device)).requires_grad_()
+    target, out = torch.randint(0, CLASSES, (TOKENS,), device=device), torch.empty(TOKENS, CLASSES, device=device)
+    matrices = HeadCurvature(
+        torch.zeros(TOKENS, packed_size(HIDDEN), device=device), HIDDEN, torch.zeros(TOKENS, device=device)
+    )
     calls = {
         "two products": lambda: (torch.mm(hidden, weight.detach().t(), out=out), out @ weight.detach()),
         "head curvature": lambda: matrices.apply(tangent),
@@ -80,31 +74,34 @@ def test_second_backward_of_the_head(benchmark: Any) -> None:
         x = hidden.clone().requires_grad_()
         (gradient,) = grad(function(x, weight, target, **options), x, create_graph=True)
         calls[name] = lambda g=gradient, x=x: grad(g, x, tangent, retain_graph=True)
-    report(benchmark, medians(calls))
+    report(benchmark, medians(calls, device=device))
 
 
-def test_applying_head_curvature(benchmark: Any) -> None:
+def test_applying_head_curvature(benchmark: Any, device: torch.device) -> None:
     """One and four vectors per token against a plain read of the matrices."""
     numbers = {}
     for dtype in (torch.float32, torch.bfloat16):
-        packed = torch.randn(TOKENS, packed_size(HIDDEN)).to(dtype)
-        curvature = HeadCurvature(packed, HIDDEN, torch.zeros(TOKENS))
-        u = torch.randn(4, TOKENS, HIDDEN)
+        packed = torch.randn(TOKENS, packed_size(HIDDEN), device=device).to(dtype)
+        curvature = HeadCurvature(packed, HIDDEN, torch.zeros(TOKENS, device=device))
+        u = torch.randn(4, TOKENS, HIDDEN, device=device)
         raw = packed.view(torch.int16).view(torch.float32) if dtype == torch.bfloat16 else packed
         calls = {
             f"{dtype} read": raw.sum,
             f"{dtype} apply 1": lambda c=curvature, u=u: c.apply(u[:1]),
             f"{dtype} apply 4": lambda c=curvature, u=u: c.apply(u),
         }
-        numbers |= medians(calls)
+        numbers |= medians(calls, device=device)
     report(benchmark, numbers)
 
 
-def test_forming_head_curvature(benchmark: Any) -> None:
+def test_forming_head_curvature(benchmark: Any, device: torch.device) -> None:
     """Half the hidden size, an eighth of the classes: seconds instead of minutes, same kernels and panels."""
-    hidden, weight = torch.randn(TOKENS, HIDDEN // 2), 0.02 * torch.randn(CLASSES // 8, HIDDEN // 2)
-    left, right = torch.randn(TOKENS, 4096), torch.randn(4096, 1024)
-    numbers = medians({"form": lambda: form_head_curvature(hidden, weight), "product": lambda: left @ right})
+    hidden = torch.randn(TOKENS, HIDDEN // 2, device=device)
+    weight = 0.02 * torch.randn(CLASSES // 8, HIDDEN // 2, device=device)
+    left, right = torch.randn(TOKENS, 4096, device=device), torch.randn(4096, 1024, device=device)
+    numbers = medians(
+        {"form": lambda: form_head_curvature(hidden, weight), "product": lambda: left @ right}, device=device
+    )
     work = 2e-6 * TOKENS * CLASSES // 8 * packed_size(HIDDEN // 2)
     numbers["form GFLOP/s"] = round(work / numbers["form"], 1)
     numbers["product GFLOP/s"] = round(2e-6 * TOKENS * 4096 * 1024 / numbers["product"], 1)

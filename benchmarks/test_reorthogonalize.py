@@ -6,7 +6,8 @@ import statistics
 
 import pytest
 import torch
-from floors import ReadFloor, basis_streams, seconds
+from floors import ReadFloor, basis_streams
+from timing import CPU, seconds, waiting
 
 from hvp_engine.kernels.reorthogonalize import reorthogonalize
 
@@ -14,15 +15,15 @@ READS = 3  # of the basis, in one call
 CASES = [(100, 147_456, 6), (50, 147_456, 25), (100, 590_000, 4), (50, 19_000_000, 1), (100, 8_000, 50)]
 
 
-def ratios(count: int, n: int, blocks: int, rounds: int = 5) -> dict[str, float]:
+def ratios(count: int, n: int, blocks: int, rounds: int = 5, device: torch.device = CPU) -> dict[str, float]:
     """Times fp32, bf16 and the floor alternately; returns medians over the rounds."""
     torch.set_num_threads(2)
-    floor = ReadFloor()
-    streams = {dtype: basis_streams(count, n, blocks, dtype) for dtype in (torch.float32, torch.bfloat16)}
+    floor = ReadFloor(device)
+    streams = {dtype: basis_streams(count, n, blocks, dtype, device) for dtype in (torch.float32, torch.bfloat16)}
     shares, speedups, bandwidths = [], [], []
     for _ in range(rounds + 1):
-        single = seconds(lambda: reorthogonalize(*streams[torch.float32]))
-        half = seconds(lambda: reorthogonalize(*streams[torch.bfloat16]))
+        single = seconds(lambda: reorthogonalize(*streams[torch.float32]), device)
+        half = seconds(lambda: reorthogonalize(*streams[torch.bfloat16]), device)
         bandwidths.append(floor.bandwidth())
         shares.append(READS * sum(basis.nbytes for basis in streams[torch.float32][0]) / single / bandwidths[-1])
         speedups.append(single / half)
@@ -34,10 +35,11 @@ def ratios(count: int, n: int, blocks: int, rounds: int = 5) -> dict[str, float]
 
 
 @pytest.mark.parametrize(("count", "n", "blocks"), CASES)
-def test_reorthogonalize(benchmark, count, n, blocks):
+def test_reorthogonalize(benchmark, device, count, n, blocks):
     """Records the share of the read floor and the gain of a bf16 basis."""
-    benchmark.extra_info.update(ratios(count, n, blocks, rounds=3))
-    benchmark.pedantic(reorthogonalize, basis_streams(count, n, blocks, torch.float32), rounds=3)
+    benchmark.extra_info.update(ratios(count, n, blocks, rounds=3, device=device))
+    streams = basis_streams(count, n, blocks, torch.float32, device)
+    benchmark.pedantic(waiting(lambda: reorthogonalize(*streams), device), rounds=3)
 
 
 if __name__ == "__main__":

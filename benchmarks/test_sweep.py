@@ -12,20 +12,19 @@ from baselines.best_practice import BestPracticeHessian
 from baselines.paper import PaperHessian
 from baselines.per_vector import PerVectorHessian
 from jobs import gpt_job, mean_loss
-from timing import alternate
+from timing import alternate, peak_gib, waiting
 
 import hvp_engine as he
 
 THREADS = 2
 
 
-def test_sweep_against_baselines(benchmark, size):
+def test_sweep_against_baselines(benchmark, size, device):
     """Records how many times longer (a) the paper's way, (b) one graph per vector and (c) the expert's loop take."""
     torch.set_num_threads(THREADS)
-    job = gpt_job(size)
+    job = gpt_job(size, device)
     vectors = job.vectors()
-    patterns = {name: [target] for name, target in job.blocks.items()}
-    engine = he.HessianOperator(job.model, he.losses.causal_lm, patterns, data=job.data)
+    engine = he.HessianOperator(job.model, he.losses.causal_lm, job.patterns, data=job.data)
     paper, single, expert = (
         kind(job.model, mean_loss, job.data, job.blocks)
         for kind in (PaperHessian, PerVectorHessian, BestPracticeHessian)
@@ -46,7 +45,8 @@ def test_sweep_against_baselines(benchmark, size):
             "c": lambda: expert.sweep(vectors),
         },
         rounds=3 if size == "laptop" else 2,
-        warm_up=size == "laptop",
+        warm_up=size == "laptop" or device.type == "cuda",
+        device=device,
     )
     benchmark.extra_info.update(
         size=size,
@@ -55,7 +55,12 @@ def test_sweep_against_baselines(benchmark, size):
         times_faster_than_per_vector=medians["b"] / len(few) * len(vectors) / medians["engine"],
         times_faster_than_expert=medians["c"] / medians["engine"],
     )
-    benchmark.pedantic(engine.matmat, (stacked,), rounds=1)
+    if device.type == "cuda":
+        benchmark.extra_info.update(
+            engine_peak_gib=peak_gib(lambda: engine.matmat(stacked), device),
+            expert_peak_gib=peak_gib(lambda: expert.sweep(vectors), device),
+        )
+    benchmark.pedantic(waiting(lambda: engine.matmat(stacked), device), rounds=1)
 
 
 MEMORY = """

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from timing import alternate
+from timing import alternate, waiting
 
+from hvp_engine.kernels.cuda_kernels import tridiagonal_quadrature_cuda
 from hvp_engine.kernels.tridiagonal import tridiagonal_quadrature
 
 COUNT, SIZE = 1000, 100
 
 
-def test_tridiagonal_quadrature(benchmark):
+def test_tridiagonal_quadrature(benchmark, device):
     """Records how many times longer the loop takes."""
     torch.set_num_threads(2)
     rng = np.random.default_rng(0)
@@ -22,6 +23,13 @@ def test_tridiagonal_quadrature(benchmark):
         for alpha, beta in zip(alphas, betas, strict=True):
             np.linalg.eigh(np.diag(alpha) + np.diag(beta, 1) + np.diag(beta, -1))
 
-    medians = alternate({"native": lambda: tridiagonal_quadrature(alphas, betas, steps), "loop": loop}, rounds=3)
-    benchmark.extra_info.update(matrices=COUNT, m=SIZE, times_faster_than_loop=medians["loop"] / medians["native"])
-    benchmark(tridiagonal_quadrature, alphas, betas, steps)
+    function, arguments = tridiagonal_quadrature, [alphas, betas, steps]
+    if device.type == "cuda":
+        function, arguments = tridiagonal_quadrature_cuda, [torch.from_numpy(a).to(device) for a in arguments]
+
+    def kernel() -> object:
+        return function(*arguments)
+
+    medians = alternate({"kernel": kernel, "loop": loop}, rounds=3, device=device)
+    benchmark.extra_info.update(matrices=COUNT, m=SIZE, times_faster_than_loop=medians["loop"] / medians["kernel"])
+    benchmark(waiting(kernel, device))

@@ -1,4 +1,4 @@
-"""Ratios of things timed alternately in one run: the only numbers that a shared machine gives honestly."""
+"""Times of things run in turn: the only ratios that a shared machine gives honestly."""
 
 from __future__ import annotations
 
@@ -6,14 +6,57 @@ import statistics
 import time
 from collections.abc import Callable
 
+import torch
 
-def alternate(methods: dict[str, Callable[[], object]], rounds: int, warm_up: bool = True) -> dict[str, float]:
+from hvp_engine.memory import peak_memory
+
+CPU = torch.device("cpu")
+
+
+def alternate(
+    methods: dict[str, Callable[[], object]], rounds: int, warm_up: bool = True, device: torch.device = CPU
+) -> dict[str, float]:
     """Median seconds of each method, all of them run in turn ``rounds`` times after an optional first turn."""
     times: dict[str, list[float]] = {name: [] for name in methods}
     for turn in range(rounds + warm_up):
         for name, method in methods.items():
-            start = time.perf_counter()
-            method()
+            taken = seconds(method, device)
             if turn >= warm_up:
-                times[name].append(time.perf_counter() - start)
+                times[name].append(taken)
     return {name: statistics.median(values) for name, values in times.items()}
+
+
+def seconds(method: Callable[[], object], device: torch.device = CPU) -> float:
+    """Seconds of one call: between two events of the current stream on a GPU, of the wall clock on a CPU."""
+    if device.type != "cuda":
+        start = time.perf_counter()
+        method()
+        return time.perf_counter() - start
+    before, after = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    with torch.cuda.device(device):
+        torch.cuda.synchronize()
+        before.record()
+        method()
+        after.record()
+        after.synchronize()
+    return before.elapsed_time(after) / 1e3
+
+
+def waiting(method: Callable[[], object], device: torch.device) -> Callable[[], object]:
+    """The method and the wait for the device, for a clock that does not know of devices (pytest-benchmark)."""
+    if device.type != "cuda":
+        return method
+
+    def run() -> object:
+        result = method()
+        torch.cuda.synchronize(device)
+        return result
+
+    return run
+
+
+def peak_gib(method: Callable[[], object], device: torch.device) -> float | None:
+    """GiB by which memory rose during one call; None where the system does not tell."""
+    with peak_memory(device) as peak:
+        method()
+    return None if peak.bytes is None else peak.bytes / 2**30

@@ -4,9 +4,19 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-# The reference job: 25 blocks in flight with 100 Lanczos vectors of 7 million numbers, and 1,000 tridiagonal matrices.
-STREAMS, ROWS, COLUMNS = 25, 100, 7_000_000
-MATRICES, STEPS = 1000, 100
+
+@dataclass(frozen=True)
+class Sizes:
+    """Streams in flight, Lanczos vectors of each and their length; tridiagonal matrices and their size."""
+
+    streams: int = 25
+    rows: int = 100
+    columns: int = 7_000_000
+    matrices: int = 1000
+    steps: int = 100
+
+
+REFERENCE = Sizes()  # the job of the committed tables
 _ROTATIONS = 0.9  # per squared step: about 1.8 sweeps per eigenvalue over half of the matrix on average
 _FLOP_PER_ROTATION = 20
 
@@ -67,7 +77,7 @@ def dynamic_shared_bytes(kernel: str) -> int:
     if not kernel.startswith("project"):
         return 8 * _WARPS if kernel == "finish_pass" else 0
     columns = _TILE_BYTES // _BYTES[kernel[8:12]]
-    return 8 * (ROWS + _WARPS + _WARPS * (columns + 32))
+    return 8 * (REFERENCE.rows + _WARPS + _WARPS * (columns + 32))
 
 
 def occupancy(architecture: str, kernel: str, numbers: dict[str, int]) -> dict[str, int]:
@@ -83,10 +93,10 @@ def occupancy(architecture: str, kernel: str, numbers: dict[str, int]) -> dict[s
     return {"dynamic_shared": dynamic, "occupancy_percent": round(100 * blocks * warps / limits.warps)}
 
 
-def _passes(basis: str) -> list[Work]:
+def passes(basis: str, sizes: Sizes) -> list[Work]:
     """The three launches of one reorthogonalisation of fp32 vectors, all streams together."""
-    vector = STREAMS * COLUMNS
-    elements = vector * ROWS
+    vector = sizes.streams * sizes.columns
+    elements = vector * sizes.rows
     read = elements * _BYTES[basis]
     narrow = basis == "bf16"  # products in fp32, whose sums over 8 columns or 4 rows are then widened
 
@@ -102,35 +112,57 @@ def _passes(basis: str) -> list[Work]:
     ]
 
 
-def work() -> list[Work]:
-    """All launches of the reference job."""
-    tasks = STREAMS * -(-COLUMNS // _TASK_COLUMNS)
-    vector = float(STREAMS * COLUMNS)
-    rotations = MATRICES * _ROTATIONS * STEPS**2
+def sums(sizes: Sizes) -> Work:
+    """The launch that adds the tasks' sums after each pass."""
+    tasks = sizes.streams * -(-sizes.columns // _TASK_COLUMNS)
+    return Work("sums of all tasks (one pass)", tasks * (sizes.rows + 1) * 8.0, 0, tasks * (sizes.rows + 1.0), 0)
+
+
+def record(basis: str, sizes: Sizes) -> Work:
+    """The launch that writes the next vectors: read fp32, write the basis, and an fp32 window beside a bf16 one."""
+    vector = float(sizes.streams * sizes.columns)
+    name = {"fp32": "record step (fp32 basis)", "bf16": "record step (bf16 basis and fp32 window)"}[basis]
+    return Work(name, vector * {"fp32": 8, "bf16": 10}[basis], 0, vector, 2 * vector)
+
+
+def quadrature(sizes: Sizes) -> Work:
+    """The launch that diagonalises all tridiagonal matrices."""
+    rotations = sizes.matrices * _ROTATIONS * sizes.steps**2
+    return Work("quadrature", sizes.matrices * sizes.steps * 8.0 * 4, 0, rotations * _FLOP_PER_ROTATION, 0)
+
+
+def work(sizes: Sizes = REFERENCE) -> list[Work]:
+    """All launches of a job."""
     return [
-        *_passes("fp32"),
-        *_passes("bf16"),
-        Work("sums of all tasks (one pass)", tasks * (ROWS + 1) * 8.0, 0, tasks * (ROWS + 1.0), 0),
-        Work("record step (fp32 basis)", vector * 8, 0, vector, 2 * vector),
-        Work("record step (bf16 basis and fp32 window)", vector * 10, 0, vector, 2 * vector),
-        Work("quadrature", MATRICES * STEPS * 8.0 * 4, 0, rotations * _FLOP_PER_ROTATION, 0),
+        *passes("fp32", sizes),
+        *passes("bf16", sizes),
+        sums(sizes),
+        record("fp32", sizes),
+        record("bf16", sizes),
+        quadrature(sizes),
     ]
 
 
+def bound(w: Work, device: Device) -> tuple[float, str]:
+    """Seconds of a launch at the device's ceilings, and the ceiling that it touches."""
+    times = {
+        "memory": w.bytes / device.bandwidth,
+        "fp32": w.fp32_flop / device.fp32,
+        "fp64": w.fp64_flop / device.fp64,
+        "conversions": w.conversions / device.conversions,
+    }
+    limit = max(times, key=times.get)
+    return times[limit], limit
+
+
 def predictions() -> list[dict]:
-    """Roofline time of each launch on each device, in milliseconds, with what limits it."""
+    """Roofline time of each launch of the reference job on each device, in milliseconds, with what limits it."""
     rows = []
     for w in work():
         row = {"launch": w.launch, "bytes": w.bytes, "fp32_flop": w.fp32_flop, "fp64_flop": w.fp64_flop}
         for device in DEVICES:
-            times = {
-                "memory": w.bytes / device.bandwidth,
-                "fp32": w.fp32_flop / device.fp32,
-                "fp64": w.fp64_flop / device.fp64,
-                "conversions": w.conversions / device.conversions,
-            }
-            limit = max(times, key=times.get)
-            row[device.name] = {"predicted_ms": round(1e3 * times[limit], 4), "limit": limit}
+            seconds, limit = bound(w, device)
+            row[device.name] = {"predicted_ms": round(1e3 * seconds, 4), "limit": limit}
         rows.append(row)
     return rows
 
@@ -145,7 +177,7 @@ def markdown(found: dict) -> str:
         "",
         "## Resources per kernel",
         "",
-        f"Shared memory of `project` is for {ROWS} rows. "
+        f"Shared memory of `project` is for {REFERENCE.rows} rows. "
         + "; ".join(f"{a}: {compiler}" for a, compiler in found["compilers"].items())
         + ".",
         "",
@@ -163,7 +195,8 @@ def markdown(found: dict) -> str:
         "",
         "## Predicted, not measured: roofline time per launch",
         "",
-        f"{STREAMS} streams x {ROWS} rows x {COLUMNS:,} columns, fp32 vectors; {MATRICES:,} matrices of {STEPS} steps. "
+        f"{REFERENCE.streams} streams x {REFERENCE.rows} rows x {REFERENCE.columns:,} columns, fp32 vectors; "
+        f"{REFERENCE.matrices:,} matrices of {REFERENCE.steps} steps. "
         "The time is the largest of bytes / bandwidth,",
         "FLOP / peak of the precision in use, and conversions between fp32 and fp64 / their rate (datasheets: "
         + "; ".join(

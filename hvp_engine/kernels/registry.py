@@ -12,8 +12,9 @@ import torch
 from hvp_engine.errors import BackendError
 from hvp_engine.kernels import loader
 
-__all__ = ["Backend", "available_backends", "backend_for"]
+__all__ = ["Backend", "available_backends", "backend_for", "host_backend"]
 
+_GPU_BACKENDS = ("triton", "cuda")
 _TRITON_CAPABILITY = (8, 0)  # below it, Triton's matrix products fall back to scalar code that spills registers
 
 
@@ -113,3 +114,19 @@ def backend_for(device: torch.device) -> str:
         f"HVP_ENGINE_BACKEND={wish} cannot be used on {device}: {reason}. "
         f"Available there: {', '.join(available)}. Unset HVP_ENGINE_BACKEND to choose by itself."
     )
+
+
+def host_backend() -> str:
+    """Chooses the backend for a job's scalars, which end on the CPU wherever its vectors live.
+
+    Returns:
+        As `backend_for` the CPU; but HVP_ENGINE_BACKEND=triton or cuda is a wish about vectors, and leaves the
+        choice for scalars free.
+
+    Raises:
+        BackendError: HVP_ENGINE_BACKEND names an unknown backend, or one that cannot run at all.
+    """
+    cpu = torch.device("cpu")
+    if os.environ.get("HVP_ENGINE_BACKEND", "") in _GPU_BACKENDS:
+        return available_backends(cpu)[0]
+    return backend_for(cpu)

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from hvp_engine.errors import ConfigurationError, HvpEngineError
 from hvp_engine.kernels.loader import native
-from hvp_engine.kernels.registry import backend_for
+from hvp_engine.kernels.registry import host_backend
 
 __all__ = ["tridiagonal_quadrature", "tridiagonal_quadrature_ref"]
 
 Doubles = NDArray[np.float64]
-_CPU = torch.device("cpu")
 
 
 def tridiagonal_quadrature(alphas: Doubles, betas: Doubles, steps: NDArray[np.int64]) -> tuple[Doubles, Doubles]:
@@ -37,7 +35,7 @@ def tridiagonal_quadrature(alphas: Doubles, betas: Doubles, steps: NDArray[np.in
         BackendError: HVP_ENGINE_BACKEND asks for a backend that cannot run here.
     """
     alphas, betas, steps = _checked(alphas, betas, steps)
-    if backend_for(_CPU) != "native":
+    if host_backend() != "native":
         return _by_eigh(alphas, betas, steps)
     nodes, weights = np.empty_like(alphas), np.empty_like(alphas)
     order = np.argsort(steps, kind="stable")

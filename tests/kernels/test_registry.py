@@ -7,7 +7,7 @@ import torch
 
 from hvp_engine.errors import BackendError
 from hvp_engine.kernels import loader
-from hvp_engine.kernels.registry import available_backends, backend_for
+from hvp_engine.kernels.registry import available_backends, backend_for, host_backend
 
 CPU = torch.device("cpu")
 
@@ -38,6 +38,18 @@ def test_a_backend_that_is_not_there_is_refused_with_the_available_ones(monkeypa
     monkeypatch.setenv("HVP_ENGINE_BACKEND", wish)
     with pytest.raises(BackendError, match=f"{wish} cannot be used on cpu.*Available there: native, torch"):
         backend_for(CPU)
+
+
+@pytest.mark.parametrize("wish", ["triton", "cuda", ""])
+def test_a_wish_for_a_gpu_leaves_the_scalars_on_the_host_free(monkeypatch, wish):
+    monkeypatch.setenv("HVP_ENGINE_BACKEND", wish)
+    assert host_backend() == "native"
+
+
+@pytest.mark.parametrize("wish", ["torch", "native"])
+def test_a_wish_for_a_backend_of_the_cpu_holds_for_the_scalars(monkeypatch, wish):
+    monkeypatch.setenv("HVP_ENGINE_BACKEND", wish)
+    assert host_backend() == wish
 
 
 def test_native_is_refused_where_its_kernels_cannot_run(monkeypatch):

@@ -140,3 +140,13 @@ def test_bad_input_is_refused_with_its_cause(alphas, betas, steps, message):
     for function in (tridiagonal_quadrature, tridiagonal_quadrature_ref):
         with pytest.raises(ConfigurationError, match=message):
             function(alphas, betas, np.array(steps))
+
+
+@pytest.mark.parametrize("wish", ["cuda", "triton"])
+def test_a_wish_for_a_gpu_backend_does_not_stop_the_quadrature_on_the_host(monkeypatch, wish):
+    arguments = (np.ones((2, 3)), np.full((2, 2), 0.5), np.array([3, 2]))
+    nodes, weights = tridiagonal_quadrature(*arguments)
+    monkeypatch.setenv("HVP_ENGINE_BACKEND", wish)
+    again_nodes, again_weights = tridiagonal_quadrature(*arguments)
+    assert np.array_equal(nodes, again_nodes)
+    assert np.array_equal(weights, again_weights)

@@ -1,0 +1,1 @@
+"""The checks and timings of gpu_validate.py."""

@@ -1,0 +1,118 @@
+"""Checks of whole calls on a small GPT: Hessian products, SLQ, and no wait for the device inside a Lanczos step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+
+import torch
+from baselines.best_practice import BestPracticeHessian
+from jobs import gpt_job, mean_loss
+from torch import Tensor
+
+import hvp_engine as he
+from hvp_engine.krylov.lanczos import BatchedLanczos, LanczosSettings
+from hvp_engine.krylov.probes import probe
+
+from .compare import using, worst
+from .report import Check
+
+CPU = torch.device("cpu")
+STEPS, PROBES = 6, 2
+# Of the largest node: what six steps of Lanczos make of the rounding of fp32 products.
+_QUADRATURE_ROUNDING = 1e-4
+
+
+def _expert(device: torch.device, dtype: torch.dtype, autocast: bool = False) -> dict[str, Tensor]:
+    """Products by plain PyTorch: one gradient graph and one second backward per block."""
+    job = gpt_job("tiny", device, dtype)
+    context = torch.autocast(device.type, torch.bfloat16) if autocast else nullcontext()
+
+    def loss(model, batch):
+        with context:
+            return mean_loss(model, batch)
+
+    matrix = BestPracticeHessian(job.model, loss, job.data, job.blocks)
+    return matrix.sweep({name: vector.to(dtype) for name, vector in job.vectors().items()})
+
+
+def check_hvp(device: torch.device, backend: str, precisions: tuple[str, ...]) -> Iterator[Check]:
+    """`hvp` with every block in each precision; the row is the block nearest to its limit."""
+    exact = _expert(CPU, torch.float64)
+    for precision in precisions:
+        dtype = torch.float64 if precision == "fp64" else torch.float32
+        job = gpt_job("tiny", device)
+        plain = _expert(device, dtype, autocast=precision == "bf16")
+        vectors = {name: vector[None] for name, vector in job.vectors().items()}
+        with using(backend):
+            found = he.hvp(job.model, he.losses.causal_lm, vectors, job.patterns, data=job.data, precision=precision)
+        working = torch.bfloat16 if precision == "bf16" else dtype
+        parts = [(found[name][0], plain[name], exact[name]) for name in exact]
+        yield Check(f"{backend} hvp, {precision}", *worst(parts, working), note=f"{len(parts)} blocks")
+
+
+def _moments(device: torch.device, backend: str, **options: str) -> dict[str, Tensor]:
+    """Per block the first two moments and the largest node, of each probe: what few steps determine well."""
+    job = gpt_job("tiny", device)
+    with using(backend):
+        spectra = he.slq(
+            job.model,
+            he.losses.causal_lm,
+            job.patterns,
+            data=job.data,
+            steps=STEPS,
+            probes=PROBES,
+            check=False,
+            progress=False,
+            **options,
+        )
+    found = {}
+    for name, spectrum in spectra.items():
+        nodes, weights = torch.tensor(spectrum.nodes), torch.tensor(spectrum.weights)
+        # Roots keep the dimension of a node, so that one scale serves all.
+        second = (weights * nodes**2).sum(1).sqrt()
+        found[name] = torch.stack([(weights * nodes).sum(1), second, nodes.abs().amax(1)])
+    return found
+
+
+def check_slq(device: torch.device, backend: str) -> Iterator[Check]:
+    """A few steps of `slq` on every block with an fp32 and a bf16 basis."""
+    exact = _moments(CPU, "torch", precision="fp64")
+    for basis in ("fp32", "bf16"):
+        found, plain = (_moments(device, name, basis=basis) for name in (backend, "torch"))
+        error, limit = worst((found[name], plain[name], exact[name]) for name in exact)
+        yield Check(f"{backend} slq, {basis} basis", error, limit + _QUADRATURE_ROUNDING, note=f"{len(exact)} blocks")
+
+
+def check_no_wait(device: torch.device, backend: str) -> Iterator[Check]:
+    """Whether the host waits for the device inside a Lanczos step on kept graphs; reported, not fatal."""
+    name = f"{backend} Lanczos step waits for the device"
+    if device.type != "cuda":
+        yield Check(name, 0, 0, note=f"there is nothing to wait for on {device}", fatal=False)
+        return
+    with using(backend):
+        step = _lanczos(device)
+        step()  # builds the graphs, compiles the kernels
+        step()
+        torch.cuda.synchronize(device)
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            step()
+            waited = ""
+        except Exception as error:  # the engine puts PyTorch's errors into words of its own
+            waited = str(error).strip().partition("\n")[0]
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+    yield Check(name, float(bool(waited)), 0, note=waited, fatal=False)
+
+
+def _lanczos(device: torch.device) -> Callable[[], int]:
+    """One step of all streams, where the host does not look at the results."""
+    job = gpt_job("tiny", device)
+    operator = he.HessianOperator(job.model, he.losses.causal_lm, job.patterns, data=job.data)
+    starts = {
+        block: {k: probe(0, block, k, numel, "rademacher", operator.dtype) for k in range(PROBES)}
+        for block, numel in operator.numel.items()
+    }
+    settings = LanczosSettings(50, "full", torch.float32)
+    return BatchedLanczos(operator.sweep, starts, settings, operator.dtype, operator.device, look_every=50).step
