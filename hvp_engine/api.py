@@ -22,9 +22,9 @@ from hvp_engine.blocks import BlockSpec, Part
 from hvp_engine.checkpoint import Checkpoint, refuse_foreign
 from hvp_engine.errors import ConfigurationError, OutOfMemoryError
 from hvp_engine.kernels.allocator import retained_heap
-from hvp_engine.krylov.basis import Basis
 from hvp_engine.krylov.lanczos import BatchedLanczos, LanczosSettings, Stream
 from hvp_engine.krylov.probes import Distribution, check_distribution, probe
+from hvp_engine.krylov.waves import group_streams, stream_bytes
 from hvp_engine.objective import Loss
 from hvp_engine.operators.hessian import HessianOperator
 from hvp_engine.precision import Precision
@@ -33,7 +33,6 @@ from hvp_engine.spectra import Spectra
 from hvp_engine.spectrum import Spectrum
 from hvp_engine.verify import verify
 
-_WORK_VECTORS = 3  # per stream: the newest vector gathered, its product, and a temporary
 _BASIS_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
@@ -226,25 +225,20 @@ def _waves(operator: HessianOperator, settings: LanczosSettings, probes: int, me
     """Group the streams so that each group's Lanczos vectors fit beside one micro-batch's graph."""
     budget = device_memory.budget(operator.device) + operator.held_bytes if memory is None else memory
     room = budget - operator.scheduler.working_bytes - operator.held_bytes
-    waves: list[list[Stream]] = [[]]
-    used = most = 0
-    for block, numel in operator.numel.items():
-        steps = min(settings.steps, numel)
-        need = Basis.bytes_per_stream(steps, numel, operator.dtype, settings.store_dtype)
-        need += _WORK_VECTORS * numel * operator.dtype.itemsize
-        if need > room:
-            raise OutOfMemoryError(
-                f"One stream of block {block!r} ({numel:,} parameters, {steps} steps) needs {need / 2**30:.3g} GiB; "
-                f"{max(room, 0) / 2**30:.3g} GiB are left. Use basis='bf16', reorthogonalize='none', fewer steps, "
-                "smaller blocks, or raise memory=."
-            )
-        for k in range(probes):
-            if used + need > room:
-                waves.append([])
-                used = 0
-            waves[-1].append((block, k))
-            used += need
-            most = max(most, used)
+    needs = {
+        block: stream_bytes(settings.steps, numel, operator.dtype, settings.store_dtype)
+        for block, numel in operator.numel.items()
+    }
+
+    def refuse(block: str, need: int) -> OutOfMemoryError:
+        numel = operator.numel[block]
+        return OutOfMemoryError(
+            f"One stream of block {block!r} ({numel:,} parameters, {min(settings.steps, numel)} steps) needs "
+            f"{need / 2**30:.3g} GiB; {max(room, 0) / 2**30:.3g} GiB are left. Use basis='bf16', "
+            "reorthogonalize='none', fewer steps, smaller blocks, or raise memory=."
+        )
+
+    waves, most = group_streams(needs, probes, room, refuse)
     operator.scheduler.reserve(most + operator.held_bytes)
     return waves
 

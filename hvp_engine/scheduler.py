@@ -24,10 +24,10 @@ from hvp_engine.objective import MicroBatch, Objective, is_out_of_memory
 
 log = logging.getLogger(__name__)
 
-_GRAPH_SHARE = 0.5  # of the budget for graphs that stay; the rest is for vectors and a second backward's temporaries
-_TRANSIENT = 2.0  # a graph plus the temporaries of its passes, in units of the graph
-_BATCHED_BYTES = 24 << 20  # CPU: above this a vmapped pass leaves the caches and loses to single passes
-_BATCHED_STREAMS = 16
+GRAPH_SHARE = 0.5  # of the budget for graphs that stay; the rest is for vectors and a second backward's temporaries
+TRANSIENT = 2.0  # a graph plus the temporaries of its passes, in units of the graph
+BATCHED_BYTES = 24 << 20  # CPU: above this a vmapped pass leaves the caches and loses to single passes
+BATCHED_STREAMS = 16
 
 
 class ProductGraph(Protocol):
@@ -146,7 +146,7 @@ class Scheduler:
     @property
     def working_bytes(self) -> int:
         """What building and using one graph needs at most."""
-        return int(_TRANSIENT * self.plan.graph_bytes)
+        return int(TRANSIENT * self.plan.graph_bytes)
 
     def reserve(self, size: int) -> None:
         """Leave ``size`` bytes of the budget to the caller (Lanczos vectors)."""
@@ -212,7 +212,7 @@ class Scheduler:
         if not self._keep:
             return 0
         size = max(1, self.plan.graph_bytes)
-        return max(0, int(self.plan.budget * _GRAPH_SHARE) // size)
+        return max(0, int(self.plan.budget * GRAPH_SHARE) // size)
 
     def _choose(self) -> None:
         """Set micro-batch and streams per pass from the size of the largest batch's graph."""
@@ -228,7 +228,7 @@ class Scheduler:
                 )
             per_sample, fixed = self._measure(batch, size)
             wanted = min(size or 1, self.plan.microbatch or (size or 1))
-            while wanted > 1 and _TRANSIENT * (fixed + per_sample * wanted) > self.plan.budget:
+            while wanted > 1 and TRANSIENT * (fixed + per_sample * wanted) > self.plan.budget:
                 wanted = (wanted + 1) // 2
             if size is not None and wanted < size:
                 self._check_split(batch, size)
@@ -251,8 +251,8 @@ class Scheduler:
         )
 
     def _streams(self) -> int:
-        room = _BATCHED_BYTES if self.objective.device.type == "cpu" else self.plan.budget // 4
-        return max(1, min(_BATCHED_STREAMS, room // max(1, self.plan.graph_bytes)))
+        room = BATCHED_BYTES if self.objective.device.type == "cpu" else self.plan.budget // 4
+        return max(1, min(BATCHED_STREAMS, room // max(1, self.plan.graph_bytes)))
 
     def _measure(self, batch: object, size: int | None) -> tuple[float, float]:
         """Bytes per sample and fixed bytes, from graphs of one and two samples."""

@@ -5,18 +5,19 @@
 
 #include <stdexcept>
 
+#include "addresses.h"
 #include "dispatch.h"
 
 namespace py = pybind11;
 
 namespace {
 
-using Address = std::uintptr_t;
+using hvp::Address;
 using Release = py::call_guard<py::gil_scoped_release>;
 
-void* pointer(Address address) { return reinterpret_cast<void*>(address); }
-
-hvp::Operand input(Address address, std::int64_t batch_stride) { return {pointer(address), batch_stride}; }
+hvp::Operand input(Address address, std::int64_t batch_stride) {
+    return {hvp::at<void>(address), batch_stride};
+}
 
 hvp::ElementwiseShape shape(int type, std::int64_t batch, std::int64_t size) {
     if (type < 0 || type > 2) throw std::invalid_argument("element type must be 0, 1 or 2");
@@ -32,13 +33,13 @@ hvp::Activation activation(int kind) {
 void activation_forward(int kind, int type, std::int64_t batch, std::int64_t size, Address x,
                         std::int64_t x_stride, Address y) {
     HVP_SELECT(activation_forward)(activation(kind), shape(type, batch, size), input(x, x_stride),
-                                   pointer(y));
+                                   hvp::at<void>(y));
 }
 
 void activation_backward(int kind, int type, std::int64_t batch, std::int64_t size, Address x,
                          std::int64_t x_stride, Address g, std::int64_t g_stride, Address dx) {
     HVP_SELECT(activation_backward)
-    (activation(kind), shape(type, batch, size), input(x, x_stride), input(g, g_stride), pointer(dx));
+    (activation(kind), shape(type, batch, size), input(x, x_stride), input(g, g_stride), hvp::at<void>(dx));
 }
 
 void activation_double_backward(int kind, int type, std::int64_t batch, std::int64_t size, Address x,
@@ -46,13 +47,13 @@ void activation_double_backward(int kind, int type, std::int64_t batch, std::int
                                 std::int64_t u_stride, Address d_g, Address d_x) {
     HVP_SELECT(activation_double_backward)
     (activation(kind), shape(type, batch, size), input(x, x_stride), input(g, g_stride), input(u, u_stride),
-     pointer(d_g), pointer(d_x));
+     hvp::at<void>(d_g), hvp::at<void>(d_x));
 }
 
 void swiglu_forward(int type, std::int64_t batch, std::int64_t size, Address gate, std::int64_t gate_stride,
                     Address up, std::int64_t up_stride, Address y) {
     HVP_SELECT(swiglu_forward)
-    (shape(type, batch, size), input(gate, gate_stride), input(up, up_stride), pointer(y));
+    (shape(type, batch, size), input(gate, gate_stride), input(up, up_stride), hvp::at<void>(y));
 }
 
 void swiglu_backward(int type, std::int64_t batch, std::int64_t size, Address gate, std::int64_t gate_stride,
@@ -60,7 +61,7 @@ void swiglu_backward(int type, std::int64_t batch, std::int64_t size, Address ga
                      Address d_up) {
     HVP_SELECT(swiglu_backward)
     (shape(type, batch, size), input(gate, gate_stride), input(up, up_stride), input(g, g_stride),
-     pointer(d_gate), pointer(d_up));
+     hvp::at<void>(d_gate), hvp::at<void>(d_up));
 }
 
 void swiglu_double_backward(int type, std::int64_t batch, std::int64_t size, Address gate,
@@ -69,7 +70,8 @@ void swiglu_double_backward(int type, std::int64_t batch, std::int64_t size, Add
                             std::int64_t u_up_stride, Address d_g, Address d_gate, Address d_up) {
     HVP_SELECT(swiglu_double_backward)
     (shape(type, batch, size), input(gate, gate_stride), input(up, up_stride), input(g, g_stride),
-     input(u_gate, u_gate_stride), input(u_up, u_up_stride), pointer(d_g), pointer(d_gate), pointer(d_up));
+     input(u_gate, u_gate_stride), input(u_up, u_up_stride), hvp::at<void>(d_g), hvp::at<void>(d_gate),
+     hvp::at<void>(d_up));
 }
 
 }  // namespace

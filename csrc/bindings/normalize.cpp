@@ -6,19 +6,18 @@
 #include <stdexcept>
 #include <utility>
 
+#include "addresses.h"
 #include "dispatch.h"
 
 namespace py = pybind11;
 
 namespace {
 
-using Address = std::uintptr_t;
+using hvp::Address;
 using Input = std::pair<Address, std::int64_t>;
 using Release = py::call_guard<py::gil_scoped_release>;
 
-void* pointer(Address address) { return reinterpret_cast<void*>(address); }
-
-hvp::Operand operand(const Input& input) { return {pointer(input.first), input.second}; }
+hvp::Operand operand(const Input& input) { return {hvp::at<void>(input.first), input.second}; }
 
 hvp::NormalizeShape shape(bool centered, int type, int parameter_type, std::int64_t batch, std::int64_t rows,
                           std::int64_t size) {
@@ -40,7 +39,7 @@ void normalize_forward(bool centered, int type, int parameter_type, std::int64_t
                        std::int64_t size, double eps, Input x, Input w, Input b, Address y, Address stats) {
     HVP_SELECT(normalize_forward)
     (shape(centered, type, parameter_type, batch, rows, size), eps, operand(x), operand(w), operand(b),
-     pointer(y), pointer(stats));
+     hvp::at<void>(y), hvp::at<void>(stats));
 }
 
 void normalize_backward(bool centered, int type, int parameter_type, std::int64_t batch, std::int64_t rows,
@@ -50,8 +49,8 @@ void normalize_backward(bool centered, int type, int parameter_type, std::int64_
         throw std::invalid_argument("parameter gradients need a workspace");
     HVP_SELECT(normalize_backward)
     (shape(centered, type, parameter_type, batch, rows, size),
-     hvp::NormalizeInputs{operand(x), operand(w), operand(stats), operand(g)}, pointer(dx), pointer(dw),
-     pointer(db), pointer(workspace));
+     hvp::NormalizeInputs{operand(x), operand(w), operand(stats), operand(g)}, hvp::at<void>(dx),
+     hvp::at<void>(dw), hvp::at<void>(db), hvp::at<void>(workspace));
 }
 
 void normalize_double_backward(bool centered, int type, int parameter_type, std::int64_t batch,
@@ -65,7 +64,7 @@ void normalize_double_backward(bool centered, int type, int parameter_type, std:
     HVP_SELECT(normalize_double_backward)
     (shape(centered, type, parameter_type, batch, rows, size),
      hvp::NormalizeInputs{operand(x), operand(w), operand(stats), operand(g)}, operand(u), operand(u_w),
-     operand(u_b), pointer(d_g), pointer(d_x), pointer(d_w), pointer(workspace));
+     operand(u_b), hvp::at<void>(d_g), hvp::at<void>(d_x), hvp::at<void>(d_w), hvp::at<void>(workspace));
 }
 
 }  // namespace

@@ -54,6 +54,7 @@ target_compile_options(hvp_cuda PRIVATE --compiler-options=-Wall,-Wextra
 set_target_properties(hvp_cuda PROPERTIES CUDA_STANDARD 17 CUDA_STANDARD_REQUIRED ON CUDA_EXTENSIONS OFF
                                           CUDA_VISIBILITY_PRESET hidden CUDA_RUNTIME_LIBRARY Static)
 target_sources(_native PRIVATE csrc/bindings/cuda.cpp)
+set_source_files_properties(csrc/bindings/cuda.cpp PROPERTIES SKIP_UNITY_BUILD_INCLUSION ON)  # same names as on the CPU
 target_compile_definitions(_native PRIVATE HVP_ENGINE_WITH_CUDA)
 target_link_libraries(_native PRIVATE hvp_cuda CUDA::cudart_static)
 set_target_properties(_native PROPERTIES LINKER_LANGUAGE CXX)

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
 
-from hvp_engine.api import _WORK_VECTORS
 from hvp_engine.errors import OutOfMemoryError
-from hvp_engine.krylov.basis import Basis
+from hvp_engine.krylov.waves import group_streams, stream_bytes
 from hvp_engine.precision import Precision, working_dtype
-from hvp_engine.scheduler import _BATCHED_BYTES, _BATCHED_STREAMS, _GRAPH_SHARE, _TRANSIENT
+from hvp_engine.scheduler import BATCHED_BYTES, BATCHED_STREAMS, GRAPH_SHARE, TRANSIENT
 
 BasisName = Literal["fp32", "bf16"]
 
@@ -51,10 +51,8 @@ class Job:
 
     def stream_bytes(self, block: str, basis: BasisName) -> int:
         """Lanczos vectors of one stream, work vectors included."""
-        numel, dtype = self.numel[block], working_dtype(self.precision)
-        steps = min(self.steps, numel)
-        kept = Basis.bytes_per_stream(steps, numel, dtype, self.store_dtype(basis))
-        return kept + _WORK_VECTORS * numel * dtype.itemsize
+        dtype = working_dtype(self.precision)
+        return stream_bytes(self.steps, self.numel[block], dtype, self.store_dtype(basis))
 
 
 @dataclass(frozen=True)
@@ -107,9 +105,9 @@ def choose_microbatch(job: Job, graph: GraphSize, budget: int, microbatch: int |
         OutOfMemoryError: Not even one sample fits.
     """
     wanted = job.samples if microbatch is None or job.samples is None else min(job.samples, microbatch)
-    while wanted is not None and wanted > 1 and _TRANSIENT * graph.of(wanted) > budget:
+    while wanted is not None and wanted > 1 and TRANSIENT * graph.of(wanted) > budget:
         wanted = (wanted + 1) // 2
-    need = int(_TRANSIENT * graph.of(wanted))
+    need = int(TRANSIENT * graph.of(wanted))
     if need > budget:
         raise OutOfMemoryError(
             f"No setting fits: the gradient graph of the smallest micro-batch and its temporaries need about "
@@ -134,21 +132,21 @@ def fit(job: Job, graph: GraphSize, budget: int, basis: BasisName, microbatch: i
         OutOfMemoryError: One stream of a block does not fit.
     """
     size = graph.of(microbatch)
-    working = int(_TRANSIENT * size)
+    working = int(TRANSIENT * size)
     waves, largest = _waves(job, budget - working, basis)
     left = max(working, budget - largest)
     pieces = 1 if job.samples is None or microbatch is None else math.ceil(job.samples / microbatch)
     microbatches = math.ceil(job.batches) * pieces
     equal = job.batches * (1.0 if job.samples is None or microbatch is None else job.samples / microbatch)
-    room = _BATCHED_BYTES if on_cpu else budget // 4
+    room = BATCHED_BYTES if on_cpu else budget // 4
     return Setting(
         microbatch=microbatch,
         microbatches=microbatches,
         share=equal / microbatches,
         precision=job.precision,
         basis=basis,
-        streams_per_pass=max(1, min(_BATCHED_STREAMS, room // max(1, size), job.probes)),
-        kept_graphs=min(microbatches, int(left * _GRAPH_SHARE) // max(1, size)),
+        streams_per_pass=max(1, min(BATCHED_STREAMS, room // max(1, size), job.probes)),
+        kept_graphs=min(microbatches, int(left * GRAPH_SHARE) // max(1, size)),
         waves=waves,
         graph_bytes=size,
         vector_bytes=largest,
@@ -158,25 +156,18 @@ def fit(job: Job, graph: GraphSize, budget: int, basis: BasisName, microbatch: i
 
 def _waves(job: Job, room: int, basis: BasisName) -> tuple[tuple[dict[str, int], ...], int]:
     """Streams per block of every wave, and the bytes of the largest one."""
-    waves: list[dict[str, int]] = [{}]
-    used = largest = 0
-    for block in job.numel:
-        need = job.stream_bytes(block, basis)
-        if need > room:
-            raise OutOfMemoryError(
-                f"No setting fits: one stream of block {block!r} ({job.numel[block]:,} parameters, "
-                f"{min(job.steps, job.numel[block])} steps, {basis} basis) needs {_gib(need)} GiB beside the gradient "
-                f"graph, which leaves {_gib(max(room, 0))} GiB. Use fewer steps, reorthogonalize='none', smaller "
-                "blocks, a smaller micro-batch, or a device with more memory."
-            )
-        for _ in range(job.probes):
-            if used + need > room:
-                waves.append({})
-                used = 0
-            waves[-1][block] = waves[-1].get(block, 0) + 1
-            used += need
-            largest = max(largest, used)
-    return tuple(waves), largest
+    needs = {block: job.stream_bytes(block, basis) for block in job.numel}
+
+    def refuse(block: str, need: int) -> OutOfMemoryError:
+        return OutOfMemoryError(
+            f"No setting fits: one stream of block {block!r} ({job.numel[block]:,} parameters, "
+            f"{min(job.steps, job.numel[block])} steps, {basis} basis) needs {_gib(need)} GiB beside the gradient "
+            f"graph, which leaves {_gib(max(room, 0))} GiB. Use fewer steps, reorthogonalize='none', smaller "
+            "blocks, a smaller micro-batch, or a device with more memory."
+        )
+
+    waves, largest = group_streams(needs, job.probes, room, refuse)
+    return tuple(dict(Counter(block for block, _ in wave)) for wave in waves), largest
 
 
 def _gib(size: float) -> str:

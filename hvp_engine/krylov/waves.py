@@ -1,0 +1,53 @@
+"""Which streams run together when the Lanczos vectors of all of them do not fit into memory."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import torch
+
+from hvp_engine.krylov.basis import Basis
+
+WORK_VECTORS = 3  # per stream: the newest vector gathered, its product, and a temporary
+
+
+def stream_bytes(steps: int, numel: int, dtype: torch.dtype, store_dtype: torch.dtype | None) -> int:
+    """Memory that one stream takes: its basis and its work vectors.
+
+    Args:
+        steps: Lanczos steps asked for; a stream takes at most ``numel``.
+        numel: Length of its vectors.
+        dtype: Working dtype.
+        store_dtype: Dtype of the kept vectors; None where two are kept.
+    """
+    kept = Basis.bytes_per_stream(min(steps, numel), numel, dtype, store_dtype)
+    return kept + WORK_VECTORS * numel * dtype.itemsize
+
+
+def group_streams(
+    needs: Mapping[str, int], probes: int, room: int, refuse: Callable[[str, int], Exception]
+) -> tuple[list[list[tuple[str, int]]], int]:
+    """Groups (block, probe) pairs, in order, so that each group fits.
+
+    Args:
+        needs: Bytes of one stream by block.
+        probes: Streams per block.
+        room: Bytes that a group may take.
+        refuse: Makes the error for a block, and its need, of which not even one stream fits.
+
+    Returns:
+        The groups, and the bytes of the largest one.
+    """
+    waves: list[list[tuple[str, int]]] = [[]]
+    used = most = 0
+    for block, need in needs.items():
+        if need > room:
+            raise refuse(block, need)
+        for k in range(probes):
+            if used + need > room:
+                waves.append([])
+                used = 0
+            waves[-1].append((block, k))
+            used += need
+            most = max(most, used)
+    return waves, most
