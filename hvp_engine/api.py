@@ -138,7 +138,7 @@ def slq(
         "reorthogonalize": reorthogonalize,
         "basis": str(store).removeprefix("torch."),
         "head_curvature": head_curvature,
-        "blocks": {name: [_describe(p) for p in b.parts] for name, b in operator.partition.blocks.items()},
+        "blocks": _described(operator),
     }
     identity = {**config, **_digests(operator)}
     run = None if out is None else Path(out)
@@ -266,6 +266,11 @@ def _verified(operator: HessianOperator) -> dict[str, Any]:
     _, batch = next(iter(operator.objective.batches()))
     measured = asdict(verify(operator.objective, operator.partition, batch))
     return {key: None if isinstance(value, float) and math.isnan(value) else value for key, value in measured.items()}
+
+
+def _described(operator: HessianOperator) -> dict[str, list[str]]:
+    """The blocks in words that two runs can compare."""
+    return {name: [_describe(part) for part in block.parts] for name, block in operator.partition.blocks.items()}
 
 
 def _describe(part: Part) -> str:

@@ -133,3 +133,14 @@ def symmetric(eigenvalues: Tensor, seed: int = 0) -> Tensor:
     q, _ = torch.linalg.qr(torch.randn(n, n, generator=generator, dtype=torch.float64))
     matrix = (q * eigenvalues.double()) @ q.T
     return (matrix + matrix.T) / 2
+
+
+def same_dtype_projection(basis: Tensor, vector: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """Two-pass Gram-Schmidt as one writes it in PyTorch, in the vector's own dtype."""
+    rows = basis[:count].to(vector.dtype)
+    total = torch.zeros(count, dtype=vector.dtype)
+    for _ in range(2):
+        dots = rows @ vector
+        vector = vector - rows.T @ dots
+        total += dots
+    return vector, total

@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from hvp_engine.errors import ConfigurationError
 from hvp_engine.ops.head_curvature import HeadCurvature
 from hvp_engine.ops.linear_cross_entropy import linear_cross_entropy
 
@@ -128,7 +129,7 @@ class HeadLogits(Tensor):
     @classmethod
     def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # type: ignore[override]
         """Refuses code that looks past `__torch_function__`: the logits have no storage."""
-        raise NotImplementedError(
+        raise ConfigurationError(
             f"{func} reached the uncomputed logits of a fused head past torch functions; pass it logits.clone(), or do "
             "not fuse the head."
         )

@@ -5,21 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 from cuda_cases import BASIS_DTYPES, ORDERS, VECTOR_DTYPES, streams
+from problems import same_dtype_projection
 
 from hvp_engine.kernels.reorthogonalize import reorthogonalize_ref
 
 RAGGED = [(1, 0), (2, 1), (31, 7), (129, 33), (4097, 5), (9000, 12), (600, 64)]
-
-
-def same_dtype_projection(basis, vector, count):
-    """Two-pass Gram-Schmidt as one writes it in PyTorch, in the vector's own dtype."""
-    rows = basis[:count].to(vector.dtype)
-    total = torch.zeros(count, dtype=vector.dtype)
-    for _ in range(2):
-        dots = rows @ vector
-        vector = vector - rows.T @ dots
-        total += dots
-    return vector, total
 
 
 @pytest.mark.parametrize("basis_dtype", BASIS_DTYPES)

@@ -4,9 +4,11 @@ import functools
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
+from problems import same_dtype_projection
 
 from hvp_engine.errors import ConfigurationError
 from hvp_engine.kernels.loader import native
@@ -52,17 +54,6 @@ def all_results():
             bases, vectors, counts = make_streams(basis_dtype, vector_dtype, sizes=(1, 17, 129, 4097, 16385))
             results += [*reorthogonalize(bases, vectors, counts), *vectors]
     return results
-
-
-def same_dtype_projection(basis, vector, count):
-    """Two-pass Gram-Schmidt as one writes it in PyTorch, in the vector's own dtype."""
-    rows = basis[:count].to(vector.dtype)
-    total = torch.zeros(count, dtype=vector.dtype)
-    for _ in range(2):
-        dots = rows @ vector
-        vector = vector - rows.T @ dots
-        total += dots
-    return vector, total
 
 
 @pytest.mark.parametrize("basis_dtype", BASIS_DTYPES)
@@ -185,14 +176,15 @@ def test_a_single_row_may_have_any_stride_and_count_may_be_zero_everywhere():
 
 def test_every_instruction_set_gives_the_same_result(tmp_path):
     code = (
-        "import sys, torch; sys.path.insert(0, sys.argv[1])\n"
+        "import sys, torch; sys.path[:0] = sys.argv[2:]\n"
         "from test_reorthogonalize import all_results\n"
-        "torch.save(all_results(), sys.argv[2])"
+        "torch.save(all_results(), sys.argv[1])"
     )
     expected = all_results()
     for isa in ("baseline", "avx2", "avx512")[: ("baseline", "avx2", "avx512").index(native.isa())]:
         file = tmp_path / isa
-        command = [sys.executable, "-c", code, os.path.dirname(__file__), str(file)]
+        here = Path(__file__).parent
+        command = [sys.executable, "-c", code, str(file), str(here), str(here.parent)]
         environment = {**os.environ, "HVP_ENGINE_ISA": isa, "OMP_NUM_THREADS": "2"}
         subprocess.run(command, env=environment, check=True, timeout=120)
         for found, wanted in zip(torch.load(file), expected, strict=True):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from problems import same_dtype_projection
 
 from hvp_engine.kernels import reorthogonalize as dispatch
 from hvp_engine.kernels.reorthogonalize import Projection, reorthogonalize_ref
@@ -31,17 +32,6 @@ def project(guard, bases, vectors, counts):
     guard.reach(*(b[:c] for b, c in zip(bases, counts, strict=True)), *vectors)
     table = dispatch.stream_table(bases, vectors, counts)
     return Projection(*reorthogonalize_triton(table, vectors[0].device))
-
-
-def same_dtype_projection(basis, vector, count):
-    """Two-pass Gram-Schmidt as one writes it in PyTorch, in the vector's own dtype."""
-    rows = basis[:count].to(vector.dtype)
-    total = torch.zeros(count, dtype=vector.dtype)
-    for _ in range(2):
-        dots = rows @ vector
-        vector = vector - rows.T @ dots
-        total += dots
-    return vector, total
 
 
 @pytest.mark.parametrize("basis_dtype", BASIS_DTYPES)
