@@ -200,6 +200,19 @@ def softmax_backward(
 def softmax_double_backward(
     dtype: int, p: int, g: int, u: int, rows: int, base_rows: int, columns: int, wrt_input: int, wrt_g: int, /
 ) -> None: ...
+def softmax_tangent(
+    dtype: int,
+    logits: int,
+    row_stride: int,
+    norm: int,
+    factor: int,
+    center: int,
+    rows: int,
+    columns: int,
+    tangent: int,
+    totals: int,
+    /,
+) -> None: ...
 def embedding_backward(
     dtype: int,
     order: int,

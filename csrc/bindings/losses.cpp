@@ -50,6 +50,16 @@ void softmax_double_backward(int dtype, Address p, Address g, Address u, std::in
      at<void>(wrt_input), at<void>(wrt_g));
 }
 
+void softmax_tangent(int dtype, Address logits, std::int64_t row_stride, Address norm, Address factor,
+                     Address center, std::int64_t rows, std::int64_t columns, Address tangent,
+                     Address totals) {
+    check_sizes({row_stride, rows, columns});
+    py::gil_scoped_release release;
+    HVP_SELECT(softmax_tangent)
+    (checked_dtype(dtype), at<const void>(logits), row_stride, at<const void>(norm), at<const void>(factor),
+     at<const void>(center), rows, columns, at<void>(tangent), at<double>(totals));
+}
+
 void embedding_backward(int dtype, Address order, Address sorted_rows, std::int64_t tokens, Address grad,
                         std::int64_t table_rows, std::int64_t columns, Address table) {
     check_sizes({tokens, table_rows, columns});
@@ -93,6 +103,7 @@ void register_losses(py::module_& m) {
     m.def("softmax_forward", &softmax_forward);
     m.def("softmax_backward", &softmax_backward);
     m.def("softmax_double_backward", &softmax_double_backward);
+    m.def("softmax_tangent", &softmax_tangent);
     m.def("embedding_backward", &embedding_backward);
     m.def("pair_products", &pair_products);
     m.def("pack_covariance", &pack_covariance);

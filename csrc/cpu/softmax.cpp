@@ -107,7 +107,48 @@ void double_backward(const T* probabilities, const T* upstream, const T* cotange
     }
 }
 
+// Sums of rounded terms in the accumulator type are short (kBlock), their sum is a double.
+template <class T>
+void tangent_rows(const T* logits, std::int64_t row_stride, const Acc<T>* norm, const Acc<T>* factor,
+                  const Acc<T>* center, std::int64_t rows, std::int64_t columns, T* tangent, double* totals) {
+    using A = Acc<T>;
+#pragma omp parallel for schedule(static)
+    for (std::int64_t r = 0; r < rows; ++r) {
+        const T* z = logits + r * row_stride;
+        T* t = tangent + r * columns;
+        const A f = factor[r], shift = norm[2 * r], mean = center[r];
+        if (f == 0) {  // whatever the logits are: zero times infinity is no number
+            for (std::int64_t c = 0; c < columns; ++c) store(t + c, 0);
+            continue;
+        }
+        double total = 0;
+        for (std::int64_t b = 0; b < columns; b = block_end(b, columns)) {
+            const std::int64_t e = block_end(b, columns);
+            A sum = 0;
+#pragma omp simd reduction(+ : sum)
+            for (std::int64_t c = b; c < e; ++c) {
+                const A value = f * simd::exp_nonpositive(load(z + c) - shift) * (load(t + c) - mean);
+                store(t + c, value);
+                sum += value;
+            }
+            total += sum;
+        }
+        totals[r] += total;
+    }
+}
+
 }  // namespace
+
+void softmax_tangent(Dtype dtype, const void* logits, std::int64_t row_stride, const void* norm,
+                     const void* factor, const void* center, std::int64_t rows, std::int64_t columns,
+                     void* tangent, double* totals) {
+    with_dtype(dtype, [&](auto element) {
+        using T = decltype(element);
+        tangent_rows<T>(static_cast<const T*>(logits), row_stride, static_cast<const Acc<T>*>(norm),
+                        static_cast<const Acc<T>*>(factor), static_cast<const Acc<T>*>(center), rows, columns,
+                        static_cast<T*>(tangent), totals);
+    });
+}
 
 void softmax_forward(Dtype dtype, const void* input, std::int64_t rows, std::int64_t columns, void* output) {
     with_dtype(dtype, [&](auto element) {

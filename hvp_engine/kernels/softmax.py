@@ -7,7 +7,7 @@ from torch import Tensor
 from hvp_engine.kernels.loader import native
 from hvp_engine.kernels.tensors import address, dtype_number, triton_kernels
 
-__all__ = ["softmax_backward", "softmax_double_backward", "softmax_forward"]
+__all__ = ["softmax_backward", "softmax_double_backward", "softmax_forward", "softmax_tangent", "softmax_tangent_ref"]
 
 
 def softmax_forward(x: Tensor, out: Tensor) -> None:
@@ -47,4 +47,41 @@ def softmax_double_backward(p: Tensor, g: Tensor, u: Tensor, wrt_x: Tensor | Non
         columns,
         address(wrt_x),
         address(wrt_g),
+    )
+
+
+def softmax_tangent_ref(logits: Tensor, norm: Tensor, factor: Tensor, center: Tensor, tangent: Tensor) -> Tensor:
+    """Plain PyTorch reference of `softmax_tangent`; returns the product."""
+    return factor[:, None] * (logits - norm[:, :1]).exp() * (tangent - center[:, None])
+
+
+def softmax_tangent(
+    logits: Tensor, norm: Tensor, factor: Tensor, center: Tensor, tangent: Tensor, totals: Tensor
+) -> None:
+    """Turns some columns of a tangent of the logits into those of the softmax's, around a given mean.
+
+    Args:
+        logits: Columns of the logits (R, C); rows may be apart, columns not.
+        norm: Of the whole rows (R, 2): largest logit m and 1 / sum(exp(z - m)), accumulator type.
+        factor: Factors (R), accumulator type, the softmax's 1 / sum among them; rows with factor 0 become zero.
+        center: Mean (R) that is taken off the tangent, accumulator type.
+        tangent: Contiguous (R, C); overwritten with factor * exp(z - m) * (tangent - center).
+        totals: float64 (R), to which the sums of the new rows are added.
+    """
+    triton = triton_kernels("softmax", tangent)
+    if triton is not None:
+        triton.tangent(logits, norm, factor, center, tangent, totals)
+        return
+    rows, columns = tangent.shape
+    native.softmax_tangent(
+        dtype_number(tangent.dtype),
+        address(logits),
+        logits.stride(0),
+        address(norm),
+        address(factor),
+        address(center),
+        rows,
+        columns,
+        address(tangent),
+        address(totals),
     )

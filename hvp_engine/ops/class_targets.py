@@ -41,14 +41,20 @@ class ClassTargets:
         count = logits.shape[0] if rows is None else rows
         return CrossEntropyRows(logits, target, class_weight, count, self.ignore_index, self.label_smoothing)
 
+    def hit(self, target: Tensor, class_weight: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Returns the factor (R) of each row's own class, zero if ignored, and that class (R), then 0."""
+        kept = target != self.ignore_index
+        index = target.where(kept, 0)
+        factor = kept if class_weight is None else class_weight[index].where(kept, 0)
+        return (1.0 - self.label_smoothing) * factor, index
+
     def mass(self, target: Tensor, class_weight: Tensor | None, classes: int) -> Tensor:
         """Returns the factor (R) of the softmax in each row's gradient: 1 unless weighted or ignored."""
         kept = target != self.ignore_index
         if class_weight is None:
             return kept
-        hit = class_weight[target.where(kept, 0)]
         spread = self.label_smoothing / classes * class_weight.sum()
-        return ((1.0 - self.label_smoothing) * hit + spread).where(kept, 0)
+        return (self.hit(target, class_weight)[0] + spread).where(kept, 0)
 
     def check(self, target: Tensor, classes: int) -> None:
         """Raises ConfigurationError for the first target that is neither a class nor `ignore_index`."""

@@ -14,6 +14,7 @@ from hvp_engine.ops.batched_function import BatchedFunction, raise_third_derivat
 from hvp_engine.ops.batching import fold_rows, tensor_arguments, vmap_by_loop, wanted_gradients
 from hvp_engine.ops.chunked_head import Head, Tangents, Wanted, head_backward, head_forward, head_hvp
 from hvp_engine.ops.class_targets import ClassTargets, check_options, check_targets, reduce_rows
+from hvp_engine.ops.panel_head import head_hidden_hvp, mean_weights
 
 if TYPE_CHECKING:
     from hvp_engine.ops.head_curvature import HeadCurvature
@@ -86,6 +87,7 @@ class _Forward(BatchedFunction):
             logits,
             target,
             class_weight,
+            None,
             *_as_directions(tangents[:3]),
             ctx.options,
             None,
@@ -116,7 +118,7 @@ def _as_directions(cotangents: Any) -> list[Tensor | None]:
 
 
 class _Backward(BatchedFunction):
-    """Gradients wrt hidden, weight and bias; empty where not wanted."""
+    """Gradients wrt hidden, weight and bias; empty where not wanted. Mean weights come along for the derivative."""
 
     @staticmethod
     def forward(
@@ -131,19 +133,20 @@ class _Backward(BatchedFunction):
         options: ClassTargets,
         curvature: HeadCurvature | None,
         wanted: Wanted,
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         kept = logits if logits.shape[0] > 0 else None
         head = Head(hidden, weight, bias, target, class_weight, options, kept)
-        return head_backward(head, norm, scale, wanted)
+        grads = head_backward(head, norm, scale, wanted)
+        return *grads, mean_weights(head, scale, grads[0]) if wanted.hidden else norm.new_empty(0, hidden.shape[1])
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
         ctx.options, ctx.curvature, ctx.wanted = inputs[8:]
-        flags = (ctx.wanted.hidden, ctx.wanted.weight, ctx.wanted.bias)
+        flags = (ctx.wanted.hidden, ctx.wanted.weight, ctx.wanted.bias, False)
         ctx.mark_non_differentiable(*(out for out, flag in zip(output, flags, strict=True) if not flag))
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(*inputs[:8])
-        ctx.save_for_forward(*inputs[:8])
+        ctx.save_for_backward(*inputs[:8], output[3])
+        ctx.save_for_forward(*inputs[:8], output[3])
         ctx.is_tensor = tensor_arguments(inputs)
 
     @staticmethod
@@ -152,7 +155,7 @@ class _Backward(BatchedFunction):
         wanted = Wanted(needs[0], needs[1], needs[2], slope=needs[3])
         if all(g is None for g in grads) or not any(needs[:4]):
             return (None,) * 11
-        parts = _Hvp.apply(*ctx.saved_tensors, *_as_directions(grads), ctx.options, ctx.curvature, wanted)
+        parts = _Hvp.apply(*ctx.saved_tensors, *_as_directions(grads[:3]), ctx.options, ctx.curvature, wanted)
         parts = tuple(part.squeeze(0) for part in parts)
         slope = parts[3] if wanted.slope else None
         return (*_only_wanted(parts, wanted), slope, *(None,) * 7)
@@ -165,10 +168,10 @@ class _Backward(BatchedFunction):
             parts = _Hvp.apply(*saved, *_as_directions(tangents[:3]), ctx.options, ctx.curvature, ctx.wanted)
             total = list(_only_wanted(tuple(part.squeeze(0) for part in parts), ctx.wanted))
         if tangents[3] is not None:
-            rest = _Backward.apply(*saved[:3], tangents[3], *saved[4:], ctx.options, ctx.curvature, ctx.wanted)
+            rest = _Backward.apply(*saved[:3], tangents[3], *saved[4:8], ctx.options, ctx.curvature, ctx.wanted)
             parts = _only_wanted(rest, ctx.wanted)
             total = [b if a is None or b is None else a + b for a, b in zip(total, parts, strict=True)]
-        return tuple(total)
+        return *total, None
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[Any, Any]:
@@ -196,6 +199,7 @@ class _Hvp(BatchedFunction):
         logits: Tensor,
         target: Tensor,
         class_weight: Tensor | None,
+        mean_weight: Tensor | None,
         hidden_t: Tensor | None,
         weight_t: Tensor | None,
         bias_t: Tensor | None,
@@ -205,13 +209,16 @@ class _Hvp(BatchedFunction):
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         count = next(t.shape[0] for t in (hidden_t, weight_t, bias_t) if t is not None)
         hidden_only = weight_t is None and bias_t is None and wanted == Wanted(True, False, False)
-        if curvature is not None and hidden_t is not None and hidden_only:
-            row_weight = scale * options.mass(target, class_weight, weight.shape[0]).to(scale.dtype)
-            empty = weight.new_empty(count, 0)
-            product = curvature.matvec(hidden_t, row_weight).to(hidden.dtype)
-            return product, empty, empty.clone(), scale.new_empty(count, 0)
         kept = logits if logits.shape[0] > 0 else None
         head = Head(hidden, weight, bias, target, class_weight, options, kept)
+        if hidden_t is not None and hidden_only and mean_weight is not None:
+            row_weight = scale * options.mass(target, class_weight, weight.shape[0]).to(scale.dtype)
+            if curvature is None:
+                product = head_hidden_hvp(head, norm, row_weight, mean_weight, hidden_t)
+            else:
+                product = curvature.matvec(hidden_t, row_weight).to(hidden.dtype)
+            empty = weight.new_empty(count, 0)
+            return product, empty, empty.clone(), scale.new_empty(count, 0)
         return head_hvp(head, norm, scale, Tangents(hidden_t, weight_t, bias_t), count, wanted)
 
     @staticmethod
@@ -229,13 +236,13 @@ class _Hvp(BatchedFunction):
     @staticmethod
     def vmap(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[Any, Any]:
         size = info.batch_size
-        if any(dim is not None for dim in in_dims[:8]):
-            return vmap_by_loop(_Hvp.apply, size, in_dims, _without_curvature(args, in_dims, 12))
+        if any(dim is not None for dim in in_dims[:9]):
+            return vmap_by_loop(_Hvp.apply, size, in_dims, _without_curvature(args, in_dims, 13))
         directions = [
             None if t is None else (t.expand(size, *t.shape) if dim is None else t.movedim(dim, 0)).flatten(0, 1)
-            for t, dim in zip(args[8:11], in_dims[8:11], strict=True)
+            for t, dim in zip(args[9:12], in_dims[9:12], strict=True)
         ]
-        parts = _Hvp.apply(*args[:8], *directions, *args[11:])
+        parts = _Hvp.apply(*args[:9], *directions, *args[12:])
         return tuple(part.unflatten(0, (size, -1)) for part in parts), (0, 0, 0, 0)
 
 

@@ -7,7 +7,7 @@ import torch
 from derivative_checks import DTYPES, SIZES, check_against_plain, check_reverse_derivatives, same_bits_twice, strided
 from loss_checks import check_derivatives
 
-from hvp_engine.ops import chunked_head
+from hvp_engine.ops import chunked_head, panel_head
 from hvp_engine.ops.cross_entropy import cross_entropy, cross_entropy_ref
 from hvp_engine.ops.linear_cross_entropy import linear_cross_entropy, linear_cross_entropy_ref
 
@@ -98,6 +98,18 @@ def test_the_chunked_head_equals_plain_pytorch(monkeypatch, options, dtype):
             torch.testing.assert_close(a, b, rtol=2e-2, atol=2e-2)
         return
     check_against_plain(fused, plain, [x.to(dtype) for x in inputs])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_panelled_head_equals_plain_pytorch(monkeypatch, dtype):
+    monkeypatch.setattr(panel_head, "MIN_ROWS", 8)
+    monkeypatch.setattr(panel_head, "PANEL_BYTES", 1)
+    monkeypatch.setattr(panel_head, "PANEL_CLASSES", 48)
+    target = targets(20, 131, OPTIONS[3])
+    head = [torch.randn(131, 9), torch.randn(131)]
+    losses = [bind(f, 131, target, OPTIONS[3]) for f in (linear_cross_entropy, linear_cross_entropy_ref)]
+    fused, plain = (lambda h, f=f: f(h, *(t.to(h.dtype) for t in head)) for f in losses)
+    check_against_plain(fused, plain, [strided(20, 9).to(dtype)])
 
 
 def test_the_chunked_heads_derivatives_are_those_of_finite_differences():

@@ -7,6 +7,7 @@ import torch
 from derivative_checks import DTYPES, SIZES, check_against_plain, same_bits_twice, strided
 from loss_checks import check_derivatives
 
+from hvp_engine.kernels.softmax import softmax_tangent, softmax_tangent_ref
 from hvp_engine.ops.softmax import softmax, softmax_ref
 
 pytestmark = [
@@ -39,3 +40,20 @@ def test_infinities_are_those_of_pytorch():
 
 def test_two_runs_give_the_same_bits():
     assert same_bits_twice(softmax, [torch.randn(5, 131)])
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("columns", SIZES)
+def test_tangents_around_a_given_mean(columns, dtype):
+    wide = torch.float64 if dtype == torch.float64 else torch.float32
+    logits = (3 * torch.randn(5, columns + 3)).to(dtype)[:, 1 : columns + 1]
+    norm = torch.stack([logits.to(wide).amax(1), torch.rand(5, dtype=wide)], 1)
+    factor, center = torch.randn(2, 5, dtype=wide)
+    factor[3], logits[3] = 0.0, float("inf")
+    tangent, totals = torch.randn(5, columns).to(dtype), torch.randn(5, dtype=torch.float64)
+    expected = softmax_tangent_ref(logits.to(wide), norm, factor, center, tangent.to(wide))
+    expected[3] = 0.0
+    sums = totals + expected.double().sum(1)
+    softmax_tangent(logits, norm, factor, center, tangent, totals)
+    torch.testing.assert_close(tangent, expected.to(dtype))
+    torch.testing.assert_close(totals, sums, rtol=1e-5, atol=1e-5)

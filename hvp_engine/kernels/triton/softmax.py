@@ -1,4 +1,4 @@
-"""Softmax rows: forward, backward, and both gradients of the backward; a program owns its rows."""
+"""Softmax rows: forward, backward, both gradients of the backward, and tangents; a program owns its rows."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ import triton.language as tl
 from torch import Tensor
 
 from hvp_engine.kernels.triton.resource_case import ResourceCase
-from hvp_engine.kernels.triton.rows import ELEMENTS, launch, load_wide, softmax_norm, tile_of, variant
+from hvp_engine.kernels.triton.rows import ELEMENTS, launch, load_wide, softmax_norm, tile_of, variant, wide
 
-__all__ = ["backward", "double_backward", "forward", "resource_cases"]
+__all__ = ["backward", "double_backward", "forward", "resource_cases", "tangent"]
 
 
 @triton.jit
@@ -82,6 +82,38 @@ def softmax_double_backward(
             tl.store(wrt_x + at + column, prob * (a * b - covariance[:, None]), mask=stored)
 
 
+@triton.jit
+def softmax_tangent(
+    logits,
+    norm,
+    factor,
+    center,
+    tangent,
+    totals,
+    row_stride,
+    rows,
+    columns,
+    BLOCK_ROWS: tl.constexpr,
+    BLOCK_COLUMNS: tl.constexpr,
+):
+    row = tl.program_id(0).to(tl.int64) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
+    stored = row < rows
+    row = tl.minimum(row, rows - 1)
+    f = tl.load(factor + row)
+    shift = tl.load(norm + 2 * row)[:, None]
+    mean = tl.load(center + row)[:, None]
+    total = tl.zeros((BLOCK_ROWS, BLOCK_COLUMNS), tl.float64)
+    for start in range(0, columns, BLOCK_COLUMNS):
+        column = start + tl.arange(0, BLOCK_COLUMNS)[None, :]
+        mask = column < columns
+        prob = tl.exp(load_wide(logits + row[:, None] * row_stride + column, mask, -float("inf")) - shift)
+        value = f[:, None] * prob * (load_wide(tangent + row[:, None] * columns + column, mask) - mean)
+        value = tl.where((f != 0)[:, None] & mask, value, 0.0)
+        tl.store(tangent + row[:, None] * columns + column, value, mask=stored[:, None] & mask)
+        total += value.to(tl.float64)
+    tl.store(totals + row, tl.load(totals + row) + tl.sum(total, 1), mask=stored)
+
+
 def forward(x: Tensor, out: Tensor) -> None:
     """Fills `out` with the softmax of rows (R, C)."""
     rows, columns = x.shape
@@ -105,6 +137,18 @@ def double_backward(p: Tensor, g: Tensor, u: Tensor, wrt_x: Tensor | None, wrt_g
     launch(softmax_double_backward, triton.cdiv(rows, tile.rows), *arguments, num_warps=tile.warps)
 
 
+def tangent(logits: Tensor, norm: Tensor, factor: Tensor, center: Tensor, tangent: Tensor, totals: Tensor) -> None:
+    """Overwrites `tangent` (R, C) and adds to `totals` (R); see `hvp_engine.kernels.softmax`."""
+    rows, columns = tangent.shape
+    tile = tile_of(rows, columns, 2048)
+    arguments = (logits, norm, factor, center, tangent, totals, logits.stride(0), rows, columns, *tile)
+    launch(softmax_tangent, triton.cdiv(rows, tile.rows), *arguments, num_warps=tile.warps)
+
+
+def _tangent_pointers(element: str) -> dict[str, str]:
+    return {"logits tangent": element, "norm factor center": wide(element), "totals": "fp64"}
+
+
 def resource_cases() -> list[ResourceCase]:
     """Declares the variants with the widest tiles."""
     tiles = {"BLOCK_ROWS": 1, "BLOCK_COLUMNS": 4096}
@@ -116,5 +160,6 @@ def resource_cases() -> list[ResourceCase]:
             variant(softmax_forward, element, {"x out": element}, smaller, num_warps=8),
             variant(softmax_backward, element, {"p g out": element}, tiles, num_warps=8),
             variant(softmax_double_backward, element, {"p g u wrt_x wrt_g": element}, smaller, num_warps=8),
+            variant(softmax_tangent, element, _tangent_pointers(element), smaller, num_warps=8),
         )
     ]

@@ -1,0 +1,124 @@
+"""Second derivative of the linear head and cross-entropy wrt the hidden states, a panel of classes at a time.
+
+Along a tangent u = W v of the logits, the derivative of a token's gradient is W' p (u - <p, u>), which needs the
+mean <p, u> over all classes before any of them can be finished: two passes over tokens x classes. But that mean is
+also <W'p, v>, and the mean weight W'p is known from the gradient. So a panel of classes goes through both products
+and the element-wise pass between them while it is in cache, and the logits are all that is read from memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from hvp_engine.kernels.softmax import softmax_tangent
+from hvp_engine.kernels.tensors import accumulator
+from hvp_engine.ops.chunked_head import Head
+
+__all__ = ["head_hidden_hvp", "mean_weights"]
+
+# A panel of tangents stays in a last-level cache; narrower ones make slower products (benchmarks/NOTES.md).
+PANEL_BYTES = 16 * 2**20
+PANEL_CLASSES = 4096
+MIN_ROWS = 64
+
+
+def mean_weights(head: Head, scale: Tensor, grad_hidden: Tensor) -> Tensor:
+    """Recovers W'p (R, d), accumulator type, from the gradient scale (mass W'p - hit w_target - smooth sum_c w_c W_c).
+
+    Args:
+        head: The head.
+        scale: Upstream gradient (R) of the losses.
+        grad_hidden: Gradient (R, d) wrt the hidden states.
+
+    Returns:
+        The mean weights; zero for tokens without gradient, whose second derivative is zero, too.
+    """
+    classes = head.weight.shape[0]
+    mass = head.options.mass(head.target, head.class_weight, classes).to(scale.dtype)
+    hit, index = head.options.hit(head.target, head.class_weight)
+    total = grad_hidden.to(scale.dtype) / scale[:, None]
+    total.addcmul_(hit[:, None].to(scale.dtype), head.weight[index].to(scale.dtype))
+    if head.options.label_smoothing > 0:
+        spread = head.weight.sum(0, dtype=scale.dtype) if head.class_weight is None else _weighted_sum(head)
+        total.add_(spread, alpha=head.options.label_smoothing / classes)
+    return total.div_(mass[:, None]).where((scale * mass != 0)[:, None], 0)
+
+
+def _weighted_sum(head: Head) -> Tensor:
+    assert head.class_weight is not None
+    return head.class_weight @ head.weight.to(head.class_weight.dtype)
+
+
+def _panels(rows: int, classes: int, element_size: int) -> Iterator[tuple[slice, slice]]:
+    """Yields panels of tokens and classes; they depend on shapes and dtype only."""
+    step = max(MIN_ROWS, min(rows, PANEL_BYTES // (PANEL_CLASSES * element_size)))
+    width = max(PANEL_CLASSES, PANEL_BYTES // (step * element_size) // 16 * 16)
+    for row in range(0, rows, step):
+        for column in range(0, classes, width):
+            yield slice(row, min(row + step, rows)), slice(column, min(column + width, classes))
+
+
+class _Room:
+    """Memory of one panel, used again by the next: fresh memory costs page faults."""
+
+    def __init__(self, like: Tensor) -> None:
+        self._memory = like.new_empty(0)
+
+    def panel(self, rows: slice, classes: slice) -> Tensor:
+        """Returns room for a panel; the first one is the largest."""
+        shape = rows.stop - rows.start, classes.stop - classes.start
+        size = shape[0] * shape[1]
+        if size > self._memory.shape[0]:
+            self._memory = self._memory.new_empty(size)
+        return self._memory[:size].view(shape)
+
+
+def _logits(head: Head, rows: slice, classes: slice, room: _Room) -> Tensor:
+    """Some tokens' logits of some classes: the kept ones, or computed again."""
+    if head.kept_logits is not None:
+        return head.kept_logits[rows, classes]
+    columns, out = head.weight[classes].t(), room.panel(rows, classes)
+    if head.bias is None:
+        return torch.mm(head.hidden[rows], columns, out=out)
+    return torch.addmm(head.bias[classes], head.hidden[rows], columns, out=out)
+
+
+def head_hidden_hvp(head: Head, norm: Tensor, row_weight: Tensor, mean_weight: Tensor, tangents: Tensor) -> Tensor:
+    """Derivatives of the gradient wrt the hidden states along directions in the hidden states.
+
+    The means that `mean_weight` gives are off by rounding, which would matter where one class has nearly all the
+    probability. The products' own sums over the classes tell by how much, and W'p takes the difference back.
+
+    Args:
+        head: The head.
+        norm: Softmax norms (R, 2) of the logits.
+        row_weight: Upstream gradient of the losses times the softmax's factor in their gradient (R).
+        mean_weight: From `mean_weights` (R, d).
+        tangents: Directions (K, R, d).
+
+    Returns:
+        The derivatives (K, R, d), in the hidden states' dtype.
+    """
+    head = head.contiguous()
+    norm, tangents = norm.contiguous(), tangents.contiguous()
+    factor = (row_weight * norm[:, 1]).where(row_weight != 0, 0)  # an ignored token's logits may be anything
+    center = (tangents.to(mean_weight.dtype) * mean_weight).sum(-1)
+    totals = torch.zeros_like(center, dtype=torch.float64)
+    out = torch.zeros_like(tangents, dtype=accumulator(tangents.dtype))
+    rows, classes = head.hidden.shape[0], head.weight.shape[0]
+    room, logits_room = _Room(tangents), _Room(tangents)
+    for row, column in _panels(rows, classes, tangents.element_size()):
+        panel, weight = room.panel(row, column), head.weight[column]
+        logits = _logits(head, row, column, logits_room)
+        for tangent, product, mean, total in zip(tangents, out, center, totals, strict=True):
+            torch.mm(tangent[row], weight.t(), out=panel)
+            softmax_tangent(logits, norm[row], factor[row], mean[row], panel, total[row])
+            if product.dtype == panel.dtype:
+                product[row].addmm_(panel, weight)
+            else:
+                product[row].add_(torch.mm(panel, weight))
+    out.addcmul_(totals.to(out.dtype)[..., None], mean_weight, value=-1)
+    return out.to(tangents.dtype)
