@@ -214,6 +214,15 @@ def test_bad_arguments() -> None:
         Objective(case.model, mean_loss, case.data, "fp16")
     with pytest.raises(ConfigurationError, match="must be a torch.nn.Module"):
         Objective("model", mean_loss, case.data, "fp32")  # type: ignore[arg-type]
+    for option in (
+        {"microbatch": 2.5},
+        {"microbatch": "2"},
+        {"memory": 0},
+        {"memory": "8GiB"},
+        {"memory": float("nan")},
+    ):
+        with pytest.raises(ConfigurationError, match=f"{next(iter(option))}=.* must be a"):
+            he.HessianOperator(case.model, case.loss, data=case.data, **option)
     with pytest.raises(ConfigurationError, match="microbatch=0"):
         he.HessianOperator(case.model, mean_loss, data=case.data, microbatch=0)
     for options, match in (
