@@ -243,6 +243,10 @@ def test_vectors_of_the_wrong_shape_name_or_content() -> None:
         operator.matmat({"0.weight": torch.ones(35)})
     with pytest.raises(he.HvpEngineError, match="no block '0.bias'"):
         operator.matmat({"0.bias": torch.ones(1, 7)})
+    with pytest.raises(ConfigurationError, match="must be a mapping"):
+        operator.matmat([torch.ones(1, 35)])  # type: ignore[arg-type]
+    with pytest.raises(ConfigurationError, match="are complex"):
+        operator.matmat({"0.weight": torch.ones(1, 35, dtype=torch.complex64)})
     with pytest.raises(ConfigurationError, match="not finite"):
         operator.matmat({"0.weight": torch.full((1, 35), float("nan"))})
 

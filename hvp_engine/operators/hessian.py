@@ -114,8 +114,13 @@ class HessianOperator:
 
         Raises:
             BlockError: A block is unknown.
-            ConfigurationError: A shape is wrong or a vector is not finite.
+            ConfigurationError: A shape is wrong, or a vector is complex or not finite.
         """
+        if not isinstance(vectors, Mapping):
+            raise ConfigurationError(
+                f"vectors must be a mapping of block names to (k, numel) tensors, not {type(vectors).__name__}: for "
+                'the whole model {"full": vectors}.'
+            )
         with torch.inference_mode(False):
             converted = {name: self._vectors(name, block_vectors) for name, block_vectors in vectors.items()}
         return self.sweep(converted)
@@ -199,6 +204,8 @@ class HessianOperator:
         if not isinstance(vectors, Tensor) or vectors.dim() != 2 or vectors.shape[1] != size:
             shape = tuple(vectors.shape) if isinstance(vectors, Tensor) else type(vectors).__name__
             raise ConfigurationError(f"Vectors of block {name!r} must have shape (k, {size}), got {shape}.")
+        if vectors.is_complex():
+            raise ConfigurationError(f"Vectors of block {name!r} are complex; multiply real and imaginary parts apart.")
         if not torch.isfinite(vectors).all():
             raise ConfigurationError(f"A vector of block {name!r} has entries that are not finite.")
         converted = vectors.detach().to(self.device, self.dtype)
