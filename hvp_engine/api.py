@@ -8,6 +8,7 @@ import platform
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict
+from operator import index
 from os import PathLike
 from pathlib import Path
 from typing import Any, Literal
@@ -66,6 +67,7 @@ def hvp(
     return HessianOperator(model, loss, blocks, data=data, precision=precision).matmat(vectors)
 
 
+@torch.inference_mode(False)
 def slq(
     model: nn.Module,
     loss: Loss,
@@ -122,6 +124,7 @@ def slq(
         HvpEngineError: One of its subclasses, with cause and fix.
     """
     _check_arguments(steps, probes, reorthogonalize, basis)
+    steps, probes, seed = int(steps), int(probes), _whole("seed", seed)
     check_distribution(distribution)
     started = time.monotonic()
     operator = HessianOperator(
@@ -170,13 +173,24 @@ def slq(
     return spectra
 
 
+def _whole(name: str, value: Any, least: int | None = None) -> int:
+    """An argument as an int; whole numbers of numpy and torch will do."""
+    try:
+        number = index(value)
+    except (TypeError, ValueError, RuntimeError):
+        number = None
+    if number is None or (least is not None and number < least):
+        bound = "" if least is None else f" of at least {least}"
+        raise ConfigurationError(f"{name}={value!r} must be a whole number{bound}.")
+    return int(number)
+
+
 def _check_arguments(steps: int, probes: int, reorthogonalize: str, basis: str) -> None:
-    for name, value in (("steps", steps), ("probes", probes)):
-        if not isinstance(value, int) or value < 1:
-            raise ConfigurationError(f"{name}={value!r} must be a whole number of at least 1.")
+    _whole("steps", steps, 1)
+    _whole("probes", probes, 1)
     if reorthogonalize not in ("full", "none"):
         raise ConfigurationError(f"reorthogonalize={reorthogonalize!r} is neither 'full' nor 'none'.")
-    if basis not in _BASIS_DTYPES:
+    if basis not in tuple(_BASIS_DTYPES):
         raise ConfigurationError(f"basis={basis!r} is neither 'fp32' nor 'bf16'.")
 
 

@@ -10,6 +10,7 @@ from typing import TypeAlias
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from hvp_engine.errors import BlockError
 
@@ -61,7 +62,9 @@ class ResolvedBlock:
     def split(self, vectors: Tensor) -> list[Tensor]:
         """Views of flat vectors (..., numel) as one tensor per part, (..., followed by the part's shape)."""
         pieces = torch.split(vectors, [part.numel for part in self.parts], dim=-1)
-        return [piece.reshape(*vectors.shape[:-1], *part.shape) for piece, part in zip(pieces, self.parts, strict=True)]
+        return [
+            piece.reshape((*vectors.shape[:-1], *part.shape)) for piece, part in zip(pieces, self.parts, strict=True)
+        ]
 
 
 @dataclass(frozen=True)
@@ -91,14 +94,17 @@ class _Names:
         self.notes: dict[str, None] = {}
         if not self.parameters:
             raise BlockError("The model has no parameters, so it has no Hessian.")
+        lazy = [name for name, parameter in self.parameters.items() if is_lazy(parameter)]
+        if lazy:
+            raise BlockError(f"Parameter {lazy[0]!r} is lazy and has no shape yet; run the model on a batch first.")
 
     def trainable(self) -> list[str]:
-        names = [name for name, parameter in self.parameters.items() if parameter.requires_grad]
+        names = [name for name, parameter in self.parameters.items() if parameter.requires_grad and parameter.numel()]
         if not names:
             raise BlockError(
                 "No parameter of the model is trainable; set requires_grad=True on the parameters to study."
             )
-        self.note_frozen(set(self.parameters) - set(names))
+        self.note_frozen({name for name, parameter in self.parameters.items() if not parameter.requires_grad})
         return names
 
     def note_frozen(self, names: set[str]) -> None:
@@ -159,7 +165,7 @@ def resolve(model: nn.Module, blocks: BlockSpec = None) -> Partition:
 
     Raises:
         BlockError: A name is unknown (the message lists near matches), a parameter is frozen, an index is out of range,
-            repeated or empty, or two blocks share a name.
+            repeated or empty, two blocks share a name, or the specification has none of these forms.
     """
     names = _Names(model)
     requested = _expand(model, names, blocks)
@@ -194,9 +200,14 @@ def _expand(model: nn.Module, names: _Names, blocks: BlockSpec) -> list[Block]:
     if isinstance(blocks, Mapping):
         expanded = []
         for name, patterns in blocks.items():
-            listed = [patterns] if isinstance(patterns, str) else list(patterns)
+            listed = _listed(patterns, f"Block {name!r}")
             expanded.append(Block(name, [(match, None) for match in names.match(listed, name)]))
         return expanded
+    if not isinstance(blocks, Iterable):
+        raise BlockError(
+            f"blocks={blocks!r} is no block specification: give None, 'full', 'parameter', 'module', a list of "
+            "parameter names or hvp_engine.Block objects, or a mapping of block names to globs."
+        )
     expanded = []
     for item in blocks:
         if isinstance(item, Block):
@@ -206,6 +217,22 @@ def _expand(model: nn.Module, names: _Names, blocks: BlockSpec) -> list[Block]:
         else:
             raise BlockError(f"A block must be a parameter name or a hvp_engine.Block, not {type(item).__name__}.")
     return expanded
+
+
+def _listed(patterns: object, what: str) -> list[str]:
+    """Names or globs given as one string or as several."""
+    listed: list[object] = [patterns]
+    if isinstance(patterns, Iterable) and not isinstance(patterns, str):
+        listed = list(patterns)
+    strange = [pattern for pattern in listed if not isinstance(pattern, str)]
+    if strange:
+        raise BlockError(
+            f"{what} takes parameter names or globs, not {type(strange[0]).__name__}; regular expressions and "
+            "functions are none, and hvp_engine.Block objects stand in a list: blocks=[he.Block(...)]."
+        )
+    if not listed:
+        raise BlockError(f"{what} is empty; give it at least one parameter.")
+    return [str(pattern) for pattern in listed]
 
 
 def _per_module(model: nn.Module, names: _Names) -> list[Block]:
@@ -219,6 +246,15 @@ def _per_module(model: nn.Module, names: _Names) -> list[Block]:
 
 
 def _resolve_one(names: _Names, block: Block) -> ResolvedBlock:
+    if not isinstance(block.name, str) or not block.name:
+        raise BlockError(f"The name of a block must be a non-empty string, not {block.name!r}.")
+    if isinstance(block.parts, str) or any(
+        not isinstance(part, (tuple, list)) or len(part) != 2 for part in block.parts
+    ):
+        raise BlockError(
+            f"Block {block.name!r}: parts must be (parameter name, index) pairs; the index None takes the whole "
+            f"tensor: Block({block.name!r}, [('weight', None)])."
+        )
     parts: list[Part] = []
     for name, index in block.parts:
         canonical = names.lookup(name, block.name)
@@ -230,6 +266,11 @@ def _resolve_one(names: _Names, block: Block) -> ResolvedBlock:
 
 
 def _resolve_part(parameter: Tensor, name: str, index: Index, block: str) -> Part:
+    if parameter.is_complex():
+        raise BlockError(
+            f"Block {block!r}: parameter {name!r} is complex; a Hessian is that of real numbers: keep real and "
+            "imaginary parts as a real parameter (torch.view_as_complex makes it complex inside the model)."
+        )
     where = f"Block {block!r}: the index into {name!r} (shape {tuple(parameter.shape)})"
     if isinstance(index, Tensor):
         if index.dtype not in (torch.int32, torch.int64) or index.dim() != 1:
@@ -240,8 +281,8 @@ def _resolve_part(parameter: Tensor, name: str, index: Index, block: str) -> Par
         index = torch.where(index < 0, index + size, index).to(parameter.device)
     elif index is not None:
         pieces = index if isinstance(index, tuple) else (index,)
-        if not all(isinstance(piece, slice) for piece in pieces):
-            raise BlockError(f"{where} must be None, a slice, a tuple of slices or a 1-d integer tensor.")
+        if not all(isinstance(piece, slice) and _whole(piece) for piece in pieces):
+            raise BlockError(f"{where} must be None, a slice of integers, a tuple of those or a 1-d integer tensor.")
         if len(pieces) > parameter.dim():
             raise BlockError(f"{where} has {len(pieces)} slices for {parameter.dim()} dimensions.")
         if any(piece.step is not None and piece.step < 1 for piece in pieces):
@@ -250,6 +291,11 @@ def _resolve_part(parameter: Tensor, name: str, index: Index, block: str) -> Par
     if shape.numel() == 0:
         raise BlockError(f"{where} selects no entry.")
     return Part(name, index, shape, shape.numel())
+
+
+def _whole(piece: slice) -> bool:
+    """Whether the bounds and the step of a slice are integers or left out."""
+    return all(bound is None or hasattr(bound, "__index__") for bound in (piece.start, piece.stop, piece.step))
 
 
 def _refuse_overlap(names: _Names, parts: list[Part], block: str) -> None:
@@ -305,10 +351,11 @@ def rows(model: nn.Module, names: str | Sequence[str]) -> list[Block]:
 
 
 def _chunks(model: nn.Module, names: str | Sequence[str], count: int | None, dim: int, label: str) -> list[Block]:
+    if count is not None and not isinstance(count, int):
+        raise BlockError(f"num_heads={count!r} must be a whole number.")
     known = _Names(model)
-    listed = [names] if isinstance(names, str) else list(names)
     blocks: list[Block] = []
-    for name in known.match(listed, label):
+    for name in known.match(_listed(names, "names"), label):
         shape = known.parameters[name].shape
         if not 0 <= dim < len(shape):
             raise BlockError(f"Parameter {name!r} has shape {tuple(shape)}, so it has no dimension {dim} to cut.")

@@ -36,7 +36,10 @@ class Checkpoint:
     """Saves and restores the waves of one job."""
 
     def __init__(self, run: Path, identity: Mapping[str, Any]) -> None:
-        """Open or start the checkpoint of a run folder.
+        """Open the checkpoint of a run folder.
+
+        The folder belongs to this job from :meth:`waves` on: a job that is refused before that, by its memory budget
+        say, can be run again there with other settings.
 
         Args:
             run: The run folder; created where missing.
@@ -49,22 +52,30 @@ class Checkpoint:
         self._written: dict[int, int] = {}
         self._last = time.monotonic()
         self._pause = _EVERY
-        path = self.folder / "identity.json"
-        if path.exists():
-            refuse_foreign(read_json(path), identity, run)
+        self._identity = dict(identity)
+        if self._owner.exists():
+            refuse_foreign(read_json(self._owner), identity, run)
             return
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise RunFolderError(f"{run} cannot be created ({error}); choose another folder for out=.") from error
-        write_json_atomic(path, dict(identity))
+
+    @property
+    def _owner(self) -> Path:
+        return self.folder / "identity.json"
 
     def waves(self, planned: list[list[Stream]]) -> list[list[Stream]]:
-        """The grouping of streams that this job started with; how much memory is free may have changed since."""
+        """The grouping of streams that this job started with; how much memory is free may have changed since.
+
+        Raises:
+            RunFolderError: The folder cannot be read or written.
+        """
         path = self.folder / "waves.json"
-        if path.exists():
+        if self._owner.exists() and path.exists():
             return [[(str(block), int(probe)) for block, probe in wave] for wave in read_json(path)]
         write_json_atomic(path, planned)
+        write_json_atomic(self._owner, self._identity)
         return planned
 
     def restore(self, wave: int, lanczos: BatchedLanczos) -> None:

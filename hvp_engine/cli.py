@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import inspect
 import json
 import sys
 from enum import Enum
@@ -255,6 +256,10 @@ def _load(target: str) -> tuple[Any, Any, Any, Any]:
     function = getattr(module, name, None)
     if not callable(function):
         raise ConfigurationError(f"{file} has no function {name!r}.")
+    try:
+        inspect.signature(function).bind()
+    except TypeError as error:
+        raise ConfigurationError(f"{target} is called without arguments ({error}); give them defaults.") from None
     result = function()
     if not isinstance(result, tuple) or len(result) not in (3, 4):
         raise ConfigurationError(
@@ -270,7 +275,12 @@ def main() -> None:
     try:
         code = app(standalone_mode=False)
         if code == _INTERRUPTED:
-            typer.echo("Interrupted. The same command again goes on from the last checkpoint.", err=True)
+            resumed = (
+                " The same command again goes on from the last checkpoint."
+                if sys.argv[1:2] in (["slq"], ["demo"])
+                else ""
+            )
+            typer.echo(f"Interrupted.{resumed}", err=True)
         raise SystemExit(code or 0)
     except HvpEngineError as error:
         typer.echo(f"error: {error}", err=True)

@@ -29,6 +29,7 @@ from hvp_engine.precision import Precision, check_precision
 _SHARES = {"data": 0.2, "blocks": 0.5, "cost": 0.3}  # of the time
 
 
+@torch.inference_mode(False)
 def doctor(
     model: nn.Module,
     loss: Loss,

@@ -14,7 +14,13 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from hvp_engine import batches
-from hvp_engine.errors import ConfigurationError, NonDeterministicError, NotFiniteError, ObjectiveError
+from hvp_engine.errors import (
+    ConfigurationError,
+    HvpEngineError,
+    NonDeterministicError,
+    NotFiniteError,
+    ObjectiveError,
+)
 from hvp_engine.ops.swap import twice_differentiable
 from hvp_engine.precision import Precision, check_precision, forward_mode, product_mode, working_dtype
 
@@ -52,13 +58,15 @@ class Objective:
             precision: Arithmetic of the products.
 
         Raises:
-            ConfigurationError: Unknown precision, or the model cannot be copied in the working dtype.
+            ConfigurationError: Unknown precision, or the model cannot be copied in the working dtype, is on the meta
+                device, or was made in inference mode.
             ObjectiveError: The data is empty or can be read only once.
             NonDeterministicError: A BatchNorm layer is in train mode.
         """
         check_precision(precision)
         if not isinstance(model, nn.Module):
             raise ConfigurationError(f"model must be a torch.nn.Module, not {type(model).__name__}.")
+        _refuse_unusable(model)
         _refuse_batchnorm(model)
         self.precision = precision
         self.loss = loss
@@ -73,6 +81,8 @@ class Objective:
         self._complete = False
         if isinstance(data, (Tensor, Mapping)):
             raise ObjectiveError("data is a single batch; pass a list of batches: data=[batch].")
+        if data is not None and not hasattr(data, "__iter__") and not hasattr(data, "__getitem__"):
+            raise ObjectiveError(f"data is a {type(data).__name__}, which yields no batches; pass a list of batches.")
         if data is not None and isinstance(data, Iterator):
             raise ObjectiveError(
                 "data is an iterator, which can be read only once; a sweep needs it every step: pass list(data)."
@@ -186,8 +196,8 @@ class Objective:
     def _call(self, batch: Any) -> Any:
         try:
             return self.loss(self.model) if self.data is None else self.loss(self.model, batch)
-        except (RuntimeError, TypeError, ValueError, LookupError) as error:
-            if isinstance(error, torch.OutOfMemoryError) or is_out_of_memory(error):
+        except Exception as error:
+            if isinstance(error, HvpEngineError) or is_out_of_memory(error):
                 raise
             hint = ""
             if self._cast:
@@ -218,11 +228,12 @@ class Objective:
         cause = (
             f"dropout is active in {_first(drawing)}"
             if drawing
-            else "the loss draws random numbers (functional dropout, noise, sampling)"
+            else "the loss draws random numbers (functional dropout, noise, sampling), or it changes a buffer or the "
+            "batch that it depends on"
         )
         raise NonDeterministicError(
             f"Two evaluations of the same batch gave {values[0]:.9g} and {values[1]:.9g}: {cause}. "
-            "Call model.eval() or set the dropout probability to 0."
+            "Call model.eval(), set the dropout probability to 0, or mend the loss."
         )
 
     def differing_values(self, batch: Any) -> tuple[float, float] | None:
@@ -263,7 +274,7 @@ def _as_total(value: Any, batch: Any) -> tuple[Tensor, float]:
         if len(value) != 2:
             raise ObjectiveError(f"The loss returned {len(value)} values; return a scalar mean or (total, weight).")
         total, weight = value
-        weight = float(weight)
+        weight = _as_weight(weight)
         if weight < 0:
             raise ObjectiveError(f"The loss returned the negative weight {weight}.")
     else:
@@ -278,6 +289,36 @@ def _as_total(value: Any, batch: Any) -> tuple[Tensor, float]:
         weight = float(batches.leading(batch) or 1)
         total = total * weight
     return total, weight
+
+
+def _as_weight(weight: Any) -> float:
+    """The second value that a loss returned, as a number that does not depend on the parameters."""
+    if isinstance(weight, Tensor) and weight.requires_grad:
+        raise ObjectiveError(
+            "The loss returned (total, weight) with a weight that depends on the model's parameters; the weight is a "
+            "plain count, for instance of tokens. Fold anything else into the total."
+        )
+    try:
+        return float(weight)
+    except (TypeError, ValueError, RuntimeError) as error:
+        shape = tuple(weight.shape) if isinstance(weight, Tensor) else type(weight).__name__
+        raise ObjectiveError(
+            f"The loss returned two values, which are read as (total, weight), but the second one is no number "
+            f"({shape}); return the scalar mean alone, or (total, weight)."
+        ) from error
+
+
+def _refuse_unusable(model: nn.Module) -> None:
+    tensors = [*model.parameters(), *model.buffers()]
+    if any(tensor.is_meta for tensor in tensors):
+        raise ConfigurationError(
+            'The model is on the "meta" device, so it has shapes and no numbers; load its weights, or use '
+            "hvp_engine.plan, which needs none."
+        )
+    if any(tensor.is_inference() for tensor in tensors):
+        raise ConfigurationError(
+            "The model was made under torch.inference_mode(), so it cannot be differentiated; make or load it outside."
+        )
 
 
 def _refuse_batchnorm(model: nn.Module) -> None:
@@ -305,4 +346,5 @@ def _working_copy(model: nn.Module, dtype: torch.dtype) -> nn.Module:
             f"The model has {floating[0].dtype} tensors, the precision asks for {dtype}, and the model cannot be "
             f"copied ({error}); convert it yourself with model.to({dtype})."
         ) from error
-    return copied.to(dtype)
+    # Not Module.to, which drops the imaginary part of complex buffers (rotary embeddings, say).
+    return copied.double() if dtype == torch.float64 else copied.float()

@@ -165,7 +165,8 @@ def _density_panel(axes: Axes, name: str, spectrum: Spectrum) -> None:
 def _facts(spectra: Spectra) -> str:
     steps = _span(int(s) for spectrum in spectra.values() for s in (spectrum.steps.min(), spectrum.steps.max()))
     probes = _span(spectrum.probes for spectrum in spectra.values())
-    known = [f"{key} {spectra.manifest[key]}" for key in _FACTS if key in spectra.manifest]
+    config = spectra.manifest.get("config", {})
+    known = [f"{key} {config[key]}" for key in _FACTS if key in config]
     band = "band: ± 1 standard error over probes"
     facts = [f"{steps} Lanczos steps", f"{probes} probes", *known, "σ = √1e-5 × range", band]
     return ", ".join(fact.replace(" ", "\u00a0") for fact in facts)  # lines break between facts only

@@ -7,6 +7,7 @@ same job makes the same choices, and the same bits, every time.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import re
 from collections.abc import Callable, Iterator, Mapping
@@ -18,7 +19,7 @@ from torch import Tensor
 
 from hvp_engine import batches, memory
 from hvp_engine.blocks import Partition, ResolvedBlock
-from hvp_engine.errors import ConfigurationError, ObjectiveError, OutOfMemoryError
+from hvp_engine.errors import ConfigurationError, ObjectiveError, OutOfMemoryError, SecondDerivativeError
 from hvp_engine.head import Head, fuse_head
 from hvp_engine.objective import MicroBatch, Objective, is_out_of_memory
 
@@ -94,11 +95,13 @@ class Scheduler:
             budget: Bytes for graphs; None measures what is free.
 
         Raises:
-            ConfigurationError: ``microbatch`` is not positive or the batches cannot be split.
+            ConfigurationError: ``microbatch`` or ``budget`` is no positive number, or the batches cannot be split.
             OutOfMemoryError: Not even one sample fits into the budget.
         """
-        if microbatch is not None and microbatch < 1:
-            raise ConfigurationError(f"microbatch={microbatch} must be at least 1.")
+        if microbatch is not None and not (isinstance(microbatch, int) and microbatch >= 1):
+            raise ConfigurationError(f"microbatch={microbatch!r} must be a whole number of at least 1.")
+        if budget is not None and not (isinstance(budget, (int, float)) and budget > 0):
+            raise ConfigurationError(f"memory={budget!r} must be a positive number of bytes.")
         self.objective = objective
         self._blocks = partition.blocks
         self._build = build
@@ -159,13 +162,14 @@ class Scheduler:
         self.plan.kept_graphs = 0
 
     def _sweep(self, vectors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        out = {name: torch.zeros_like(v, memory_format=torch.contiguous_format) for name, v in vectors.items()}
         weight = 0.0
         with self.objective.arithmetic():
+            out = {name: torch.zeros_like(v, memory_format=torch.contiguous_format) for name, v in vectors.items()}
             for graph in self._graphs():
                 weight += graph.weight
                 for name, block_vectors in vectors.items():
-                    self._products(graph, self._blocks[name], block_vectors, out[name])
+                    with _explained():
+                        self._products(graph, self._blocks[name], block_vectors, out[name])
                 del graph
         if weight <= 0:
             raise ObjectiveError("The weights of all batches sum to zero: every target is ignored.")
@@ -197,7 +201,8 @@ class Scheduler:
         for micro in self.microbatches():
             graph = self._kept.get(micro.key)
             if graph is None:
-                graph = self._build(micro)
+                with _explained():
+                    graph = self._build(micro)
                 if len(self._kept) < fits:
                     self._kept[micro.key] = graph
                     self.plan.kept_graphs = len(self._kept)
@@ -267,7 +272,8 @@ class Scheduler:
 
     def _bytes(self, batch: object) -> int:
         with memory.graph_size(self._parameters) as measured:
-            graph = self._build(MicroBatch((-1, 0), batch))
+            with _explained():
+                graph = self._build(MicroBatch((-1, 0), batch))
             size = measured.bytes
             del graph
         return size
@@ -312,3 +318,20 @@ class Scheduler:
         plan.microbatch = (current + 1) // 2
         plan.graph_bytes = max(1, plan.graph_bytes * plan.microbatch // current)
         log.warning("out of memory (%s): micro-batches of %d from here on", reason, plan.microbatch)
+
+
+@contextlib.contextmanager
+def _explained() -> Iterator[None]:
+    """Say what to do where autograd itself fails; a lack of memory is another's business."""
+    try:
+        yield
+    except RuntimeError as error:
+        if is_out_of_memory(error):
+            raise
+        cause = str(error).splitlines()[0]
+        fix = (
+            "do not change tensors in place, neither in the model (mul_, index assignment, buffers) nor in the data"
+            if "inplace" in cause
+            else "hvp_engine.doctor names the operation"
+        )
+        raise SecondDerivativeError(f"A backward pass of this model failed ({cause}); {fix}.") from error

@@ -96,7 +96,8 @@ class Spectra(Mapping[str, Spectrum]):
     def js_distance(self, *, legacy: bool = False) -> FloatArray:
         """Jensen-Shannon divergences between all pairs of blocks, base 2, in [0, 1], without a square root.
 
-        Each pair is smoothed with one sigma, ``sqrt(1e-5)`` times the range of both, on one grid over both.
+        Each block is smoothed with its own sigma, ``sqrt(1e-5)`` times its range, as in figures
+        (see ``hvp_engine.distances.jensen_shannon``).
 
         Args:
             legacy: Give the published un-normalised sum over 50,000 grid points instead; it depends on the

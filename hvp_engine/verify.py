@@ -226,6 +226,7 @@ def in_widest_arithmetic(objective: Objective, batch: Any, use: Callable[[Object
     Raises:
         SecondDerivativeError: From ``use``, or because it fails in every arithmetic.
     """
+    failure: Exception | None = None
     for precision in ("fp64", "fp32"):
         # A mean over few samples may have all targets ignored; the whole batch tells then.
         for piece in (batches.few_samples(batch), batch):
@@ -238,10 +239,12 @@ def in_widest_arithmetic(objective: Objective, batch: Any, use: Callable[[Object
             except (HvpEngineError, RuntimeError, TypeError) as error:
                 # Not every model runs in float64 (custom kernels, float32 tensors held by the loss).
                 log.info("second derivative not checked in %s: %s", precision, error)
+                failure = error
+    cause = str(failure).splitlines()[0].rstrip(".")
     raise SecondDerivativeError(
-        "The second derivative of this model cannot be checked: the loss fails on the first batch in float64 and in "
-        "float32. Mend the loss, or pass check=False to go without the test."
-    )
+        "The second derivative of this model cannot be checked: the passes over the first batch fail in float64 and in "
+        f"float32 ({cause}). Mend the model or the loss, or pass check=False to go without the test."
+    ) from failure
 
 
 def _converted(batch: Any, dtype: torch.dtype) -> Any:

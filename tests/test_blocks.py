@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 import torch
 from problems import gpt, mlp
@@ -90,6 +92,39 @@ def test_malformed_specifications() -> None:
         resolve(model, [])
     with pytest.raises(BlockError, match="no parameters"):
         resolve(nn.ReLU(), None)
+
+
+def test_specifications_of_the_wrong_kind_say_which_kinds_there_are() -> None:
+    model = mlp().model
+    for blocks, match in (
+        (re.compile("0.*"), "no block specification"),
+        (lambda name: True, "no block specification"),
+        (5, "no block specification"),
+        ({"a": re.compile("0.*")}, "not Pattern"),
+        ({"a": [3]}, "not int"),
+        ({"a": he.Block("x", [("0.weight", None)])}, "not Block"),
+        ({"a": []}, "'a' is empty"),
+        ({"": ["*"]}, "non-empty string"),
+        ({0: ["*"]}, "non-empty string"),
+        ([he.Block("q", ["0.weight"])], "pairs"),  # type: ignore[list-item]
+        ([he.Block("q", "0.weight")], "pairs"),  # type: ignore[arg-type]
+        ([he.Block("q", [("0.weight", slice(0.5, 2))])], "slice of integers"),
+    ):
+        with pytest.raises(BlockError, match=match):
+            resolve(model, blocks)  # type: ignore[arg-type]
+    with pytest.raises(BlockError, match="whole number"):
+        he.blocks.heads(model, "0.weight", 3.5)  # type: ignore[arg-type]
+
+
+def test_parameters_without_a_real_hessian_are_refused_and_empty_ones_left_out() -> None:
+    model = nn.Linear(2, 2)
+    model.nothing = nn.Parameter(torch.zeros(0))
+    assert sizes(model, None) == {"full": 6}
+    model.phase = nn.Parameter(torch.zeros(2, dtype=torch.complex64))
+    with pytest.raises(BlockError, match="'phase' is complex"):
+        resolve(model, None)
+    with pytest.raises(BlockError, match="lazy"):
+        resolve(nn.LazyLinear(3), None)
 
 
 def test_heads_and_rows_refuse_what_does_not_divide() -> None:

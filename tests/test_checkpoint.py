@@ -11,7 +11,7 @@ from problems import Case, gpt, mlp, quadratic, symmetric
 
 import hvp_engine as he
 from hvp_engine import checkpoint
-from hvp_engine.errors import RunFolderError
+from hvp_engine.errors import OutOfMemoryError, RunFolderError, SecondDerivativeError
 from hvp_engine.krylov.lanczos import BatchedLanczos
 
 OPTIONS = {"steps": 8, "probes": 2, "check": False}
@@ -130,6 +130,21 @@ def test_a_folder_of_another_job_is_refused(tmp_path: Path, monkeypatch: pytest.
     other_data.data = other_data.data[:1]
     with pytest.raises(RunFolderError, match="data"):
         job(other_data, tmp_path)
+
+
+@pytest.mark.parametrize(("stage", "error"), [("verify", SecondDerivativeError), ("_waves", OutOfMemoryError)])
+def test_a_job_that_was_refused_leaves_its_folder_to_the_next_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: str, error: type[Exception]
+) -> None:
+    def refuse(*_: object) -> None:
+        raise error("use other settings")
+
+    case = mlp()
+    with monkeypatch.context() as patch:
+        patch.setattr(f"hvp_engine.api.{stage}", refuse)
+        with pytest.raises(error):
+            he.slq(case.model, case.loss, data=case.data, steps=5, probes=1, out=tmp_path)
+    assert he.slq(case.model, case.loss, data=case.data, steps=3, probes=1, precision="fp64", out=tmp_path)
 
 
 def test_a_damaged_checkpoint_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -26,6 +26,10 @@ def wrong():
     return 1
 
 
+def curious(question):
+    return job()
+
+
 CONSTANT = 3
 """
 
@@ -83,6 +87,8 @@ def test_named_globs_and_options_reach_the_engine(
         (("slq", "work.py:absent"), "no function 'absent'"),
         (("slq", "work.py:CONSTANT"), "no function 'CONSTANT'"),
         (("slq", "work.py:wrong"), "must return (model, loss, data)"),
+        (("slq", "work.py:curious"), "'question'"),
+        (("demo", "--out", "/proc/nowhere"), "cannot be created"),
         (("slq", "work.py:job", "--blocks", "0.wieght"), "Did you mean '0.weight'"),
         (("show", "nowhere"), "nowhere"),
     ],
@@ -111,12 +117,15 @@ def test_interruption_tells_how_to_go_on(
 ) -> None:
     from hvp_engine.krylov.lanczos import BatchedLanczos
 
-    def step(state: BatchedLanczos) -> int:
+    def step(*_: object, **__: object) -> int:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(BatchedLanczos, "step", step)
     assert call(monkeypatch, "slq", target, "--steps", "3", "--probes", "1", "--quiet") == 130
     assert "same command again" in capsys.readouterr().err
+    monkeypatch.setattr(sys.modules["hvp_engine.doctor"], "doctor", step)
+    assert call(monkeypatch, "doctor", target) == 130
+    assert capsys.readouterr().err == "Interrupted.\n"
 
 
 def test_progress_lines_reach_a_log_and_the_help_is_there(target: str) -> None:

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
 from problems import Case, cnn, dense_hessian, gpt, mlp
 from torch import nn
+from torch.autograd.function import once_differentiable
 
 import hvp_engine as he
+from hvp_engine.errors import SecondDerivativeError
 
 TOLERANCE = {"fp32": 1e-5, "fp64": 1e-12}
 
@@ -109,6 +112,87 @@ def test_hvp_function_returns_products_of_the_given_blocks_only() -> None:
     assert found["0.weight"].dtype == torch.float32
     wanted = vectors["0.weight"].double() @ dense_hessian(case, ["0.weight"])
     assert relative(found["0.weight"], wanted) <= 1e-5
+
+
+class Scaled(nn.Module):
+    """A scalar parameter (a temperature, a gate) beside a tensor."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.tensor(0.7))
+        self.weight = nn.Parameter(torch.linspace(-1.0, 1.0, 3))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return (self.scale * x * self.weight).tanh().sum()
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_scalar_parameters_are_blocks_of_one(count: int) -> None:
+    x = torch.tensor([0.5, -1.0, 2.0])
+    model = Scaled()
+
+    (slope,) = torch.autograd.grad(model(x), model.scale, create_graph=True)
+    (wanted,) = torch.autograd.grad(slope, model.scale)
+    blocks: dict[str, list[str]] = {"scale": ["scale"], "both": ["*"]}
+    vectors = {name: torch.ones(count, size) for name, size in (("scale", 1), ("both", 4))}
+    products = he.hvp(model, lambda m, b: m(b), vectors, blocks, data=[x])
+    torch.testing.assert_close(products["scale"], wanted.expand(count, 1))
+    assert products["both"].shape == (count, 4)
+    spectra = he.slq(model, lambda m, b: m(b), blocks, data=[x], steps=9, probes=2)
+    assert abs(spectra["scale"].trace().value - float(wanted)) < 1e-6
+
+
+def test_a_callers_inference_mode_does_not_matter() -> None:
+    case = mlp()
+    size = sum(p.numel() for p in case.model.parameters())
+    wanted = he.hvp(case.model, case.loss, {"full": torch.ones(2, size)}, data=case.data)["full"]
+    trace = he.slq(case.model, case.loss, data=case.data, steps=3, probes=1)["full"].trace().value
+    with torch.inference_mode():
+        found = he.hvp(case.model, case.loss, {"full": torch.ones(2, size)}, data=case.data)["full"]
+        assert he.slq(case.model, case.loss, data=case.data, steps=3, probes=1)["full"].trace().value == trace
+        assert he.doctor(case.model, case.loss, data=case.data, seconds=1.0).ok
+    assert torch.equal(found, wanted)
+
+
+def test_backward_passes_that_fail_are_explained() -> None:
+    case = mlp()
+    size = sum(p.numel() for p in case.model.parameters())
+    vectors = {"full": torch.ones(1, size)}
+
+    def careless(model: nn.Module, batch: torch.Tensor) -> torch.Tensor:
+        squares = model(batch[0]).exp()
+        squares.mul_(2.0)  # exp needs its result for the backward pass
+        return squares.sum()
+
+    with pytest.raises(SecondDerivativeError, match="in place"):
+        he.hvp(case.model, careless, vectors, data=case.data)
+    operator = he.HessianOperator(case.model, case.loss, data=case.data)
+    operator.matmat(vectors)
+    case.data[0][0].add_(1.0)
+    with pytest.raises(SecondDerivativeError, match="nor in the data"):
+        operator.matmat(vectors)
+
+
+def test_functions_that_are_once_differentiable_are_refused_not_left_out() -> None:
+    class Cube(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, x: torch.Tensor) -> torch.Tensor:
+            ctx.save_for_backward(x)
+            return x**3
+
+        @staticmethod
+        @once_differentiable
+        def backward(ctx: Any, gradient: torch.Tensor) -> torch.Tensor:
+            return gradient * 3 * ctx.saved_tensors[0] ** 2
+
+    model, x = nn.Linear(3, 2), torch.randn(4, 3)
+    operator_of = {
+        "above": lambda m, b: Cube.apply(m(b)).tanh().sum(),
+        "below": lambda m, b: m(Cube.apply(b)).tanh().sum(),
+    }
+    with pytest.raises(SecondDerivativeError, match="once_differentiable"):
+        he.hvp(model, operator_of["above"], {"full": torch.ones(1, 8)}, data=[x])
+    assert he.hvp(model, operator_of["below"], {"full": torch.ones(1, 8)}, data=[x])["full"].norm() > 0
 
 
 def test_loss_without_data() -> None:

@@ -42,6 +42,58 @@ def test_a_loss_with_three_values_or_a_negative_weight() -> None:
     refuse("negative weight", case.model, lambda m, b: (mean_loss(m, b), -1), case.data)
 
 
+def test_a_second_value_that_is_no_weight() -> None:
+    case = mlp()
+    refuse("no number", case.model, lambda m, b: (mean_loss(m, b), m(b[0])), case.data)
+    refuse("no number", case.model, lambda m, b: (mean_loss(m, b), None), case.data)
+    refuse("depends on the model", case.model, lambda m, b: (mean_loss(m, b), m(b[0]).exp().mean()), case.data)
+
+
+@pytest.mark.parametrize("error", [AttributeError, AssertionError, ZeroDivisionError, KeyError, StopIteration])
+def test_whatever_a_loss_raises_is_reported_as_the_losss_error(error: type[Exception]) -> None:
+    case = mlp()
+
+    def failing(model: nn.Module, batch: Any) -> Any:
+        raise error("the cause")
+
+    refuse(f"The loss raised {error.__name__}: .*the cause", case.model, failing, case.data)
+
+
+@pytest.mark.parametrize("data", [5, lambda: []])
+def test_data_that_cannot_be_iterated(data: Any) -> None:
+    case = mlp()
+    refuse("yields no batches", case.model, case.loss, data)
+
+
+def test_models_without_numbers_or_without_gradients() -> None:
+    case = mlp()
+    refuse("meta", mlp().model.to("meta"), case.loss, case.data, ConfigurationError)
+    with torch.inference_mode():
+        frozen = mlp().model
+    refuse("inference_mode", frozen, case.loss, case.data, ConfigurationError)
+
+
+def test_complex_buffers_survive_a_change_of_precision() -> None:
+    class Rotated(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear = nn.Linear(2, 2)
+            self.register_buffer("turn", torch.tensor([1j, -1j]))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            turned: torch.Tensor = (self.linear(x) * self.turn).imag.tanh().sum()
+            return turned
+
+    torch.manual_seed(0)
+    model, x, vectors = Rotated(), torch.randn(3, 2), {"full": torch.eye(6)}
+    products = {
+        precision: he.hvp(model, lambda m, b: m(b), vectors, data=[x], precision=precision)["full"].float()
+        for precision in ("fp32", "fp64")
+    }
+    assert products["fp64"].norm() > 0.1
+    torch.testing.assert_close(products["fp32"], products["fp64"])
+
+
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 def test_a_loss_that_is_not_finite(bad: float) -> None:
     case = mlp()
@@ -162,6 +214,15 @@ def test_bad_arguments() -> None:
         Objective(case.model, mean_loss, case.data, "fp16")
     with pytest.raises(ConfigurationError, match="must be a torch.nn.Module"):
         Objective("model", mean_loss, case.data, "fp32")  # type: ignore[arg-type]
+    for option in (
+        {"microbatch": 2.5},
+        {"microbatch": "2"},
+        {"memory": 0},
+        {"memory": "8GiB"},
+        {"memory": float("nan")},
+    ):
+        with pytest.raises(ConfigurationError, match=f"{next(iter(option))}=.* must be a"):
+            he.HessianOperator(case.model, case.loss, data=case.data, **option)
     with pytest.raises(ConfigurationError, match="microbatch=0"):
         he.HessianOperator(case.model, mean_loss, data=case.data, microbatch=0)
     for options, match in (
@@ -182,6 +243,10 @@ def test_vectors_of_the_wrong_shape_name_or_content() -> None:
         operator.matmat({"0.weight": torch.ones(35)})
     with pytest.raises(he.HvpEngineError, match="no block '0.bias'"):
         operator.matmat({"0.bias": torch.ones(1, 7)})
+    with pytest.raises(ConfigurationError, match="must be a mapping"):
+        operator.matmat([torch.ones(1, 35)])  # type: ignore[arg-type]
+    with pytest.raises(ConfigurationError, match="are complex"):
+        operator.matmat({"0.weight": torch.ones(1, 35, dtype=torch.complex64)})
     with pytest.raises(ConfigurationError, match="not finite"):
         operator.matmat({"0.weight": torch.full((1, 35), float("nan"))})
 

@@ -33,7 +33,7 @@ def random_spectra(blocks=3, probes=3, scale=1.0, prefix="layer"):
             )
             for i in range(blocks)
         ],
-        {"seed": 3, "blocks": ["x"], "model": "µ"},
+        {"config": {"seed": 3, "precision": "fp64"}, "blocks": ["x"], "model": "µ"},  # keys as slq writes them
     )
 
 
@@ -181,7 +181,7 @@ def test_figure_of_a_zero_block_is_written(tmp_path):
 def test_figures_name_the_blocks_and_facts(tmp_path):
     random_spectra(3).plot(tmp_path / "s.svg")
     text = (tmp_path / "s.svg").read_text().replace("\u00a0", " ")
-    for word in ("layer.2/weight", "n = 3,000", "4–5 Lanczos steps", "3 probes", "seed 3"):
+    for word in ("layer.2/weight", "n = 3,000", "4–5 Lanczos steps", "3 probes", "seed 3", "precision fp64"):
         assert word in text
 
 

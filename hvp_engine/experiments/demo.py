@@ -9,6 +9,7 @@ import torch
 
 from hvp_engine import losses
 from hvp_engine.api import slq
+from hvp_engine.errors import RunFolderError
 from hvp_engine.experiments.corpus import Corpus, standard_library
 from hvp_engine.experiments.gpt import GPT, GPTConfig, paper_blocks
 from hvp_engine.progress import ProgressReporter
@@ -75,6 +76,10 @@ def run(out: Path, progress: bool | None) -> Spectra:
     Raises:
         RunFolderError: The folder holds another run, or cannot be written.
     """
+    try:
+        out.mkdir(parents=True, exist_ok=True)  # before minutes of training
+    except OSError as error:
+        raise RunFolderError(f"{out} cannot be created ({error}); choose another folder.") from error
     corpus = standard_library()
     model, _ = train(corpus, progress)
     spectra = slq(model, progress=progress, out=out, **job(corpus))

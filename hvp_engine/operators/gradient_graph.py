@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from hvp_engine.blocks import ResolvedBlock
+from hvp_engine.diagnosis.trace import nodes_behind
 from hvp_engine.errors import ObjectiveError, SecondDerivativeError
 
 _FIXES = {
@@ -21,6 +22,7 @@ _FIXES = {
     "rnn": "run the recurrent layer with torch.backends.cudnn.flags(enabled=False)",
     "grid_sampler": "replace the sampling by interpolation written with elementary operations",
 }
+_ONCE = "a custom autograd.Function marked once_differentiable"
 
 
 class GradientGraph:
@@ -59,6 +61,18 @@ class GradientGraph:
     def gradients(self) -> dict[str, Tensor | None]:
         """Gradient of the total per parameter, attached to the graph; None where a parameter is not used."""
         return self._gradients
+
+    def refuse_cuts(self) -> None:
+        """Refuse a gradient that passed through a backward marked once_differentiable.
+
+        PyTorch leaves an error in its place, but a second backward that is asked for certain parameters never gets
+        there: the products would miss that path without a word.
+
+        Raises:
+            SecondDerivativeError: There is such a backward.
+        """
+        if any(node.name().rpartition("::")[2] == "Error" for node in nodes_behind(self._gradients.values())):
+            raise _without_second_derivative(_ONCE)
 
     def gradient(self, block: ResolvedBlock) -> Tensor:
         """Gradient of the total with respect to a block, flat (numel,)."""
@@ -150,7 +164,7 @@ def _backward(
         if match:
             operation = match.group(1)
         elif "does not require grad" in text or "once_differentiable" in text:
-            operation = "a custom autograd.Function marked once_differentiable"
+            operation = _ONCE
         elif "use_reentrant" in text or "checkpointing is not compatible" in text.lower():
             raise SecondDerivativeError(
                 "Reentrant activation checkpointing cannot be differentiated twice; use "
@@ -162,7 +176,10 @@ def _backward(
             ) from error
         else:
             raise
-        fix = fix_for(operation)
-        raise SecondDerivativeError(
-            f"The model cannot be differentiated twice: {operation} has no second derivative; {fix}."
-        ) from error
+        raise _without_second_derivative(operation) from error
+
+
+def _without_second_derivative(operation: str) -> SecondDerivativeError:
+    return SecondDerivativeError(
+        f"The model cannot be differentiated twice: {operation} has no second derivative; {fix_for(operation)}."
+    )

@@ -34,6 +34,7 @@ class HessianOperator:
         notes: What was decided about tied and frozen parameters.
     """
 
+    @torch.inference_mode(False)  # a caller's inference mode would make every tensor unfit for autograd
     def __init__(
         self,
         model: nn.Module,
@@ -65,6 +66,7 @@ class HessianOperator:
         self._parameters = {name: self.objective.parameters[name] for name in self.partition.parameters}
         self._versions = self._state()
         self._curvature: CurvatureStore | None = None
+        self._inspected = False
         with retained_heap():
             self.scheduler = Scheduler(
                 self.objective, self.partition, self._graph, microbatch=microbatch, budget=memory
@@ -112,10 +114,18 @@ class HessianOperator:
 
         Raises:
             BlockError: A block is unknown.
-            ConfigurationError: A shape is wrong or a vector is not finite.
+            ConfigurationError: A shape is wrong, or a vector is complex or not finite.
         """
-        return self.sweep({name: self._vectors(name, block_vectors) for name, block_vectors in vectors.items()})
+        if not isinstance(vectors, Mapping):
+            raise ConfigurationError(
+                f"vectors must be a mapping of block names to (k, numel) tensors, not {type(vectors).__name__}: for "
+                'the whole model {"full": vectors}.'
+            )
+        with torch.inference_mode(False):
+            converted = {name: self._vectors(name, block_vectors) for name, block_vectors in vectors.items()}
+        return self.sweep(converted)
 
+    @torch.inference_mode(False)
     def sweep(self, vectors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Do the same as `matmat` without looking at the vectors, which on a GPU would wait for them.
 
@@ -194,9 +204,12 @@ class HessianOperator:
         if not isinstance(vectors, Tensor) or vectors.dim() != 2 or vectors.shape[1] != size:
             shape = tuple(vectors.shape) if isinstance(vectors, Tensor) else type(vectors).__name__
             raise ConfigurationError(f"Vectors of block {name!r} must have shape (k, {size}), got {shape}.")
+        if vectors.is_complex():
+            raise ConfigurationError(f"Vectors of block {name!r} are complex; multiply real and imaginary parts apart.")
         if not torch.isfinite(vectors).all():
             raise ConfigurationError(f"A vector of block {name!r} has entries that are not finite.")
-        return vectors.detach().to(self.device, self.dtype)
+        converted = vectors.detach().to(self.device, self.dtype)
+        return converted.clone() if converted.is_inference() else converted
 
     def _graph(self, micro: MicroBatch) -> GradientGraph:
         if self._curvature is None:
@@ -204,7 +217,11 @@ class HessianOperator:
         else:
             with self._curvature.using(micro.key):
                 total, weight = self.objective.evaluate(micro.batch)
-        return GradientGraph(total, weight, self._parameters)
+        graph = GradientGraph(total, weight, self._parameters)
+        if not self._inspected:  # once: every micro-batch runs the same operations
+            graph.refuse_cuts()
+            self._inspected = True
+        return graph
 
 
 def _reach(reporter: ProgressReporter, number: int, share: float) -> None:
