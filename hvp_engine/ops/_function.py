@@ -30,10 +30,7 @@ def fused_applies(*tensors: Tensor | None) -> bool:
         tensors: The operation's tensors; None stands for an absent one.
 
     Returns:
-        True if fused kernels apply, False if the plain reference must serve.
-
-    Raises:
-        BackendError: HVP_ENGINE_BACKEND names a backend that cannot run here.
+        True if fused kernels apply, False if the plain reference must serve; see `is_fused`.
     """
     if _len_torch_dispatch_stack() or torch.compiler.is_compiling():
         return False
