@@ -197,6 +197,11 @@ def _expand(model: nn.Module, names: _Names, blocks: BlockSpec) -> list[Block]:
             listed = [patterns] if isinstance(patterns, str) else list(patterns)
             expanded.append(Block(name, [(match, None) for match in names.match(listed, name)]))
         return expanded
+    if not isinstance(blocks, Sequence):
+        raise BlockError(
+            f"blocks must be a name, a list of names or Blocks, or a mapping of names to patterns, not "
+            f"{type(blocks).__name__}."
+        )
     expanded = []
     for item in blocks:
         if isinstance(item, Block):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import hvp_engine as he
 from hvp_engine import cli
 from hvp_engine.blocks import resolve
-from hvp_engine.errors import ConfigurationError, ObjectiveError, OutOfMemoryError
+from hvp_engine.errors import BlockError, ConfigurationError, NonDeterministicError, ObjectiveError, OutOfMemoryError
 from hvp_engine.experiments import gpt2_paper
 from hvp_engine.experiments.gpt import GPT, GPTConfig, paper_blocks
 from hvp_engine.operators.gradient_graph import GradientGraph
@@ -249,6 +250,65 @@ def test_arguments_that_make_no_job_are_refused() -> None:
         he.plan(model, lambda m, b: m(b).sum().item() * m(b).sum(), data=data, device="v100-16gb")
 
 
+def lazy_model() -> nn.Module:
+    return nn.Sequential(nn.LazyLinear(5), nn.Tanh(), nn.Linear(5, 3))
+
+
+BATCHES = [(torch.ones(6, 4), torch.zeros(6, dtype=torch.int64))]
+
+
+@pytest.mark.parametrize(
+    ("changed", "error", "message"),
+    [
+        ({"model": "m"}, ConfigurationError, "model must be a torch.nn.Module, not str"),
+        ({"model": lazy_model()}, ConfigurationError, r"no shape yet \(0.weight, 0.bias\): run it on one batch first"),
+        ({"model": nn.BatchNorm1d(4)}, NonDeterministicError, r"Call model.eval\(\)"),
+        ({"loss": "cross-entropy"}, ConfigurationError, "loss must be a function"),
+        ({"data": 5}, ObjectiveError, "data must be a list of batches or another re-iterable, not int"),
+        ({"data": iter(BATCHES)}, ObjectiveError, r"pass list\(data\)"),
+        ({"data": BATCHES[0][0]}, ObjectiveError, r"pass a list of batches: data=\[batch\]"),
+        ({"data": {"inputs": BATCHES[0][0]}}, ObjectiveError, r"pass a list of batches: data=\[batch\]"),
+        ({"data": ["text"]}, ObjectiveError, "Batch 0 is a str without tensors"),
+        ({"data": [torch.ones(0, 4)]}, ObjectiveError, "data is empty"),
+        ({"blocks": 7}, BlockError, "blocks must be a name, .* not int"),
+        ({"microbatch": 0}, ConfigurationError, "microbatch=0 must be at least 1"),
+        ({"microbatch": -3}, ConfigurationError, "microbatch=-3 must be at least 1"),
+        ({"memory": 0}, ConfigurationError, "memory=0 must be at least 1"),
+        ({"probes": 0}, ConfigurationError, "probes=0 must be a whole number of at least 1"),
+        ({"steps": -1}, ConfigurationError, "steps=-1 must be a whole number of at least 1"),
+    ],
+)
+@pytest.mark.parametrize("device", ["cpu", "a100-80gb"])
+def test_what_is_no_job_is_refused_with_cause_and_fix(
+    device: str, changed: dict[str, object], error: type[Exception], message: str
+) -> None:
+    asked = {"model": nn.Linear(4, 3), "loss": he.losses.classification, "data": BATCHES, **changed}
+    with pytest.raises(error, match=message):
+        he.plan(**asked, device=device)
+
+
+class Elementwise(nn.Module):
+    """No product of matrices anywhere."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(4))
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        return (inputs * self.scale).square()
+
+
+@pytest.mark.parametrize("batch", [torch.ones(6, 4), (torch.ones(6, 4),), {"inputs": torch.ones(6, 4)}])
+def test_one_batch_of_any_kind_and_a_model_without_products_are_planned(batch: object) -> None:
+    def loss(model: nn.Module, given: object) -> torch.Tensor:
+        inputs = given["inputs"] if isinstance(given, dict) else given[0] if isinstance(given, tuple) else given
+        return model(inputs).mean()
+
+    found = he.plan(Elementwise(), loss, data=[batch], device="h100-80gb", steps=3, probes=2, precision="bf16")
+    assert found.job.numel == {"full": 4} and found.setting.microbatch == 6 and found.seconds > 0
+    assert found.prediction.parts["second backwards"].flop == 0 < found.prediction.parts["second backwards"].bytes
+
+
 def test_a_loss_without_data_is_planned_on_this_machine() -> None:
     problem = quadratic(symmetric(torch.linspace(-1, 1, 12)).float())
     plan = he.plan(problem.model, problem.loss, device="cpu", steps=5, probes=2)
@@ -299,6 +359,29 @@ def test_the_command_prints_text_or_json(
     assert record["job"]["probes"] == 3 and record["job"]["numel"] == {"w": 35}
     record = json.loads(call("--device", "a100-40gb", "--blocks", "parameter", "--json"))
     assert list(record["blocks"]) == ["0.weight", "0.bias", "2.weight", "2.bias"]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (
+            "def job(): raise ValueError('no such corpus')",
+            r"job raised ValueError: no such corpus \(.*job.py, line 1\)",
+        ),
+        ("def job(x): return x", "job raised TypeError: .* must run, without arguments"),
+        ("import there_is_no_such_module", "raised ModuleNotFoundError"),
+        ("def job(:", "raised SyntaxError"),
+    ],
+)
+def test_a_function_that_fails_is_reported_with_its_place(
+    text: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "job.py").write_text(text)
+    monkeypatch.setattr(sys, "argv", ["hvp-engine", "plan", f"{tmp_path}/job.py:job", "--device", "a100-80gb"])
+    with pytest.raises(SystemExit) as stop:
+        cli.main()
+    assert stop.value.code == 1
+    assert re.search(message, capsys.readouterr().err)
 
 
 def test_the_papers_job_has_the_papers_sizes() -> None:

@@ -110,18 +110,19 @@ def data_shape(data: Iterable[Any] | None, dtype: torch.dtype) -> DataShape:
     """Reads shapes and sizes of all batches, once.
 
     Raises:
-        ObjectiveError: There is no batch.
+        ObjectiveError: There is no batch, or one without tensors.
     """
     if data is None:
         return DataShape(None, None, 1.0)
     largest, most, total = None, 0, 0
-    for batch in data:
+    for number, batch in enumerate(data):
+        batches.check_tensors(number, batch)
         size = sum(tensor.numel() for tensor in batches.tensors(batch))
         total += size
         if size > most:
             largest, most = batch, size
     if most == 0:
-        raise ObjectiveError("data is empty: it yields no batch with tensors.")
+        raise ObjectiveError("data is empty: it yields no batch with an element; pass at least one sample.")
 
     def shell(tensor: Tensor) -> Tensor:
         return torch.empty(tensor.shape, device="meta", dtype=dtype if tensor.is_floating_point() else tensor.dtype)
@@ -172,7 +173,7 @@ class JobCounter:
             graph, forward, gradient, size, products = self._graph(meter, samples)
             for name, block in self._partition.blocks.items():
                 vectors = torch.empty(1, block.numel, dtype=self._dtype)
-                with meter.part() as works[name]:
+                with meter.part() as works[name], _in_words("second derivative is"):
                     graph.product(block, vectors, torch.empty_like(vectors), batched=False)
         return Counts(samples, forward, gradient, works, size, products, self._head_shape(head))
 
@@ -210,7 +211,7 @@ class JobCounter:
             with meter.part() as forward:
                 total = self._evaluate(batch)
             products = dict(meter.products)
-            with meter.part() as gradient:
+            with meter.part() as gradient, _in_words("gradient is"):
                 graph = GradientGraph(total, 1.0, self._parameters)
         return graph, forward, gradient, size.bytes, products
 
@@ -236,23 +237,30 @@ class JobCounter:
         return HeadShape(head.rows[id(weight)], width, classes, holders)
 
 
+@contextlib.contextmanager
+def _in_words(what: str) -> Iterator[None]:
+    """Say of an exception that it came while something was counted, and what may be the cause."""
+    try:
+        yield
+    except HvpEngineError:
+        raise
+    except Exception as error:
+        raise ObjectiveError(
+            f"The {what} counted on tensors without data, where {type(error).__name__} was raised: "
+            f"{str(error).rstrip('.')}. If the job runs with data: the model and the loss must not read values "
+            "(.item(), float(), branches on data), and tensors of their own must be parameters or buffers of the model, or be "
+            "made on the device of the batch."
+        ) from error
+
+
 def evaluate(model: nn.Module, loss: Loss, batch: Any) -> Tensor:
     """Total of a batch without data.
 
     Raises:
         ObjectiveError: The model or the loss needs values, or the loss is no scalar.
     """
-    try:
-        with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):
-            value = loss(model) if batch is None else loss(model, batch)
-    except HvpEngineError:
-        raise
-    except Exception as error:
-        raise ObjectiveError(
-            f"The model and the loss are counted on tensors without data, where they raised {type(error).__name__}: "
-            f"{str(error).rstrip('.')}. They must not read values (.item(), float(), branches on data), and tensors of "
-            "their own must be parameters or buffers of the model, or be made on the device of the batch."
-        ) from error
+    with _in_words("model and the loss are"), torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):
+        value = loss(model) if batch is None else loss(model, batch)
     total = value[0] if isinstance(value, (tuple, list)) else value
     if not isinstance(total, Tensor) or total.numel() != 1 or not total.requires_grad:
         raise ObjectiveError(

@@ -15,7 +15,7 @@ from hvp_engine.api import _check_arguments
 from hvp_engine.blocks import BlockSpec, Partition, resolve
 from hvp_engine.errors import ConfigurationError, OutOfMemoryError
 from hvp_engine.head import CurvaturePlan
-from hvp_engine.objective import Loss
+from hvp_engine.objective import Loss, check_ingredients
 from hvp_engine.planning.calibration import calibrate
 from hvp_engine.planning.cost import Calibration, Prediction, predict
 from hvp_engine.planning.counting import Counts, DataShape, JobCounter, data_shape, meta_copy
@@ -72,13 +72,17 @@ def plan(
         The plan; ``print`` shows it.
 
     Raises:
-        ConfigurationError: An argument is out of range, or the device lacks the precision.
+        ConfigurationError: An argument is out of range or of the wrong kind, or the device lacks the precision.
         OutOfMemoryError: No setting fits; the message says what would.
         ObjectiveError: The model or the loss cannot run without data.
         BlockError: The blocks do not fit the model.
     """
     _check_arguments(steps, probes, reorthogonalize, basis)
     check_precision(precision)
+    check_ingredients(model, loss, data)
+    for name, value in (("microbatch", microbatch), ("memory", memory)):
+        if value is not None and value < 1:
+            raise ConfigurationError(f"{name}={value} must be at least 1; leave it out to let the planner choose.")
     target = None if device == "cpu" else gpu(device)
     if target is not None and not target.supports(precision):
         raise ConfigurationError(
