@@ -365,8 +365,8 @@ def test_the_command_prints_text_or_json(
     ("text", "message"),
     [
         (
-            "def job(): raise ValueError('no such corpus')",
-            r"job raised ValueError: no such corpus \(.*job.py, line 1\)",
+            "def job(): raise ValueError('no corpus')",
+            r"job raised ValueError: no corpus \(.*job.py, line 1\)",
         ),
         ("def job(x): return x", "job raised TypeError: .* must run, without arguments"),
         ("import there_is_no_such_module", "raised ModuleNotFoundError"),
