@@ -248,8 +248,8 @@ def _in_words(what: str) -> Iterator[None]:
         raise ObjectiveError(
             f"The {what} counted on tensors without data, where {type(error).__name__} was raised: "
             f"{str(error).rstrip('.')}. If the job runs with data: the model and the loss must not read values "
-            "(.item(), float(), branches on data), and tensors of their own must be parameters or buffers of the model, "
-            "or be made on the device of the batch."
+            "(.item(), float(), branches on data), and tensors of their own must be parameters or buffers of the "
+            "model, or be made on the device of the batch."
         ) from error
 
 
