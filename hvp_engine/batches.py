@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hvp_engine.errors import ObjectiveError
+
 
 def map_tensors(function: Callable[[Tensor], Tensor], batch: Any) -> Any:
     """Apply a function to every tensor of a batch; other leaves are kept as they are."""
@@ -33,6 +35,15 @@ def tensors(batch: Any) -> list[Tensor]:
 
     map_tensors(keep, batch)
     return found
+
+
+def check_tensors(number: int, batch: Any) -> None:
+    """Raise ObjectiveError for a batch without tensors."""
+    if not tensors(batch):
+        raise ObjectiveError(
+            f"Batch {number} is a {type(batch).__name__} without tensors; batches must be tensors, or tuples or "
+            "mappings of tensors."
+        )
 
 
 def samples(batch: Any) -> int | None:

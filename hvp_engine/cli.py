@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import importlib.util
-import inspect
 import json
 import sys
+import traceback
+from collections.abc import Callable
 from enum import Enum
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -252,15 +254,11 @@ def _load(target: str) -> tuple[Any, Any, Any, Any]:
     sys.path.insert(0, str(path.parent))  # so that it can import what lies beside it
     module = importlib.util.module_from_spec(spec)
     sys.modules[path.stem] = module
-    spec.loader.exec_module(module)
+    _of_user(file, partial(spec.loader.exec_module, module))
     function = getattr(module, name, None)
     if not callable(function):
         raise ConfigurationError(f"{file} has no function {name!r}.")
-    try:
-        inspect.signature(function).bind()
-    except TypeError as error:
-        raise ConfigurationError(f"{target} is called without arguments ({error}); give them defaults.") from None
-    result = function()
+    result = _of_user(target, function)
     if not isinstance(result, tuple) or len(result) not in (3, 4):
         raise ConfigurationError(
             f"{target} must return (model, loss, data), or (model, loss, data, blocks); "
@@ -268,6 +266,24 @@ def _load(target: str) -> tuple[Any, Any, Any, Any]:
         )
     model, loss, data, *own = result
     return model, loss, data, own[0] if own else None
+
+
+def _of_user(what: str, function: Callable[[], Any]) -> Any:
+    """Run code of the user's; say where an exception in it came from, which is not the place for a traceback of ours.
+
+    Raises:
+        ConfigurationError: It raised.
+    """
+    try:
+        return function()
+    except HvpEngineError:
+        raise
+    except Exception as error:
+        last = traceback.extract_tb(error.__traceback__)[-1]
+        raise ConfigurationError(
+            f"{what} raised {type(error).__name__}: {str(error).rstrip('.')} ({last.filename}, line {last.lineno}). It "
+            "must run, without arguments, to give the job."
+        ) from error
 
 
 def main() -> None:

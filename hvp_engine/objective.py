@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.parameter import is_lazy
 
 from hvp_engine import batches
 from hvp_engine.errors import (
@@ -58,16 +59,14 @@ class Objective:
             precision: Arithmetic of the products.
 
         Raises:
-            ConfigurationError: Unknown precision, or the model cannot be copied in the working dtype, is on the meta
-                device, or was made in inference mode.
+            ConfigurationError: Unknown precision, a model or loss that is none, or the model cannot be copied in the
+                working dtype, is on the meta device, or was made in inference mode.
             ObjectiveError: The data is empty or can be read only once.
             NonDeterministicError: A BatchNorm layer is in train mode.
         """
         check_precision(precision)
-        if not isinstance(model, nn.Module):
-            raise ConfigurationError(f"model must be a torch.nn.Module, not {type(model).__name__}.")
+        check_ingredients(model, loss, data)
         _refuse_unusable(model)
-        _refuse_batchnorm(model)
         self.precision = precision
         self.loss = loss
         self.dtype = working_dtype(precision)
@@ -79,14 +78,6 @@ class Objective:
         self.fused = twice_differentiable()
         self._digests: list[tuple[str, tuple[tuple[int, ...], ...]]] = []
         self._complete = False
-        if isinstance(data, (Tensor, Mapping)):
-            raise ObjectiveError("data is a single batch; pass a list of batches: data=[batch].")
-        if data is not None and not hasattr(data, "__iter__") and not hasattr(data, "__getitem__"):
-            raise ObjectiveError(f"data is a {type(data).__name__}, which yields no batches; pass a list of batches.")
-        if data is not None and isinstance(data, Iterator):
-            raise ObjectiveError(
-                "data is an iterator, which can be read only once; a sweep needs it every step: pass list(data)."
-            )
 
     @property
     def parameters(self) -> dict[str, nn.Parameter]:
@@ -128,11 +119,7 @@ class Objective:
         return tensor.to(self.device)
 
     def _verify(self, number: int, batch: Any) -> None:
-        if not batches.tensors(batch):
-            raise ObjectiveError(
-                f"Batch {number} is a {type(batch).__name__} without tensors; batches must be tensors, or tuples or "
-                "mappings of tensors."
-            )
+        batches.check_tensors(number, batch)
         print_, shape = batches.fingerprint(batch), batches.layout(batch)
         if number >= len(self._digests):
             if self._complete:
@@ -241,6 +228,41 @@ class Objective:
         first, second = self.spot_value(batch), self.spot_value(batch)
         # Atomics on a GPU may reorder sums: allow rounding, no more.
         return None if abs(first - second) <= 1e-6 * max(abs(first), abs(second)) else (first, second)
+
+
+def check_ingredients(model: object, loss: object, data: object) -> None:
+    """Refuse what cannot be a job, whatever it computes.
+
+    Raises:
+        ConfigurationError: The model is no module or has parameters without a shape, or the loss cannot be called.
+        ObjectiveError: The data is no collection of batches, or can be read only once.
+        NonDeterministicError: A BatchNorm layer is in train mode.
+    """
+    if not isinstance(model, nn.Module):
+        raise ConfigurationError(f"model must be a torch.nn.Module, not {type(model).__name__}.")
+    if not callable(loss):
+        raise ConfigurationError(
+            f"loss must be a function, loss(model, batch), not {type(loss).__name__}; hvp_engine.losses has some."
+        )
+    tensors = (*model.named_parameters(), *model.named_buffers())
+    lazy = [name for name, tensor in tensors if is_lazy(tensor)]
+    if lazy:
+        raise ConfigurationError(
+            f"The model has parameters that have no shape yet ({_first(lazy)}): run it on one batch first, which "
+            "initialises lazy modules."
+        )
+    _refuse_batchnorm(model)
+    if isinstance(data, (Tensor, Mapping)):
+        raise ObjectiveError("data is a single batch; pass a list of batches: data=[batch].")
+    if isinstance(data, Iterator):
+        raise ObjectiveError(
+            "data is an iterator, which can be read only once; a sweep needs it every step: pass list(data)."
+        )
+    if data is not None and not isinstance(data, Iterable) and not hasattr(data, "__getitem__"):
+        raise ObjectiveError(
+            f"data must be a list of batches or another re-iterable, not {type(data).__name__}; pass data=None for a "
+            "loss without data."
+        )
 
 
 def active_dropout(model: nn.Module) -> list[str]:

@@ -24,6 +24,11 @@ def working_dtype(precision: Precision) -> torch.dtype:
     return torch.float64 if precision == "fp64" else torch.float32
 
 
+def product_dtype(precision: Precision) -> torch.dtype:
+    """Dtype of the operands of matrix products: bfloat16 under ``"bf16"``, else the working dtype."""
+    return torch.bfloat16 if precision == "bf16" else working_dtype(precision)
+
+
 @contextlib.contextmanager
 def product_mode(precision: Precision) -> Iterator[None]:
     """Hold the float32 product modes of every backend at what ``precision`` says.

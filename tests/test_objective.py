@@ -62,7 +62,7 @@ def test_whatever_a_loss_raises_is_reported_as_the_losss_error(error: type[Excep
 @pytest.mark.parametrize("data", [5, lambda: []])
 def test_data_that_cannot_be_iterated(data: Any) -> None:
     case = mlp()
-    refuse("yields no batches", case.model, case.loss, data)
+    refuse("data must be a list of batches", case.model, case.loss, data)
 
 
 def test_models_without_numbers_or_without_gradients() -> None:

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from hvp_engine.kernels.loader import native
-from hvp_engine.kernels.registry import backend_for
-from hvp_engine.kernels.tensors import triton_kernels
+from hvp_engine.kernels.registry import intended_backend
+from hvp_engine.kernels.tensors import is_fused, triton_kernels
 
 __all__ = [
     "AttentionInputs",
@@ -51,18 +51,11 @@ class AttentionInputs:
 
 
 def can_run(query: Tensor, mask: Tensor | None) -> bool:
-    """Says whether the kernels of the device take these dtypes and the number of leading dimensions.
-
-    Raises:
-        BackendError: HVP_ENGINE_BACKEND asks for a backend that cannot run here.
-    """
-    backend = backend_for(query.device)
-    if backend == "triton":
+    """Says whether the kernels to be used take these dtypes and the number of leading dimensions; never raises."""
+    if intended_backend(query.device) == "triton":
         return query.dtype in _TRITON_TYPES
     return (
-        backend == "native"
-        and native is not None
-        and query.dtype in _TYPES
+        is_fused(query)
         and (mask is None or mask.dtype in _TYPES)
         and query.dim() - 3 <= _MAX_BATCH_DIMS - _ROOM_FOR_VMAP
     )

@@ -12,7 +12,7 @@ import torch
 from hvp_engine.errors import BackendError
 from hvp_engine.kernels import loader
 
-__all__ = ["Backend", "available_backends", "backend_for", "host_backend"]
+__all__ = ["Backend", "available_backends", "backend_for", "host_backend", "intended_backend"]
 
 _GPU_BACKENDS = ("triton", "cuda")
 _TRITON_CAPABILITY = (8, 0)  # below it, Triton's matrix products fall back to scalar code that spills registers
@@ -114,6 +114,20 @@ def backend_for(device: torch.device) -> str:
         f"HVP_ENGINE_BACKEND={wish} cannot be used on {device}: {reason}. "
         f"Available there: {', '.join(available)}. Unset HVP_ENGINE_BACKEND to choose by itself."
     )
+
+
+def intended_backend(device: torch.device) -> str:
+    """Names the backend that a kernel call on a device will ask for, whether or not it can run there.
+
+    For predicates, which must not raise: what cannot be met is refused by `backend_for` when a kernel is called.
+
+    Args:
+        device: The device that holds the tensors.
+
+    Returns:
+        HVP_ENGINE_BACKEND where it is set, else as `backend_for`.
+    """
+    return os.environ.get("HVP_ENGINE_BACKEND", "") or backend_for(device)
 
 
 def host_backend() -> str:

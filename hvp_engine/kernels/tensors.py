@@ -7,13 +7,13 @@ from typing import Any
 
 import torch
 
-from hvp_engine.kernels.registry import backend_for
+from hvp_engine.kernels.registry import backend_for, intended_backend
 
 __all__ = ["accumulator", "address", "dtype_number", "is_fused", "triton_kernels"]
 
 # The numbers of hvp::Dtype in csrc/include/hvp/element.h.
 _NUMBERS = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2}
-_FUSED_BACKENDS = ("native", "triton")
+_PLAIN_BACKENDS = ("cuda", "torch")  # run the operations of a model as plain PyTorch
 
 
 def dtype_number(dtype: torch.dtype) -> int:
@@ -32,12 +32,16 @@ def address(tensor: torch.Tensor | None) -> int:
 
 
 def is_fused(*tensors: torch.Tensor) -> bool:
-    """Tells whether fused kernels serve these tensors: one device that has a backend of them, dtypes supported."""
+    """Tells whether fused kernels are to serve these tensors: one device that has a backend of them, dtypes supported.
+
+    Never raises. It is also true where HVP_ENGINE_BACKEND asks for kernels that cannot run on the device: calling them
+    then raises BackendError, which plain operations in their place would hide.
+    """
     devices = {t.device for t in tensors}
     return (
         all(t.dtype in _NUMBERS for t in tensors)
         and len(devices) == 1
-        and backend_for(devices.pop()) in _FUSED_BACKENDS
+        and intended_backend(devices.pop()) not in _PLAIN_BACKENDS
     )
 
 

@@ -14,7 +14,7 @@ from torch.nn import Parameter
 from hvp_engine.errors import SecondDerivativeError
 from hvp_engine.kernels.tensors import is_fused
 
-__all__ = ["batch_first", "fused_applies", "no_third_derivative", "sum_present"]
+__all__ = ["autocast_operands", "batch_first", "fused_applies", "no_third_derivative", "sum_present"]
 
 _PLAIN_TYPES = (Tensor, Parameter)
 
@@ -30,10 +30,7 @@ def fused_applies(*tensors: Tensor | None) -> bool:
         tensors: The operation's tensors; None stands for an absent one.
 
     Returns:
-        True if fused kernels apply, False if the plain reference must serve.
-
-    Raises:
-        BackendError: HVP_ENGINE_BACKEND names a backend that cannot run here.
+        True if fused kernels apply, False if the plain reference must serve; see `is_fused`.
     """
     if _len_torch_dispatch_stack() or torch.compiler.is_compiling():
         return False
@@ -42,6 +39,14 @@ def fused_applies(*tensors: Tensor | None) -> bool:
         if type(tensor) not in _PLAIN_TYPES or tensor.layout is not torch.strided or not tensor.numel():
             return False
     return is_fused(*present)
+
+
+def autocast_operands(device: torch.device, *tensors: Tensor | None) -> list[Tensor | None]:
+    """Casts as autocast does for operations in its lower precision; without autocast, changes nothing."""
+    if not torch.is_autocast_enabled(device.type):
+        return list(tensors)
+    dtype = torch.get_autocast_dtype(device.type)
+    return [t.to(dtype) if t is not None and t.is_floating_point() and t.dtype != torch.float64 else t for t in tensors]
 
 
 def no_third_derivative(name: str) -> NoReturn:

@@ -11,6 +11,7 @@ from torch.autograd import forward_ad
 
 from hvp_engine.errors import ConfigurationError
 from hvp_engine.kernels.attention import can_run
+from hvp_engine.ops._function import autocast_operands
 from hvp_engine.ops.attention_autograd import fused_attention
 
 __all__ = ["attention", "attention_ref"]
@@ -127,15 +128,9 @@ def _autocast(
     query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
     """Casts as autocast does for scaled_dot_product_attention."""
-    device = query.device.type
-    if not torch.is_autocast_enabled(device):
-        return query, key, value, mask
-    dtype = torch.get_autocast_dtype(device)
-
-    def cast(x: Tensor) -> Tensor:
-        return x.to(dtype) if x.is_floating_point() and x.dtype != torch.float64 else x
-
-    return cast(query), cast(key), cast(value), None if mask is None else cast(mask)
+    cast = autocast_operands(query.device, query, key, value, mask)
+    assert cast[0] is not None and cast[1] is not None and cast[2] is not None
+    return cast[0], cast[1], cast[2], cast[3]
 
 
 def _check(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, dropout_p: float, causal: bool) -> None:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from hvp_engine.errors import ConfigurationError
 from hvp_engine.kernels.tensors import accumulator, is_fused
+from hvp_engine.ops._function import autocast_operands
 from hvp_engine.ops.batched_function import BatchedFunction, raise_third_derivative
 from hvp_engine.ops.batching import fold_rows, tensor_arguments, vmap_by_loop, wanted_gradients
 from hvp_engine.ops.chunked_head import Head, Tangents, Wanted, head_backward, head_forward, head_hvp
@@ -288,12 +289,6 @@ def _check_shapes(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> None:
         )
 
 
-def _autocast(tensors: list[Tensor | None], device: str) -> list[Tensor | None]:
-    """Casts what `F.linear` would cast under autocast."""
-    dtype = torch.get_autocast_dtype(device)
-    return [t.to(dtype) if t is not None and t.is_floating_point() and t.dtype != torch.float64 else t for t in tensors]
-
-
 def linear_cross_entropy(
     hidden: Tensor,
     weight: Tensor,
@@ -336,10 +331,7 @@ def linear_cross_entropy(
         ConfigurationError: Shapes, dtypes, options or class indices that do not fit, or a curvature of other
             tokens.
     """
-    device = hidden.device.type
-    autocast = torch.is_autocast_enabled(device)
-    inputs = [hidden, weight, bias]
-    hidden_, weight_, bias_ = _autocast(inputs, device) if autocast else inputs
+    hidden_, weight_, bias_ = autocast_operands(hidden.device, hidden, weight, bias)
     assert hidden_ is not None and weight_ is not None
     _check_shapes(hidden_, weight_, bias_)
     check_options(reduction, label_smoothing, class_weight, weight.shape[0])
@@ -355,4 +347,4 @@ def linear_cross_entropy(
     loss = _Forward.apply(rows, weight_, bias_, flat, class_weight, options, keep_logits, curvature)[0]
     loss = reduce_rows(loss, flat, class_weight, options, reduction)
     loss = loss if reduction != "none" else loss.reshape(target.shape)
-    return loss if autocast else loss.to(hidden.dtype)
+    return loss if torch.is_autocast_enabled(hidden.device.type) else loss.to(hidden.dtype)

@@ -1,14 +1,16 @@
-"""What one micro-batch of a job computes, reads, writes and keeps, counted on the meta device."""
+"""What one micro-batch of a job computes, reads, writes and keeps, counted on tensors without data."""
 
 from __future__ import annotations
 
+import contextlib
 import copy
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from hvp_engine import batches, memory
@@ -16,8 +18,10 @@ from hvp_engine.blocks import Partition
 from hvp_engine.errors import HvpEngineError, ObjectiveError
 from hvp_engine.objective import Loss
 from hvp_engine.operators.gradient_graph import GradientGraph
+from hvp_engine.planning.head_shapes import HeadShapes
 from hvp_engine.planning.meter import Meter, Work
 from hvp_engine.planning.shapes import ShapesOnly
+from hvp_engine.precision import Precision, forward_mode, working_dtype
 
 Products = dict[tuple[int, int, int], int]  # FLOP by (rows, inner, columns)
 
@@ -78,15 +82,20 @@ class Counts:
         return self.head is not None and block not in self.head.blocks
 
 
-def meta_copy(model: nn.Module, dtype: torch.dtype) -> nn.Module:
+def meta_copy(model: nn.Module, dtype: torch.dtype, device: str = "meta") -> nn.Module:
     """A copy without data, floating-point tensors in the working dtype, ties and requires_grad kept.
+
+    Args:
+        model: The model, with or without data.
+        dtype: The working dtype.
+        device: Where the copy says that it is; other than ``"meta"`` inside a FakeTensorMode only.
 
     Raises:
         ObjectiveError: The model cannot be copied.
     """
 
     def shell(tensor: Tensor) -> Tensor:
-        return torch.empty_like(tensor, device="meta", dtype=dtype if tensor.is_floating_point() else tensor.dtype)
+        return torch.empty_like(tensor, device=device, dtype=dtype if tensor.is_floating_point() else tensor.dtype)
 
     # deepcopy takes a tensor's copy from the memo where there is one: nothing of the weights is read.
     memo: dict[int, Any] = {id(buffer): shell(buffer) for buffer in model.buffers()}
@@ -101,18 +110,19 @@ def data_shape(data: Iterable[Any] | None, dtype: torch.dtype) -> DataShape:
     """Reads shapes and sizes of all batches, once.
 
     Raises:
-        ObjectiveError: There is no batch.
+        ObjectiveError: There is no batch, or one without tensors.
     """
     if data is None:
         return DataShape(None, None, 1.0)
     largest, most, total = None, 0, 0
-    for batch in data:
+    for number, batch in enumerate(data):
+        batches.check_tensors(number, batch)
         size = sum(tensor.numel() for tensor in batches.tensors(batch))
         total += size
         if size > most:
             largest, most = batch, size
     if most == 0:
-        raise ObjectiveError("data is empty: it yields no batch with tensors.")
+        raise ObjectiveError("data is empty: it yields no batch with an element; pass at least one sample.")
 
     def shell(tensor: Tensor) -> Tensor:
         return torch.empty(tensor.shape, device="meta", dtype=dtype if tensor.is_floating_point() else tensor.dtype)
@@ -125,21 +135,30 @@ class JobCounter:
 
     The model runs on shapes alone: the fused operations report their kernels' work (:mod:`hvp_engine.planning.shapes`),
     everything else is counted as PyTorch executes it, second backward passes pruned at their block as the engine does.
+    The tensors without data pass for ones on a CPU, so that autocast casts them as it casts real ones: under
+    ``"bf16"`` products, activations and casts have the dtypes that they have in a job.
     """
 
-    def __init__(self, model: nn.Module, loss: Loss, data: DataShape, partition: Partition) -> None:
+    def __init__(
+        self, model: nn.Module, loss: Loss, data: DataShape, partition: Partition, precision: Precision = "fp32"
+    ) -> None:
         """Take the job.
 
         Args:
-            model: On the meta device.
+            model: Any device, the meta device too.
             loss: As for :func:`hvp_engine.slq`.
             data: The data's shape.
             partition: The blocks, resolved against ``model``.
+            precision: Arithmetic of the products.
         """
-        self._model, self._loss, self._data, self._partition = model, loss, data, partition
-        named = dict(model.named_parameters())
+        self._fake = FakeTensorMode(allow_non_fake_inputs=True)
+        self._loss, self._data, self._partition, self._precision = loss, data, partition, precision
+        self._dtype = working_dtype(precision)
+        with self._fake:
+            self._model = meta_copy(model, self._dtype, "cpu")
+        named = dict(self._model.named_parameters())
         self._parameters = {name: named[name] for name in partition.parameters}
-        self._dtype = next(iter(self._parameters.values())).dtype
+        self._head = self._find_head(named)
 
     def count(self, samples: int | None) -> Counts:
         """Work of a micro-batch of some samples, None for the whole batch.
@@ -148,33 +167,90 @@ class JobCounter:
             ObjectiveError: The model or the loss needs values.
         """
         meter = Meter()
-        shapes = ShapesOnly(meter)
+        head = None if self._head is None else HeadShapes(meter, [self._head[1]])
         works: dict[str, Work] = {}
-        with shapes:
+        with self._shapes(meter, head):
             graph, forward, gradient, size, products = self._graph(meter, samples)
             for name, block in self._partition.blocks.items():
-                vectors = torch.empty(1, block.numel, device="meta", dtype=self._dtype)
-                with meter.part() as works[name]:
+                vectors = torch.empty(1, block.numel, dtype=self._dtype)
+                with meter.part() as works[name], _in_words("second derivative is"):
                     graph.product(block, vectors, torch.empty_like(vectors), batched=False)
-        head = _head(shapes.classes, products, self._partition, self._parameters)
-        return Counts(samples, forward, gradient, works, size, products, head)
+        return Counts(samples, forward, gradient, works, size, products, self._head_shape(head))
 
     def graph_bytes(self, samples: int | None) -> int:
         """Size of a micro-batch's graph."""
         meter = Meter()
-        with ShapesOnly(meter):
+        head = None if self._head is None else HeadShapes(meter, [self._head[1]])
+        with self._shapes(meter, head):
             return self._graph(meter, samples)[3]
+
+    @contextlib.contextmanager
+    def _shapes(self, meter: Meter, head: HeadShapes | None) -> Iterator[None]:
+        """Everything runs without data, and without oneDNN's own operations, which only CPUs have."""
+        before = torch._C._get_mkldnn_enabled()
+        try:
+            torch._C._set_mkldnn_enabled(False)
+            with self._fake, ShapesOnly(meter, head):
+                yield
+        finally:
+            torch._C._set_mkldnn_enabled(before)
+
+    def _batch(self, samples: int | None) -> Any:
+        """Samples of the largest batch."""
+        largest = self._data.largest if samples is None else batches.cut(self._data.largest, 0, samples)
+        return batches.map_tensors(lambda tensor: torch.empty_like(tensor, device="cpu"), largest)
+
+    def _evaluate(self, batch: Any) -> Tensor:
+        with forward_mode(self._precision, torch.device("cpu")):
+            return evaluate(self._model, self._loss, batch)
 
     def _graph(self, meter: Meter, samples: int | None) -> tuple[GradientGraph, Work, Work, int, Products]:
         """Gradient graph of a micro-batch, its two passes' work, its size, and the forward's matrix products."""
-        batch = self._data.largest if samples is None else batches.cut(self._data.largest, 0, samples)
+        batch = self._batch(samples)
         with memory.graph_size(list(self._parameters.values())) as size:
             with meter.part() as forward:
-                total = evaluate(self._model, self._loss, batch)
+                total = self._evaluate(batch)
             products = dict(meter.products)
-            with meter.part() as gradient:
+            with meter.part() as gradient, _in_words("gradient is"):
                 graph = GradientGraph(total, 1.0, self._parameters)
         return graph, forward, gradient, size.bytes, products
+
+    def _find_head(self, parameters: dict[str, nn.Parameter]) -> tuple[str, nn.Parameter] | None:
+        """Name and weights of the linear head that the engine will fuse with its loss; by its rule, on shapes."""
+        wide = {id(p): (name, p) for name, p in parameters.items() if p.dim() == 2 and p.shape[0] > p.shape[1]}
+        meter = Meter()
+        search = HeadShapes(meter, [p for _, p in wide.values()])
+        try:
+            with self._shapes(meter, search):
+                self._evaluate(self._batch(None if self._data.samples is None else min(2, self._data.samples)))
+        except HvpEngineError:  # a loss that fails without it too says so when it is counted
+            return None
+        return wide[next(iter(search.rows))] if len(search.rows) == 1 else None
+
+    def _head_shape(self, head: HeadShapes | None) -> HeadShape | None:
+        if self._head is None or head is None:
+            return None
+        name, weight = self._head
+        classes, width = weight.shape
+        blocks = self._partition.blocks.items()
+        holders = frozenset(block for block, b in blocks if any(part.parameter == name for part in b.parts))
+        return HeadShape(head.rows[id(weight)], width, classes, holders)
+
+
+@contextlib.contextmanager
+def _in_words(what: str) -> Iterator[None]:
+    """Say of an exception that it came while something was counted, and what may be the cause."""
+    try:
+        yield
+    except HvpEngineError:
+        raise
+    except Exception as error:
+        raise ObjectiveError(
+            f"The {what} counted on tensors without data, where {type(error).__name__} was raised: "
+            f"{str(error).rstrip('.')}. If the job runs with data: the model and the loss must not read values "
+            "(.item(), float(), branches on data), and tensors of their own must be parameters or buffers of the "
+            "model, or be made on the device of the batch."
+        ) from error
 
 
 def evaluate(model: nn.Module, loss: Loss, batch: Any) -> Tensor:
@@ -183,35 +259,11 @@ def evaluate(model: nn.Module, loss: Loss, batch: Any) -> Tensor:
     Raises:
         ObjectiveError: The model or the loss needs values, or the loss is no scalar.
     """
-    try:
-        with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):
-            value = loss(model) if batch is None else loss(model, batch)
-    except HvpEngineError:
-        raise
-    except Exception as error:
-        raise ObjectiveError(
-            f"The model and the loss are counted on tensors without data, where they raised {type(error).__name__}: "
-            f"{str(error).rstrip('.')}. They must not read values (.item(), float(), branches on data), and tensors of "
-            "their own must be parameters or buffers of the model, or be made on the device of the batch."
-        ) from error
+    with _in_words("model and the loss are"), torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):
+        value = loss(model) if batch is None else loss(model, batch)
     total = value[0] if isinstance(value, (tuple, list)) else value
     if not isinstance(total, Tensor) or total.numel() != 1 or not total.requires_grad:
         raise ObjectiveError(
             "The loss must return a scalar tensor, or (total, weight), that depends on the model's parameters."
         )
     return total.reshape(())
-
-
-def _head(
-    classes: tuple[int, int] | None, products: Products, partition: Partition, parameters: dict[str, nn.Parameter]
-) -> HeadShape | None:
-    """The head, recognised as the forward's largest product with as many columns as the loss has classes."""
-    if classes is None:
-        return None
-    candidates = [shape for shape in products if shape[0] >= classes[0] and shape[2] == classes[1]]
-    if not candidates:
-        return None
-    rows, inner, columns = max(candidates, key=lambda shape: shape[0] * shape[1])
-    weights = {name for name, parameter in parameters.items() if tuple(parameter.shape) == (columns, inner)}
-    holders = {name for name, b in partition.blocks.items() if any(part.parameter in weights for part in b.parts)}
-    return HeadShape(rows, inner, columns, frozenset(holders))

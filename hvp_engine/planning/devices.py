@@ -10,9 +10,8 @@ from dataclasses import dataclass
 import torch
 
 from hvp_engine.errors import ConfigurationError
-from hvp_engine.precision import Precision, working_dtype
+from hvp_engine.precision import Precision, product_dtype
 
-_CASTS = 0.5  # under autocast, of a product's operand bytes: read in fp32 and written in bf16, less weights cast once
 _ASIDE = 0.5 * 2**30  # context and libraries of a CUDA process
 
 
@@ -53,21 +52,17 @@ class Device:
 
         Args:
             flop: Floating-point operations.
-            size: Bytes read and written, as counted in the working dtype.
+            size: Bytes read and written.
             precision: Arithmetic of products.
             streams: Vectors that share one launch; the times are per vector.
         """
-        bandwidth = self.bandwidth * self.bandwidth_share
-        casts = 0.0
-        if flop and precision == "bf16":
-            casts, size = size * _CASTS / bandwidth, size / 2
         times = {
             "compute": flop / (self.peak[precision] * self.product_share[precision]),
-            "bandwidth": size / bandwidth,
+            "bandwidth": size / (self.bandwidth * self.bandwidth_share),
             "launch": self.launch / streams,
         }
         limit = max(times, key=lambda kind: times[kind])
-        return times[limit] + casts, limit
+        return times[limit], limit
 
 
 _GIB = 2**30
@@ -120,8 +115,7 @@ def measure_cpu(precision: Precision, product: tuple[int, int, int] | None = Non
         The device, with this one precision.
     """
     rows, inner, columns = (max(1, min(size, 1024)) for size in product or (512, 512, 512))
-    dtype = torch.bfloat16 if precision == "bf16" else working_dtype(precision)
-    rates = {precision: _product_rate(rows, inner, columns, dtype)}
+    rates = {precision: _product_rate(rows, inner, columns, product_dtype(precision))}
     data = torch.ones(1 << 26)  # 256 MiB: larger than any cache
     bandwidth = data.nbytes / _seconds(data.sum)
     tiny = torch.ones(8)

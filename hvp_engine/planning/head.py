@@ -10,7 +10,7 @@ from hvp_engine.planning.counting import Counts
 from hvp_engine.planning.devices import Device
 from hvp_engine.planning.parts import Part
 from hvp_engine.planning.setting import Job, Setting
-from hvp_engine.precision import Precision
+from hvp_engine.precision import Precision, product_dtype
 
 _DISK = 1e9  # bytes per second from the page cache or a disk
 _LARGEST_SHARE = 0.9  # of a second backward pass that the head may be taken to be
@@ -61,11 +61,13 @@ def head_passes(counts: Counts, device: Device, setting: Setting) -> HeadPasses 
     if head is None:
         return None
     cost = head_cost(head.tokens, head.hidden_size, head.classes, CURVATURE_DTYPES[setting.precision], kept_logits=True)
-    # Two products, and the element-wise rest.
-    product = 4.0 * (head.tokens * head.classes + head.hidden_size * (head.tokens + head.classes))
+    # Two products, and the element-wise rest; the formula's traffic is that of float32.
+    size = product_dtype(setting.precision).itemsize
+    traffic = cost.general_bytes * size / 4
+    product = float(size * (head.tokens * head.classes + head.hidden_size * (head.tokens + head.classes)))
     each, limit = device.bound(cost.general_flop / 2, product, setting.precision)
-    rest, _ = device.bound(0.0, max(0.0, cost.general_bytes - 2 * product), setting.precision)
-    general = Part(cost.general_flop, cost.general_bytes, 2 * each + rest, limit)
+    rest, _ = device.bound(0.0, max(0.0, traffic - 2 * product), setting.precision)
+    general = Part(cost.general_flop, traffic, 2 * each + rest, limit)
     seconds, limit = device.bound(0.0, cost.apply_bytes, setting.precision)
     return HeadPasses(cost, general, Part(cost.apply_flop, cost.apply_bytes, seconds, limit))
 

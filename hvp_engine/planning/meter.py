@@ -110,11 +110,11 @@ def traffic(tensors: Iterable[Tensor | None]) -> float:
 
 @functools.cache
 def _name(operation: Any) -> tuple[str, bool]:
-    """Name of an operation, and whether it moves no data: a view or an allocation."""
+    """Name of an operation, and whether it moves no data: a view, an allocation, or a question about a tensor."""
     name = operation._schema.name.removeprefix("aten::")
     aliases = [returned.alias_info for returned in operation._schema.returns]
     is_view = any(alias is not None and not alias.is_write for alias in aliases)
-    return name, is_view or name in _ALLOCATIONS
+    return name, is_view or name in _ALLOCATIONS or name.startswith("prim::")
 
 
 def _tensors(value: Any) -> Iterator[Tensor]:

@@ -12,10 +12,10 @@ from torch import nn
 from hvp_engine import batches as batch_tools
 from hvp_engine import memory as device_memory
 from hvp_engine.api import _check_arguments
-from hvp_engine.blocks import BlockSpec, resolve
+from hvp_engine.blocks import BlockSpec, Partition, resolve
 from hvp_engine.errors import ConfigurationError, OutOfMemoryError
 from hvp_engine.head import CurvaturePlan
-from hvp_engine.objective import Loss
+from hvp_engine.objective import Loss, check_ingredients
 from hvp_engine.planning.calibration import calibrate
 from hvp_engine.planning.cost import Calibration, Prediction, predict
 from hvp_engine.planning.counting import Counts, DataShape, JobCounter, data_shape, meta_copy
@@ -23,7 +23,7 @@ from hvp_engine.planning.devices import Device, gpu, measure_cpu
 from hvp_engine.planning.head import planned_curvature
 from hvp_engine.planning.job_plan import Alternative, JobPlan
 from hvp_engine.planning.setting import BasisName, GraphSize, Job, Setting, choose_microbatch, fit
-from hvp_engine.precision import Precision, check_precision, working_dtype
+from hvp_engine.precision import Precision, check_precision, product_dtype, working_dtype
 
 
 def plan(
@@ -72,13 +72,17 @@ def plan(
         The plan; ``print`` shows it.
 
     Raises:
-        ConfigurationError: An argument is out of range, or the device lacks the precision.
+        ConfigurationError: An argument is out of range or of the wrong kind, or the device lacks the precision.
         OutOfMemoryError: No setting fits; the message says what would.
         ObjectiveError: The model or the loss cannot run without data.
         BlockError: The blocks do not fit the model.
     """
     _check_arguments(steps, probes, reorthogonalize, basis)
     check_precision(precision)
+    check_ingredients(model, loss, data)
+    for name, value in (("microbatch", microbatch), ("memory", memory)):
+        if value is not None and value < 1:
+            raise ConfigurationError(f"{name}={value} must be at least 1; leave it out to let the planner choose.")
     target = None if device == "cpu" else gpu(device)
     if target is not None and not target.supports(precision):
         raise ConfigurationError(
@@ -88,15 +92,13 @@ def plan(
     shell = meta_copy(model, dtype)
     partition = resolve(shell, blocks)
     shape = _scaled(data_shape(data, dtype), batches, tokens)
-    counter = JobCounter(shell, loss, shape, partition)
     parameters = sum(t.nbytes for t in (*shell.parameters(), *shell.buffers()))
     numel = {name: block.numel for name, block in partition.blocks.items()}
     job = Job(numel, steps, probes, precision, reorthogonalize, shape.samples, shape.batches, parameters)
     room = device_memory.free_share(target.room(parameters)) if target else device_memory.budget(torch.device("cpu"))
     budget = room if memory is None else memory
-    graph = _graph_size(counter, shape.samples)
-    setting, changed = _choose(job, graph, budget, basis, microbatch, on_cpu=target is None)
-    counts = counter.count(setting.microbatch)
+    asked = _Asked(shell, loss, shape, partition, budget, microbatch, on_cpu=target is None)
+    counts, graph, setting, changed = asked.counted(job, basis)
     machine = target or measure_cpu(precision, max(counts.products, key=lambda key: counts.products[key], default=None))
     calibration = None
     real = not any(p.is_meta for p in model.parameters()) and not _is_meta(data)
@@ -113,9 +115,29 @@ def plan(
         setting=setting,
         prediction=prediction,
         calibrated=calibration is not None,
-        alternatives=tuple(_alternatives(sources, setting)),
+        alternatives=tuple(_alternatives(asked, sources, setting)),
         notes=(*partition.notes, *changed),
     )
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """A job as it was asked for, to be counted at any precision."""
+
+    model: nn.Module
+    loss: Loss
+    data: DataShape
+    partition: Partition
+    budget: int
+    microbatch: int | None
+    on_cpu: bool
+
+    def counted(self, job: Job, basis: BasisName) -> tuple[Counts, GraphSize, Setting, list[str]]:
+        """Work of a micro-batch of the size that fits, the sizes of graphs, the setting, and what was changed in it."""
+        counter = JobCounter(self.model, self.loss, self.data, self.partition, job.precision)
+        graph = _graph_size(counter, job.samples)
+        setting, changed = _choose(job, graph, self.budget, basis, self.microbatch, on_cpu=self.on_cpu)
+        return counter.count(setting.microbatch), graph, setting, changed
 
 
 @dataclass(frozen=True)
@@ -176,25 +198,24 @@ def _choose(
     raise reasons[-1]
 
 
-def _alternatives(sources: _Sources, setting: Setting) -> Iterable[Alternative]:
+def _alternatives(asked: _Asked, sources: _Sources, setting: Setting) -> Iterable[Alternative]:
     """Other ways to run the job: precisions and basis dtypes of a GPU, head curvature, the ceilings themselves."""
     machine, job = sources.machine, sources.job
     on_cpu = machine.measured
-    if job.precision != "fp64":
-        precisions = [setting.precision] if on_cpu else [p for p in machine.peak if p != "fp64"]
-        for precision in precisions:
-            for basis in get_args(BasisName):
-                if (precision, basis) == (setting.precision, setting.basis) or job.reorthogonalize == "none":
-                    continue
-                label = f"precision {precision}, basis {basis}"
-                other = replace(job, precision=precision)
-                try:
-                    tried = fit(other, sources.graph, setting.budget, basis, setting.microbatch, on_cpu=on_cpu)
-                except OutOfMemoryError:
-                    yield Alternative(label, None, None, "does not fit")
-                    continue
-                found = replace(sources, job=other).predict(tried)
-                yield Alternative(label, found.flop, found.seconds, f"{len(tried.waves)} waves")
+    if job.precision != "fp64" and job.reorthogonalize == "full":
+        yield from _other_bases(sources, setting, {setting.basis})
+        known = {product_dtype(job.precision): (sources, setting)}  # what is counted is the same for fp32 and TF32
+        for precision in [] if on_cpu else [p for p in machine.peak if p not in ("fp64", job.precision)]:
+            other, dtype = replace(job, precision=precision), product_dtype(precision)
+            try:
+                if dtype not in known:
+                    counts, graph, chosen, _ = asked.counted(other, setting.basis)
+                    known[dtype] = (replace(sources, counts=counts, graph=graph), chosen)
+            except OutOfMemoryError:
+                yield Alternative(f"precision {precision}", None, None, "does not fit")
+                continue
+            counted, chosen = known[dtype]
+            yield from _other_bases(replace(counted, job=other), replace(chosen, precision=precision), set())
     if sources.curvature(setting) is not None:
         found = sources.predict_with(setting, None)
         yield Alternative("without head curvature", found.flop, found.seconds, "pass head_curvature=False")
@@ -202,6 +223,23 @@ def _alternatives(sources: _Sources, setting: Setting) -> Iterable[Alternative]:
         ceiling = replace(machine, product_share=dict.fromkeys(machine.peak, 1.0), bandwidth_share=1.0, launch=0.0)
         found = replace(sources, machine=ceiling).predict(setting)
         yield Alternative("at the data sheet's ceilings", found.flop, found.seconds, "no program can be faster")
+
+
+def _other_bases(sources: _Sources, setting: Setting, taken: set[BasisName]) -> Iterable[Alternative]:
+    """A counted job with every dtype of the basis but those taken."""
+    for basis in get_args(BasisName):
+        if basis in taken:
+            continue
+        label = f"precision {sources.job.precision}, basis {basis}"
+        on_cpu = sources.machine.measured
+        try:
+            tried = fit(sources.job, sources.graph, setting.budget, basis, setting.microbatch, on_cpu=on_cpu)
+        except OutOfMemoryError:
+            yield Alternative(label, None, None, "does not fit")
+            continue
+        found = sources.predict(tried)
+        samples = "" if tried.microbatch is None else f", micro-batches of {tried.microbatch}"
+        yield Alternative(label, found.flop, found.seconds, f"{len(tried.waves)} waves{samples}")
 
 
 def _scaled(shape: DataShape, batches: int | None, tokens: int | None) -> DataShape:

@@ -15,7 +15,10 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
+from hvp_engine.kernels.tensors import accumulator
+from hvp_engine.ops._function import autocast_operands
 from hvp_engine.ops.batching import tensor_arguments, wanted_gradients
+from hvp_engine.ops.head_logits import FusedHead, HeadLogits
 from hvp_engine.ops.swap import REPLACEMENTS, TwiceDifferentiable
 from hvp_engine.planning.meter import Meter, traffic
 
@@ -38,10 +41,9 @@ class Kernel:
         assert tensors[0] is not None
         return torch.empty_like(tensors[0], memory_format=torch.contiguous_format)
 
-    def statistics(self, tensors: Sequence[Tensor | None]) -> Tensor | None:
-        """Allocate what the forward pass keeps for the others besides its inputs: two numbers per row."""
-        assert tensors[0] is not None
-        return torch.empty((*tensors[0].shape[:-1], 2), dtype=torch.float32, device=tensors[0].device)
+    def kept(self, tensors: Sequence[Tensor | None], out: Tensor) -> tuple[Tensor, ...]:
+        """Allocate what the forward pass keeps for the others besides its inputs; by default nothing."""
+        return ()
 
     def forward_flop(self, tensors: Sequence[Tensor | None]) -> float:
         """Matrix products of the forward pass."""
@@ -60,7 +62,24 @@ class Kernel:
         self.meter.work.add(flop, traffic(tensors))
 
 
-class AttentionKernel(Kernel):
+class RowKernel(Kernel):
+    """An operation that keeps two numbers per row: mean and deviation, or largest score and sum of exponentials."""
+
+    def kept(self, tensors: Sequence[Tensor | None], out: Tensor) -> tuple[Tensor, ...]:
+        """The two numbers, in the kernels' accumulator type."""
+        assert tensors[0] is not None
+        return (tensors[0].new_empty((*tensors[0].shape[:-1], 2), dtype=accumulator(tensors[0].dtype)),)
+
+
+class SoftmaxKernel(Kernel):
+    """Softmax: its derivatives read the probabilities."""
+
+    def kept(self, tensors: Sequence[Tensor | None], out: Tensor) -> tuple[Tensor, ...]:
+        """The result."""
+        return (out,)
+
+
+class AttentionKernel(RowKernel):
     """Attention by tiles: the products that csrc/cpu/attention_*.cpp form, above the diagonal none if causal."""
 
     def __init__(self, meter: Meter, causal: bool) -> None:
@@ -102,35 +121,36 @@ class AttentionKernel(Kernel):
         return 2.0 * (query.numel() / query.shape[-1]) * keys * size * seen
 
 
-class LossKernel(Kernel):
+class LossKernel(RowKernel):
     """Cross-entropy of rows: one loss and two numbers each, never probabilities."""
 
     def outcome(self, tensors: Sequence[Tensor | None]) -> Tensor:
         """One loss per row."""
         assert tensors[0] is not None
-        return tensors[0].new_empty(tensors[0].shape[0])
+        return tensors[0].new_empty(tensors[0].shape[0], dtype=accumulator(tensors[0].dtype))
 
 
 class _Forward(Function):
     @staticmethod
     def forward(ctx: Any, kernel: Kernel, *tensors: Tensor | None) -> Tensor:
         out = kernel.outcome(tensors)
-        statistics = kernel.statistics(tensors)
-        kernel.count(kernel.forward_flop(tensors), (*tensors, out, statistics))
+        kept = kernel.kept(tensors, out)
+        kernel.count(kernel.forward_flop(tensors), (*tensors, out, *(t for t in kept if t is not out)))
         ctx.kernel = kernel
         ctx.is_tensor = tensor_arguments((kernel, *tensors))
-        ctx.save_for_backward(*tensors, statistics)
+        ctx.save_for_backward(*tensors, *kept)
         return out
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        *tensors, statistics = ctx.saved_tensors
+        inputs = len(ctx.is_tensor) - 1
         wanted = tuple(wanted_gradients(ctx, ctx.is_tensor)[1 : 1 + ctx.kernel.operands])
         if not any(wanted):
-            return (None,) * (1 + len(tensors))
-        parts = iter(_Backward.apply(ctx.kernel, wanted, grads[0], *tensors, statistics))  # type: ignore[no-untyped-call]
+            return (None,) * (1 + inputs)
+        saved = (*ctx.saved_tensors[:inputs], *(t.detach() for t in ctx.saved_tensors[inputs:]))
+        parts = iter(_Backward.apply(ctx.kernel, wanted, grads[0], *saved))  # type: ignore[no-untyped-call]
         found = [next(parts) if want else None for want in wanted]
-        return (None, *found, *(None,) * (len(tensors) - len(found)))
+        return (None, *found, *(None,) * (inputs - len(found)))
 
 
 class _Backward(Function):
@@ -166,13 +186,23 @@ def _like(tensors: Sequence[Tensor | None], wanted: Sequence[bool]) -> list[Tens
     return [torch.empty_like(t) for t, want in zip(tensors, wanted, strict=False) if want and t is not None]
 
 
+def run_shapes(kernel: Kernel, *tensors: Tensor | None) -> Tensor:
+    """Result of a fused operation, attached to the graph, without values."""
+    out: Tensor = _Forward.apply(kernel, *tensors)  # type: ignore[no-untyped-call]
+    return out
+
+
+def reduced(losses: Tensor, reduction: str) -> Tensor:
+    """Losses of rows as a loss function's ``reduction`` asks for them."""
+    return losses if reduction == "none" else losses.mean() if reduction == "mean" else losses.sum()
+
+
 class ShapesOnly(TwiceDifferentiable):
     """Runs a model on fused operations that have shapes and costs, but no values."""
 
-    def __init__(self, meter: Meter) -> None:
-        super().__init__()
+    def __init__(self, meter: Meter, head: FusedHead | None = None) -> None:
+        super().__init__(head)
         self._meter = meter
-        self.classes: tuple[int, int] | None = None  # rows and classes of the last cross-entropy
 
     def __torch_function__(
         self,
@@ -183,7 +213,8 @@ class ShapesOnly(TwiceDifferentiable):
     ) -> Any:
         """Run one intercepted call; calls without a kernel run as they are."""
         name, replacement = REPLACEMENTS.get(func, ("", None))
-        shaped = getattr(self, f"_{name}", None) if replacement is not None else None
+        is_lazy = any(issubclass(kind, HeadLogits) for kind in types)
+        shaped = None if replacement is None or is_lazy else getattr(self, f"_{name}", None)
         result = NotImplemented if shaped is None else shaped(*args, **(kwargs or {}))
         return super().__torch_function__(func, types, args, kwargs) if result is NotImplemented else result
 
@@ -199,7 +230,8 @@ class ShapesOnly(TwiceDifferentiable):
     ) -> Any:
         if dropout_p or (attn_mask is not None and attn_mask.requires_grad):
             return NotImplemented
-        return _Forward.apply(AttentionKernel(self._meter, is_causal), query, key, value, attn_mask)  # type: ignore[no-untyped-call]
+        operands = autocast_operands(query.device, query, key, value, attn_mask)
+        return run_shapes(AttentionKernel(self._meter, is_causal), *operands)
 
     def _cross_entropy(
         self, input: Tensor, target: Tensor, weight: Tensor | None = None, *rest: Any, reduction: str = "mean", **_: Any
@@ -207,9 +239,9 @@ class ShapesOnly(TwiceDifferentiable):
         if rest or weight is not None or target.is_floating_point() or input.dim() < 2:
             return NotImplemented
         logits = input.movedim(1, -1).reshape(-1, input.shape[1])
-        self.classes = (logits.shape[0], logits.shape[1])
-        loss: Tensor = _Forward.apply(LossKernel(self._meter, 1), logits, target.reshape(-1))  # type: ignore[no-untyped-call]
-        return loss.reshape(target.shape) if reduction == "none" else loss.mean() if reduction == "mean" else loss.sum()
+        losses = run_shapes(LossKernel(self._meter, 1), logits, target.reshape(-1))
+        loss = reduced(losses.reshape(target.shape), reduction)
+        return loss if torch.is_autocast_enabled(input.device.type) else loss.to(input.dtype)
 
     def _layer_norm(
         self,
@@ -220,14 +252,18 @@ class ShapesOnly(TwiceDifferentiable):
         *_: Any,
         **__: Any,
     ) -> Any:
-        return _Forward.apply(Kernel(self._meter, 3), input, weight, bias)  # type: ignore[no-untyped-call]
+        return run_shapes(RowKernel(self._meter, 3), input, weight, bias)
 
     def _rms_norm(
         self, input: Tensor, normalized_shape: Sequence[int], weight: Tensor | None = None, *_: Any, **__: Any
     ) -> Any:
-        return _Forward.apply(Kernel(self._meter, 2), input, weight)  # type: ignore[no-untyped-call]
+        return run_shapes(RowKernel(self._meter, 2), input, weight)
 
     def _pointwise(self, input: Tensor, *_: Any, **__: Any) -> Any:
-        return _Forward.apply(Kernel(self._meter, 1), input)  # type: ignore[no-untyped-call]
+        return run_shapes(Kernel(self._meter, 1), input)
 
-    _gelu = _silu = _softmax = _pointwise
+    def _softmax(self, input: Tensor, *rest: Any, dtype: torch.dtype | None = None, **_: Any) -> Any:
+        dtype = next((value for value in rest if isinstance(value, torch.dtype)), dtype)  # third or fourth argument
+        return run_shapes(SoftmaxKernel(self._meter, 1), input if dtype is None else input.to(dtype))
+
+    _gelu = _silu = _pointwise

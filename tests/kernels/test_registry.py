@@ -5,9 +5,11 @@ import importlib.util
 import pytest
 import torch
 
+import hvp_engine as he
 from hvp_engine.errors import BackendError
-from hvp_engine.kernels import loader
+from hvp_engine.kernels import attention, loader
 from hvp_engine.kernels.registry import available_backends, backend_for, host_backend
+from hvp_engine.kernels.tensors import is_fused
 
 CPU = torch.device("cpu")
 
@@ -94,3 +96,39 @@ def test_a_gpu_without_triton_installed_says_so(monkeypatch):
     monkeypatch.setenv("HVP_ENGINE_BACKEND", "triton")
     with pytest.raises(BackendError, match="triton is not installed"):
         backend_for(device)
+
+
+@pytest.mark.parametrize("wish", ["triton", "cuda", "native", "torch", "nonsense"])
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+def test_predicates_never_raise_whatever_backend_is_asked_for(monkeypatch, wish, device):
+    monkeypatch.setenv("HVP_ENGINE_BACKEND", wish)
+    tensor = torch.zeros(1, 2, 3, 4, device=device)
+    assert is_fused(tensor) == (wish not in ("torch", "cuda"))
+    assert attention.can_run(tensor, None) == (wish not in ("torch", "cuda"))
+
+
+@pytest.mark.parametrize("wish", ["triton", "nonsense"])
+@pytest.mark.parametrize("call", ["gelu", "softmax", "layer_norm", "attention", "cross_entropy", "embedding"])
+def test_a_kernel_that_cannot_run_is_refused_when_it_is_called(monkeypatch, wish, call):
+    x, rows = torch.randn(1, 2, 3, 4), torch.randn(3, 4)
+    calls = {
+        "gelu": lambda: he.ops.gelu(x),
+        "softmax": lambda: he.ops.softmax(x),
+        "layer_norm": lambda: he.ops.layer_norm(x, (4,)),
+        "attention": lambda: he.ops.attention(x, x, x),
+        "cross_entropy": lambda: he.ops.cross_entropy(rows, torch.tensor([0, 1, 2])),
+        "embedding": lambda: he.ops.embedding(torch.tensor([0, 1]), rows),
+    }
+    calls[call]()
+    monkeypatch.setenv("HVP_ENGINE_BACKEND", wish)
+    with pytest.raises(BackendError, match=f"{wish} cannot be used on cpu.* Unset HVP_ENGINE_BACKEND"):
+        calls[call]()
+
+
+@pytest.mark.parametrize("wish", ["triton", "cuda"])
+def test_a_job_on_the_cpu_with_a_gpu_backend_is_refused_with_the_way_out(monkeypatch, wish):
+    monkeypatch.setenv("HVP_ENGINE_BACKEND", wish)
+    model = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.GELU(), torch.nn.Linear(4, 2))
+    data = [(torch.randn(5, 3), torch.randint(0, 2, (5,)))]
+    with pytest.raises(BackendError, match="CUDA devices only.*Available there: native, torch. Unset"):
+        he.slq(model, he.losses.classification, data=data, steps=3, probes=1, progress=False)

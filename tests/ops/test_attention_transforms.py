@@ -16,6 +16,7 @@ from torch.utils.checkpoint import checkpoint
 
 import hvp_engine.kernels.attention as kernels
 from hvp_engine.errors import SecondDerivativeError
+from hvp_engine.kernels import loader
 from hvp_engine.ops import attention_autograd
 from hvp_engine.ops.attention import attention, attention_ref
 
@@ -168,7 +169,8 @@ def test_autocast_casts_as_it_does_for_pytorch():
 @pytest.mark.parametrize("missing", ["extension", "backend"])
 def test_the_reference_serves_without_native_kernels(missing, monkeypatch):
     if missing == "extension":
-        monkeypatch.setattr(kernels, "native", None)
+        monkeypatch.setattr(loader, "missing_reason", "it was not built")
+        monkeypatch.setattr(loader, "_warned", True)
     else:
         monkeypatch.setenv("HVP_ENGINE_BACKEND", "torch")
     monkeypatch.setattr(sys.modules[attention.__module__], "fused_attention", None)
