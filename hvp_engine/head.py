@@ -244,6 +244,14 @@ class CurvatureStore(FusedHead):
             formed.append(self._form(hidden, weight, bias))
         return formed[number]
 
+    def loss(self, logits: HeadLogits, target: Tensor, **options: Any) -> Tensor:
+        """As `FusedHead.loss`; ignored tokens, which add nothing to a sum or mean, get no matrices."""
+        counted = target != options["ignore_index"]
+        if self._key is not None and options["reduction"] != "none" and 0 < int(counted.sum()) < target.numel():
+            rows = counted.nonzero().squeeze(1)
+            logits, target = logits.on_rows(logits.hidden.index_select(0, rows)), target[rows]
+        return super().loss(logits, target, **options)
+
     @property
     def accurate(self) -> bool:
         """Whether the measured error is as small as the storage type and the bound on what was dropped promise."""

@@ -182,6 +182,29 @@ def test_an_error_beyond_what_was_dropped_is_refused(forming, monkeypatch):
         assert op.scheduler.plan.head_curvature.startswith("float32" if used else "not used"), share
 
 
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+def test_ignored_tokens_get_no_matrices_unless_their_losses_are_wanted(reduction, monkeypatch, forming):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 9))
+    target = torch.tensor([3, -100, 8, -100, -100, 0])
+    data = [(torch.randn(6, 3), target)]
+
+    def loss(model, batch):
+        total = F.cross_entropy(model(batch[0]), batch[1], reduction=reduction)
+        return total.sum(), 1.0
+
+    formed = []
+    form = head.form_head_curvature
+    monkeypatch.setattr(head, "form_head_curvature", lambda h, *a, **k: formed.append(len(h)) or form(h, *a, **k))
+    plain, quick = (
+        HessianOperator(model, loss, {"first": ["0.weight"]}, data=data, precision="fp64") for _ in range(2)
+    )
+    quick.prepare({"first": 10**9}, progress=False)
+    v = torch.randn(3, 12, dtype=torch.double)
+    assert relative(quick.matmat({"first": v})["first"], plain.matmat({"first": v})["first"]) <= 1e-12
+    assert formed == [6 if reduction == "none" else 3]
+
+
 def test_few_products_do_not_pay_for_forming():
     op = operator()
     op.prepare(dict.fromkeys(BLOCKS, 1), progress=False)

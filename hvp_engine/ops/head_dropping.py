@@ -30,7 +30,7 @@ class Dropped:
     """What merging classes can have changed.
 
     Attributes:
-        bound: Bounds (N) of the differences' traces, and so of their spectral norms.
+        bound: Bounds (N) of the differences' traces, and so of their spectral norms; rounding comes on top.
         relative: Largest bound relative to the largest trace among tokens formed together.
         kept: Share of the classes that were kept, averaged over the tokens.
     """
