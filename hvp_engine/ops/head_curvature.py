@@ -29,7 +29,6 @@ __all__ = [
 PROBABILITY_BYTES = 256 * 2**20  # probabilities held at once: tokens go through in chunks of this size
 PANEL_PAIRS = 1024  # a panel of pair products, PANEL_CLASSES x PANEL_PAIRS, stays in the last-level cache
 PANEL_CLASSES = 4096
-DROPPING_TOKENS = 256  # tokens that share a set of kept classes: fewer keep less, but slow their product down
 _STORAGE = (torch.float32, torch.bfloat16, torch.float64)
 
 
@@ -211,7 +210,7 @@ def form_head_curvature(
 
     Costs 2 N V d (d + 1) / 2 FLOP once; an application then costs 2 d^2 per token instead of 4 V d.
     `head_cost` tells when that pays. The matrices are exact to rounding, unless a tolerance admits more: classes of
-    little probability are then merged, see :mod:`hvp_engine.ops.head_dropping`, and the time falls with their number.
+    little probability are then merged, see :mod:`hvp_engine.ops.head_dropping`, and their part of the work is saved.
 
     Args:
         hidden: Hidden states (..., d) of N tokens in all.
@@ -224,8 +223,8 @@ def form_head_curvature(
         out: Contiguous room (N, d (d + 1) / 2) of that dtype for the matrices, a mapped file for instance; None
             allocates.
         report: Called now and then with the share of the work that is done, from 0 to 1.
-        tolerance: Share that a matrix's trace may lose by dropping classes, of the largest trace among tokens formed
-            together; 0 keeps all classes. What it came to is the result's `dropped`.
+        tolerance: Share that a matrix's trace may lose by dropping classes, of the largest trace in its chunk of
+            tokens; 0 keeps all classes. What it came to is the result's `dropped`.
 
     Returns:
         The curvature.
@@ -242,19 +241,17 @@ def form_head_curvature(
     packed = rows.new_empty(tokens, packed_size(d), dtype=dtype) if out is None else out
     lse = rows.new_empty(tokens, dtype=moment_dtype)
     step = max(1, PROBABILITY_BYTES // max(classes * moment_dtype.itemsize, 1))
-    dropping = None
-    if tolerance > 0:
-        dropping, step = Dropping(wide_weight, tolerance), min(step, DROPPING_TOKENS)
+    dropping = Dropping(wide_weight, tolerance) if tolerance > 0 else None
     with torch.autocast(rows.device.type, enabled=False):
         for begin in range(0, tokens, step):
             chunk = slice(begin, min(begin + step, tokens))
             probabilities, lse[chunk] = _probabilities(rows[chunk].to(moment_dtype), wide_weight, bias, moment_dtype)
-            moments = _moments(probabilities, wide_weight)
-            if dropping is not None:
-                moments = dropping.merge(moments)
-            for done in _form_chunk(moments, packed[chunk]):
-                if report is not None:
-                    report((begin + done * (chunk.stop - begin)) / tokens)
+            whole = _moments(probabilities, wide_weight)
+            parts = [(slice(0, chunk.stop - begin), whole)] if dropping is None else dropping.merge(whole)
+            for part, moments in parts:
+                for done in _form_chunk(moments, packed[chunk][part]):
+                    if report is not None:
+                        report((begin + part.start + done * (part.stop - part.start)) / tokens)
     weights = None if row_weight is None else row_weight.detach().to(moment_dtype)
     return HeadCurvature(packed, d, lse, weights, None if dropping is None else dropping.result())
 

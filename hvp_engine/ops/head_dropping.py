@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -22,6 +23,8 @@ __all__ = ["Dropped", "Dropping", "Moments", "check_tolerance"]
 _CUTS = 64  # kept sets that are tried, each _STEP times the one before
 _STEP = 0.9
 _ROUNDING = 1e-3  # bounds are widened by this share of what they sum
+_FEWEST_TOKENS = 64  # that share a set of kept classes
+_PAIR_TOKENS = 64  # tokens whose share of the product takes as long as making the pair products
 _PANEL = 4096  # classes per temporary
 
 
@@ -31,7 +34,7 @@ class Dropped:
 
     Attributes:
         bound: Bounds (N) of the differences' traces, and so of their spectral norms; rounding comes on top.
-        relative: Largest bound relative to the largest trace among tokens formed together.
+        relative: Largest bound relative to the largest trace in its chunk of tokens.
         kept: Share of the classes that were kept, averaged over the tokens.
     """
 
@@ -95,33 +98,49 @@ class Dropping:
         self._relative = 0.0
         self._kept = 0
 
-    def merge(self, whole: Moments) -> Moments:
+    def merge(self, whole: Moments) -> Iterator[tuple[slice, Moments]]:
         """Merges as many classes as the tolerance admits, those first that matter least to whom they matter most.
 
         Args:
-            whole: Moments of all classes; the probabilities are overwritten.
+            whole: Moments of a chunk with all classes; the probabilities are overwritten.
 
-        Returns:
-            Moments of the classes that are left.
+        Yields:
+            Parts of the chunk's tokens, in order, and their moments of the classes that are left.
         """
-        probabilities, weight, squares = whole.probabilities, whole.weight, self._squares
-        shift = self._origin - whole.center
-        traces = probabilities @ squares - (whole.mean - shift).square().sum(1)
+        traces = whole.probabilities @ self._squares - (whole.mean + (whole.center - self._origin)).square().sum(1)
         largest = max(float(traces.max()), 0.0)
-        order = (probabilities.amax(0) * squares).sort(stable=True).indices
-        dropped, lost = _cut(probabilities, squares, order, self.tolerance * largest)
-        classes = order[dropped:].sort().values
-        kept = probabilities[:, classes]
-        rest = probabilities.index_fill_(1, classes, 0.0)
+        for rows, cut in self._parts(whole.probabilities, slice(0, traces.shape[0]), self.tolerance * largest):
+            moments, bound = self._without(whole, rows, cut)
+            self._bounds.append(bound)
+            self._relative = max(self._relative, float(bound.max()) / largest if largest > 0 else 0.0)
+            self._kept += moments.probabilities.numel()
+            yield rows, moments
+
+    def _parts(self, probabilities: Tensor, rows: slice, budget: float) -> list[tuple[slice, _Cut]]:
+        """Splits tokens where the work that smaller sets of classes save is more than the pair products cost again."""
+        whole = [(rows, _cut(probabilities[rows], self._squares, budget))]
+        middle = (rows.start + rows.stop) // 2
+        if middle - rows.start < _FEWEST_TOKENS:
+            return whole
+        halves = [
+            part
+            for half in (slice(rows.start, middle), slice(middle, rows.stop))
+            for part in self._parts(probabilities, half, budget)
+        ]
+        return min(whole, halves, key=_work)
+
+    def _without(self, whole: Moments, rows: slice, cut: _Cut) -> tuple[Moments, Tensor]:
+        """Merges the classes of a cut for some tokens; returns their moments and bounds of what they lost."""
+        probabilities, shift = whole.probabilities[rows], self._origin - whole.center
+        kept = probabilities[:, cut.classes]
+        rest = probabilities.index_fill_(1, cut.classes, 0.0)
         mass = rest.sum(1, keepdim=True)
         root = mass.sqrt()
         # Their mean times root: its outer product is what stays of their second moments.
-        mean = torch.where(mass > 0, (rest @ weight - mass * self._origin) / root, 0.0)
-        bound = lost - (1 - _ROUNDING) * mean.square().sum(1)
-        self._bounds.append(bound)
-        self._relative = max(self._relative, float(bound.max()) / largest if largest > 0 else 0.0)
-        self._kept += kept.numel()
-        return Moments(kept, weight[classes], whole.mean, whole.center, mean + root * shift)
+        mean = torch.where(mass > 0, (rest @ whole.weight - mass * self._origin) / root, 0.0)
+        bound = cut.traces - (1 - _ROUNDING) * mean.square().sum(1)
+        weight = whole.weight[cut.classes]
+        return Moments(kept, weight, whole.mean[rows], whole.center, mean + root * shift), bound
 
     def result(self) -> Dropped:
         """What all the chunks so far have lost."""
@@ -129,8 +148,22 @@ class Dropping:
         return Dropped(bound, self._relative, self._kept / max(bound.numel() * self._squares.numel(), 1))
 
 
-def _cut(probabilities: Tensor, squares: Tensor, order: Tensor, budget: float) -> tuple[int, Tensor]:
-    """Returns how many classes, the first in order, can go, and the traces (n) around the origin that go with them."""
+@dataclass(frozen=True)
+class _Cut:
+    """Classes that are kept, and traces (n) of what the others contribute around the origin."""
+
+    classes: Tensor
+    traces: Tensor
+
+
+def _work(parts: list[tuple[slice, _Cut]]) -> int:
+    """Products per pair of columns that forming these parts takes."""
+    return sum((rows.stop - rows.start + _PAIR_TOKENS) * cut.classes.numel() for rows, cut in parts)
+
+
+def _cut(probabilities: Tensor, squares: Tensor, budget: float) -> _Cut:
+    """Finds the classes that must stay for no token's trace to lose more than the budget."""
+    order = (probabilities.amax(0) * squares).sort(stable=True).indices
     classes = squares.shape[0]
     sizes = sorted({math.ceil(classes * _STEP**cut) for cut in range(_CUTS + 1)}, reverse=True)
     ends = [classes - size for size in sizes]
@@ -140,4 +173,4 @@ def _cut(probabilities: Tensor, squares: Tensor, order: Tensor, budget: float) -
         columns[order[begin:end], number] = squares[order[begin:end]]
     traces = (1 + _ROUNDING) * (probabilities @ columns).cumsum(1)
     best = max(int((traces.amax(0) <= budget).sum()) - 1, 0)
-    return ends[best], traces[:, best]
+    return _Cut(order[ends[best] :].sort().values, traces[:, best])

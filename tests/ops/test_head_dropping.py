@@ -35,7 +35,9 @@ def dense(curvature):
 @pytest.mark.parametrize("dtype", list(EPS))
 @pytest.mark.parametrize("tolerance", [1e-9, 1e-4, 1e-2, 0.5])
 def test_what_is_lost_stays_within_the_bound_and_the_bound_within_the_tolerance(tolerance, dtype, monkeypatch):
-    monkeypatch.setattr(module, "DROPPING_TOKENS", 5)
+    monkeypatch.setattr(module, "PROBABILITY_BYTES", 5 * 8 * 200)
+    monkeypatch.setattr(head_dropping, "_FEWEST_TOKENS", 2)
+    monkeypatch.setattr(head_dropping, "_PAIR_TOKENS", 0)
     sizes = [(1, 1, 1), (1, 3, 2), (7, 1, 31), (12, 5, 129), (11, 31, 200), (6, 8, 4097)]
     for seed, (tokens, d, classes) in enumerate(sizes):
         hidden, weight, bias = make(tokens, d, classes, seed=seed)
@@ -73,15 +75,27 @@ def test_a_larger_tolerance_keeps_fewer_classes():
     assert shares[0] > 2 * shares[2] > 2 * shares[3]
 
 
-def test_tokens_formed_together_share_a_set_and_the_shares_are_averaged(monkeypatch):
+def test_chunks_have_their_own_classes_and_the_shares_are_averaged(monkeypatch):
     hidden, weight, _ = make(5, 8, 1000, peak=8.0)
-    monkeypatch.setattr(module, "DROPPING_TOKENS", 4)
+    monkeypatch.setattr(module, "PROBABILITY_BYTES", 4 * 4 * 1000)
     whole = form_head_curvature(hidden, weight, tolerance=1e-3)
     parts = [form_head_curvature(hidden[rows], weight, tolerance=1e-3) for rows in (slice(0, 4), slice(4, 5))]
     assert torch.equal(whole.packed, torch.cat([part.packed for part in parts]))
     assert torch.equal(whole.dropped.bound, torch.cat([part.dropped.bound for part in parts]))
     assert whole.dropped.kept == pytest.approx(0.8 * parts[0].dropped.kept + 0.2 * parts[1].dropped.kept)
     assert whole.dropped.relative == max(part.dropped.relative for part in parts)
+
+
+def test_tokens_are_split_where_that_saves_work(monkeypatch):
+    hidden, weight, _ = make(1, 8, 1000, peak=6.0)
+    hidden = torch.cat([hidden, -hidden]).repeat_interleave(4, 0)  # either half needs its own classes alone
+    kept, shares = [], []
+    for fewest in (2, 8):
+        monkeypatch.setattr(head_dropping, "_FEWEST_TOKENS", fewest)
+        found = form_head_curvature(hidden, weight, report=shares.append, tolerance=1e-5)
+        kept.append(found.dropped.kept)
+    assert kept[0] < 0.6 * kept[1]
+    assert shares[-1] == 1.0
 
 
 def test_no_tolerance_drops_nothing_and_changes_no_bit(monkeypatch):
