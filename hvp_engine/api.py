@@ -28,6 +28,7 @@ from hvp_engine.krylov.probes import Distribution, check_distribution, probe
 from hvp_engine.krylov.waves import group_streams, stream_bytes
 from hvp_engine.objective import Loss
 from hvp_engine.operators.hessian import HessianOperator
+from hvp_engine.ops.head_dropping import check_tolerance
 from hvp_engine.precision import Precision
 from hvp_engine.progress import ProgressReporter
 from hvp_engine.spectra import Spectra
@@ -84,6 +85,7 @@ def slq(
     microbatch: int | None = None,
     memory: int | None = None,
     head_curvature: bool = True,
+    head_curvature_tolerance: float = 0.0,
     check: bool = True,
     progress: bool | None = None,
     out: str | PathLike[str] | None = None,
@@ -113,6 +115,9 @@ def slq(
         memory: Budget in bytes for graphs and vectors; None takes 80 % of what is free.
         head_curvature: Form the curvature of a linear head once where that is cheaper than passing through the head in
             every product (exact to rounding, see :mod:`hvp_engine.head`); False always passes through.
+        head_curvature_tolerance: Admit more than rounding, so that it is formed faster: vocabulary entries of little
+            probability are dropped while no token's matrix loses more than this share of the largest one's trace. The
+            manifest has the share reached and the entries kept. 0 drops none.
         check: Test the second derivative for symmetry and against finite differences first.
         progress: True shows progress, False hides it, None shows it on a terminal.
         out: Run folder. Results and checkpoints go there; the same call again resumes, or returns what is complete.
@@ -125,6 +130,7 @@ def slq(
     """
     _check_arguments(steps, probes, reorthogonalize, basis)
     steps, probes, seed = int(steps), int(probes), _whole("seed", seed)
+    check_tolerance(head_curvature_tolerance)
     check_distribution(distribution)
     started = time.monotonic()
     operator = HessianOperator(
@@ -141,6 +147,7 @@ def slq(
         "reorthogonalize": reorthogonalize,
         "basis": str(store).removeprefix("torch."),
         "head_curvature": head_curvature,
+        "head_curvature_tolerance": head_curvature_tolerance,
         "blocks": _described(operator),
     }
     identity = {**config, **_digests(operator)}
@@ -152,7 +159,8 @@ def slq(
     checkpoint = None if run is None else Checkpoint(run, identity)
     verification = _verified(operator) if check else None
     if head_curvature:
-        operator.prepare({name: probes * min(steps, numel) for name, numel in operator.numel.items()}, progress)
+        products = {name: probes * min(steps, numel) for name, numel in operator.numel.items()}
+        operator.prepare(products, progress, head_curvature_tolerance)
     waves = _waves(operator, settings, probes, memory)
     if checkpoint is not None:
         waves = checkpoint.waves(waves)

@@ -125,6 +125,9 @@ def slq(
     head_curvature: Annotated[
         bool, typer.Option(help="Form a linear head's curvature once, where that is cheaper.")
     ] = True,
+    head_curvature_tolerance: Annotated[
+        float, typer.Option(help="Share of the largest trace that it may lose by dropping vocabulary entries.")
+    ] = 0.0,
     check: Annotated[bool, typer.Option(help="Test the second derivative first.")] = True,
     out: Annotated[Path | None, typer.Option(help="Run folder [default: runs/<file>-<function>].")] = None,
     quiet: _Quiet = False,
@@ -149,6 +152,7 @@ def slq(
         microbatch=microbatch,
         memory=None if memory is None else int(memory * 2**30),
         head_curvature=head_curvature,
+        head_curvature_tolerance=head_curvature_tolerance,
         check=check,
         progress=not quiet,
         out=folder,

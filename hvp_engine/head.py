@@ -194,19 +194,26 @@ class CurvatureStore(FusedHead):
     Attributes:
         plan: Where they are.
         error: Largest relative error of a product with them so far, against the general path in float64.
+        bound: Largest share of the largest trace that a matrix lost by dropping classes, see `form_head_curvature`.
         report: Called with the share of a micro-batch's matrices that is formed.
     """
 
-    def __init__(self, weight: Tensor, plan: CurvaturePlan) -> None:
+    def __init__(self, weight: Tensor, plan: CurvaturePlan, tolerance: float = 0.0) -> None:
         """Make an empty store.
 
         Args:
             weight: The head's weights.
             plan: Where the matrices go.
+            tolerance: What dropping classes may change, see `form_head_curvature`.
         """
         super().__init__(weight, keep_logits=False)
         self.plan = plan
         self.error = 0.0
+        self.bound = 0.0
+        self._tolerance = tolerance
+        self._excess = 0.0  # largest error beyond what dropping explains
+        self._tokens = 0
+        self._kept = 0.0  # share kept, summed over the tokens
         self.report: Callable[[float], None] | None = None
         self._formed: dict[Key, list[HeadCurvature]] = {}
         self._key: Key | None = None
@@ -234,17 +241,52 @@ class CurvatureStore(FusedHead):
         if number < len(formed) and formed[number].packed.shape[0] != hidden.shape[0]:
             del formed[number:]  # the micro-batch became smaller: memory ran out
         if number == len(formed):
-            matrices = form_head_curvature(
-                hidden, weight, bias=bias, dtype=self.plan.dtype, out=self._room(hidden), report=self.report
-            )
-            self.error = max(self.error, _error(matrices, hidden, weight, bias))
-            formed.append(matrices)
+            formed.append(self._form(hidden, weight, bias))
         return formed[number]
+
+    def loss(self, logits: HeadLogits, target: Tensor, **options: Any) -> Tensor:
+        """As `FusedHead.loss`; ignored tokens, which add nothing to a sum or mean, get no matrices."""
+        counted = target != options["ignore_index"]
+        if self._key is not None and options["reduction"] != "none" and 0 < int(counted.sum()) < target.numel():
+            rows = counted.nonzero().squeeze(1)
+            logits, target = logits.on_rows(logits.hidden.index_select(0, rows)), target[rows]
+        return super().loss(logits, target, **options)
 
     @property
     def accurate(self) -> bool:
-        """Whether the measured error is as small as the storage type promises."""
-        return self.error <= _TOLERANCE[self.plan.dtype]
+        """Whether the measured error is as small as the storage type and the bound on what was dropped promise."""
+        return self._excess <= _TOLERANCE[self.plan.dtype]
+
+    @property
+    def kept(self) -> float:
+        """Share of the classes that were kept, averaged over the tokens."""
+        return self._kept / self._tokens if self._tokens else 1.0
+
+    def __str__(self) -> str:
+        """Words for logs and manifests."""
+        words = f"{self.plan}, relative error {self.error:.1e}"
+        if self._tolerance == 0:
+            return words
+        return f"{words}, {100 * self.kept:.3g}% of the classes kept, up to {self.bound:.1e} of the largest trace lost"
+
+    def _form(self, hidden: Tensor, weight: Tensor, bias: Tensor | None) -> HeadCurvature:
+        """Forms the matrices of hidden states (N, d), and measures them."""
+        matrices = form_head_curvature(
+            hidden,
+            weight,
+            bias=bias,
+            dtype=self.plan.dtype,
+            out=self._room(hidden),
+            report=self.report,
+            tolerance=self._tolerance,
+        )
+        error, explained = _error(matrices, hidden, weight, bias)
+        self.error, self._excess = max(self.error, error), max(self._excess, error - explained)
+        tokens, dropped = hidden.shape[0], matrices.dropped
+        self._tokens += tokens
+        self._kept += tokens * (1.0 if dropped is None else dropped.kept)
+        self.bound = max(self.bound, 0.0 if dropped is None else dropped.relative)
+        return matrices
 
     def _room(self, hidden: Tensor) -> Tensor | None:
         """A file's pages for the packed matrices of hidden states (N, d), or None for memory."""
@@ -257,8 +299,12 @@ class CurvatureStore(FusedHead):
 
 
 @torch.no_grad()
-def _error(matrices: HeadCurvature, hidden: Tensor, weight: Tensor, bias: Tensor | None) -> float:
-    """Relative error of products with a few tokens' matrices, against the general path in float64."""
+def _error(matrices: HeadCurvature, hidden: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[float, float]:
+    """Relative error of products with a few tokens' matrices, against the general path in float64.
+
+    Returns:
+        The error, and as much of it as dropped classes can explain.
+    """
     rows = slice(0, _CHECKED_ROWS)
     wide, head = hidden[rows].double(), weight.double()
     # The tangent that the first token's state gives: any fixed direction serves.
@@ -269,4 +315,7 @@ def _error(matrices: HeadCurvature, hidden: Tensor, weight: Tensor, bias: Tensor
     few = replace(matrices, packed=matrices.packed[rows], lse=matrices.lse[rows])
     found = few.apply(u.to(hidden.dtype)).double()
     scale = float(exact.norm())
-    return float((found - exact).norm()) / scale if scale > 0 else 0.0
+    if scale == 0:
+        return 0.0, 0.0
+    lost = 0.0 if matrices.dropped is None else float((matrices.dropped.bound[rows] * u.norm(dim=-1)).norm())
+    return float((found - exact).norm()) / scale, lost / scale

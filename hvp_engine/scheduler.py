@@ -53,7 +53,7 @@ class Plan:
         graph_bytes: Estimated size of the largest micro-batch's graph.
         kept_graphs: Graphs alive between sweeps.
         budget: Bytes that graphs and their temporaries may take.
-        head_curvature: Storage, place and measured error of the head's curvature; None where it is not used.
+        head_curvature: Storage, place, measured error and losses of the head's curvature; None where it is not used.
     """
 
     microbatch: int | None

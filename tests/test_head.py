@@ -1,3 +1,4 @@
+import re
 from dataclasses import replace
 
 import pytest
@@ -136,13 +137,72 @@ def test_changed_parameters_get_new_matrices(forming):
 
 def test_matrices_that_turn_out_wrong_are_not_used(forming, monkeypatch):
     plain = operator()
-    monkeypatch.setattr(head, "_error", lambda *a: 0.5)
+    monkeypatch.setattr(head, "_error", lambda *a: (0.5, 0.0))
     op = operator()
     op.prepare(forming, progress=False)
     assert op.scheduler.plan.head_curvature == "not used: its relative error is 5.0e-01"
     given = vectors(op)
     wanted, found = plain.matmat(given), op.matmat(given)
     assert all(torch.equal(found[name], wanted[name]) for name in BLOCKS)
+
+
+@pytest.mark.parametrize("precision", ["fp64", "fp32", "bf16"])
+def test_products_with_dropped_classes_are_off_by_no_more_than_what_was_dropped(precision, forming):
+    exact, quick = operator("fp64"), operator(precision)
+    exact.prepare(forming, progress=False)
+    quick.prepare(forming, progress=False, tolerance=0.1)
+    words = quick.scheduler.plan.head_curvature
+    share, bound = re.search(r"([\d.]+)% of the classes kept, up to (\S+) of the largest trace lost$", words).groups()
+    assert 0 < float(share) < 100
+    assert 0 < float(bound) <= 0.1
+    given = vectors(exact)
+    wanted, found = exact.matmat(given), quick.matmat(given)
+    rounding = {"fp64": 1e-12, "fp32": 1e-5, "bf16": 2e-2}[precision]
+    assert relative(found["wte"], wanted["wte"]) <= rounding
+    for name in ("wq", "fc"):
+        error = relative(found[name], wanted[name])
+        assert error <= 0.1
+        assert error > 1e-6 or precision == "bf16"
+
+
+def test_an_error_beyond_what_was_dropped_is_refused(forming, monkeypatch):
+    form = head.form_head_curvature
+
+    def claiming(share):
+        def formed(*args, **options):
+            found = form(*args, **options)
+            return replace(found, dropped=replace(found.dropped, bound=share * found.dropped.bound))
+
+        return formed
+
+    for share, used in ((1.0, True), (1e-3, False)):
+        monkeypatch.setattr(head, "form_head_curvature", claiming(share))
+        op = operator()
+        op.prepare(forming, progress=False, tolerance=0.1)
+        assert op.scheduler.plan.head_curvature.startswith("float32" if used else "not used"), share
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+def test_ignored_tokens_get_no_matrices_unless_their_losses_are_wanted(reduction, monkeypatch, forming):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 9))
+    target = torch.tensor([3, -100, 8, -100, -100, 0])
+    data = [(torch.randn(6, 3), target)]
+
+    def loss(model, batch):
+        total = F.cross_entropy(model(batch[0]), batch[1], reduction=reduction)
+        return total.sum(), 1.0
+
+    formed = []
+    form = head.form_head_curvature
+    monkeypatch.setattr(head, "form_head_curvature", lambda h, *a, **k: formed.append(len(h)) or form(h, *a, **k))
+    plain, quick = (
+        HessianOperator(model, loss, {"first": ["0.weight"]}, data=data, precision="fp64") for _ in range(2)
+    )
+    quick.prepare({"first": 10**9}, progress=False)
+    v = torch.randn(3, 12, dtype=torch.double)
+    assert relative(quick.matmat({"first": v})["first"], plain.matmat({"first": v})["first"]) <= 1e-12
+    assert formed == [6 if reduction == "none" else 3]
 
 
 def test_few_products_do_not_pay_for_forming():
@@ -163,6 +223,21 @@ def test_slq_says_what_it_did_and_gives_the_same_spectrum(monkeypatch):
     assert "float32" in runs[1].manifest["plan"]["head_curvature"]
     for name in BLOCKS:
         assert wasserstein([run[name] for run in runs])[0, 1] <= 1e-5 * runs[0][name].extremes()[1]
+
+
+def test_slq_says_what_it_dropped(monkeypatch):
+    monkeypatch.setattr(head, "head_cost", lambda *a, **k: replace(head_cost(*a, **k), form_flop=-1e30))
+    run = he.slq(tied_gpt(), he.losses.causal_lm, BLOCKS, data=TOKENS, steps=2, probes=1, head_curvature_tolerance=0.1)
+    assert "of the classes kept, up to " in run.manifest["plan"]["head_curvature"]
+    assert run.manifest["config"]["head_curvature_tolerance"] == 0.1
+
+
+def test_a_tolerance_that_is_no_share_is_refused_at_once():
+    for tolerance in (-0.1, 1.0, float("nan")):
+        with pytest.raises(he.errors.ConfigurationError, match="pass 0 to keep all classes"):
+            he.slq(tied_gpt(), he.losses.causal_lm, BLOCKS, data=TOKENS, head_curvature_tolerance=tolerance)
+        with pytest.raises(he.errors.ConfigurationError, match="pass 0 to keep all classes"):
+            operator().prepare({}, tolerance=tolerance)
 
 
 def test_the_lazy_head_agrees_with_the_dense_hessian():

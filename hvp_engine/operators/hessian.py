@@ -15,6 +15,7 @@ from hvp_engine.head import CurvatureStore, Head, plan_curvature
 from hvp_engine.kernels.allocator import retained_heap
 from hvp_engine.objective import Loss, MicroBatch, Objective
 from hvp_engine.operators.gradient_graph import GradientGraph
+from hvp_engine.ops.head_dropping import check_tolerance
 from hvp_engine.precision import Precision
 from hvp_engine.progress import ProgressReporter
 from hvp_engine.scheduler import Scheduler
@@ -143,7 +144,7 @@ class HessianOperator:
         with retained_heap():
             return self.scheduler.sweep(vectors)
 
-    def prepare(self, products: Mapping[str, int], progress: bool | None = None) -> None:
+    def prepare(self, products: Mapping[str, int], progress: bool | None = None, tolerance: float = 0.0) -> None:
         """Spend time once to make the products of a long job cheaper.
 
         Where the model has a linear head and it pays, the head's curvature is formed for every micro-batch
@@ -152,7 +153,13 @@ class HessianOperator:
         Args:
             products: How many products of each block the job will ask for.
             progress: True shows progress, False hides it, None shows it on a terminal.
+            tolerance: What dropping classes of little probability may change, see
+                :func:`hvp_engine.ops.head_curvature.form_head_curvature`; 0 drops none.
+
+        Raises:
+            ConfigurationError: The tolerance is not in [0, 1).
         """
+        check_tolerance(tolerance)
         if self.head is None or self._curvature is not None:
             return
         blocks = self.partition.blocks
@@ -165,7 +172,7 @@ class HessianOperator:
         if plan is None:
             return
         self.scheduler.release()
-        store = CurvatureStore(self.head.weight, plan)
+        store = CurvatureStore(self.head.weight, plan, tolerance)
         general, self.objective.fused.head = self.objective.fused.head, store
         self._curvature = store
         with retained_heap(), torch.no_grad(), self.objective.arithmetic():
@@ -176,7 +183,7 @@ class HessianOperator:
                     with store.using(micro.key), torch.no_grad():
                         self.objective.evaluate(micro.batch)
         store.report = None
-        self.scheduler.plan.head_curvature = f"{plan}, relative error {store.error:.1e}"
+        self.scheduler.plan.head_curvature = str(store)
         if not store.accurate:
             self.objective.fused.head, self._curvature = general, None
             self.scheduler.plan.head_curvature = f"not used: its relative error is {store.error:.1e}"

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from hvp_engine.errors import ConfigurationError
 from hvp_engine.kernels.packed_symmetric import pack_covariance, packed_matvec, packed_size, pair_products
+from hvp_engine.ops.head_dropping import Dropped, Dropping, Moments, check_tolerance
 
 __all__ = [
     "HeadCost",
@@ -40,12 +41,14 @@ class HeadCurvature:
         hidden_size: d.
         lse: Log-sum-exps (N) of the logits, by which a loss recognises its own curvature.
         row_weight: Weights (N) that `apply` multiplies with; None stands for ones.
+        dropped: What dropping classes can have changed; None where none were to be dropped.
     """
 
     packed: Tensor
     hidden_size: int
     lse: Tensor
     row_weight: Tensor | None = None
+    dropped: Dropped | None = None
 
     def matvec(self, vectors: Tensor, row_weight: Tensor | None = None) -> Tensor:
         """Computes row_weight_n M_n u_n for vectors (K, N, d), any K at one read of the matrices."""
@@ -146,26 +149,50 @@ def _probabilities(hidden: Tensor, weight: Tensor, bias: Tensor | None, dtype: t
     return logits.sub_(lse.unsqueeze(-1)).exp_(), lse
 
 
-def _form_chunk(probabilities: Tensor, weight: Tensor, packed: Tensor) -> Iterator[float]:
-    """Fills the packed covariances (n, ...) of W's rows under the given probabilities (n, V); yields the share done."""
-    (tokens, classes), d = probabilities.shape, weight.shape[1]
+def _moments(probabilities: Tensor, weight: Tensor) -> Moments:
+    """Returns the moments of probabilities (n, V) and rows (V, d)."""
     mean = probabilities @ weight
     # Covariances do not depend on the origin; one near the means keeps moments and means from cancelling.
     center = mean.mean(0)
     mean -= center
+    return Moments(probabilities, weight, mean, center)
+
+
+def _form_chunk(chunk: Moments, packed: Tensor) -> Iterator[float]:
+    """Fills the packed matrices (n, ...) of a chunk of tokens; yields the share done."""
+    probabilities, weight = chunk.probabilities, chunk.weight
+    (tokens, classes), d = probabilities.shape, weight.shape[1]
     width = min(PANEL_PAIRS, packed_size(d))
     moments = probabilities.new_empty(tokens, width)
     panel = probabilities.new_empty(min(PANEL_CLASSES, classes), width)
     for first in range(0, packed_size(d), width):
         last = min(first + width, packed_size(d))
         part = moments.view(-1)[: tokens * (last - first)].view(tokens, last - first).zero_()
+        if chunk.merged is not None:
+            pair_products(chunk.merged, torch.zeros_like(chunk.center), first, last, part)
         for begin in range(0, classes, PANEL_CLASSES):
             end = min(begin + PANEL_CLASSES, classes)
             products = panel.view(-1)[: (end - begin) * (last - first)].view(end - begin, last - first)
-            pair_products(weight[begin:end], center, first, last, products)
+            pair_products(weight[begin:end], chunk.center, first, last, products)
             part.addmm_(probabilities[:, begin:end], products)
-        pack_covariance(part, mean, first, last, packed)
+        pack_covariance(part, chunk.mean, first, last, packed)
         yield last / packed_size(d)
+
+
+def _check_arguments(hidden: Tensor, weight: Tensor, row_weight: Tensor | None, dtype: torch.dtype) -> None:
+    if weight.dim() != 2 or hidden.dim() == 0 or hidden.shape[-1] != weight.shape[1]:
+        raise ConfigurationError(
+            f"Hidden states of shape {tuple(hidden.shape)} and head weights of shape "
+            f"{tuple(weight.shape)} do not fit: "
+            "they must be (..., d) and (classes, d)."
+        )
+    if dtype not in _STORAGE:
+        raise ConfigurationError(f"A head curvature cannot be stored as {dtype}; use float32, bfloat16 or float64.")
+    tokens = hidden.shape[:-1].numel()
+    if row_weight is not None and row_weight.shape != (tokens,):
+        raise ConfigurationError(
+            f"Row weights of shape {tuple(row_weight.shape)} do not fit {tokens} tokens; pass shape ({tokens},)."
+        )
 
 
 @torch.no_grad()
@@ -177,11 +204,13 @@ def form_head_curvature(
     dtype: torch.dtype = torch.float32,
     out: Tensor | None = None,
     report: Callable[[float], None] | None = None,
+    tolerance: float = 0.0,
 ) -> HeadCurvature:
     """Forms the curvature of a softmax head for every token.
 
     Costs 2 N V d (d + 1) / 2 FLOP once; an application then costs 2 d^2 per token instead of 4 V d.
-    `head_cost` tells when that pays. Nothing is dropped: the matrices are exact to rounding.
+    `head_cost` tells when that pays. The matrices are exact to rounding, unless a tolerance admits more: classes of
+    little probability are then merged, see :mod:`hvp_engine.ops.head_dropping`, and their part of the work is saved.
 
     Args:
         hidden: Hidden states (..., d) of N tokens in all.
@@ -194,41 +223,37 @@ def form_head_curvature(
         out: Contiguous room (N, d (d + 1) / 2) of that dtype for the matrices, a mapped file for instance; None
             allocates.
         report: Called now and then with the share of the work that is done, from 0 to 1.
+        tolerance: Share that a matrix's trace may lose by dropping classes, of the largest trace in its chunk of
+            tokens; 0 keeps all classes. What it came to is the result's `dropped`.
 
     Returns:
         The curvature.
 
     Raises:
-        ConfigurationError: Shapes do not fit, or the storage type is none of these.
+        ConfigurationError: Shapes do not fit, the storage type is none of these, or the tolerance is not in [0, 1).
     """
-    if weight.dim() != 2 or hidden.dim() == 0 or hidden.shape[-1] != weight.shape[1]:
-        raise ConfigurationError(
-            f"Hidden states of shape {tuple(hidden.shape)} and head weights of shape "
-            f"{tuple(weight.shape)} do not fit: "
-            "they must be (..., d) and (classes, d)."
-        )
-    if dtype not in _STORAGE:
-        raise ConfigurationError(f"A head curvature cannot be stored as {dtype}; use float32, bfloat16 or float64.")
+    _check_arguments(hidden, weight, row_weight, dtype)
+    check_tolerance(tolerance)
     rows = hidden.detach().reshape(-1, hidden.shape[-1])
     moment_dtype = torch.float64 if dtype == torch.float64 else torch.float32
     (tokens, d), classes = rows.shape, weight.shape[0]
-    if row_weight is not None and row_weight.shape != (tokens,):
-        raise ConfigurationError(
-            f"Row weights of shape {tuple(row_weight.shape)} do not fit {tokens} tokens; pass shape ({tokens},)."
-        )
     wide_weight = weight.detach().to(moment_dtype).contiguous()
     packed = rows.new_empty(tokens, packed_size(d), dtype=dtype) if out is None else out
     lse = rows.new_empty(tokens, dtype=moment_dtype)
     step = max(1, PROBABILITY_BYTES // max(classes * moment_dtype.itemsize, 1))
+    dropping = Dropping(wide_weight, tolerance) if tolerance > 0 else None
     with torch.autocast(rows.device.type, enabled=False):
         for begin in range(0, tokens, step):
             chunk = slice(begin, min(begin + step, tokens))
             probabilities, lse[chunk] = _probabilities(rows[chunk].to(moment_dtype), wide_weight, bias, moment_dtype)
-            for done in _form_chunk(probabilities, wide_weight, packed[chunk]):
-                if report is not None:
-                    report((begin + done * (chunk.stop - begin)) / tokens)
+            whole = _moments(probabilities, wide_weight)
+            parts = [(slice(0, chunk.stop - begin), whole)] if dropping is None else dropping.merge(whole)
+            for part, moments in parts:
+                for done in _form_chunk(moments, packed[chunk][part]):
+                    if report is not None:
+                        report((begin + part.start + done * (part.stop - part.start)) / tokens)
     weights = None if row_weight is None else row_weight.detach().to(moment_dtype)
-    return HeadCurvature(packed, d, lse, weights)
+    return HeadCurvature(packed, d, lse, weights, None if dropping is None else dropping.result())
 
 
 def head_curvature_ref(hidden: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
