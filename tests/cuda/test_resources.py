@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -34,8 +35,14 @@ def test_the_committed_table_has_every_kernel_and_no_spill(architecture):
     assert {name for name, n in kernels.items() if n["spill_stores"] or n["spill_loads"]} == set()
 
 
+def known_to_nvcc() -> list[int]:
+    """Of the table's architectures, those that this release compiles for: 12 has sm_70, 12.4 no sm_100 yet."""
+    listed = subprocess.run(["nvcc", "--list-gpu-arch"], capture_output=True, text=True, check=True).stdout.split()
+    return [architecture for architecture in (70, 75, 80, 90, 100) if f"compute_{architecture}" in listed]
+
+
 @pytest.mark.skipif(shutil.which("nvcc") is None, reason="no nvcc on this machine")
-@pytest.mark.parametrize("architecture", [75, 80, 90, 100])
+@pytest.mark.parametrize("architecture", known_to_nvcc() if shutil.which("nvcc") else [])
 def test_the_compiler_agrees_with_the_committed_table(cuda_resources, architecture):
     committed = TABLE["kernels"][f"sm_{architecture}"]
     same = TABLE["compilers"][f"sm_{architecture}"] == f"nvcc {cuda_resources.nvcc_release()}"
