@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import device_process
 import pytest
 from emulated import build
 
@@ -8,3 +9,11 @@ from emulated import build
 def emulator(tmp_path_factory):
     """The .cu sources as they are, compiled for the CPU."""
     return build(tmp_path_factory.mktemp("emulation"))
+
+
+@pytest.fixture(scope="session")
+def emulated_device(emulator, tmp_path_factory):
+    """A process with a CUDA device, for the tests marked by `device_process.on_device`."""
+    libraries = device_process.build_extension(tmp_path_factory.mktemp("device"), emulator.folder)
+    with device_process.start(*libraries):
+        yield
