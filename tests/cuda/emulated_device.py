@@ -35,6 +35,8 @@ _EMPTY |= {_aten.new_empty.default, _aten.new_empty_strided.default}
 _WAITING = {_aten._local_scalar_dense.default, _aten.equal.default, _aten.nonzero.default, _aten.masked_select.default}
 _INDEXING = {_aten.index.Tensor, _aten.index_put_.default}
 _COPIES = {_aten._to_copy.default, _aten.copy_.default}
+# Change how a tensor sees its memory.
+_RESHAPING = {_aten.squeeze_.dim, _aten.squeeze_.default, _aten.unsqueeze_.default, _aten.transpose_.default}
 # Take host tensors beside those of the device: the copies, and indices on the host (the host waits for their copy).
 _BETWEEN_DEVICES = _COPIES | _INDEXING
 
@@ -107,6 +109,9 @@ def _run(operation: Any, *args: Any, **kwargs: Any) -> Any:
     if operation is _aten.copy_.default:
         return args[0]
 
+    if operation in _RESHAPING:
+        with torch._C._DisableTorchDispatch():
+            operation(*args)  # of the device's tensor itself
     if any(t.shape != t.host.shape for t in on_device.values()):
         raise NotImplementedError(f"{operation} changes the shape of a tensor of the emulated device")
 
