@@ -59,7 +59,11 @@ def reorthogonalize_cuda(
             "use fewer steps, or set HVP_ENGINE_BACKEND=torch"
         )
     with _queue(device) as stream:
-        used = _device_counts(counts, len(vectors), device) if on_device else _to_device(np.array(limits, np.int64), device)
+        used = (
+            _device_counts(counts, len(vectors), device)
+            if on_device
+            else _to_device(np.array(limits, np.int64), device)
+        )
         plan, words = loader.native.cuda_plan_reorthogonalize(table)
         entries = _to_device(words, device)
         coefficients = torch.empty((len(vectors), max(limits)), dtype=torch.float64, device=device)

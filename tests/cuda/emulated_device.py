@@ -1,4 +1,4 @@
-"""One CUDA device on the CPU: tensors that PyTorch takes for CUDA tensors, in a process made for it (device_process.py).
+"""One CUDA device on the CPU, in a process of its own (device_process.py): tensors that PyTorch takes for CUDA tensors.
 
 Their memory is the host's, but they are where CUDA tensors are: an operation refuses host tensors beside them, numpy()
 refuses them, autograd runs their backward passes on the device's thread, new memory is full of NaN, and where the host

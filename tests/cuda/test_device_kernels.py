@@ -38,7 +38,7 @@ def test_the_device_behaves_like_one():
     x = torch.tensor([1.0, 2.0], device=CUDA)
     assert x.is_cuda
     assert x.device == CUDA
-    for wrong in (lambda: x + torch.ones(2), lambda: x.numpy(), lambda: torch.ones(2, device="cuda:1") + x):
+    for wrong in (lambda: x + torch.ones(2), x.numpy, lambda: torch.ones(2, device="cuda:1") + x):
         with pytest.raises((RuntimeError, TypeError)):
             wrong()
     assert torch.empty(3, device=CUDA).isnan().all()

@@ -1,6 +1,6 @@
-// Lets a CPU build of PyTorch believe in one CUDA device, as far as its C++ asks for more than a tensor's device: the
-// autograd engine's threads, streams and events, and pinned memory. Loaded before PyTorch, in a process of its own.
-// What the device computes, and its memory, are in emulated_device.py.
+// Lets a CPU build of PyTorch believe in one CUDA device, as far as its C++ asks for more than a tensor's
+// device: the autograd engine's threads, streams and events, and pinned memory. Loaded before PyTorch, in a
+// process of its own. What the device computes, and its memory, are in emulated_device.py.
 #include <ATen/detail/CUDAHooksInterface.h>
 #include <c10/core/CPUAllocator.h>
 #include <c10/core/impl/DeviceGuardImplInterface.h>
