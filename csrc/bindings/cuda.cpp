@@ -87,7 +87,7 @@ py::tuple plan_record(const Table& table) {
     for (py::ssize_t s = 0; s < table.shape(0); ++s) {
         const std::int64_t* f = table.data(s, 0);
         check_types(f[6], f[7]);
-        if (f[3] < 1 || f[4] < 0)
+        if (f[3] < 0 || f[4] < 0)  // a stream without a next vector has size 0
             throw py::value_error("stream " + std::to_string(s) + " has an invalid size or row");
         entries.push_back({reinterpret_cast<const void*>(f[0]), reinterpret_cast<void*>(f[1]),
                            reinterpret_cast<void*>(f[2]), f[3], f[4], f[5], 0,
@@ -133,7 +133,8 @@ void register_cuda(py::module_& m) {
         },
         "Why the CUDA kernels cannot run here, or None.");
     m.attr("cuda_max_rows") = hvp::cuda::kMaxRows;
-    py::class_<ProjectionPlan>(m, "ProjectionPlan")
+    // Local: tests load these bindings a second time, over emulated kernels.
+    py::class_<ProjectionPlan>(m, "ProjectionPlan", py::module_local())
         .def_readonly("workspace_bytes", &ProjectionPlan::workspace_bytes)
         .def_readonly("max_count", &ProjectionPlan::max_count);
     m.def("cuda_plan_reorthogonalize", &plan_reorthogonalize, py::arg("table").noconvert());

@@ -59,7 +59,11 @@ def reorthogonalize_cuda(
             "use fewer steps, or set HVP_ENGINE_BACKEND=torch"
         )
     with _queue(device) as stream:
-        used = _device_counts(counts, device) if on_device else _to_device(np.array(limits, np.int64), device)
+        used = (
+            _device_counts(counts, len(vectors), device)
+            if on_device
+            else _to_device(np.array(limits, np.int64), device)
+        )
         plan, words = loader.native.cuda_plan_reorthogonalize(table)
         entries = _to_device(words, device)
         coefficients = torch.empty((len(vectors), max(limits)), dtype=torch.float64, device=device)
@@ -186,11 +190,11 @@ def _to_device(array: NDArray[np.int64], device: torch.device) -> Tensor:
     return torch.from_numpy(array).pin_memory().to(device, non_blocking=True)
 
 
-def _device_counts(counts: Sequence[int] | Tensor, device: torch.device) -> Tensor:
+def _device_counts(counts: Sequence[int] | Tensor, streams: int, device: torch.device) -> Tensor:
     assert isinstance(counts, Tensor)
-    if counts.dtype != torch.int64 or counts.ndim != 1 or counts.device != device:
+    if counts.dtype != torch.int64 or counts.shape != (streams,) or counts.device != device:
         raise ConfigurationError(
-            f"counts is {counts.dtype} {tuple(counts.shape)} on {counts.device}; use int64 (streams,)"
+            f"counts is {counts.dtype} {tuple(counts.shape)} on {counts.device}; use int64 ({streams},) on {device}"
         )
     return counts.contiguous()
 

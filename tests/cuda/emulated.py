@@ -11,14 +11,11 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from compiling import CSRC, EMULATION, FLAGS, KERNELS, compile_source, link
 
 from hvp_engine.kernels.reorthogonalize import Projection
 
-HERE = Path(__file__).parent
-CSRC = HERE.parents[1] / "csrc"
-KERNELS = ("reorthogonalize.cu", "record.cu", "tridiagonal.cu")
 SUPPORT = ("emulation.cpp", "harness.cpp")
-FLAGS = ("-std=c++17", "-O1", "-fno-strict-aliasing", "-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas")
 BASIS_TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float64: 2}
 VECTOR_TYPES = {torch.float32: 0, torch.float64: 1}
 
@@ -50,27 +47,22 @@ def build(
 
     Files that are not in `kernels`, and the runtime, come from the folder `rest`, built before with the same flags.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     files = [sources / name for name in kernels]
     if rest is None:
-        files += [HERE / "emulation" / name for name in SUPPORT]
-    include = [f"-I{HERE / 'emulation'}", f"-I{CSRC / 'include'}", f"-I{sources}"]
+        files += [EMULATION / name for name in SUPPORT]
+    include = (EMULATION, CSRC / "include", sources)
 
     def compile_one(file: Path) -> None:
         own = flags
         if file.name == "emulation.cpp":  # the scheduler tells ThreadSanitizer about threads and is not one itself
             own = tuple("-DHVP_EMULATION_TSAN" if f == "-fsanitize=thread" else f for f in flags)
-        command = ["g++", *FLAGS, *own, *include, "-x", "c++", "-c", str(file), "-o", str(folder / f"{file.name}.o")]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
-        assert done.returncode == 0, done.stderr
+        compile_source(file, folder, *FLAGS, *own, include=include)
 
     with ThreadPoolExecutor(2) as pool:
         list(pool.map(compile_one, files))
     compiled = {file.name for file in files}
     objects = [(folder if name in compiled else rest or folder) / f"{name}.o" for name in (*KERNELS, *SUPPORT)]
-    harness = folder / "harness"
-    subprocess.run(["g++", *flags, "-o", str(harness), *map(str, objects)], check=True, timeout=60)
-    return Emulator(harness)
+    return Emulator(link(folder / "harness", objects, *flags))
 
 
 class Quadrature(NamedTuple):

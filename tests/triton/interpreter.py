@@ -47,7 +47,7 @@ class Guard:
 
     def start_launch(self, arguments: list[Any]) -> None:
         tensors = [t for t in _flat(arguments) if isinstance(t, torch.Tensor)] + self._known
-        self._spans = np.array([_span(t) for t in tensors if t.numel()], dtype=np.int64).reshape(-1, 2)
+        self._spans = _merged([_span(t) for t in tensors if t.numel()])
         self._accesses = {"load": [], "store": []}
 
     def check(self, kind: str, pointers: Any, mask: Any) -> None:
@@ -56,9 +56,8 @@ class Guard:
         active = np.broadcast_to(np.asarray(mask.data, dtype=bool).reshape(-1), addresses.shape)
         addresses = addresses[active]
         width = max(1, pointers.get_element_ty().primitive_bitwidth // 8)
-        inside = np.zeros(addresses.shape, dtype=bool)
-        for low, high in self._spans:
-            inside |= (addresses >= low) & (addresses + width <= high)
+        at = np.searchsorted(self._spans[:, 0], addresses, side="right") - 1
+        inside = (at >= 0) & (addresses + width <= self._spans[at, 1] if len(self._spans) else False)
         if not inside.all():
             raise MemoryFault(f"{kind}: {np.sum(~inside)} of {inside.size} active lanes are outside every tensor")
         if kind == "store" and np.unique(addresses).size != addresses.size:
@@ -92,6 +91,17 @@ def _flat(arguments: Iterable[Any]) -> Iterator[Any]:
 def _span(tensor: torch.Tensor) -> tuple[int, int]:
     reach = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
     return tensor.data_ptr(), tensor.data_ptr() + (reach + 1) * tensor.element_size()
+
+
+def _merged(spans: Iterable[tuple[int, int]]) -> np.ndarray:
+    """Address ranges in order, those that overlap made one."""
+    merged: list[list[int]] = []
+    for low, high in sorted(spans):
+        if merged and low < merged[-1][1]:
+            merged[-1][1] = max(merged[-1][1], high)
+        else:
+            merged.append([low, high])
+    return np.array(merged, dtype=np.int64).reshape(-1, 2)
 
 
 def _joined(accesses: list[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:
@@ -176,9 +186,9 @@ def _call(kernel, *args, **kwargs):
 
 
 @contextmanager
-def interpreted() -> Iterator[Guard]:
+def interpreted(guard: Guard | None = None) -> Iterator[Guard]:
     """Interprets all launches inside; yields the guard that watches them."""
-    guard = Guard()
+    guard = Guard() if guard is None else guard
 
     def execute(self, *args, run=own.GridExecutor.__call__, **kwargs):
         guard.start_launch([*args, *kwargs.values()])

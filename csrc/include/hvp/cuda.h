@@ -60,8 +60,9 @@ const char* reorthogonalize(const ProjectionPlan& plan, const ProjectionArrays& 
 // ---- One recorded Lanczos step
 // -------------------------------------------------------------------------------
 
-// One stream's new vector and where vector / beta goes. An absent destination is null. `state` is the
-// stream's row in the state arrays, `last_step` the number of steps after which it ends.
+// One stream's new vector and where vector / beta goes. An absent destination is null; a stream that gets no
+// further vector has size 0. `state` is the stream's row in the state arrays, `last_step` the number of steps
+// after which it ends.
 struct RecordEntry {
     const void* vector;
     void* store;   // of type store_type

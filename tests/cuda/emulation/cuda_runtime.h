@@ -90,7 +90,7 @@ inline unsigned long long atomicMin(unsigned long long* address, unsigned long l
 // ---- The part of the runtime's host interface that the launchers use
 // -----------------------------------------
 
-enum cudaError_t { cudaSuccess = 0, cudaErrorInvalidConfiguration = 9 };
+enum cudaError_t { cudaSuccess = 0, cudaErrorInvalidConfiguration = 9, cudaErrorInvalidDevice = 101 };
 enum cudaDeviceAttr { cudaDevAttrMultiProcessorCount = 16 };
 using cudaStream_t = void*;
 struct cudaLaunchConfig_t {
@@ -99,12 +99,21 @@ struct cudaLaunchConfig_t {
     cudaStream_t stream = nullptr;
 };
 
-inline const char* cudaGetErrorString(cudaError_t) { return "invalid configuration argument"; }
+namespace emulation {
+inline cudaStream_t last_stream = nullptr;  // of the latest launch
+}  // namespace emulation
+
+inline const char* cudaGetErrorString(cudaError_t error) {
+    return error == cudaErrorInvalidDevice ? "invalid device ordinal" : "invalid configuration argument";
+}
+// There is one device.
 inline cudaError_t cudaGetDevice(int* device) { return *device = 0, cudaSuccess; }
-inline cudaError_t cudaSetDevice(int) { return cudaSuccess; }
+inline cudaError_t cudaSetDevice(int device) { return device == 0 ? cudaSuccess : cudaErrorInvalidDevice; }
 inline cudaError_t cudaGetDeviceCount(int* count) { return *count = 1, cudaSuccess; }
 // One processor only, so that blocks take several tasks each.
-inline cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr, int) { return *value = 1, cudaSuccess; }
+inline cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr, int device) {
+    return *value = 1, cudaSetDevice(device);
+}
 
 template <typename... Parameters, typename... Arguments>
 cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(Parameters...),
@@ -112,6 +121,7 @@ cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(
     const unsigned blocks = config->gridDim.x, threads = config->blockDim.x;
     if (blocks < 1 || threads < 1 || threads > 1024 || config->dynamicSmemBytes > (48u << 10))
         return cudaErrorInvalidConfiguration;
+    emulation::last_stream = config->stream;
     emulation::run(blocks, threads, config->dynamicSmemBytes, [&] { kernel(arguments...); });
     return cudaSuccess;
 }
