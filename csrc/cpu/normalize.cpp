@@ -118,22 +118,22 @@ void reduce_chunks(const NormalizeShape& shape, const A* partial, std::int64_t g
 }
 
 // Mean and variance in two passes; the second corrects the rounding of the mean.
-template <bool Centered, class T, class A = Acc<T>>
-HVP_ELEMENT_INLINE void row_statistics(const T* x, std::int64_t size, double eps, A* stats) {
+template <class T, class A = Acc<T>>
+HVP_ELEMENT_INLINE void row_statistics(bool centered, const T* x, std::int64_t size, double eps, A* stats) {
     A mean = 0;
     A moments[2];
-    if (Centered)
+    if (centered)
         row_means<1>(size, &mean, [&](std::int64_t j) { return Terms<A>{load(x + j), 0, 0, 0, 0}; });
     row_means<2>(size, moments, [&](std::int64_t j) {
         const A d = load(x + j) - mean;
         return Terms<A>{d, d * d, 0, 0, 0};
     });
-    const double shift = Centered ? double(moments[0]) : 0.0;
+    const double shift = centered ? double(moments[0]) : 0.0;
     stats[0] = A(double(mean) + shift);
     stats[1] = A(1.0 / __builtin_sqrt(double(moments[1]) - shift * shift + eps));
 }
 
-template <bool Centered, class T, class W>
+template <class T, class W>
 void forward(const NormalizeShape& shape, double eps, Operand x, Operand w, Operand b, void* y, void* stats) {
     using A = Acc<T>;
     for_each_chunk(shape, [&](std::int64_t group, std::int64_t, std::int64_t first, std::int64_t last) {
@@ -143,7 +143,7 @@ void forward(const NormalizeShape& shape, double eps, Operand x, Operand w, Oper
             const T* xs = row_of<T>(x, group, row, shape.size);
             const std::int64_t index = group * shape.rows + row;
             A* row_stats = static_cast<A*>(stats) + 2 * index;
-            row_statistics<Centered>(xs, shape.size, eps, row_stats);
+            row_statistics(shape.centered, xs, shape.size, eps, row_stats);
             const A mean = row_stats[0], rstd = row_stats[1];
             T* ys = static_cast<T*>(y) + index * shape.size;
 #pragma omp simd
@@ -154,15 +154,15 @@ void forward(const NormalizeShape& shape, double eps, Operand x, Operand w, Oper
     });
 }
 
-template <bool Centered, class T, class W>
-HVP_ELEMENT_INLINE void backward_row(const Row<T, W>& r, std::int64_t size, T* dx) {
+template <class T, class W>
+HVP_ELEMENT_INLINE void backward_row(bool centered, const Row<T, W>& r, std::int64_t size, T* dx) {
     using A = Acc<T>;
     A s[2];
     row_means<2>(size, s, [&](std::int64_t j) {
         const A wg = r.wg(j);
         return Terms<A>{wg, wg * r.xhat(j), 0, 0, 0};
     });
-    const A mean_wg = Centered ? s[0] : A(0);
+    const A mean_wg = centered ? s[0] : A(0);
 #pragma omp simd
     for (std::int64_t j = 0; j < size; ++j) store(dx + j, r.rstd * (r.wg(j) - mean_wg - r.xhat(j) * s[1]));
 }
@@ -177,7 +177,7 @@ HVP_ELEMENT_INLINE void add_parameter_gradients(const Row<T, W>& r, std::int64_t
     }
 }
 
-template <bool Centered, class T, class W>
+template <class T, class W>
 void backward(const NormalizeShape& shape, const NormalizeInputs& in, void* dx, void* dw, void* db,
               void* workspace) {
     using A = Acc<T>;
@@ -193,8 +193,8 @@ void backward(const NormalizeShape& shape, const NormalizeInputs& in, void* dx, 
         for (std::int64_t row = first; row < last; ++row) {
             const Row<T, W> r = make_row<T, W>(shape, in, group, row);
             if (dx != nullptr) {
-                backward_row<Centered>(r, shape.size,
-                                       static_cast<T*>(dx) + (group * shape.rows + row) * shape.size);
+                backward_row(shape.centered, r, shape.size,
+                             static_cast<T*>(dx) + (group * shape.rows + row) * shape.size);
             }
             if (partial != nullptr) add_parameter_gradients(r, shape.size, dw_part, db_part);
         }
@@ -214,8 +214,9 @@ struct Cotangents {
     A mean_q, q_xhat;  // of q = u_w g
 };
 
-template <bool Centered, bool Parameters, class T, class W>
-HVP_ELEMENT_INLINE void take_means(const Row<T, W>& r, std::int64_t size, Cotangents<T, W>* c) {
+template <bool Parameters, class T, class W>
+HVP_ELEMENT_INLINE void take_means(bool centered, const Row<T, W>& r, std::int64_t size,
+                                   Cotangents<T, W>* c) {
     using A = Acc<T>;
     A s[5];
     const T* us = c->u;
@@ -223,9 +224,9 @@ HVP_ELEMENT_INLINE void take_means(const Row<T, W>& r, std::int64_t size, Cotang
         const A u = load(us + j), wg = r.wg(j), xhat = r.xhat(j);
         return Terms<A>{u, u * xhat, wg, wg * xhat, u * wg};
     });
-    c->mean_u = Centered ? s[0] : A(0);
+    c->mean_u = centered ? s[0] : A(0);
     c->u_xhat = s[1];
-    c->mean_wg = Centered ? s[2] : A(0);
+    c->mean_wg = centered ? s[2] : A(0);
     c->wg_xhat = s[3];
     c->u_wg = s[4];
     c->mean_q = c->q_xhat = A(0);
@@ -236,7 +237,7 @@ HVP_ELEMENT_INLINE void take_means(const Row<T, W>& r, std::int64_t size, Cotang
         const A q = A(load(u_ws + j)) * load(r.g + j);
         return Terms<A>{q, q * r.xhat(j), 0, 0, 0};
     });
-    c->mean_q = Centered ? q[0] : A(0);
+    c->mean_q = centered ? q[0] : A(0);
     c->q_xhat = q[1];
 }
 
@@ -271,7 +272,7 @@ HVP_ELEMENT_INLINE void add_weight_gradient(const Row<T, W>& r, const Cotangents
     }
 }
 
-template <bool Centered, bool Parameters, bool NeedX, class T, class W>
+template <bool Parameters, bool NeedX, class T, class W>
 void double_backward(const NormalizeShape& shape, const NormalizeInputs& in, Operand u, Operand u_w,
                      Operand u_b, void* d_g, void* d_x, void* d_w, void* workspace) {
     using A = Acc<T>;
@@ -286,7 +287,7 @@ void double_backward(const NormalizeShape& shape, const NormalizeInputs& in, Ope
             c.u = row_of<T>(u, group, row, shape.size);
             c.u_w = Parameters ? row_of<W>(u_w, group, 0, shape.size) : nullptr;
             c.u_b = Parameters ? row_of<W>(u_b, group, 0, shape.size) : nullptr;
-            take_means<Centered, Parameters>(r, shape.size, &c);
+            take_means<Parameters>(shape.centered, r, shape.size, &c);
             const std::int64_t offset = (group * shape.rows + row) * shape.size;
             double_backward_row<Parameters, NeedX>(r, c, shape.size, static_cast<T*>(d_g) + offset,
                                                    NeedX ? static_cast<T*>(d_x) + offset : nullptr);
@@ -320,32 +321,23 @@ void with_flag(bool flag, const Visitor& visitor) {
 
 void normalize_forward(const NormalizeShape& shape, double eps, Operand x, Operand w, Operand b, void* y,
                        void* stats) {
-    with_flag(shape.centered, [&](auto centered) {
-        with_types(shape, [&](auto t, auto p) {
-            forward<decltype(centered)::value, decltype(t), decltype(p)>(shape, eps, x, w, b, y, stats);
-        });
-    });
+    with_types(shape,
+               [&](auto t, auto p) { forward<decltype(t), decltype(p)>(shape, eps, x, w, b, y, stats); });
 }
 
 void normalize_backward(const NormalizeShape& shape, const NormalizeInputs& in, void* dx, void* dw, void* db,
                         void* workspace) {
-    with_flag(shape.centered, [&](auto centered) {
-        with_types(shape, [&](auto t, auto p) {
-            backward<decltype(centered)::value, decltype(t), decltype(p)>(shape, in, dx, dw, db, workspace);
-        });
-    });
+    with_types(shape,
+               [&](auto t, auto p) { backward<decltype(t), decltype(p)>(shape, in, dx, dw, db, workspace); });
 }
 
 void normalize_double_backward(const NormalizeShape& shape, const NormalizeInputs& in, Operand u, Operand u_w,
                                Operand u_b, void* d_g, void* d_x, void* d_w, void* workspace) {
-    with_flag(shape.centered, [&](auto centered) {
-        with_flag(u_w.data != nullptr, [&](auto parameters) {
-            with_flag(d_x != nullptr, [&](auto need_x) {
-                with_types(shape, [&](auto t, auto p) {
-                    double_backward<decltype(centered)::value, decltype(parameters)::value,
-                                    decltype(need_x)::value, decltype(t), decltype(p)>(
-                        shape, in, u, u_w, u_b, d_g, d_x, d_w, workspace);
-                });
+    with_flag(u_w.data != nullptr, [&](auto parameters) {
+        with_flag(d_x != nullptr, [&](auto need_x) {
+            with_types(shape, [&](auto t, auto p) {
+                double_backward<decltype(parameters)::value, decltype(need_x)::value, decltype(t),
+                                decltype(p)>(shape, in, u, u_w, u_b, d_g, d_x, d_w, workspace);
             });
         });
     });
