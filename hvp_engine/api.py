@@ -8,7 +8,6 @@ import platform
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict
-from operator import index
 from os import PathLike
 from pathlib import Path
 from typing import Any, Literal
@@ -19,9 +18,10 @@ from torch import Tensor, nn
 
 import hvp_engine
 from hvp_engine import memory as device_memory
+from hvp_engine.arguments import BASIS_DTYPES, check_arguments, whole
 from hvp_engine.blocks import BlockSpec, Part
 from hvp_engine.checkpoint import Checkpoint, refuse_foreign
-from hvp_engine.errors import ConfigurationError, OutOfMemoryError
+from hvp_engine.errors import OutOfMemoryError
 from hvp_engine.kernels.allocator import retained_heap
 from hvp_engine.krylov.lanczos import BatchedLanczos, LanczosSettings, Stream
 from hvp_engine.krylov.probes import Distribution, check_distribution, probe
@@ -34,8 +34,6 @@ from hvp_engine.progress import ProgressReporter
 from hvp_engine.spectra import Spectra
 from hvp_engine.spectrum import Spectrum
 from hvp_engine.verify import verify
-
-_BASIS_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 def hvp(
@@ -128,15 +126,15 @@ def slq(
     Raises:
         HvpEngineError: One of its subclasses, with cause and fix.
     """
-    _check_arguments(steps, probes, reorthogonalize, basis)
-    steps, probes, seed = int(steps), int(probes), _whole("seed", seed)
+    check_arguments(steps, probes, reorthogonalize, basis)
+    steps, probes, seed = int(steps), int(probes), whole("seed", seed)
     check_tolerance(head_curvature_tolerance)
     check_distribution(distribution)
     started = time.monotonic()
     operator = HessianOperator(
         model, loss, blocks, data=data, precision=precision, microbatch=microbatch, memory=memory
     )
-    store = torch.float64 if precision == "fp64" else _BASIS_DTYPES[basis]
+    store = torch.float64 if precision == "fp64" else BASIS_DTYPES[basis]
     settings = LanczosSettings(steps, reorthogonalize, store)
     config: dict[str, Any] = {
         "steps": steps,
@@ -179,27 +177,6 @@ def slq(
     if checkpoint is not None:
         checkpoint.remove()
     return spectra
-
-
-def _whole(name: str, value: Any, least: int | None = None) -> int:
-    """An argument as an int; whole numbers of numpy and torch will do."""
-    try:
-        number = index(value)
-    except (TypeError, ValueError, RuntimeError):
-        number = None
-    if number is None or (least is not None and number < least):
-        bound = "" if least is None else f" of at least {least}"
-        raise ConfigurationError(f"{name}={value!r} must be a whole number{bound}.")
-    return int(number)
-
-
-def _check_arguments(steps: int, probes: int, reorthogonalize: str, basis: str) -> None:
-    _whole("steps", steps, 1)
-    _whole("probes", probes, 1)
-    if reorthogonalize not in ("full", "none"):
-        raise ConfigurationError(f"reorthogonalize={reorthogonalize!r} is neither 'full' nor 'none'.")
-    if basis not in tuple(_BASIS_DTYPES):
-        raise ConfigurationError(f"basis={basis!r} is neither 'fp32' nor 'bf16'.")
 
 
 def _run(

@@ -44,6 +44,8 @@ class Spectra(Mapping[str, Spectrum]):
             raise ConfigurationError("there are no spectra; pass at least one block")
 
     def __getitem__(self, name: str) -> Spectrum:
+        if name not in self._spectra:
+            raise KeyError(f"{name!r} is none of the blocks {', '.join(self._spectra)}")
         return self._spectra[name]
 
     def __iter__(self) -> Iterator[str]:

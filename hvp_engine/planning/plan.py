@@ -11,7 +11,7 @@ from torch import nn
 
 from hvp_engine import batches as batch_tools
 from hvp_engine import memory as device_memory
-from hvp_engine.api import _check_arguments
+from hvp_engine.arguments import check_arguments
 from hvp_engine.blocks import BlockSpec, Partition, resolve
 from hvp_engine.errors import ConfigurationError, OutOfMemoryError
 from hvp_engine.head import CurvaturePlan
@@ -77,7 +77,7 @@ def plan(
         ObjectiveError: The model or the loss cannot run without data.
         BlockError: The blocks do not fit the model.
     """
-    _check_arguments(steps, probes, reorthogonalize, basis)
+    check_arguments(steps, probes, reorthogonalize, basis)
     check_precision(precision)
     check_ingredients(model, loss, data)
     for name, value in (("microbatch", microbatch), ("memory", memory)):

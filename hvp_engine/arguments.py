@@ -1,0 +1,43 @@
+"""Arguments that the engine and the planner share, and their checks."""
+
+from __future__ import annotations
+
+from operator import index
+from typing import Any
+
+import torch
+
+from hvp_engine.errors import ConfigurationError
+
+# Storage of Lanczos vectors, by the names that callers use.
+BASIS_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
+
+def whole(name: str, value: Any, least: int | None = None) -> int:
+    """An argument as an int; whole numbers of numpy and torch will do.
+
+    Raises:
+        ConfigurationError: It is no whole number, or less than ``least``.
+    """
+    try:
+        number = index(value)
+    except (TypeError, ValueError, RuntimeError):
+        number = None
+    if number is None or (least is not None and number < least):
+        bound = "" if least is None else f" of at least {least}"
+        raise ConfigurationError(f"{name}={value!r} must be a whole number{bound}.")
+    return int(number)
+
+
+def check_arguments(steps: int, probes: int, reorthogonalize: str, basis: str) -> None:
+    """Refuse what no run of Lanczos can take.
+
+    Raises:
+        ConfigurationError: An argument is none of its values.
+    """
+    whole("steps", steps, 1)
+    whole("probes", probes, 1)
+    if reorthogonalize not in ("full", "none"):
+        raise ConfigurationError(f"reorthogonalize={reorthogonalize!r} is neither 'full' nor 'none'.")
+    if basis not in tuple(BASIS_DTYPES):
+        raise ConfigurationError(f"basis={basis!r} is neither 'fp32' nor 'bf16'.")
