@@ -31,7 +31,7 @@ def test_job_with_head_curvature(benchmark, size, precision):
     forming = time.perf_counter() - started
     products, exact = engine.matmat(stacked), paper.sweep(doubles)
     errors = [float((products[n][0] - exact[n]).norm() / exact[n].norm()) for n in vectors]
-    assert max(errors) < (1e-4 if precision == "fp32" else 5e-2)
+    assert max(errors) < (1e-4 if precision == "fp32" else 2e-2)
     medians = alternate(
         {"engine": lambda: engine.matmat(stacked), "paper": lambda: paper.sweep(doubles)}, rounds=2, warm_up=False
     )

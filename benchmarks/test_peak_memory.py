@@ -8,12 +8,13 @@ import sys
 from pathlib import Path
 
 PRODUCT = """
-import json, resource, sys
+import json, sys
 import torch
 sys.path.insert(0, sys.argv[1])
 torch.set_num_threads(2)
 from baselines.best_practice import BestPracticeHessian
 from jobs import mean_loss
+from timing import process_peak_gib
 import hvp_engine as he
 from hvp_engine.experiments.gpt import GPT, GPTConfig
 torch.manual_seed(0)
@@ -21,13 +22,12 @@ model = GPT(GPTConfig(vocabulary=50_304, context=1024, layers=int(sys.argv[3]), 
 data = [torch.randint(0, 50_304, (1, 1024))]
 name = "layers.0.attn.wq.weight"
 vector = torch.ones(768 * 768) / 768
-peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-before = peak()
+before = process_peak_gib()
 if sys.argv[2] == "engine":
     he.hvp(model, he.losses.causal_lm, {"b": vector[None]}, {"b": [name]}, data=data)
 else:
     BestPracticeHessian(model, mean_loss, data, {"b": name}).sweep({"b": vector})
-print(json.dumps(peak() - before))
+print(json.dumps(process_peak_gib() - before))
 """
 LAYERS = 12
 

@@ -64,12 +64,13 @@ def test_sweep_against_baselines(benchmark, size, device):
 
 
 MEMORY = """
-import json, resource, sys
+import json, sys
 import torch
 sys.path.insert(0, sys.argv[1])
 torch.set_num_threads(2)
 from baselines.best_practice import BestPracticeHessian
 from jobs import gpt_job, mean_loss
+from timing import process_peak_gib
 import hvp_engine as he
 job = gpt_job(sys.argv[3])
 if sys.argv[2] == "engine":
@@ -80,7 +81,7 @@ else:
     vectors = job.vectors()
     for _ in range(3):
         vectors = {name: v / v.norm() for name, v in expert.sweep(vectors).items()}
-print(json.dumps(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20))
+print(json.dumps(process_peak_gib()))
 """
 
 

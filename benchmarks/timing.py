@@ -5,6 +5,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 
@@ -60,3 +61,9 @@ def peak_gib(method: Callable[[], object], device: torch.device) -> float | None
     with peak_memory(device) as peak:
         method()
     return None if peak.bytes is None else peak.bytes / 2**30
+
+
+def process_peak_gib() -> float:
+    """Most resident memory of this process in GiB so far. `ru_maxrss` would count that of the parent before exec."""
+    status = Path("/proc/self/status").read_text()
+    return int(status.split("VmHWM:")[1].split()[0]) / 2**20

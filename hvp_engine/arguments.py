@@ -13,6 +13,11 @@ from hvp_engine.errors import ConfigurationError
 BASIS_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
+# The error of an average falls with the root of their number; more than this is a slip, and lists of streams would take
+# minutes and gigabytes before it shows.
+_MOST_PROBES = 100_000
+
+
 def whole(name: str, value: Any, least: int | None = None) -> int:
     """An argument as an int; whole numbers of numpy and torch will do.
 
@@ -36,7 +41,8 @@ def check_arguments(steps: int, probes: int, reorthogonalize: str, basis: str) -
         ConfigurationError: An argument is none of its values.
     """
     whole("steps", steps, 1)
-    whole("probes", probes, 1)
+    if whole("probes", probes, 1) > _MOST_PROBES:
+        raise ConfigurationError(f"probes={probes!r} is more than {_MOST_PROBES:,}; tens to hundreds are enough.")
     if reorthogonalize not in ("full", "none"):
         raise ConfigurationError(f"reorthogonalize={reorthogonalize!r} is neither 'full' nor 'none'.")
     if basis not in tuple(BASIS_DTYPES):

@@ -117,6 +117,7 @@ class SecondDerivativeTest:
             if norm > floor:
                 self._graph.product(block, (hv / norm)[None], hu[None], batched=False)
                 asymmetry = abs(norm - float(v @ hu)) / norm
+            del hu  # as long as all parameters, in float64: the differences need room for as much
             difference = self._difference(block, v, hv, floor)
         dtype = str(objective.dtype).removeprefix("torch.")
         return Verification(dtype, asymmetry, difference, norm if norm > floor else 0.0)
@@ -138,14 +139,16 @@ class SecondDerivativeTest:
         try:
             for relative in _STEPS[dtype]:
                 h = relative * scale
-                ahead, behind = (self._moved_gradient(block, saved, step * direction) for step in (h, -h))
-                difference = (ahead - behind) / (2 * h)
+                ahead, behind = (self._moved_gradient(block, saved, direction, step) for step in (h, -h))
+                difference = (ahead - behind).div_(2 * h)
+                unevenness = float(ahead.add_(behind).sub_(middle, alpha=2).norm())
+                del ahead, behind
                 noise = float(torch.finfo(dtype).eps) * self._gradient_norm / h  # rounding: less cannot be tested
                 norm = max(float(product.norm()), float(difference.norm()))
                 if norm <= max(100 * noise, floor):
                     continue
-                deviation = float((difference - product).norm()) / norm
-                unevenness = float((ahead + behind - 2 * middle).norm()) / (2 * h * norm)
+                deviation = float(difference.sub_(product).norm()) / norm
+                unevenness /= 2 * h * norm
                 if deviation < tolerance or deviation > _SIGNIFICANT * unevenness:
                     best = min(best, deviation)
                 if best < tolerance:
@@ -155,17 +158,18 @@ class SecondDerivativeTest:
                 self._parameters[name].data.copy_(origin)
         return best if math.isfinite(best) else float("nan")
 
-    def _moved_gradient(self, block: ResolvedBlock, saved: dict[str, Tensor], move: Tensor) -> Tensor:
-        """Gradient of the block at the saved parameters plus a move of the block, flat."""
+    def _moved_gradient(self, block: ResolvedBlock, saved: dict[str, Tensor], direction: Tensor, step: float) -> Tensor:
+        """Gradient of the block at the saved parameters plus a step of the block along a direction, flat."""
         # Through .data: the graph of the gradient stays valid once the parameters are back.
         for name, origin in saved.items():
             self._parameters[name].data.copy_(origin)
-        for part, piece in zip(block.parts, block.split(move), strict=True):
+        for part, piece in zip(block.parts, block.split(direction), strict=True):
             target = self._parameters[part.parameter].data
             index = ... if part.index is None else part.index
-            target[index] = target[index] + piece
+            target[index] = target[index] + step * piece
         total, _ = self._objective.evaluate(self._batch)
         found = torch.autograd.grad(total, [self._parameters[name] for name in saved], allow_unused=True)
+        del total
         gradients = dict(zip(saved, found, strict=True))
         return torch.cat(
             [

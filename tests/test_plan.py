@@ -275,6 +275,7 @@ BATCHES = [(torch.ones(6, 4), torch.zeros(6, dtype=torch.int64))]
         ({"microbatch": -3}, ConfigurationError, "microbatch=-3 must be at least 1"),
         ({"memory": 0}, ConfigurationError, "memory=0 must be at least 1"),
         ({"probes": 0}, ConfigurationError, "probes=0 must be a whole number of at least 1"),
+        ({"probes": 10**9}, ConfigurationError, "probes=1000000000 is more than 100,000"),
         ({"steps": -1}, ConfigurationError, "steps=-1 must be a whole number of at least 1"),
     ],
 )
