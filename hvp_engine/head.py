@@ -12,7 +12,7 @@ import contextlib
 import logging
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -87,13 +87,18 @@ def fuse_head(objective: Objective, batch: Any) -> Head | None:
     return head
 
 
+def head_candidates(parameters: Mapping[str, Tensor]) -> dict[int, str]:
+    """Names by the ids of matrices with more outputs than inputs: only there does a head's curvature gain."""
+    return {id(p): name for name, p in parameters.items() if p.dim() == 2 and p.shape[0] > p.shape[1]}
+
+
 def _find_head(objective: Objective, batch: Any) -> Head | None:
     """Runs the loss on a few samples with every wide linear layer's output left uncomputed; sees which one is a head.
 
     Returns:
         The head, or None: no such layer, several, or a loss that differs from the one with logits.
     """
-    names = {id(p): name for name, p in objective.parameters.items() if p.dim() == 2 and p.shape[0] > p.shape[1]}
+    names = head_candidates(objective.parameters)
     search = _Search(set(names))
     before = objective.fused.head
     try:

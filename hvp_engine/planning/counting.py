@@ -16,6 +16,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from hvp_engine import batches, memory
 from hvp_engine.blocks import Partition
 from hvp_engine.errors import HvpEngineError, ObjectiveError
+from hvp_engine.head import head_candidates
 from hvp_engine.objective import Loss
 from hvp_engine.operators.gradient_graph import GradientGraph
 from hvp_engine.planning.head_shapes import HeadShapes
@@ -217,15 +218,18 @@ class JobCounter:
 
     def _find_head(self, parameters: dict[str, nn.Parameter]) -> tuple[str, nn.Parameter] | None:
         """Name and weights of the linear head that the engine will fuse with its loss; by its rule, on shapes."""
-        wide = {id(p): (name, p) for name, p in parameters.items() if p.dim() == 2 and p.shape[0] > p.shape[1]}
+        names = head_candidates(parameters)
         meter = Meter()
-        search = HeadShapes(meter, [p for _, p in wide.values()])
+        search = HeadShapes(meter, [parameters[name] for name in names.values()])
         try:
             with self._shapes(meter, search):
                 self._evaluate(self._batch(None if self._data.samples is None else min(2, self._data.samples)))
         except HvpEngineError:  # a loss that fails without it too says so when it is counted
             return None
-        return wide[next(iter(search.rows))] if len(search.rows) == 1 else None
+        if len(search.rows) != 1:
+            return None
+        name = names[next(iter(search.rows))]
+        return name, parameters[name]
 
     def _head_shape(self, head: HeadShapes | None) -> HeadShape | None:
         if self._head is None or head is None:

@@ -113,7 +113,9 @@ def _run(operation: Any, *args: Any, **kwargs: Any) -> Any:
         with torch._C._DisableTorchDispatch():
             operation(*args)  # of the device's tensor itself
     if any(t.shape != t.host.shape for t in on_device.values()):
-        raise NotImplementedError(f"{operation} changes the shape of a tensor of the emulated device")
+        raise RuntimeError(
+            f"{operation} would change the shape of a tensor on the emulated device, whose shapes are fixed"
+        )
 
     def placed(value: Any) -> Any:
         if not isinstance(value, torch.Tensor) or not to_device:
