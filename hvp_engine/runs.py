@@ -97,7 +97,8 @@ def write_run(folder: str | os.PathLike[str], document: Mapping[str, object], te
     root = Path(folder)
     header = {"format": FORMAT, "format_version": FORMAT_VERSION}
     checksum: dict[str, str] = {}
-    write_tensors = _tensor_writer(tensors, {key: str(value) for key, value in header.items()})
+    # One entry: safetensors writes several in an order of its own, and the same numbers would have many checksums.
+    write_tensors = _tensor_writer(tensors, {"format": f"{FORMAT}, version {FORMAT_VERSION}"})
     _json_writer(document)  # refuses a bad document before anything is written
 
     def spectra(temporary: Path) -> None:

@@ -59,6 +59,14 @@ def test_manifest_names_the_blocks_and_folder_holds_nothing_else(tmp_path):
     assert (tmp_path / "spectra.safetensors").stat().st_mode == (tmp_path / "manifest.json").stat().st_mode
 
 
+def test_the_same_spectra_make_the_same_files(tmp_path):
+    written = set()
+    for number in range(8):
+        random_spectra(2).save(tmp_path / str(number))
+        written.add((tmp_path / str(number) / "spectra.safetensors").read_bytes())
+    assert len(written) == 1
+
+
 @pytest.mark.parametrize("failing_sync", [1, 2])
 def test_full_disk_keeps_the_earlier_run(tmp_path, monkeypatch, failing_sync):
     first = random_spectra(2)
