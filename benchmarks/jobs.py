@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from hvp_engine import losses
-from hvp_engine.experiments.gpt import GPT, GPTConfig, paper_blocks
+from hvp_engine.experiments.models.gpt import GPT, GPTConfig, paper_blocks
 
 SIZES = {
     "tiny": (GPTConfig(vocabulary=97, context=16, layers=2, heads=2, width=32), 2),

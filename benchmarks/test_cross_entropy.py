@@ -14,8 +14,8 @@ from torch.autograd import grad
 
 from hvp_engine.kernels.packed_symmetric import packed_size
 from hvp_engine.ops.cross_entropy import cross_entropy, cross_entropy_ref
-from hvp_engine.ops.head_curvature import HeadCurvature, form_head_curvature
-from hvp_engine.ops.linear_cross_entropy import linear_cross_entropy, linear_cross_entropy_ref
+from hvp_engine.ops.head.curvature import HeadCurvature, form_head_curvature
+from hvp_engine.ops.head.linear_cross_entropy import linear_cross_entropy, linear_cross_entropy_ref
 
 TOKENS, HIDDEN, CLASSES = 1024, 384, 50304
 

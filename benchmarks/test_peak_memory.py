@@ -16,7 +16,7 @@ from baselines.best_practice import BestPracticeHessian
 from jobs import mean_loss
 from timing import process_peak_gib
 import hvp_engine as he
-from hvp_engine.experiments.gpt import GPT, GPTConfig
+from hvp_engine.experiments.models.gpt import GPT, GPTConfig
 torch.manual_seed(0)
 model = GPT(GPTConfig(vocabulary=50_304, context=1024, layers=int(sys.argv[3]), heads=12, width=768)).eval()
 data = [torch.randint(0, 50_304, (1, 1024))]

@@ -11,8 +11,8 @@ from torch import nn
 
 import hvp_engine as he
 from hvp_engine.experiments import demo
-from hvp_engine.experiments.corpus import standard_library
-from hvp_engine.experiments.gpt import GPT, GPTConfig, paper_blocks
+from hvp_engine.experiments.data.corpus import standard_library
+from hvp_engine.experiments.models.gpt import GPT, GPTConfig, paper_blocks
 
 THREADS = 2
 

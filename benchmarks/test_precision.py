@@ -8,7 +8,7 @@ from jobs import gpt_job, mean_loss
 from timing import alternate
 
 import hvp_engine as he
-from hvp_engine.distances import wasserstein
+from hvp_engine.results.distances import wasserstein
 
 STEPS = 20
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from hvp_engine.memory import peak_memory
+from hvp_engine.system.memory import peak_memory
 
 CPU = torch.device("cpu")
 

@@ -11,13 +11,13 @@ from hvp_engine import blocks, losses
 from hvp_engine.api import hvp, slq
 from hvp_engine.blocks import Block
 from hvp_engine.config import show_config
-from hvp_engine.doctor import doctor
+from hvp_engine.diagnosis.doctor import doctor
 from hvp_engine.errors import HvpEngineError
 from hvp_engine.operators.hessian import HessianOperator
-from hvp_engine.planning.job_plan import JobPlan
 from hvp_engine.planning.plan import plan
-from hvp_engine.spectra import Spectra
-from hvp_engine.spectrum import Estimate, Spectrum
+from hvp_engine.planning.report import JobPlan
+from hvp_engine.results.spectra import Spectra
+from hvp_engine.results.spectrum import Estimate, Spectrum
 
 __all__ = [
     "Block",

@@ -17,23 +17,23 @@ import torch
 from torch import Tensor, nn
 
 import hvp_engine
-from hvp_engine import memory as device_memory
-from hvp_engine.arguments import BASIS_DTYPES, check_arguments, whole
 from hvp_engine.blocks import BlockSpec, Part
-from hvp_engine.checkpoint import Checkpoint, refuse_foreign
+from hvp_engine.diagnosis.second_derivative import verify
 from hvp_engine.errors import OutOfMemoryError
+from hvp_engine.jobs.checkpoint import Checkpoint, refuse_foreign
 from hvp_engine.kernels.allocator import retained_heap
 from hvp_engine.krylov.lanczos import BatchedLanczos, LanczosSettings, Stream
 from hvp_engine.krylov.probes import Distribution, check_distribution, probe
-from hvp_engine.krylov.waves import group_streams, stream_bytes
-from hvp_engine.objective import Loss
+from hvp_engine.krylov.settings import BASIS_DTYPES, check_arguments, whole
 from hvp_engine.operators.hessian import HessianOperator
-from hvp_engine.ops.head_dropping import check_tolerance
-from hvp_engine.precision import Precision
-from hvp_engine.progress import ProgressReporter
-from hvp_engine.spectra import Spectra
-from hvp_engine.spectrum import Spectrum
-from hvp_engine.verify import verify
+from hvp_engine.ops.head.dropping import check_tolerance
+from hvp_engine.problem.objective import Loss
+from hvp_engine.problem.precision import Precision
+from hvp_engine.results.spectra import Spectra
+from hvp_engine.results.spectrum import Spectrum
+from hvp_engine.scheduling.waves import group_streams, stream_bytes
+from hvp_engine.system import memory as device_memory
+from hvp_engine.system.progress import ProgressReporter
 
 
 def hvp(
@@ -112,7 +112,7 @@ def slq(
         microbatch: Samples differentiated at once; None takes whole batches while they fit.
         memory: Budget in bytes for graphs and vectors; None takes 80 % of what is free.
         head_curvature: Form the curvature of a linear head once where that is cheaper than passing through the head in
-            every product (exact to rounding, see :mod:`hvp_engine.head`); False always passes through.
+            every product (exact to rounding, see :mod:`hvp_engine.operators.head.store`); False always passes through.
         head_curvature_tolerance: Admit more than rounding, so that it is formed faster: vocabulary entries of little
             probability are dropped while no token's matrix loses more than this share of the largest one's trace. The
             manifest has the share reached and the entries kept. 0 drops none.

@@ -16,8 +16,8 @@ import typer
 from rich.console import Console
 
 from hvp_engine.errors import ConfigurationError, HvpEngineError
-from hvp_engine.report import summary_table
-from hvp_engine.spectra import Spectra
+from hvp_engine.results.spectra import Spectra
+from hvp_engine.results.table import summary_table
 
 _NOT_FIT, _NOT_EXAMINED = 1, 2  # exit codes of the doctor
 _INTERRUPTED = 130  # the shell's code for an end by Ctrl-C, which typer returns
@@ -89,7 +89,7 @@ def doctor(
 
     Exit code 0: nothing found that makes it wrong. 1: something was found. 2: the model could not be examined.
     """
-    from hvp_engine.doctor import doctor as examine  # noqa: PLC0415
+    from hvp_engine.diagnosis.doctor import doctor as examine  # noqa: PLC0415
 
     try:
         model, loss, data, own = _load(target)

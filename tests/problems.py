@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import hvp_engine as he
-from hvp_engine.experiments.gpt import GPT, GPTConfig
+from hvp_engine.experiments.models.gpt import GPT, GPTConfig
 
 
 @dataclass

@@ -10,8 +10,8 @@ import torch
 from problems import Case, gpt, mlp, quadratic, symmetric
 
 import hvp_engine as he
-from hvp_engine import checkpoint
 from hvp_engine.errors import OutOfMemoryError, RunFolderError, SecondDerivativeError
+from hvp_engine.jobs import checkpoint
 from hvp_engine.krylov.lanczos import BatchedLanczos
 
 OPTIONS = {"steps": 8, "probes": 2, "check": False}

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from scipy.stats import wasserstein_distance
 
-from hvp_engine import distances, smoothing
-from hvp_engine.spectra import Spectra
-from hvp_engine.spectrum import Spectrum
+from hvp_engine.results import distances, smoothing
+from hvp_engine.results.spectra import Spectra
+from hvp_engine.results.spectrum import Spectrum
 
 
 def spectrum_of(name, eigenvalues, probes=4, seed=0):

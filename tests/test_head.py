@@ -8,11 +8,11 @@ from problems import CASES, dense_hessian
 from torch import nn
 
 import hvp_engine as he
-from hvp_engine import head
-from hvp_engine.distances import wasserstein
-from hvp_engine.experiments.gpt import GPT, GPTConfig
+from hvp_engine.experiments.models.gpt import GPT, GPTConfig
+from hvp_engine.operators.head import store as head
 from hvp_engine.operators.hessian import HessianOperator
-from hvp_engine.ops.head_curvature import head_cost
+from hvp_engine.ops.head.curvature import head_cost
+from hvp_engine.results.distances import wasserstein
 
 TOKENS = [torch.randint(0, 40, (n, 6), generator=torch.Generator().manual_seed(n)) for n in (3, 2)]
 BLOCKS = {"wte": ["wte.weight"], "wq": ["layers.0.attn.wq.weight"], "fc": ["layers.0.c_fc.weight"]}

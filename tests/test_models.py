@@ -28,7 +28,7 @@ from transformers import (
 )
 
 import hvp_engine as he
-from hvp_engine.batches import map_tensors
+from hvp_engine.problem.batches import map_tensors
 
 VOCABULARY, TOKENS, CLASSES = 61, 9, 5
 STD = 0.1  # of the weights: away from the nearly linear regime of the default

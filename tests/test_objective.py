@@ -11,9 +11,9 @@ from problems import gpt, mlp
 from torch import nn
 
 import hvp_engine as he
-from hvp_engine import batches
 from hvp_engine.errors import ConfigurationError, NonDeterministicError, ObjectiveError
-from hvp_engine.objective import Objective
+from hvp_engine.problem import batches
+from hvp_engine.problem.objective import Objective
 
 
 def mean_loss(model: nn.Module, batch: Any) -> torch.Tensor:

@@ -20,11 +20,11 @@ from hvp_engine import cli
 from hvp_engine.blocks import resolve
 from hvp_engine.errors import BlockError, ConfigurationError, NonDeterministicError, ObjectiveError, OutOfMemoryError
 from hvp_engine.experiments import gpt2_paper
-from hvp_engine.experiments.gpt import GPT, GPTConfig, paper_blocks
+from hvp_engine.experiments.models.gpt import GPT, GPTConfig, paper_blocks
+from hvp_engine.experiments.published import published_counts
 from hvp_engine.operators.gradient_graph import GradientGraph
-from hvp_engine.ops.head_curvature import head_cost
+from hvp_engine.ops.head.curvature import head_cost
 from hvp_engine.planning.counting import Counts, JobCounter, data_shape, meta_copy
-from hvp_engine.planning.published import published_counts
 
 CONFIG = GPTConfig(vocabulary=512, context=128, layers=2, heads=2, width=32)
 BATCH = 3

@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 import torch
 
-from hvp_engine import runs
 from hvp_engine.errors import ConfigurationError, RunFolderError
-from hvp_engine.formatting import format_estimate, format_number
-from hvp_engine.report import summary_table
-from hvp_engine.spectra import Spectra
-from hvp_engine.spectrum import Estimate, Spectrum
+from hvp_engine.results.spectra import Spectra
+from hvp_engine.results.spectrum import Estimate, Spectrum
+from hvp_engine.results.table import summary_table
+from hvp_engine.system import files as runs
+from hvp_engine.system.formatting import format_estimate, format_number
 
 ARRAYS = ("alphas", "betas", "nodes", "weights", "steps")
 

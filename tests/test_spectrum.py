@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from hvp_engine.errors import ConfigurationError
-from hvp_engine.smoothing import cell_masses
-from hvp_engine.spectrum import Spectrum
+from hvp_engine.results.smoothing import cell_masses
+from hvp_engine.results.spectrum import Spectrum
 
 
 def spectrum_of(eigenvalues, probes=8, seed=0, name="block"):

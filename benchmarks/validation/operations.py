@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from hvp_engine import ops
-from hvp_engine.ops.head_curvature import head_curvature_ref
+from hvp_engine.ops.head.curvature import head_curvature_ref
 
 from .compare import used, using, worst
 from .report import Check

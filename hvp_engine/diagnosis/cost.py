@@ -9,13 +9,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hvp_engine import batches, memory
 from hvp_engine.blocks import Partition, ResolvedBlock
 from hvp_engine.diagnosis.report import Cost
 from hvp_engine.errors import ObjectiveError
 from hvp_engine.kernels.allocator import retained_heap
-from hvp_engine.objective import Objective
 from hvp_engine.operators.gradient_graph import GradientGraph
+from hvp_engine.problem import batches
+from hvp_engine.problem.objective import Objective
+from hvp_engine.system import memory
 
 _BLOCKS = 6  # measured per size, spread over the model
 

@@ -8,9 +8,9 @@ from typing import Any
 from hvp_engine.blocks import Partition
 from hvp_engine.diagnosis.model import first_names
 from hvp_engine.diagnosis.report import BlockCheck, Finding
+from hvp_engine.diagnosis.second_derivative import SecondDerivativeTest, Verification, describe, in_widest_arithmetic
 from hvp_engine.errors import SecondDerivativeError
-from hvp_engine.objective import Objective
-from hvp_engine.verify import SecondDerivativeTest, Verification, describe, in_widest_arithmetic
+from hvp_engine.problem.objective import Objective
 
 _SUSPECTS = 5
 

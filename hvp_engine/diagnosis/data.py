@@ -10,8 +10,8 @@ from typing import Any
 
 from torch.utils.data import DataLoader, RandomSampler
 
-from hvp_engine import batches
 from hvp_engine.diagnosis.report import Finding
+from hvp_engine.problem import batches
 
 _LIST = "pass a list of batches, or a DataLoader with shuffle=False and no random augmentation"
 

@@ -10,9 +10,9 @@ import torch
 from torch import nn
 
 from hvp_engine.blocks import Partition
-from hvp_engine.diagnosis.derivatives import compiled
+from hvp_engine.diagnosis.operations import compiled
 from hvp_engine.diagnosis.report import Finding
-from hvp_engine.objective import active_dropout, training_batchnorm
+from hvp_engine.problem.objective import active_dropout, training_batchnorm
 
 _NARROW = (torch.bfloat16, torch.float16)
 _EVAL = "call model.eval(), or set the probability to 0"

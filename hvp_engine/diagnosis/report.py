@@ -13,7 +13,7 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from hvp_engine.formatting import format_count, format_number
+from hvp_engine.system.formatting import format_count, format_number
 
 Severity = Literal["error", "warning", "note"]
 SEVERITIES: tuple[Severity, ...] = ("error", "warning", "note")
@@ -51,7 +51,7 @@ class Finding:
 
 @dataclass(frozen=True)
 class BlockCheck:
-    """What the tests of one diagonal block measured; see :class:`hvp_engine.verify.Verification`.
+    """What the tests of one diagonal block measured; see :class:`hvp_engine.diagnosis.second_derivative.Verification`.
 
     Attributes:
         name: The block.

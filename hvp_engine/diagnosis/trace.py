@@ -18,8 +18,8 @@ from torch.autograd.graph import Node
 from torch.overrides import TorchFunctionMode
 from torch.utils import checkpoint
 
-from hvp_engine import batches
 from hvp_engine.diagnosis.source import users_line_here, users_line_of_text
+from hvp_engine.problem import batches
 
 _DRAWS = frozenset(
     (

@@ -10,10 +10,10 @@ import torch
 from hvp_engine import losses
 from hvp_engine.api import slq
 from hvp_engine.errors import RunFolderError
-from hvp_engine.experiments.corpus import Corpus, standard_library
-from hvp_engine.experiments.gpt import GPT, GPTConfig, paper_blocks
-from hvp_engine.progress import ProgressReporter
-from hvp_engine.spectra import Spectra
+from hvp_engine.experiments.data.corpus import Corpus, standard_library
+from hvp_engine.experiments.models.gpt import GPT, GPTConfig, paper_blocks
+from hvp_engine.results.spectra import Spectra
+from hvp_engine.system.progress import ProgressReporter
 
 CONFIG = GPTConfig(vocabulary=256, context=64, layers=4, heads=4, width=64)
 _TRAINING_STEPS = 400

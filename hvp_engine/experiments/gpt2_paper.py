@@ -10,10 +10,10 @@ from torch import Tensor, nn
 
 from hvp_engine import losses
 from hvp_engine.blocks import resolve
-from hvp_engine.experiments.gpt import GPT, GPTConfig, paper_blocks
-from hvp_engine.planning.job_plan import format_flop, format_time
+from hvp_engine.experiments.models.gpt import GPT, GPTConfig, paper_blocks
+from hvp_engine.experiments.published import PublishedCounts, published_counts
 from hvp_engine.planning.plan import plan
-from hvp_engine.planning.published import PublishedCounts, published_counts
+from hvp_engine.planning.report import format_flop, format_time
 
 CONFIG = GPTConfig(vocabulary=50_304, context=1024, layers=12, heads=12, width=768)
 MICROBATCH = 8

@@ -11,14 +11,14 @@ from torch import Tensor, nn
 
 from hvp_engine.blocks import BlockSpec, resolve
 from hvp_engine.errors import BlockError, ConfigurationError
-from hvp_engine.head import CurvatureStore, Head, plan_curvature
 from hvp_engine.kernels.allocator import retained_heap
-from hvp_engine.objective import Loss, MicroBatch, Objective
 from hvp_engine.operators.gradient_graph import GradientGraph
-from hvp_engine.ops.head_dropping import check_tolerance
-from hvp_engine.precision import Precision
-from hvp_engine.progress import ProgressReporter
-from hvp_engine.scheduler import Scheduler
+from hvp_engine.operators.head.store import CurvatureStore, Head, plan_curvature
+from hvp_engine.ops.head.dropping import check_tolerance
+from hvp_engine.problem.objective import Loss, MicroBatch, Objective
+from hvp_engine.problem.precision import Precision
+from hvp_engine.scheduling.scheduler import Scheduler
+from hvp_engine.system.progress import ProgressReporter
 
 
 class HessianOperator:
@@ -148,13 +148,14 @@ class HessianOperator:
         """Spend time once to make the products of a long job cheaper.
 
         Where the model has a linear head and it pays, the head's curvature is formed for every micro-batch
-        (see :mod:`hvp_engine.head`); products with blocks that do not contain the head's weights then use it.
+        (see :mod:`hvp_engine.operators.head.store`); products with blocks that do not contain the head's weights then
+        use it.
 
         Args:
             products: How many products of each block the job will ask for.
             progress: True shows progress, False hides it, None shows it on a terminal.
             tolerance: What dropping classes of little probability may change, see
-                :func:`hvp_engine.ops.head_curvature.form_head_curvature`; 0 drops none.
+                :func:`hvp_engine.ops.head.curvature.form_head_curvature`; 0 drops none.
 
         Raises:
             ConfigurationError: The tolerance is not in [0, 1).

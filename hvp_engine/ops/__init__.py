@@ -10,9 +10,9 @@ from hvp_engine.ops.activations import gelu, gelu_ref, silu, silu_ref, swiglu, s
 from hvp_engine.ops.attention import attention, attention_ref
 from hvp_engine.ops.cross_entropy import cross_entropy, cross_entropy_ref
 from hvp_engine.ops.embedding import embedding, embedding_ref
-from hvp_engine.ops.head_curvature import HeadCurvature, form_head_curvature
+from hvp_engine.ops.head.curvature import HeadCurvature, form_head_curvature
+from hvp_engine.ops.head.linear_cross_entropy import linear_cross_entropy, linear_cross_entropy_ref
 from hvp_engine.ops.layer_norm import layer_norm, layer_norm_ref
-from hvp_engine.ops.linear_cross_entropy import linear_cross_entropy, linear_cross_entropy_ref
 from hvp_engine.ops.rms_norm import rms_norm, rms_norm_ref
 from hvp_engine.ops.softmax import softmax, softmax_ref
 from hvp_engine.ops.swap import TwiceDifferentiable, fuse_lm_head, twice_differentiable

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from hvp_engine.errors import ConfigurationError
-from hvp_engine.kernels.elementwise import run_elementwise
-from hvp_engine.ops._function import batch_first, fused_applies, no_third_derivative, sum_present
-from hvp_engine.ops.batched_function import BatchedFunction
+from hvp_engine.kernels.activations import run_elementwise
+from hvp_engine.ops.applies import batch_first, fused_applies, no_third_derivative, sum_present
+from hvp_engine.ops.autograd import BatchedFunction
 
 __all__ = ["gelu", "gelu_ref", "silu", "silu_ref", "swiglu", "swiglu_ref"]
 

@@ -11,7 +11,7 @@ from torch.autograd import forward_ad
 
 from hvp_engine.errors import ConfigurationError
 from hvp_engine.kernels.attention import can_run
-from hvp_engine.ops._function import autocast_operands
+from hvp_engine.ops.applies import autocast_operands
 from hvp_engine.ops.attention_autograd import fused_attention
 
 __all__ = ["attention", "attention_ref"]

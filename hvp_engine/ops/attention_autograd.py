@@ -19,8 +19,8 @@ from hvp_engine.kernels.attention import (
     attention_second,
     statistics_like,
 )
-from hvp_engine.ops.batched_function import BatchedFunction
-from hvp_engine.ops.batching import tensor_arguments, wanted_gradients
+from hvp_engine.ops.autograd import BatchedFunction
+from hvp_engine.ops.vmap import tensor_arguments, wanted_gradients
 
 __all__ = ["fused_attention"]
 

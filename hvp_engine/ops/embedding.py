@@ -11,7 +11,7 @@ from torch import Tensor
 from hvp_engine.errors import ConfigurationError
 from hvp_engine.kernels.embedding import gather_rows, sum_rows
 from hvp_engine.kernels.tensors import is_fused
-from hvp_engine.ops.batched_function import BatchedFunction
+from hvp_engine.ops.autograd import BatchedFunction
 
 __all__ = ["embedding", "embedding_ref"]
 

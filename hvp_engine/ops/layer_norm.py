@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from hvp_engine.ops._normalize import NormalizeSpec, check_shapes, normalize, normalize_applies
+from hvp_engine.ops.normalize_autograd import NormalizeSpec, check_shapes, normalize, normalize_applies
 
 __all__ = ["layer_norm", "layer_norm_ref"]
 

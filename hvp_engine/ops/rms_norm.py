@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from hvp_engine.kernels.tensors import accumulator
-from hvp_engine.ops._normalize import NormalizeSpec, check_shapes, normalize, normalize_applies
+from hvp_engine.ops.normalize_autograd import NormalizeSpec, check_shapes, normalize, normalize_applies
 
 __all__ = ["rms_norm", "rms_norm_ref"]
 

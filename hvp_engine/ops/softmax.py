@@ -10,8 +10,8 @@ from torch import Tensor
 from hvp_engine.errors import ConfigurationError
 from hvp_engine.kernels.softmax import softmax_backward, softmax_double_backward, softmax_forward
 from hvp_engine.kernels.tensors import is_fused
-from hvp_engine.ops.batched_function import BatchedFunction, raise_third_derivative
-from hvp_engine.ops.batching import fold_rows
+from hvp_engine.ops.autograd import BatchedFunction, raise_third_derivative
+from hvp_engine.ops.vmap import fold_rows
 
 __all__ = ["softmax", "softmax_ref"]
 

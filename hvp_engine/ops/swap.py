@@ -18,14 +18,14 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from hvp_engine.errors import ConfigurationError
-from hvp_engine.ops._function import fused_applies
-from hvp_engine.ops._normalize import normalize_applies
 from hvp_engine.ops.activations import gelu, silu
+from hvp_engine.ops.applies import fused_applies
 from hvp_engine.ops.attention import attention
 from hvp_engine.ops.cross_entropy import cross_entropy
 from hvp_engine.ops.embedding import embedding
-from hvp_engine.ops.head_logits import FusedHead, HeadLogits, computed, stay_lazy
+from hvp_engine.ops.head.lazy_logits import FusedHead, HeadLogits, computed, stay_lazy
 from hvp_engine.ops.layer_norm import layer_norm
+from hvp_engine.ops.normalize_autograd import normalize_applies
 from hvp_engine.ops.rms_norm import rms_norm
 from hvp_engine.ops.softmax import softmax
 

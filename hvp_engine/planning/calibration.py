@@ -11,17 +11,17 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from hvp_engine import batches
 from hvp_engine.blocks import BlockSpec
+from hvp_engine.diagnosis.second_derivative import verify
 from hvp_engine.kernels.allocator import retained_heap
-from hvp_engine.objective import Loss
 from hvp_engine.operators.hessian import HessianOperator
 from hvp_engine.planning.cost import Calibration
 from hvp_engine.planning.counting import Counts
 from hvp_engine.planning.devices import Device, touch_rate
 from hvp_engine.planning.parts import operations
 from hvp_engine.planning.setting import Setting
-from hvp_engine.verify import verify
+from hvp_engine.problem import batches
+from hvp_engine.problem.objective import Loss
 
 _BLOCKS = 4  # measured at most, from the cheapest to the dearest
 _ENOUGH = 0.4  # seconds of repetitions of one pass

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from hvp_engine.head import CurvaturePlan
+from hvp_engine.operators.head.store import CurvaturePlan
 from hvp_engine.planning.counting import Counts
 from hvp_engine.planning.devices import Device
-from hvp_engine.planning.head import head_passes
+from hvp_engine.planning.head_cost import head_passes
 from hvp_engine.planning.parts import Part, operations, total
 from hvp_engine.planning.setting import Job, Setting
 

@@ -13,16 +13,17 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from hvp_engine import batches, memory
 from hvp_engine.blocks import Partition
 from hvp_engine.errors import HvpEngineError, ObjectiveError
-from hvp_engine.head import head_candidates
-from hvp_engine.objective import Loss
 from hvp_engine.operators.gradient_graph import GradientGraph
+from hvp_engine.operators.head.store import head_candidates
 from hvp_engine.planning.head_shapes import HeadShapes
 from hvp_engine.planning.meter import Meter, Work
 from hvp_engine.planning.shapes import ShapesOnly
-from hvp_engine.precision import Precision, forward_mode, working_dtype
+from hvp_engine.problem import batches
+from hvp_engine.problem.objective import Loss
+from hvp_engine.problem.precision import Precision, forward_mode, working_dtype
+from hvp_engine.system import memory
 
 Products = dict[tuple[int, int, int], int]  # FLOP by (rows, inner, columns)
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 
 from hvp_engine.errors import ConfigurationError
-from hvp_engine.precision import Precision, product_dtype
+from hvp_engine.problem.precision import Precision, product_dtype
 
 _ASIDE = 0.5 * 2**30  # context and libraries of a CUDA process
 

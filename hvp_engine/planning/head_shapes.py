@@ -8,8 +8,8 @@ from typing import Any
 from torch import Tensor
 
 from hvp_engine.kernels.tensors import accumulator
-from hvp_engine.ops._function import autocast_operands
-from hvp_engine.ops.head_logits import FusedHead, HeadLogits
+from hvp_engine.ops.applies import autocast_operands
+from hvp_engine.ops.head.lazy_logits import FusedHead, HeadLogits
 from hvp_engine.planning.meter import Meter
 from hvp_engine.planning.shapes import RowKernel, reduced, run_shapes
 
@@ -19,7 +19,7 @@ _PASSES = 3
 
 
 class HeadKernel(RowKernel):
-    """Linear head and cross-entropy, as in :mod:`hvp_engine.ops.chunked_head`; operands hidden, weight, bias."""
+    """Linear head and cross-entropy, as in :mod:`hvp_engine.ops.head.by_tokens`; operands hidden, weight, bias."""
 
     def __init__(self, meter: Meter, hidden: Tensor, weight: Tensor) -> None:
         super().__init__(meter, 3)

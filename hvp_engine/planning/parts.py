@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from hvp_engine.planning.devices import Device
 from hvp_engine.planning.meter import Work
-from hvp_engine.precision import Precision
+from hvp_engine.problem.precision import Precision
 
 
 @dataclass(frozen=True)

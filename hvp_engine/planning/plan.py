@@ -9,21 +9,21 @@ from typing import Any, Literal, get_args
 import torch
 from torch import nn
 
-from hvp_engine import batches as batch_tools
-from hvp_engine import memory as device_memory
-from hvp_engine.arguments import check_arguments
 from hvp_engine.blocks import BlockSpec, Partition, resolve
 from hvp_engine.errors import ConfigurationError, OutOfMemoryError
-from hvp_engine.head import CurvaturePlan
-from hvp_engine.objective import Loss, check_ingredients
+from hvp_engine.krylov.settings import check_arguments
+from hvp_engine.operators.head.store import CurvaturePlan
 from hvp_engine.planning.calibration import calibrate
 from hvp_engine.planning.cost import Calibration, Prediction, predict
 from hvp_engine.planning.counting import Counts, DataShape, JobCounter, data_shape, meta_copy
 from hvp_engine.planning.devices import Device, gpu, measure_cpu
-from hvp_engine.planning.head import planned_curvature
-from hvp_engine.planning.job_plan import Alternative, JobPlan
+from hvp_engine.planning.head_cost import planned_curvature
+from hvp_engine.planning.report import Alternative, JobPlan
 from hvp_engine.planning.setting import BasisName, GraphSize, Job, Setting, choose_microbatch, fit
-from hvp_engine.precision import Precision, check_precision, product_dtype, working_dtype
+from hvp_engine.problem import batches as batch_tools
+from hvp_engine.problem.objective import Loss, check_ingredients
+from hvp_engine.problem.precision import Precision, check_precision, product_dtype, working_dtype
+from hvp_engine.system import memory as device_memory
 
 
 def plan(

@@ -10,9 +10,9 @@ from typing import Literal
 import torch
 
 from hvp_engine.errors import OutOfMemoryError
-from hvp_engine.krylov.waves import group_streams, stream_bytes
-from hvp_engine.precision import Precision, working_dtype
-from hvp_engine.scheduler import BATCHED_BYTES, BATCHED_STREAMS, GRAPH_SHARE, TRANSIENT
+from hvp_engine.problem.precision import Precision, working_dtype
+from hvp_engine.scheduling.scheduler import BATCHED_BYTES, BATCHED_STREAMS, GRAPH_SHARE, TRANSIENT
+from hvp_engine.scheduling.waves import group_streams, stream_bytes
 
 BasisName = Literal["fp32", "bf16"]
 

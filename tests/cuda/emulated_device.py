@@ -233,7 +233,7 @@ _aten_library = torch.library.Library("aten", "IMPL")
 def install(extension: ModuleType) -> None:
     """Makes the device and the CUDA kernels of an extension built for it known to this process, for good."""
     from hvp_engine.kernels import loader
-    from hvp_engine.ops import _function
+    from hvp_engine.ops import applies as _function
 
     _library.fallback(_run, "CUDA")  # of all operations: a CPU build has no CUDA kernels
     # What a CPU build composes of others, in a way that these tensors cannot follow: torch.tensor copies its list past

@@ -10,7 +10,7 @@ import pytest
 import torch
 from device_process import on_device
 
-from hvp_engine.experiments.gpt import GPTConfig
+from hvp_engine.experiments.models.gpt import GPTConfig
 
 pytestmark = pytest.mark.usefixtures("emulated_device")
 

@@ -16,9 +16,9 @@ from hvp_engine.kernels.packed_symmetric import (
     pair_products,
     pair_products_ref,
 )
-from hvp_engine.ops import head_curvature as module
-from hvp_engine.ops.head_curvature import form_head_curvature, head_cost, head_curvature_ref
-from hvp_engine.ops.linear_cross_entropy import linear_cross_entropy, linear_cross_entropy_ref
+from hvp_engine.ops.head import curvature as module
+from hvp_engine.ops.head.curvature import form_head_curvature, head_cost, head_curvature_ref
+from hvp_engine.ops.head.linear_cross_entropy import linear_cross_entropy, linear_cross_entropy_ref
 
 SIZES = [1, 2, 31, 65]
 

@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from hvp_engine.errors import ConfigurationError
-from hvp_engine.ops import head_curvature as module
-from hvp_engine.ops import head_dropping
-from hvp_engine.ops.head_curvature import form_head_curvature, head_curvature_ref
+from hvp_engine.ops.head import curvature as module
+from hvp_engine.ops.head import dropping as head_dropping
+from hvp_engine.ops.head.curvature import form_head_curvature, head_curvature_ref
 
 EPS = {torch.float64: 1e-13, torch.float32: 1e-5, torch.bfloat16: 2e-2}
 

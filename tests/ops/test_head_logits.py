@@ -4,9 +4,9 @@ import torch.nn.functional as F
 from torch import nn
 
 from hvp_engine.errors import ConfigurationError
-from hvp_engine.experiments.gpt import GPT, GPTConfig
+from hvp_engine.experiments.models.gpt import GPT, GPTConfig
 from hvp_engine.ops import fuse_lm_head
-from hvp_engine.ops.head_logits import FusedHead, HeadLogits
+from hvp_engine.ops.head.lazy_logits import FusedHead, HeadLogits
 from hvp_engine.ops.swap import TwiceDifferentiable
 
 

@@ -14,8 +14,8 @@ from torch.autograd import grad
 from torch.utils.checkpoint import checkpoint
 
 from hvp_engine.errors import ConfigurationError, SecondDerivativeError
-from hvp_engine.ops import chunked_head
-from hvp_engine.ops.linear_cross_entropy import linear_cross_entropy, linear_cross_entropy_ref
+from hvp_engine.ops.head import by_tokens as chunked_head
+from hvp_engine.ops.head.linear_cross_entropy import linear_cross_entropy, linear_cross_entropy_ref
 
 pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning")
 

@@ -11,7 +11,7 @@ from loss_checks import values_and_products
 from hvp_engine.kernels.loader import native
 from hvp_engine.ops.cross_entropy import cross_entropy
 from hvp_engine.ops.embedding import embedding
-from hvp_engine.ops.head_curvature import form_head_curvature
+from hvp_engine.ops.head.curvature import form_head_curvature
 from hvp_engine.ops.softmax import softmax
 
 NAMES = ["baseline", "avx2", "avx512"]

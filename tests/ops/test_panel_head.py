@@ -6,8 +6,8 @@ from loss_checks import assert_error_rule, check_derivatives, same_bits_on_any_t
 from torch.autograd import grad
 
 from hvp_engine.kernels.softmax import softmax_tangent, softmax_tangent_ref
-from hvp_engine.ops import panel_head
-from hvp_engine.ops.linear_cross_entropy import linear_cross_entropy, linear_cross_entropy_ref
+from hvp_engine.ops.head import by_classes as panel_head
+from hvp_engine.ops.head.linear_cross_entropy import linear_cross_entropy, linear_cross_entropy_ref
 
 pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning")
 

@@ -7,9 +7,10 @@ import torch
 from derivative_checks import DTYPES, SIZES, check_against_plain, check_reverse_derivatives, same_bits_twice, strided
 from loss_checks import check_derivatives
 
-from hvp_engine.ops import chunked_head, panel_head
 from hvp_engine.ops.cross_entropy import cross_entropy, cross_entropy_ref
-from hvp_engine.ops.linear_cross_entropy import linear_cross_entropy, linear_cross_entropy_ref
+from hvp_engine.ops.head import by_classes as panel_head
+from hvp_engine.ops.head import by_tokens as chunked_head
+from hvp_engine.ops.head.linear_cross_entropy import linear_cross_entropy, linear_cross_entropy_ref
 
 pytestmark = [
     pytest.mark.usefixtures("on_triton"),

@@ -14,8 +14,8 @@ from hvp_engine.kernels.packed_symmetric import (
     pair_products,
     pair_products_ref,
 )
-from hvp_engine.ops.head_curvature import form_head_curvature, head_curvature_ref
-from hvp_engine.ops.linear_cross_entropy import linear_cross_entropy, linear_cross_entropy_ref
+from hvp_engine.ops.head.curvature import form_head_curvature, head_curvature_ref
+from hvp_engine.ops.head.linear_cross_entropy import linear_cross_entropy, linear_cross_entropy_ref
 
 pytestmark = pytest.mark.usefixtures("on_triton")
 

@@ -182,7 +182,7 @@ def run(
     inputs: Sequence[tuple[Tensor | None, int]],
     outputs: Sequence[Tensor | None],
 ) -> None:
-    """Runs the kernel of that name; see `hvp_engine.kernels.elementwise` for names and arguments."""
+    """Runs the kernel of that name; see `hvp_engine.kernels.activations` for names and arguments."""
     operands = [part for operand in inputs for part in operand]
     options = {} if kind is None else {"KIND": kind}
     programs = batch * triton.cdiv(size, _BLOCK)

@@ -10,8 +10,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from hvp_engine.formatting import format_count, format_estimate, format_number
-from hvp_engine.spectra import Spectra
+from hvp_engine.results.spectra import Spectra
+from hvp_engine.system.formatting import format_count, format_estimate, format_number
 
 _COLUMNS = ("parameters", "trace", "Frobenius norm", "smallest", "largest", "steps", "JS0")
 

@@ -9,10 +9,11 @@ from typing import Any
 
 import numpy as np
 
-from hvp_engine import distances, runs
 from hvp_engine.errors import ConfigurationError, RunFolderError
-from hvp_engine.smoothing import FloatArray
-from hvp_engine.spectrum import Spectrum
+from hvp_engine.results import distances
+from hvp_engine.results.smoothing import FloatArray
+from hvp_engine.results.spectrum import Spectrum
+from hvp_engine.system import files as runs
 
 _ARRAYS = ("alphas", "betas", "nodes", "weights", "steps")
 
@@ -99,11 +100,11 @@ class Spectra(Mapping[str, Spectrum]):
         """Jensen-Shannon divergences between all pairs of blocks, base 2, in [0, 1], without a square root.
 
         Each block is smoothed with its own sigma, ``sqrt(1e-5)`` times its range, as in figures
-        (see ``hvp_engine.distances.jensen_shannon``).
+        (see ``hvp_engine.results.distances.jensen_shannon``).
 
         Args:
             legacy: Give the published un-normalised sum over 50,000 grid points instead; it depends on the
-                grid (see ``hvp_engine.distances.jensen_shannon_legacy``).
+                grid (see ``hvp_engine.results.distances.jensen_shannon_legacy``).
 
         Returns:
             Symmetric matrix, float64 of shape (blocks, blocks).
@@ -134,7 +135,7 @@ class Spectra(Mapping[str, Spectrum]):
             ConfigurationError: If the suffix names no known format.
             RunFolderError: If the file cannot be written.
         """
-        from hvp_engine import plots  # noqa: PLC0415 - matplotlib takes half a second to import
+        from hvp_engine.results import plots  # noqa: PLC0415 - matplotlib takes half a second to import
 
         plots.plot_spectra(self, path)
 
@@ -145,12 +146,12 @@ class Spectra(Mapping[str, Spectrum]):
             ConfigurationError: If the suffix names no known format.
             RunFolderError: If the file cannot be written.
         """
-        from hvp_engine import plots  # noqa: PLC0415 - matplotlib takes half a second to import
+        from hvp_engine.results import plots  # noqa: PLC0415 - matplotlib takes half a second to import
 
         plots.plot_js(self, path)
 
     def summary(self) -> str:
-        """The table of ``hvp_engine.report.summary_table`` as plain text."""
-        from hvp_engine import report  # noqa: PLC0415 - report draws what this module defines
+        """The table of ``hvp_engine.results.table.summary_table`` as plain text."""
+        from hvp_engine.results import table as report  # noqa: PLC0415 - report draws what this module defines
 
         return report.summary_text(self)

@@ -17,8 +17,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from hvp_engine.errors import ConfigurationError
-from hvp_engine.ops.head_curvature import HeadCurvature
-from hvp_engine.ops.linear_cross_entropy import linear_cross_entropy
+from hvp_engine.ops.head.curvature import HeadCurvature
+from hvp_engine.ops.head.linear_cross_entropy import linear_cross_entropy
 
 __all__ = ["FusedHead", "HeadLogits", "computed", "stay_lazy"]
 

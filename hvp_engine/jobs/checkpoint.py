@@ -22,7 +22,7 @@ from torch import Tensor
 
 from hvp_engine.errors import RunFolderError
 from hvp_engine.krylov.lanczos import BatchedLanczos, Stream
-from hvp_engine.runs import read_json, read_tensors, write_json_atomic, write_tensors_atomic
+from hvp_engine.system.files import read_json, read_tensors, write_json_atomic, write_tensors_atomic
 
 log = logging.getLogger(__name__)
 

@@ -9,10 +9,10 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from hvp_engine import smoothing
 from hvp_engine.errors import ConfigurationError
 from hvp_engine.kernels.tridiagonal import tridiagonal_quadrature
-from hvp_engine.smoothing import FloatArray
+from hvp_engine.results import smoothing
+from hvp_engine.results.smoothing import FloatArray
 
 _MASS_TOLERANCE = 1e-6
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from hvp_engine.spectrum import Estimate
+from hvp_engine.results.spectrum import Estimate
 
 _PLAIN = range(-2, 4)  # decimal exponents that are written without an exponent
 

@@ -9,9 +9,9 @@ import torch
 from torch import nn
 
 from hvp_engine.blocks import Partition
-from hvp_engine.objective import Loss
 from hvp_engine.planning.counting import evaluate
 from hvp_engine.planning.meter import Meter, Work
+from hvp_engine.problem.objective import Loss
 
 
 @dataclass(frozen=True)

@@ -7,9 +7,9 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from hvp_engine import smoothing
-from hvp_engine.smoothing import FloatArray
-from hvp_engine.spectrum import Spectrum
+from hvp_engine.results import smoothing
+from hvp_engine.results.smoothing import FloatArray
+from hvp_engine.results.spectrum import Spectrum
 
 _LEGACY_POINTS = 50_000
 _LEGACY_SIGMA = math.sqrt(1e-5)

@@ -19,9 +19,9 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator
 
 from hvp_engine.errors import ConfigurationError, RunFolderError
-from hvp_engine.formatting import format_count, format_number
-from hvp_engine.spectra import Spectra
-from hvp_engine.spectrum import Spectrum
+from hvp_engine.results.spectra import Spectra
+from hvp_engine.results.spectrum import Spectrum
+from hvp_engine.system.formatting import format_count, format_number
 
 _STYLE: Any = {
     "font.size": 7.0,

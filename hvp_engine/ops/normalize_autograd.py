@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from hvp_engine.errors import ConfigurationError
-from hvp_engine.kernels.elementwise import is_shared
+from hvp_engine.kernels.activations import is_shared
 from hvp_engine.kernels.normalize import (
     NormalizeShape,
     Operand,
@@ -25,9 +25,9 @@ from hvp_engine.kernels.normalize import (
     normalize_forward,
 )
 from hvp_engine.kernels.tensors import accumulator
-from hvp_engine.ops._function import batch_first, fused_applies, no_third_derivative, sum_present
-from hvp_engine.ops.batched_function import BatchedFunction
-from hvp_engine.ops.batching import tensor_arguments, wanted_gradients
+from hvp_engine.ops.applies import batch_first, fused_applies, no_third_derivative, sum_present
+from hvp_engine.ops.autograd import BatchedFunction
+from hvp_engine.ops.vmap import tensor_arguments, wanted_gradients
 
 __all__ = ["NormalizeSpec", "check_shapes", "normalize", "normalize_applies"]
 

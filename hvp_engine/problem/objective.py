@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.parameter import is_lazy
 
-from hvp_engine import batches
 from hvp_engine.errors import (
     ConfigurationError,
     HvpEngineError,
@@ -23,7 +22,8 @@ from hvp_engine.errors import (
     ObjectiveError,
 )
 from hvp_engine.ops.swap import twice_differentiable
-from hvp_engine.precision import Precision, check_precision, forward_mode, product_mode, working_dtype
+from hvp_engine.problem import batches
+from hvp_engine.problem.precision import Precision, check_precision, forward_mode, product_mode, working_dtype
 
 Loss = Callable[..., Any]
 

@@ -17,13 +17,14 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from hvp_engine import batches, memory
 from hvp_engine.blocks import Part, Partition, ResolvedBlock
 from hvp_engine.errors import HvpEngineError, SecondDerivativeError
-from hvp_engine.head import fuse_head
 from hvp_engine.krylov.probes import probe
-from hvp_engine.objective import Objective
 from hvp_engine.operators.gradient_graph import GradientGraph
+from hvp_engine.operators.head.store import fuse_head
+from hvp_engine.problem import batches
+from hvp_engine.problem.objective import Objective
+from hvp_engine.system import memory
 
 log = logging.getLogger(__name__)
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from hvp_engine.errors import ConfigurationError
 from hvp_engine.kernels.packed_symmetric import pack_covariance, packed_matvec, packed_size, pair_products
-from hvp_engine.ops.head_dropping import Dropped, Dropping, Moments, check_tolerance
+from hvp_engine.ops.head.dropping import Dropped, Dropping, Moments, check_tolerance
 
 __all__ = [
     "HeadCost",
@@ -210,7 +210,7 @@ def form_head_curvature(
 
     Costs 2 N V d (d + 1) / 2 FLOP once; an application then costs 2 d^2 per token instead of 4 V d.
     `head_cost` tells when that pays. The matrices are exact to rounding, unless a tolerance admits more: classes of
-    little probability are then merged, see :mod:`hvp_engine.ops.head_dropping`, and their part of the work is saved.
+    little probability are then merged, see :mod:`hvp_engine.ops.head.dropping`, and their part of the work is saved.
 
     Args:
         hidden: Hidden states (..., d) of N tokens in all.

@@ -11,11 +11,11 @@ from rich.console import Console, Group
 from rich.table import Table
 from rich.text import Text
 
-from hvp_engine.formatting import format_number
 from hvp_engine.planning.cost import Prediction
 from hvp_engine.planning.devices import Device
 from hvp_engine.planning.parts import Part
 from hvp_engine.planning.setting import Job, Setting
+from hvp_engine.system.formatting import format_number
 
 _PREFIXES = ("", "k", "M", "G", "T", "P", "E", "Z")
 _GIB = 2**30

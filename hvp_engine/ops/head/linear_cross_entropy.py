@@ -10,15 +10,15 @@ from torch import Tensor
 
 from hvp_engine.errors import ConfigurationError
 from hvp_engine.kernels.tensors import accumulator, is_fused
-from hvp_engine.ops._function import autocast_operands
-from hvp_engine.ops.batched_function import BatchedFunction, raise_third_derivative
-from hvp_engine.ops.batching import fold_rows, tensor_arguments, vmap_by_loop, wanted_gradients
-from hvp_engine.ops.chunked_head import Head, Tangents, Wanted, head_backward, head_forward, head_hvp
+from hvp_engine.ops.applies import autocast_operands
+from hvp_engine.ops.autograd import BatchedFunction, raise_third_derivative
 from hvp_engine.ops.class_targets import ClassTargets, check_options, check_targets, reduce_rows
-from hvp_engine.ops.panel_head import head_hidden_hvp, mean_weights
+from hvp_engine.ops.head.by_classes import head_hidden_hvp, mean_weights
+from hvp_engine.ops.head.by_tokens import Head, Tangents, Wanted, head_backward, head_forward, head_hvp
+from hvp_engine.ops.vmap import fold_rows, tensor_arguments, vmap_by_loop, wanted_gradients
 
 if TYPE_CHECKING:
-    from hvp_engine.ops.head_curvature import HeadCurvature
+    from hvp_engine.ops.head.curvature import HeadCurvature
 
 __all__ = ["linear_cross_entropy", "linear_cross_entropy_ref"]
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from hvp_engine.kernels.softmax import softmax_tangent
 from hvp_engine.kernels.tensors import accumulator
-from hvp_engine.ops.chunked_head import Head
+from hvp_engine.ops.head.by_tokens import Head
 
 __all__ = ["head_hidden_hvp", "mean_weights"]
 

@@ -17,11 +17,12 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from hvp_engine import batches, memory
 from hvp_engine.blocks import Partition, ResolvedBlock
 from hvp_engine.errors import ConfigurationError, ObjectiveError, OutOfMemoryError, SecondDerivativeError
-from hvp_engine.head import Head, fuse_head
-from hvp_engine.objective import MicroBatch, Objective, is_out_of_memory
+from hvp_engine.operators.head.store import Head, fuse_head
+from hvp_engine.problem import batches
+from hvp_engine.problem.objective import MicroBatch, Objective, is_out_of_memory
+from hvp_engine.system import memory
 
 log = logging.getLogger(__name__)
 

@@ -11,20 +11,20 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from hvp_engine import batches
 from hvp_engine.blocks import Block, BlockSpec, Partition, resolve
 from hvp_engine.diagnosis.cost import measure_costs
 from hvp_engine.diagnosis.curvature import examine_blocks
 from hvp_engine.diagnosis.data import Passes, examine_data
-from hvp_engine.diagnosis.derivatives import examine_graph, failed_backward, suspects
 from hvp_engine.diagnosis.model import examine_model, first_names, settled
+from hvp_engine.diagnosis.operations import examine_graph, failed_backward, suspects
 from hvp_engine.diagnosis.report import SEVERITIES, Finding, Report
 from hvp_engine.diagnosis.source import users_line_of_error
 from hvp_engine.diagnosis.trace import Trace, without_reentrancy
 from hvp_engine.errors import ConfigurationError, HvpEngineError, NotFiniteError, ObjectiveError
-from hvp_engine.objective import Loss, Objective
 from hvp_engine.operators.gradient_graph import GradientGraph
-from hvp_engine.precision import Precision, check_precision
+from hvp_engine.problem import batches
+from hvp_engine.problem.objective import Loss, Objective
+from hvp_engine.problem.precision import Precision, check_precision
 
 _SHARES = {"data": 0.2, "blocks": 0.5, "cost": 0.3}  # of the time
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from hvp_engine.head import CURVATURE_DTYPES, CurvaturePlan, choose_curvature
-from hvp_engine.ops.head_curvature import HeadCost, head_cost
+from hvp_engine.operators.head.store import CURVATURE_DTYPES, CurvaturePlan, choose_curvature
+from hvp_engine.ops.head.curvature import HeadCost, head_cost
 from hvp_engine.planning.counting import Counts
 from hvp_engine.planning.devices import Device
 from hvp_engine.planning.parts import Part
 from hvp_engine.planning.setting import Job, Setting
-from hvp_engine.precision import Precision, product_dtype
+from hvp_engine.problem.precision import Precision, product_dtype
 
 _DISK = 1e9  # bytes per second from the page cache or a disk
 _LARGEST_SHARE = 0.9  # of a second backward pass that the head may be taken to be
@@ -21,7 +21,7 @@ class HeadPasses:
     """The head in one second backward pass of one micro-batch: through the classes, and by its curvature.
 
     Attributes:
-        cost: From :func:`hvp_engine.ops.head_curvature.head_cost`.
+        cost: From :func:`hvp_engine.ops.head.curvature.head_cost`.
         general: Logits' tangents, and products' way back.
         applied: The matrices applied to one vector per token.
     """

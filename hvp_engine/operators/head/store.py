@@ -19,15 +19,15 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from hvp_engine import batches
 from hvp_engine.errors import HvpEngineError
 from hvp_engine.kernels.packed_symmetric import packed_size
-from hvp_engine.ops.head_curvature import HeadCurvature, form_head_curvature, head_cost
-from hvp_engine.ops.head_logits import FusedHead, HeadLogits
+from hvp_engine.ops.head.curvature import HeadCurvature, form_head_curvature, head_cost
+from hvp_engine.ops.head.lazy_logits import FusedHead, HeadLogits
+from hvp_engine.problem import batches
 
 if TYPE_CHECKING:
-    from hvp_engine.objective import Objective
-    from hvp_engine.precision import Precision
+    from hvp_engine.problem.objective import Objective
+    from hvp_engine.problem.precision import Precision
 
 log = logging.getLogger(__name__)
 

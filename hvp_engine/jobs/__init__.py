@@ -1,0 +1,1 @@
+"""Jobs: what a run computes from beginning to end, and how it is kept, resumed and recorded."""

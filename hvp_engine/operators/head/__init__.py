@@ -1,0 +1,1 @@
+"""A model's linear head: found, its curvature decided on, formed and kept."""

@@ -1,0 +1,1 @@
+"""What a job differentiates: the objective, its data and its arithmetic."""

@@ -1,0 +1,1 @@
+"""What a job found: spectra, distances between them, tables and figures."""

@@ -1,0 +1,1 @@
+"""Order of loops, and what fits: micro-batches, kept graphs, passes, waves."""

@@ -1,0 +1,1 @@
+"""What the machine and its terminal give: memory, files, progress, words for numbers."""
