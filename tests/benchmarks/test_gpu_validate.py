@@ -11,7 +11,7 @@ import torch
 
 import hvp_engine.kernels.reorthogonalize as reorthogonalize_module
 
-BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 CPU = torch.device("cpu")
 
 
