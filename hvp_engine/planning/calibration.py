@@ -69,7 +69,7 @@ def _one(data: Iterable[Any] | None, setting: Setting) -> list[Any] | None:
     """One micro-batch of the job's data, its largest."""
     if data is None:
         return None
-    largest = max(data, key=lambda batch: sum(t.numel() for t in batches.tensors(batch)))
+    largest = batches.largest(data)
     return [largest if setting.microbatch is None else batches.cut(largest, 0, setting.microbatch)]
 
 

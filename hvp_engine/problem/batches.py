@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -55,6 +55,11 @@ def samples(batch: Any) -> int | None:
 def leading(batch: Any) -> int | None:
     """Leading dimension of the first non-scalar tensor: the number of samples a mean loss averages over."""
     return next((tensor.shape[0] for tensor in tensors(batch) if tensor.dim() > 0), None)
+
+
+def largest(data: Iterable[Any]) -> Any:
+    """Return the batch with the most numbers in it: what it needs is enough for the others."""
+    return max(data, key=lambda batch: sum(tensor.numel() for tensor in tensors(batch)))
 
 
 def cut(batch: Any, start: int, stop: int) -> Any:

@@ -250,11 +250,7 @@ class Scheduler:
         log.info("plan: %s", self.plan)
 
     def _largest(self) -> object:
-        """The batch with the most numbers in it: what it needs is enough for the others."""
-        return max(
-            (batch for _, batch in self.objective.batches()),
-            key=lambda batch: sum(tensor.numel() for tensor in batches.tensors(batch)),
-        )
+        return batches.largest(batch for _, batch in self.objective.batches())
 
     def _streams(self) -> int:
         room = BATCHED_BYTES if self.objective.device.type == "cpu" else self.plan.budget // 4

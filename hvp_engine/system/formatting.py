@@ -44,5 +44,10 @@ def format_count(count: int) -> str:
     return f"{count:,}"
 
 
+def format_bytes(size: float) -> str:
+    """Write a size in memory: ``12.5 GiB``, ``3.2 MiB``."""
+    return f"{format_number(size / 2**30, 3)} GiB" if size >= 2**30 / 10 else f"{format_number(size / 2**20, 3)} MiB"
+
+
 def _exponent(value: float, digits: int) -> int:
     return int(f"{value:.{digits - 1}e}".partition("e")[2])
