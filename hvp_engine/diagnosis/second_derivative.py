@@ -21,7 +21,7 @@ from hvp_engine.blocks import Part, Partition, ResolvedBlock
 from hvp_engine.errors import HvpEngineError, SecondDerivativeError
 from hvp_engine.krylov.probes import probe
 from hvp_engine.operators.gradient_graph import GradientGraph
-from hvp_engine.operators.head.store import fuse_head
+from hvp_engine.operators.head.fusion import HeadFusion
 from hvp_engine.problem import batches
 from hvp_engine.problem.objective import Objective
 from hvp_engine.system import memory
@@ -81,7 +81,7 @@ class SecondDerivativeTest:
         self.union = ResolvedBlock("union of all blocks", parts, sum(part.numel for part in parts))
         with objective.arithmetic():
             with memory.saved_dtypes() as dtypes:
-                fuse_head(objective, batch)
+                HeadFusion(objective, batch)  # as the job's products are formed
                 self._graph = GradientGraph(*objective.evaluate(batch), self._parameters)
             # A model may compute a part in float32 whatever it is given.
             exact = float(torch.finfo(objective.dtype).eps)

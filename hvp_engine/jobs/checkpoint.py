@@ -15,13 +15,17 @@ import time
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from hvp_engine.errors import RunFolderError
-from hvp_engine.krylov.lanczos import BatchedLanczos, Stream
+from hvp_engine.kernels.lanczos_step import LanczosState
+from hvp_engine.krylov.basis import Basis
+from hvp_engine.scheduling.waves import Stream
 from hvp_engine.system.files import read_json, read_tensors, write_json_atomic, write_tensors_atomic
 
 log = logging.getLogger(__name__)
@@ -30,6 +34,32 @@ _EVERY = 60.0  # seconds between checkpoints ...
 _OVERHEAD = 20.0  # ... and at least this many times what the last one took to write
 _SCALARS = ("alphas", "betas", "steps", "live", "lost", "norms")
 _ROWS = re.compile(r"rows-(\d{5})-(\d{5})\.safetensors")
+
+
+class Resumable(Protocol):
+    """What a checkpoint keeps of a wave: a few scalars per stream, rewritten every time, and vectors, written once."""
+
+    position: int
+    """Steps done by the live streams."""
+
+    @property
+    def steps(self) -> npt.NDArray[np.int64]:
+        """(streams,): steps done."""
+
+    @property
+    def finished(self) -> bool:
+        """Whether no stream has a step left."""
+
+    @property
+    def state(self) -> LanczosState:
+        """Scalars."""
+
+    @property
+    def bases(self) -> dict[str, Basis]:
+        """Vectors."""
+
+    def resume(self, position: int) -> None:
+        """Go on from restored scalars and vectors."""
 
 
 class Checkpoint:
@@ -78,7 +108,7 @@ class Checkpoint:
         write_json_atomic(self._owner, self._identity)
         return planned
 
-    def restore(self, wave: int, lanczos: BatchedLanczos) -> None:
+    def restore(self, wave: int, lanczos: Resumable) -> None:
         """Continue a wave where its last checkpoint left it; a wave without one is left alone.
 
         Raises:
@@ -111,7 +141,7 @@ class Checkpoint:
         """Whether it is time for the next checkpoint."""
         return time.monotonic() - self._last >= self._pause
 
-    def save(self, wave: int, lanczos: BatchedLanczos) -> bool:
+    def save(self, wave: int, lanczos: Resumable) -> bool:
         """Write what is new since the last checkpoint; on a full disk warn, keep the last one and return False."""
         started = time.monotonic()
         written = True
@@ -124,7 +154,7 @@ class Checkpoint:
         self._pause = max(_EVERY, _OVERHEAD * (self._last - started))
         return written
 
-    def finish(self, wave: int, lanczos: BatchedLanczos) -> None:
+    def finish(self, wave: int, lanczos: Resumable) -> None:
         """Record a completed wave and drop its vectors."""
         if self.save(wave, lanczos):
             for path in self._wave(wave).glob("rows-*"):
@@ -134,7 +164,7 @@ class Checkpoint:
         """Delete the checkpoint of a completed job."""
         shutil.rmtree(self.folder, ignore_errors=True)
 
-    def _save(self, wave: int, lanczos: BatchedLanczos) -> None:
+    def _save(self, wave: int, lanczos: Resumable) -> None:
         folder = self._wave(wave)
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -152,7 +182,7 @@ class Checkpoint:
         # The state names the progress, so it is written last: a crash before this line leaves the earlier checkpoint.
         write_tensors_atomic(folder / "state.safetensors", tensors)
 
-    def _write_rows(self, folder: Path, lanczos: BatchedLanczos, first: int, last: int) -> None:
+    def _write_rows(self, folder: Path, lanczos: Resumable, first: int, last: int) -> None:
         rows = {
             block: basis.store[:, first:last].contiguous().cpu()
             for block, basis in lanczos.bases.items()
@@ -161,7 +191,7 @@ class Checkpoint:
         if rows and first < last:
             write_tensors_atomic(folder / f"rows-{first:05d}-{last:05d}.safetensors", rows)
 
-    def _read_rows(self, folder: Path, lanczos: BatchedLanczos, needed: int) -> int:
+    def _read_rows(self, folder: Path, lanczos: Resumable, needed: int) -> int:
         """Load all vectors up to ``needed``; returns how many positions are on disk."""
         stored = {block: basis.store for block, basis in lanczos.bases.items() if basis.store is not None}
         if not stored:

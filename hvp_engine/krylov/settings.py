@@ -1,25 +1,129 @@
-"""Arguments that the engine and the planner share, and their checks."""
+"""What a job was asked for, checked once: one frozen object that engine, planner and command line share."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from operator import index
-from typing import Any
+from typing import Any, Literal, get_args
 
 import torch
 
 from hvp_engine.errors import ConfigurationError
+from hvp_engine.krylov.probes import Distribution, check_distribution
+from hvp_engine.ops.head.dropping import check_tolerance
+from hvp_engine.problem.precision import Precision, check_precision, working_dtype
+
+Reorthogonalize = Literal["full", "none"]
+BasisName = Literal["fp32", "bf16"]
 
 # Storage of Lanczos vectors, by the names that callers use.
-BASIS_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
-
+BASIS_DTYPES: dict[BasisName, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 # The error of an average falls with the root of their number; more than this is a slip, and lists of streams would take
 # minutes and gigabytes before it shows.
 _MOST_PROBES = 100_000
 
 
+@dataclass(frozen=True)
+class LanczosSettings:
+    """How to run the recurrence.
+
+    Attributes:
+        steps: Largest number of steps.
+        reorthogonalize: ``"full"`` against the whole basis, or ``"none"`` (the last two vectors only).
+        basis_dtype: Dtype of the stored basis under ``"full"``.
+    """
+
+    steps: int
+    reorthogonalize: Reorthogonalize
+    basis_dtype: torch.dtype
+
+    @property
+    def store_dtype(self) -> torch.dtype | None:
+        """Dtype of the stored basis; None where there is none."""
+        return self.basis_dtype if self.reorthogonalize == "full" else None
+
+
+@dataclass(frozen=True)
+class JobSettings:
+    """What a job of Lanczos runs was asked for; :func:`hvp_engine.slq` says what each setting means.
+
+    Raises:
+        ConfigurationError: A setting is none of its values.
+    """
+
+    steps: int = 100
+    probes: int = 10
+    seed: int = 0
+    distribution: Distribution = "rademacher"
+    precision: Precision = "fp32"
+    reorthogonalize: Reorthogonalize = "full"
+    basis: BasisName = "fp32"
+    microbatch: int | None = None
+    memory: int | None = None
+    head_curvature: bool = True
+    head_curvature_tolerance: float = 0.0
+    check: bool = True
+
+    def __post_init__(self) -> None:
+        """Check every setting; whole numbers of numpy and torch become plain ones."""
+        whole_numbers = {
+            "steps": whole("steps", self.steps, 1),
+            "probes": whole("probes", self.probes, 1),
+            "seed": whole("seed", self.seed),
+        }
+        for name, value in whole_numbers.items():
+            object.__setattr__(self, name, value)
+        if self.probes > _MOST_PROBES:
+            raise ConfigurationError(
+                f"probes={self.probes!r} is more than {_MOST_PROBES:,}; tens to hundreds are enough."
+            )
+        if self.reorthogonalize not in get_args(Reorthogonalize):
+            raise ConfigurationError(f"reorthogonalize={self.reorthogonalize!r} is neither 'full' nor 'none'.")
+        if self.basis not in get_args(BasisName):
+            raise ConfigurationError(f"basis={self.basis!r} is neither 'fp32' nor 'bf16'.")
+        check_precision(self.precision)
+        check_distribution(self.distribution)
+        check_tolerance(self.head_curvature_tolerance)
+        check_limits(self.microbatch, self.memory)
+
+    @property
+    def lanczos(self) -> LanczosSettings:
+        """The recurrence's settings; products in float64 keep float64 vectors."""
+        dtype = torch.float64 if self.precision == "fp64" else BASIS_DTYPES[self.basis]
+        return LanczosSettings(self.steps, self.reorthogonalize, dtype)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Working dtype of vectors and products."""
+        return working_dtype(self.precision)
+
+    def products(self, numel: Mapping[str, int]) -> dict[str, int]:
+        """Count the products of every block: streams of blocks smaller than the steps end earlier.
+
+        Args:
+            numel: Length of each block's vectors.
+        """
+        return {block: self.probes * min(self.steps, size) for block, size in numel.items()}
+
+    def record(self) -> dict[str, Any]:
+        """Return what decides a job's numbers, as plain data."""
+        return {
+            "steps": self.steps,
+            "probes": self.probes,
+            "seed": self.seed,
+            "distribution": self.distribution,
+            "precision": self.precision,
+            "reorthogonalize": self.reorthogonalize,
+            "basis": str(self.lanczos.basis_dtype).removeprefix("torch."),
+            "head_curvature": self.head_curvature,
+            "head_curvature_tolerance": self.head_curvature_tolerance,
+        }
+
+
 def whole(name: str, value: Any, least: int | None = None) -> int:
-    """An argument as an int; whole numbers of numpy and torch will do.
+    """Return an argument as an int; whole numbers of numpy and torch will do.
 
     Raises:
         ConfigurationError: It is no whole number, or less than ``least``.
@@ -34,16 +138,13 @@ def whole(name: str, value: Any, least: int | None = None) -> int:
     return int(number)
 
 
-def check_arguments(steps: int, probes: int, reorthogonalize: str, basis: str) -> None:
-    """Refuse what no run of Lanczos can take.
+def check_limits(microbatch: int | None, memory: int | None) -> None:
+    """Refuse what bounds no pass.
 
     Raises:
-        ConfigurationError: An argument is none of its values.
+        ConfigurationError: ``microbatch`` is no whole number of at least 1, or ``memory`` no number above 0.
     """
-    whole("steps", steps, 1)
-    if whole("probes", probes, 1) > _MOST_PROBES:
-        raise ConfigurationError(f"probes={probes!r} is more than {_MOST_PROBES:,}; tens to hundreds are enough.")
-    if reorthogonalize not in ("full", "none"):
-        raise ConfigurationError(f"reorthogonalize={reorthogonalize!r} is neither 'full' nor 'none'.")
-    if basis not in tuple(BASIS_DTYPES):
-        raise ConfigurationError(f"basis={basis!r} is neither 'fp32' nor 'bf16'.")
+    if microbatch is not None:
+        whole("microbatch", microbatch, 1)
+    if memory is not None and not (isinstance(memory, (int, float)) and memory > 0):
+        raise ConfigurationError(f"memory={memory!r} must be a positive number of bytes.")

@@ -1,1 +1,1 @@
-"""Curvature operators: matrix products with blocks of the Hessian."""
+"""Curvature operators: products with diagonal blocks of the Hessian and its relatives."""

@@ -54,7 +54,7 @@ def calibrate(
     verify(operator.objective, operator.partition, batch)
     setup = time.perf_counter() - began
     counted = {
-        name: operations(work, device, setting.precision, setting.streams_per_pass).seconds
+        name: operations(work, device, setting.precision, setting.vectors_per_pass).seconds
         for name, work in counts.blocks.items()
     }
     chosen = _spread(sorted(counted, key=lambda name: counted[name]))
@@ -85,21 +85,21 @@ def _measure(operator: HessianOperator, names: list[str], setting: Setting) -> t
     generator = torch.Generator().manual_seed(0)
 
     def vectors(name: str) -> dict[str, Tensor]:
-        drawn = torch.randn(setting.streams_per_pass, operator.numel[name], generator=generator, dtype=operator.dtype)
+        drawn = torch.randn(setting.vectors_per_pass, operator.numel[name], generator=generator, dtype=operator.dtype)
         return {name: drawn / drawn.norm(dim=1, keepdim=True)}
 
     points: dict[str, float] = {}
     for name in names:
         given = vectors(name)
         operator.matmat(given)  # the graph is built and kept, the heap grows, pieces of gradients are taken
-        points[name] = _seconds(lambda v=given: operator.matmat(v)) / setting.streams_per_pass  # type: ignore[misc]
+        points[name] = _seconds(lambda v=given: operator.matmat(v)) / setting.vectors_per_pass  # type: ignore[misc]
     cheapest = vectors(names[0])
 
     def rebuild() -> None:
         operator.release()
         operator.matmat(cheapest)
 
-    rebuilt = _seconds(rebuild) - points[names[0]] * setting.streams_per_pass
+    rebuilt = _seconds(rebuild) - points[names[0]] * setting.vectors_per_pass
     return max(rebuilt, 0.0), points
 
 

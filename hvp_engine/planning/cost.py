@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from hvp_engine.operators.head.store import CurvaturePlan
 from hvp_engine.planning.counting import Counts
 from hvp_engine.planning.devices import Device
 from hvp_engine.planning.head_cost import head_passes
 from hvp_engine.planning.parts import Part, operations, total
-from hvp_engine.planning.setting import Job, Setting
+from hvp_engine.planning.setting import JobSizes, Setting
 
 _READS = 3  # of the growing basis per step: two passes of Gram-Schmidt, of which the middle two halves share one
 _VECTOR_PASSES = 12  # over a stream's newest vectors per step: product, scaling, checks, copy into the basis
@@ -61,12 +60,10 @@ class Prediction:
 
 def predict(
     counts: Counts,
-    job: Job,
+    job: JobSizes,
     setting: Setting,
     device: Device,
     calibration: Calibration | None = None,
-    *,
-    curvature: CurvaturePlan | None = None,
 ) -> Prediction:
     """Put the parts of a job together.
 
@@ -76,9 +73,9 @@ def predict(
         setting: How it is run.
         device: Where.
         calibration: Corrections measured there.
-        curvature: Where the head's curvature is kept, which blocks that do not hold the head use; None without it.
     """
     calibration = calibration or Calibration()
+    curvature, products = setting.curvature, job.settings.products(job.numel)
     builds = graph_builds(job, setting) * setting.share
     parts: dict[str, Part] = {}
     if calibration.setup:
@@ -91,8 +88,8 @@ def predict(
     blocks: dict[str, Part] = {}
     through_head: list[Part] = []
     for name, work in counts.blocks.items():
-        passes = job.probes * min(job.steps, job.numel[name]) * setting.microbatches * setting.share
-        part = operations(work, device, setting.precision, setting.streams_per_pass)
+        passes = products[name] * setting.microbatches * setting.share
+        part = operations(work, device, setting.precision, setting.vectors_per_pass)
         scale = calibration.product(part.seconds) / part.seconds if part.seconds else 1.0
         if head is not None and counts.passes_head(name):
             general = head.general_within(part)
@@ -108,32 +105,34 @@ def predict(
     return Prediction(parts, blocks, total(through_head) if through_head else None)
 
 
-def graph_builds(job: Job, setting: Setting) -> int:
+def graph_builds(job: JobSizes, setting: Setting) -> int:
     """How many gradient graphs the job builds: every sweep those that are not kept, and the kept ones once."""
     return sweeps(job, setting) * (setting.microbatches - setting.kept_graphs) + setting.kept_graphs
 
 
-def sweeps(job: Job, setting: Setting) -> int:
+def sweeps(job: JobSizes, setting: Setting) -> int:
     """How often the job goes over the data: once per step, wave by wave."""
-    return sum(max(min(job.steps, job.numel[block]) for block in wave) for wave in setting.waves)
+    return sum(max(min(job.settings.steps, job.numel[block]) for block in wave) for wave in setting.waves)
 
 
-def reorthogonalisation(job: Job, setting: Setting, device: Device, touch: float = 0.0) -> Part:
+def reorthogonalisation(job: JobSizes, setting: Setting, device: Device, touch: float = 0.0) -> Part:
     """Three reads of the growing basis per step and stream, the newest vectors, and the basis's fresh memory."""
-    store = job.store_dtype(setting.basis)
-    item = 4 if job.precision != "fp64" else 8
+    settings = job.settings
+    store = job.with_settings(basis=setting.basis).settings.lanczos.store_dtype
+    item = settings.dtype.itemsize
     traffic = flop = fresh = 0.0
     for numel in job.numel.values():
-        steps = min(job.steps, numel)
+        steps = min(settings.steps, numel)
         rows = steps * (steps + 1) / 2 if store is not None else 2.0 * steps
-        traffic += job.probes * numel * (_READS * rows * (store.itemsize if store else item))
-        traffic += job.probes * numel * steps * _VECTOR_PASSES * item
-        flop += job.probes * numel * 8.0 * rows
-        fresh += job.probes * numel * (steps * store.itemsize if store else 0)
+        traffic += settings.probes * numel * (_READS * rows * (store.itemsize if store else item))
+        traffic += settings.probes * numel * steps * _VECTOR_PASSES * item
+        flop += settings.probes * numel * 8.0 * rows
+        fresh += settings.probes * numel * (steps * store.itemsize if store else 0)
     seconds = traffic / (device.bandwidth * device.bandwidth_share) + fresh * touch
     return Part(flop, traffic, seconds, "bandwidth")
 
 
-def _quadrature(job: Job) -> Part:
-    matrices = [min(job.steps, numel) for numel in job.numel.values() for _ in range(job.probes)]
-    return Part(0.0, 0.0, sum(_QUADRATURE * steps**2 for steps in matrices), "compute")
+def _quadrature(job: JobSizes) -> Part:
+    steps, probes = job.settings.steps, job.settings.probes
+    seconds = sum(probes * _QUADRATURE * min(steps, numel) ** 2 for numel in job.numel.values())
+    return Part(0.0, 0.0, seconds, "compute")

@@ -16,8 +16,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from hvp_engine.blocks import Partition
 from hvp_engine.errors import HvpEngineError, ObjectiveError
 from hvp_engine.operators.gradient_graph import GradientGraph
-from hvp_engine.operators.head.store import head_candidates
-from hvp_engine.planning.head_shapes import HeadShapes
+from hvp_engine.operators.head.find import head_candidates
+from hvp_engine.planning.head_shapes import HeadOnShapes
 from hvp_engine.planning.meter import Meter, Work
 from hvp_engine.planning.shapes import ShapesOnly
 from hvp_engine.problem import batches
@@ -44,10 +44,13 @@ class DataShape:
 
 
 @dataclass(frozen=True)
-class HeadShape:
+class CountedHead:
     """A softmax head: logits (tokens, classes) from hidden states (tokens, hidden_size).
 
     Attributes:
+        tokens: Rows of logits of the counted samples.
+        hidden_size: Width of the hidden states.
+        classes: Width of the logits.
         blocks: Blocks that hold its weights.
     """
 
@@ -77,7 +80,7 @@ class Counts:
     blocks: dict[str, Work]
     graph_bytes: int
     products: Products
-    head: HeadShape | None
+    head: CountedHead | None
 
     def passes_head(self, block: str) -> bool:
         """Whether a block's second backward pass goes through the head to the hidden states alone."""
@@ -169,7 +172,7 @@ class JobCounter:
             ObjectiveError: The model or the loss needs values.
         """
         meter = Meter()
-        head = None if self._head is None else HeadShapes(meter, [self._head[1]])
+        head = None if self._head is None else HeadOnShapes(meter, [self._head[1]])
         works: dict[str, Work] = {}
         with self._shapes(meter, head):
             graph, forward, gradient, size, products = self._graph(meter, samples)
@@ -177,17 +180,23 @@ class JobCounter:
                 vectors = torch.empty(1, block.numel, dtype=self._dtype)
                 with meter.part() as works[name], _in_words("second derivative is"):
                     graph.product(block, vectors, torch.empty_like(vectors), batched=False)
-        return Counts(samples, forward, gradient, works, size, products, self._head_shape(head))
+        tokens = None if self._head is None or head is None else head.rows[id(self._head[1])]
+        return Counts(samples, forward, gradient, works, size, products, self._counted_head(tokens))
+
+    @property
+    def head(self) -> CountedHead | None:
+        """The head as a few samples have it; None for a model without."""
+        return self._counted_head()
 
     def graph_bytes(self, samples: int | None) -> int:
         """Size of a micro-batch's graph."""
         meter = Meter()
-        head = None if self._head is None else HeadShapes(meter, [self._head[1]])
+        head = None if self._head is None else HeadOnShapes(meter, [self._head[1]])
         with self._shapes(meter, head):
             return self._graph(meter, samples)[3]
 
     @contextlib.contextmanager
-    def _shapes(self, meter: Meter, head: HeadShapes | None) -> Iterator[None]:
+    def _shapes(self, meter: Meter, head: HeadOnShapes | None) -> Iterator[None]:
         """Everything runs without data, and without oneDNN's own operations, which only CPUs have."""
         before = torch._C._get_mkldnn_enabled()
         try:
@@ -217,11 +226,15 @@ class JobCounter:
                 graph = GradientGraph(total, 1.0, self._parameters)
         return graph, forward, gradient, size.bytes, products
 
-    def _find_head(self, parameters: dict[str, nn.Parameter]) -> tuple[str, nn.Parameter] | None:
-        """Name and weights of the linear head that the engine will fuse with its loss; by its rule, on shapes."""
+    def _find_head(self, parameters: dict[str, nn.Parameter]) -> tuple[str, nn.Parameter, int] | None:
+        """Find the linear head that the engine will fuse with its loss, by its rule, on shapes.
+
+        Returns:
+            Name and weights, and the rows of logits that a few samples have.
+        """
         names = head_candidates(parameters)
         meter = Meter()
-        search = HeadShapes(meter, [parameters[name] for name in names.values()])
+        search = HeadOnShapes(meter, [parameters[name] for name in names.values()])
         try:
             with self._shapes(meter, search):
                 self._evaluate(self._batch(None if self._data.samples is None else min(2, self._data.samples)))
@@ -229,17 +242,18 @@ class JobCounter:
             return None
         if len(search.rows) != 1:
             return None
-        name = names[next(iter(search.rows))]
-        return name, parameters[name]
+        ((key, rows),) = search.rows.items()
+        return names[key], parameters[names[key]], rows
 
-    def _head_shape(self, head: HeadShapes | None) -> HeadShape | None:
-        if self._head is None or head is None:
+    def _counted_head(self, tokens: int | None = None) -> CountedHead | None:
+        """Describe the head with some rows of logits, None for those of a few samples."""
+        if self._head is None:
             return None
-        name, weight = self._head
+        name, weight, few = self._head
         classes, width = weight.shape
         blocks = self._partition.blocks.items()
         holders = frozenset(block for block, b in blocks if any(part.parameter == name for part in b.parts))
-        return HeadShape(head.rows[id(weight)], width, classes, holders)
+        return CountedHead(few if tokens is None else tokens, width, classes, holders)
 
 
 @contextlib.contextmanager

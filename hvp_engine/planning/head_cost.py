@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from hvp_engine.operators.head.store import CURVATURE_DTYPES, CurvaturePlan, choose_curvature
 from hvp_engine.ops.head.curvature import HeadCost, head_cost
 from hvp_engine.planning.counting import Counts
 from hvp_engine.planning.devices import Device
 from hvp_engine.planning.parts import Part
-from hvp_engine.planning.setting import Job, Setting
+from hvp_engine.planning.setting import Setting
 from hvp_engine.problem.precision import Precision, product_dtype
+from hvp_engine.scheduling.policy import CURVATURE_DTYPES
 
 _DISK = 1e9  # bytes per second from the page cache or a disk
 _LARGEST_SHARE = 0.9  # of a second backward pass that the head may be taken to be
@@ -70,16 +70,3 @@ def head_passes(counts: Counts, device: Device, setting: Setting) -> HeadPasses 
     general = Part(cost.general_flop, traffic, 2 * each + rest, limit)
     seconds, limit = device.bound(0.0, cost.apply_bytes, setting.precision)
     return HeadPasses(cost, general, Part(cost.apply_flop, cost.apply_bytes, seconds, limit))
-
-
-def planned_curvature(counts: Counts, job: Job, setting: Setting, *, on_cpu: bool) -> CurvaturePlan | None:
-    """What the engine will do about the head's curvature in this job."""
-    head = counts.head
-    if head is None:
-        return None
-    products = sum(
-        job.probes * min(job.steps, numel) for block, numel in job.numel.items() if counts.passes_head(block)
-    )
-    tokens = round(head.tokens * setting.microbatches * setting.share)
-    sizes = (tokens, head.hidden_size, head.classes)
-    return choose_curvature(sizes, setting.precision, products, setting.budget, on_cpu=on_cpu)

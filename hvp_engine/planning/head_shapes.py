@@ -68,7 +68,7 @@ class HeadKernel(RowKernel):
         self.meter.work.add(0.0, float(_PASSES * logits))
 
 
-class HeadShapes(FusedHead):
+class HeadOnShapes(FusedHead):
     """Takes the logits of some weights uncomputed to the cross-entropy, and remembers which ones arrived there.
 
     Attributes:

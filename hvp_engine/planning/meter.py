@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -38,18 +38,9 @@ class Work:
         """Bytes that all operations read and write, each operand once."""
         return sum(size * count for (_, size), count in self.operations.items())
 
-    @property
-    def launches(self) -> int:
-        """Number of operations."""
-        return sum(self.operations.values())
-
     def add(self, flop: float, size: float) -> None:
         """Count one operation."""
         self.operations[flop, size] += 1
-
-    def seconds(self, cost: Callable[[float, float], float]) -> float:
-        """Sum of ``cost(flop, bytes)`` over all operations."""
-        return sum(cost(flop, size) * count for (flop, size), count in self.operations.items())
 
 
 class Meter(TorchDispatchMode):  # type: ignore[no-untyped-call]

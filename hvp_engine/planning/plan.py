@@ -4,26 +4,34 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import torch
 from torch import nn
 
 from hvp_engine.blocks import BlockSpec, Partition, resolve
 from hvp_engine.errors import ConfigurationError, OutOfMemoryError
-from hvp_engine.krylov.settings import check_arguments
-from hvp_engine.operators.head.store import CurvaturePlan
+from hvp_engine.krylov.settings import BasisName, JobSettings, Reorthogonalize
 from hvp_engine.planning.calibration import calibrate
 from hvp_engine.planning.cost import Calibration, Prediction, predict
-from hvp_engine.planning.counting import Counts, DataShape, JobCounter, data_shape, meta_copy
+from hvp_engine.planning.counting import CountedHead, Counts, DataShape, JobCounter, data_shape, meta_copy
 from hvp_engine.planning.devices import Device, gpu, measure_cpu
-from hvp_engine.planning.head_cost import planned_curvature
 from hvp_engine.planning.report import Alternative, JobPlan
-from hvp_engine.planning.setting import BasisName, GraphSize, Job, Setting, choose_microbatch, fit
+from hvp_engine.planning.setting import JobSizes, Setting, fit
 from hvp_engine.problem import batches as batch_tools
 from hvp_engine.problem.objective import Loss, check_ingredients
-from hvp_engine.problem.precision import Precision, check_precision, product_dtype, working_dtype
+from hvp_engine.problem.precision import Precision, product_dtype
+from hvp_engine.scheduling.policy import (
+    CurvaturePlan,
+    GraphSize,
+    HeadSizes,
+    choose_curvature,
+    choose_microbatch,
+    head_tokens,
+    products_past_head,
+)
 from hvp_engine.system import memory as device_memory
+from hvp_engine.system.memory import free_disk
 
 
 def plan(
@@ -37,9 +45,10 @@ def plan(
     probes: int = 10,
     precision: Precision = "fp32",
     basis: BasisName = "fp32",
-    reorthogonalize: Literal["full", "none"] = "full",
+    reorthogonalize: Reorthogonalize = "full",
     microbatch: int | None = None,
     memory: int | None = None,
+    head_curvature: bool = True,
     batches: int | None = None,
     tokens: int | None = None,
 ) -> JobPlan:
@@ -65,6 +74,7 @@ def plan(
         reorthogonalize: ``"full"`` or ``"none"``.
         microbatch: Samples differentiated at once; None chooses.
         memory: Bytes for graphs and vectors; None takes 80 % of what the device has beside the model.
+        head_curvature: As for :func:`hvp_engine.slq`.
         batches: Number of batches of the largest one's size to plan for, in place of those in ``data``.
         tokens: The same in entries of a batch's first tensor (token ids, for a language model).
 
@@ -77,173 +87,197 @@ def plan(
         ObjectiveError: The model or the loss cannot run without data.
         BlockError: The blocks do not fit the model.
     """
-    check_arguments(steps, probes, reorthogonalize, basis)
-    check_precision(precision)
+    settings = JobSettings(
+        steps=steps,
+        probes=probes,
+        precision=precision,
+        reorthogonalize=reorthogonalize,
+        basis=basis,
+        microbatch=microbatch,
+        memory=memory,
+        head_curvature=head_curvature,
+    )
     check_ingredients(model, loss, data)
-    for name, value in (("microbatch", microbatch), ("memory", memory)):
-        if value is not None and value < 1:
-            raise ConfigurationError(f"{name}={value} must be at least 1; leave it out to let the planner choose.")
     target = None if device == "cpu" else gpu(device)
     if target is not None and not target.supports(precision):
         raise ConfigurationError(
             f"{device} has no {precision} arithmetic that the engine uses; choose from {', '.join(target.peak)}."
         )
-    dtype = working_dtype(precision)
-    shell = meta_copy(model, dtype)
+    shell = meta_copy(model, settings.dtype)
     partition = resolve(shell, blocks)
-    shape = _scaled(data_shape(data, dtype), batches, tokens)
+    shape = _scaled(data_shape(data, settings.dtype), batches, tokens)
     parameters = sum(t.nbytes for t in (*shell.parameters(), *shell.buffers()))
     numel = {name: block.numel for name, block in partition.blocks.items()}
-    job = Job(numel, steps, probes, precision, reorthogonalize, shape.samples, shape.batches, parameters)
-    room = device_memory.free_share(target.room(parameters)) if target else device_memory.budget(torch.device("cpu"))
-    budget = room if memory is None else memory
-    asked = _Asked(shell, loss, shape, partition, budget, microbatch, on_cpu=target is None)
-    counts, graph, setting, changed = asked.counted(job, basis)
-    machine = target or measure_cpu(precision, max(counts.products, key=lambda key: counts.products[key], default=None))
+    job = JobSizes(numel, settings, shape.samples, shape.batches, parameters)
+    free = device_memory.free_share(target.room(parameters)) if target else device_memory.budget(torch.device("cpu"))
+    asked = _Asked(shell, loss, shape, partition, free if memory is None else memory, on_cpu=target is None)
+    counted, setting, changed = asked.count(job)
+    products = counted.counts.products
+    machine = target or measure_cpu(precision, max(products, key=lambda key: products[key], default=None))
     calibration = None
     real = not any(p.is_meta for p in model.parameters()) and not _is_meta(data)
     if target is None and real:
-        calibration = calibrate(model, loss, blocks, data, counts, setting, machine)
-    sources = _Sources(counts, job, graph, machine, calibration)
-    prediction = sources.predict(setting)
-    curvature = sources.curvature(setting)
-    if curvature is not None:
-        changed.append(f"the head's curvature is formed once: {curvature}")
+        calibration = calibrate(model, loss, blocks, data, counted.counts, setting, machine)
+    sources = _Sources(asked, counted, job, machine, calibration)
+    if setting.curvature is not None:
+        changed.append(f"the head's curvature is formed once: {setting.curvature}")
     return JobPlan(
         device=machine,
         job=job,
         setting=setting,
-        prediction=prediction,
+        prediction=sources.predict(setting),
         calibrated=calibration is not None,
-        alternatives=tuple(_alternatives(asked, sources, setting)),
+        alternatives=tuple(_alternatives(sources, setting)),
         notes=(*partition.notes, *changed),
     )
 
 
 @dataclass(frozen=True)
+class _Counted:
+    """What was counted of a job, at the precision of its products."""
+
+    counts: Counts
+    graph: GraphSize
+    head: CountedHead | None  # as a few samples have it
+
+
+@dataclass(frozen=True)
 class _Asked:
-    """A job as it was asked for, to be counted at any precision."""
+    """A job as it was asked for, to be counted and fitted at any precision."""
 
     model: nn.Module
     loss: Loss
     data: DataShape
     partition: Partition
     budget: int
-    microbatch: int | None
     on_cpu: bool
 
-    def counted(self, job: Job, basis: BasisName) -> tuple[Counts, GraphSize, Setting, list[str]]:
-        """Work of a micro-batch of the size that fits, the sizes of graphs, the setting, and what was changed in it."""
-        counter = JobCounter(self.model, self.loss, self.data, self.partition, job.precision)
+    def count(self, job: JobSizes) -> tuple[_Counted, Setting, list[str]]:
+        """Count a micro-batch of the size that fits; return that, the setting, and what was changed in it."""
+        counter = JobCounter(self.model, self.loss, self.data, self.partition, job.settings.precision)
         graph = _graph_size(counter, job.samples)
-        setting, changed = _choose(job, graph, self.budget, basis, self.microbatch, on_cpu=self.on_cpu)
-        return counter.count(setting.microbatch), graph, setting, changed
+        setting, changed = self._choose(job, graph, counter.head)
+        return _Counted(counter.count(setting.microbatch), graph, counter.head), setting, changed
+
+    def fit(self, job: JobSizes, counted: _Counted, microbatch: int | None) -> Setting:
+        """Fit a counted job with a given micro-batch."""
+        curvature = self.curvature(job, counted.head)
+        return fit(job, counted.graph, self.budget, microbatch, curvature, on_cpu=self.on_cpu)
+
+    def curvature(self, job: JobSizes, head: CountedHead | None) -> CurvaturePlan | None:
+        """Say what the engine will do about the head's curvature in this job."""
+        settings = job.settings
+        if head is None or not settings.head_curvature:
+            return None
+        sizes = HeadSizes(
+            tokens=round(head_tokens(head.tokens, job.samples) * job.batches),
+            hidden_size=head.hidden_size,
+            classes=head.classes,
+            products=products_past_head(settings.products(job.numel), head.blocks),
+        )
+        return choose_curvature(sizes, settings.precision, self.budget, free_disk(), on_cpu=self.on_cpu)
+
+    def _choose(self, job: JobSizes, graph: GraphSize, head: CountedHead | None) -> tuple[Setting, list[str]]:
+        """Take the engine's own setting where it fits; else smaller micro-batches, then half the basis."""
+        settings = job.settings
+        largest = choose_microbatch(graph, job.samples, self.budget, settings.microbatch)
+        sizes = [largest]
+        while settings.microbatch is None and (size := sizes[-1]) is not None and size > 1:
+            sizes.append((size + 1) // 2)
+        halved = settings.basis == "fp32" and settings.precision != "fp64" and settings.reorthogonalize == "full"
+        curvature = self.curvature(job, head)
+        reasons: list[OutOfMemoryError] = []
+        names: tuple[BasisName, ...] = (settings.basis, "bf16") if halved else (settings.basis,)
+        for name in names:
+            for size in sizes:
+                tried = job.with_settings(basis=name)
+                try:
+                    setting = fit(tried, graph, self.budget, size, curvature, on_cpu=self.on_cpu)
+                except OutOfMemoryError as error:
+                    reasons.append(error)
+                    continue
+                notes = []
+                if size != largest:
+                    notes.append(f"Lanczos vectors fit beside smaller graphs only: pass microbatch={size}")
+                if name != settings.basis:
+                    notes.append("an fp32 basis does not fit: pass basis='bf16'")
+                return setting, notes
+        raise reasons[-1]
 
 
 @dataclass(frozen=True)
 class _Sources:
     """What predictions for one job and device start from."""
 
-    counts: Counts
-    job: Job
-    graph: GraphSize
+    asked: _Asked
+    counted: _Counted
+    job: JobSizes
     machine: Device
     calibration: Calibration | None
 
-    def curvature(self, setting: Setting) -> CurvaturePlan | None:
-        """What the engine will do about the head's curvature."""
-        return planned_curvature(self.counts, self.job, setting, on_cpu=self.machine.measured)
+    def fit(self, microbatch: int | None) -> Setting:
+        """Fit the job with a given micro-batch."""
+        return self.asked.fit(self.job, self.counted, microbatch)
 
     def predict(self, setting: Setting) -> Prediction:
         """Predict a setting, as the engine will run it."""
-        return self.predict_with(setting, self.curvature(setting))
-
-    def predict_with(self, setting: Setting, curvature: CurvaturePlan | None) -> Prediction:
-        """Predict a setting with or without the head's curvature."""
-        return predict(self.counts, self.job, setting, self.machine, self.calibration, curvature=curvature)
+        return predict(self.counted.counts, self.job, setting, self.machine, self.calibration)
 
 
 def _graph_size(counter: JobCounter, samples: int | None) -> GraphSize:
-    """From graphs of one and two samples, as the engine's scheduler measures it."""
-    if samples is None:
-        return GraphSize(float(counter.graph_bytes(None)), 0.0)
-    one = counter.graph_bytes(1)
-    slope = max(0, counter.graph_bytes(2) - one) if samples > 1 else 0
-    return GraphSize(max(0.0, float(one - slope)), float(slope))
+    """Count graphs of one and two samples, as the engine's scheduler measures them."""
+    if samples is None or samples < 2:
+        return GraphSize(float(counter.graph_bytes(samples)))
+    return GraphSize.between(counter.graph_bytes(1), counter.graph_bytes(2))
 
 
-def _choose(
-    job: Job, graph: GraphSize, budget: int, basis: BasisName, microbatch: int | None, *, on_cpu: bool
-) -> tuple[Setting, list[str]]:
-    """The engine's own setting where it fits; else smaller micro-batches, then half the basis. And what was changed."""
-    largest = choose_microbatch(job, graph, budget, microbatch)
-    sizes = [largest]
-    while microbatch is None and (size := sizes[-1]) is not None and size > 1:
-        sizes.append((size + 1) // 2)
-    halved = basis == "fp32" and job.precision != "fp64" and job.reorthogonalize == "full"
-    reasons: list[OutOfMemoryError] = []
-    for name in (basis, *(("bf16",) if halved else ())):
-        for size in sizes:
-            try:
-                setting = fit(job, graph, budget, name, size, on_cpu=on_cpu)
-            except OutOfMemoryError as error:
-                reasons.append(error)
-                continue
-            notes = []
-            if size != largest:
-                notes.append(f"Lanczos vectors fit beside smaller graphs only: pass microbatch={size}")
-            if name != basis:
-                notes.append("an fp32 basis does not fit: pass basis='bf16'")
-            return setting, notes
-    raise reasons[-1]
-
-
-def _alternatives(asked: _Asked, sources: _Sources, setting: Setting) -> Iterable[Alternative]:
-    """Other ways to run the job: precisions and basis dtypes of a GPU, head curvature, the ceilings themselves."""
+def _alternatives(sources: _Sources, setting: Setting) -> Iterable[Alternative]:
+    """Yield other ways to run the job: precisions and basis dtypes of a GPU, head curvature, the ceilings."""
     machine, job = sources.machine, sources.job
-    on_cpu = machine.measured
-    if job.precision != "fp64" and job.reorthogonalize == "full":
-        yield from _other_bases(sources, setting, {setting.basis})
-        known = {product_dtype(job.precision): (sources, setting)}  # what is counted is the same for fp32 and TF32
-        for precision in [] if on_cpu else [p for p in machine.peak if p not in ("fp64", job.precision)]:
-            other, dtype = replace(job, precision=precision), product_dtype(precision)
+    precision = job.settings.precision
+    if precision != "fp64" and job.settings.reorthogonalize == "full":
+        yield from _other_bases(sources, setting.microbatch, {setting.basis})
+        known = {product_dtype(precision): (sources.counted, setting)}  # fp32 and TF32 count the same
+        for other in [] if machine.measured else [p for p in machine.peak if p not in ("fp64", precision)]:
+            changed, dtype = job.with_settings(precision=other), product_dtype(other)
             try:
                 if dtype not in known:
-                    counts, graph, chosen, _ = asked.counted(other, setting.basis)
-                    known[dtype] = (replace(sources, counts=counts, graph=graph), chosen)
+                    counted, chosen, _ = sources.asked.count(changed)
+                    known[dtype] = counted, chosen
             except OutOfMemoryError:
-                yield Alternative(f"precision {precision}", None, None, "does not fit")
+                yield Alternative(f"precision {other}", None, None, "does not fit")
                 continue
             counted, chosen = known[dtype]
-            yield from _other_bases(replace(counted, job=other), replace(chosen, precision=precision), set())
-    if sources.curvature(setting) is not None:
-        found = sources.predict_with(setting, None)
+            yield from _other_bases(replace(sources, counted=counted, job=changed), chosen.microbatch, set())
+    if setting.curvature is not None:
+        plain = replace(sources, job=job.with_settings(head_curvature=False, basis=setting.basis))
+        found = plain.predict(plain.fit(setting.microbatch))
         yield Alternative("without head curvature", found.flop, found.seconds, "pass head_curvature=False")
-    if not on_cpu:
+    if not machine.measured:
         ceiling = replace(machine, product_share=dict.fromkeys(machine.peak, 1.0), bandwidth_share=1.0, launch=0.0)
         found = replace(sources, machine=ceiling).predict(setting)
         yield Alternative("at the data sheet's ceilings", found.flop, found.seconds, "no program can be faster")
 
 
-def _other_bases(sources: _Sources, setting: Setting, taken: set[BasisName]) -> Iterable[Alternative]:
-    """A counted job with every dtype of the basis but those taken."""
+def _other_bases(sources: _Sources, microbatch: int | None, taken: set[BasisName]) -> Iterable[Alternative]:
+    """Yield a counted job with every dtype of the basis but those taken."""
     for basis in get_args(BasisName):
         if basis in taken:
             continue
-        label = f"precision {sources.job.precision}, basis {basis}"
-        on_cpu = sources.machine.measured
+        tried = replace(sources, job=sources.job.with_settings(basis=basis))
+        label = f"precision {tried.job.settings.precision}, basis {basis}"
         try:
-            tried = fit(sources.job, sources.graph, setting.budget, basis, setting.microbatch, on_cpu=on_cpu)
+            setting = tried.fit(microbatch)
         except OutOfMemoryError:
             yield Alternative(label, None, None, "does not fit")
             continue
-        found = sources.predict(tried)
-        samples = "" if tried.microbatch is None else f", micro-batches of {tried.microbatch}"
-        yield Alternative(label, found.flop, found.seconds, f"{len(tried.waves)} waves{samples}")
+        found = tried.predict(setting)
+        samples = "" if microbatch is None else f", micro-batches of {microbatch}"
+        yield Alternative(label, found.flop, found.seconds, f"{len(setting.waves)} waves{samples}")
 
 
 def _scaled(shape: DataShape, batches: int | None, tokens: int | None) -> DataShape:
-    """The data's shape with as many batches as asked for."""
+    """Return the data's shape with as many batches as asked for."""
     if batches is None and tokens is None:
         return shape
     if batches is not None and tokens is not None:
@@ -260,7 +294,7 @@ def _scaled(shape: DataShape, batches: int | None, tokens: int | None) -> DataSh
 
 
 def _is_meta(data: Iterable[Any] | None) -> bool:
-    """Whether the first batch has no contents."""
+    """Say whether the first batch has no contents."""
     if data is None:
         return False
     first = next(iter(data))

@@ -14,7 +14,7 @@ from rich.text import Text
 from hvp_engine.planning.cost import Prediction
 from hvp_engine.planning.devices import Device
 from hvp_engine.planning.parts import Part
-from hvp_engine.planning.setting import Job, Setting
+from hvp_engine.planning.setting import JobSizes, Setting
 from hvp_engine.system.formatting import format_number
 
 _PREFIXES = ("", "k", "M", "G", "T", "P", "E", "Z")
@@ -53,7 +53,7 @@ class JobPlan:
     """
 
     device: Device
-    job: Job
+    job: JobSizes
     setting: Setting
     prediction: Prediction
     calibrated: bool
@@ -92,12 +92,11 @@ class JobPlan:
             "temporaries of a pass": setting.graph_bytes,
             "kept graphs": setting.kept_graphs * setting.graph_bytes,
             "Lanczos vectors": setting.vector_bytes,
+            "head curvature": setting.held_bytes,
         }
 
     def record(self) -> dict[str, Any]:
         """The plan as plain data, for JSON."""
-        setting = asdict(self.setting)
-        waves = setting.pop("waves")
         ceilings = asdict(self.device)
         head = self.prediction.head
         return {
@@ -105,8 +104,8 @@ class JobPlan:
             "device": self.device.name,
             "calibrated": self.calibrated,
             "ceilings": {key: ceilings[key] for key in ceilings if key != "name"},
-            "job": asdict(self.job),
-            "setting": {**setting, "waves": len(waves)},
+            "job": self.job.record(),
+            "setting": self.setting.record(),
             "seconds": self.seconds,
             "flop": self.flop,
             "limit": self.limit,
@@ -132,7 +131,7 @@ class JobPlan:
         return Group(*map(Text, self._lines()), _parts_table(self), _alternatives_table(self))
 
     def _lines(self) -> list[str]:
-        setting, device = self.setting, self.device
+        setting, device, probes = self.setting, self.device, self.job.settings.probes
         source = "this machine's ceilings, measured" if device.measured else "data sheet"
         source += " and passes of this model, measured" if self.calibrated else ""
         share = device.product_share[setting.precision]
@@ -143,8 +142,8 @@ class JobPlan:
             f"from {source}: {format_flop(device.peak[setting.precision])}/s in {setting.precision} at {share:.0%}, "
             f"{device.bandwidth / 1e9:,.0f} GB/s at {device.bandwidth_share:.0%}",
             f"setting: micro-batches of {samples} ({setting.microbatches} per sweep, {setting.kept_graphs} graphs "
-            f"kept), precision {setting.precision}, basis {setting.basis}, {setting.streams_per_pass} stream(s) per "
-            f"pass, {len(setting.waves)} wave(s) for {len(self.job.numel)} block(s) x {self.job.probes} probes",
+            f"kept), precision {setting.precision}, basis {setting.basis}, {setting.vectors_per_pass} stream(s) per "
+            f"pass, {len(setting.waves)} wave(s) for {len(self.job.numel)} block(s) x {probes} probes",
             f"memory: {memory}, of {_bytes(setting.budget)} usable",
             *(f"note: {note}" for note in self.notes),
         ]

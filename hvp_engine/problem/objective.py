@@ -113,6 +113,10 @@ class Objective:
             )
         self._complete = True
 
+    def largest_batch(self) -> Any:
+        """Return the batch with the most numbers in it; None where the loss takes no data."""
+        return batches.largest(batch for _, batch in self.batches())
+
     def _place(self, tensor: Tensor) -> Tensor:
         if self._cast and tensor.is_floating_point():
             return tensor.to(self.device, self.dtype)

@@ -1,8 +1,7 @@
-"""Order of loops, micro-batch size, streams per pass, and which graphs stay alive between sweeps.
+"""Order of loops: one gradient graph per micro-batch serves all blocks and all streams.
 
-The micro-batch is the outermost loop: its gradient graph is built once per sweep and shared by all blocks and probes,
-and kept across sweeps while the memory budget allows. The choices depend on sizes alone, never on timings, so that the
-same job makes the same choices, and the same bits, every time.
+A sweep goes over the data once. Graphs are kept between sweeps while the memory budget allows. What fits is decided by
+:mod:`hvp_engine.scheduling.policy`, from sizes alone.
 """
 
 from __future__ import annotations
@@ -12,24 +11,19 @@ import logging
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from hvp_engine.blocks import Partition, ResolvedBlock
 from hvp_engine.errors import ConfigurationError, ObjectiveError, OutOfMemoryError, SecondDerivativeError
-from hvp_engine.operators.head.store import Head, fuse_head
 from hvp_engine.problem import batches
 from hvp_engine.problem.objective import MicroBatch, Objective, is_out_of_memory
+from hvp_engine.scheduling import policy
 from hvp_engine.system import memory
 
 log = logging.getLogger(__name__)
-
-GRAPH_SHARE = 0.5  # of the budget for graphs that stay; the rest is for vectors and a second backward's temporaries
-TRANSIENT = 2.0  # a graph plus the temporaries of its passes, in units of the graph
-BATCHED_BYTES = 24 << 20  # CPU: above this a vmapped pass leaves the caches and loses to single passes
-BATCHED_STREAMS = 16
 
 
 class ProductGraph(Protocol):
@@ -45,7 +39,7 @@ Build = Callable[[MicroBatch], ProductGraph]
 
 
 @dataclass
-class Plan:
+class SweepPlan:
     """What the scheduler decided; recorded in the manifest.
 
     Attributes:
@@ -54,7 +48,6 @@ class Plan:
         graph_bytes: Estimated size of the largest micro-batch's graph.
         kept_graphs: Graphs alive between sweeps.
         budget: Bytes that graphs and their temporaries may take.
-        head_curvature: Storage, place, measured error and losses of the head's curvature; None where it is not used.
     """
 
     microbatch: int | None
@@ -62,10 +55,9 @@ class Plan:
     graph_bytes: int
     kept_graphs: int
     budget: int
-    head_curvature: str | None = None
 
     def record(self) -> dict[str, int | str | None]:
-        """The plan as plain data."""
+        """Return the plan as plain data."""
         return asdict(self)
 
 
@@ -73,8 +65,8 @@ class Scheduler:
     """Runs sweeps: products of every live stream with its block, summed over the data.
 
     Attributes:
+        objective: Loss and data.
         plan: What was decided.
-        head: The model's linear head, fused with its loss, if there is one.
     """
 
     def __init__(
@@ -82,38 +74,36 @@ class Scheduler:
         objective: Objective,
         partition: Partition,
         build: Build,
+        largest: Any,
         *,
         microbatch: int | None = None,
         budget: int | None = None,
     ) -> None:
-        """Plan from the largest batch.
+        """Plan from the largest batch; call inside the objective's arithmetic.
 
         Args:
             objective: Loss and data.
             partition: Blocks.
             build: Makes the graph of one micro-batch.
-            microbatch: Samples per micro-batch; None takes whole batches and splits them when they do not fit.
-            budget: Bytes for graphs; None measures what is free.
+            largest: The data's largest batch.
+            microbatch: Samples per micro-batch, at least 1; None takes whole batches and splits them when they do not
+                fit.
+            budget: Bytes for graphs, above 0; None measures what is free.
 
         Raises:
-            ConfigurationError: ``microbatch`` or ``budget`` is no positive number, or the batches cannot be split.
+            ConfigurationError: The batches cannot be split.
             OutOfMemoryError: Not even one sample fits into the budget.
         """
-        if microbatch is not None and not (isinstance(microbatch, int) and microbatch >= 1):
-            raise ConfigurationError(f"microbatch={microbatch!r} must be a whole number of at least 1.")
-        if budget is not None and not (isinstance(budget, (int, float)) and budget > 0):
-            raise ConfigurationError(f"memory={budget!r} must be a positive number of bytes.")
         self.objective = objective
         self._blocks = partition.blocks
         self._build = build
         self._kept: dict[tuple[int, int], ProductGraph] = {}
         self._keep = True  # until memory runs out
-        self._whole = False  # every micro-batch of the data has its graph in _kept
-        self.head: Head | None = None
+        self._all_kept = False  # every micro-batch of the data has its graph in _kept
         self._parameters: list[Tensor] = [objective.parameters[name] for name in partition.parameters]
         limit = memory.budget(objective.device) if budget is None else budget
-        self.plan = Plan(microbatch, 1, 0, 0, limit)
-        self._choose()
+        self.plan = SweepPlan(microbatch, 1, 0, 0, limit)
+        self._choose(largest)
 
     def sweep(self, vectors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Products of the objective's Hessian blocks with vectors.
@@ -134,10 +124,10 @@ class Scheduler:
                 if not is_out_of_memory(error):
                     raise
                 reason = (str(error) or type(error).__name__).splitlines()[0]
-            self._give_way(reason)  # outside the handler: the traceback would keep the failed tensors alive
+            self._need_less(reason)  # outside the handler: the traceback would keep the failed tensors alive
 
     def microbatches(self) -> Iterator[MicroBatch]:
-        """The data cut into micro-batches, the same pieces in the same order every time."""
+        """Cut the data into micro-batches, the same pieces in the same order every time."""
         for number, batch in self.objective.batches():
             size = batches.samples(batch)
             step = self.plan.microbatch
@@ -150,16 +140,16 @@ class Scheduler:
     @property
     def working_bytes(self) -> int:
         """What building and using one graph needs at most."""
-        return int(TRANSIENT * self.plan.graph_bytes)
+        return policy.working_bytes(self.plan.graph_bytes)
 
     def reserve(self, size: int) -> None:
         """Leave ``size`` bytes of the budget to the caller (Lanczos vectors)."""
-        self.plan.budget = max(self.working_bytes, self.plan.budget - size)
+        self.plan.budget = policy.budget_of_graphs(self.plan.budget, self.plan.graph_bytes, size)
 
     def release(self) -> None:
         """Drop every kept graph."""
         self._kept.clear()
-        self._whole = False
+        self._all_kept = False
         self.plan.kept_graphs = 0
 
     def _sweep(self, vectors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -193,11 +183,11 @@ class Scheduler:
                 graph.product(block, vectors[start:stop], out[start:stop], batched=False)
 
     def _graphs(self) -> Iterator[ProductGraph]:
-        """The graph of every micro-batch, built where it is not kept, kept where it fits."""
-        if self._whole:
+        """Yield the graph of every micro-batch, built where it is not kept, kept where it fits."""
+        if self._all_kept:
             yield from self._kept.values()
             return
-        fits = self._room()
+        fits = policy.count_kept_graphs(self.plan.graph_bytes, self.plan.budget) if self._keep else 0
         complete = True
         for micro in self.microbatches():
             graph = self._kept.get(micro.key)
@@ -211,61 +201,36 @@ class Scheduler:
                     complete = False
             yield graph
             del graph
-        self._whole = complete
+        self._all_kept = complete
 
-    def _room(self) -> int:
-        """How many graphs may stay alive, leaving room to build and use one more."""
-        if not self._keep:
-            return 0
-        size = max(1, self.plan.graph_bytes)
-        return max(0, int(self.plan.budget * GRAPH_SHARE) // size)
-
-    def _choose(self) -> None:
+    def _choose(self, largest: Any) -> None:
         """Set micro-batch and streams per pass from the size of the largest batch's graph."""
-        with self.objective.arithmetic():
-            batch = self._largest()
-            self.objective.check_deterministic(batch)
-            self.head = fuse_head(self.objective, batch)
-            size = batches.samples(batch)
-            if self.plan.microbatch is not None and size is None and batch is not None:
-                raise ConfigurationError(
-                    "microbatch was given, but the tensors of a batch do not share their leading dimension; "
-                    "split the data yourself or leave microbatch=None."
-                )
-            per_sample, fixed = self._measure(batch, size)
-            wanted = min(size or 1, self.plan.microbatch or (size or 1))
-            while wanted > 1 and TRANSIENT * (fixed + per_sample * wanted) > self.plan.budget:
-                wanted = (wanted + 1) // 2
-            if size is not None and wanted < size:
-                self._check_split(batch, size)
-                self.plan.microbatch = wanted
-        self.plan.graph_bytes = int(fixed + per_sample * wanted)
-        if self.working_bytes > self.plan.budget:
-            raise OutOfMemoryError(
-                f"The gradient graph of the smallest micro-batch needs about "
-                f"{self.working_bytes / 2**30:.2g} GiB, the budget is {self.plan.budget / 2**30:.2g} GiB; "
-                "use a smaller model or shorter sequences, activation checkpointing, or raise memory=."
+        plan, size = self.plan, batches.samples(largest)
+        if plan.microbatch is not None and size is None and largest is not None:
+            raise ConfigurationError(
+                "microbatch was given, but the tensors of a batch do not share their leading dimension; "
+                "split the data yourself or leave microbatch=None."
             )
-        self.plan.streams_per_pass = self._streams()
-        log.info("plan: %s", self.plan)
+        graph = self._measure(largest, size)
+        wanted = policy.choose_microbatch(graph, size, plan.budget, plan.microbatch)
+        if size is not None and wanted is not None and wanted < size:
+            self._check_split(largest, size)
+            plan.microbatch = wanted
+        plan.graph_bytes = graph.of(wanted)
+        on_cpu = self.objective.device.type == "cpu"
+        plan.streams_per_pass = policy.choose_streams_per_pass(plan.graph_bytes, plan.budget, on_cpu=on_cpu)
+        log.info("plan: %s", plan)
 
-    def _largest(self) -> object:
-        return batches.largest(batch for _, batch in self.objective.batches())
-
-    def _streams(self) -> int:
-        room = BATCHED_BYTES if self.objective.device.type == "cpu" else self.plan.budget // 4
-        return max(1, min(BATCHED_STREAMS, room // max(1, self.plan.graph_bytes)))
-
-    def _measure(self, batch: object, size: int | None) -> tuple[float, float]:
-        """Bytes per sample and fixed bytes, from graphs of one and two samples."""
+    def _measure(self, batch: Any, size: int | None) -> policy.GraphSize:
+        """Measure graphs of one and two samples; the batch's own where it cannot be cut."""
         if size is None or size < 2:
-            return 0.0, float(self._bytes(batch))
+            return policy.GraphSize(float(self._bytes(batch)))
         try:
-            one, two = self._bytes(batches.cut(batch, 0, 1)), self._bytes(batches.cut(batch, 0, 2))
+            return policy.GraphSize.between(
+                self._bytes(batches.cut(batch, 0, 1)), self._bytes(batches.cut(batch, 0, 2))
+            )
         except ObjectiveError:  # a mean over a sample whose targets are all ignored, say; the whole batch tells too
-            return self._bytes(batch) / size, 0.0
-        slope = max(0.0, float(two - one))
-        return slope, max(0.0, one - slope)
+            return policy.GraphSize(0.0, self._bytes(batch) / size)
 
     def _bytes(self, batch: object) -> int:
         with memory.graph_size(self._parameters) as measured:
@@ -276,7 +241,7 @@ class Scheduler:
         return size
 
     def _check_split(self, batch: object, size: int) -> None:
-        """A mean that is not over samples (tokens, for instance) cannot be recombined: refuse instead of guessing."""
+        """Refuse a mean that is not over samples (tokens, for instance): it cannot be recombined from its parts."""
         half = (size + 1) // 2
         with torch.no_grad():
             whole, weight = self.objective.evaluate(batch)
@@ -290,7 +255,7 @@ class Scheduler:
                 "count, or use hvp_engine.losses."
             )
 
-    def _give_way(self, reason: str) -> None:
+    def _need_less(self, reason: str) -> None:
         """Need less memory next time: fewer streams, then no kept graphs, then smaller micro-batches."""
         plan = self.plan
         if plan.streams_per_pass > 1:
@@ -302,7 +267,7 @@ class Scheduler:
             self.release()
             log.warning("out of memory (%s): gradient graphs are rebuilt every sweep from here on", reason)
             return
-        batch = self._largest()
+        batch = self.objective.largest_batch()
         size = batches.samples(batch)
         current = min(size or 1, plan.microbatch or (size or 1))
         if current <= 1:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 
 import torch
 
@@ -10,24 +11,38 @@ from hvp_engine.krylov.basis import Basis
 
 WORK_VECTORS = 3  # per stream: the newest vector gathered, its product, and a temporary
 
+Stream = tuple[str, int]  # block and number of the probe
 
-def stream_bytes(steps: int, numel: int, dtype: torch.dtype, store_dtype: torch.dtype | None) -> int:
-    """Memory that one stream takes: its basis and its work vectors.
 
-    Args:
-        steps: Lanczos steps asked for; a stream takes at most ``numel``.
-        numel: Length of its vectors.
+@dataclass(frozen=True)
+class StreamSizes:
+    """Sizes of a job's streams.
+
+    Attributes:
+        numel: Length of each block's vectors.
+        steps: Lanczos steps asked for; a stream takes at most as many as its vectors are long.
+        probes: Streams per block.
         dtype: Working dtype.
         store_dtype: Dtype of the kept vectors; None where two are kept.
     """
-    kept = Basis.bytes_per_stream(min(steps, numel), numel, dtype, store_dtype)
-    return kept + WORK_VECTORS * numel * dtype.itemsize
+
+    numel: Mapping[str, int]
+    steps: int
+    probes: int
+    dtype: torch.dtype
+    store_dtype: torch.dtype | None
+
+    def bytes_of(self, block: str) -> int:
+        """Return what one stream of a block takes: its basis and its work vectors."""
+        numel = self.numel[block]
+        kept = Basis.bytes_per_stream(min(self.steps, numel), numel, self.dtype, self.store_dtype)
+        return kept + WORK_VECTORS * numel * self.dtype.itemsize
 
 
 def group_streams(
     needs: Mapping[str, int], probes: int, room: int, refuse: Callable[[str, int], Exception]
-) -> tuple[list[list[tuple[str, int]]], int]:
-    """Groups (block, probe) pairs, in order, so that each group fits.
+) -> tuple[list[list[Stream]], int]:
+    """Group (block, probe) pairs, in order, so that each group fits.
 
     Args:
         needs: Bytes of one stream by block.
@@ -38,7 +53,7 @@ def group_streams(
     Returns:
         The groups, and the bytes of the largest one.
     """
-    waves: list[list[tuple[str, int]]] = [[]]
+    waves: list[list[Stream]] = [[]]
     used = most = 0
     for block, need in needs.items():
         if need > room:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import shutil
+import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +32,11 @@ def budget(device: torch.device) -> int:
 def free_share(free: int) -> int:
     """Bytes of a device's free memory that the engine may use."""
     return int(_SHARE * free)
+
+
+def free_disk() -> int:
+    """Return the bytes that are free where temporary files go."""
+    return shutil.disk_usage(tempfile.gettempdir()).free
 
 
 def _available() -> int:

@@ -13,6 +13,7 @@ from hvp_engine.operators.head import store as head
 from hvp_engine.operators.hessian import HessianOperator
 from hvp_engine.ops.head.curvature import head_cost
 from hvp_engine.results.distances import wasserstein
+from hvp_engine.scheduling import policy
 
 TOKENS = [torch.randint(0, 40, (n, 6), generator=torch.Generator().manual_seed(n)) for n in (3, 2)]
 BLOCKS = {"wte": ["wte.weight"], "wq": ["layers.0.attn.wq.weight"], "fc": ["layers.0.c_fc.weight"]}
@@ -42,7 +43,7 @@ def relative(found, wanted):
 @pytest.fixture
 def forming(monkeypatch):
     """Make forming pay at the sizes of a test: a bottomless number of products is promised."""
-    monkeypatch.setattr(head, "_BALANCE", {"memory": 0.0, "disk": 0.0})
+    monkeypatch.setattr(policy, "BALANCE", {"memory": 0.0, "disk": 0.0})
     return dict.fromkeys(BLOCKS, 10**9)
 
 
@@ -72,8 +73,8 @@ def test_other_losses_have_no_head(loss):
 @pytest.mark.parametrize(("precision", "tolerance"), [("fp64", 1e-12), ("fp32", 1e-5), ("bf16", 2e-2)])
 def test_products_with_head_curvature_equal_those_without(precision, tolerance, forming):
     plain, quick = operator(precision), operator(precision)
-    quick.prepare(forming, progress=False)
-    assert "in memory, relative error" in quick.scheduler.plan.head_curvature
+    quick.form_head_curvature(forming, progress=False)
+    assert "in memory, relative error" in quick.head_curvature
     given = vectors(plain)
     wanted, found = plain.matmat(given), quick.matmat(given)
     for name in BLOCKS:
@@ -85,7 +86,7 @@ def test_products_with_head_curvature_equal_those_without(precision, tolerance, 
 
 def test_the_matrices_are_used_by_blocks_below_the_head_alone(forming, monkeypatch):
     op = operator()
-    op.prepare(forming, progress=False)
+    op.form_head_curvature(forming, progress=False)
     used = []
     apply = head.HeadCurvature.matvec
     monkeypatch.setattr(head.HeadCurvature, "matvec", lambda self, *a: used.append(1) or apply(self, *a))
@@ -99,10 +100,10 @@ def test_the_matrices_are_used_by_blocks_below_the_head_alone(forming, monkeypat
 @pytest.mark.parametrize("microbatch", [None, 1, 2])
 def test_curvature_on_disk_gives_the_same_products(forming, monkeypatch, microbatch):
     plain = operator()
-    monkeypatch.setattr(head, "_MEMORY_SHARE", 0.0)
+    monkeypatch.setattr(policy, "MEMORY_SHARE", 0.0)
     quick = operator(microbatch=microbatch)
-    quick.prepare(forming, progress=False)
-    assert "on disk" in quick.scheduler.plan.head_curvature
+    quick.form_head_curvature(forming, progress=False)
+    assert "on disk" in quick.head_curvature
     given = vectors(plain)
     wanted, found = plain.matmat(given), quick.matmat(given)
     for name in BLOCKS:
@@ -113,7 +114,7 @@ def test_smaller_microbatches_in_mid_job_form_their_own_matrices(forming):
     op = operator()
     given = vectors(op)
     wanted = op.matmat(given)
-    op.prepare(forming, progress=False)
+    op.form_head_curvature(forming, progress=False)
     op.scheduler.release()
     op.scheduler.plan.microbatch = 1
     found = op.matmat(given)
@@ -123,7 +124,7 @@ def test_smaller_microbatches_in_mid_job_form_their_own_matrices(forming):
 
 def test_changed_parameters_get_new_matrices(forming):
     op = operator()
-    op.prepare(forming, progress=False)
+    op.form_head_curvature(forming, progress=False)
     given = vectors(op)
     op.matmat(given)
     with torch.no_grad():
@@ -139,8 +140,8 @@ def test_matrices_that_turn_out_wrong_are_not_used(forming, monkeypatch):
     plain = operator()
     monkeypatch.setattr(head, "_error", lambda *a: (0.5, 0.0))
     op = operator()
-    op.prepare(forming, progress=False)
-    assert op.scheduler.plan.head_curvature == "not used: its relative error is 5.0e-01"
+    op.form_head_curvature(forming, progress=False)
+    assert op.head_curvature == "not used: its relative error is 5.0e-01"
     given = vectors(op)
     wanted, found = plain.matmat(given), op.matmat(given)
     assert all(torch.equal(found[name], wanted[name]) for name in BLOCKS)
@@ -149,9 +150,9 @@ def test_matrices_that_turn_out_wrong_are_not_used(forming, monkeypatch):
 @pytest.mark.parametrize("precision", ["fp64", "fp32", "bf16"])
 def test_products_with_dropped_classes_are_off_by_no_more_than_what_was_dropped(precision, forming):
     exact, quick = operator("fp64"), operator(precision)
-    exact.prepare(forming, progress=False)
-    quick.prepare(forming, progress=False, tolerance=0.1)
-    words = quick.scheduler.plan.head_curvature
+    exact.form_head_curvature(forming, progress=False)
+    quick.form_head_curvature(forming, progress=False, tolerance=0.1)
+    words = quick.head_curvature
     share, bound = re.search(r"([\d.]+)% of the classes kept, up to (\S+) of the largest trace lost$", words).groups()
     assert 0 < float(share) < 100
     assert 0 < float(bound) <= 0.1
@@ -178,8 +179,8 @@ def test_an_error_beyond_what_was_dropped_is_refused(forming, monkeypatch):
     for share, used in ((1.0, True), (1e-3, False)):
         monkeypatch.setattr(head, "form_head_curvature", claiming(share))
         op = operator()
-        op.prepare(forming, progress=False, tolerance=0.1)
-        assert op.scheduler.plan.head_curvature.startswith("float32" if used else "not used"), share
+        op.form_head_curvature(forming, progress=False, tolerance=0.1)
+        assert op.head_curvature.startswith("float32" if used else "not used"), share
 
 
 @pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
@@ -199,7 +200,7 @@ def test_ignored_tokens_get_no_matrices_unless_their_losses_are_wanted(reduction
     plain, quick = (
         HessianOperator(model, loss, {"first": ["0.weight"]}, data=data, precision="fp64") for _ in range(2)
     )
-    quick.prepare({"first": 10**9}, progress=False)
+    quick.form_head_curvature({"first": 10**9}, progress=False)
     v = torch.randn(3, 12, dtype=torch.double)
     assert relative(quick.matmat({"first": v})["first"], plain.matmat({"first": v})["first"]) <= 1e-12
     assert formed == [6 if reduction == "none" else 3]
@@ -207,14 +208,14 @@ def test_ignored_tokens_get_no_matrices_unless_their_losses_are_wanted(reduction
 
 def test_few_products_do_not_pay_for_forming():
     op = operator()
-    op.prepare(dict.fromkeys(BLOCKS, 1), progress=False)
-    assert op.scheduler.plan.head_curvature is None
-    op.prepare({"wte": 10**9}, progress=False)  # the head's own block does not use it
-    assert op.scheduler.plan.head_curvature is None
+    op.form_head_curvature(dict.fromkeys(BLOCKS, 1), progress=False)
+    assert op.head_curvature is None
+    op.form_head_curvature({"wte": 10**9}, progress=False)  # the head's own block does not use it
+    assert op.head_curvature is None
 
 
 def test_slq_says_what_it_did_and_gives_the_same_spectrum(monkeypatch):
-    monkeypatch.setattr(head, "head_cost", lambda *a, **k: replace(head_cost(*a, **k), form_flop=-1e30))
+    monkeypatch.setattr(policy, "head_cost", lambda *a, **k: replace(head_cost(*a, **k), form_flop=-1e30))
     runs = [
         he.slq(tied_gpt(), he.losses.causal_lm, BLOCKS, data=TOKENS, steps=12, probes=6, head_curvature=use)
         for use in (False, True)
@@ -226,7 +227,7 @@ def test_slq_says_what_it_did_and_gives_the_same_spectrum(monkeypatch):
 
 
 def test_slq_says_what_it_dropped(monkeypatch):
-    monkeypatch.setattr(head, "head_cost", lambda *a, **k: replace(head_cost(*a, **k), form_flop=-1e30))
+    monkeypatch.setattr(policy, "head_cost", lambda *a, **k: replace(head_cost(*a, **k), form_flop=-1e30))
     run = he.slq(tied_gpt(), he.losses.causal_lm, BLOCKS, data=TOKENS, steps=2, probes=1, head_curvature_tolerance=0.1)
     assert "of the classes kept, up to " in run.manifest["plan"]["head_curvature"]
     assert run.manifest["config"]["head_curvature_tolerance"] == 0.1
@@ -237,7 +238,7 @@ def test_a_tolerance_that_is_no_share_is_refused_at_once():
         with pytest.raises(he.errors.ConfigurationError, match="pass 0 to keep all classes"):
             he.slq(tied_gpt(), he.losses.causal_lm, BLOCKS, data=TOKENS, head_curvature_tolerance=tolerance)
         with pytest.raises(he.errors.ConfigurationError, match="pass 0 to keep all classes"):
-            operator().prepare({}, tolerance=tolerance)
+            operator().form_head_curvature({}, tolerance=tolerance)
 
 
 def test_the_lazy_head_agrees_with_the_dense_hessian():
@@ -245,6 +246,6 @@ def test_the_lazy_head_agrees_with_the_dense_hessian():
     dense = dense_hessian(case)
     op = HessianOperator(case.model, case.loss, data=case.data, precision="fp64")
     assert op.head is not None
-    op.prepare({"full": 10**9}, progress=False)
+    op.form_head_curvature({"full": 10**9}, progress=False)
     v = torch.randn(1, dense.shape[0], dtype=torch.double, generator=torch.Generator().manual_seed(0))
     assert relative(op.matmat({"full": v})["full"][0], dense @ v[0]) <= 1e-12

@@ -1,0 +1,192 @@
+"""The life of a job, whatever it computes: identity, checks, head curvature, waves, checkpoints, progress, manifest."""
+
+from __future__ import annotations
+
+import math
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from os import PathLike
+from pathlib import Path
+from typing import Any, Generic, Protocol, TypeVar
+
+from hvp_engine.diagnosis.second_derivative import verify
+from hvp_engine.jobs.checkpoint import Checkpoint, Resumable, refuse_foreign
+from hvp_engine.jobs.identity import describe_blocks, digests, facts
+from hvp_engine.kernels.allocator import retained_heap
+from hvp_engine.krylov.settings import JobSettings
+from hvp_engine.operators.operator import CurvatureOperator
+from hvp_engine.scheduling.policy import choose_waves
+from hvp_engine.scheduling.waves import Stream, StreamSizes
+from hvp_engine.system.memory import budget as free_budget
+from hvp_engine.system.progress import ProgressReporter
+
+
+class WaveState(Resumable, Protocol):
+    """The streams of one wave as they advance in lock step, one product with each per step."""
+
+    consistent: bool
+    """False while the state must not be saved."""
+
+    def step(self) -> int:
+        """Advance every live stream by one product; return how many streams took part."""
+
+    def release(self) -> None:
+        """Free the vectors of a finished wave; what the result is made of stays."""
+
+
+class Result(Protocol):
+    """What a job returns."""
+
+    @property
+    def manifest(self) -> Mapping[str, Any]:
+        """How the result was made."""
+
+    def save(self, run: Path) -> None:
+        """Write the result and its manifest into a run folder."""
+
+
+StateT = TypeVar("StateT", bound=WaveState)
+ResultT = TypeVar("ResultT", bound=Result)
+
+
+class Job(ABC, Generic[StateT, ResultT]):
+    """What one kind of job adds to the common life: how streams start, and what is made of them in the end.
+
+    Attributes:
+        name: Shown with the progress.
+        settings: What was asked for.
+    """
+
+    name: str
+
+    def __init__(self, settings: JobSettings) -> None:
+        """Take the settings."""
+        self.settings = settings
+
+    def config(self) -> dict[str, Any]:
+        """Return what decides the job's numbers, beside blocks, parameters and data; no other kind of job has the same.
+
+        A kind beside SLQ adds its name: run folders are told apart by this.
+        """
+        return self.settings.record()
+
+    def streams(self, operator: CurvatureOperator) -> StreamSizes:
+        """Return the sizes of the job's streams."""
+        settings = self.settings
+        store = settings.lanczos.store_dtype
+        return StreamSizes(operator.numel, settings.steps, settings.probes, operator.dtype, store)
+
+    @abstractmethod
+    def start(self, operator: CurvatureOperator, wave: list[Stream]) -> StateT:
+        """Make the state of a wave before its first step."""
+
+    @abstractmethod
+    def collect(self, operator: CurvatureOperator, states: list[StateT], manifest: dict[str, Any]) -> ResultT:
+        """Make the result of the finished waves."""
+
+    @abstractmethod
+    def load(self, run: Path) -> ResultT:
+        """Read the result of a finished run."""
+
+
+def run(
+    job: Job[StateT, ResultT],
+    build: Callable[[], CurvatureOperator],
+    out: str | PathLike[str] | None,
+    progress: bool | None,
+) -> ResultT:
+    """Run a job from its beginning, or from its last checkpoint, to its end; return what is complete already.
+
+    Args:
+        job: What to compute.
+        build: Makes the operator.
+        out: Run folder for results and checkpoints; None keeps neither.
+        progress: True shows progress, False hides it, None shows it on a terminal.
+
+    Raises:
+        HvpEngineError: One of its subclasses, with cause and fix.
+    """
+    started = time.monotonic()
+    operator, settings = build(), job.settings
+    config = {**job.config(), "blocks": describe_blocks(operator.partition)}
+    identity = {**config, **digests(operator.objective)}
+    folder = None if out is None else Path(out)
+    if folder is not None and (folder / "manifest.json").exists():
+        finished = job.load(folder)
+        refuse_foreign(finished.manifest.get("identity", {}), identity, folder)
+        return finished
+    checkpoint = None if folder is None else Checkpoint(folder, identity)
+    verification = _verify(operator) if settings.check else None
+    if settings.head_curvature:
+        products = settings.products(operator.numel)
+        operator.form_head_curvature(products, progress, settings.head_curvature_tolerance)
+    waves = _waves(operator, job.streams(operator), settings.memory)
+    if checkpoint is not None:
+        waves = checkpoint.waves(waves)
+    with retained_heap():
+        states = _advance(job, operator, waves, checkpoint, progress)
+    manifest = {
+        "identity": identity,
+        "config": config,
+        "verification": verification,
+        **facts(operator, len(waves)),
+        "seconds": round(time.monotonic() - started, 3),
+    }
+    result = job.collect(operator, states, manifest)
+    if folder is not None:
+        result.save(folder)
+    if checkpoint is not None:
+        checkpoint.remove()
+    return result
+
+
+def _verify(operator: CurvatureOperator) -> dict[str, Any]:
+    """Verify on the first batch; a test that does not apply (nan) is recorded as None, which JSON has."""
+    _, batch = next(iter(operator.objective.batches()))
+    measured = asdict(verify(operator.objective, operator.partition, batch))
+    return {key: None if isinstance(value, float) and math.isnan(value) else value for key, value in measured.items()}
+
+
+def _waves(operator: CurvatureOperator, streams: StreamSizes, memory: int | None) -> list[list[Stream]]:
+    """Group the streams, and leave the memory of their vectors to them."""
+    held = operator.held_bytes
+    budget = free_budget(operator.device) + held if memory is None else memory
+    waves = choose_waves(streams, budget, operator.scheduler.plan.graph_bytes, held)
+    operator.scheduler.reserve(waves.vector_bytes + held)
+    return waves.groups
+
+
+def _advance(
+    job: Job[StateT, ResultT],
+    operator: CurvatureOperator,
+    waves: list[list[Stream]],
+    checkpoint: Checkpoint | None,
+    progress: bool | None,
+) -> list[StateT]:
+    """Run every wave to its end, with checkpoints and progress; return their states without the vectors."""
+    most, numel = job.settings.steps, operator.numel
+    total = sum(min(most, numel[block]) for wave in waves for block, _ in wave)
+    done: list[StateT] = []
+    with ProgressReporter(job.name, total, progress) as reporter:
+        for number, wave in enumerate(waves):
+            state = job.start(operator, wave)
+            if checkpoint is not None:
+                checkpoint.restore(number, state)
+            reporter.resume(int(state.steps.sum()))
+            try:
+                while not state.finished:
+                    advanced = state.step()
+                    reporter.advance(advanced, f"step {state.position} of {most}")
+                    if checkpoint is not None and state.consistent and checkpoint.due():
+                        checkpoint.save(number, state)
+            except BaseException:
+                if checkpoint is not None and state.consistent:
+                    checkpoint.save(number, state)
+                raise
+            if checkpoint is not None:
+                checkpoint.finish(number, state)
+            state.release()
+            done.append(state)
+    return done

@@ -1,0 +1,28 @@
+"""Decides from an objective's sizes whether its head's curvature is formed, by the rule that the planner has too."""
+
+from __future__ import annotations
+
+from hvp_engine.operators.head.find import LinearHead
+from hvp_engine.problem import batches
+from hvp_engine.problem.objective import Objective
+from hvp_engine.scheduling.policy import CurvaturePlan, HeadSizes, choose_curvature, head_tokens
+from hvp_engine.system.memory import free_disk
+
+
+def decide_curvature(head: LinearHead, objective: Objective, products: int, budget: int) -> CurvaturePlan | None:
+    """Read the sizes off the data, and apply the rule.
+
+    Args:
+        head: The head.
+        objective: Gives data, precision and device.
+        products: Products with blocks that do not hold the head's weights, over the whole job.
+        budget: Bytes of memory for the whole job.
+
+    Returns:
+        None where the general path costs less, or the matrices fit nowhere.
+    """
+    tokens = sum(head_tokens(head.rows, batches.samples(batch)) for _, batch in objective.batches())
+    classes, width = head.weight.shape
+    sizes = HeadSizes(tokens, width, classes, products)
+    on_cpu = objective.device.type == "cpu"
+    return choose_curvature(sizes, objective.precision, budget, free_disk(), on_cpu=on_cpu)

@@ -1,0 +1,221 @@
+"""What all curvature operators share: products with diagonal blocks, one sweep over the data at a time."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from hvp_engine.blocks import BlockSpec, resolve
+from hvp_engine.errors import BlockError, ConfigurationError
+from hvp_engine.kernels.allocator import retained_heap
+from hvp_engine.krylov.settings import check_limits
+from hvp_engine.operators.head.decide import decide_curvature
+from hvp_engine.operators.head.find import LinearHead
+from hvp_engine.operators.head.fusion import HeadFusion
+from hvp_engine.ops.head.dropping import check_tolerance
+from hvp_engine.problem.objective import Loss, MicroBatch, Objective
+from hvp_engine.problem.precision import Precision
+from hvp_engine.scheduling.policy import products_past_head
+from hvp_engine.scheduling.scheduler import ProductGraph, Scheduler
+
+
+class CurvatureOperator(ABC):
+    """Products with the diagonal blocks of a curvature matrix of an objective.
+
+    The objective is (sum of batch totals) / (sum of batch weights). A subclass supplies the graph of a micro-batch and
+    its product with a block (:meth:`_graph`); order of loops, memory, versions and the head are the same for all.
+
+    Graphs of micro-batches that fit into memory stay alive between products; they are dropped when a parameter changes,
+    so that a product always belongs to the parameters as they are (of the model itself, or of the converted copy where
+    the model has another dtype than ``precision``).
+
+    Attributes:
+        objective: Loss, model and data.
+        partition: The blocks, resolved against the model.
+        scheduler: Order of loops, and what fits.
+    """
+
+    @torch.inference_mode(False)  # a caller's inference mode would make every tensor unfit for autograd
+    def __init__(
+        self,
+        model: nn.Module,
+        loss: Loss,
+        blocks: BlockSpec = None,
+        *,
+        data: Iterable[Any] | None = None,
+        precision: Precision = "fp32",
+        microbatch: int | None = None,
+        memory: int | None = None,
+    ) -> None:
+        """Check the model, the loss and the data, and plan the sweeps.
+
+        Args:
+            model: The network; never changed.
+            loss: ``loss(model, batch)``, or ``loss(model)`` when ``data`` is None. It returns the mean over its batch
+                as a scalar, or ``(total, weight)``.
+            blocks: See :func:`hvp_engine.blocks.resolve`.
+            data: Re-iterable of batches (tensors, tuples or mappings of tensors).
+            precision: ``"fp64"``, ``"fp32"``, ``"tf32"`` or ``"bf16"``: arithmetic of the products.
+            microbatch: Samples differentiated at once; None chooses.
+            memory: Budget in bytes for graphs and temporaries; None takes 80 % of what is free.
+
+        Raises:
+            HvpEngineError: One of its subclasses, for anything that would make the products wrong.
+        """
+        check_limits(microbatch, memory)
+        self.objective = Objective(model, loss, data, precision)
+        self.partition = resolve(self.objective.model, blocks)
+        self._parameters = {name: self.objective.parameters[name] for name in self.partition.parameters}
+        self._versions = self._state()
+        with retained_heap(), self.objective.arithmetic():
+            largest = self.objective.largest_batch()
+            self.objective.check_deterministic(largest)
+            self._fusion = HeadFusion(self.objective, largest)
+            self.scheduler = Scheduler(
+                self.objective, self.partition, self._graph, largest, microbatch=microbatch, budget=memory
+            )
+
+    @abstractmethod
+    def _graph(self, micro: MicroBatch) -> ProductGraph:
+        """Build the graph of a micro-batch; called with the objective's arithmetic in force."""
+
+    @property
+    def head(self) -> LinearHead | None:
+        """The linear layer whose output goes into cross-entropy alone, if there is one."""
+        return self._fusion.head
+
+    @property
+    def head_curvature(self) -> str | None:
+        """What became of the head's curvature, in words; None where it was not formed."""
+        return self._fusion.outcome
+
+    @property
+    def blocks(self) -> tuple[str, ...]:
+        """Block names in order."""
+        return tuple(self.partition.blocks)
+
+    @property
+    def numel(self) -> dict[str, int]:
+        """Length of each block's vectors."""
+        return {name: block.numel for name, block in self.partition.blocks.items()}
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What was decided about tied and frozen parameters, in plain words."""
+        return self.partition.notes
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Dtype of vectors and products."""
+        return self.objective.dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Device of vectors and products."""
+        return self.objective.device
+
+    @property
+    def held_bytes(self) -> int:
+        """Memory that stays taken during the whole job: the head's curvature, where it is in memory."""
+        return self._fusion.held_bytes
+
+    def matmat(self, vectors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Multiply vectors by their blocks in one sweep over the data.
+
+        Args:
+            vectors: (k, numel) per block; any subset of the blocks, k may differ. Converted to the operator's dtype
+                and device.
+
+        Returns:
+            The products, of the same shapes, in the operator's dtype.
+
+        Raises:
+            BlockError: A block is unknown.
+            ConfigurationError: A shape is wrong, or a vector is complex or not finite.
+        """
+        if not isinstance(vectors, Mapping):
+            raise ConfigurationError(
+                f"vectors must be a mapping of block names to (k, numel) tensors, not {type(vectors).__name__}: for "
+                'the whole model {"full": vectors}.'
+            )
+        with torch.inference_mode(False):
+            converted = {name: self._vectors(name, block_vectors) for name, block_vectors in vectors.items()}
+        return self.sweep(converted)
+
+    @torch.inference_mode(False)
+    def sweep(self, vectors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Do the same as `matmat` without looking at the vectors, which on a GPU would wait for them.
+
+        Args:
+            vectors: (k, numel) per block, in the operator's dtype, on its device, finite.
+
+        Returns:
+            As `matmat`.
+        """
+        versions = self._state()
+        if versions != self._versions:
+            self.release()
+            self._versions = versions
+            self._parameters = {name: self.objective.parameters[name] for name in self.partition.parameters}
+        with retained_heap():
+            return self.scheduler.sweep(vectors)
+
+    def form_head_curvature(
+        self, products: Mapping[str, int], progress: bool | None = None, tolerance: float = 0.0
+    ) -> None:
+        """Spend time once to make the products of a long job cheaper.
+
+        Where the model has a linear head and it pays, the head's curvature is formed for every micro-batch
+        (see :mod:`hvp_engine.operators.head.store`); products with blocks that do not contain the head's weights then
+        use it.
+
+        Args:
+            products: How many products of each block the job will ask for.
+            progress: True shows progress, False hides it, None shows it on a terminal.
+            tolerance: What dropping classes of little probability may change, see
+                :func:`hvp_engine.ops.head.curvature.form_head_curvature`; 0 drops none.
+
+        Raises:
+            ConfigurationError: The tolerance is not in [0, 1).
+        """
+        check_tolerance(tolerance)
+        head = self.head
+        if head is None or self._fusion.formed:
+            return
+        blocks = self.partition.blocks.items()
+        holders = frozenset(name for name, block in blocks if any(part.parameter == head.name for part in block.parts))
+        users = products_past_head(products, holders)
+        plan = decide_curvature(head, self.objective, users, self.scheduler.plan.budget)
+        if plan is None:
+            return
+        self.scheduler.release()
+        with retained_heap():
+            self._fusion.form(plan, self.scheduler.microbatches, progress, tolerance)
+
+    def release(self) -> None:
+        """Drop the kept graphs and the head's curvature to free their memory."""
+        self.scheduler.release()
+        self._fusion.clear()
+
+    def _state(self) -> list[tuple[int, int]]:
+        """Return what changes whenever a parameter or buffer is written to or replaced."""
+        model = self.objective.model
+        return [(t.data_ptr(), t._version) for t in (*model.parameters(), *model.buffers())]
+
+    def _vectors(self, name: str, vectors: Tensor) -> Tensor:
+        if name not in self.partition.blocks:
+            raise BlockError(f"There is no block {name!r}; the blocks are {', '.join(self.blocks)}.")
+        size = self.partition.blocks[name].numel
+        if not isinstance(vectors, Tensor) or vectors.dim() != 2 or vectors.shape[1] != size:
+            shape = tuple(vectors.shape) if isinstance(vectors, Tensor) else type(vectors).__name__
+            raise ConfigurationError(f"Vectors of block {name!r} must have shape (k, {size}), got {shape}.")
+        if vectors.is_complex():
+            raise ConfigurationError(f"Vectors of block {name!r} are complex; multiply real and imaginary parts apart.")
+        if not torch.isfinite(vectors).all():
+            raise ConfigurationError(f"A vector of block {name!r} has entries that are not finite.")
+        converted = vectors.detach().to(self.device, self.dtype)
+        return converted.clone() if converted.is_inference() else converted

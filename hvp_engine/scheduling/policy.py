@@ -1,0 +1,266 @@
+"""The rules of a job's setting, as pure functions over sizes.
+
+The engine calls them with sizes that it measured, the planner with sizes that it counted: neither has rules of its own.
+Sizes alone decide, never timings, so that the same job makes the same choices, and has the same bits, every time.
+
+Where a budget goes: ``TRANSIENT`` times one micro-batch's graph is set apart to build and use one graph (working
+bytes); the head's curvature takes what it holds in memory; Lanczos vectors take what is left, wave by wave; graphs stay
+alive in a share of what the largest wave leaves.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+
+from hvp_engine.errors import OutOfMemoryError
+from hvp_engine.ops.head.curvature import head_cost
+from hvp_engine.problem.precision import Precision
+from hvp_engine.scheduling.waves import Stream, StreamSizes, group_streams
+from hvp_engine.system.formatting import format_bytes
+
+GRAPH_SHARE = 0.5  # of the budget for graphs that stay; the rest is for vectors and a second backward's temporaries
+TRANSIENT = 2.0  # a graph plus the temporaries of its passes, in units of the graph
+BATCHED_BYTES = 24 << 20  # CPU: above this a vmapped pass leaves the caches and loses to single passes
+BATCHED_STREAMS = 16
+
+MEMORY_SHARE = 0.25  # of the budget, for a head's matrices in memory; more goes to disk
+DISK_SHARE = 0.5  # of what is free on the temporary folder's disk
+
+CurvaturePlace = Literal["memory", "disk", "device memory"]
+# FLOP that the machine does while it moves one byte of matrices from there.
+BALANCE: dict[CurvaturePlace, float] = {"memory": 16.0, "disk": 128.0, "device memory": 100.0}
+
+# Storage of a head's matrices by the precision of the products.
+CURVATURE_DTYPES: dict[Precision, torch.dtype] = {
+    "fp64": torch.float64,
+    "fp32": torch.float32,
+    "tf32": torch.bfloat16,
+    "bf16": torch.bfloat16,
+}
+
+
+@dataclass(frozen=True)
+class GraphSize:
+    """Bytes of a micro-batch's gradient graph: a fixed part and one per sample."""
+
+    fixed: float
+    per_sample: float = 0.0
+
+    @classmethod
+    def between(cls, one: int, two: int) -> GraphSize:
+        """Draw the line through the graphs of one and of two samples.
+
+        Args:
+            one: Bytes of a graph of one sample.
+            two: Bytes of a graph of two.
+        """
+        slope = max(0.0, float(two - one))
+        return cls(max(0.0, one - slope), slope)
+
+    def of(self, samples: int | None) -> int:
+        """Return the bytes for some samples; None stands for a batch that cannot be cut."""
+        return int(self._exactly(samples))
+
+    def fits(self, samples: int | None, budget: int) -> bool:
+        """Say whether a graph of some samples and the temporaries of its passes fit."""
+        return TRANSIENT * self._exactly(samples) <= budget
+
+    def _exactly(self, samples: int | None) -> float:
+        return self.fixed + self.per_sample * (samples or 1)
+
+
+def working_bytes(graph_bytes: int) -> int:
+    """Return what building and using one graph needs at most."""
+    return int(TRANSIENT * graph_bytes)
+
+
+def choose_microbatch(graph: GraphSize, samples: int | None, budget: int, asked: int | None = None) -> int | None:
+    """Halve the largest batch until its graph and the temporaries of its passes fit.
+
+    Args:
+        graph: Size of a gradient graph.
+        samples: Samples of the largest batch; None where it cannot be cut.
+        budget: Bytes for graphs and their temporaries.
+        asked: Samples per micro-batch asked for; None starts from the whole batch.
+
+    Returns:
+        Samples per micro-batch, None for a batch that cannot be cut.
+
+    Raises:
+        OutOfMemoryError: Not even one sample fits.
+    """
+    wanted = samples if asked is None or samples is None else min(samples, asked)
+    while wanted is not None and wanted > 1 and not graph.fits(wanted, budget):
+        wanted = (wanted + 1) // 2
+    need = working_bytes(graph.of(wanted))
+    if need > budget:
+        raise OutOfMemoryError(
+            f"The gradient graph of the smallest micro-batch needs about {format_bytes(need)} with the temporaries of "
+            f"its passes, the budget is {format_bytes(budget)}; use a smaller model, shorter sequences or activation "
+            "checkpointing, raise memory=, or take a device with more."
+        )
+    return wanted
+
+
+def choose_streams_per_pass(graph_bytes: int, budget: int, *, on_cpu: bool) -> int:
+    """Choose how many vectors one second backward pass carries.
+
+    Args:
+        graph_bytes: Bytes of one micro-batch's graph; a vmapped pass has temporaries of that size per vector.
+        budget: Bytes for graphs and their temporaries.
+        on_cpu: Whether a pass should stay in the caches.
+    """
+    room = BATCHED_BYTES if on_cpu else budget // 4
+    return max(1, min(BATCHED_STREAMS, room // max(1, graph_bytes)))
+
+
+def count_kept_graphs(graph_bytes: int, budget: int) -> int:
+    """Return how many graphs may stay alive between sweeps in what :func:`budget_of_graphs` leaves to them."""
+    return max(0, int(budget * GRAPH_SHARE) // max(1, graph_bytes))
+
+
+def budget_of_graphs(budget: int, graph_bytes: int, taken: int) -> int:
+    """Return what is left to graphs and their temporaries: never less than one graph needs.
+
+    Args:
+        budget: Bytes for everything.
+        graph_bytes: Bytes of one micro-batch's graph.
+        taken: Bytes that Lanczos vectors and the head's curvature take.
+    """
+    return max(working_bytes(graph_bytes), budget - taken)
+
+
+@dataclass(frozen=True)
+class Waves:
+    """Which streams run together.
+
+    Attributes:
+        groups: The (block, probe) pairs of every wave.
+        vector_bytes: Lanczos vectors of the largest wave.
+    """
+
+    groups: list[list[Stream]]
+    vector_bytes: int
+
+
+def choose_waves(streams: StreamSizes, budget: int, graph_bytes: int, held: int) -> Waves:
+    """Group the streams so that each group's vectors fit beside one micro-batch's graph.
+
+    Args:
+        streams: Sizes of all streams.
+        budget: Bytes for everything.
+        graph_bytes: Bytes of one micro-batch's graph.
+        held: Bytes of memory that the head's curvature takes.
+
+    Raises:
+        OutOfMemoryError: Not even one stream of some block fits.
+    """
+    room = budget - working_bytes(graph_bytes) - held
+    needs = {block: streams.bytes_of(block) for block in streams.numel}
+
+    def refuse(block: str, need: int) -> OutOfMemoryError:
+        numel = streams.numel[block]
+        return OutOfMemoryError(
+            f"One stream of block {block!r} ({numel:,} parameters, {min(streams.steps, numel)} steps) needs "
+            f"{format_bytes(need)}; {format_bytes(max(room, 0))} are left beside the gradient graph. Use basis='bf16', "
+            "reorthogonalize='none', fewer steps, smaller blocks, a smaller micro-batch, raise memory=, or take a "
+            "device with more."
+        )
+
+    return Waves(*group_streams(needs, streams.probes, room, refuse))
+
+
+@dataclass(frozen=True)
+class CurvaturePlan:
+    """Where a head's matrices go.
+
+    Attributes:
+        dtype: Storage type.
+        bytes: Size of all of them.
+        place: ``"memory"``, ``"disk"`` or ``"device memory"``.
+    """
+
+    dtype: torch.dtype
+    bytes: int
+    place: CurvaturePlace
+
+    @property
+    def memory_bytes(self) -> int:
+        """What of it takes memory of the device that computes."""
+        return 0 if self.place == "disk" else self.bytes
+
+    def __str__(self) -> str:
+        """Words for logs and manifests."""
+        where = "on disk" if self.place == "disk" else f"in {self.place}"
+        return f"{str(self.dtype).removeprefix('torch.')}, {self.bytes / 2**20:.0f} MiB {where}"
+
+
+@dataclass(frozen=True)
+class HeadSizes:
+    """Sizes of a linear head and of the data that passes it.
+
+    Attributes:
+        tokens: Rows of logits in one sweep.
+        hidden_size: Width of the hidden states.
+        classes: Width of the logits.
+        products: Products with blocks that do not hold the head's weights, over the whole job.
+    """
+
+    tokens: int
+    hidden_size: int
+    classes: int
+    products: int
+
+
+def head_tokens(rows: int, samples: int | None) -> int:
+    """Return the rows of logits of a batch.
+
+    Args:
+        rows: Rows that its first samples have, see :func:`hvp_engine.problem.batches.few_samples`.
+        samples: Samples of the batch; None where it cannot be cut, and ``rows`` are those of all of it.
+    """
+    return rows if samples is None else rows * samples // min(samples, 2)
+
+
+def products_past_head(products: Mapping[str, int], holders: frozenset[str]) -> int:
+    """Return how many products of a job pass through the head to the hidden states alone.
+
+    Args:
+        products: Products by block.
+        holders: Blocks that hold the head's weights.
+    """
+    return sum(count for block, count in products.items() if block not in holders)
+
+
+def choose_curvature(
+    head: HeadSizes, precision: Precision, budget: int, disk: int, *, on_cpu: bool
+) -> CurvaturePlan | None:
+    """Decide whether forming the head's curvature once pays, and where it goes.
+
+    Args:
+        head: Sizes of the head.
+        precision: Arithmetic of the products.
+        budget: Bytes of memory for the whole job.
+        disk: Bytes free for temporary files.
+        on_cpu: Whether matrices that are too large for memory may go to disk; a GPU keeps them or has none.
+
+    Returns:
+        None where the general path costs less, or the matrices fit nowhere.
+    """
+    dtype = CURVATURE_DTYPES[precision]
+    cost = head_cost(head.tokens, head.hidden_size, head.classes, dtype, kept_logits=True)
+    place: CurvaturePlace
+    if cost.stored_bytes <= MEMORY_SHARE * budget:
+        place = "memory" if on_cpu else "device memory"
+    elif on_cpu and cost.stored_bytes <= DISK_SHARE * disk:
+        place = "disk"
+    else:
+        return None
+    apply = max(cost.apply_flop, BALANCE[place] * cost.apply_bytes)
+    if head.products * (cost.general_flop - apply) <= cost.form_flop:
+        return None
+    return CurvaturePlan(dtype, cost.stored_bytes, place)
