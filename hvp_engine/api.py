@@ -22,9 +22,9 @@ from hvp_engine.diagnosis.second_derivative import verify
 from hvp_engine.errors import OutOfMemoryError
 from hvp_engine.jobs.checkpoint import Checkpoint, refuse_foreign
 from hvp_engine.kernels.allocator import retained_heap
-from hvp_engine.krylov.lanczos import BatchedLanczos, LanczosSettings, Stream
+from hvp_engine.krylov.lanczos import BatchedLanczos, Stream
 from hvp_engine.krylov.probes import Distribution, check_distribution, probe
-from hvp_engine.krylov.settings import BASIS_DTYPES, check_arguments, whole
+from hvp_engine.krylov.settings import BASIS_DTYPES, LanczosSettings, check_arguments, whole
 from hvp_engine.operators.hessian import HessianOperator
 from hvp_engine.ops.head.dropping import check_tolerance
 from hvp_engine.problem.objective import Loss

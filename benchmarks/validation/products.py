@@ -11,8 +11,9 @@ from jobs import gpt_job, mean_loss
 from torch import Tensor
 
 import hvp_engine as he
-from hvp_engine.krylov.lanczos import BatchedLanczos, LanczosSettings
+from hvp_engine.krylov.lanczos import BatchedLanczos
 from hvp_engine.krylov.probes import probe
+from hvp_engine.krylov.settings import LanczosSettings
 
 from .compare import using, worst
 from .report import Check

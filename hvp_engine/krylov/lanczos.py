@@ -9,8 +9,6 @@ looks at them every few steps only, and enqueues the steps between without waiti
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -21,6 +19,7 @@ from hvp_engine.errors import ObjectiveError
 from hvp_engine.kernels.lanczos_step import LanczosState, NewVector, Step, record_step
 from hvp_engine.kernels.reorthogonalize import reorthogonalize
 from hvp_engine.krylov.basis import Basis
+from hvp_engine.krylov.settings import LanczosSettings
 
 Matmat = Callable[[Mapping[str, Tensor]], dict[str, Tensor]]
 Stream = tuple[str, int]
@@ -31,26 +30,6 @@ _BREAKDOWN = 16.0
 _LOOK_EVERY = 8
 
 Place = tuple[str, int, int]  # block, row among the block's live streams, row in the block's basis
-
-
-@dataclass(frozen=True)
-class LanczosSettings:
-    """How to run the recurrence.
-
-    Attributes:
-        steps: Largest number of steps.
-        reorthogonalize: ``"full"`` against the whole basis, or ``"none"`` (the last two vectors only).
-        basis_dtype: Dtype of the stored basis under ``"full"``.
-    """
-
-    steps: int
-    reorthogonalize: Literal["full", "none"]
-    basis_dtype: torch.dtype
-
-    @property
-    def store_dtype(self) -> torch.dtype | None:
-        """Dtype of the stored basis; None where there is none."""
-        return self.basis_dtype if self.reorthogonalize == "full" else None
 
 
 class BatchedLanczos:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from operator import index
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -16,6 +17,26 @@ BASIS_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 # The error of an average falls with the root of their number; more than this is a slip, and lists of streams would take
 # minutes and gigabytes before it shows.
 _MOST_PROBES = 100_000
+
+
+@dataclass(frozen=True)
+class LanczosSettings:
+    """How to run the recurrence.
+
+    Attributes:
+        steps: Largest number of steps.
+        reorthogonalize: ``"full"`` against the whole basis, or ``"none"`` (the last two vectors only).
+        basis_dtype: Dtype of the stored basis under ``"full"``.
+    """
+
+    steps: int
+    reorthogonalize: Literal["full", "none"]
+    basis_dtype: torch.dtype
+
+    @property
+    def store_dtype(self) -> torch.dtype | None:
+        """Dtype of the stored basis; None where there is none."""
+        return self.basis_dtype if self.reorthogonalize == "full" else None
 
 
 def whole(name: str, value: Any, least: int | None = None) -> int:

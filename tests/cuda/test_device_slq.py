@@ -15,8 +15,9 @@ from torch import nn
 
 import hvp_engine as he
 from hvp_engine.kernels import loader
-from hvp_engine.krylov.lanczos import BatchedLanczos, LanczosSettings
+from hvp_engine.krylov.lanczos import BatchedLanczos
 from hvp_engine.krylov.probes import probe
+from hvp_engine.krylov.settings import LanczosSettings
 
 pytestmark = pytest.mark.usefixtures("emulated_device")
 

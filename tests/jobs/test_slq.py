@@ -8,8 +8,9 @@ import torch
 from problems import Case, dense_hessian, gpt, mlp, quadratic, symmetric
 
 import hvp_engine as he
-from hvp_engine.krylov.lanczos import BatchedLanczos, LanczosSettings
+from hvp_engine.krylov.lanczos import BatchedLanczos
 from hvp_engine.krylov.probes import probe
+from hvp_engine.krylov.settings import LanczosSettings
 
 
 def run(matrix: torch.Tensor, **options: object) -> he.Spectrum:

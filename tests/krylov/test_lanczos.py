@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from hvp_engine.errors import ObjectiveError
-from hvp_engine.krylov.lanczos import BatchedLanczos, LanczosSettings, Matmat
+from hvp_engine.krylov.lanczos import BatchedLanczos, Matmat
 from hvp_engine.krylov.probes import probe
+from hvp_engine.krylov.settings import LanczosSettings
 
 # One block ends by breakdown after 3 steps, one at its length of 2, one goes on to the last step.
 DIAGONALS = {

@@ -11,8 +11,9 @@ import torch
 from hvp_engine.kernels import lanczos_step, reorthogonalize
 from hvp_engine.kernels.lanczos_step import LanczosState, NewVector, Step, record_step_ref
 from hvp_engine.kernels.triton.lanczos_step import record_step_triton
-from hvp_engine.krylov.lanczos import BatchedLanczos, LanczosSettings
+from hvp_engine.krylov.lanczos import BatchedLanczos
 from hvp_engine.krylov.probes import probe
+from hvp_engine.krylov.settings import LanczosSettings
 
 SIZES = (1, 2, 31, 129, 4097, 31, 2, 48)
 STEPS = 5
