@@ -306,7 +306,7 @@ def _facts(operator: HessianOperator, results: list[BatchedLanczos]) -> dict[str
         "notes": list(operator.notes),
         "fused_operations": sorted(operator.objective.fused.replaced),
         "plan": {**operator.scheduler.plan.record(), "waves": len(results)},
-        "lost_orthogonality": max(float(lanczos.lost.max()) for lanczos in results),
+        "lost_orthogonality": max(float(lanczos.orthogonality_loss.max()) for lanczos in results),
     }
 
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 
 import torch
 
-from hvp_engine.krylov.basis import Basis
+from hvp_engine.krylov.registry import bytes_per_stream
 
 WORK_VECTORS = 3  # per stream: the newest vector gathered, its product, and a temporary
 
@@ -20,7 +20,7 @@ def stream_bytes(steps: int, numel: int, dtype: torch.dtype, store_dtype: torch.
         dtype: Working dtype.
         store_dtype: Dtype of the kept vectors; None where two are kept.
     """
-    kept = Basis.bytes_per_stream(min(steps, numel), numel, dtype, store_dtype)
+    kept = bytes_per_stream(steps, numel, dtype, store_dtype)
     return kept + WORK_VECTORS * numel * dtype.itemsize
 
 
