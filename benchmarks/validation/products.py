@@ -108,7 +108,7 @@ def check_no_wait(device: torch.device, backend: str) -> Iterator[Check]:
 
 
 def _lanczos(device: torch.device) -> Callable[[], int]:
-    """One step of all streams, where the host does not look at the results."""
+    """One step of all streams, without a synchronisation of the host."""
     job = gpt_job("tiny", device)
     operator = he.HessianOperator(job.model, he.losses.causal_lm, job.patterns, data=job.data)
     starts = {
@@ -116,4 +116,4 @@ def _lanczos(device: torch.device) -> Callable[[], int]:
         for block, numel in operator.numel.items()
     }
     settings = LanczosSettings(50, "full", torch.float32)
-    return BatchedLanczos(operator.sweep, starts, settings, operator.dtype, operator.device, look_every=50).step
+    return BatchedLanczos(operator.sweep, starts, settings, operator.dtype, operator.device, sync_every=50).step

@@ -1,8 +1,9 @@
 """Checkpoints of a running job inside its run folder: written as it goes, refused when foreign or damaged.
 
 Layout: ``checkpoint/identity.json`` says which job it belongs to; ``wave-000/state.safetensors`` holds the scalars of a
-wave and names its progress; ``wave-000/rows-00000-00012.safetensors`` holds the Lanczos vectors of those positions.
-Vectors are written once, so that a checkpoint costs what is new, not what the basis has grown to.
+wave and names its progress, and what its basis rewrites with every step (the newest vectors, unrounded, as
+``window/<block>``); ``wave-000/rows-00000-00012.safetensors`` holds the Lanczos vectors of those positions. These are
+written once, so that a checkpoint costs what is new, not what the basis has grown to.
 """
 
 from __future__ import annotations
@@ -22,41 +23,40 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from hvp_engine.errors import RunFolderError
-from hvp_engine.kernels.lanczos_step import LanczosState
+from hvp_engine.errors import ConfigurationError, RunFolderError
 from hvp_engine.krylov.basis import Basis
-from hvp_engine.scheduling.waves import Stream
+from hvp_engine.krylov.lanczos import Stream
 from hvp_engine.system.files import read_json, read_tensors, write_json_atomic, write_tensors_atomic
 
 log = logging.getLogger(__name__)
 
 _EVERY = 60.0  # seconds between checkpoints ...
 _OVERHEAD = 20.0  # ... and at least this many times what the last one took to write
-_SCALARS = ("alphas", "betas", "steps", "live", "lost", "norms")
+_WINDOW = "window/"
 _ROWS = re.compile(r"rows-(\d{5})-(\d{5})\.safetensors")
 
 
 class Resumable(Protocol):
-    """What a checkpoint keeps of a wave: a few scalars per stream, rewritten every time, and vectors, written once."""
+    """What a checkpoint keeps of a wave: scalars, rewritten every time, and Lanczos vectors, written once."""
 
     position: int
     """Steps done by the live streams."""
 
     @property
     def steps(self) -> npt.NDArray[np.int64]:
-        """(streams,): steps done."""
+        """(streams,): steps done by each."""
 
     @property
     def finished(self) -> bool:
         """Whether no stream has a step left."""
 
     @property
-    def state(self) -> LanczosState:
-        """Scalars."""
+    def scalars(self) -> Mapping[str, Tensor]:
+        """A few numbers per stream by name, to be copied from and to."""
 
     @property
-    def bases(self) -> dict[str, Basis]:
-        """Vectors."""
+    def basis(self) -> Basis | None:
+        """The vectors; None for streams that keep none."""
 
     def resume(self, position: int) -> None:
         """Go on from restored scalars and vectors."""
@@ -96,7 +96,7 @@ class Checkpoint:
         return self.folder / "identity.json"
 
     def waves(self, planned: list[list[Stream]]) -> list[list[Stream]]:
-        """The grouping of streams that this job started with; how much memory is free may have changed since.
+        """Return the grouping of streams that this job started with; how much memory is free may have changed since.
 
         Raises:
             RunFolderError: The folder cannot be read or written.
@@ -108,7 +108,7 @@ class Checkpoint:
         write_json_atomic(self._owner, self._identity)
         return planned
 
-    def restore(self, wave: int, lanczos: Resumable) -> None:
+    def restore(self, wave: int, streams: Resumable) -> None:
         """Continue a wave where its last checkpoint left it; a wave without one is left alone.
 
         Raises:
@@ -120,33 +120,35 @@ class Checkpoint:
         state, _ = read_tensors(folder / "state.safetensors")
         try:
             position = int(state.pop("position"))
-            for key in _SCALARS:
-                target, value = getattr(lanczos.state, key), state[key]
+            for key, target in streams.scalars.items():
+                value = state[key]
                 if target.shape != value.shape:
                     raise ValueError(f"{key} has shape {tuple(value.shape)}, not {tuple(target.shape)}")
                 target.copy_(value)
         except (KeyError, ValueError) as error:
             raise self._damaged(folder, f"its state does not fit this job ({error})") from error
-        lanczos.resume(position)
-        if lanczos.finished:
+        streams.resume(position)
+        if streams.finished:
             return
-        have = self._read_rows(folder, lanczos, position + 1)
-        for block, basis in lanczos.bases.items():
-            if basis.window is not None:
-                basis.window.copy_(state[f"window/{block}"])
-        self._written[wave] = have
+        if streams.basis is not None:
+            self._written[wave] = self._read_rows(folder, streams.basis, position + 1)
+            window = {key.removeprefix(_WINDOW): value for key, value in state.items() if key.startswith(_WINDOW)}
+            try:
+                streams.basis.restore_window(window)
+            except ConfigurationError as error:
+                raise self._damaged(folder, f"its newest vectors do not fit this job ({error})") from error
         log.info("resumed wave %d at step %d", wave, position)
 
     def due(self) -> bool:
-        """Whether it is time for the next checkpoint."""
+        """Say whether it is time for the next checkpoint."""
         return time.monotonic() - self._last >= self._pause
 
-    def save(self, wave: int, lanczos: Resumable) -> bool:
+    def save(self, wave: int, streams: Resumable) -> bool:
         """Write what is new since the last checkpoint; on a full disk warn, keep the last one and return False."""
         started = time.monotonic()
         written = True
         try:
-            self._save(wave, lanczos)
+            self._save(wave, streams)
         except RunFolderError as error:
             written = False
             warnings.warn(f"Checkpoint not written: {error} The job goes on.", RuntimeWarning, stacklevel=2)
@@ -154,9 +156,9 @@ class Checkpoint:
         self._pause = max(_EVERY, _OVERHEAD * (self._last - started))
         return written
 
-    def finish(self, wave: int, lanczos: Resumable) -> None:
+    def finish(self, wave: int, streams: Resumable) -> None:
         """Record a completed wave and drop its vectors."""
-        if self.save(wave, lanczos):
+        if self.save(wave, streams):
             for path in self._wave(wave).glob("rows-*"):
                 path.unlink(missing_ok=True)
 
@@ -164,37 +166,26 @@ class Checkpoint:
         """Delete the checkpoint of a completed job."""
         shutil.rmtree(self.folder, ignore_errors=True)
 
-    def _save(self, wave: int, lanczos: Resumable) -> None:
+    def _save(self, wave: int, streams: Resumable) -> None:
         folder = self._wave(wave)
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise RunFolderError(f"{folder} cannot be created ({error}).") from error
-        tensors: dict[str, Tensor] = {key: getattr(lanczos.state, key).cpu().clone() for key in _SCALARS}
-        tensors["position"] = torch.tensor(lanczos.position)
-        if not lanczos.finished:
-            first, last = self._written.get(wave, 0), lanczos.position + 1
-            self._write_rows(folder, lanczos, first, last)
-            for block, basis in lanczos.bases.items():
-                if basis.window is not None:
-                    tensors[f"window/{block}"] = basis.window.cpu()
+        tensors: dict[str, Tensor] = {key: value.cpu().clone() for key, value in streams.scalars.items()}
+        tensors["position"] = torch.tensor(streams.position)
+        if streams.basis is not None and not streams.finished:
+            first, last = self._written.get(wave, 0), streams.position + 1
+            if first < last and (rows := streams.basis.export(first, last)):
+                write_tensors_atomic(folder / f"rows-{first:05d}-{last:05d}.safetensors", rows)
+            tensors |= {_WINDOW + name: window for name, window in streams.basis.export_window().items()}
             self._written[wave] = max(first, last)
         # The state names the progress, so it is written last: a crash before this line leaves the earlier checkpoint.
         write_tensors_atomic(folder / "state.safetensors", tensors)
 
-    def _write_rows(self, folder: Path, lanczos: Resumable, first: int, last: int) -> None:
-        rows = {
-            block: basis.store[:, first:last].contiguous().cpu()
-            for block, basis in lanczos.bases.items()
-            if basis.store is not None and first < min(last, basis.store.shape[1])
-        }
-        if rows and first < last:
-            write_tensors_atomic(folder / f"rows-{first:05d}-{last:05d}.safetensors", rows)
-
-    def _read_rows(self, folder: Path, lanczos: Resumable, needed: int) -> int:
-        """Load all vectors up to ``needed``; returns how many positions are on disk."""
-        stored = {block: basis.store for block, basis in lanczos.bases.items() if basis.store is not None}
-        if not stored:
+    def _read_rows(self, folder: Path, basis: Basis, needed: int) -> int:
+        """Load all vectors up to ``needed``; return how many positions are on disk."""
+        if not basis.keeps_all:
             return needed
         have = 0
         for path in sorted(folder.glob("rows-*.safetensors")):
@@ -205,12 +196,11 @@ class Checkpoint:
                 path.unlink()  # written just before a crash; its steps are taken again, and written again
                 break
             rows, _ = read_tensors(path)
+            try:
+                basis.restore(have, int(match[2]), rows)
+            except ConfigurationError as error:
+                raise self._damaged(path, f"its vectors do not fit this job ({error})") from error
             have = int(match[2])
-            for block, values in rows.items():
-                if block not in stored or values.shape[0] != stored[block].shape[0]:
-                    raise self._damaged(path, "its vectors do not fit this job")
-                start = int(match[1])
-                stored[block][:, start : start + values.shape[1]] = values.to(stored[block].device)
         if have < needed:
             raise self._damaged(folder, f"Lanczos vectors {have} to {needed - 1} are missing")
         return have
@@ -240,7 +230,7 @@ def refuse_foreign(found: Mapping[str, Any], wanted: Mapping[str, Any], run: Pat
 
 
 def _same(a: object, b: object) -> bool:
-    """Equality, but for rounding that thread counts and processors change."""
+    """Say whether two values are equal, but for rounding that thread counts and processors change."""
     return math.isclose(a, b, rel_tol=1e-5) if isinstance(a, float) and isinstance(b, float) else a == b
 
 

@@ -15,10 +15,11 @@ from hvp_engine.diagnosis.second_derivative import verify
 from hvp_engine.jobs.checkpoint import Checkpoint, Resumable, refuse_foreign
 from hvp_engine.jobs.identity import describe_blocks, digests, facts
 from hvp_engine.kernels.allocator import retained_heap
+from hvp_engine.krylov.lanczos import Stream
 from hvp_engine.krylov.settings import JobSettings
 from hvp_engine.operators.operator import CurvatureOperator
 from hvp_engine.scheduling.policy import choose_waves
-from hvp_engine.scheduling.waves import Stream, StreamSizes
+from hvp_engine.scheduling.waves import StreamSizes
 from hvp_engine.system.memory import budget as free_budget
 from hvp_engine.system.progress import ProgressReporter
 

@@ -9,12 +9,11 @@ import numpy as np
 from torch import Tensor
 
 from hvp_engine.jobs.runner import Job
-from hvp_engine.krylov.lanczos import BatchedLanczos
+from hvp_engine.krylov.lanczos import BatchedLanczos, Stream
 from hvp_engine.krylov.probes import probe
 from hvp_engine.operators.operator import CurvatureOperator
 from hvp_engine.results.spectra import Spectra
 from hvp_engine.results.spectrum import Spectrum
-from hvp_engine.scheduling.waves import Stream
 
 
 class SlqJob(Job[BatchedLanczos, Spectra]):
@@ -45,8 +44,8 @@ class SlqJob(Job[BatchedLanczos, Spectra]):
                         alphas[k], betas[k] = lanczos.alphas[s], lanczos.betas[s, : most - 1]
                         steps[k] = lanczos.steps[s]
             spectra.append(Spectrum.from_tridiagonal(block, numel, alphas, betas, steps))
-        lost = max(float(lanczos.lost.max()) for lanczos in states)
-        return Spectra(spectra, {**manifest, "lost_orthogonality": lost})
+        loss = max(float(lanczos.orthogonality_loss.max()) for lanczos in states)
+        return Spectra(spectra, {**manifest, "lost_orthogonality": loss})
 
     def load(self, run: Path) -> Spectra:
         """Read the spectra of a finished run."""

@@ -1,77 +1,169 @@
-"""Storage of Lanczos vectors: all of them, or a window of two."""
+"""The interface of the Lanczos vectors of a wave: what every way of storing them must do.
+
+A basis holds the vectors of all streams of a wave, of every block, so that one kernel call serves them all. Vectors are
+numbered by position from 0 on and appended in order; those at the newest position and the one before are unrounded,
+because the recurrence's coefficients alpha and beta come from them. :mod:`hvp_engine.krylov.storage` has the plain
+storages, :mod:`hvp_engine.krylov.registry` says which one serves which dtype.
+"""
 
 from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
 
-_WINDOW = 2  # the three-term recurrence looks back at the last two vectors
+from hvp_engine.errors import ConfigurationError
+
+Slot = tuple[str, int]  # a stream in a basis: its block, and its row among the block's streams
+Target = tuple[Tensor | None, Tensor | None]  # (numel,) each: where a new vector is written, rounded and unrounded
 
 
-class Basis:
-    """Lanczos vectors of one block's streams.
+class BlockShape(NamedTuple):
+    """Size of one block's share of a basis.
 
-    ``store`` holds every vector for reorthogonalisation (absent without it). Where the store rounds to bfloat16 or is
-    absent, ``window`` holds the last two vectors unrounded: the recurrence coefficients come from those.
+    Attributes:
+        streams: Number of the block's streams.
+        capacity: Largest number of vectors per stream.
+        numel: Length of a vector.
     """
 
-    def __init__(
-        self,
-        streams: int,
-        steps: int,
-        numel: int,
-        dtype: torch.dtype,
-        store_dtype: torch.dtype | None,
-        device: torch.device,
-    ) -> None:
-        """Allocate.
+    streams: int
+    capacity: int
+    numel: int
 
-        Args:
-            streams: Number of streams.
-            steps: Vectors per stream.
-            numel: Length of a vector.
-            dtype: Working dtype.
-            store_dtype: Dtype of the full basis; None keeps the window only.
-            device: Where the vectors live.
-        """
-        self.store = (
-            None if store_dtype is None else torch.empty(streams, steps, numel, dtype=store_dtype, device=device)
-        )
-        exact = store_dtype == dtype
-        self.window = None if exact else torch.empty(streams, min(_WINDOW, steps), numel, dtype=dtype, device=device)
+
+class Layout(NamedTuple):
+    """What a basis is made for.
+
+    Attributes:
+        shapes: Sizes by block.
+        dtype: Working dtype.
+        store_dtype: Dtype of the kept vectors; None where the newest two are kept.
+        device: Where the vectors are worked with.
+    """
+
+    shapes: Mapping[str, BlockShape]
+    dtype: torch.dtype
+    store_dtype: torch.dtype | None
+    device: torch.device
+
+
+class Orthogonalized(NamedTuple):
+    """What orthogonalisation found, per stream.
+
+    Attributes:
+        alphas: (k,) fp64, of any stride: component along the newest vector.
+        betas: (k,) fp64, contiguous: norm of what is left.
+        loss: (k,) fp64, contiguous: largest cosine between the vector and its basis that the second pass still found.
+    """
+
+    alphas: Tensor
+    betas: Tensor
+    loss: Tensor
+
+
+class Basis(ABC):
+    """The Lanczos vectors of all streams of a wave.
+
+    Attributes:
+        keeps_all: Whether every vector is kept, or only the newest two.
+    """
+
+    keeps_all: ClassVar[bool] = True
+
+    @abstractmethod
+    def __init__(self, layout: Layout) -> None:
+        """Allocate."""
 
     @staticmethod
-    def bytes_per_stream(steps: int, numel: int, dtype: torch.dtype, store_dtype: torch.dtype | None) -> int:
-        """Bytes that one stream takes."""
-        stored = 0 if store_dtype is None else steps * store_dtype.itemsize
-        window = 0 if store_dtype == dtype else min(_WINDOW, steps) * dtype.itemsize
-        return (stored + window) * numel
+    @abstractmethod
+    def bytes_per_stream(capacity: int, numel: int, dtype: torch.dtype, store_dtype: torch.dtype | None) -> int:
+        """Return the bytes that one stream takes on the device."""
 
-    def rows(self, position: int, stream: int) -> tuple[Tensor | None, Tensor | None]:
-        """Where vector number ``position`` of a stream goes: its row of the store and its row of the window."""
-        store = None if self.store is None else self.store[stream, position]
-        return store, None if self.window is None else self.window[stream, position % _WINDOW]
+    @abstractmethod
+    def targets(self, position: int, slots: Sequence[Slot]) -> list[Target]:
+        """Make room for vector number ``position`` of some streams, and return where it is to be written.
 
-    def put(self, position: int, stream: int, vector: Tensor) -> None:
-        """Store vector number ``position`` of a stream."""
-        for row in self.rows(position, stream):
+        The kernel that normalises a new vector writes it there at once, both targets in one pass. A storage that the
+        kernel cannot write (8 bits with scales, a file) gives the unrounded target only: here it moves the vector that
+        is about to be overwritten, number ``position - 2``, to where it stays.
+
+        Returns:
+            Per stream a row of the store and a row of the window of unrounded vectors; one of them may be None.
+        """
+
+    @abstractmethod
+    def newest(self, position: int, block: str) -> Tensor:
+        """Return the newest or second newest vectors of a block, unrounded: (streams, numel)."""
+
+    @abstractmethod
+    def project(self, position: int, slots: Sequence[Slot], vectors: Sequence[Tensor]) -> Orthogonalized:
+        """Make vectors orthogonal, in place and in two passes, to all kept vectors up to ``position``.
+
+        Args:
+            position: Number of the newest vector.
+            slots: The vectors' streams.
+            vectors: Per stream a contiguous (numel,) tensor of the working dtype.
+        """
+
+    @abstractmethod
+    def orthogonality(self, slot: Slot, count: int) -> float:
+        """Return the spectral norm of Q'Q - I over the first ``count`` vectors of a stream, accumulated in fp64.
+
+        Raises:
+            ConfigurationError: The storage keeps the newest vectors only.
+        """
+
+    @abstractmethod
+    def export(self, first: int, last: int) -> dict[str, Tensor]:
+        """Return the vectors at positions ``first`` to ``last - 1`` on the CPU, as they are stored.
+
+        They do not change any more: a checkpoint writes them once. Called with ``last - 1`` the newest position.
+
+        Returns:
+            (streams, positions, numel) by block, for the blocks that have capacity for any of them; a storage may add
+            tensors of its own, such as scales, under further names.
+        """
+
+    @abstractmethod
+    def restore(self, first: int, last: int, exported: Mapping[str, Tensor]) -> None:
+        """Take back what :meth:`export` gave for the same positions.
+
+        Raises:
+            ConfigurationError: It does not fit this basis.
+        """
+
+    def export_window(self) -> dict[str, Tensor]:
+        """Return what changes with every step, by block, on the CPU: a checkpoint writes it every time."""
+        return {}
+
+    def restore_window(self, exported: Mapping[str, Tensor]) -> None:
+        """Take back what :meth:`export_window` gave.
+
+        Raises:
+            ConfigurationError: It does not fit this basis.
+        """
+        copy_exactly({}, exported)
+
+    def append(self, position: int, slot: Slot, vector: Tensor) -> None:
+        """Store vector number ``position`` of one stream: (numel,), on any device."""
+        (rows,) = self.targets(position, [slot])
+        for row in rows:
             if row is not None:
                 row.copy_(vector)
 
-    def get(self, position: int) -> Tensor:
-        """The newest or second newest vectors, unrounded: (streams, numel)."""
-        if self.window is not None:
-            return self.window[:, position % _WINDOW]
-        assert self.store is not None  # one of the two always exists
-        return self.store[:, position]
 
-    def orthogonality(self, stream: int, count: int) -> float:
-        """Spectral norm of Q'Q - I over the first ``count`` stored vectors of a stream, accumulated in float64."""
-        if self.store is None:
-            raise ValueError("without a stored basis there is nothing to check")
-        gram = torch.zeros(count, count, dtype=torch.float64, device=self.store.device)
-        for piece in torch.split(self.store[stream, :count], 1 << 16, dim=1):
-            wide = piece.double()
-            gram += wide @ wide.T
-        identity = torch.eye(count, dtype=torch.float64, device=gram.device)
-        return float(torch.linalg.matrix_norm(gram - identity, 2))
+def copy_exactly(targets: Mapping[str, Tensor], values: Mapping[str, Tensor]) -> None:
+    """Copy tensors of the same names and shapes.
+
+    Raises:
+        ConfigurationError: Names or shapes differ; nothing is copied then.
+    """
+    wanted, found = ({name: tuple(t.shape) for name, t in tensors.items()} for tensors in (targets, values))
+    if wanted != found:
+        raise ConfigurationError(f"Lanczos vectors of shapes {found} do not fit a basis of shapes {wanted}.")
+    for name, target in targets.items():
+        target.copy_(values[name])

@@ -26,7 +26,7 @@ def check_distribution(distribution: str) -> None:
 
 
 def probe(seed: int, block: str, number: int, numel: int, distribution: Distribution, dtype: torch.dtype) -> Tensor:
-    """One probe: a unit vector v with E[v v'] = I / numel.
+    """Return one probe: a unit vector v with E[v v'] = I / numel.
 
     Args:
         seed: Seed of the job.

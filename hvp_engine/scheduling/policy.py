@@ -17,9 +17,10 @@ from typing import Literal
 import torch
 
 from hvp_engine.errors import OutOfMemoryError
+from hvp_engine.krylov.lanczos import Stream
 from hvp_engine.ops.head.curvature import head_cost
 from hvp_engine.problem.precision import Precision
-from hvp_engine.scheduling.waves import Stream, StreamSizes, group_streams
+from hvp_engine.scheduling.waves import StreamSizes, group_streams
 from hvp_engine.system.formatting import format_bytes
 
 GRAPH_SHARE = 0.5  # of the budget for graphs that stay; the rest is for vectors and a second backward's temporaries

@@ -7,11 +7,10 @@ from dataclasses import dataclass
 
 import torch
 
-from hvp_engine.krylov.basis import Basis
+from hvp_engine.krylov.lanczos import Stream
+from hvp_engine.krylov.registry import bytes_per_stream
 
 WORK_VECTORS = 3  # per stream: the newest vector gathered, its product, and a temporary
-
-Stream = tuple[str, int]  # block and number of the probe
 
 
 @dataclass(frozen=True)
@@ -35,7 +34,7 @@ class StreamSizes:
     def bytes_of(self, block: str) -> int:
         """Return what one stream of a block takes: its basis and its work vectors."""
         numel = self.numel[block]
-        kept = Basis.bytes_per_stream(min(self.steps, numel), numel, self.dtype, self.store_dtype)
+        kept = bytes_per_stream(self.steps, numel, self.dtype, self.store_dtype)
         return kept + WORK_VECTORS * numel * self.dtype.itemsize
 
 

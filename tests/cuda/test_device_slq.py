@@ -22,9 +22,9 @@ from hvp_engine.krylov.settings import LanczosSettings
 pytestmark = pytest.mark.usefixtures("emulated_device")
 
 BACKENDS = ["cuda", "triton"]
-STEPS = 9  # the host looks after 8 of them
+STEPS = 9  # the host synchronises after 8 of them
 PROBES = {"cuda": 2, "triton": 1}  # the interpreter is slow
-# "ghostly" ends by breakdown after 3 steps, "short" at its length, between two looks of the host.
+# "ghostly" ends by breakdown after 3 steps, "short" at its length, between two synchronisations.
 EIGENVALUES = {
     "long": torch.linspace(-1, 4, 130),
     "ghostly": torch.tensor([0.5, 1.0, 5.0]).repeat_interleave(7),
@@ -142,7 +142,7 @@ def test_a_run_that_was_interrupted_goes_on_to_the_same_bits(backend, tmp_path):
 
 @pytest.mark.parametrize("backend", BACKENDS)
 @on_device
-def test_the_host_does_not_wait_between_two_looks(backend):
+def test_the_host_does_not_wait_between_two_synchronisations(backend):
     from emulated_device import interpreted_triton
 
     device = torch.device("cuda", 0)

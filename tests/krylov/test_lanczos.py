@@ -1,4 +1,4 @@
-"""Batched Lanczos gives the same T however rarely the host looks."""
+"""Batched Lanczos gives the same T however rarely the host synchronises."""
 
 from __future__ import annotations
 
@@ -41,13 +41,13 @@ def finish(state: BatchedLanczos) -> list[int]:
     return taken
 
 
-@pytest.mark.parametrize("look_every", [4, 5, 100])
+@pytest.mark.parametrize("sync_every", [4, 5, 100])
 @pytest.mark.parametrize(
     "settings", [{}, {"basis_dtype": torch.bfloat16}, {"reorthogonalize": "none"}], ids=["full", "bf16", "none"]
 )
-def test_rare_looks_change_no_result(look_every: int, settings: dict[str, Any]) -> None:
+def test_rare_synchronisations_change_no_result(sync_every: int, settings: dict[str, Any]) -> None:
     dtype = torch.float32 if settings else torch.float64
-    each, rare = (start(multiply, dtype, look_every=n, settings=settings) for n in (1, look_every))
+    each, rare = (start(multiply, dtype, sync_every=n, settings=settings) for n in (1, sync_every))
     finish(each)
     finish(rare)
     for found, wanted in zip(rare.state, each.state, strict=True):
@@ -56,14 +56,14 @@ def test_rare_looks_change_no_result(look_every: int, settings: dict[str, Any]) 
         assert each.steps.tolist() == [3, 3, 2, 2, STEPS, STEPS]
 
 
-def test_ended_streams_leave_the_sweeps_when_the_host_looks() -> None:
-    # That "short" ends after two steps is known without looking.
-    assert finish(start(multiply, look_every=1)) == [6, 6, 4] + [2] * 11
-    assert finish(start(multiply, look_every=4)) == [6, 6, 4, 4] + [2] * 10
+def test_ended_streams_leave_the_sweeps_when_the_host_synchronises() -> None:
+    # That "short" ends after two steps is known without synchronising.
+    assert finish(start(multiply, sync_every=1)) == [6, 6, 4] + [2] * 11
+    assert finish(start(multiply, sync_every=4)) == [6, 6, 4, 4] + [2] * 10
 
 
-def test_a_state_may_be_saved_only_after_a_look() -> None:
-    state = start(multiply, look_every=3)
+def test_a_state_may_be_saved_only_after_a_synchronisation() -> None:
+    state = start(multiply, sync_every=3)
     consistent = [state.consistent]
     for _ in range(6):
         state.step()
@@ -71,9 +71,9 @@ def test_a_state_may_be_saved_only_after_a_look() -> None:
     assert consistent == [True, False, False, True, False, False, True]
 
 
-@pytest.mark.parametrize("look_every", [1, 4])
+@pytest.mark.parametrize("sync_every", [1, 4])
 @pytest.mark.parametrize("fails_at", [5, 7])
-def test_a_product_that_is_not_finite_is_named_with_its_step(look_every: int, fails_at: int) -> None:
+def test_a_product_that_is_not_finite_is_named_with_its_step(sync_every: int, fails_at: int) -> None:
     calls = 0
 
     def failing(vectors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -84,22 +84,22 @@ def test_a_product_that_is_not_finite_is_named_with_its_step(look_every: int, fa
         calls += 1
         return products
 
-    state = start(failing, look_every=look_every)
+    state = start(failing, sync_every=sync_every)
     with pytest.raises(ObjectiveError, match=rf"block 'long' \(probe 1\) is not finite at step {fails_at}"):
         finish(state)
     assert calls <= 8
-    assert state.consistent == (look_every == 1)
+    assert state.consistent == (sync_every == 1)
 
 
 def test_a_run_that_is_resumed_in_the_middle_gives_the_same_result() -> None:
-    whole, first, second = (start(multiply, look_every=4) for _ in range(3))
+    whole, first, second = (start(multiply, sync_every=4) for _ in range(3))
     finish(whole)
     for _ in range(4):
         first.step()
     for mine, saved in zip(second.state, first.state, strict=True):
         mine.copy_(saved)
-    for name, basis in second.bases.items():
-        basis.store.copy_(first.bases[name].store)
+    second.basis.restore(0, 5, first.basis.export(0, 5))
+    second.basis.restore_window(first.basis.export_window())
     second.resume(4)
     finish(second)
     assert torch.equal(second.state.alphas, whole.state.alphas)

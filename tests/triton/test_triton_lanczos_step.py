@@ -73,15 +73,16 @@ def test_the_step_is_recorded_as_by_the_reference(interpreter, position, vector_
 def test_lanczos_on_the_triton_kernels_agrees_with_the_cpu(interpreter, monkeypatch, basis_dtype):
     diagonals = {"repeated": torch.tensor([0.0, 1.0, 5.0]).repeat_interleave(11), "long": torch.linspace(-1, 2, 64)}
 
-    def run(look_every):
+    def run(sync_every):
         starts = {
             b: {k: probe(0, b, k, len(d), "gaussian", torch.float32) for k in range(2)} for b, d in diagonals.items()
         }
         state = BatchedLanczos(
-            multiply, starts, LanczosSettings(6, "full", basis_dtype), torch.float32, torch.device("cpu"), look_every
+            multiply, starts, LanczosSettings(6, "full", basis_dtype), torch.float32, torch.device("cpu"), sync_every
         )
-        for basis in state.bases.values():
-            interpreter.reach(*(t for t in (basis.store, basis.window) if t is not None))
+        slots = [(b, k) for b in diagonals for k in range(2)]
+        targets = [target for position in range(6) for target in state.basis.targets(position, slots)]
+        interpreter.reach(*(t for target in targets for t in target if t is not None))
         while not state.finished:
             state.step()
         return state

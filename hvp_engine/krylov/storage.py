@@ -1,0 +1,168 @@
+"""The plain storages of Lanczos vectors: all of them exactly, all of them rounded, or the newest two."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from hvp_engine.errors import ConfigurationError
+from hvp_engine.kernels.reorthogonalize import reorthogonalize
+from hvp_engine.krylov.basis import Basis, Layout, Orthogonalized, Slot, Target, copy_exactly
+
+WINDOW = 2  # the three-term recurrence goes back to the last two vectors
+_COLUMNS = 1 << 16  # widened to fp64 at a time
+
+
+class WindowBasis(Basis):
+    """The newest two vectors, unrounded, and no others."""
+
+    keeps_all = False
+
+    def __init__(self, layout: Layout) -> None:
+        """Allocate."""
+        self._window = {
+            block: torch.empty(streams, min(WINDOW, capacity), numel, dtype=layout.dtype, device=layout.device)
+            for block, (streams, capacity, numel) in layout.shapes.items()
+        }
+
+    @staticmethod
+    def bytes_per_stream(capacity: int, numel: int, dtype: torch.dtype, store_dtype: torch.dtype | None) -> int:
+        """Return the bytes that one stream takes."""
+        return min(WINDOW, capacity) * numel * dtype.itemsize
+
+    def targets(self, position: int, slots: Sequence[Slot]) -> list[Target]:
+        """Return the rows of the vectors that are two positions older."""
+        return [(None, self._window[block][row, position % WINDOW]) for block, row in slots]
+
+    def newest(self, position: int, block: str) -> Tensor:
+        """Return the newest or second newest vectors of a block."""
+        return self._window[block][:, position % WINDOW]
+
+    def project(self, position: int, slots: Sequence[Slot], vectors: Sequence[Tensor]) -> Orthogonalized:
+        """Make vectors orthogonal to the newest two."""
+        windows = [self._window[block][row] for block, row in slots]
+        done = reorthogonalize(windows, vectors, [min(position + 1, WINDOW)] * len(vectors))
+        return Orthogonalized(done.coefficients[:, position % WINDOW], done.norms, done.lost)
+
+    def orthogonality(self, slot: Slot, count: int) -> float:
+        """Refuse: without the older vectors there is nothing to check."""
+        raise ConfigurationError(
+            "The orthogonality of a basis that is not kept cannot be measured; use reorthogonalize='full'."
+        )
+
+    def export(self, first: int, last: int) -> dict[str, Tensor]:
+        """Return nothing: no vector stays."""
+        return {}
+
+    def restore(self, first: int, last: int, exported: Mapping[str, Tensor]) -> None:
+        """Take back nothing."""
+        copy_exactly({}, exported)
+
+    def export_window(self) -> dict[str, Tensor]:
+        """Return the window: (streams, 2, numel) by block."""
+        return {block: window.cpu() for block, window in self._window.items()}
+
+    def restore_window(self, exported: Mapping[str, Tensor]) -> None:
+        """Take back the window."""
+        copy_exactly(self._window, exported)
+
+
+class FullBasis(Basis):
+    """All vectors in the working dtype."""
+
+    def __init__(self, layout: Layout) -> None:
+        """Allocate."""
+        self._store = {
+            block: torch.empty(shape, dtype=layout.store_dtype, device=layout.device)
+            for block, shape in layout.shapes.items()
+        }
+
+    @staticmethod
+    def bytes_per_stream(capacity: int, numel: int, dtype: torch.dtype, store_dtype: torch.dtype | None) -> int:
+        """Return the bytes that one stream takes."""
+        return capacity * numel * dtype.itemsize
+
+    def targets(self, position: int, slots: Sequence[Slot]) -> list[Target]:
+        """Return the vectors' rows."""
+        return [(self._store[block][row, position], None) for block, row in slots]
+
+    def newest(self, position: int, block: str) -> Tensor:
+        """Return the vectors of a block at a position."""
+        return self._store[block][:, position]
+
+    def project(self, position: int, slots: Sequence[Slot], vectors: Sequence[Tensor]) -> Orthogonalized:
+        """Make vectors orthogonal to all that are kept, in one kernel call."""
+        stores = [self._store[block][row] for block, row in slots]
+        done = reorthogonalize(stores, vectors, [position + 1] * len(vectors))
+        return Orthogonalized(done.coefficients[:, position], done.norms, done.lost)
+
+    def orthogonality(self, slot: Slot, count: int) -> float:
+        """Return the spectral norm of Q'Q - I over the first ``count`` vectors of a stream, accumulated in fp64."""
+        block, row = slot
+        store = self._store[block]
+        gram = torch.zeros(count, count, dtype=torch.float64, device=store.device)
+        for piece in torch.split(store[row, :count], _COLUMNS, dim=1):
+            wide = piece.double()
+            gram += wide @ wide.T
+        identity = torch.eye(count, dtype=torch.float64, device=gram.device)
+        return float(torch.linalg.matrix_norm(gram - identity, 2))
+
+    def export(self, first: int, last: int) -> dict[str, Tensor]:
+        """Return copies of the vectors, by block."""
+        return {block: rows.contiguous().cpu() for block, rows in self._between(first, last).items()}
+
+    def restore(self, first: int, last: int, exported: Mapping[str, Tensor]) -> None:
+        """Take the vectors back."""
+        copy_exactly(self._between(first, last), exported)
+
+    def _between(self, first: int, last: int) -> dict[str, Tensor]:
+        return {
+            block: store[:, first:last] for block, store in self._store.items() if first < min(last, store.shape[1])
+        }
+
+
+class RoundedBasis(FullBasis):
+    """All vectors in a narrower dtype that the kernels read and write, and the newest two unrounded beside them."""
+
+    def __init__(self, layout: Layout) -> None:
+        """Allocate."""
+        super().__init__(layout)
+        self._window = WindowBasis(layout)
+
+    @staticmethod
+    def bytes_per_stream(capacity: int, numel: int, dtype: torch.dtype, store_dtype: torch.dtype | None) -> int:
+        """Return the bytes that one stream takes."""
+        assert store_dtype is not None  # where none is kept, the window stands alone
+        window = WindowBasis.bytes_per_stream(capacity, numel, dtype, store_dtype)
+        return capacity * numel * store_dtype.itemsize + window
+
+    def targets(self, position: int, slots: Sequence[Slot]) -> list[Target]:
+        """Return the vectors' rows, rounded and unrounded."""
+        unrounded = self._window.targets(position, slots)
+        return [
+            (self._store[block][row, position], window)
+            for (block, row), (_, window) in zip(slots, unrounded, strict=True)
+        ]
+
+    def newest(self, position: int, block: str) -> Tensor:
+        """Return the newest or second newest vectors of a block, unrounded."""
+        return self._window.newest(position, block)
+
+    def project(self, position: int, slots: Sequence[Slot], vectors: Sequence[Tensor]) -> Orthogonalized:
+        """Make vectors orthogonal to the newest two unrounded ones, then to the rounded older ones."""
+        # The unrounded window first: it takes out the large components alpha and beta. What the rounded older vectors
+        # take out afterwards is small, so that their rounding is multiplied by something small.
+        recent = self._window.project(position, slots, vectors)
+        stores = [self._store[block][row] for block, row in slots]
+        older = reorthogonalize(stores, vectors, [max(0, position + 1 - WINDOW)] * len(vectors))
+        return Orthogonalized(recent.alphas, older.norms, torch.maximum(recent.loss, older.lost))
+
+    def export_window(self) -> dict[str, Tensor]:
+        """Return the window: (streams, 2, numel) by block."""
+        return self._window.export_window()
+
+    def restore_window(self, exported: Mapping[str, Tensor]) -> None:
+        """Take back the window."""
+        self._window.restore_window(exported)
