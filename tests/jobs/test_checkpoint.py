@@ -141,7 +141,7 @@ def test_a_job_that_was_refused_leaves_its_folder_to_the_next_one(
 
     case = mlp()
     with monkeypatch.context() as patch:
-        patch.setattr(f"hvp_engine.api.{stage}", refuse)
+        patch.setattr(f"hvp_engine.jobs.runner.{stage}", refuse)
         with pytest.raises(error):
             he.slq(case.model, case.loss, data=case.data, steps=5, probes=1, out=tmp_path)
     assert he.slq(case.model, case.loss, data=case.data, steps=3, probes=1, precision="fp64", out=tmp_path)

@@ -231,7 +231,7 @@ def test_a_basis_that_does_not_fit_shrinks_or_is_refused_with_the_ways_out() -> 
     narrow = he.plan(model, loss, data=data, device="v100-32gb", steps=80, probes=2)
     assert narrow.setting.basis == "bf16" and any("basis='bf16'" in note for note in narrow.notes)
     assert len(narrow.setting.waves) == 2
-    with pytest.raises(OutOfMemoryError, match=r"One stream of block 'full' .* Use fewer steps"):
+    with pytest.raises(OutOfMemoryError, match=r"One stream of block 'full' .* Use basis='bf16', .*fewer steps"):
         he.plan(model, loss, data=data, device="v100-16gb")
     with pytest.raises(OutOfMemoryError, match="The gradient graph of the smallest micro-batch needs about"):
         he.plan(model, loss, data=data, device="v100-16gb", memory=1000)
