@@ -13,6 +13,7 @@ from hvp_engine.errors import OutOfMemoryError
 from hvp_engine.problem.precision import Precision, working_dtype
 from hvp_engine.scheduling.scheduler import BATCHED_BYTES, BATCHED_STREAMS, GRAPH_SHARE, TRANSIENT
 from hvp_engine.scheduling.waves import group_streams, stream_bytes
+from hvp_engine.system.formatting import format_bytes, format_count
 
 BasisName = Literal["fp32", "bf16"]
 
@@ -111,7 +112,7 @@ def choose_microbatch(job: Job, graph: GraphSize, budget: int, microbatch: int |
     if need > budget:
         raise OutOfMemoryError(
             f"No setting fits: the gradient graph of the smallest micro-batch and its temporaries need about "
-            f"{_gib(need)} GiB, of {_gib(budget)} GiB. Use shorter sequences, a smaller model, activation "
+            f"{format_bytes(need)}, of {format_bytes(budget)}. Use shorter sequences, a smaller model, activation "
             "checkpointing, or a device with more memory."
         )
     return wanted
@@ -160,15 +161,11 @@ def _waves(job: Job, room: int, basis: BasisName) -> tuple[tuple[dict[str, int],
 
     def refuse(block: str, need: int) -> OutOfMemoryError:
         return OutOfMemoryError(
-            f"No setting fits: one stream of block {block!r} ({job.numel[block]:,} parameters, "
-            f"{min(job.steps, job.numel[block])} steps, {basis} basis) needs {_gib(need)} GiB beside the gradient "
-            f"graph, which leaves {_gib(max(room, 0))} GiB. Use fewer steps, reorthogonalize='none', smaller "
+            f"No setting fits: one stream of block {block!r} ({format_count(job.numel[block])} parameters, "
+            f"{min(job.steps, job.numel[block])} steps, {basis} basis) needs {format_bytes(need)} beside the gradient "
+            f"graph, which leaves {format_bytes(max(room, 0))}. Use fewer steps, reorthogonalize='none', smaller "
             "blocks, a smaller micro-batch, or a device with more memory."
         )
 
     waves, largest = group_streams(needs, job.probes, room, refuse)
     return tuple(dict(Counter(block for block, _ in wave)) for wave in waves), largest
-
-
-def _gib(size: float) -> str:
-    return f"{size / 2**30:.3g}"
