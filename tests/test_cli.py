@@ -123,7 +123,7 @@ def test_interruption_tells_how_to_go_on(
     monkeypatch.setattr(BatchedLanczos, "step", step)
     assert call(monkeypatch, "slq", target, "--steps", "3", "--probes", "1", "--quiet") == 130
     assert "same command again" in capsys.readouterr().err
-    monkeypatch.setattr(sys.modules["hvp_engine.doctor"], "doctor", step)
+    monkeypatch.setattr(sys.modules["hvp_engine.diagnosis.doctor"], "doctor", step)
     assert call(monkeypatch, "doctor", target) == 130
     assert capsys.readouterr().err == "Interrupted.\n"
 

@@ -21,7 +21,8 @@ from hvp_engine.planning.head_cost import planned_curvature
 from hvp_engine.planning.report import Alternative, JobPlan
 from hvp_engine.planning.setting import BasisName, GraphSize, Job, Setting, choose_microbatch, fit
 from hvp_engine.problem import batches as batch_tools
-from hvp_engine.problem.objective import Loss, check_ingredients
+from hvp_engine.problem.checks import check_ingredients
+from hvp_engine.problem.objective import Loss
 from hvp_engine.problem.precision import Precision, check_precision, product_dtype, working_dtype
 from hvp_engine.system import memory as device_memory
 
