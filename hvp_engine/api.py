@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 import hvp_engine
-from hvp_engine.blocks import BlockSpec, Part
+from hvp_engine.blocks import BlockPart, BlockSpec
 from hvp_engine.diagnosis.second_derivative import verify
 from hvp_engine.errors import OutOfMemoryError
 from hvp_engine.jobs.checkpoint import Checkpoint, refuse_foreign
@@ -272,7 +272,7 @@ def _described(operator: HessianOperator) -> dict[str, list[str]]:
     return {name: [_describe(part) for part in block.parts] for name, block in operator.partition.blocks.items()}
 
 
-def _describe(part: Part) -> str:
+def _describe(part: BlockPart) -> str:
     """A part in words that two runs can compare."""
     if part.index is None:
         return part.parameter

@@ -38,7 +38,7 @@ class Block:
 
 
 @dataclass(frozen=True)
-class Part:
+class BlockPart:
     """One tensor, or one indexed piece of a tensor, inside a resolved block."""
 
     parameter: str
@@ -56,7 +56,7 @@ class ResolvedBlock:
     """A block checked against a model: canonical parameter names, shapes, total size."""
 
     name: str
-    parts: tuple[Part, ...]
+    parts: tuple[BlockPart, ...]
     numel: int
 
     def split(self, vectors: Tensor) -> list[Tensor]:
@@ -255,7 +255,7 @@ def _resolve_one(names: _Names, block: Block) -> ResolvedBlock:
             f"Block {block.name!r}: parts must be (parameter name, index) pairs; the index None takes the whole "
             f"tensor: Block({block.name!r}, [('weight', None)])."
         )
-    parts: list[Part] = []
+    parts: list[BlockPart] = []
     for name, index in block.parts:
         canonical = names.lookup(name, block.name)
         parts.append(_resolve_part(names.parameters[canonical], canonical, index, block.name))
@@ -265,7 +265,7 @@ def _resolve_one(names: _Names, block: Block) -> ResolvedBlock:
     return ResolvedBlock(block.name, tuple(parts), sum(part.numel for part in parts))
 
 
-def _resolve_part(parameter: Tensor, name: str, index: Index, block: str) -> Part:
+def _resolve_part(parameter: Tensor, name: str, index: Index, block: str) -> BlockPart:
     if parameter.is_complex():
         raise BlockError(
             f"Block {block!r}: parameter {name!r} is complex; a Hessian is that of real numbers: keep real and "
@@ -290,7 +290,7 @@ def _resolve_part(parameter: Tensor, name: str, index: Index, block: str) -> Par
     shape = parameter.shape if index is None else parameter.detach()[index].shape
     if shape.numel() == 0:
         raise BlockError(f"{where} selects no entry.")
-    return Part(name, index, shape, shape.numel())
+    return BlockPart(name, index, shape, shape.numel())
 
 
 def _has_integer_bounds(piece: slice) -> bool:
@@ -298,9 +298,9 @@ def _has_integer_bounds(piece: slice) -> bool:
     return all(bound is None or hasattr(bound, "__index__") for bound in (piece.start, piece.stop, piece.step))
 
 
-def _refuse_overlap(names: _Names, parts: list[Part], block: str) -> None:
+def _refuse_overlap(names: _Names, parts: list[BlockPart], block: str) -> None:
     """Refuse an entry that stands twice in one block: its Hessian would be singular in a way nobody meant."""
-    by_parameter: dict[str, list[Part]] = {}
+    by_parameter: dict[str, list[BlockPart]] = {}
     for part in parts:
         by_parameter.setdefault(part.parameter, []).append(part)
     for name, shared in by_parameter.items():

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.autograd.function import BackwardCFunction
 from torch.autograd.graph import Node
 
-from hvp_engine.blocks import Part, ResolvedBlock
+from hvp_engine.blocks import BlockPart, ResolvedBlock
 from hvp_engine.diagnosis.report import Finding
 from hvp_engine.diagnosis.source import users_line_of_text
 from hvp_engine.diagnosis.trace import Trace
@@ -98,7 +98,7 @@ def failed_backward(error: Exception, stacks: str) -> Finding:
 
 def _second_backward(graph: GradientGraph) -> Finding | None:
     """Multiply the Hessian of all parameters of the blocks by a vector of ones; what stopped it, if anything."""
-    parts = tuple(Part(n, None, p.shape, p.numel()) for n, p in graph.parameters.items())
+    parts = tuple(BlockPart(n, None, p.shape, p.numel()) for n, p in graph.parameters.items())
     union = ResolvedBlock("union", parts, sum(part.numel for part in parts))
     first = next(iter(graph.parameters.values()))
     vector = torch.ones(1, union.numel, dtype=first.dtype, device=first.device)

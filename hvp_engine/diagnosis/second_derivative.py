@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from hvp_engine.blocks import Part, Partition, ResolvedBlock
+from hvp_engine.blocks import BlockPart, Partition, ResolvedBlock
 from hvp_engine.errors import HvpEngineError, SecondDerivativeError
 from hvp_engine.krylov.probes import probe
 from hvp_engine.operators.gradient_graph import GradientGraph
@@ -77,7 +77,7 @@ class DerivativeCheck:
         self._objective = objective
         self._parameters = {name: objective.parameters[name] for name in names}
         self._batch = batch
-        parts = tuple(Part(name, None, p.shape, p.numel()) for name, p in self._parameters.items())
+        parts = tuple(BlockPart(name, None, p.shape, p.numel()) for name, p in self._parameters.items())
         self.union = ResolvedBlock("union of all blocks", parts, sum(part.numel for part in parts))
         with objective.arithmetic():
             with memory.saved_dtypes() as dtypes:
