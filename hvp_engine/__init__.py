@@ -16,8 +16,9 @@ from hvp_engine.errors import HvpEngineError
 from hvp_engine.operators.hessian import HessianOperator
 from hvp_engine.planning.plan import plan
 from hvp_engine.planning.report import JobPlan
+from hvp_engine.results.estimate import Estimate
 from hvp_engine.results.spectra import Spectra
-from hvp_engine.results.spectrum import Estimate, Spectrum
+from hvp_engine.results.spectrum import Spectrum
 
 __all__ = [
     "Block",

@@ -38,7 +38,7 @@ class Block:
 
 
 @dataclass(frozen=True)
-class Part:
+class BlockPart:
     """One tensor, or one indexed piece of a tensor, inside a resolved block."""
 
     parameter: str
@@ -47,7 +47,7 @@ class Part:
     numel: int
 
     def take(self, tensor: Tensor) -> Tensor:
-        """The piece of a tensor shaped like the parameter."""
+        """Take the piece of a tensor shaped like the parameter."""
         return tensor if self.index is None else tensor[self.index]
 
 
@@ -56,11 +56,11 @@ class ResolvedBlock:
     """A block checked against a model: canonical parameter names, shapes, total size."""
 
     name: str
-    parts: tuple[Part, ...]
+    parts: tuple[BlockPart, ...]
     numel: int
 
     def split(self, vectors: Tensor) -> list[Tensor]:
-        """Views of flat vectors (..., numel) as one tensor per part, (..., followed by the part's shape)."""
+        """View flat vectors (..., numel) as one tensor per part, (..., followed by the part's shape)."""
         pieces = torch.split(vectors, [part.numel for part in self.parts], dim=-1)
         return [
             piece.reshape((*vectors.shape[:-1], *part.shape)) for piece, part in zip(pieces, self.parts, strict=True)
@@ -119,7 +119,7 @@ class _Names:
                 self.notes[f"{alias} is tied to {name}: one parameter, counted once"] = None
 
     def lookup(self, name: str, block: str) -> str:
-        """Canonical name of one parameter given by any of its names."""
+        """Return the canonical name of one parameter given by any of its names."""
         if name not in self.canonical:
             near = difflib.get_close_matches(name, self.canonical, n=3, cutoff=0.4)
             hint = f" Did you mean {', '.join(map(repr, near))}?" if near else ""
@@ -132,7 +132,7 @@ class _Names:
         return canonical
 
     def match(self, patterns: Sequence[str], block: str) -> list[str]:
-        """Canonical names of the trainable parameters that match any pattern, in model order."""
+        """List the canonical names of the trainable parameters that match any pattern, in model order."""
         found: set[str] = set()
         frozen: set[str] = set()
         for pattern in patterns:
@@ -220,7 +220,7 @@ def _expand(model: nn.Module, names: _Names, blocks: BlockSpec) -> list[Block]:
 
 
 def _listed(patterns: object, what: str) -> list[str]:
-    """Names or globs given as one string or as several."""
+    """List names or globs given as one string or as several."""
     listed: list[object] = [patterns]
     if isinstance(patterns, Iterable) and not isinstance(patterns, str):
         listed = list(patterns)
@@ -236,7 +236,7 @@ def _listed(patterns: object, what: str) -> list[str]:
 
 
 def _per_module(model: nn.Module, names: _Names) -> list[Block]:
-    """One block per module that owns parameters; a tied parameter stays with its first owner."""
+    """Make one block per module that owns parameters; a tied parameter stays with its first owner."""
     trainable = set(names.trainable())
     owners: dict[str, list[str]] = {}
     for name in names.parameters:
@@ -255,7 +255,7 @@ def _resolve_one(names: _Names, block: Block) -> ResolvedBlock:
             f"Block {block.name!r}: parts must be (parameter name, index) pairs; the index None takes the whole "
             f"tensor: Block({block.name!r}, [('weight', None)])."
         )
-    parts: list[Part] = []
+    parts: list[BlockPart] = []
     for name, index in block.parts:
         canonical = names.lookup(name, block.name)
         parts.append(_resolve_part(names.parameters[canonical], canonical, index, block.name))
@@ -265,7 +265,7 @@ def _resolve_one(names: _Names, block: Block) -> ResolvedBlock:
     return ResolvedBlock(block.name, tuple(parts), sum(part.numel for part in parts))
 
 
-def _resolve_part(parameter: Tensor, name: str, index: Index, block: str) -> Part:
+def _resolve_part(parameter: Tensor, name: str, index: Index, block: str) -> BlockPart:
     if parameter.is_complex():
         raise BlockError(
             f"Block {block!r}: parameter {name!r} is complex; a Hessian is that of real numbers: keep real and "
@@ -281,7 +281,7 @@ def _resolve_part(parameter: Tensor, name: str, index: Index, block: str) -> Par
         index = torch.where(index < 0, index + size, index).to(parameter.device)
     elif index is not None:
         pieces = index if isinstance(index, tuple) else (index,)
-        if not all(isinstance(piece, slice) and _whole(piece) for piece in pieces):
+        if not all(isinstance(piece, slice) and _has_integer_bounds(piece) for piece in pieces):
             raise BlockError(f"{where} must be None, a slice of integers, a tuple of those or a 1-d integer tensor.")
         if len(pieces) > parameter.dim():
             raise BlockError(f"{where} has {len(pieces)} slices for {parameter.dim()} dimensions.")
@@ -290,17 +290,17 @@ def _resolve_part(parameter: Tensor, name: str, index: Index, block: str) -> Par
     shape = parameter.shape if index is None else parameter.detach()[index].shape
     if shape.numel() == 0:
         raise BlockError(f"{where} selects no entry.")
-    return Part(name, index, shape, shape.numel())
+    return BlockPart(name, index, shape, shape.numel())
 
 
-def _whole(piece: slice) -> bool:
-    """Whether the bounds and the step of a slice are integers or left out."""
+def _has_integer_bounds(piece: slice) -> bool:
+    """Say whether the bounds and the step of a slice are integers or left out."""
     return all(bound is None or hasattr(bound, "__index__") for bound in (piece.start, piece.stop, piece.step))
 
 
-def _refuse_overlap(names: _Names, parts: list[Part], block: str) -> None:
-    """An entry that stands twice in one block would make its Hessian singular in a way nobody meant."""
-    by_parameter: dict[str, list[Part]] = {}
+def _refuse_overlap(names: _Names, parts: list[BlockPart], block: str) -> None:
+    """Refuse an entry that stands twice in one block: its Hessian would be singular in a way nobody meant."""
+    by_parameter: dict[str, list[BlockPart]] = {}
     for part in parts:
         by_parameter.setdefault(part.parameter, []).append(part)
     for name, shared in by_parameter.items():
@@ -317,7 +317,7 @@ def _refuse_overlap(names: _Names, parts: list[Part], block: str) -> None:
 
 
 def heads(model: nn.Module, names: str | Sequence[str], num_heads: int, *, dim: int = 0) -> list[Block]:
-    """One block per attention head of each named projection.
+    """Make one block per attention head of each named projection.
 
     Args:
         model: The model.
@@ -335,7 +335,7 @@ def heads(model: nn.Module, names: str | Sequence[str], num_heads: int, *, dim: 
 
 
 def rows(model: nn.Module, names: str | Sequence[str]) -> list[Block]:
-    """One block per row of each named tensor: one per output neuron of a linear or convolution weight.
+    """Make one block per row of each named tensor: one per output neuron of a linear or convolution weight.
 
     Args:
         model: The model.

@@ -223,7 +223,7 @@ def plot(
 
 
 def _print(spectra: Spectra) -> None:
-    _console().print(summary_table(spectra))
+    _console().print(summary_table(spectra, spectra.js_distance()))
 
 
 def _console() -> Console:

@@ -19,7 +19,7 @@ IGNORE = -100  # the label that cross-entropy leaves out, in PyTorch and Hugging
 
 
 def causal_lm(model: nn.Module, batch: Any) -> tuple[Tensor, Tensor]:
-    """Next-token cross-entropy summed over tokens, and the number of tokens it was summed over.
+    """Compute next-token cross-entropy summed over tokens, and the number of tokens it was summed over.
 
     Args:
         model: Maps token ids (batch, tokens) to logits (batch, tokens, vocabulary).
@@ -44,7 +44,7 @@ def causal_lm(model: nn.Module, batch: Any) -> tuple[Tensor, Tensor]:
 
 
 def masked_lm(model: nn.Module, batch: Any) -> tuple[Tensor, Tensor]:
-    """Masked-token cross-entropy: targets of -100 are not predicted and do not count.
+    """Compute masked-token cross-entropy: targets of -100 are not predicted and do not count.
 
     Args:
         model: Maps token ids (batch, tokens) to logits (batch, tokens, vocabulary).
@@ -57,7 +57,7 @@ def masked_lm(model: nn.Module, batch: Any) -> tuple[Tensor, Tensor]:
 
 
 def classification(model: nn.Module, batch: Any) -> tuple[Tensor, Tensor]:
-    """Cross-entropy over classes, summed over samples, and the number of samples.
+    """Compute cross-entropy over classes, summed over samples, and the number of samples.
 
     Args:
         model: Maps inputs to logits (batch, classes).
@@ -89,7 +89,7 @@ def _pair(batch: Any, loss: str) -> tuple[Any, Tensor]:
 
 
 def _logits(output: Any) -> Tensor:
-    """The logits in whatever a model returns, in at least float32."""
+    """Find the logits in whatever a model returns, in at least float32."""
     if hasattr(output, "logits"):
         output = output.logits
     elif isinstance(output, (tuple, list)):

@@ -44,8 +44,8 @@ def measure_costs(objective: Objective, partition: Partition, batch: Any, second
         started = time.monotonic()
         try:
             if not costs:
-                _measure(objective, partition, chosen, size, piece)  # the first call of everything is slow
-            costs.append(_measure(objective, partition, chosen, size, piece))
+                _measured_cost(objective, partition, chosen, size, piece)  # the first call of everything is slow
+            costs.append(_measured_cost(objective, partition, chosen, size, piece))
         except ObjectiveError:  # a mean over samples whose targets are all ignored, say
             continue
         spent = time.monotonic() - started
@@ -64,10 +64,10 @@ def _pieces(batch: Any) -> Iterator[tuple[int | None, Any]]:
     yield size, batch
 
 
-def _measure(
+def _measured_cost(
     objective: Objective, partition: Partition, blocks: list[ResolvedBlock], size: int | None, batch: Any
 ) -> Cost:
-    """One row: time with a heap that keeps its memory, as the engine does, then weigh with one that gives it back."""
+    """Time one size with a heap that keeps its memory, as the engine does, then weigh it with one that does not."""
     parameters = {name: objective.parameters[name] for name in partition.parameters}
     kept: list[Tensor] = list(parameters.values())
 
@@ -96,7 +96,7 @@ def _measure(
 
 
 def _now(device: torch.device) -> float:
-    """Time when all work given to the device is done."""
+    """Read the clock when all work given to the device is done."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     return time.perf_counter()

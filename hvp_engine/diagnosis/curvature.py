@@ -6,11 +6,11 @@ import time
 from typing import Any
 
 from hvp_engine.blocks import Partition
-from hvp_engine.diagnosis.model import first_names
 from hvp_engine.diagnosis.report import BlockCheck, Finding
-from hvp_engine.diagnosis.second_derivative import SecondDerivativeTest, Verification, describe, in_widest_arithmetic
+from hvp_engine.diagnosis.second_derivative import DerivativeCheck, Verification, describe, in_widest_arithmetic
 from hvp_engine.errors import SecondDerivativeError
 from hvp_engine.problem.objective import Objective
+from hvp_engine.system.formatting import first_names
 
 _SUSPECTS = 5
 
@@ -36,15 +36,15 @@ def examine_blocks(
 
     def examine(widened: Objective, piece: Any) -> None:
         checks.clear()
-        test = SecondDerivativeTest(widened, partition.parameters, piece)
-        whole = test.measure(test.union)
+        test = DerivativeCheck(widened, partition.parameters, piece)
+        union = test.measure(test.union)
         if len(partition.blocks) > 1:
-            checks.append(_check(test.union.name, test.union.numel, whole))
+            checks.append(_check(test.union.name, test.union.numel, union))
         for name, block in partition.blocks.items():
             if time.monotonic() > deadline:
                 return
             try:
-                checks.append(_check(name, block.numel, test.measure(block, whole.curvature)))
+                checks.append(_check(name, block.numel, test.measure(block, union.curvature)))
             except SecondDerivativeError as error:
                 failures.setdefault(str(error), []).append(name)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
@@ -47,18 +47,20 @@ def examine_data(data: Iterable[Any], seconds: float) -> Passes:
         passes.findings.append(Finding("warning", "unordered-data", message, fix=_LIST))
     first: list[str] = []
     sizes: list[int | None] = []
-    most = -1
     deadline = time.monotonic() + seconds
     complete = True
-    for batch in data:
-        if first and time.monotonic() > deadline:
-            complete = False
-            break
-        first.append(batches.fingerprint(batch))
-        sizes.append(batches.leading(batch))
-        numbers = sum(tensor.numel() for tensor in batches.tensors(batch))
-        if numbers > most:
-            passes.batch, most = batch, numbers
+
+    def read() -> Iterator[Any]:
+        nonlocal complete
+        for batch in data:
+            if first and time.monotonic() > deadline:
+                complete = False
+                return
+            first.append(batches.fingerprint(batch))
+            sizes.append(batches.leading(batch))
+            yield batch
+
+    passes.batch = batches.largest(read())
     # Of a complete pass, a second one that goes on is noticed too.
     second = [batches.fingerprint(batch) for batch in islice(data, len(first) + 1 if complete else len(first))]
     passes.findings += _compare(data, first, second)

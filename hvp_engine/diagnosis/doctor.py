@@ -6,7 +6,7 @@ import time
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,16 +15,18 @@ from hvp_engine.blocks import Block, BlockSpec, Partition, resolve
 from hvp_engine.diagnosis.cost import measure_costs
 from hvp_engine.diagnosis.curvature import examine_blocks
 from hvp_engine.diagnosis.data import Passes, examine_data
-from hvp_engine.diagnosis.model import examine_model, first_names, settled
+from hvp_engine.diagnosis.model import eval_and_eager, examine_model
 from hvp_engine.diagnosis.operations import examine_graph, failed_backward, suspects
-from hvp_engine.diagnosis.report import SEVERITIES, Finding, Report
+from hvp_engine.diagnosis.report import SEVERITIES, Diagnosis, Finding
 from hvp_engine.diagnosis.source import users_line_of_error
 from hvp_engine.diagnosis.trace import Trace, without_reentrancy
 from hvp_engine.errors import ConfigurationError, HvpEngineError, NotFiniteError, ObjectiveError
 from hvp_engine.operators.gradient_graph import GradientGraph
 from hvp_engine.problem import batches
+from hvp_engine.problem.checks import check_module
 from hvp_engine.problem.objective import Loss, Objective
 from hvp_engine.problem.precision import Precision, check_precision
+from hvp_engine.system.formatting import first_names
 
 _SHARES = {"data": 0.2, "blocks": 0.5, "cost": 0.3}  # of the time
 
@@ -33,12 +35,12 @@ _SHARES = {"data": 0.2, "blocks": 0.5, "cost": 0.3}  # of the time
 def doctor(
     model: nn.Module,
     loss: Loss,
-    blocks: Any = None,
+    blocks: BlockSpec = None,
     *,
     data: Iterable[Any] | None = None,
     precision: Precision = "fp32",
     seconds: float = 60.0,
-) -> Report:
+) -> Diagnosis:
     """Examine a model, a loss and data before hours of work with their Hessian.
 
     Looks for operations without second derivative and for silently wrong ones (symmetry u'Hv = v'Hu and central
@@ -50,7 +52,7 @@ def doctor(
     Args:
         model: The network; as it was afterwards.
         loss: ``loss(model, batch)``, or ``loss(model)`` when there is no data, as for :func:`hvp_engine.slq`.
-        blocks: See :func:`hvp_engine.blocks.resolve`. Data given in this place is taken as data.
+        blocks: See :func:`hvp_engine.blocks.resolve`.
         data: Re-iterable of batches.
         precision: Arithmetic of the job; the tests of the second derivative run in float64 where the model can.
         seconds: About how long to examine; blocks, batches and sizes that are not reached are left out.
@@ -59,20 +61,22 @@ def doctor(
         The report; ``report.ok`` says whether the job can be started.
 
     Raises:
-        ConfigurationError: ``model`` is no module, or ``precision`` is unknown.
+        ConfigurationError: ``model`` is no module, ``blocks`` is data, or ``precision`` is unknown.
         BlockError: The block specification does not fit the model.
     """
     started = time.monotonic()
     check_precision(precision)
-    if not isinstance(model, nn.Module):
-        raise ConfigurationError(f"model must be a torch.nn.Module, not {type(model).__name__}.")
-    if data is None and not _is_block_spec(blocks):
-        blocks, data = None, blocks
-    partition = resolve(model, cast(BlockSpec, blocks))
-    report = Report(examine_model(model, partition), block_count=len(partition.blocks))
+    check_module(model)
+    if data is None and not _names_blocks(blocks):
+        raise ConfigurationError(
+            f"The third argument of doctor is blocks, and this {type(blocks).__name__} names none; if it is the data, "
+            "pass data=... by name."
+        )
+    partition = resolve(model, blocks)
+    report = Diagnosis(examine_model(model, partition), block_count=len(partition.blocks))
     with ExitStack() as stack, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # what PyTorch warns of here is reported in other words, or harmless
-        stack.enter_context(settled(model))
+        stack.enter_context(eval_and_eager(model))
         stack.enter_context(without_reentrancy())
         _Examination(report, model, loss, partition, data, precision, seconds).run()
     report.findings.sort(key=lambda finding: SEVERITIES.index(finding.severity))
@@ -85,7 +89,7 @@ class _Examination:
 
     def __init__(
         self,
-        report: Report,
+        report: Diagnosis,
         model: nn.Module,
         loss: Loss,
         partition: Partition,
@@ -117,7 +121,7 @@ class _Examination:
         self._examine_derivatives(steady, batch)
 
     def _examine_derivatives(self, objective: Objective, batch: Any) -> None:
-        """Operations, numerical tests and costs of a loss that is the same in every evaluation."""
+        """Examine operations, test blocks and measure costs of a loss that is the same in every evaluation."""
         trace = Trace()
         graph = self._trace(objective, batch, trace)
         if graph is None:
@@ -184,14 +188,14 @@ class _Examination:
                 except ObjectiveError:  # a mean over samples whose targets are all ignored, say
                     total, weight = objective.evaluate(batch)
                 trace.finish(total)
-                with warnings.catch_warnings(record=True) as told:
+                with warnings.catch_warnings(record=True) as caught:
                     warnings.simplefilter("always")
                     graph = GradientGraph(total, weight, parameters)
                 self._report.findings += examine_graph(graph, trace)
             except ObjectiveError as error:
                 self._add_failure(error)
             except (HvpEngineError, RuntimeError) as error:
-                self._report.findings.append(failed_backward(error, "".join(str(w.message) for w in told)))
+                self._report.findings.append(failed_backward(error, "".join(str(w.message) for w in caught)))
         for module, line in trace.reentrant:
             self._add(
                 "error",
@@ -226,7 +230,7 @@ class _Examination:
             )
 
     def _add_failure(self, error: Exception) -> None:
-        """A loss that raised or is not finite."""
+        """Report a loss that raised or is not finite."""
         code = "loss-not-finite" if isinstance(error, NotFiniteError) else "loss-fails"
         line = None if error.__cause__ is None else users_line_of_error(error.__cause__)
         self._add("error", code, str(error), line=line)
@@ -244,7 +248,7 @@ class _Examination:
 
 
 def _seeded(loss: Loss) -> Loss:
-    """The loss with the same random numbers in every call."""
+    """Give the loss the same random numbers in every call."""
 
     def fixed(*arguments: Any) -> Any:
         with torch.random.fork_rng():
@@ -254,8 +258,8 @@ def _seeded(loss: Loss) -> Loss:
     return fixed
 
 
-def _is_block_spec(value: Any) -> bool:
-    """Whether a value can only be meant as blocks, not as data."""
+def _names_blocks(value: object) -> bool:
+    """Say whether a value can only be meant as blocks, not as data."""
     if value is None or isinstance(value, (str, Block)):
         return True
     if isinstance(value, Mapping):

@@ -12,7 +12,8 @@ from torch import nn
 from hvp_engine.blocks import Partition
 from hvp_engine.diagnosis.operations import compiled
 from hvp_engine.diagnosis.report import Finding
-from hvp_engine.problem.objective import active_dropout, training_batchnorm
+from hvp_engine.problem.checks import active_dropout, training_batchnorm
+from hvp_engine.system.formatting import first_names
 
 _NARROW = (torch.bfloat16, torch.float16)
 _EVAL = "call model.eval(), or set the probability to 0"
@@ -66,7 +67,7 @@ def examine_model(model: nn.Module, partition: Partition) -> list[Finding]:
 
 
 def compiled_modules(model: nn.Module) -> list[str]:
-    """Names of the modules that run through torch.compile."""
+    """List the modules that run through torch.compile."""
     return [
         name
         for name, module in model.named_modules()
@@ -74,16 +75,11 @@ def compiled_modules(model: nn.Module) -> list[str]:
     ]
 
 
-def first_names(names: list[str], shown: int = 5) -> str:
-    """The first of some names, and dots where there are more."""
-    return ", ".join(names[:shown]) + (", ..." if len(names) > shown else "")
-
-
 @contextlib.contextmanager
-def settled(model: nn.Module) -> Iterator[None]:
-    """Put what draws random numbers or is compiled out of action meanwhile, so that the rest can be examined."""
-    restless = set(active_dropout(model)) | set(training_batchnorm(model))
-    changed = [module for name, module in model.named_modules() if (name or type(module).__name__) in restless]
+def eval_and_eager(model: nn.Module) -> Iterator[None]:
+    """Hold dropout and BatchNorm layers in eval mode and compiled modules eager, so that the rest can be examined."""
+    training = set(active_dropout(model)) | set(training_batchnorm(model))
+    changed = [module for name, module in model.named_modules() if (name or type(module).__name__) in training]
     eager = contextlib.nullcontext()
     if "torch._dynamo" in sys.modules and compiled_modules(model):
         eager = torch.compiler.set_stance("force_eager")

@@ -1,4 +1,4 @@
-"""Reads the graph of the gradient: operations without second derivative, and suspects of a wrong one."""
+"""Operations without second derivative in the graph of the gradient, and suspects of a wrong one."""
 
 from __future__ import annotations
 
@@ -12,11 +12,12 @@ from torch import Tensor
 from torch.autograd.function import BackwardCFunction
 from torch.autograd.graph import Node
 
-from hvp_engine.blocks import Part, ResolvedBlock
+from hvp_engine.blocks import BlockPart, ResolvedBlock
 from hvp_engine.diagnosis.report import Finding
 from hvp_engine.diagnosis.source import users_line_of_text
-from hvp_engine.diagnosis.trace import Trace, nodes_behind, operation_of, parent_of, root_of
+from hvp_engine.diagnosis.trace import Trace
 from hvp_engine.errors import SecondDerivativeError
+from hvp_engine.operators.autograd_nodes import nodes_behind, operation_of, parent_of, root_of
 from hvp_engine.operators.gradient_graph import GradientGraph, fix_for
 
 _ERROR_NODES = ("Error", "NotImplemented", "DelayedError")
@@ -53,7 +54,7 @@ def examine_graph(graph: GradientGraph, trace: Trace) -> list[Finding]:
 
 
 def compiled(what: str, module: str | None, line: str | None = None) -> Finding:
-    """A compiled part of the model, which has no second derivative."""
+    """Make the finding about a compiled part of the model, which has no second derivative."""
     return Finding(
         "error",
         "compiled-module",
@@ -65,7 +66,7 @@ def compiled(what: str, module: str | None, line: str | None = None) -> Finding:
 
 
 def suspects(trace: Trace, gradients: list[Tensor | None]) -> list[str]:
-    """What may have made a second derivative wrong, in words with module and line, the likeliest first."""
+    """List what may have made a second derivative wrong, in words with module and line, the likeliest first."""
     from_inputs = _differentiated_functions(gradients)
     ranked: list[tuple[int, str]] = []
     for node in trace.nodes:
@@ -84,7 +85,7 @@ def suspects(trace: Trace, gradients: list[Tensor | None]) -> list[str]:
 
 
 def failed_backward(error: Exception, stacks: str) -> Finding:
-    """A backward pass that raised, located by what anomaly mode printed."""
+    """Make the finding about a backward pass that raised, located by what anomaly mode printed."""
     return Finding(
         "error",
         "backward-fails",
@@ -97,16 +98,16 @@ def failed_backward(error: Exception, stacks: str) -> Finding:
 
 def _second_backward(graph: GradientGraph) -> Finding | None:
     """Multiply the Hessian of all parameters of the blocks by a vector of ones; what stopped it, if anything."""
-    parts = tuple(Part(n, None, p.shape, p.numel()) for n, p in graph.parameters.items())
+    parts = tuple(BlockPart(n, None, p.shape, p.numel()) for n, p in graph.parameters.items())
     union = ResolvedBlock("union", parts, sum(part.numel for part in parts))
     first = next(iter(graph.parameters.values()))
     vector = torch.ones(1, union.numel, dtype=first.dtype, device=first.device)
-    with warnings.catch_warnings(record=True) as told:
+    with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         try:
             graph.product(union, vector, torch.zeros_like(vector), batched=False)
         except (SecondDerivativeError, RuntimeError) as error:
-            stacks = "".join(str(warning.message) for warning in told)
+            stacks = "".join(str(warning.message) for warning in caught)
             located = failed_backward(error, stacks)
             if isinstance(error, SecondDerivativeError):
                 message, _, fix = str(error).rstrip(".").partition("; ")
@@ -127,7 +128,7 @@ def _missing(node: Node, trace: Trace) -> Finding:
 
 
 def _refuses(node: Node) -> bool:
-    """Whether a node that a backward pass created has no derivative of its own."""
+    """Say whether a node that a backward pass created has no derivative of its own."""
     described = getattr(node, "_input_metadata", None)
     if described is None or isinstance(node, BackwardCFunction):
         return False
@@ -142,7 +143,7 @@ def _refuses(node: Node) -> bool:
 
 
 def _is_custom(node: Node) -> bool:
-    """Whether a node is an autograd.Function that neither PyTorch nor this package wrote."""
+    """Say whether a node is an autograd.Function that neither PyTorch nor this package wrote."""
     forward = getattr(node, "_forward_cls", None)
     return forward is not None and not forward.__module__.startswith(("hvp_engine.", "torch."))
 
@@ -155,7 +156,7 @@ def _once_differentiable(node: Node) -> bool:
 
 
 def _differentiated_functions(gradients: list[Tensor | None]) -> set[Node]:
-    """Forward nodes whose backward pass used what the forward pass made, as far as the gradient's graph shows."""
+    """Find the forward nodes whose backward pass used what the forward pass made, as far as the graph shows."""
     used = set()
     for node in nodes_behind(gradients):
         parent = parent_of(node)
@@ -174,5 +175,5 @@ def _module(trace: Trace, node: Node) -> str:
 
 
 def _innermost_stack(text: str) -> str:
-    """Of the stacks that anomaly mode printed, the one of the forward pass: it comes last."""
+    """Cut the stack of the forward pass, which comes last, out of those that anomaly mode printed."""
     return text.rpartition("Traceback of forward call")[2]

@@ -13,7 +13,7 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from hvp_engine.system.formatting import format_count, format_number
+from hvp_engine.system.formatting import format_bytes, format_count, format_number, format_time
 
 Severity = Literal["error", "warning", "note"]
 SEVERITIES: tuple[Severity, ...] = ("error", "warning", "note")
@@ -92,8 +92,8 @@ class Cost:
 
 
 @dataclass
-class Report:
-    """All findings, and what was measured.
+class Diagnosis:
+    """What the doctor reports: all findings, and what was measured.
 
     Attributes:
         findings: Errors first, then warnings, then notes.
@@ -119,11 +119,11 @@ class Report:
         return not self.of("error")
 
     def of(self, severity: Severity) -> list[Finding]:
-        """The findings of one severity."""
+        """List the findings of one severity."""
         return [finding for finding in self.findings if finding.severity == severity]
 
     def job_seconds(self, steps: int = 100, probes: int = 10) -> float | None:
-        """Estimated time of a job over all blocks, extrapolated from the fastest micro-batch size.
+        """Estimate the time of a job over all blocks, extrapolated from the fastest micro-batch size.
 
         Args:
             steps: Lanczos steps.
@@ -141,7 +141,7 @@ class Report:
         return min(times, default=None)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain data that JSON can hold; a measurement that does not apply (nan) is None."""
+        """Convert to plain data that JSON can hold; a measurement that does not apply (nan) is None."""
         plain: dict[str, Any] = {
             "ok": self.ok,
             "findings": [{**asdict(finding), "where": finding.where} for finding in self.findings],
@@ -157,17 +157,17 @@ class Report:
         return cleaned
 
     def to_json(self) -> str:
-        """The report as indented JSON."""
+        """Write the report as indented JSON."""
         return json.dumps(self.to_dict(), indent=2, allow_nan=False)
 
     def __str__(self) -> str:
-        """The report as plain text."""
+        """Write the report as plain text."""
         buffer = io.StringIO()
         Console(file=buffer, width=120, color_system=None, legacy_windows=False).print(self)
         return "\n".join(line.rstrip() for line in buffer.getvalue().splitlines())
 
     def __rich__(self) -> RenderableType:
-        """The report for a terminal."""
+        """Lay the report out for a terminal."""
         parts: list[RenderableType] = [_verdict(self)]
         parts += [_described(finding) for finding in self.findings]
         if self.blocks:
@@ -179,14 +179,14 @@ class Report:
             parts.append(
                 Text(
                     f"A job of 100 steps x 10 probes over {self.block_count} block(s) and {self.samples} samples needs "
-                    f"about {_duration(seconds)} of products."
+                    f"about {format_time(seconds)} of products."
                 )
             )
-        parts.append(Text(f"Examined in {self.seconds:.1f} s."))
+        parts.append(Text(f"Examined in {format_time(self.seconds)}."))
         return Group(*parts)
 
 
-def _verdict(report: Report) -> Text:
+def _verdict(report: Diagnosis) -> Text:
     errors, warnings = len(report.of("error")), len(report.of("warning"))
     if errors:
         return Text(f"Not fit: {errors} error(s), {warnings} warning(s).", style=_STYLE["error"])
@@ -226,26 +226,12 @@ def _cost_table(costs: list[Cost]) -> Table:
     for cost in costs:
         table.add_row(
             "whole" if cost.microbatch is None else str(cost.microbatch),
-            _duration(cost.graph_seconds),
-            _duration(cost.hvp_seconds),
-            _size(cost.graph_bytes),
-            "–" if cost.peak_bytes is None else _size(cost.peak_bytes),
+            format_time(cost.graph_seconds),
+            format_time(cost.hvp_seconds),
+            format_bytes(cost.graph_bytes),
+            "–" if cost.peak_bytes is None else format_bytes(cost.peak_bytes),
         )
     return table
-
-
-def _duration(seconds: float) -> str:
-    for size, unit in ((86400.0, "days"), (3600.0, "h"), (60.0, "min")):
-        if seconds >= 2 * size:
-            return f"{seconds / size:.1f} {unit}"
-    return f"{seconds:.3g} s" if seconds >= 1 else f"{1e3 * seconds:.3g} ms"
-
-
-def _size(count: int) -> str:
-    for size, unit in ((2**30, "GiB"), (2**20, "MiB")):
-        if count >= size:
-            return f"{count / size:.1f} {unit}"
-    return f"{max(1, count // 2**10)} KiB"
 
 
 def _number(value: float) -> float:

@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from hvp_engine.blocks import Part, Partition, ResolvedBlock
+from hvp_engine.blocks import BlockPart, Partition, ResolvedBlock
 from hvp_engine.errors import HvpEngineError, SecondDerivativeError
 from hvp_engine.krylov.probes import probe
 from hvp_engine.operators.gradient_graph import GradientGraph
@@ -60,8 +60,8 @@ class Verification:
         return self.asymmetry > tolerance or self.finite_difference > tolerance
 
 
-class SecondDerivativeTest:
-    """Measures blocks of the Hessian at a few samples; the graph of the gradient is built once for all blocks."""
+class DerivativeCheck:
+    """Tests of Hessian blocks at a few samples; the graph of the gradient is built once for all blocks."""
 
     def __init__(self, objective: Objective, names: tuple[str, ...], batch: Any) -> None:
         """Build the graph.
@@ -77,7 +77,7 @@ class SecondDerivativeTest:
         self._objective = objective
         self._parameters = {name: objective.parameters[name] for name in names}
         self._batch = batch
-        parts = tuple(Part(name, None, p.shape, p.numel()) for name, p in self._parameters.items())
+        parts = tuple(BlockPart(name, None, p.shape, p.numel()) for name, p in self._parameters.items())
         self.union = ResolvedBlock("union of all blocks", parts, sum(part.numel for part in parts))
         with objective.arithmetic():
             with memory.saved_dtypes() as dtypes:
@@ -124,7 +124,7 @@ class SecondDerivativeTest:
         return Verification(dtype, asymmetry, difference, norm if norm > floor else 0.0)
 
     def _difference(self, block: ResolvedBlock, direction: Tensor, product: Tensor, floor: float) -> float:
-        """Smallest relative deviation of central differences from the product over a few step lengths.
+        """Find the smallest relative deviation of central differences from the product over a few step lengths.
 
         A deviation counts where it exceeds the unevenness of the gradient over the step, g(h) - 2 g(0) + g(-h): kinks
         and rounding show there as much as in the deviation, a wrong product does not.
@@ -160,7 +160,7 @@ class SecondDerivativeTest:
         return best if math.isfinite(best) else float("nan")
 
     def _moved_gradient(self, block: ResolvedBlock, saved: dict[str, Tensor], direction: Tensor, step: float) -> Tensor:
-        """Gradient of the block at the saved parameters plus a step of the block along a direction, flat."""
+        """Compute the gradient of the block at the saved parameters plus a step along a direction, flat."""
         # Through .data: the graph of the gradient stays valid once the parameters are back.
         for name, origin in saved.items():
             self._parameters[name].data.copy_(origin)
@@ -197,7 +197,7 @@ def verify(objective: Objective, partition: Partition, batch: Any) -> Verificati
     """
 
     def measure_union(widened: Objective, piece: Any) -> Verification:
-        test = SecondDerivativeTest(widened, partition.parameters, piece)
+        test = DerivativeCheck(widened, partition.parameters, piece)
         return test.measure(test.union)
 
     result = in_widest_arithmetic(objective, batch, measure_union)
@@ -213,7 +213,7 @@ def verify(objective: Objective, partition: Partition, batch: Any) -> Verificati
 
 
 def describe(measured: Verification) -> str:
-    """The errors in words."""
+    """Put the errors in words."""
     return (
         f"asymmetry {measured.asymmetry:.2g}, relative deviation from finite differences of the gradient "
         f"{measured.finite_difference:.2g}"

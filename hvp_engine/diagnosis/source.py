@@ -1,4 +1,4 @@
-"""Finds the line of the user's code in a stack."""
+"""The line of the user's code in a stack."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ _FRAME = re.compile(r'File "([^"]+)", line (\d+), in')
 
 
 def users_line_of_text(stack: str) -> str | None:
-    """The innermost line outside PyTorch and this package in a formatted stack, innermost call last."""
+    """Find the innermost line outside PyTorch and this package in a formatted stack, innermost call last."""
     frames = [(file, int(line)) for file, line in _FRAME.findall(stack)]
     return _innermost(frames[::-1])
 
 
 def users_line_here() -> str | None:
-    """The line that called PyTorch, if it is the user's and not this package's."""
+    """Find the line that called PyTorch, if it is the user's and not this package's."""
     frame = sys._getframe(1)
     while frame.f_back is not None and frame.f_code.co_filename.startswith((_TORCH, *_MODES)):
         frame = frame.f_back
@@ -32,7 +32,7 @@ def users_line_here() -> str | None:
 
 
 def users_line_of_error(error: BaseException) -> str | None:
-    """Where an exception was raised, as seen from the user's code."""
+    """Find where an exception was raised, as seen from the user's code."""
     frames = []
     traceback: TracebackType | None = error.__traceback__
     while traceback is not None:
@@ -49,7 +49,7 @@ def _innermost(frames: list[tuple[str, int]]) -> str | None:
 
 
 def _short(file: str) -> str:
-    """The file relative to the working directory where it lies below it."""
+    """Write a file relative to the working directory where it lies below it."""
     try:
         return str(Path(file).resolve().relative_to(Path.cwd()))
     except ValueError:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import warnings
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +19,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils import checkpoint
 
 from hvp_engine.diagnosis.source import users_line_here, users_line_of_text
+from hvp_engine.operators.autograd_nodes import metadata_of, root_of
 from hvp_engine.problem import batches
 
 _DRAWS = frozenset(
@@ -36,7 +37,7 @@ _DROPOUTS = frozenset(
 
 
 class Trace:
-    """Records where the nodes of an autograd graph come from.
+    """Record of where the nodes of an autograd graph come from.
 
     Attributes:
         draws: Lines that drew random numbers, with the name of the call.
@@ -72,12 +73,12 @@ class Trace:
         self._claim([total], "")
 
     def module_of(self, node: Node) -> str | None:
-        """Path of the module whose forward pass made a node, or the node that it is a derivative of."""
+        """Return the path of the module whose forward pass made a node, or the node that it is a derivative of."""
         return self._modules.get(root_of(node))
 
     def line_of(self, node: Node) -> str | None:
-        """The user's line that made a node, or the node that it is a derivative of."""
-        stack = _metadata(root_of(node)).get("traceback_")
+        """Find the user's line that made a node, or the node that it is a derivative of."""
+        stack = metadata_of(root_of(node)).get("traceback_")
         return None if stack is None else users_line_of_text("".join(stack))
 
     @property
@@ -134,7 +135,7 @@ def without_reentrancy(note: Callable[[], None] | None = None) -> Iterator[None]
 
 
 class _Calls(TorchFunctionMode):
-    """Notes calls that draw random numbers or cut the graph."""
+    """Mode that notes calls that draw random numbers or cut the graph."""
 
     def __init__(self, trace: Trace) -> None:
         super().__init__()
@@ -162,7 +163,7 @@ class _Calls(TorchFunctionMode):
 
 
 def _drops(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
-    """Whether a call of a dropout function of PyTorch draws random numbers."""
+    """Say whether a call of a dropout function of PyTorch draws random numbers."""
     if name == "scaled_dot_product_attention":
         return bool(kwargs.get("dropout_p", args[4] if len(args) > 4 else 0.0))
     if name == "rrelu":
@@ -177,40 +178,3 @@ def _cuts(func: Callable[..., Any], name: str, args: tuple[Any, ...]) -> bool:
         return args == (False,)
     cutting = name in ("detach", "detach_") or (name == "__get__" and getattr(func, "__self__", None) is Tensor.data)
     return cutting and isinstance(args[0], Tensor) and args[0].requires_grad
-
-
-def root_of(node: Node) -> Node:
-    """The forward node that a node created by backward passes is a derivative of; a forward node itself."""
-    while (parent := parent_of(node)) is not None:
-        node = parent
-    return node
-
-
-def parent_of(node: Node) -> Node | None:
-    """The node during whose backward pass a node was created; None for a node of the forward pass."""
-    parent: Node | None = _metadata(node).get("parent_")
-    return parent
-
-
-def _metadata(node: Node) -> dict[str, Any]:
-    return cast("dict[str, Any]", node.metadata)  # PyTorch's stubs call this property a method
-
-
-def nodes_behind(tensors: Iterable[Tensor | None]) -> list[Node]:
-    """All nodes of the graph that made some tensors."""
-    pending = [tensor.grad_fn for tensor in tensors if tensor is not None]
-    seen: dict[Node, None] = {}
-    while pending:
-        node = pending.pop()
-        if node is not None and node not in seen:
-            seen[node] = None
-            pending += [parent for parent, _ in node.next_functions]
-    return list(seen)
-
-
-def operation_of(node: Node) -> str:
-    """Name of the operation whose backward a node is: "CtcLossBackward0" is CtcLoss."""
-    forward = getattr(node, "_forward_cls", None)
-    if forward is not None:
-        return str(forward.__qualname__)
-    return node.name().rpartition("::")[2].partition("Backward")[0]

@@ -53,7 +53,7 @@ def train(corpus: Corpus, progress: bool | None) -> tuple[GPT, float]:
 
 
 def job(corpus: Corpus) -> dict[str, Any]:
-    """What the demo asks of :func:`hvp_engine.slq`, as its arguments: loss, blocks, data, steps and probes."""
+    """Put together the demo's arguments for :func:`hvp_engine.slq`: loss, blocks, data, steps and probes."""
     return {
         "loss": losses.causal_lm,
         "blocks": {**paper_blocks(CONFIG), "full": ["*"]},

@@ -13,7 +13,7 @@ from hvp_engine.blocks import resolve
 from hvp_engine.experiments.models.gpt import GPT, GPTConfig, paper_blocks
 from hvp_engine.experiments.published import PublishedCounts, published_counts
 from hvp_engine.planning.plan import plan
-from hvp_engine.planning.report import format_flop, format_time
+from hvp_engine.system.formatting import format_flop, format_time
 
 CONFIG = GPTConfig(vocabulary=50_304, context=1024, layers=12, heads=12, width=768)
 MICROBATCH = 8
@@ -22,11 +22,11 @@ STEPS = 100
 PROBES = 10
 BLOCKS = {**paper_blocks(CONFIG), "full": ["*"]}  # 25 and the full Hessian
 
-Job = tuple[nn.Module, Callable[..., Any], list[Tensor], dict[str, list[str]]]
+JobArguments = tuple[nn.Module, Callable[..., Any], list[Tensor], dict[str, list[str]]]
 
 
-def job() -> Job:
-    """Model, loss, data and blocks, on the meta device: shapes for the planner."""
+def job() -> JobArguments:
+    """Make model, loss, data and blocks on the meta device: shapes for the planner."""
     with torch.device("meta"):
         model = GPT(CONFIG).eval()
         data = [torch.empty(MICROBATCH, CONFIG.context, dtype=torch.int64) for _ in range(MICROBATCHES)]
@@ -34,7 +34,7 @@ def job() -> Job:
 
 
 def published() -> PublishedCounts:
-    """Work of the released code on one micro-batch, for one step and probe."""
+    """Count the work of the released code on one micro-batch, for one step and probe."""
     model, loss, data, blocks = job()
     return published_counts(model, loss, data[0], resolve(model, blocks))
 

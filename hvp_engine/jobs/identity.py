@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 import hvp_engine
-from hvp_engine.blocks import Part, Partition
+from hvp_engine.blocks import BlockPart, Partition
 from hvp_engine.operators.operator import CurvatureOperator
 from hvp_engine.problem.objective import Objective
 
@@ -47,7 +47,7 @@ def facts(operator: CurvatureOperator, waves: int) -> dict[str, Any]:
     }
 
 
-def _describe(part: Part) -> str:
+def _describe(part: BlockPart) -> str:
     if part.index is None:
         return part.parameter
     if isinstance(part.index, Tensor):

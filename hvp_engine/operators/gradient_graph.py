@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from hvp_engine.blocks import ResolvedBlock
-from hvp_engine.diagnosis.trace import nodes_behind
 from hvp_engine.errors import ObjectiveError, SecondDerivativeError
+from hvp_engine.operators.autograd_nodes import nodes_behind
 
 _FIXES = {
     "scaled_dot_product": "use attn_implementation='eager' or the math path of scaled_dot_product_attention",

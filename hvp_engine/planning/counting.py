@@ -119,20 +119,23 @@ def data_shape(data: Iterable[Any] | None, dtype: torch.dtype) -> DataShape:
     """
     if data is None:
         return DataShape(None, None, 1.0)
-    largest, most, total = None, 0, 0
-    for number, batch in enumerate(data):
-        batches.check_tensors(number, batch)
-        size = sum(tensor.numel() for tensor in batches.tensors(batch))
-        total += size
-        if size > most:
-            largest, most = batch, size
-    if most == 0:
+    total = 0
+
+    def read() -> Iterator[Any]:
+        nonlocal total
+        for number, batch in enumerate(data):
+            batches.check_tensors(number, batch)
+            total += batches.numel(batch)
+            yield batch
+
+    largest = batches.largest(read())
+    if total == 0:
         raise ObjectiveError("data is empty: it yields no batch with an element; pass at least one sample.")
 
     def shell(tensor: Tensor) -> Tensor:
         return torch.empty(tensor.shape, device="meta", dtype=dtype if tensor.is_floating_point() else tensor.dtype)
 
-    return DataShape(batches.map_tensors(shell, largest), batches.samples(largest), total / most)
+    return DataShape(batches.map_tensors(shell, largest), batches.samples(largest), total / batches.numel(largest))
 
 
 class JobCounter:

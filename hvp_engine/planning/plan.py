@@ -19,7 +19,8 @@ from hvp_engine.planning.devices import Device, gpu, measure_cpu
 from hvp_engine.planning.report import Alternative, JobPlan
 from hvp_engine.planning.setting import JobSizes, Setting, fit
 from hvp_engine.problem import batches as batch_tools
-from hvp_engine.problem.objective import Loss, check_ingredients
+from hvp_engine.problem.checks import check_ingredients
+from hvp_engine.problem.objective import Loss
 from hvp_engine.problem.precision import Precision, product_dtype
 from hvp_engine.scheduling.policy import (
     CurvaturePlan,

@@ -15,10 +15,7 @@ from hvp_engine.planning.cost import Prediction
 from hvp_engine.planning.devices import Device
 from hvp_engine.planning.parts import Part
 from hvp_engine.planning.setting import JobSizes, Setting
-from hvp_engine.system.formatting import format_number
-
-_PREFIXES = ("", "k", "M", "G", "T", "P", "E", "Z")
-_GIB = 2**30
+from hvp_engine.system.formatting import format_bytes, format_flop, format_time, format_traffic
 
 
 @dataclass(frozen=True)
@@ -135,16 +132,16 @@ class JobPlan:
         source = "this machine's ceilings, measured" if device.measured else "data sheet"
         source += " and passes of this model, measured" if self.calibrated else ""
         share = device.product_share[setting.precision]
-        memory = ", ".join(f"{name} {_bytes(size)}" for name, size in self.memory.items())
+        memory = ", ".join(f"{name} {format_bytes(size)}" for name, size in self.memory.items())
         samples = "whole batches" if setting.microbatch is None else f"{setting.microbatch} samples"
         return [
             f"{device.name}: predicted {format_time(self.seconds)}, {format_flop(self.flop)}, limited by {self.limit}",
             f"from {source}: {format_flop(device.peak[setting.precision])}/s in {setting.precision} at {share:.0%}, "
-            f"{device.bandwidth / 1e9:,.0f} GB/s at {device.bandwidth_share:.0%}",
+            f"{format_traffic(device.bandwidth)}/s at {device.bandwidth_share:.0%}",
             f"setting: micro-batches of {samples} ({setting.microbatches} per sweep, {setting.kept_graphs} graphs "
             f"kept), precision {setting.precision}, basis {setting.basis}, {setting.vectors_per_pass} stream(s) per "
             f"pass, {len(setting.waves)} wave(s) for {len(self.job.numel)} block(s) x {probes} probes",
-            f"memory: {memory}, of {_bytes(setting.budget)} usable",
+            f"memory: {memory}, of {format_bytes(setting.budget)} usable",
             *(f"note: {note}" for note in self.notes),
         ]
 
@@ -166,7 +163,7 @@ def _parts_table(plan: JobPlan) -> Table:
 def _cells(part: Part, whole: float) -> tuple[str, ...]:
     share = f"{part.seconds / whole:.1%}" if whole else ""
     flop = format_flop(part.flop) if part.flop else ""
-    size = _si(part.bytes, "B") if part.bytes else ""
+    size = format_traffic(part.bytes) if part.bytes else ""
     return flop, size, format_time(part.seconds), share, part.limit
 
 
@@ -180,27 +177,3 @@ def _alternatives_table(plan: JobPlan) -> Table:
         flop = "" if other.flop is None else format_flop(other.flop)
         table.add_row(other.name, flop, "" if other.seconds is None else format_time(other.seconds), other.note)
     return table
-
-
-def format_flop(flop: float) -> str:
-    """Floating-point operations with an SI prefix: ``13.9 EFLOP``."""
-    return _si(flop, "FLOP")
-
-
-def format_time(seconds: float) -> str:
-    """A duration as people say it: ``0.42 s``, ``3.1 min``, ``27.5 h``."""
-    for unit, size in (("h", 3600.0), ("min", 60.0)):
-        if seconds >= 2 * size:
-            return f"{format_number(seconds / size, 3)} {unit}"
-    return f"{format_number(seconds, 3)} s"
-
-
-def _si(value: float, unit: str) -> str:
-    power = 0
-    while value >= 999.5 and power < len(_PREFIXES) - 1:
-        value, power = value / 1000.0, power + 1
-    return f"{format_number(value, 3)} {_PREFIXES[power]}{unit}"
-
-
-def _bytes(size: float) -> str:
-    return f"{format_number(size / _GIB, 3)} GiB" if size >= _GIB / 10 else f"{format_number(size / 2**20, 3)} MiB"

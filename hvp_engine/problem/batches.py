@@ -26,7 +26,7 @@ def map_tensors(function: Callable[[Tensor], Tensor], batch: Any) -> Any:
 
 
 def tensors(batch: Any) -> list[Tensor]:
-    """All tensors of a batch, in a fixed order."""
+    """List all tensors of a batch, in a fixed order."""
     found: list[Tensor] = []
 
     def keep(tensor: Tensor) -> Tensor:
@@ -47,34 +47,39 @@ def check_tensors(number: int, batch: Any) -> None:
 
 
 def samples(batch: Any) -> int | None:
-    """Leading dimension shared by all non-scalar tensors of a batch; None where there is none."""
+    """Return the leading dimension shared by all non-scalar tensors of a batch; None where there is none."""
     sizes = {tensor.shape[0] for tensor in tensors(batch) if tensor.dim() > 0}
     return sizes.pop() if len(sizes) == 1 else None
 
 
 def leading(batch: Any) -> int | None:
-    """Leading dimension of the first non-scalar tensor: the number of samples a mean loss averages over."""
+    """Return the leading dimension of the first non-scalar tensor: the samples that a mean loss averages over."""
     return next((tensor.shape[0] for tensor in tensors(batch) if tensor.dim() > 0), None)
 
 
+def numel(batch: Any) -> int:
+    """Count the numbers in all tensors of a batch."""
+    return sum(tensor.numel() for tensor in tensors(batch))
+
+
 def largest(data: Iterable[Any]) -> Any:
-    """Return the batch with the most numbers in it: what it needs is enough for the others."""
-    return max(data, key=lambda batch: sum(tensor.numel() for tensor in tensors(batch)))
+    """Return the batch with the most numbers: what it needs is enough for the others; None where there is no batch."""
+    return max(data, key=numel, default=None)
 
 
 def cut(batch: Any, start: int, stop: int) -> Any:
-    """Samples ``start`` to ``stop`` of a batch (views); scalars are passed on whole."""
+    """Take samples ``start`` to ``stop`` of a batch (views); scalars are passed on whole."""
     return map_tensors(lambda tensor: tensor[start:stop] if tensor.dim() > 0 else tensor, batch)
 
 
 def few_samples(batch: Any) -> Any:
-    """The first two samples of a batch, for checks; the batch itself where its tensors share no leading dimension."""
+    """Take two samples of a batch, for checks; the batch itself where its tensors share no leading dimension."""
     size = samples(batch)
     return batch if size is None else cut(batch, 0, min(size, 2))
 
 
 def fingerprint(batch: Any) -> str:
-    """Digest of shapes, dtypes and contents, so that a changed batch is noticed between sweeps."""
+    """Digest shapes, dtypes and contents, so that a changed batch is noticed between sweeps."""
     digest = hashlib.blake2b(digest_size=16)
     for tensor in tensors(batch):
         digest.update(f"{tuple(tensor.shape)}{tensor.dtype}".encode())
@@ -85,10 +90,10 @@ def fingerprint(batch: Any) -> str:
 
 
 def layout(batch: Any) -> tuple[tuple[int, ...], ...]:
-    """Shapes of all tensors of a batch."""
+    """List the shapes of all tensors of a batch."""
     return tuple(tuple(tensor.shape) for tensor in tensors(batch))
 
 
 def combined(digests: list[str]) -> str:
-    """One digest of a list of digests."""
+    """Make one digest of a list of digests."""
     return hashlib.blake2b("".join(digests).encode(), digest_size=16).hexdigest()

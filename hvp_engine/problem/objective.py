@@ -5,14 +5,13 @@ from __future__ import annotations
 import contextlib
 import copy
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.nn.parameter import is_lazy
 
 from hvp_engine.errors import (
     ConfigurationError,
@@ -23,7 +22,10 @@ from hvp_engine.errors import (
 )
 from hvp_engine.ops.swap import twice_differentiable
 from hvp_engine.problem import batches
+from hvp_engine.problem.checks import active_dropout, check_ingredients, refuse_unusable
 from hvp_engine.problem.precision import Precision, check_precision, forward_mode, product_mode, working_dtype
+from hvp_engine.system.formatting import first_names
+from hvp_engine.system.memory import is_out_of_memory
 
 Loss = Callable[..., Any]
 
@@ -66,7 +68,7 @@ class Objective:
         """
         check_precision(precision)
         check_ingredients(model, loss, data)
-        _refuse_unusable(model)
+        refuse_unusable(model)
         self.precision = precision
         self.loss = loss
         self.dtype = working_dtype(precision)
@@ -90,7 +92,7 @@ class Objective:
         return batches.combined([digest for digest, _ in self._digests])
 
     def batches(self) -> Iterator[tuple[int, Any]]:
-        """Number and content of every batch, on the model's device, checked against the first pass.
+        """Yield the number and content of every batch, on the model's device, checked against the first pass.
 
         Raises:
             ObjectiveError: There is no batch.
@@ -103,7 +105,7 @@ class Objective:
         for number, batch in enumerate(self.data):
             self._verify(number, batch)
             count += 1
-            yield number, batches.map_tensors(self._place, batch)
+            yield number, batches.map_tensors(self._moved, batch)
         if count == 0:
             raise ObjectiveError("data is empty: it yields no batch.")
         if self._complete and count != len(self._digests):
@@ -117,24 +119,24 @@ class Objective:
         """Return the batch with the most numbers in it; None where the loss takes no data."""
         return batches.largest(batch for _, batch in self.batches())
 
-    def _place(self, tensor: Tensor) -> Tensor:
+    def _moved(self, tensor: Tensor) -> Tensor:
         if self._cast and tensor.is_floating_point():
             return tensor.to(self.device, self.dtype)
         return tensor.to(self.device)
 
     def _verify(self, number: int, batch: Any) -> None:
         batches.check_tensors(number, batch)
-        print_, shape = batches.fingerprint(batch), batches.layout(batch)
+        digest, shape = batches.fingerprint(batch), batches.layout(batch)
         if number >= len(self._digests):
             if self._complete:
                 raise NonDeterministicError(
                     f"data yields more batches than in the first sweep ({len(self._digests)}); "
                     "it must yield the same batches every time: pass a list."
                 )
-            self._digests.append((print_, shape))
+            self._digests.append((digest, shape))
             return
         known, known_shape = self._digests[number]
-        if print_ == known:
+        if digest == known:
             return
         what = f"shapes {shape} instead of {known_shape}" if shape != known_shape else "the same shapes, other values"
         raise NonDeterministicError(
@@ -159,7 +161,7 @@ class Objective:
             yield
 
     def evaluate(self, batch: Any) -> tuple[Tensor, float]:
-        """Total and weight of one (micro-)batch; call inside :meth:`arithmetic`.
+        """Compute total and weight of one (micro-)batch; call inside :meth:`arithmetic`.
 
         Returns:
             Scalar total, attached to the graph, and its weight: the loss's own, or for a mean loss the leading
@@ -199,7 +201,7 @@ class Objective:
             raise ObjectiveError(f"The loss raised {type(error).__name__}: {str(error).rstrip('.')}.{hint}") from error
 
     def spot_value(self, batch: Any) -> float:
-        """Total of a batch's first samples, without a graph; of the whole batch where those define no loss."""
+        """Compute the total of a batch's first samples, or of the whole batch where those define no loss; no graph."""
         with self.arithmetic(), torch.no_grad():
             try:
                 return float(self.evaluate(batches.few_samples(batch))[0])
@@ -217,7 +219,7 @@ class Objective:
             return
         drawing = active_dropout(self.model)
         cause = (
-            f"dropout is active in {_first(drawing)}"
+            f"dropout is active in {first_names(drawing)}"
             if drawing
             else "the loss draws random numbers (functional dropout, noise, sampling), or it changes a buffer or the "
             "batch that it depends on"
@@ -228,70 +230,10 @@ class Objective:
         )
 
     def differing_values(self, batch: Any) -> tuple[float, float] | None:
-        """Two values of a batch's first samples at the same parameters where they differ, else None."""
+        """Return two values of a batch's first samples at the same parameters where they differ, else None."""
         first, second = self.spot_value(batch), self.spot_value(batch)
         # Atomics on a GPU may reorder sums: allow rounding, no more.
         return None if abs(first - second) <= 1e-6 * max(abs(first), abs(second)) else (first, second)
-
-
-def check_ingredients(model: object, loss: object, data: object) -> None:
-    """Refuse what cannot be a job, whatever it computes.
-
-    Raises:
-        ConfigurationError: The model is no module or has parameters without a shape, or the loss cannot be called.
-        ObjectiveError: The data is no collection of batches, or can be read only once.
-        NonDeterministicError: A BatchNorm layer is in train mode.
-    """
-    if not isinstance(model, nn.Module):
-        raise ConfigurationError(f"model must be a torch.nn.Module, not {type(model).__name__}.")
-    if not callable(loss):
-        raise ConfigurationError(
-            f"loss must be a function, loss(model, batch), not {type(loss).__name__}; hvp_engine.losses has some."
-        )
-    tensors = (*model.named_parameters(), *model.named_buffers())
-    lazy = [name for name, tensor in tensors if is_lazy(tensor)]
-    if lazy:
-        raise ConfigurationError(
-            f"The model has parameters that have no shape yet ({_first(lazy)}): run it on one batch first, which "
-            "initialises lazy modules."
-        )
-    _refuse_batchnorm(model)
-    if isinstance(data, (Tensor, Mapping)):
-        raise ObjectiveError("data is a single batch; pass a list of batches: data=[batch].")
-    if isinstance(data, Iterator):
-        raise ObjectiveError(
-            "data is an iterator, which can be read only once; a sweep needs it every step: pass list(data)."
-        )
-    if data is not None and not isinstance(data, Iterable) and not hasattr(data, "__getitem__"):
-        raise ObjectiveError(
-            f"data must be a list of batches or another re-iterable, not {type(data).__name__}; pass data=None for a "
-            "loss without data."
-        )
-
-
-def active_dropout(model: nn.Module) -> list[str]:
-    """Names of the dropout layers that draw random numbers: in train mode, with a probability above 0."""
-    return [
-        name or type(module).__name__
-        for name, module in model.named_modules()
-        if isinstance(module, nn.modules.dropout._DropoutNd) and module.training and module.p > 0
-    ]
-
-
-def training_batchnorm(model: nn.Module) -> list[str]:
-    """Names of the BatchNorm layers in train mode: their loss depends on how the data is split."""
-    return [
-        name or type(module).__name__
-        for name, module in model.named_modules()
-        if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.training
-    ]
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an exception means that an allocation failed, on any device."""
-    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or (
-        isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
-    )
 
 
 def _as_total(value: Any, batch: Any) -> tuple[Tensor, float]:
@@ -318,7 +260,7 @@ def _as_total(value: Any, batch: Any) -> tuple[Tensor, float]:
 
 
 def _as_weight(weight: Any) -> float:
-    """The second value that a loss returned, as a number that does not depend on the parameters."""
+    """Read the second value that a loss returned as a number that does not depend on the parameters."""
     if isinstance(weight, Tensor) and weight.requires_grad:
         raise ObjectiveError(
             "The loss returned (total, weight) with a weight that depends on the model's parameters; the weight is a "
@@ -334,34 +276,8 @@ def _as_weight(weight: Any) -> float:
         ) from error
 
 
-def _refuse_unusable(model: nn.Module) -> None:
-    tensors = [*model.parameters(), *model.buffers()]
-    if any(tensor.is_meta for tensor in tensors):
-        raise ConfigurationError(
-            'The model is on the "meta" device, so it has shapes and no numbers; load its weights, or use '
-            "hvp_engine.plan, which needs none."
-        )
-    if any(tensor.is_inference() for tensor in tensors):
-        raise ConfigurationError(
-            "The model was made under torch.inference_mode(), so it cannot be differentiated; make or load it outside."
-        )
-
-
-def _refuse_batchnorm(model: nn.Module) -> None:
-    training = training_batchnorm(model)
-    if training:
-        raise NonDeterministicError(
-            f"BatchNorm is in train mode in {_first(training)}: its loss "
-            "depends on how the data is split and every evaluation changes its statistics. Call model.eval()."
-        )
-
-
-def _first(names: list[str]) -> str:
-    return ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
-
-
 def _working_copy(model: nn.Module, dtype: torch.dtype) -> nn.Module:
-    """The model itself if its floating-point tensors have the dtype, else a converted deep copy."""
+    """Return the model itself if its floating-point tensors have the dtype, else a converted deep copy."""
     floating = [t for t in (*model.parameters(), *model.buffers()) if t.is_floating_point()]
     if all(tensor.dtype == dtype for tensor in floating):
         return model

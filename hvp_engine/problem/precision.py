@@ -20,12 +20,12 @@ def check_precision(precision: str) -> None:
 
 
 def working_dtype(precision: Precision) -> torch.dtype:
-    """Dtype of parameters, vectors and products: float64 for ``"fp64"``, else float32."""
+    """Choose the dtype of parameters, vectors and products: float64 for ``"fp64"``, else float32."""
     return torch.float64 if precision == "fp64" else torch.float32
 
 
 def product_dtype(precision: Precision) -> torch.dtype:
-    """Dtype of the operands of matrix products: bfloat16 under ``"bf16"``, else the working dtype."""
+    """Choose the dtype of the operands of matrix products: bfloat16 under ``"bf16"``, else the working dtype."""
     return torch.bfloat16 if precision == "bf16" else working_dtype(precision)
 
 
@@ -55,7 +55,7 @@ def product_mode(precision: Precision) -> Iterator[None]:
 
 @contextlib.contextmanager
 def forward_mode(precision: Precision, device: torch.device) -> Iterator[None]:
-    """Context of a loss evaluation: autocast for ``"bf16"``, otherwise autocast off.
+    """Hold autocast on for ``"bf16"`` and off otherwise while a loss is evaluated.
 
     The backward passes follow the dtypes that the forward recorded, so that only the forward runs in here.
     """

@@ -18,7 +18,7 @@ _UNDERFLOW = 39.0  # standard deviations beyond which exp(-z**2 / 2) is zero in 
 
 
 def jensen_shannon(spectra: Sequence[Spectrum]) -> FloatArray:
-    """Jensen-Shannon divergences between all pairs, base 2, in [0, 1].
+    """Compute the Jensen-Shannon divergences between all pairs, base 2, in [0, 1].
 
     Compared are the densities that ``Spectrum.density`` gives by default and figures show: each block is smoothed
     with its own sigma, ``sqrt(1e-5)`` times its range, so that blocks that differ in scale are far apart; one
@@ -44,7 +44,7 @@ def jensen_shannon(spectra: Sequence[Spectrum]) -> FloatArray:
 
 
 def jensen_shannon_legacy(spectra: Sequence[Spectrum]) -> FloatArray:
-    """The un-normalised grid sum that was published as a Jensen-Shannon distance (arXiv 2402.16788).
+    """Compute the un-normalised grid sum that was published as a Jensen-Shannon distance (arXiv 2402.16788).
 
     Densities are sums of Gaussians of the absolute sigma ``sqrt(1e-5)``, sampled on 50,000 uniform points
     from one below the mean over probes of the smallest node to one above the mean of the largest, and scaled
@@ -74,7 +74,7 @@ def jensen_shannon_legacy(spectra: Sequence[Spectrum]) -> FloatArray:
 
 
 def wasserstein(spectra: Sequence[Spectrum]) -> FloatArray:
-    """Wasserstein-1 distances between all pairs, exact on the atoms: the integral of ``|F - G|``.
+    """Compute the Wasserstein-1 distances between all pairs, exact on the atoms: the integral of ``|F - G|``.
 
     Returns:
         Symmetric matrix with a zero diagonal, in the unit of the eigenvalues, float64 of shape (blocks,
@@ -93,13 +93,19 @@ def wasserstein(spectra: Sequence[Spectrum]) -> FloatArray:
 
 
 def mean_of_pairs(matrix: FloatArray) -> float:
-    """Mean over the distinct pairs of a symmetric matrix of distances; nan if there are none."""
+    """Average a symmetric matrix of distances over its distinct pairs; nan if there are none."""
     pairs = matrix[np.triu_indices(len(matrix), k=1)]
     return float(pairs.mean()) if pairs.size else math.nan
 
 
+def mean_to_others(matrix: FloatArray) -> FloatArray:
+    """Average each row of a symmetric matrix of distances over the other blocks, shape (blocks,); nan if none."""
+    others = len(matrix) - 1
+    return matrix.sum(axis=1) / others if others else np.full(1, np.nan)
+
+
 def _sampled_density(spectrum: Spectrum, grid: FloatArray) -> FloatArray:
-    """Gaussians at uniform grid points, scaled to a Riemann sum of 1 (nan if all of them miss the grid)."""
+    """Sample Gaussians at uniform grid points, scaled to a Riemann sum of 1 (nan if all of them miss the grid)."""
     nodes, weights = _atoms(spectrum)
     step = (grid[-1] - grid[0]) / (grid.size - 1)
     # A fine grid needs no far tails; on a coarse one, they are all that is left after the scaling.
@@ -122,13 +128,13 @@ def _pairwise(count: int, distance: Callable[[int, int], float]) -> FloatArray:
 
 
 def _atoms(spectrum: Spectrum) -> tuple[FloatArray, FloatArray]:
-    """Nodes and weights of the mean over probes, as vectors; the mass is exactly that of a distribution."""
+    """Return nodes and weights of the mean over probes, as vectors; the mass is exactly that of a distribution."""
     weights = spectrum.weights.ravel()
     return spectrum.nodes.ravel(), weights / weights.sum()
 
 
 def _distribution(spectrum: Spectrum) -> tuple[FloatArray, FloatArray]:
-    """Edges of the default grid's cells, and the smoothed mass below each of them."""
+    """Compute the edges of the default grid's cells, and the smoothed mass below each of them."""
     nodes, weights = _atoms(spectrum)
     sigma = spectrum.default_sigma
     grid = smoothing.smoothing_grid(*spectrum.extremes(), sigma)
@@ -139,7 +145,7 @@ def _distribution(spectrum: Spectrum) -> tuple[FloatArray, FloatArray]:
 
 
 def _divergence(p: FloatArray, q: FloatArray) -> float:
-    """Sum of ``(p ln(p/m) + q ln(q/m)) / 2`` with ``m = (p + q) / 2`` and ``0 ln 0 = 0``."""
+    """Sum ``(p ln(p/m) + q ln(q/m)) / 2`` with ``m = (p + q) / 2`` and ``0 ln 0 = 0``."""
     mean = 0.5 * (p + q)
     total = 0.0
     for density in (p, q):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import takewhile
 from pathlib import Path
@@ -19,7 +19,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator
 
 from hvp_engine.errors import ConfigurationError, RunFolderError
-from hvp_engine.results.spectra import Spectra
+from hvp_engine.results.distances import mean_of_pairs
+from hvp_engine.results.smoothing import FloatArray
 from hvp_engine.results.spectrum import Spectrum
 from hvp_engine.system.formatting import format_count, format_number
 
@@ -48,7 +49,7 @@ _LABELLED_CELLS = 16
 _FACTS = ("precision", "distribution", "reorthogonalize", "seed")
 
 
-def plot_spectra(spectra: Spectra, path: str | os.PathLike[str]) -> None:
+def plot_spectra(spectra: Mapping[str, Spectrum], path: str | os.PathLike[str], settings: Mapping[str, object]) -> None:
     """Draw one panel per block: the density on a logarithmic scale, with a band of one standard error.
 
     Every panel has its own range of eigenvalues, and shows six decades below its largest density. The footer
@@ -57,6 +58,8 @@ def plot_spectra(spectra: Spectra, path: str | os.PathLike[str]) -> None:
     Args:
         spectra: The spectra, 1 to about 100 blocks.
         path: Where to write; the suffix (.png, .pdf, .svg) chooses the format.
+        settings: How the spectra were computed; the footer names those of ``precision``, ``distribution``,
+            ``reorthogonalize`` and ``seed`` that are known.
 
     Raises:
         ConfigurationError: If the suffix names no known format.
@@ -65,8 +68,8 @@ def plot_spectra(spectra: Spectra, path: str | os.PathLike[str]) -> None:
     columns = _columns(len(spectra))
     rows = math.ceil(len(spectra) / columns)
     width, height = (4.2, 2.9) if len(spectra) == 1 else (1.9, 1.5)
-    footer = textwrap.wrap(_facts(spectra), int(columns * width * 18))
-    names = _labels(spectra, int(width * 13))
+    footer = textwrap.wrap(_facts(spectra, settings), int(columns * width * 18))
+    names = _labels(list(spectra), int(width * 13))
     with _figure(path, columns * width, rows * height + 0.15 * len(footer) + 0.3) as figure:
         panels = figure.subplots(rows, columns, squeeze=False).ravel()
         for axes, name, spectrum in zip(panels, names, spectra.values(), strict=False):
@@ -77,39 +80,39 @@ def plot_spectra(spectra: Spectra, path: str | os.PathLike[str]) -> None:
         figure.supxlabel("\n".join(["eigenvalue", *footer]), fontsize=6.5)
 
 
-def plot_js(spectra: Spectra, path: str | os.PathLike[str]) -> None:
+def plot_js(names: Sequence[str], js_distance: FloatArray, path: str | os.PathLike[str]) -> None:
     """Draw the Jensen-Shannon distances between all blocks as a heat map, with numbers if they are few.
 
     Args:
-        spectra: The spectra, 1 to about 100 blocks.
+        names: The blocks, 1 to about 100.
+        js_distance: Their Jensen-Shannon distances, shape (blocks, blocks).
         path: Where to write; the suffix (.png, .pdf, .svg) chooses the format.
 
     Raises:
         ConfigurationError: If the suffix names no known format.
         RunFolderError: If the file cannot be written.
     """
-    distances = spectra.js_distance()
-    count = len(spectra)
+    count = len(names)
     cell = 0.36 if count <= _LABELLED_CELLS else max(0.1, 0.2 - 0.001 * count)
     side = max(2.2, cell * count)
     font = min(7.0, 62.0 * cell)
-    names = _labels(spectra, 32)
-    margin = 0.6 * font / 72.0 * max(map(len, names))
+    labels = _labels(names, 32)
+    margin = 0.6 * font / 72.0 * max(map(len, labels))
     with _figure(path, side + margin + 0.9, side + margin + 0.6) as figure:
         axes = figure.subplots()
-        image = axes.imshow(distances, cmap="cividis", vmin=0.0, vmax=1.0, interpolation="nearest")
-        axes.set_xticks(range(count), names, rotation=90, fontsize=font)
-        axes.set_yticks(range(count), names, fontsize=font)
+        image = axes.imshow(js_distance, cmap="cividis", vmin=0.0, vmax=1.0, interpolation="nearest")
+        axes.set_xticks(range(count), labels, rotation=90, fontsize=font)
+        axes.set_yticks(range(count), labels, fontsize=font)
         axes.tick_params(length=0)
         axes.spines[:].set_visible(False)
         if count <= _LABELLED_CELLS:
-            for (i, j), value in np.ndenumerate(distances):
+            for (i, j), value in np.ndenumerate(js_distance):
                 colour = "black" if value > 0.55 else "white"
                 axes.text(j, i, f"{value:.2f}", ha="center", va="center", color=colour, fontsize=6)
         bar = figure.colorbar(image, ax=axes, fraction=0.045, pad=0.02)
         bar.set_label("Jensen–Shannon distance (base 2)", fontsize=7)
         bar.outline.set_visible(False)
-        axes.set_title(f"JS0 (mean over pairs) = {format_number(spectra.js0(), 3)}", fontsize=8)
+        axes.set_title(f"JS0 (mean over pairs) = {format_number(mean_of_pairs(js_distance), 3)}", fontsize=8)
 
 
 @contextmanager
@@ -118,18 +121,18 @@ def _figure(path: str | os.PathLike[str], width: float, height: float) -> Iterat
     kind = Path(path).suffix.lstrip(".").lower()
     known = FigureCanvasAgg.get_supported_filetypes()
     if kind not in known:
-        raise ConfigurationError(f"{path} has no known image suffix; use one of {', '.join(sorted(known))}")
+        raise ConfigurationError(f"{path} has no known image suffix; use one of {', '.join(sorted(known))}.")
     with mpl.rc_context(_STYLE):
         figure = Figure(figsize=(width, height), layout="constrained")
         yield figure
         try:
             figure.savefig(path, dpi=_DPI, facecolor="white")
         except OSError as error:
-            raise RunFolderError(f"{path} could not be written ({error}); choose another place") from error
+            raise RunFolderError(f"{path} could not be written ({error}); choose another place.") from error
 
 
 def _columns(count: int) -> int:
-    """Columns of the page: a little wider than high, with few empty panels in the last row."""
+    """Choose the columns of the page: a little wider than high, with few empty panels in the last row."""
     widest = math.ceil(math.sqrt(count) * 1.15)
     return min(range(max(1, math.isqrt(count)), widest + 1), key=lambda columns: (-count % columns, -columns))
 
@@ -162,11 +165,10 @@ def _density_panel(axes: Axes, name: str, spectrum: Spectrum) -> None:
     )
 
 
-def _facts(spectra: Spectra) -> str:
+def _facts(spectra: Mapping[str, Spectrum], settings: Mapping[str, object]) -> str:
     steps = _span(int(s) for spectrum in spectra.values() for s in (spectrum.steps.min(), spectrum.steps.max()))
     probes = _span(spectrum.probes for spectrum in spectra.values())
-    config = spectra.manifest.get("config", {})
-    known = [f"{key} {config[key]}" for key in _FACTS if key in config]
+    known = [f"{key} {settings[key]}" for key in _FACTS if key in settings]
     band = "band: ± 1 standard error over probes"
     facts = [f"{steps} Lanczos steps", f"{probes} probes", *known, "σ = √1e-5 × range", band]
     return ", ".join(fact.replace(" ", "\u00a0") for fact in facts)  # lines break between facts only
@@ -177,9 +179,8 @@ def _span(values: Iterator[int]) -> str:
     return str(ordered[0]) if ordered[0] == ordered[-1] else f"{ordered[0]}–{ordered[-1]}"
 
 
-def _labels(spectra: Spectra, characters: int) -> list[str]:
-    """Names of at most ``characters``; where one is longer, all lose what they share at start and end."""
-    names = list(spectra)
+def _labels(names: Sequence[str], characters: int) -> list[str]:
+    """Shorten names to ``characters``; where one is longer, all lose what they share at start and end."""
     if max(map(len, names)) > characters and len(names) > 1:
         parts = [name.split(".") for name in names]
         head, tail = _shared(parts), _shared([part[::-1] for part in parts])
@@ -189,7 +190,7 @@ def _labels(spectra: Spectra, characters: int) -> list[str]:
 
 
 def _shared(parts: list[list[str]]) -> int:
-    """Number of leading components that all names share."""
+    """Count the leading components that all names share."""
     return len(list(takewhile(lambda column: len(set(column)) == 1, zip(*parts, strict=False))))
 
 

@@ -37,7 +37,7 @@ threads, whose start would cost more than the work."""
 
 
 def smoothing_sigma(smallest: float, largest: float) -> float:
-    """Default standard deviation for atoms in ``[smallest, largest]``.
+    """Choose the default standard deviation for atoms in ``[smallest, largest]``.
 
     It is ``sqrt(1e-5)`` times the range, so that the smoothed spectrum of ``c * H`` is that of ``H``,
     stretched by ``c``. A range below 1e-4 of the magnitude (a single atom, say) is raised to that, and is 1
@@ -50,7 +50,7 @@ def smoothing_sigma(smallest: float, largest: float) -> float:
 
 
 def smoothing_grid(smallest: float, largest: float, sigma: float) -> FloatArray:
-    """Uniform grid of ``GRID_POINTS`` points over ``[smallest, largest]`` and the tails of its Gaussians."""
+    """Make a uniform grid of ``GRID_POINTS`` points over ``[smallest, largest]`` and the tails of its Gaussians."""
     pad = _WINDOW * sigma
     return np.linspace(smallest - pad, largest + pad, GRID_POINTS)
 
@@ -59,7 +59,9 @@ def check_sigma(sigma: float) -> float:
     """Return ``sigma`` as a float, or raise ConfigurationError unless it is positive and finite."""
     value = float(sigma)
     if not (math.isfinite(value) and value > 0.0):
-        raise ConfigurationError(f"sigma must be a positive finite number, not {sigma!r}; leave it out for the default")
+        raise ConfigurationError(
+            f"sigma must be a positive finite number, not {sigma!r}; leave it out to take the default."
+        )
     return value
 
 
@@ -67,16 +69,16 @@ def check_grid(grid: ArrayLike) -> FloatArray:
     """Return ``grid`` as a vector, or raise ConfigurationError unless it is finite and increasing."""
     points = np.asarray(grid, dtype=np.float64)
     if points.ndim != 1 or points.size < 2:
-        raise ConfigurationError(f"grid must be a vector of at least 2 points, not an array of shape {points.shape}")
+        raise ConfigurationError(f"grid must be a vector of at least 2 points, not an array of shape {points.shape}.")
     if not np.isfinite(points).all():
-        raise ConfigurationError("grid has points that are not finite; remove them")
+        raise ConfigurationError("grid has points that are not finite; remove them.")
     if not (np.diff(points) > 0.0).all():
-        raise ConfigurationError("grid must be strictly increasing; sort it and drop repeated points (numpy.unique)")
+        raise ConfigurationError("grid must be strictly increasing; sort it and drop repeated points (numpy.unique).")
     return points
 
 
 def cell_widths(grid: FloatArray) -> FloatArray:
-    """Widths of the cells, which are the weights of the trapezoidal rule on the grid."""
+    """Compute the widths of the cells, which are the weights of the trapezoidal rule on the grid."""
     half = 0.5 * np.diff(grid)
     widths = np.zeros_like(grid)
     widths[:-1] += half
@@ -85,7 +87,7 @@ def cell_widths(grid: FloatArray) -> FloatArray:
 
 
 def cell_masses(nodes: FloatArray, weights: FloatArray, grid: FloatArray, sigma: float) -> FloatArray:
-    """Mass of each row's Gaussian mixture in every cell of ``grid``.
+    """Integrate each row's Gaussian mixture over every cell of ``grid``.
 
     The cell of a grid point lies between the midpoints to its neighbours; the first and last one reach to
     infinity.
@@ -123,7 +125,7 @@ def cell_masses(nodes: FloatArray, weights: FloatArray, grid: FloatArray, sigma:
 
 
 def _chunks(counts: NDArray[np.int64]) -> Iterator[slice]:
-    """Slices of the atoms whose windows hold about ``_CHUNK`` edges together."""
+    """Yield slices of the atoms whose windows hold about ``_CHUNK`` edges together."""
     group = np.cumsum(counts) // _CHUNK
     bounds = np.flatnonzero(np.diff(group, prepend=-1, append=-1)) if counts.size else np.zeros(1, np.int64)
     for start, stop in pairwise(bounds):

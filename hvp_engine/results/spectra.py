@@ -7,13 +7,11 @@ from collections.abc import Iterable, Iterator, Mapping
 from functools import cached_property
 from typing import Any
 
-import numpy as np
-
 from hvp_engine.errors import ConfigurationError, RunFolderError
-from hvp_engine.results import distances
+from hvp_engine.results import distances, table
 from hvp_engine.results.smoothing import FloatArray
 from hvp_engine.results.spectrum import Spectrum
-from hvp_engine.system import files as runs
+from hvp_engine.system import files
 
 _ARRAYS = ("alphas", "betas", "nodes", "weights", "steps")
 
@@ -39,14 +37,15 @@ class Spectra(Mapping[str, Spectrum]):
         self._spectra: dict[str, Spectrum] = {}
         for spectrum in spectra:
             if spectrum.name in self._spectra:
-                raise ConfigurationError(f"two spectra have the name {spectrum.name!r}; name the blocks differently")
+                raise ConfigurationError(f"Two spectra have the name {spectrum.name!r}; name the blocks differently.")
             self._spectra[spectrum.name] = spectrum
         if not self._spectra:
-            raise ConfigurationError("there are no spectra; pass at least one block")
+            raise ConfigurationError("There are no spectra; pass at least one block.")
 
     def __getitem__(self, name: str) -> Spectrum:
         if name not in self._spectra:
-            raise KeyError(f"{name!r} is none of the blocks {', '.join(self._spectra)}")
+            # A mapping's own error: "in" and get() rely on it.
+            raise KeyError(f"{name!r} is none of the blocks {', '.join(self._spectra)}.")
         return self._spectra[name]
 
     def __iter__(self) -> Iterator[str]:
@@ -69,7 +68,7 @@ class Spectra(Mapping[str, Spectrum]):
             {"name": name, "numel": s.numel, "probes": s.probes, "m": s.alphas.shape[1]} for name, s in self.items()
         ]
         tensors = {f"{name}/{key}": getattr(s, key) for name, s in self.items() for key in _ARRAYS}
-        runs.write_run(folder, {"run": self.manifest, "blocks": blocks}, tensors)
+        files.write_run(folder, {"run": self.manifest, "blocks": blocks}, tensors)
 
     @classmethod
     def load(cls, folder: str | os.PathLike[str]) -> Spectra:
@@ -78,7 +77,7 @@ class Spectra(Mapping[str, Spectrum]):
         Raises:
             RunFolderError: If the folder is missing, damaged, foreign, or of a newer version.
         """
-        document, tensors = runs.read_run(folder)
+        document, tensors = files.read_run(folder)
         try:
             return cls(
                 (
@@ -93,11 +92,11 @@ class Spectra(Mapping[str, Spectrum]):
             )
         except (KeyError, TypeError, ValueError) as error:
             raise RunFolderError(
-                f"the run folder {folder} is damaged ({type(error).__name__}: {error}); restore it or run again"
+                f"The run folder {folder} is damaged ({type(error).__name__}: {error}); restore it or run again."
             ) from error
 
     def js_distance(self, *, legacy: bool = False) -> FloatArray:
-        """Jensen-Shannon divergences between all pairs of blocks, base 2, in [0, 1], without a square root.
+        """Compute the Jensen-Shannon divergences between all pairs of blocks, base 2, in [0, 1], without a square root.
 
         Each block is smoothed with its own sigma, ``sqrt(1e-5)`` times its range, as in figures
         (see ``hvp_engine.results.distances.jensen_shannon``).
@@ -116,16 +115,15 @@ class Spectra(Mapping[str, Spectrum]):
         return distances.jensen_shannon(list(self.values()))
 
     def js0(self) -> float:
-        """Mean Jensen-Shannon distance over distinct pairs of blocks; nan for a single block."""
+        """Average the Jensen-Shannon distances over distinct pairs of blocks; nan for a single block."""
         return distances.mean_of_pairs(self._js_distance)
 
     def mean_js_distance(self) -> FloatArray:
-        """Mean Jensen-Shannon distance of each block to the others, shape (blocks,); nan if none."""
-        others = len(self) - 1
-        return self._js_distance.sum(axis=1) / others if others else np.full(1, np.nan)
+        """Average the Jensen-Shannon distances of each block to the others, shape (blocks,); nan if none."""
+        return distances.mean_to_others(self._js_distance)
 
     def wasserstein(self) -> FloatArray:
-        """Exact Wasserstein-1 distances between the nodes of all pairs, float64 of shape (blocks, blocks)."""
+        """Compute exact Wasserstein-1 distances between the nodes of all pairs, float64 of shape (blocks, blocks)."""
         return distances.wasserstein(list(self.values()))
 
     def plot(self, path: str | os.PathLike[str]) -> None:
@@ -137,7 +135,7 @@ class Spectra(Mapping[str, Spectrum]):
         """
         from hvp_engine.results import plots  # noqa: PLC0415 - matplotlib takes half a second to import
 
-        plots.plot_spectra(self, path)
+        plots.plot_spectra(self, path, self.manifest.get("config", {}))
 
     def plot_js(self, path: str | os.PathLike[str]) -> None:
         """Draw the Jensen-Shannon distances between all blocks as a heat map; the suffix chooses the format.
@@ -148,10 +146,8 @@ class Spectra(Mapping[str, Spectrum]):
         """
         from hvp_engine.results import plots  # noqa: PLC0415 - matplotlib takes half a second to import
 
-        plots.plot_js(self, path)
+        plots.plot_js(list(self), self._js_distance, path)
 
     def summary(self) -> str:
-        """The table of ``hvp_engine.results.table.summary_table`` as plain text."""
-        from hvp_engine.results import table as report  # noqa: PLC0415 - report draws what this module defines
-
-        return report.summary_text(self)
+        """Write the table of ``hvp_engine.results.table.summary_table`` as plain text."""
+        return table.summary_text(self, self._js_distance)

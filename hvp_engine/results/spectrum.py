@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -12,16 +11,10 @@ from numpy.typing import ArrayLike, NDArray
 from hvp_engine.errors import ConfigurationError
 from hvp_engine.kernels.tridiagonal import tridiagonal_quadrature
 from hvp_engine.results import smoothing
+from hvp_engine.results.estimate import Estimate
 from hvp_engine.results.smoothing import FloatArray
 
 _MASS_TOLERANCE = 1e-6
-
-
-class Estimate(NamedTuple):
-    """A Monte-Carlo estimate: its value and its standard error (nan if a single probe gives none)."""
-
-    value: float
-    stderr: float
 
 
 @dataclass(frozen=True, eq=False)
@@ -100,16 +93,16 @@ class Spectrum:
             array = getattr(self, field)
             if array.shape != self.alphas.shape:
                 raise ConfigurationError(
-                    f"block {self.name!r}: {field} have shape {array.shape}, but alphas {self.alphas.shape}; "
-                    "build the spectrum with Spectrum.from_tridiagonal"
+                    f"Block {self.name!r}: {field} have shape {array.shape}, but alphas {self.alphas.shape}; "
+                    "build the spectrum with Spectrum.from_tridiagonal."
                 )
             if not np.isfinite(array).all():
-                raise ConfigurationError(f"block {self.name!r}: {field} are not all finite; run the block again")
+                raise ConfigurationError(f"Block {self.name!r}: {field} are not all finite; run the block again.")
         padding = np.arange(self.alphas.shape[1]) >= self.steps[:, None]
         excess = abs(self.weights.sum(axis=1) - 1.0)
         if self.weights.min() < 0.0 or self.weights[padding].any() or excess.max() > _MASS_TOLERANCE:
             raise ConfigurationError(
-                f"block {self.name!r}: the weights of a probe must be non-negative, sum to 1 and be 0 "
+                f"Block {self.name!r}: the weights of a probe must be non-negative, sum to 1 and be 0 "
                 "past its steps; build the spectrum with Spectrum.from_tridiagonal"
             )
 
@@ -130,7 +123,7 @@ class Spectrum:
     def probe_densities(
         self, grid: ArrayLike | None = None, sigma: float | None = None
     ) -> tuple[FloatArray, FloatArray]:
-        """Spectral density of each probe: Gaussians on its nodes, integrated exactly over grid cells.
+        """Smooth each probe into a spectral density: Gaussians on its nodes, integrated exactly over grid cells.
 
         A grid point owns the cell between the midpoints to its neighbours, and the first and last one the
         tails too; the density is the cell's mass over its width inside the grid, so its trapezoidal integral
@@ -152,7 +145,7 @@ class Spectrum:
         return points, masses / smoothing.cell_widths(points)
 
     def density(self, grid: ArrayLike | None = None, sigma: float | None = None) -> tuple[FloatArray, FloatArray]:
-        """Spectral density: the mean of ``probe_densities``, which has the arguments and errors described.
+        """Smooth into one spectral density: the mean of ``probe_densities``, whose arguments and errors it has.
 
         Returns:
             The grid (points,) and the density (points,), float64.
@@ -167,7 +160,7 @@ class Spectrum:
             ConfigurationError: If ``k`` is not a non-negative integer.
         """
         if not isinstance(k, int) or k < 0:
-            raise ConfigurationError(f"the order of a moment must be a non-negative integer, not {k!r}")
+            raise ConfigurationError(f"The order of a moment must be a non-negative integer, not {k!r}.")
         values = (self.weights * self.nodes**k).sum(axis=1)
         stderr = float(values.std(ddof=1)) / math.sqrt(values.size) if values.size > 1 else math.nan
         return Estimate(float(values.mean()), stderr)
@@ -177,36 +170,36 @@ class Spectrum:
         value, stderr = self.moment(1)
         return Estimate(self.numel * value, self.numel * stderr)
 
-    def norm(self) -> Estimate:
+    def frobenius_norm(self) -> Estimate:
         """Estimate the Frobenius norm, ``sqrt(n * moment(2))``.
 
-        Its standard error is the delta method's, ``n * stderr(moment(2)) / (2 * norm)``.
+        Its standard error is the delta method's, ``n * stderr(moment(2)) / (2 * frobenius_norm)``.
         """
         value, stderr = self.moment(2)
         norm = math.sqrt(self.numel * value)
         return Estimate(norm, self.numel * stderr / (2.0 * norm) if norm > 0.0 else stderr)
 
     def extremes(self) -> tuple[float, float]:
-        """Smallest and largest node over all probes; they lie inside the range of the eigenvalues."""
+        """Return the smallest and largest node over all probes; they lie inside the range of the eigenvalues."""
         return float(self.nodes.min()), float(self.nodes.max())
 
 
 def _check_tridiagonal(name: str, numel: int, alphas: FloatArray, betas: FloatArray, steps: NDArray[np.int64]) -> None:
     if not isinstance(name, str) or not name:
-        raise ConfigurationError(f"the name of a block must be a non-empty string, not {name!r}")
+        raise ConfigurationError(f"The name of a block must be a non-empty string, not {name!r}.")
     if numel < 1:
-        raise ConfigurationError(f"block {name!r}: numel must be at least 1, not {numel}")
+        raise ConfigurationError(f"Block {name!r}: numel must be at least 1, not {numel}.")
     if alphas.ndim != 2 or 0 in alphas.shape:
-        raise ConfigurationError(f"block {name!r}: alphas must have shape (probes, m), not {alphas.shape}")
+        raise ConfigurationError(f"Block {name!r}: alphas must have shape (probes, m), not {alphas.shape}.")
     probes, m = alphas.shape
     for field, array, shape in (("betas", betas, (probes, m - 1)), ("steps", steps, (probes,))):
         if array.shape != shape:
-            raise ConfigurationError(f"block {name!r}: {field} must have shape {shape}, not {array.shape}")
+            raise ConfigurationError(f"Block {name!r}: {field} must have shape {shape}, not {array.shape}.")
     if steps.min() < 1 or steps.max() > m:
-        raise ConfigurationError(f"block {name!r}: steps must lie between 1 and {m}, not {steps.tolist()}")
+        raise ConfigurationError(f"Block {name!r}: steps must lie between 1 and {m}, not {steps.tolist()}.")
     for field, array in (("alphas", alphas), ("betas", betas)):
         if not np.isfinite(array).all():
             raise ConfigurationError(
-                f"block {name!r}: not all {field} are finite; a product overflowed, or the loss "
-                "is not smooth: try precision='fp64', or leave the block out"
+                f"Block {name!r}: not all {field} are finite; a product overflowed, or the loss "
+                "is not smooth: try precision='fp64', or leave the block out."
             )

@@ -19,9 +19,10 @@ from torch import Tensor
 from hvp_engine.blocks import Partition, ResolvedBlock
 from hvp_engine.errors import ConfigurationError, ObjectiveError, OutOfMemoryError, SecondDerivativeError
 from hvp_engine.problem import batches
-from hvp_engine.problem.objective import MicroBatch, Objective, is_out_of_memory
+from hvp_engine.problem.objective import MicroBatch, Objective
 from hvp_engine.scheduling import policy
 from hvp_engine.system import memory
+from hvp_engine.system.memory import is_out_of_memory
 
 log = logging.getLogger(__name__)
 

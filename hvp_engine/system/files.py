@@ -67,7 +67,7 @@ def read_json(path: str | os.PathLike[str]) -> Any:
     except OSError as error:
         raise _unreadable(path, error) from error
     except ValueError as error:
-        raise RunFolderError(f"{path} is damaged, it is not JSON ({error}); restore it or run again") from error
+        raise RunFolderError(f"{path} is damaged, it is not JSON ({error}); restore it or run again.") from error
 
 
 def read_tensors(path: str | os.PathLike[str]) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
@@ -83,7 +83,7 @@ def read_tensors(path: str | os.PathLike[str]) -> tuple[dict[str, torch.Tensor],
         raise _unreadable(path, error) from error
     except SafetensorError as error:
         raise RunFolderError(
-            f"{path} is damaged, it is not a whole safetensors file ({error}); restore it or run again"
+            f"{path} is damaged, it is not a whole safetensors file ({error}); restore it or run again."
         ) from error
 
 
@@ -119,16 +119,16 @@ def read_run(folder: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, 
     """
     root = Path(folder)
     if not root.is_dir():
-        raise RunFolderError(f"there is no run folder {root}; check the path, it is the `out` folder of a run")
+        raise RunFolderError(f"There is no run folder {root}; check the path, it is the `out` folder of a run.")
     if not (root / MANIFEST).exists():
-        raise RunFolderError(f"{root} is not a run folder, it has no {MANIFEST}; check the path")
+        raise RunFolderError(f"{root} is not a run folder, it has no {MANIFEST}; check the path.")
     document = read_json(root / MANIFEST)
     if not isinstance(document, dict) or document.get("format") != FORMAT:
-        raise RunFolderError(f"{root / MANIFEST} was not written by hvp_engine; check the path")
+        raise RunFolderError(f"{root / MANIFEST} was not written by hvp_engine; check the path.")
     version = document.get("format_version")
     if not isinstance(version, int) or version > FORMAT_VERSION:
         raise RunFolderError(
-            f"{root} has format version {version}, this hvp_engine reads {FORMAT_VERSION}; upgrade hvp-engine"
+            f"{root} has format version {version}, this hvp_engine reads {FORMAT_VERSION}; upgrade hvp-engine."
         )
     path = root / SPECTRA
     tensors, _ = read_tensors(path)
@@ -136,7 +136,7 @@ def read_run(folder: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, 
     if not isinstance(checksums, dict) or checksums.get(SPECTRA) != _sha256(path):
         raise RunFolderError(
             f"{path} is not the file that {MANIFEST} describes: it was changed, or comes from another run; "
-            "restore both files from one run, or run again"
+            "restore both files from one run, or run again."
         )
     return document, tensors
 
@@ -171,12 +171,12 @@ def _explained(path: Path) -> Iterator[None]:
         code = error.errno if isinstance(error, OSError) else _error_number(error)
         if code in (errno.ENOSPC, errno.EDQUOT):
             raise RunFolderError(
-                f"the disk is full: {path} could not be written ({error}); the earlier files in "
-                f"{path.parent} are intact; free some space there, or choose another folder"
+                f"The disk is full: {path} could not be written ({error}); the earlier files in "
+                f"{path.parent} are intact; free some space there, or choose another folder."
             ) from error
         raise RunFolderError(
             f"{path} could not be written ({error}); earlier files in {path.parent} are intact; "
-            "choose a folder that you may write to"
+            "choose a folder that you may write to."
         ) from error
 
 
@@ -198,7 +198,7 @@ def _json_writer(obj: object) -> _Writer:
         text = json.dumps(obj, indent=2, sort_keys=True, allow_nan=False, ensure_ascii=False) + "\n"
     except (TypeError, ValueError) as error:
         raise ConfigurationError(
-            f"the manifest cannot be written as JSON ({error}); use strings, finite numbers, lists and dictionaries"
+            f"The manifest cannot be written as JSON ({error}); use strings, finite numbers, lists and dictionaries."
         ) from error
 
     def write(path: Path) -> None:
@@ -225,4 +225,4 @@ def _sha256(path: Path) -> str:
 
 
 def _unreadable(path: str | os.PathLike[str], error: OSError) -> RunFolderError:
-    return RunFolderError(f"{path} cannot be read ({error.strerror or error}); check the path and its permissions")
+    return RunFolderError(f"{path} cannot be read ({error.strerror or error}); check the path and its permissions.")

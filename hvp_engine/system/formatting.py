@@ -1,12 +1,15 @@
-"""Numbers as people read them: a few significant digits, and an error in the form of its value."""
+"""Numbers as people read them; every unit that the package prints has its one rule here."""
 
 from __future__ import annotations
 
 import math
-
-from hvp_engine.results.spectrum import Estimate
+from collections.abc import Sequence
 
 _PLAIN = range(-2, 4)  # decimal exponents that are written without an exponent
+_DIGITS = 3  # significant ones of a number with a unit
+_PREFIXES = ("", "k", "M", "G", "T", "P", "E", "Z")
+_SIZES = ((2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB"))
+_LISTED = 5
 
 
 def format_number(value: float, digits: int = 4) -> str:
@@ -20,22 +23,22 @@ def format_number(value: float, digits: int = 4) -> str:
     return f"{value:.{max(0, digits - 1 - exponent)}f}" if exponent in _PLAIN else rounded
 
 
-def format_estimate(estimate: Estimate, digits: int = 4) -> str:
+def format_with_error(value: float, stderr: float) -> str:
     """Write a value and its standard error with one exponent: ``12.34 ± 0.21``, ``(1.234 ± 0.021)e-09``.
 
-    Two digits of the error decide how many of the value are shown, at most ``digits`` of the larger of both.
+    Two digits of the error decide how many of the value are shown, at most four of the larger of both.
     An error too small to be seen beside the value keeps its own exponent: ``12.34 ± 4.5e-07``.
     """
-    value, stderr = estimate
+    apart = f"{format_number(value)} ± {format_number(stderr, 2)}"
     if not (math.isfinite(value) and math.isfinite(stderr)):
-        return f"{format_number(value, digits)} ± {format_number(stderr, 2)}"
-    exponent = _exponent(max(abs(value), stderr), digits)
+        return apart
+    exponent = _exponent(max(abs(value), stderr), 4)
     error_digits = 1 - _exponent(stderr, 2) if stderr > 0.0 else math.inf
     scale = 0 if exponent in _PLAIN else exponent
-    decimals = int(max(0, scale + min(digits - 1 - exponent, error_digits)))
+    decimals = int(max(0, scale + min(3 - exponent, error_digits)))
     mantissa = f"{value / 10.0**scale:.{decimals}f} ± {stderr / 10.0**scale:.{decimals}f}"
     if stderr > 0.0 and float(mantissa.rpartition(" ")[2]) == 0.0:
-        return f"{format_number(value, digits)} ± {format_number(stderr, 2)}"
+        return apart
     return f"({mantissa})e{scale:+03d}" if scale else mantissa
 
 
@@ -45,8 +48,52 @@ def format_count(count: int) -> str:
 
 
 def format_bytes(size: float) -> str:
-    """Write a size in memory: ``12.5 GiB``, ``3.2 MiB``."""
-    return f"{format_number(size / 2**30, 3)} GiB" if size >= 2**30 / 10 else f"{format_number(size / 2**20, 3)} MiB"
+    """Write an amount of memory in binary units: ``6.41 GiB``, ``20.0 MiB``, ``512 B``."""
+    for factor, unit in _SIZES:
+        if size >= factor:
+            return f"{format_number(size / factor, _DIGITS)} {unit}"
+    return f"{size:.0f} B"
+
+
+def format_traffic(size: float) -> str:
+    """Write bytes read and written with an SI prefix, as bandwidths are given: ``2.04 TB``."""
+    return _with_prefix(size, "B")
+
+
+def format_flop(flop: float) -> str:
+    """Write a number of floating-point operations with an SI prefix: ``13.9 EFLOP``."""
+    return _with_prefix(flop, "FLOP")
+
+
+def format_time(seconds: float) -> str:
+    """Write a duration as people say it: ``420 ms``, ``3.10 s``, ``12.5 min``, ``27.5 h``."""
+    for unit, size in (("h", 3600.0), ("min", 60.0)):
+        if seconds >= 2 * size:
+            return f"{format_number(seconds / size, _DIGITS)} {unit}"
+    if 0.0 < seconds < 1.0:
+        return f"{format_number(1e3 * seconds, _DIGITS)} ms"
+    return f"{format_number(seconds, _DIGITS)} s"
+
+
+def format_clock(seconds: float) -> str:
+    """Write a duration as a clock shows it, which does not jump while it counts: ``0:07``, ``1:02:03``."""
+    if math.isinf(seconds):
+        return "unknown"
+    rounded = round(seconds)
+    hours, minutes = rounded // 3600, rounded // 60 % 60
+    return f"{hours}:{minutes:02d}:{rounded % 60:02d}" if hours else f"{minutes}:{rounded % 60:02d}"
+
+
+def first_names(names: Sequence[str]) -> str:
+    """List the first few of some names, and dots where there are more."""
+    return ", ".join(names[:_LISTED]) + (", ..." if len(names) > _LISTED else "")
+
+
+def _with_prefix(value: float, unit: str) -> str:
+    power = 0
+    while value >= 999.5 and power < len(_PREFIXES) - 1:
+        value, power = value / 1000.0, power + 1
+    return f"{format_number(value, _DIGITS)} {_PREFIXES[power]}{unit}"
 
 
 def _exponent(value: float, digits: int) -> int:

@@ -17,7 +17,7 @@ _FALLBACK = 4 << 30
 
 
 def budget(device: torch.device) -> int:
-    """Bytes that the engine may use on a device: 80 % of what is free now.
+    """Return the bytes that the engine may use on a device: 80 % of what is free now.
 
     On a CPU that is the kernel's estimate of available memory, bounded by the control group's limit; on CUDA the free
     device memory plus what torch's allocator holds unused.
@@ -30,13 +30,20 @@ def budget(device: torch.device) -> int:
 
 
 def free_share(free: int) -> int:
-    """Bytes of a device's free memory that the engine may use."""
+    """Return how many of a device's free bytes the engine may use."""
     return int(_SHARE * free)
 
 
 def free_disk() -> int:
     """Return the bytes that are free where temporary files go."""
     return shutil.disk_usage(tempfile.gettempdir()).free
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Say whether an exception means that an allocation failed, on any device."""
+    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or (
+        isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+    )
 
 
 def _available() -> int:
@@ -50,7 +57,7 @@ def _available() -> int:
 
 
 def _group_headroom() -> int:
-    """Memory left in this process's control group (version 2, then 1); huge where there is no limit."""
+    """Return the bytes left in this process's control group (version 2, then 1); a huge number without a limit."""
     for limit, usage in (
         ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
         ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),
@@ -64,7 +71,7 @@ def _group_headroom() -> int:
 
 
 def _file_cache(path: Path) -> int:
-    """Bytes of a control group's use that are cached files, which the kernel drops when memory is asked for."""
+    """Return how many bytes of a control group are cached files, which the kernel drops when memory is asked for."""
     try:
         entries = dict(line.split() for line in path.read_text().splitlines())
     except (OSError, ValueError):

@@ -9,14 +9,16 @@ from types import TracebackType
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from hvp_engine.system.formatting import format_clock
+
 _LINE_EVERY = 10.0  # seconds between lines where there is no terminal
 
 
 class ProgressReporter:
-    """Shows done work, elapsed time and the time that remains, on standard error."""
+    """Display of done work, elapsed time and the time that remains, on standard error."""
 
     def __init__(self, label: str, total: int, enabled: bool | None) -> None:
-        """Prepare; nothing is shown before ``with``.
+        """Prepare; show nothing before ``with``.
 
         Args:
             label: What is being done.
@@ -56,7 +58,7 @@ class ProgressReporter:
         if self._bar is not None:
             self._bar.stop()
         elif self._enabled and kind is None:
-            self._line(f"done in {_clock(time.monotonic() - self._started)}")
+            self._line(f"done in {format_clock(time.monotonic() - self._started)}")
 
     def resume(self, amount: int) -> None:
         """Count work that an earlier run finished: done, but no measure of this run's speed."""
@@ -81,7 +83,7 @@ class ProgressReporter:
             rate = (self._done - self._resumed) / elapsed
             left = (self._total - self._done) / rate if rate > 0 else float("inf")
             share = 100.0 * self._done / self._total if self._total else 100.0
-            self._line(f"{share:3.0f}% after {_clock(elapsed)}, ETA {_clock(left)}  {detail}")
+            self._line(f"{share:3.0f}% after {format_clock(elapsed)}, ETA {format_clock(left)}  {detail}")
 
     def reach(self, done: int) -> None:
         """Report that so much of the work is finished in all."""
@@ -90,11 +92,3 @@ class ProgressReporter:
 
     def _line(self, text: str) -> None:
         print(f"{self._label}: {text.rstrip()}", file=sys.stderr, flush=True)
-
-
-def _clock(seconds: float) -> str:
-    if seconds == float("inf"):
-        return "unknown"
-    whole = round(seconds)
-    hours, minutes = whole // 3600, whole // 60 % 60
-    return f"{hours}:{minutes:02d}:{whole % 60:02d}" if hours else f"{minutes}:{whole % 60:02d}"

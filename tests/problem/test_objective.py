@@ -6,28 +6,13 @@ from typing import Any
 
 import pytest
 import torch
-import torch.nn.functional as F
 from problems import gpt, mlp
+from refusals import mean_loss, one_sweep, refuse
 from torch import nn
 
 import hvp_engine as he
 from hvp_engine.errors import ConfigurationError, NonDeterministicError, ObjectiveError
-from hvp_engine.problem import batches
 from hvp_engine.problem.objective import Objective
-
-
-def mean_loss(model: nn.Module, batch: Any) -> torch.Tensor:
-    return F.cross_entropy(model(batch[0]), batch[1])
-
-
-def one_sweep(model: nn.Module, loss: Any, data: Any) -> None:
-    operator = he.HessianOperator(model, loss, data=data)
-    operator.matmat({"full": torch.ones(1, operator.numel["full"])})
-
-
-def refuse(match: str, model: nn.Module, loss: Any, data: Any, kind: type[Exception] = ObjectiveError) -> None:
-    with pytest.raises(kind, match=match):
-        one_sweep(model, loss, data)
 
 
 def test_a_loss_that_is_not_scalar() -> None:
@@ -57,20 +42,6 @@ def test_whatever_a_loss_raises_is_reported_as_the_losss_error(error: type[Excep
         raise error("the cause")
 
     refuse(f"The loss raised {error.__name__}: .*the cause", case.model, failing, case.data)
-
-
-@pytest.mark.parametrize("data", [5, lambda: []])
-def test_data_that_cannot_be_iterated(data: Any) -> None:
-    case = mlp()
-    refuse("data must be a list of batches", case.model, case.loss, data)
-
-
-def test_models_without_numbers_or_without_gradients() -> None:
-    case = mlp()
-    refuse("meta", mlp().model.to("meta"), case.loss, case.data, ConfigurationError)
-    with torch.inference_mode():
-        frozen = mlp().model
-    refuse("inference_mode", frozen, case.loss, case.data, ConfigurationError)
 
 
 def test_complex_buffers_survive_a_change_of_precision() -> None:
@@ -117,19 +88,6 @@ def test_a_loss_that_raises() -> None:
     refuse("The loss raised KeyError|The loss raised TypeError", case.model, lambda m, b: m(b["x"]), case.data)
 
 
-def test_empty_data_and_data_that_can_be_read_once() -> None:
-    case = mlp()
-    refuse("data is empty", case.model, mean_loss, [])
-    refuse("only once", case.model, mean_loss, (batch for batch in case.data))
-
-
-def test_a_single_batch_or_a_batch_without_tensors_as_data() -> None:
-    case = mlp()
-    refuse("data is a single batch", case.model, mean_loss, case.data[0][0])
-    refuse("data is a single batch", case.model, mean_loss, {"x": case.data[0][0]})
-    refuse("list without tensors", case.model, mean_loss, [[1.0, 2.0]])
-
-
 def test_all_targets_ignored() -> None:
     case = gpt()
     data = [(inputs, torch.full_like(targets, he.losses.IGNORE)) for inputs, targets in case.data]
@@ -152,12 +110,6 @@ def test_other_randomness_is_described() -> None:
         case.data,
         NonDeterministicError,
     )
-
-
-def test_batchnorm_in_train_mode_is_named() -> None:
-    model = nn.Sequential(nn.Linear(5, 3), nn.BatchNorm1d(3))
-    refuse("BatchNorm is in train mode in 1", model, mean_loss, mlp().data, NonDeterministicError)
-    one_sweep(model.eval(), mean_loss, mlp().data)
 
 
 class Shifting:
@@ -271,18 +223,3 @@ def test_half_precision_parameters_are_studied_in_float32() -> None:
     wanted = he.hvp(rounded.model, mean_loss, {"full": torch.ones(1, 111)}, data=widened)["full"]
     torch.testing.assert_close(found, wanted)
     assert next(half.parameters()).dtype == torch.bfloat16
-
-
-def test_batches_of_every_kind_are_mapped_cut_and_fingerprinted() -> None:
-    x = torch.arange(12).reshape(4, 3)
-    nested = {"a": x, "b": (x + 1, [x + 2]), "name": "kept", "scale": torch.tensor(2.0)}
-    half = batches.cut(nested, 1, 3)
-    assert torch.equal(half["b"][1][0], x[1:3] + 2)
-    assert half["name"] == "kept"
-    assert float(half["scale"]) == 2.0
-    assert batches.samples(nested) == 4
-    assert batches.samples((x, torch.ones(3))) is None
-    assert batches.leading("nothing") is None
-    assert batches.fingerprint(nested) == batches.fingerprint(dict(nested))
-    assert batches.fingerprint(x) != batches.fingerprint(x.float())
-    assert batches.fingerprint(x) != batches.fingerprint(x.reshape(3, 4))

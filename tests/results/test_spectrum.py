@@ -78,7 +78,7 @@ def test_trace_moments_and_norm_cover_the_dense_matrix():
     spectrum = spectrum_of(np.linalg.eigvalsh(matrix), probes=200)
     for estimate, truth in (
         (spectrum.trace(), np.trace(matrix)),
-        (spectrum.norm(), np.linalg.norm(matrix)),
+        (spectrum.frobenius_norm(), np.linalg.norm(matrix)),
         (spectrum.moment(3), np.trace(np.linalg.matrix_power(matrix, 3)) / 200),
     ):
         assert 0 < estimate.stderr < 0.2 * abs(truth)
@@ -89,7 +89,7 @@ def test_trace_moments_and_norm_cover_the_dense_matrix():
 def test_standard_errors_match_the_scatter_of_repeated_runs():
     eigenvalues = np.random.default_rng(4).normal(size=60) + 1
     runs = [spectrum_of(eigenvalues, probes=10, seed=seed) for seed in range(300)]
-    for method in ("trace", "norm"):
+    for method in ("trace", "frobenius_norm"):
         estimates = [getattr(run, method)() for run in runs]
         scatter = np.std([e.value for e in estimates])
         assert np.mean([e.stderr for e in estimates]) == pytest.approx(scatter, rel=0.15)
@@ -98,7 +98,7 @@ def test_standard_errors_match_the_scatter_of_repeated_runs():
 def test_single_probe_has_no_standard_error():
     spectrum = spectrum_of([1.0, 2.0, 4.0], probes=1)
     assert math.isnan(spectrum.trace().stderr)
-    assert math.isnan(spectrum.norm().stderr)
+    assert math.isnan(spectrum.frobenius_norm().stderr)
     assert spectrum.extremes() == (1.0, 4.0)
 
 

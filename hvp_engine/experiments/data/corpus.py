@@ -27,7 +27,7 @@ class Corpus:
     held_out: Tensor
 
     def sequences(self, count: int, length: int) -> Tensor:
-        """Evenly spaced held-out sequences.
+        """Take evenly spaced held-out sequences.
 
         Args:
             count: How many.
@@ -39,16 +39,16 @@ class Corpus:
         Raises:
             ConfigurationError: The held-out text is too short.
         """
-        room = len(self.held_out) - length
-        if room < count:
+        last = len(self.held_out) - length
+        if last < count:
             raise ConfigurationError(
                 f"The held-out text has {len(self.held_out)} bytes: too few for {count} x {length}."
             )
-        starts = torch.linspace(0, room, count, dtype=torch.float64).long()
+        starts = torch.linspace(0, last, count, dtype=torch.float64).long()
         return torch.stack([self.held_out[start : start + length] for start in starts.tolist()]).long()
 
     def batch(self, count: int, length: int, generator: torch.Generator) -> Tensor:
-        """Random training sequences (count, length) int64."""
+        """Draw random training sequences (count, length) int64."""
         starts = torch.randint(0, len(self.train) - length, (count,), generator=generator)
         return torch.stack([self.train[start : start + length] for start in starts.tolist()]).long()
 

@@ -96,7 +96,7 @@ class GPT(nn.Module):
                 nn.init.normal_(parameter, std=std)
 
     def hidden(self, tokens: Tensor) -> Tensor:
-        """Final hidden states (batch, tokens, width) of token ids (batch, tokens)."""
+        """Compute the final hidden states (batch, tokens, width) of token ids (batch, tokens)."""
         positions = torch.arange(tokens.shape[1], device=tokens.device)
         hidden: Tensor = self.wte(tokens) + self.wpe(positions)
         for layer in self.layers:
@@ -105,7 +105,7 @@ class GPT(nn.Module):
         return normalised
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """Logits (batch, tokens, vocabulary) of token ids (batch, tokens)."""
+        """Compute logits (batch, tokens, vocabulary) of token ids (batch, tokens)."""
         logits: Tensor = self.lm_head(self.hidden(tokens))
         return logits
 
@@ -114,7 +114,7 @@ PROJECTIONS = ("attn.wq", "attn.wk", "attn.wv", "attn.wo", "c_fc", "c_proj")
 
 
 def paper_blocks(config: GPTConfig, layers: tuple[int, ...] | None = None) -> dict[str, list[str]]:
-    """The paper's choice of blocks: the embedding and six projections of four layers spread over the depth.
+    """Name the paper's blocks: the embedding and six projections of four layers spread over the depth.
 
     Args:
         config: The model's sizes.

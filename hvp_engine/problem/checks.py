@@ -1,0 +1,96 @@
+"""Models, losses and data that cannot be a job, refused before any work."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+
+from hvp_engine.errors import ConfigurationError, NonDeterministicError, ObjectiveError
+from hvp_engine.system.formatting import first_names
+
+
+def check_module(model: object) -> None:
+    """Raise ConfigurationError unless the model is a module."""
+    if not isinstance(model, nn.Module):
+        raise ConfigurationError(f"model must be a torch.nn.Module, not {type(model).__name__}.")
+
+
+def check_ingredients(model: nn.Module, loss: object, data: object) -> None:
+    """Refuse what cannot be a job, whatever it computes.
+
+    Raises:
+        ConfigurationError: The model is no module or has parameters without a shape, or the loss cannot be called.
+        ObjectiveError: The data is no collection of batches, or can be read only once.
+        NonDeterministicError: A BatchNorm layer is in train mode.
+    """
+    check_module(model)
+    if not callable(loss):
+        raise ConfigurationError(
+            f"loss must be a function, loss(model, batch), not {type(loss).__name__}; hvp_engine.losses has some."
+        )
+    tensors = (*model.named_parameters(), *model.named_buffers())
+    lazy = [name for name, tensor in tensors if is_lazy(tensor)]
+    if lazy:
+        raise ConfigurationError(
+            f"The model has parameters that have no shape yet ({first_names(lazy)}): run it on one batch first, which "
+            "initialises lazy modules."
+        )
+    _refuse_batchnorm(model)
+    if isinstance(data, (Tensor, Mapping)):
+        raise ObjectiveError("data is a single batch; pass a list of batches: data=[batch].")
+    if isinstance(data, Iterator):
+        raise ObjectiveError(
+            "data is an iterator, which can be read only once; a sweep needs it every step: pass list(data)."
+        )
+    if data is not None and not isinstance(data, Iterable) and not hasattr(data, "__getitem__"):
+        raise ObjectiveError(
+            f"data must be a list of batches or another re-iterable, not {type(data).__name__}; pass data=None for a "
+            "loss without data."
+        )
+
+
+def refuse_unusable(model: nn.Module) -> None:
+    """Refuse a model that cannot be differentiated, whatever the loss.
+
+    Raises:
+        ConfigurationError: The model is on the meta device, or was made in inference mode.
+    """
+    tensors = [*model.parameters(), *model.buffers()]
+    if any(tensor.is_meta for tensor in tensors):
+        raise ConfigurationError(
+            'The model is on the "meta" device, so it has shapes and no numbers; load its weights, or use '
+            "hvp_engine.plan, which needs none."
+        )
+    if any(tensor.is_inference() for tensor in tensors):
+        raise ConfigurationError(
+            "The model was made under torch.inference_mode(), so it cannot be differentiated; make or load it outside."
+        )
+
+
+def active_dropout(model: nn.Module) -> list[str]:
+    """List the dropout layers that draw random numbers: in train mode, with a probability above 0."""
+    return [
+        name or type(module).__name__
+        for name, module in model.named_modules()
+        if isinstance(module, nn.modules.dropout._DropoutNd) and module.training and module.p > 0
+    ]
+
+
+def training_batchnorm(model: nn.Module) -> list[str]:
+    """List the BatchNorm layers in train mode: their loss depends on how the data is split."""
+    return [
+        name or type(module).__name__
+        for name, module in model.named_modules()
+        if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.training
+    ]
+
+
+def _refuse_batchnorm(model: nn.Module) -> None:
+    training = training_batchnorm(model)
+    if training:
+        raise NonDeterministicError(
+            f"BatchNorm is in train mode in {first_names(training)}: its loss "
+            "depends on how the data is split and every evaluation changes its statistics. Call model.eval()."
+        )

@@ -1,0 +1,78 @@
+"""Numbers as people read them."""
+
+import math
+
+import pytest
+
+from hvp_engine.system.formatting import (
+    first_names,
+    format_bytes,
+    format_clock,
+    format_flop,
+    format_number,
+    format_time,
+    format_traffic,
+    format_with_error,
+)
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (12.344, "12.34"),
+        (0.0, "0"),
+        (-5.6781e-9, "-5.678e-09"),
+        (79427.0, "7.943e+04"),
+        (math.nan, "–"),
+        (9999.6, "1.000e+04"),
+    ],
+)
+def test_numbers_have_four_digits(value, text):
+    assert format_number(value) == text
+
+
+@pytest.mark.parametrize(
+    ("value", "stderr", "text"),
+    [
+        (12.3444, 0.21, "12.34 ± 0.21"),
+        (1.2344e-9, 2.1e-11, "(1.234 ± 0.021)e-09"),
+        (0.5, 31.0, "0 ± 31"),
+        (12.3444, 4.5e-7, "12.34 ± 4.5e-07"),
+        (3.0, math.nan, "3.000 ± –"),
+        (0.0, 0.0, "0.000 ± 0.000"),
+    ],
+)
+def test_estimates_share_the_form_of_their_error(value, stderr, text):
+    assert format_with_error(value, stderr) == text
+
+
+@pytest.mark.parametrize(
+    ("write", "value", "text"),
+    [
+        (format_bytes, 0, "0 B"),
+        (format_bytes, 1023, "1023 B"),
+        (format_bytes, 1536, "1.50 KiB"),
+        (format_bytes, 20 << 20, "20.0 MiB"),
+        (format_bytes, 6.4 * 2**30, "6.40 GiB"),
+        (format_traffic, 2.039e12, "2.04 TB"),
+        (format_traffic, 999.6e9, "1.00 TB"),
+        (format_flop, 13.9e18, "13.9 EFLOP"),
+        (format_flop, 500.0, "500 FLOP"),
+        (format_time, 0.0, "0 s"),
+        (format_time, 0.0042, "4.20 ms"),
+        (format_time, 0.42, "420 ms"),
+        (format_time, 119.0, "119 s"),
+        (format_time, 750.0, "12.5 min"),
+        (format_time, 99_000.0, "27.5 h"),
+        (format_clock, 7.4, "0:07"),
+        (format_clock, 3723.0, "1:02:03"),
+        (format_clock, math.inf, "unknown"),
+    ],
+)
+def test_every_unit_has_its_one_form(write, value, text):
+    assert write(value) == text
+
+
+def test_long_lists_of_names_are_cut():
+    assert first_names(["a", "b"]) == "a, b"
+    assert first_names(list("abcdef")) == "a, b, c, d, e, ..."
