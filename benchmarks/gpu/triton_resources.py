@@ -1,14 +1,18 @@
-"""Compiles every Triton kernel ahead of time, without a GPU, and tabulates what it costs.
+"""Compile every Triton kernel ahead of time, without a GPU, and tabulate what it costs.
 
     python benchmarks/gpu/triton_resources.py
+    python benchmarks/gpu/triton_resources.py --compile-only 80 90
 
-writes docs/gpu/triton_resources.json and .md. Each module of hvp_engine.kernels.triton declares its variants in
-``resource_cases()``; a new module needs no line here. Modules that have not changed since the table was written are not
-compiled again. Nothing is run on a GPU.
+The first line writes docs/gpu/triton_resources.json and .md. Each module of hvp_engine.kernels.triton declares its
+variants in ``resource_cases()``; a new module needs no line here. Modules that have not changed since the table was
+written are not compiled again. The second line writes nothing: it says whether the installed Triton compiles every
+variant for the given compute capabilities, so that it can be asked of each Triton that the package admits. Nothing is
+run on a GPU.
 """
 
 from __future__ import annotations
 
+import argparse
 import hashlib
 import importlib
 import json
@@ -17,7 +21,7 @@ import pkgutil
 import re
 import subprocess
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -25,8 +29,7 @@ from typing import Any
 import triton
 from triton import knobs
 from triton.backends.compiler import GPUTarget
-from triton.backends.nvidia.compiler import get_ptxas
-from triton.compiler import ASTSource
+from triton.compiler import ASTSource, CompiledKernel
 from triton.runtime.jit import JITFunction
 
 import hvp_engine.kernels.triton as kernels
@@ -59,11 +62,30 @@ def digest(module: ModuleType) -> str:
     return hashlib.sha256("\n".join(sources).encode()).hexdigest()[:16]
 
 
-def measure(case: ResourceCase, architecture: int) -> dict[str, Any]:
-    """Compiles one variant for one architecture; returns its row of the table."""
-    source = _source(case)
+def compile_case(case: ResourceCase, architecture: int) -> CompiledKernel:
+    """Compile one variant for one architecture, such as 90."""
     options = {"num_warps": case.num_warps, "num_stages": case.num_stages}
-    compiled = triton.compile(source, target=GPUTarget("cuda", architecture, 32), options=options)
+    return triton.compile(_source(case), target=GPUTarget("cuda", architecture, 32), options=options)
+
+
+def compile_all(architectures: Sequence[int]) -> list[str]:
+    """Compile every declared variant for every architecture; return a sentence for each that fails."""
+    failures = []
+    for name, module in modules().items():
+        cases = module.resource_cases()
+        for case in cases:
+            for architecture in architectures:
+                try:
+                    compile_case(case, architecture)
+                except Exception as error:  # Triton's passes raise errors of many types
+                    failures.append(f"{name}: {case.name} does not compile for sm_{architecture}: {error!r}.")
+        print(f"{name}: {len(cases)} variants, {len(failures)} failures so far", flush=True)
+    return failures
+
+
+def measure(case: ResourceCase, architecture: int) -> dict[str, Any]:
+    """Compile one variant for one architecture; return its row of the table."""
+    compiled = compile_case(case, architecture)
     with tempfile.TemporaryDirectory() as folder:
         registers, spilled = _registers_and_spills(compiled.asm["ptx"], architecture, Path(folder))
         counts = _opcode_counts(compiled.asm["cubin"], Path(folder))
@@ -110,11 +132,18 @@ def _registers_and_spills(ptx: str, architecture: int, folder: Path) -> tuple[in
     match = re.search(r"^\.target (\w+)", ptx, re.MULTILINE)
     assert match is not None  # every PTX module names its target
     (folder / "kernel.ptx").write_text(ptx)
-    command = [get_ptxas(architecture).path, "-v", f"--gpu-name={match[1]}", folder / "kernel.ptx", "-o", os.devnull]
+    command = [_ptxas(architecture), "-v", f"--gpu-name={match[1]}", folder / "kernel.ptx", "-o", os.devnull]
     report = subprocess.run(command, check=True, capture_output=True, text=True).stderr
     used = [int(n) for n in re.findall(r"Used (\d+) registers", report)]
     spills = [int(n) for n in re.findall(r"(\d+) bytes spill", report)]
     return max(used), sum(spills)
+
+
+def _ptxas(architecture: int) -> str:
+    """The assembler that Triton itself uses; before 3.6 it has one for all architectures."""
+    tools = knobs.nvidia
+    tool = getattr(tools, "ptxas_blackwell", tools.ptxas) if architecture >= 100 else tools.ptxas
+    return str(tool.path)
 
 
 def _opcode_counts(cubin: bytes, folder: Path) -> dict[str, int]:
@@ -162,7 +191,7 @@ def markdown(table: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def main() -> None:
+def write_table() -> None:
     """Compile what has changed and write both files."""
     before = json.loads(TABLE.read_text()) if TABLE.exists() else {}
     known = before["modules"] if before.get("triton") == triton.__version__ else {}
@@ -177,6 +206,22 @@ def main() -> None:
     TABLE.parent.mkdir(parents=True, exist_ok=True)
     TABLE.write_text(json.dumps(table, indent=1) + "\n")
     TABLE.with_suffix(".md").write_text(markdown(table))
+
+
+def main() -> None:
+    """Write the table, or only compile."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "--compile-only", nargs="+", type=int, metavar="CAPABILITY", help="such as 80 90; writes nothing"
+    )
+    architectures = parser.parse_args().compile_only
+    if architectures is None:
+        write_table()
+        return
+    failures = compile_all(architectures)
+    print("\n".join([f"Triton {triton.__version__}: {len(failures)} failures", *failures]))
+    if failures:
+        raise SystemExit(1)
 
 
 if __name__ == "__main__":

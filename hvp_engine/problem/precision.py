@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 import torch
 
 from hvp_engine.errors import ConfigurationError
+from hvp_engine.problem.product_switches import read_switches, uniform_switches, write_switches
 
 Precision = Literal["fp64", "fp32", "tf32", "bf16"]
 
@@ -31,26 +32,18 @@ def product_dtype(precision: Precision) -> torch.dtype:
 
 @contextlib.contextmanager
 def product_mode(precision: Precision) -> Iterator[None]:
-    """Hold the float32 product modes of every backend at what ``precision`` says.
+    """Hold the product modes of every backend at what ``precision`` says, whatever the caller's global settings are.
 
-    ``"tf32"`` allows TensorFloat-32 on CUDA; everything else means IEEE float32, whatever the caller's global settings
-    are. CPUs have no TF32: there ``"tf32"`` runs as float32, which is more accurate, never less.
+    ``"tf32"`` allows TensorFloat-32 on CUDA; everything else means IEEE float32. CPUs have no TF32: there ``"tf32"``
+    runs as float32, which is more accurate, never less. Products of bfloat16 add up in float32. The caller's settings
+    come back at the end.
     """
-    backends: tuple[Any, ...] = (
-        torch.backends.cuda.matmul,
-        torch.backends.cudnn.conv,  # type: ignore[attr-defined]
-        torch.backends.mkldnn.matmul,  # type: ignore[attr-defined]
-        torch.backends.mkldnn.conv,  # type: ignore[attr-defined]
-    )
-    before = [backend.fp32_precision for backend in backends]
-    cuda_mode = "tf32" if precision == "tf32" else "ieee"
+    before = read_switches()
     try:
-        for backend, mode in zip(backends, (cuda_mode, cuda_mode, "ieee", "ieee"), strict=True):
-            backend.fp32_precision = mode
+        write_switches(uniform_switches(tf32=precision == "tf32"))
         yield
     finally:
-        for backend, mode in zip(backends, before, strict=True):
-            backend.fp32_precision = mode
+        write_switches(before)
 
 
 @contextlib.contextmanager

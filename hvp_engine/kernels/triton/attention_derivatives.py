@@ -21,6 +21,7 @@ from hvp_engine.kernels.triton.attention_tiles import (
     head_of,
     load_numbers,
     masked,
+    own_columns,
     split_program,
     store_numbers,
     store_rows,
@@ -46,10 +47,14 @@ def attention_means(
     batch, head, block = split_program(heads, blocks)
     first = (blocks - 1 - block) * BLOCK_Q  # of causal blocks the longest start first
     rows = first + tl.arange(0, BLOCK_Q)
-    q, tq, g = head_of(query, batch, head), head_of(tangent_query, batch, head), head_of(grad_out, batch, head)
-    k, tk = head_of(key, batch, head // group), head_of(tangent_key, batch, head // group)
-    v, tv = head_of(value, batch, head // group), head_of(tangent_value, batch, head // group)
-    hidden, kept = head_of(mask, batch, head), head_of(statistics, batch, head)
+    q = head_of(query, batch, head)
+    tq = head_of(tangent_query, batch, head) if tangent_query[0] is not None else (None, 0, 0)
+    g = head_of(grad_out, batch, head) if grad_out[0] is not None else (None, 0, 0)
+    k, v = head_of(key, batch, head // group), head_of(value, batch, head // group)
+    tk = head_of(tangent_key, batch, head // group) if tangent_key[0] is not None else (None, 0, 0)
+    tv = head_of(tangent_value, batch, head // group) if tangent_value[0] is not None else (None, 0, 0)
+    hidden = head_of(mask, batch, head) if mask[0] is not None else (None, 0, 0)
+    kept = head_of(statistics, batch, head)
     largest, inverse = load_numbers(kept, rows, queries, 0), load_numbers(kept, rows, queries, 1)
 
     weight = tl.zeros((BLOCK_Q,), tl.float32)
@@ -60,9 +65,12 @@ def attention_means(
     for start in range(0, end, BLOCK_K):
         cols = start + tl.arange(0, BLOCK_K)
         s, a = first_products(q, tq, k, tk, rows, cols, queries, keys, scale, WIDTH, CHUNK, False, PRECISION)
+        a = a if tq[0] is not None or tk[0] is not None else None
         dp, b = value_products(
             g, v, tv, rows, cols, queries, keys, a is not None, VALUE_WIDTH, CHUNK, False, PRECISION
         )  # fmt: skip
+        dp = dp if g[0] is not None else None
+        b = b if dp is not None and tv[0] is not None else None
         s = masked(s, hidden, rows, cols, queries, keys, CAUSAL, False)
         p = tl.exp(s - largest[:, None]) * inverse[:, None]
         if b is not None:
@@ -101,11 +109,15 @@ def attention_queries(
     batch, head, block = split_program(heads, blocks)
     first = (blocks - 1 - block) * BLOCK_Q
     rows = first + tl.arange(0, BLOCK_Q)
-    columns = tl.program_id(1) * OUT + tl.arange(0, OUT)
-    q, tq, g = head_of(query, batch, head), head_of(tangent_query, batch, head), head_of(grad_out, batch, head)
-    k, tk = head_of(key, batch, head // group), head_of(tangent_key, batch, head // group)
-    v, tv = head_of(value, batch, head // group), head_of(tangent_value, batch, head // group)
-    hidden, kept = head_of(mask, batch, head), head_of(statistics, batch, head)
+    columns = own_columns(OUT, WIDTH, VALUE_WIDTH)
+    q = head_of(query, batch, head)
+    tq = head_of(tangent_query, batch, head) if tangent_query[0] is not None else (None, 0, 0)
+    g = head_of(grad_out, batch, head) if grad_out[0] is not None else (None, 0, 0)
+    k, v = head_of(key, batch, head // group), head_of(value, batch, head // group)
+    tk = head_of(tangent_key, batch, head // group) if tangent_key[0] is not None else (None, 0, 0)
+    tv = head_of(tangent_value, batch, head // group) if tangent_value[0] is not None else (None, 0, 0)
+    hidden = head_of(mask, batch, head) if mask[0] is not None else (None, 0, 0)
+    kept = head_of(statistics, batch, head)
     largest, inverse = load_numbers(kept, rows, queries, 0), load_numbers(kept, rows, queries, 1)
     center = head_of(means, batch, head)
     mean_x, mean_y = load_numbers(center, rows, queries, 0), load_numbers(center, rows, queries, 1)
@@ -117,12 +129,18 @@ def attention_queries(
     for start in range(0, end, BLOCK_K):
         cols = start + tl.arange(0, BLOCK_K)
         s, a = first_products(q, tq, k, tk, rows, cols, queries, keys, scale, WIDTH, CHUNK, False, PRECISION)
+        a = a if tq[0] is not None or tk[0] is not None else None
         dp, b = value_products(
             g, v, tv, rows, cols, queries, keys, a is not None, VALUE_WIDTH, CHUNK, False, PRECISION
         )  # fmt: skip
+        dp = dp if g[0] is not None else None
+        b = b if dp is not None and tv[0] is not None else None
         s = masked(s, hidden, rows, cols, queries, keys, CAUSAL, False)
         p = tl.exp(s - largest[:, None]) * inverse[:, None]
         r, px, py = centered(p, dp, a, b, mean_x[:, None], mean_y[:, None], mean_z[:, None])
+        r = r if (b if a is None else dp) is not None else None
+        px = px if a is not None and dp is not None else None
+        py = py if a is not None else None
         if out_query[0] is not None:
             to_query = add_weighted(to_query, r, k, cols, keys, columns, WIDTH, PRECISION)
             to_query = add_weighted(to_query, px, tk, cols, keys, columns, WIDTH, PRECISION)
@@ -147,30 +165,40 @@ def attention_keys(
     batch, key_head, block = split_program(heads // group, tl.cdiv(keys, BLOCK_K))
     first = block * BLOCK_K
     cols = first + tl.arange(0, BLOCK_K)
-    columns = tl.program_id(1) * OUT + tl.arange(0, OUT)
-    k, tk = head_of(key, batch, key_head), head_of(tangent_key, batch, key_head)
-    v, tv = head_of(value, batch, key_head), head_of(tangent_value, batch, key_head)
+    columns = own_columns(OUT, WIDTH, VALUE_WIDTH)
+    k, v = head_of(key, batch, key_head), head_of(value, batch, key_head)
+    tk = head_of(tangent_key, batch, key_head) if tangent_key[0] is not None else (None, 0, 0)
+    tv = head_of(tangent_value, batch, key_head) if tangent_value[0] is not None else (None, 0, 0)
 
     to_key = tl.zeros((BLOCK_K, OUT), tl.float32)
     to_value = tl.zeros((BLOCK_K, OUT), tl.float32)
     begin = first // BLOCK_Q * BLOCK_Q if CAUSAL else 0
     for member in range(0, group):
         head = key_head * group + member
-        q, tq, g = head_of(query, batch, head), head_of(tangent_query, batch, head), head_of(grad_out, batch, head)
-        hidden, kept = head_of(mask, batch, head), head_of(statistics, batch, head)
+        q = head_of(query, batch, head)
+        tq = head_of(tangent_query, batch, head) if tangent_query[0] is not None else (None, 0, 0)
+        g = head_of(grad_out, batch, head) if grad_out[0] is not None else (None, 0, 0)
+        hidden = head_of(mask, batch, head) if mask[0] is not None else (None, 0, 0)
+        kept = head_of(statistics, batch, head)
         center = head_of(means, batch, head)
         for start in range(begin, queries, BLOCK_Q):
             rows = start + tl.arange(0, BLOCK_Q)
             s, a = first_products(q, tq, k, tk, rows, cols, queries, keys, scale, WIDTH, CHUNK, True, PRECISION)
+            a = a if tq[0] is not None or tk[0] is not None else None
             dp, b = value_products(
                 g, v, tv, rows, cols, queries, keys, a is not None, VALUE_WIDTH, CHUNK, True, PRECISION
             )  # fmt: skip
+            dp = dp if g[0] is not None else None
+            b = b if dp is not None and tv[0] is not None else None
             s = masked(s, hidden, rows, cols, queries, keys, CAUSAL, True)
             largest, inverse = load_numbers(kept, rows, queries, 0), load_numbers(kept, rows, queries, 1)
             p = tl.exp(s - largest[None, :]) * inverse[None, :]
             mean_x, mean_y = load_numbers(center, rows, queries, 0), load_numbers(center, rows, queries, 1)
             mean_z = load_numbers(center, rows, queries, 2)
             r, px, py = centered(p, dp, a, b, mean_x[None, :], mean_y[None, :], mean_z[None, :])
+            r = r if (b if a is None else dp) is not None else None
+            px = px if a is not None and dp is not None else None
+            py = py if a is not None else None
             if out_key[0] is not None:
                 to_key = add_weighted(to_key, r, q, rows, queries, columns, WIDTH, PRECISION)
                 to_key = add_weighted(to_key, px, tq, rows, queries, columns, WIDTH, PRECISION)

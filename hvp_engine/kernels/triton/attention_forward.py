@@ -10,6 +10,7 @@ from hvp_engine.kernels.triton.attention_tiles import (
     first_products,
     head_of,
     masked,
+    own_columns,
     split_program,
     store_numbers,
     store_rows,
@@ -29,9 +30,9 @@ def attention_forward(
     batch, head, block = split_program(heads, blocks)
     first = (blocks - 1 - block) * BLOCK_Q  # of causal blocks the longest start first
     rows = first + tl.arange(0, BLOCK_Q)
-    columns = tl.program_id(1) * OUT + tl.arange(0, OUT)
+    columns = own_columns(OUT, WIDTH, VALUE_WIDTH)
     q, k, v = head_of(query, batch, head), head_of(key, batch, head // group), head_of(value, batch, head // group)
-    hidden = head_of(mask, batch, head)
+    hidden = head_of(mask, batch, head) if mask[0] is not None else (None, 0, 0)
 
     largest = tl.full((BLOCK_Q,), float("-inf"), tl.float32)
     total = tl.zeros((BLOCK_Q,), tl.float32)

@@ -2,8 +2,10 @@
 
 A tensor is a tuple (address, batch stride, head stride, row stride, column stride), one head of it is (address, row
 stride, column stride). The address of an absent tensor is None, so is what is computed from it, and a kernel is
-compiled without that part. A tile of scores is laid out (queries, keys), or (keys, queries) with KEYS_FIRST: the side
-that a kernel sums over comes last, so that no tile is transposed.
+compiled without that part. Triton before 3.7 can take None as an argument but not return it: a device function returns
+an unused tile in its place, and the kernel, which knows what is absent, puts None there. A tile of scores is laid out
+(queries, keys), or (keys, queries) with KEYS_FIRST: the side that a kernel sums over comes last, so that no tile is
+transposed.
 
 Rows are read CHUNK columns at a time: the registers that a tile of scores takes do not grow with the head size.
 """
@@ -23,11 +25,21 @@ def split_program(heads, blocks):
 
 @triton.jit
 def head_of(tensor, batch, head):
-    """Returns one head of a tensor."""
-    if tensor[0] is None:
-        return None, 0, 0
-    else:
-        return tensor[0] + batch * tensor[1] + head * tensor[2], tensor[3], tensor[4]
+    """Returns one head of a tensor that is present."""
+    return tensor[0] + batch * tensor[1] + head * tensor[2], tensor[3], tensor[4]
+
+
+@triton.jit
+def own_columns(OUT: tl.constexpr, WIDTH: tl.constexpr, VALUE_WIDTH: tl.constexpr):
+    """Returns the columns of the results that this program computes.
+
+    Where one program computes all of them they are constants, and the loads of rows that scores and results share
+    become one.
+    """
+    columns = tl.arange(0, OUT)
+    if OUT < WIDTH or OUT < VALUE_WIDTH:
+        columns += tl.program_id(1) * OUT
+    return columns
 
 
 @triton.jit
@@ -106,11 +118,9 @@ def first_products(
     q, tangent_q, k, tangent_k, rows, cols, queries, keys, scale,
     WIDTH: tl.constexpr, CHUNK: tl.constexpr, KEYS_FIRST: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Returns scale query key' and A = scale (q' key' + query k''), None without tangents."""
+    """Returns scale query key' and A = scale (q' key' + query k''), unused without tangents."""
     scores = zero_scores(rows, cols, KEYS_FIRST)
-    a = None
-    if tangent_q[0] is not None or tangent_k[0] is not None:
-        a = zero_scores(rows, cols, KEYS_FIRST)
+    a = zero_scores(rows, cols, KEYS_FIRST)
     for start in range(0, WIDTH, CHUNK):
         columns = start + tl.arange(0, CHUNK)
         query, key = load_rows(q, rows, queries, columns, WIDTH), load_rows(k, cols, keys, columns, WIDTH)
@@ -119,10 +129,7 @@ def first_products(
             a = add_across(a, load_rows(tangent_q, rows, queries, columns, WIDTH), key, KEYS_FIRST, PRECISION)
         if tangent_k[0] is not None:
             a = add_across(a, query, load_rows(tangent_k, cols, keys, columns, WIDTH), KEYS_FIRST, PRECISION)
-    if a is None:
-        return scores * scale, None
-    else:
-        return scores * scale, a * scale
+    return scores * scale, a * scale
 
 
 @triton.jit
@@ -130,12 +137,10 @@ def value_products(
     g, v, tangent_v, rows, cols, queries, keys, WANTED: tl.constexpr,
     WIDTH: tl.constexpr, CHUNK: tl.constexpr, KEYS_FIRST: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Returns dP = dO value', if WANTED, and B = dO v''; None without an output gradient or tangent."""
-    if g[0] is None:
-        return None, None
-    else:
-        dp = zero_scores(rows, cols, KEYS_FIRST)
-        b = zero_scores(rows, cols, KEYS_FIRST)
+    """Returns dP = dO value', if WANTED, and B = dO v''; unused without an output gradient or tangent."""
+    dp = zero_scores(rows, cols, KEYS_FIRST)
+    b = zero_scores(rows, cols, KEYS_FIRST)
+    if g[0] is not None:
         for start in range(0, WIDTH, CHUNK):
             columns = start + tl.arange(0, CHUNK)
             grad_out = load_rows(g, rows, queries, columns, WIDTH)
@@ -143,30 +148,26 @@ def value_products(
                 dp = add_across(dp, grad_out, load_rows(v, cols, keys, columns, WIDTH), KEYS_FIRST, PRECISION)
             if tangent_v[0] is not None:
                 b = add_across(b, grad_out, load_rows(tangent_v, cols, keys, columns, WIDTH), KEYS_FIRST, PRECISION)
-        if tangent_v[0] is None:
-            return dp, None
-        else:
-            return dp, b
+    return dp, b
 
 
 @triton.jit
 def centered(p, dp, a, b, mean_x, mean_y, mean_z):
-    """Returns R = P (Z - mean Z), P X and P Y; None where nothing enters."""
-    if a is None:
-        if b is None:
-            return None, None, None
-        else:
-            return p * (b - mean_z), None, None
-    else:
+    """Returns R = P (Z - mean Z), P X and P Y; p, unused, where nothing enters."""
+    r, px, py = p, p, p
+    if a is not None:
         y = a - mean_y
-        if dp is None:
-            return None, None, p * y
-        else:
+        py = p * y
+        if dp is not None:
             x = dp - mean_x
+            px = p * x
             z = x * y
             if b is not None:
                 z += b
-            return p * (z - mean_z), p * x, p * y
+            r = p * (z - mean_z)
+    elif b is not None:
+        r = p * (b - mean_z)
+    return r, px, py
 
 
 @triton.jit
