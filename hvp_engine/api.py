@@ -256,7 +256,7 @@ def _assemble(
                 if name == block:
                     alphas[k], betas[k] = lanczos.alphas[s], lanczos.betas[s, : settings.steps - 1]
                     steps[k] = lanczos.steps[s]
-        spectra.append(Spectrum.from_tridiagonal(block, numel, alphas, betas, steps))
+        spectra.append(Spectrum.from_tridiagonal(block, numel, alphas, betas, steps, operator.device))
     return spectra
 
 
