@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import math
-import platform
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict
@@ -16,7 +15,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-import hvp_engine
 from hvp_engine.blocks import BlockSpec, Part
 from hvp_engine.diagnosis.second_derivative import verify
 from hvp_engine.errors import OutOfMemoryError
@@ -34,6 +32,7 @@ from hvp_engine.results.spectrum import Spectrum
 from hvp_engine.scheduling.waves import group_streams, stream_bytes
 from hvp_engine.system import memory as device_memory
 from hvp_engine.system.progress import ProgressReporter
+from hvp_engine.system.versions import versions
 
 
 def hvp(
@@ -300,20 +299,11 @@ def _digests(operator: HessianOperator) -> dict[str, Any]:
 def _facts(operator: HessianOperator, results: list[BatchedLanczos]) -> dict[str, Any]:
     """What the manifest says about how a finished job ran, whatever was asked for."""
     return {
-        "versions": _versions(),
+        "versions": versions(),
         "device": str(operator.device),
         "threads": torch.get_num_threads(),
         "notes": list(operator.notes),
         "fused_operations": sorted(operator.objective.fused.replaced),
         "plan": {**operator.scheduler.plan.record(), "waves": len(results)},
         "lost_orthogonality": max(float(lanczos.lost.max()) for lanczos in results),
-    }
-
-
-def _versions() -> dict[str, str]:
-    return {
-        "hvp_engine": hvp_engine.__version__,
-        "torch": torch.__version__,
-        "numpy": np.__version__,
-        "python": platform.python_version(),
     }
