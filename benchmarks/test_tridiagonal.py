@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from timing import alternate, waiting
 
-from hvp_engine.kernels.cuda_kernels import tridiagonal_quadrature_cuda
+from hvp_engine.kernels.cuda.tridiagonal import quadrature_on_device
 from hvp_engine.kernels.tridiagonal import tridiagonal_quadrature
 
 COUNT, SIZE = 1000, 100
@@ -25,7 +25,7 @@ def test_tridiagonal_quadrature(benchmark, device):
 
     function, arguments = tridiagonal_quadrature, [alphas, betas, steps]
     if device.type == "cuda":
-        function, arguments = tridiagonal_quadrature_cuda, [torch.from_numpy(a).to(device) for a in arguments]
+        function, arguments = quadrature_on_device, [torch.from_numpy(a).to(device) for a in arguments]
 
     def kernel() -> object:
         return function(*arguments)

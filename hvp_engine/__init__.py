@@ -5,8 +5,6 @@ The heart is :func:`slq`; :func:`hvp` and :class:`HessianOperator` give the prod
 
 from __future__ import annotations
 
-__version__ = "0.1.0"
-
 from hvp_engine import blocks, losses
 from hvp_engine.api import hvp, slq
 from hvp_engine.blocks import Block
@@ -19,6 +17,9 @@ from hvp_engine.planning.report import JobPlan
 from hvp_engine.results.estimate import Estimate
 from hvp_engine.results.spectra import Spectra
 from hvp_engine.results.spectrum import Spectrum
+from hvp_engine.system.versions import version_of
+
+__version__ = version_of("hvp-engine") or "unknown"
 
 __all__ = [
     "Block",

@@ -2,30 +2,21 @@
 
 from __future__ import annotations
 
-import importlib.metadata
-import platform
 from pathlib import Path
 from typing import Any
 
 import torch
 
-import hvp_engine
 from hvp_engine.errors import BackendError
 from hvp_engine.kernels import loader
 from hvp_engine.kernels.registry import available_backends, backend_for
+from hvp_engine.system.versions import version_of, versions
 
 __all__ = ["config", "show_config"]
 
 
-def _version(distribution: str) -> str | None:
-    try:
-        return importlib.metadata.version(distribution)
-    except importlib.metadata.PackageNotFoundError:
-        return None
-
-
 def _libgomp_copies() -> list[str] | None:
-    """Returns the OpenMP libraries mapped into this process, or None where /proc does not tell."""
+    """Return the OpenMP libraries mapped into this process, or None where /proc does not tell."""
     maps = Path("/proc/self/maps")
     if not maps.exists():
         return None
@@ -33,7 +24,7 @@ def _libgomp_copies() -> list[str] | None:
 
 
 def _used_backend(device: torch.device) -> str:
-    """Names the backend in use, or the reason why the one asked for cannot run on this device."""
+    """Name the backend in use, or the reason why the one asked for cannot run on this device."""
     try:
         return backend_for(device)
     except BackendError as error:
@@ -41,7 +32,7 @@ def _used_backend(device: torch.device) -> str:
 
 
 def config() -> dict[str, Any]:
-    """Collects the facts that decide which code runs.
+    """Collect the facts that decide which code runs.
 
     Returns:
         A dict with the keys `versions`, `backends` (per device: those available and the one used), `isa` and
@@ -52,13 +43,7 @@ def config() -> dict[str, Any]:
     devices = [torch.device("cpu"), *(torch.device("cuda", index) for index in range(len(cuda_devices)))]
     copies = _libgomp_copies()
     return {
-        "versions": {
-            "hvp_engine": hvp_engine.__version__,
-            "torch": torch.__version__,
-            "triton": _version("triton"),
-            "numpy": _version("numpy"),
-            "python": platform.python_version(),
-        },
+        "versions": {**versions(), "triton": version_of("triton")},
         "backends": {
             str(device): {"available": available_backends(device), "used": _used_backend(device)} for device in devices
         },
@@ -72,7 +57,7 @@ def config() -> dict[str, Any]:
 
 
 def show_config() -> None:
-    """Prints `config()`, one fact per line."""
+    """Print `config()`, one fact per line."""
     facts = config()
     for name, version in facts["versions"].items():
         print(f"{name:<16}{version or 'not installed'}")

@@ -2,16 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from problems import CASES, Case
+
+from hvp_engine.kernels import registry
 
 
 @pytest.fixture(autouse=True)
 def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Run every test in a folder of its own: Python started in the source tree would import that tree."""
     monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture(autouse=True)
+def fresh_choice_of_backends(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Let no test see what another one pretended about devices; what it pretends itself is undone after this."""
+    registry.forget_choices()
+    yield
+    registry.forget_choices()
 
 
 @pytest.fixture(params=sorted(CASES))

@@ -122,15 +122,8 @@ def check_quadrature(device: torch.device, backend: str, small: bool) -> Iterato
     alphas[1] *= 1e100
     betas[1] *= 1e100
     nodes, weights = tridiagonal_quadrature_ref(alphas, betas, steps)
-    if device.type == "cuda":
-        from hvp_engine.kernels.cuda_kernels import tridiagonal_quadrature_cuda
-
-        arguments = (torch.from_numpy(a).to(device) for a in (alphas, betas, steps))
-        found_nodes, found_weights, failed = (t.numpy(force=True) for t in tridiagonal_quadrature_cuda(*arguments))
-        yield Check(f"{backend} quadrature, matrices that did not converge", float(failed + 1), 0)
-    else:
-        with using(backend):
-            found_nodes, found_weights = tridiagonal_quadrature(alphas, betas, steps)
+    with using(backend):
+        found_nodes, found_weights = tridiagonal_quadrature(alphas, betas, steps, device)
     scale = np.abs(nodes).max(axis=1, keepdims=True)
     found, wanted = torch.from_numpy(found_nodes / scale), torch.from_numpy(nodes / scale)
     yield Check(f"{backend} quadrature, nodes", distance(found, wanted), 1e-13)

@@ -112,10 +112,10 @@ def time_quadrature(device: torch.device, backend: str, top: roofline.Device, sm
     alphas, betas = rng.standard_normal((sizes.matrices, sizes.steps)), rng.random((sizes.matrices, sizes.steps - 1))
     steps = np.full(sizes.matrices, sizes.steps)
     if device.type == "cuda":
-        from hvp_engine.kernels.cuda_kernels import tridiagonal_quadrature_cuda
+        from hvp_engine.kernels.cuda.tridiagonal import quadrature_on_device
 
         moved = [torch.from_numpy(a).to(device) for a in (alphas, betas, steps)]
-        taken = alternate({"": lambda: tridiagonal_quadrature_cuda(*moved)}, ROUNDS, device=device)[""]
+        taken = alternate({"": lambda: quadrature_on_device(*moved)}, ROUNDS, device=device)[""]
     else:
         from hvp_engine.kernels.tridiagonal import tridiagonal_quadrature
 

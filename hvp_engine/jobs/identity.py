@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import hashlib
-import platform
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
-import hvp_engine
 from hvp_engine.blocks import BlockPart, Partition
 from hvp_engine.operators.operator import CurvatureOperator
 from hvp_engine.problem.objective import Objective
+from hvp_engine.system.versions import versions
 
 
 def describe_blocks(partition: Partition) -> dict[str, list[str]]:
@@ -38,7 +36,7 @@ def digests(objective: Objective) -> dict[str, Any]:
 def facts(operator: CurvatureOperator, waves: int) -> dict[str, Any]:
     """Say how a finished job ran, whatever was asked for."""
     return {
-        "versions": _versions(),
+        "versions": versions(),
         "device": str(operator.device),
         "threads": torch.get_num_threads(),
         "notes": list(operator.notes),
@@ -54,12 +52,3 @@ def _describe(part: BlockPart) -> str:
         digest = hashlib.blake2b(part.index.cpu().numpy().tobytes(), digest_size=8).hexdigest()
         return f"{part.parameter}[{part.index.numel()} indices, {digest}]"
     return f"{part.parameter}[{part.index}]"
-
-
-def _versions() -> dict[str, str]:
-    return {
-        "hvp_engine": hvp_engine.__version__,
-        "torch": torch.__version__,
-        "numpy": np.__version__,
-        "python": platform.python_version(),
-    }

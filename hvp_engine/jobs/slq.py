@@ -43,7 +43,7 @@ class SlqJob(Job[BatchedLanczos, Spectra]):
                     if name == block:
                         alphas[k], betas[k] = lanczos.alphas[s], lanczos.betas[s, : most - 1]
                         steps[k] = lanczos.steps[s]
-            spectra.append(Spectrum.from_tridiagonal(block, numel, alphas, betas, steps))
+            spectra.append(Spectrum.from_tridiagonal(block, numel, alphas, betas, steps, operator.device))
         loss = max(float(lanczos.orthogonality_loss.max()) for lanczos in states)
         return Spectra(spectra, {**manifest, "lost_orthogonality": loss})
 

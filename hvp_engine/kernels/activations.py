@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from hvp_engine.kernels.loader import native
-from hvp_engine.kernels.tensors import address, dtype_number, triton_kernels
+from hvp_engine.kernels.records import Operand
+from hvp_engine.kernels.registry import implementation
 
 __all__ = ["is_shared", "run_elementwise"]
 
@@ -15,7 +15,7 @@ __all__ = ["is_shared", "run_elementwise"]
 def run_elementwise(
     name: str, inputs: Sequence[Tensor | None], outputs: Sequence[Tensor | None], kind: int | None = None
 ) -> None:
-    """Runs the kernel of one derivative of an activation.
+    """Run the kernel of one derivative of an activation.
 
     Inputs and outputs by name, f an activation and kind its number in csrc/include/hvp/activations.h:
 
@@ -35,22 +35,16 @@ def run_elementwise(
     """
     first = next(tensor for tensor in inputs if tensor is not None)
     batch, size, operands = _laid_out(first, inputs)
-    triton = triton_kernels("activations", first)
-    if triton is not None:
-        triton.run(name, kind, batch, size, operands, outputs)
-        return
-    addresses = [part for tensor, stride in operands for part in (address(tensor), stride)]
-    kinds = () if kind is None else (kind,)
-    getattr(native, name)(*kinds, dtype_number(first.dtype), batch, size, *addresses, *map(address, outputs))
+    implementation("activations", first.device).run_elementwise(name, kind, batch, size, operands, outputs)
 
 
-def _laid_out(first: Tensor, inputs: Sequence[Tensor | None]) -> tuple[int, int, list[tuple[Tensor | None, int]]]:
-    """Returns groups, elements per group, and every input as contiguous groups with the stride between them."""
+def _laid_out(first: Tensor, inputs: Sequence[Tensor | None]) -> tuple[int, int, list[Operand]]:
+    """Return groups, elements per group, and every input as contiguous groups with the stride between them."""
     if all(tensor is None or tensor.is_contiguous() for tensor in inputs):
         return 1, first.numel(), [(tensor, 0) for tensor in inputs]
     batch = first.shape[0] if first.dim() else 1
     size = first.numel() // batch
-    operands: list[tuple[Tensor | None, int]] = []
+    operands: list[Operand] = []
     for tensor in inputs:
         shared = tensor is not None and is_shared(tensor)
         operands.append((tensor if tensor is None or shared else tensor.contiguous(), 0 if shared else size))
@@ -58,5 +52,5 @@ def _laid_out(first: Tensor, inputs: Sequence[Tensor | None]) -> tuple[int, int,
 
 
 def is_shared(tensor: Tensor) -> bool:
-    """Says whether one contiguous group of values serves the whole leading dimension."""
+    """Say whether one contiguous group of values serves the whole leading dimension."""
     return tensor.dim() > 0 and tensor.stride(0) == 0 and tensor.shape[0] > 1 and tensor[0].is_contiguous()

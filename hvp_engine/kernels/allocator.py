@@ -1,4 +1,4 @@
-"""Keeps freed memory in the process while the engine works.
+"""Freed memory is kept in the process while the engine works.
 
 By default glibc gives every large block back to the kernel at once, so that each large temporary is mapped in
 and cleared again page by page.
@@ -25,7 +25,7 @@ _depth = 0
 
 @contextmanager
 def retained_heap() -> Iterator[None]:
-    """Lets freed large blocks be reused inside the `with` block, and returns them to the kernel after it.
+    """Let freed large blocks be reused inside the `with` block, and return them to the kernel after it.
 
     May be nested and used from several threads; the outermost exit restores the allocator's defaults. Where
     the extension is missing or the allocator refuses, memory comes and goes as before.

@@ -1,4 +1,4 @@
-"""Loads the compiled extension, or says once why the PyTorch reference serves instead."""
+"""Load the compiled extension, or say once why the PyTorch reference serves instead."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _warned = False
 
 
 def _load() -> tuple[ModuleType | None, str | None]:
-    """Returns the extension, or None and the reason why it cannot be used."""
+    """Return the extension, or None and the reason why it cannot be used."""
     try:
         module = importlib.import_module("hvp_engine._native")
     except ImportError as error:
@@ -48,7 +48,7 @@ else:
 
 
 def cuda_missing_reason() -> str | None:
-    """Says why the CUDA kernels cannot run in this process, or None; asks the driver, so not before it is needed."""
+    """Say why the CUDA kernels cannot run in this process, or None; asks the driver, so not before it is needed."""
     if missing_reason is not None:
         return missing_reason
     if not native.cuda_built:
@@ -58,7 +58,7 @@ def cuda_missing_reason() -> str | None:
 
 
 def warn_if_missing() -> None:
-    """Warns, the first time only, that native kernels are replaced by their PyTorch reference."""
+    """Warn, the first time only, that native kernels are replaced by their PyTorch reference."""
     global _warned  # noqa: PLW0603
     if missing_reason is None or _warned:
         return

@@ -5,11 +5,13 @@ Row i of a triangle holds the columns i..d-1; rows follow each other, d (d + 1) 
 
 from __future__ import annotations
 
+from types import ModuleType
+
 import torch
 from torch import Tensor
 
-from hvp_engine.kernels.loader import native
-from hvp_engine.kernels.tensors import accumulator, address, dtype_number, is_fused, triton_kernels
+from hvp_engine.kernels.registry import is_fused, optional_implementation
+from hvp_engine.kernels.tensors import accumulator
 
 __all__ = [
     "pack_covariance",
@@ -23,8 +25,13 @@ __all__ = [
 
 
 def packed_size(d: int) -> int:
-    """Returns the length of a packed d x d triangle."""
+    """Return the length of a packed d x d triangle."""
     return d * (d + 1) // 2
+
+
+def _kernels(tensor: Tensor) -> ModuleType | None:
+    """Return the module that serves a tensor, or None where the reference does."""
+    return optional_implementation("packed_symmetric", tensor.device) if is_fused(tensor) else None
 
 
 def _pairs(d: int, first: int, last: int) -> tuple[Tensor, Tensor]:
@@ -33,14 +40,14 @@ def _pairs(d: int, first: int, last: int) -> tuple[Tensor, Tensor]:
 
 
 def pair_products_ref(weight: Tensor, center: Tensor, first: int, last: int) -> Tensor:
-    """Plain PyTorch reference of `pair_products`; returns the products."""
+    """Return the products of `pair_products` in plain PyTorch."""
     i, j = _pairs(weight.shape[1], first, last)
     centered = weight - center
     return centered[:, i] * centered[:, j]
 
 
 def pair_products(weight: Tensor, center: Tensor, first: int, last: int, out: Tensor) -> None:
-    """Multiplies pairs of centred columns: a panel of the factor from which second moments are formed.
+    """Multiply pairs of centred columns: a panel of the factor from which second moments are formed.
 
     Args:
         weight: Rows of a matrix (V, d), float32 or float64, contiguous.
@@ -49,27 +56,21 @@ def pair_products(weight: Tensor, center: Tensor, first: int, last: int, out: Te
         last: One past the last pair.
         out: Contiguous products (V, last - first), overwritten.
     """
-    if not is_fused(weight):
+    kernels = _kernels(weight)
+    if kernels is None:
         out.copy_(pair_products_ref(weight, center, first, last))
-        return
-    triton = triton_kernels("packed_symmetric", weight)
-    if triton is not None:
-        triton.pair_products(weight, center, first, last, out)
-        return
-    rows, d = weight.shape
-    native.pair_products(
-        dtype_number(weight.dtype), address(weight), address(center), rows, d, first, last, address(out)
-    )
+    else:
+        kernels.pair_products(weight, center, first, last, out)
 
 
 def pack_covariance_ref(moments: Tensor, mean: Tensor, first: int, last: int, packed: Tensor) -> None:
-    """Plain PyTorch reference of `pack_covariance`."""
+    """Do the same as `pack_covariance` in plain PyTorch."""
     i, j = _pairs(mean.shape[1], first, last)
     packed[:, first:last] = moments - mean[:, i] * mean[:, j]
 
 
 def pack_covariance(moments: Tensor, mean: Tensor, first: int, last: int, packed: Tensor) -> None:
-    """Turns second moments into covariances and stores them in their columns of the packed triangles.
+    """Turn second moments into covariances and stores them in their columns of the packed triangles.
 
     Args:
         moments: Second moments (N, last - first), float32 or float64, contiguous.
@@ -79,28 +80,15 @@ def pack_covariance(moments: Tensor, mean: Tensor, first: int, last: int, packed
         packed: Contiguous triangles (N, d (d + 1) / 2) in the moments' dtype, or bfloat16 for float32
             moments.
     """
-    if not is_fused(moments):
+    kernels = _kernels(moments)
+    if kernels is None:
         pack_covariance_ref(moments, mean, first, last, packed)
-        return
-    triton = triton_kernels("packed_symmetric", moments)
-    if triton is not None:
-        triton.pack_covariance(moments, mean, first, last, packed)
-        return
-    native.pack_covariance(
-        dtype_number(moments.dtype),
-        dtype_number(packed.dtype),
-        address(moments),
-        address(mean),
-        mean.shape[0],
-        mean.shape[1],
-        first,
-        last,
-        address(packed),
-    )
+    else:
+        kernels.pack_covariance(moments, mean, first, last, packed)
 
 
 def packed_matvec_ref(packed: Tensor, vectors: Tensor) -> Tensor:
-    """Plain PyTorch reference of `packed_matvec`: unpacks the matrices."""
+    """Return the products of `packed_matvec` in plain PyTorch, which unpacks the matrices."""
     d = vectors.shape[-1]
     i, j = torch.triu_indices(d, d)
     dense = packed.new_zeros(packed.shape[0], d, d, dtype=vectors.dtype)
@@ -110,7 +98,7 @@ def packed_matvec_ref(packed: Tensor, vectors: Tensor) -> Tensor:
 
 
 def packed_matvec(packed: Tensor, vectors: Tensor) -> Tensor:
-    """Multiplies each token's matrix with its vectors; the matrices are read once for all K.
+    """Multiply each token's matrix with its vectors; the matrices are read once for all K.
 
     Args:
         packed: Triangles (N, d (d + 1) / 2), float32, float64 or bfloat16, contiguous.
@@ -119,16 +107,10 @@ def packed_matvec(packed: Tensor, vectors: Tensor) -> Tensor:
     Returns:
         Products (K, N, d).
     """
-    if not is_fused(packed):
+    kernels = _kernels(packed)
+    if kernels is None:
         return packed_matvec_ref(packed, vectors)
     vectors = vectors.to(accumulator(packed.dtype)).contiguous()
     out = torch.empty_like(vectors)
-    triton = triton_kernels("packed_symmetric", packed)
-    if triton is not None:
-        triton.matvec(packed, vectors, out)
-        return out
-    count, tokens, d = vectors.shape
-    native.packed_symmetric_matvec(
-        dtype_number(packed.dtype), address(packed), address(vectors), count, tokens, d, address(out)
-    )
+    kernels.packed_matvec(packed, vectors, out)
     return out

@@ -3,27 +3,30 @@
 from __future__ import annotations
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from hvp_engine.errors import ConfigurationError, HvpEngineError
-from hvp_engine.kernels.loader import native
-from hvp_engine.kernels.registry import host_backend
+from hvp_engine.kernels.registry import host_implementation, optional_implementation
 
 __all__ = ["tridiagonal_quadrature", "tridiagonal_quadrature_ref"]
 
 Doubles = NDArray[np.float64]
 
 
-def tridiagonal_quadrature(alphas: Doubles, betas: Doubles, steps: NDArray[np.int64]) -> tuple[Doubles, Doubles]:
-    """Computes eigenvalues and squared first eigenvector components of tridiagonal matrices.
+def tridiagonal_quadrature(
+    alphas: Doubles, betas: Doubles, steps: NDArray[np.int64], device: torch.device | None = None
+) -> tuple[Doubles, Doubles]:
+    """Compute eigenvalues and squared first eigenvector components of tridiagonal matrices.
 
     Implicit QL with Wilkinson shifts (Parlett, The Symmetric Eigenvalue Problem, 1998) on the first row of
-    the eigenvectors alone, several matrices in lockstep: O(m^2) each. A matrix is scaled by its norm first.
+    the eigenvectors alone, many matrices at once: O(m^2) each. A matrix is scaled by its norm first.
 
     Args:
         alphas: (matrices, m) float64 diagonals.
         betas: (matrices, m - 1) float64 off-diagonals.
         steps: (matrices,) int64 in 1..m: matrix s consists of its leading steps[s] entries.
+        device: Where the vectors of the job live, whose kernels serve if it has any of this family; None for the host.
 
     Returns:
         Nodes (matrices, m), ascending, and weights (matrices, m) whose rows sum to 1. Entries past steps[s]
@@ -32,24 +35,28 @@ def tridiagonal_quadrature(alphas: Doubles, betas: Doubles, steps: NDArray[np.in
     Raises:
         ConfigurationError: Shapes or steps do not fit, or an entry in use is not finite.
         HvpEngineError: The iteration did not converge.
-        BackendError: HVP_ENGINE_BACKEND asks for a backend that cannot run here.
+        BackendError: HVP_ENGINE_BACKEND asks for a backend that cannot run here, or a launch failed.
     """
     alphas, betas, steps = _checked(alphas, betas, steps)
-    if host_backend() != "native":
+    kernels = None
+    if device is not None and device.type != "cpu":
+        kernels = optional_implementation("tridiagonal", device)
+    if kernels is None:
+        kernels = host_implementation("tridiagonal")
+    if kernels is None:
         return _by_eigh(alphas, betas, steps)
     nodes, weights = np.empty_like(alphas), np.empty_like(alphas)
-    order = np.argsort(steps, kind="stable")
-    failed = native.tridiagonal_quadrature(alphas, betas, steps, order, nodes, weights)
+    failed = kernels.tridiagonal_quadrature(alphas, betas, steps, device, nodes, weights)
     if failed >= 0:
         raise HvpEngineError(
-            f"the eigenvalue iteration of tridiagonal matrix {failed} or of one solved with it did not "
-            "converge; check alphas and betas, or set HVP_ENGINE_BACKEND=torch"
+            f"The eigenvalue iteration of tridiagonal matrix {failed} or of one solved with it did not "
+            "converge; check alphas and betas, or set HVP_ENGINE_BACKEND=torch."
         )
     return nodes, weights
 
 
 def tridiagonal_quadrature_ref(alphas: Doubles, betas: Doubles, steps: NDArray[np.int64]) -> tuple[Doubles, Doubles]:
-    """Does the same as `tridiagonal_quadrature` with one dense eigendecomposition per matrix.
+    """Do the same as `tridiagonal_quadrature` with one dense eigendecomposition per matrix.
 
     Args:
         alphas: As in `tridiagonal_quadrature`.
@@ -79,25 +86,25 @@ def _by_eigh(alphas: Doubles, betas: Doubles, steps: NDArray[np.int64]) -> tuple
 
 
 def _checked(alphas: Doubles, betas: Doubles, steps: NDArray[np.int64]) -> tuple[Doubles, Doubles, NDArray[np.int64]]:
-    """Returns the arguments as contiguous arrays of the right dtypes, or says what is wrong with them."""
+    """Return the arguments as contiguous arrays of the right dtypes, or say what is wrong with them."""
     alphas, betas = np.ascontiguousarray(alphas, np.float64), np.ascontiguousarray(betas, np.float64)
     steps = np.ascontiguousarray(steps, np.int64)
     if alphas.ndim != 2 or alphas.shape[1] < 1:
-        raise ConfigurationError(f"alphas has shape {alphas.shape}; give (matrices, m) with m >= 1")
+        raise ConfigurationError(f"alphas has shape {alphas.shape}; give (matrices, m) with m >= 1.")
     num, m = alphas.shape
     if betas.shape != (num, m - 1) or steps.shape != (num,):
         raise ConfigurationError(
             f"betas {betas.shape} and steps {steps.shape} do not fit alphas {alphas.shape}; "
-            f"give ({num}, {m - 1}) and ({num},)"
+            f"give ({num}, {m - 1}) and ({num},)."
         )
     wrong = np.flatnonzero((steps < 1) | (steps > m))
     if wrong.size > 0:
-        raise ConfigurationError(f"steps[{wrong[0]}] is {steps[wrong[0]]}; it must be in 1..{m}")
+        raise ConfigurationError(f"steps[{wrong[0]}] is {steps[wrong[0]]}; it must be in 1..{m}.")
     used = np.arange(m) < steps[:, None]
     finite = (np.isfinite(alphas) | ~used).all(axis=1) & (np.isfinite(betas) | ~used[:, 1:]).all(axis=1)
     if not finite.all():
         raise ConfigurationError(
-            f"tridiagonal matrix {np.flatnonzero(~finite)[0]} has a NaN or infinite entry among its leading "
-            "steps; the Hessian-vector products it came from are not finite"
+            f"Tridiagonal matrix {np.flatnonzero(~finite)[0]} has a NaN or infinite entry among its leading "
+            "steps; the Hessian-vector products it came from are not finite."
         )
     return alphas, betas, steps

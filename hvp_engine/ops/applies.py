@@ -12,7 +12,7 @@ from torch._C import _len_torch_dispatch_stack
 from torch.nn import Parameter
 
 from hvp_engine.errors import SecondDerivativeError
-from hvp_engine.kernels.tensors import is_fused
+from hvp_engine.kernels.registry import is_fused
 
 __all__ = ["autocast_operands", "batch_first", "fused_applies", "no_third_derivative", "sum_present"]
 

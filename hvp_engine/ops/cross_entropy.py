@@ -10,7 +10,8 @@ from torch import Tensor
 
 from hvp_engine.errors import ConfigurationError
 from hvp_engine.kernels.cross_entropy import cross_entropy_backward, cross_entropy_forward, cross_entropy_hvp
-from hvp_engine.kernels.tensors import accumulator, is_fused
+from hvp_engine.kernels.registry import is_fused
+from hvp_engine.kernels.tensors import accumulator
 from hvp_engine.ops.autograd import BatchedFunction, raise_third_derivative
 from hvp_engine.ops.class_targets import ClassTargets, check_options, check_targets, reduce_rows
 from hvp_engine.ops.vmap import fold_rows, vmap_by_loop

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from hvp_engine.errors import ConfigurationError
 from hvp_engine.kernels.embedding import gather_rows, sum_rows
-from hvp_engine.kernels.tensors import is_fused
+from hvp_engine.kernels.registry import is_fused
 from hvp_engine.ops.autograd import BatchedFunction
 
 __all__ = ["embedding", "embedding_ref"]

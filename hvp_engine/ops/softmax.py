@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from hvp_engine.errors import ConfigurationError
+from hvp_engine.kernels.registry import is_fused
 from hvp_engine.kernels.softmax import softmax_backward, softmax_double_backward, softmax_forward
-from hvp_engine.kernels.tensors import is_fused
 from hvp_engine.ops.autograd import BatchedFunction, raise_third_derivative
 from hvp_engine.ops.vmap import fold_rows
 

@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from numpy.typing import ArrayLike, NDArray
 
 from hvp_engine.errors import ConfigurationError
@@ -64,7 +65,15 @@ class Spectrum:
         self._check_quadrature()
 
     @classmethod
-    def from_tridiagonal(cls, name: str, numel: int, alphas: ArrayLike, betas: ArrayLike, steps: ArrayLike) -> Spectrum:
+    def from_tridiagonal(
+        cls,
+        name: str,
+        numel: int,
+        alphas: ArrayLike,
+        betas: ArrayLike,
+        steps: ArrayLike,
+        device: torch.device | None = None,
+    ) -> Spectrum:
         """Build a spectrum from the Lanczos coefficients; entries past ``steps`` are ignored.
 
         Args:
@@ -73,6 +82,7 @@ class Spectrum:
             alphas: Diagonals, shape (probes, m).
             betas: Off-diagonals, shape (probes, m - 1).
             steps: Lanczos steps of each probe, shape (probes,), from 1 to m.
+            device: Where the vectors of the job live, whose kernels then compute the quadrature; None for the host.
 
         Raises:
             ConfigurationError: If shapes disagree, a step count is out of range, or a coefficient is not
@@ -85,7 +95,7 @@ class Spectrum:
             alpha[np.arange(alpha.shape[1]) >= count[:, None]] = 0.0
             beta[np.arange(beta.shape[1]) >= count[:, None] - 1] = 0.0
         _check_tridiagonal(name, numel, alpha, beta, count)
-        nodes, weights = tridiagonal_quadrature(alpha, beta, count)
+        nodes, weights = tridiagonal_quadrature(alpha, beta, count, device)
         return cls(name, numel, alpha, beta, nodes, weights, count)
 
     def _check_quadrature(self) -> None:

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from compiling import CSRC, EMULATION, FLAGS, KERNELS, compile_source, link
 
-from hvp_engine.kernels.reorthogonalize import Projection
+from hvp_engine.kernels.streams import Projection
 
 SUPPORT = ("emulation.cpp", "harness.cpp")
 BASIS_TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float64: 2}

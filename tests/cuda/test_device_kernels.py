@@ -2,24 +2,31 @@
 
 from __future__ import annotations
 
+import os
+from unittest.mock import Mock, patch
+
 import numpy as np
 import pytest
 import torch
 from cuda_cases import BASIS_DTYPES, VECTOR_DTYPES, streams, tridiagonals
 from device_process import on_device
 
-from hvp_engine.errors import BackendError, ConfigurationError
+from hvp_engine.errors import BackendError, ConfigurationError, HvpEngineError
 from hvp_engine.kernels import loader
-from hvp_engine.kernels.cuda_kernels import record_step_cuda, reorthogonalize_cuda, tridiagonal_quadrature_cuda
-from hvp_engine.kernels.lanczos_step import LanczosState, NewVector, Step, record_step_ref
-from hvp_engine.kernels.reorthogonalize import reorthogonalize_ref
-from hvp_engine.kernels.tridiagonal import tridiagonal_quadrature_ref
+from hvp_engine.kernels.lanczos_step import LanczosState, NewVector, Step, record_step, record_step_ref
+from hvp_engine.kernels.reorthogonalize import reorthogonalize, reorthogonalize_ref
+from hvp_engine.kernels.tridiagonal import tridiagonal_quadrature, tridiagonal_quadrature_ref
 
 pytestmark = pytest.mark.usefixtures("emulated_device")
 
 CUDA = torch.device("cuda", 0)
 RAGGED = [(1, 0), (2, 1), (31, 7), (129, 33), (4097, 5), (600, 64)]
 STEPS = 4
+
+
+def by_cuda_kernels():
+    """A context in which the CUDA kernels serve the device rather than Triton's."""
+    return patch.dict(os.environ, HVP_ENGINE_BACKEND="cuda")
 
 
 def on_cuda(tensors):
@@ -52,16 +59,16 @@ def test_the_device_behaves_like_one():
         torch.cuda.set_sync_debug_mode("default")
 
 
-@pytest.mark.parametrize("counted", ["on the host", "on the device"])
 @pytest.mark.parametrize("vector_dtype", VECTOR_DTYPES)
 @pytest.mark.parametrize("basis_dtype", BASIS_DTYPES)
 @on_device
-def test_reorthogonalisation_agrees_with_the_reference(basis_dtype, vector_dtype, counted):
+def test_reorthogonalisation_agrees_with_the_reference(basis_dtype, vector_dtype):
     from emulated_device import STREAM
 
     bases, vectors, counts = streams(RAGGED, basis_dtype, vector_dtype, seed=1)
-    mine, given = on_cuda(vectors), counts if counted == "on the host" else torch.tensor(counts, device=CUDA)
-    found = reorthogonalize_cuda(on_cuda(bases), mine, given)
+    mine = on_cuda(vectors)
+    with by_cuda_kernels():
+        found = reorthogonalize(on_cuda(bases), mine, counts)
     wanted = reorthogonalize_ref(bases, vectors, counts)
     assert loader.native.last_stream() == STREAM
     tolerance = 1e-11 if vector_dtype == torch.float64 else 2e-6
@@ -104,7 +111,8 @@ def test_a_step_is_recorded_as_by_the_reference(position, vector_dtype, store_dt
         return state, step, vectors
 
     found, wanted = case(CUDA), case(torch.device("cpu"))
-    record_step_cuda(*found)
+    with by_cuda_kernels():
+        record_step(*found)
     record_step_ref(*wanted)
     for a, b in zip(found[0], wanted[0], strict=True):
         assert torch.equal(a.cpu(), b)
@@ -115,16 +123,37 @@ def test_a_step_is_recorded_as_by_the_reference(position, vector_dtype, store_dt
                 torch.testing.assert_close(a.cpu(), b, rtol=torch.finfo(b.dtype).eps, atol=0.0)
 
 
+@pytest.mark.parametrize("wish", ["cuda", ""])
 @pytest.mark.parametrize(("num", "m"), [(1, 1), (2, 2), (5, 31), (33, 20)])
 @on_device
-def test_quadrature_agrees_with_the_reference(num, m):
+def test_quadrature_agrees_with_the_reference_whichever_backend_serves_the_vectors(num, m, wish):
     alphas, betas, steps = tridiagonals(num, m)
-    arguments = (torch.from_numpy(a).to(CUDA) for a in (alphas, betas, steps))
-    nodes, weights, failed = (t.cpu().numpy() for t in tridiagonal_quadrature_cuda(*arguments))
+    call = loader.native.cuda_tridiagonal_quadrature
+    with (
+        patch.dict(os.environ, HVP_ENGINE_BACKEND=wish),
+        patch.object(loader.native, "cuda_tridiagonal_quadrature", Mock(side_effect=call)) as launched,
+    ):
+        nodes, weights = tridiagonal_quadrature(alphas, betas, steps, CUDA)
+    assert launched.call_count == 1
     wanted, _ = tridiagonal_quadrature_ref(alphas, betas, steps)
-    assert failed == -1
     assert (np.abs(nodes - wanted) <= 1e-13 * np.abs(wanted).max(axis=1, keepdims=True)).all()
     assert np.allclose(weights.sum(axis=1), 1.0, rtol=0, atol=1e-13)
+
+
+@on_device
+def test_no_matrices_need_no_launch_and_a_matrix_that_does_not_converge_is_named():
+    from hvp_engine.kernels.cuda import tridiagonal
+
+    with by_cuda_kernels():
+        nodes, weights = tridiagonal_quadrature(np.empty((0, 3)), np.empty((0, 2)), np.empty(0, np.int64), CUDA)
+        assert nodes.shape == weights.shape == (0, 3)
+        nan = torch.full((), 7, device=CUDA)
+        found = (torch.ones(9, 2, device=CUDA).double(), torch.ones(9, 2, device=CUDA).double(), nan)
+        with (
+            patch.object(tridiagonal, "quadrature_on_device", lambda *arrays: found),
+            pytest.raises(HvpEngineError, match="tridiagonal matrix 7 .*did not converge"),
+        ):
+            tridiagonal_quadrature(np.ones((9, 2)), np.ones((9, 1)), np.full(9, 2), CUDA)
 
 
 @on_device
@@ -137,30 +166,23 @@ def test_what_does_not_fit_is_refused_with_its_cause():
         ([basis], [torch.zeros(10, device=CUDA)[::2]], [1], "contiguous"),
         ([basis], [vector], [3], "count 3"),
         ([basis], [vector[:4]], [1], "vector \\(4,\\)"),
-        ([basis], [vector], torch.ones(1, dtype=torch.int64), "counts is torch.int64 \\(1,\\) on cpu"),
-        ([basis], [vector], torch.ones(1, device=CUDA), "counts is torch.float32"),
-        ([basis], [vector], torch.ones(2, dtype=torch.int64, device=CUDA), "counts"),
         ([torch.zeros(4000, 5, device=CUDA)], [vector], [4000], "4000 rows"),
     ):
-        with pytest.raises(ConfigurationError, match=message):
-            reorthogonalize_cuda(bases, vectors, counts)
-    alphas, betas, steps = torch.ones(1, 2).double(), torch.ones(1, 1).double(), torch.tensor([2])
-    with pytest.raises(ConfigurationError, match="on one device"):
-        tridiagonal_quadrature_cuda(alphas.to(CUDA), betas, steps)
+        with by_cuda_kernels(), pytest.raises(ConfigurationError, match=message):
+            reorthogonalize(bases, vectors, counts)
 
 
 @on_device
 def test_a_launch_that_fails_is_an_error_of_the_package():
-    from unittest.mock import patch
-
-    from hvp_engine.kernels import cuda_kernels
+    from hvp_engine.kernels.cuda import queue
 
     basis, vector = torch.zeros(2, 5, device=CUDA), torch.zeros(5, device=CUDA)
     with (
-        patch.object(cuda_kernels, "_index", lambda device: 3),
+        by_cuda_kernels(),
+        patch.object(queue, "_index", lambda device: 3),
         pytest.raises(BackendError, match="invalid device ordinal"),
     ):
-        reorthogonalize_cuda([basis], [vector], [2])
+        reorthogonalize([basis], [vector], [2])
 
 
 @on_device

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from contextlib import nullcontext
-from unittest.mock import patch
+from unittest.mock import Mock, patch
 
 import numpy as np
 import pytest
@@ -14,6 +14,7 @@ from problems import mlp, symmetric
 from torch import nn
 
 import hvp_engine as he
+from hvp_engine.errors import HvpEngineError
 from hvp_engine.kernels import loader
 from hvp_engine.krylov.lanczos import BatchedLanczos
 from hvp_engine.krylov.probes import probe
@@ -98,6 +99,22 @@ def test_slq_agrees_with_the_cpu(backend, options, tolerance):
     assert differences(found, wanted) <= tolerance
     assert found["ghostly"].steps.tolist() == [3] * PROBES[backend]
     assert found["short"].steps.tolist() == [2] * PROBES[backend]
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@on_device
+def test_the_quadrature_of_a_job_runs_on_its_device_where_that_has_kernels_of_it(backend):
+    def solved(calls):
+        with patch.object(loader.native, "cuda_tridiagonal_quadrature", Mock(side_effect=calls)) as launched:
+            found = solve(backend, reorthogonalize="none", steps=2, probes=1)
+        return found, [call.args[:2] for call in launched.call_args_list]
+
+    found, launched = solved(loader.native.cuda_tridiagonal_quadrature)
+    assert launched == {"cuda": [(1, 2)] * len(EIGENVALUES), "triton": []}[backend]
+    assert differences(found, solve("native", reorthogonalize="none", steps=2, probes=1)) <= 1e-5
+    if launched:  # and its results are those that count
+        with pytest.raises(HvpEngineError, match="could not be launched"):
+            solved(RuntimeError("the card is lost"))
 
 
 @on_device

@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 
+from hvp_engine.errors import ConfigurationError
 from hvp_engine.kernels.lanczos_step import LanczosState, NewVector, Step, record_step, record_step_ref
 
 STEPS = 4
@@ -69,3 +70,25 @@ def test_a_number_that_is_not_finite_ends_the_stream_and_shows(alpha, beta):
     record_step(state, step(0, [0], [alpha], [beta]), [])
     assert not state.live[0]
     assert not (state.alphas[0, 0] + state.betas[0, 0]).isfinite()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"position": 4}, "position=4"),
+        ({"members": [2]}, "do not fit a state"),
+        ({"live": torch.ones(2)}, "state.live must be contiguous torch.bool"),
+        ({"store": torch.zeros(6)}, "contiguous"),
+        ({"store": torch.zeros(5).half()}, "bf16 or fp64 basis"),
+        ({"window": torch.zeros(5).double()}, "use one dtype"),
+        ({"betas": torch.zeros(2, 4)}, "state.betas"),
+        ({"lost": torch.zeros(3, dtype=torch.float64)}, "lost"),
+        ({"lost": torch.zeros(1, device="meta", dtype=torch.float64)}, "lost"),
+    ],
+)
+def test_a_step_that_does_not_fit_is_refused_with_its_cause(change, message):
+    new = NewVector(0, torch.zeros(5), torch.zeros(5, dtype=torch.bfloat16), torch.zeros(5))
+    parts = (make_state(2), step(0, [1], [0.0], [1.0]), new)
+    state, found, new = (p._replace(**{k: v for k, v in change.items() if k in p._fields}) for p in parts)
+    with pytest.raises(ConfigurationError, match=message):
+        record_step(state, found, [new])

@@ -7,9 +7,17 @@ import torch
 
 import hvp_engine as he
 from hvp_engine.errors import BackendError
-from hvp_engine.kernels import attention, loader
-from hvp_engine.kernels.registry import available_backends, backend_for, host_backend
-from hvp_engine.kernels.tensors import is_fused
+from hvp_engine.kernels import attention, loader, registry
+from hvp_engine.kernels.registry import (
+    Backend,
+    available_backends,
+    backend_for,
+    forget_choices,
+    host_implementation,
+    implementation,
+    is_fused,
+    optional_implementation,
+)
 
 CPU = torch.device("cpu")
 
@@ -45,18 +53,23 @@ def test_a_backend_that_is_not_there_is_refused_with_the_available_ones(monkeypa
 @pytest.mark.parametrize("wish", ["triton", "cuda", ""])
 def test_a_wish_for_a_gpu_leaves_the_scalars_on_the_host_free(monkeypatch, wish):
     monkeypatch.setenv("HVP_ENGINE_BACKEND", wish)
-    assert host_backend() == "native"
+    assert host_implementation("tridiagonal").__name__ == "hvp_engine.kernels.native.tridiagonal"
 
 
-@pytest.mark.parametrize("wish", ["torch", "native"])
-def test_a_wish_for_a_backend_of_the_cpu_holds_for_the_scalars(monkeypatch, wish):
-    monkeypatch.setenv("HVP_ENGINE_BACKEND", wish)
-    assert host_backend() == wish
+def test_a_wish_for_a_backend_of_the_cpu_holds_for_the_scalars(monkeypatch):
+    monkeypatch.setenv("HVP_ENGINE_BACKEND", "torch")
+    assert host_implementation("tridiagonal") is None
+    monkeypatch.setenv("HVP_ENGINE_BACKEND", "native")
+    assert host_implementation("tridiagonal").__name__ == "hvp_engine.kernels.native.tridiagonal"
+    monkeypatch.setattr(loader, "missing_reason", "it was not built")
+    forget_choices()
+    with pytest.raises(BackendError, match="it was not built"):
+        host_implementation("tridiagonal")
 
 
 def test_native_is_refused_where_its_kernels_cannot_run(monkeypatch):
     monkeypatch.setenv("HVP_ENGINE_BACKEND", "native")
-    with pytest.raises(BackendError, match="CPU only"):
+    with pytest.raises(BackendError, match="CPU devices only"):
         backend_for(torch.device("meta"))
 
 
@@ -87,6 +100,22 @@ def test_triton_is_refused_on_an_older_gpu(monkeypatch):
     assert "triton" not in available_backends(device)
     monkeypatch.setenv("HVP_ENGINE_BACKEND", "triton")
     with pytest.raises(BackendError, match=r"capability 7\.5, it needs 8\.0"):
+        backend_for(device)
+
+
+@pytest.mark.parametrize("version", ["3.4.0", "3.10.0rc1+git1", "4.0.0"])
+def test_triton_is_taken_from_3_4_on(monkeypatch, version):
+    monkeypatch.setattr(pytest.importorskip("triton"), "__version__", version)
+    assert backend_for(pretend_gpu(monkeypatch, (8, 0))) == "triton"
+
+
+@pytest.mark.parametrize("version", ["2.3.1", "3.3.0"])
+def test_a_triton_too_old_for_the_kernels_is_passed_over(monkeypatch, version):
+    monkeypatch.setattr(pytest.importorskip("triton"), "__version__", version)
+    device = pretend_gpu(monkeypatch, (8, 0))
+    assert backend_for(device) == "torch"
+    monkeypatch.setenv("HVP_ENGINE_BACKEND", "triton")
+    with pytest.raises(BackendError, match=f"triton {version} is installed, its kernels need 3.4 or newer"):
         backend_for(device)
 
 
@@ -132,3 +161,64 @@ def test_a_job_on_the_cpu_with_a_gpu_backend_is_refused_with_the_way_out(monkeyp
     data = [(torch.randn(5, 3), torch.randint(0, 2, (5,)))]
     with pytest.raises(BackendError, match="CUDA devices only.*Available there: native, torch. Unset"):
         he.slq(model, he.losses.classification, data=data, steps=3, probes=1, progress=False)
+
+
+FAMILIES = [
+    *("activations", "attention", "cross_entropy", "embedding", "lanczos_step", "normalize", "packed_symmetric"),
+    *("reorthogonalize", "softmax", "tridiagonal"),
+]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_family_is_served_by_the_first_backend_that_has_it(monkeypatch, family):
+    backends = tuple(Backend(name, lambda device: None) for name in ("triton", "cuda", "native", "torch"))
+    monkeypatch.setattr(registry, "_BACKENDS", backends)
+    expected = "cuda" if family == "tridiagonal" else "triton"
+    assert implementation(family, CPU).__name__ == f"hvp_engine.kernels.{expected}.{family}"
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_on_the_cpu_the_extension_has_every_family_but_the_step_that_pytorch_records(family):
+    kernels = optional_implementation(family, CPU)
+    if family == "lanczos_step":
+        assert kernels is None
+    else:
+        assert kernels.__name__ == f"hvp_engine.kernels.native.{family}"
+
+
+def test_a_backend_that_was_asked_for_is_not_replaced_where_it_lacks_a_family(monkeypatch):
+    backends = (Backend("cuda", lambda device: None), Backend("native", lambda device: None))
+    monkeypatch.setattr(registry, "_BACKENDS", backends)
+    x = torch.zeros(2, 3)
+    assert implementation("softmax", CPU).__name__ == "hvp_engine.kernels.native.softmax"
+    assert is_fused(x)
+    monkeypatch.setenv("HVP_ENGINE_BACKEND", "cuda")
+    assert optional_implementation("softmax", CPU) is None
+    assert not is_fused(x)
+    with pytest.raises(BackendError, match="HVP_ENGINE_BACKEND=cuda has no softmax kernels for cpu"):
+        implementation("softmax", CPU)
+
+
+def test_a_backend_is_asked_once_whether_it_can_run_until_choices_are_forgotten(monkeypatch):
+    asked = []
+    answers = ["it is busy"]
+
+    def why_not(device):
+        asked.append(device)
+        return answers[0]
+
+    monkeypatch.setattr(registry, "_BACKENDS", (Backend("native", why_not),))
+    monkeypatch.setenv("HVP_ENGINE_BACKEND", "native")
+    for _ in range(2):  # a refusal is not kept
+        with pytest.raises(BackendError, match="it is busy"):
+            backend_for(CPU)
+    answers[0], before = None, len(asked)
+    for _ in range(3):
+        assert backend_for(CPU) == "native"
+        assert implementation("softmax", CPU) is implementation("softmax", CPU)
+    assert len(asked) == before + 1
+    answers[0] = "it is busy again"
+    assert backend_for(CPU) == "native"
+    forget_choices()
+    with pytest.raises(BackendError, match="it is busy again"):
+        implementation("softmax", CPU)

@@ -35,5 +35,6 @@ def on_triton(interpreter, monkeypatch) -> Iterator[None]:
     start = interpreter.start_launch
     monkeypatch.setattr(interpreter, "start_launch", lambda arguments: (launches.append(None), start(arguments)))
     monkeypatch.setattr(registry, "_BACKENDS", (registry.Backend("triton", lambda device: None),))
+    registry.forget_choices()
     yield
     assert launches, "the test launched no Triton kernel"

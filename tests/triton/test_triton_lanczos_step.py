@@ -8,9 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from hvp_engine.kernels import lanczos_step, reorthogonalize
-from hvp_engine.kernels.lanczos_step import LanczosState, NewVector, Step, record_step_ref
-from hvp_engine.kernels.triton.lanczos_step import record_step_triton
+from hvp_engine.kernels import registry
+from hvp_engine.kernels.lanczos_step import LanczosState, NewVector, Step, record_step, record_step_ref
 from hvp_engine.krylov.lanczos import BatchedLanczos
 from hvp_engine.krylov.probes import probe
 from hvp_engine.krylov.settings import LanczosSettings
@@ -44,6 +43,7 @@ def make_case(position, vector_dtype, store_dtype, windowed):
     return state, step, vectors
 
 
+@pytest.mark.usefixtures("on_triton")
 @pytest.mark.parametrize("position", [0, 3])
 @pytest.mark.parametrize(
     ("vector_dtype", "store_dtype", "windowed"),
@@ -58,7 +58,7 @@ def test_the_step_is_recorded_as_by_the_reference(interpreter, position, vector_
     found, wanted = (make_case(position, vector_dtype, store_dtype, windowed) for _ in range(2))
     for new in found[2]:
         interpreter.reach(*(tensor for tensor in new[1:] if tensor is not None))
-    record_step_triton(*found)
+    record_step(*found)
     record_step_ref(*wanted)
     for mine, reference in zip(found[0], wanted[0], strict=True):
         assert torch.equal(mine.nan_to_num(), reference.nan_to_num())
@@ -93,8 +93,8 @@ def test_lanczos_on_the_triton_kernels_agrees_with_the_cpu(interpreter, monkeypa
         return products
 
     wanted = run(1)
-    for module in (reorthogonalize, lanczos_step):
-        monkeypatch.setattr(module, "backend_for", lambda device: "triton")
+    monkeypatch.setattr(registry, "_BACKENDS", (registry.Backend("triton", lambda device: None),))
+    registry.forget_choices()
     found = run(4)
     assert found.steps.tolist() == wanted.steps.tolist() == [3, 3, 6, 6]
     np.testing.assert_allclose(found.alphas, wanted.alphas, rtol=1e-4, atol=1e-5)

@@ -6,9 +6,9 @@ import pytest
 import torch
 from problems import same_dtype_projection
 
-from hvp_engine.kernels import reorthogonalize as dispatch
-from hvp_engine.kernels.reorthogonalize import Projection, reorthogonalize_ref
-from hvp_engine.kernels.triton.reorthogonalize import reorthogonalize_triton
+from hvp_engine.kernels.reorthogonalize import reorthogonalize, reorthogonalize_ref
+
+pytestmark = pytest.mark.usefixtures("on_triton")
 
 SIZES = (1, 2, 31, 129, 1040, 4097)
 COUNTS = (0, 1, 8, 9, 12, 17)
@@ -30,8 +30,7 @@ def make_streams(basis_dtype, vector_dtype, sizes=SIZES, counts=COUNTS):
 
 def project(guard, bases, vectors, counts):
     guard.reach(*(b[:c] for b, c in zip(bases, counts, strict=True)), *vectors)
-    table = dispatch.stream_table(bases, vectors, counts)
-    return Projection(*reorthogonalize_triton(table, vectors[0].device))
+    return reorthogonalize(bases, vectors, counts)
 
 
 @pytest.mark.parametrize("basis_dtype", BASIS_DTYPES)

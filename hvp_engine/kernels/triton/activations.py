@@ -8,10 +8,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from hvp_engine.kernels.records import Operand
 from hvp_engine.kernels.triton.resource_case import ResourceCase
 from hvp_engine.kernels.triton.rows import ELEMENTS, launch, load_wide, variant
 
-__all__ = ["resource_cases", "run"]
+__all__ = ["resource_cases", "run_elementwise"]
 
 # Activations as csrc/include/hvp/activations.h numbers them; the third is silu.
 _GELU = tl.constexpr(0)
@@ -22,7 +23,7 @@ _BLOCK = 1024
 
 @triton.jit
 def _sigmoid_parts(z):
-    """Returns s = sigmoid(z), s (1 - s) and 1 - 2 s from one exponential that cannot overflow."""
+    """Return s = sigmoid(z), s (1 - s) and 1 - 2 s from one exponential that cannot overflow."""
     e = tl.exp(-tl.abs(z))
     inverse = 1.0 / (1.0 + e)
     flip = (1.0 - e) * inverse
@@ -57,7 +58,7 @@ def _gelu_tanh(x):
 
 @triton.jit
 def _activation(x, KIND: tl.constexpr):
-    """Returns f(x), f'(x), f''(x); what is not used costs nothing."""
+    """Return f(x), f'(x), f''(x); what is not used costs nothing."""
     if KIND == _GELU:
         value, first, second = _gelu(x)
     elif KIND == _GELU_TANH:
@@ -69,7 +70,7 @@ def _activation(x, KIND: tl.constexpr):
 
 @triton.jit
 def _place(batch, size, BLOCK: tl.constexpr):
-    """Group, first element, and elements of a program; the groups of a chunk follow each other: they may share."""
+    """Return group, first element, elements of a program; the groups of a chunk follow each other: they may share."""
     program = tl.program_id(0).to(tl.int64)
     start = program // batch * BLOCK
     i = tl.arange(0, BLOCK)
@@ -174,15 +175,15 @@ _KERNELS = {
 }
 
 
-def run(
+def run_elementwise(
     name: str,
     kind: int | None,
     batch: int,
     size: int,
-    inputs: Sequence[tuple[Tensor | None, int]],
+    inputs: Sequence[Operand],
     outputs: Sequence[Tensor | None],
 ) -> None:
-    """Runs the kernel of that name; see `hvp_engine.kernels.activations` for names and arguments."""
+    """Run the kernel of that name; see `hvp_engine.kernels.activations` for names, inputs and outputs."""
     operands = [part for operand in inputs for part in operand]
     options = {} if kind is None else {"KIND": kind}
     programs = batch * triton.cdiv(size, _BLOCK)
@@ -190,7 +191,7 @@ def run(
 
 
 def resource_cases() -> list[ResourceCase]:
-    """Declares every activation in float32, and the one that needs most in all element types."""
+    """Declare every activation in float32, and the one that needs most in all element types."""
     cases = []
     kinds = [("gelu", 0, "fp32"), ("silu", 2, "fp32"), *(("gelu tanh", 1, element) for element in ELEMENTS)]
     for label, kind, element in kinds:

@@ -3,32 +3,37 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 import torch
 import triton
 from torch import Tensor
 
+from hvp_engine.kernels.records import AttentionInputs
 from hvp_engine.kernels.triton import attention_derivatives as derivatives
 from hvp_engine.kernels.triton import attention_forward as forward
 from hvp_engine.kernels.triton.attention_tiling import tiling
 
-if TYPE_CHECKING:
-    from hvp_engine.kernels.attention import AttentionInputs
+__all__ = ["attention_backward", "attention_forward", "attention_second", "can_run"]
 
-__all__ = ["attention_backward", "attention_forward", "attention_second"]
+_TYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 _Views = list[Tensor | None]
 
 
+def can_run(query: Tensor, mask: Tensor | None) -> bool:
+    """Say whether the kernels take these dtypes."""
+    return query.dtype in _TYPES
+
+
 def attention_forward(x: AttentionInputs, out: Tensor) -> None:
-    """Computes attention into `out`, fills `x.statistics`."""
+    """Compute attention into `out`, fills `x.statistics`."""
     for views in _launches((x.query, x.key, x.value, x.mask, x.statistics, out)):
         _launch(forward.attention_forward, x, views)
 
 
 def attention_backward(x: AttentionInputs, grad_out: Tensor, grads: Sequence[Tensor | None]) -> None:
-    """Computes the gradients of query, key and value into those of `grads` that are present.
+    """Compute the gradients of query, key and value into those of `grads` that are present.
 
     With a tangent of the value that is the value itself, and no others, the second backward pass is the first.
     """
@@ -38,7 +43,7 @@ def attention_backward(x: AttentionInputs, grad_out: Tensor, grads: Sequence[Ten
 def attention_second(
     x: AttentionInputs, grad_out: Tensor | None, tangents: Sequence[Tensor | None], outputs: Sequence[Tensor | None]
 ) -> None:
-    """Computes the derivatives of <tangents, gradients> into those of `outputs` that are present."""
+    """Compute the derivatives of <tangents, gradients> into those of `outputs` that are present."""
     out_query, out_key, out_value, out_grad_out = outputs
     if out_value is not None and tangents[0] is tangents[1] is None:
         out_value.zero_()  # the gradient of the query and key alone depends on the value
@@ -66,7 +71,7 @@ def _derivatives(
 
 
 def _launches(tensors: Sequence[Tensor | None]) -> Iterator[_Views]:
-    """Views tensors (..., heads, rows, columns) as (batch, heads, rows, columns).
+    """View tensors (..., heads, rows, columns) as (batch, heads, rows, columns).
 
     Leading dimensions that do not merge in every tensor, such as a vmapped one that some lack, take one launch
     per entry.
@@ -81,7 +86,7 @@ def _launches(tensors: Sequence[Tensor | None]) -> Iterator[_Views]:
 
 
 def _launch(kernel: Any, x: AttentionInputs, tensors: Sequence[Tensor | None]) -> None:
-    """Runs a kernel on tensors that begin with the query and the key."""
+    """Run a kernel on tensors that begin with the query and the key."""
     query, key = cast("tuple[Tensor, Tensor]", tensors[:2])
     (batch, heads, queries, width), (key_heads, keys) = query.shape, key.shape[1:3]
     value_width = x.value.shape[-1]
@@ -101,7 +106,7 @@ def _launch(kernel: Any, x: AttentionInputs, tensors: Sequence[Tensor | None]) -
 
 
 def _argument(tensor: Tensor | None) -> tuple[Any, ...]:
-    """A tensor as the kernels take it."""
+    """Describe a tensor as the kernels take it."""
     if tensor is None:
         return (None, 0, 0, 0, 0)
     return (tensor.view(torch.uint8) if tensor.dtype == torch.bool else tensor, *tensor.stride())

@@ -6,24 +6,20 @@ mass p - hit e_target - smooth w; mass = hit + smooth sum w.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import triton
 import triton.language as tl
 from torch import Tensor
 
+from hvp_engine.kernels.records import CrossEntropyRows
 from hvp_engine.kernels.triton.resource_case import ResourceCase
 from hvp_engine.kernels.triton.rows import ELEMENTS, launch, load_wide, softmax_norm, tile_of, variant, wide
 
-if TYPE_CHECKING:
-    from hvp_engine.kernels.cross_entropy import CrossEntropyRows
-
-__all__ = ["backward", "forward", "hvp", "resource_cases"]
+__all__ = ["cross_entropy_backward", "cross_entropy_forward", "cross_entropy_hvp", "resource_cases"]
 
 
 @triton.jit
 def _row_terms(row, target, ignore_index, class_weight, weight_sum, HIT: tl.constexpr, SMOOTH: tl.constexpr, like):
-    """Whether rows are kept, their class (0 if not), and the factors hit and mass of the gradient."""
+    """Return whether rows are kept, their class (0 if not), and the factors hit and mass of the gradient."""
     index = tl.load(target + row)
     kept = index != ignore_index
     index = tl.where(kept, index, 0)
@@ -37,7 +33,7 @@ def _row_terms(row, target, ignore_index, class_weight, weight_sum, HIT: tl.cons
 
 
 @triton.jit
-def cross_entropy_forward(
+def cross_entropy_forward_kernel(
     logits,
     target,
     class_weight,
@@ -76,7 +72,7 @@ def cross_entropy_forward(
 
 
 @triton.jit
-def cross_entropy_backward(
+def cross_entropy_backward_kernel(
     logits,
     target,
     class_weight,
@@ -119,7 +115,7 @@ def cross_entropy_backward(
 # Sums in float64, of terms divided by the sum of the very exponentials in the numerator, leave u - <p, u>
 # accurate where one class has nearly all the probability.
 @triton.jit
-def cross_entropy_hvp(
+def cross_entropy_hvp_kernel(
     logits,
     target,
     class_weight,
@@ -188,39 +184,39 @@ def _operands(rows: CrossEntropyRows) -> tuple[Tensor | None, ...]:
     return rows.logits, rows.target, weight, None if weight is None else weight.double().sum().to(weight.dtype)
 
 
-def forward(rows: CrossEntropyRows, norm: Tensor, loss: Tensor) -> None:
-    """Fills losses (R) and softmax norms (R, 2); see `hvp_engine.kernels.cross_entropy`."""
+def cross_entropy_forward(rows: CrossEntropyRows, norm: Tensor, loss: Tensor) -> None:
+    """Fill losses (R) and softmax norms (R, 2); see `hvp_engine.kernels.cross_entropy`."""
     count, columns = rows.logits.shape
     tile = tile_of(count, columns)
     arguments = (*_operands(rows), norm, loss, count, columns, rows.ignore_index)
     constants = dict(_options(rows), BLOCK_ROWS=tile.rows, BLOCK_COLUMNS=tile.columns)
-    launch(cross_entropy_forward, triton.cdiv(count, tile.rows), *arguments, **constants, num_warps=tile.warps)
+    launch(cross_entropy_forward_kernel, triton.cdiv(count, tile.rows), *arguments, **constants, num_warps=tile.warps)
 
 
-def backward(rows: CrossEntropyRows, norm: Tensor, scale: Tensor, grad: Tensor) -> None:
-    """Fills the gradient (K R, C), which may be the logits themselves."""
+def cross_entropy_backward(rows: CrossEntropyRows, norm: Tensor, scale: Tensor, grad: Tensor) -> None:
+    """Fill the gradient (K R, C), which may be the logits themselves."""
     base_rows, columns = rows.logits.shape
     tile = tile_of(rows.count, columns)
     arguments = (*_operands(rows), norm, scale, grad, rows.count, base_rows, columns, rows.ignore_index)
     constants = dict(_options(rows), BLOCK_ROWS=tile.rows, BLOCK_COLUMNS=tile.columns)
     programs = triton.cdiv(rows.count, tile.rows) * triton.cdiv(columns, tile.columns)
-    launch(cross_entropy_backward, programs, *arguments, **constants, num_warps=tile.warps)
+    launch(cross_entropy_backward_kernel, programs, *arguments, **constants, num_warps=tile.warps)
 
 
-def hvp(
+def cross_entropy_hvp(
     rows: CrossEntropyRows, norm: Tensor, scale: Tensor, tangent: Tensor, product: Tensor | None, slope: Tensor | None
 ) -> None:
-    """Fills the products (K R, C), which may be the tangent itself, and slopes (K R), where wanted."""
+    """Fill the products (K R, C), which may be the tangent itself, and slopes (K R), where wanted."""
     base_rows, columns = rows.logits.shape
     tile = tile_of(rows.count, columns, 2048)
     results = (norm, scale, tangent, product, slope)
     arguments = (*_operands(rows), *results, rows.count, base_rows, columns, rows.ignore_index)
     constants = dict(_options(rows), BLOCK_ROWS=tile.rows, BLOCK_COLUMNS=tile.columns)
-    launch(cross_entropy_hvp, triton.cdiv(rows.count, tile.rows), *arguments, **constants, num_warps=tile.warps)
+    launch(cross_entropy_hvp_kernel, triton.cdiv(rows.count, tile.rows), *arguments, **constants, num_warps=tile.warps)
 
 
 def resource_cases() -> list[ResourceCase]:
-    """Declares the variants with the widest tiles: with weights and smoothing, and one with neither."""
+    """Declare the variants with the widest tiles: with weights and smoothing, and one with neither."""
     cases = []
     full = [(element, wide(element), 0.1) for element in ELEMENTS]
     for element, weight, smoothing in (("bf16", None, 0.0), *full):
@@ -232,8 +228,8 @@ def resource_cases() -> list[ResourceCase]:
         hvp_pointers = {**common, "scale slope": wide(element), "tangent product": element}
         name = f"{element}, {'weights and smoothing' if smoothing else 'plain'}"
         cases += [
-            variant(cross_entropy_forward, name, {**common, "loss": wide(element)}, tiles, num_warps=8),
-            variant(cross_entropy_backward, name, backward_pointers, tiles, num_warps=8),
-            variant(cross_entropy_hvp, name, hvp_pointers, smaller, num_warps=8),
+            variant(cross_entropy_forward_kernel, name, {**common, "loss": wide(element)}, tiles, num_warps=8),
+            variant(cross_entropy_backward_kernel, name, backward_pointers, tiles, num_warps=8),
+            variant(cross_entropy_hvp_kernel, name, hvp_pointers, smaller, num_warps=8),
         ]
     return cases

@@ -10,7 +10,7 @@ from torch import Tensor
 from hvp_engine.kernels.triton.resource_case import ResourceCase
 from hvp_engine.kernels.triton.rows import ELEMENTS, launch, load_wide, variant
 
-__all__ = ["gather", "resource_cases", "scatter"]
+__all__ = ["gather_rows", "resource_cases", "sum_rows"]
 
 _FEWEST_COLUMNS, _MOST_COLUMNS = 16, 256
 _TOKENS = 8  # whose rows are in flight together
@@ -45,21 +45,21 @@ def _block(columns: int, most: int) -> int:
     return max(_FEWEST_COLUMNS, min(int(triton.next_power_of_2(columns)), most))
 
 
-def gather(table: Tensor, tokens: Tensor, out: Tensor) -> None:
-    """Fills `out` (N, d) with rows of the table (V, d); negative tokens gather zeros."""
-    columns = table.shape[1]
+def gather_rows(table: Tensor, tokens: Tensor, rows: Tensor) -> None:
+    """Fill `rows` (N, d) with rows of the table (V, d); negative tokens gather zeros."""
+    table, tokens, columns = table.contiguous(), tokens.contiguous(), table.shape[1]
     block = _block(columns, 4 * _MOST_COLUMNS)
-    launch(embedding_gather, tokens.shape[0] * triton.cdiv(columns, block), table, tokens, out, columns, block)
+    launch(embedding_gather, tokens.shape[0] * triton.cdiv(columns, block), table, tokens, rows, columns, block)
 
 
-def scatter(sorted_tokens: Tensor, order: Tensor, grad: Tensor, table: Tensor) -> None:
-    """Fills the table (V, d) with sums of the rows of `grad` (N, d).
+def sum_rows(grad: Tensor, sorted_tokens: Tensor, order: Tensor, table: Tensor) -> None:
+    """Fill the table (V, d) with sums of the rows of `grad` (N, d).
 
     Args:
+        grad: Contiguous rows.
         sorted_tokens: Tokens in ascending order; negative ones are left out.
         order: Row of `grad` of each.
-        grad: Contiguous rows.
-        table: Sums.
+        table: Overwritten, contiguous.
     """
     rows, columns = table.shape
     ids = torch.arange(rows + 1, device=sorted_tokens.device)
@@ -70,7 +70,7 @@ def scatter(sorted_tokens: Tensor, order: Tensor, grad: Tensor, table: Tensor) -
 
 
 def resource_cases() -> list[ResourceCase]:
-    """Declares the variants with the widest blocks."""
+    """Declare the variants with the widest blocks."""
     return [
         case
         for element in ELEMENTS

@@ -9,11 +9,11 @@ import torch
 import triton
 import triton.language as tl
 
-from hvp_engine.kernels.lanczos_step import LanczosState, NewVector, Step
+from hvp_engine.kernels.streams import LanczosState, NewVector, Step
 from hvp_engine.kernels.tensors import address
 from hvp_engine.kernels.triton.resource_case import ResourceCase
 
-__all__ = ["record_step_triton", "resource_cases"]
+__all__ = ["record_step", "resource_cases"]
 
 _TYPES = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float64: tl.float64}
 _STREAMS = 128
@@ -44,7 +44,7 @@ def decide_step(
     LARGEST: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """One lane per stream: keeps alpha, beta and the flags; divisors (count,) is beta, or 0 for a stream that ended."""
+    """Keep alpha, beta and flags, one lane per stream; divisors (count,) is beta, or 0 for a stream that ended."""
     index = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     inside = index < count
     s = tl.load(members + index, mask=inside, other=0)
@@ -74,7 +74,7 @@ def decide_step(
 def scale_vectors(
     table, owners, divisors, VECTOR: tl.constexpr, STORE: tl.constexpr, ALIGNED: tl.constexpr, TILE: tl.constexpr
 ):
-    """One tile of one stream's next vector.
+    """Scale one tile of one stream's next vector.
 
     A row of table, (vectors, 7) int64, has the addresses of the vector, of its row in the store and of that in the
     window (0 where there is none), its size, its first task, the place of its divisor, and its tasks.
@@ -101,8 +101,8 @@ def scale_vectors(
     tl.store(window + column, scaled, mask=inside & (to_window != 0))
 
 
-def record_step_triton(state: LanczosState, step: Step, vectors: Sequence[NewVector]) -> None:
-    """Records a step in the state and writes the next Lanczos vectors, on the device's current stream.
+def record_step(state: LanczosState, step: Step, vectors: Sequence[NewVector]) -> None:
+    """Record a step in the state and writes the next Lanczos vectors, on the device's current stream.
 
     Args:
         state: As in `hvp_engine.kernels.lanczos_step.record_step`.
@@ -146,7 +146,7 @@ def _scale(vectors: Sequence[NewVector], divisors: torch.Tensor) -> None:
 
 
 def resource_cases() -> list[ResourceCase]:
-    """The decision, and the new vectors for each pair of types that Lanczos uses."""
+    """Declare the decision, and the new vectors for each pair of types that Lanczos uses."""
     doubles = dict.fromkeys(("alpha", "beta", "lost", "alphas", "betas", "losts", "norms", "divisors"), "*fp64")
     signature = {**doubles, **dict.fromkeys(("members", "steps", "last"), "*i64"), "live": "*u8"}
     signature |= {**dict.fromkeys(("count", "stride", "alpha_stride", "position"), "i32"), "tolerance": "fp64"}

@@ -14,10 +14,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from hvp_engine.kernels.records import NormalizeShape, Operand
 from hvp_engine.kernels.triton.resource_case import ResourceCase
 from hvp_engine.kernels.triton.rows import ELEMENTS, Tile, launch, load_wide, variant, wide
 
-__all__ = ["backward", "double_backward", "forward", "resource_cases"]
+__all__ = ["normalize_backward", "normalize_double_backward", "normalize_forward", "resource_cases"]
 
 _TILE_ELEMENTS = 1024
 _FEWEST_ROWS = 4
@@ -28,7 +29,7 @@ _ENOUGH_PROGRAMS = 256  # chunks get longer only when there are more than this m
 
 @triton.jit
 def _place(batch, rows, BLOCK_ROWS: tl.constexpr):
-    """Group, chunk, its first row, its rows from there, and which exist; the groups of a chunk follow each other."""
+    """Return group, chunk, its first row, its rows, and which exist; the groups of a chunk follow each other."""
     program = tl.program_id(0).to(tl.int64)
     first = program // batch * BLOCK_ROWS
     row = tl.arange(0, BLOCK_ROWS)[:, None]
@@ -48,12 +49,12 @@ def _sums(values):
 
 @triton.jit
 def _load_centered(x, column, mask, mean):
-    """Elements minus their mean; zero beyond the row, so that sums may run over whole tiles."""
+    """Load elements minus their mean; zero beyond the row, so that sums may run over whole tiles."""
     return tl.where(mask, load_wide(x + column, mask) - mean, 0.0)
 
 
 @triton.jit
-def normalize_forward(
+def normalize_forward_kernel(
     x,
     x_stride,
     w,
@@ -107,7 +108,7 @@ def normalize_forward(
 
 
 @triton.jit
-def normalize_backward(
+def normalize_backward_kernel(
     x,
     x_stride,
     w,
@@ -167,7 +168,7 @@ def normalize_backward(
 def _double_backward_means(
     xs, us, gs, ws, u_ws, mean, rstd, size, NEED_X: tl.constexpr, CENTERED: tl.constexpr, BLOCK_COLUMNS: tl.constexpr
 ):
-    """Means over rows of u, u xhat, w g, w g xhat, u w g, u_w g and u_w g xhat; those not needed are zero."""
+    """Return means over rows of u, u xhat, w g, w g xhat, u w g, u_w g and u_w g xhat; those not needed are zero."""
     zero = tl.zeros_like(mean)
     mean_u, u_xhat, mean_wg, wg_xhat, u_wg, mean_q, q_xhat = zero, zero, zero, zero, zero, zero, zero
     for start in range(0, size, BLOCK_COLUMNS):
@@ -194,7 +195,7 @@ def _double_backward_means(
 
 
 @triton.jit
-def normalize_double_backward(
+def normalize_double_backward_kernel(
     x,
     x_stride,
     w,
@@ -257,7 +258,7 @@ def normalize_double_backward(
 
 @triton.jit
 def normalize_add_chunks(partial, out, elements, chunk_count, BLOCK_ROWS: tl.constexpr, BLOCK_COLUMNS: tl.constexpr):
-    """Sums rows of `elements` numbers."""
+    """Sum rows of `elements` numbers."""
     element = tl.program_id(0) * BLOCK_COLUMNS + tl.arange(0, BLOCK_COLUMNS)[None, :]
     total = tl.zeros((BLOCK_ROWS, BLOCK_COLUMNS), partial.dtype.element_ty)
     for first in range(0, chunk_count, BLOCK_ROWS):
@@ -267,18 +268,14 @@ def normalize_add_chunks(partial, out, elements, chunk_count, BLOCK_ROWS: tl.con
     tl.store(out + element, tl.sum(total, 0)[None, :], mask=element < elements)
 
 
-Shape = tuple[bool, int, int, int]  # centred, groups, rows per group, elements per row
-Operand = tuple[Tensor | None, int]
-
-
 def _tile(rows: int, size: int) -> Tile:
-    """Chooses the rows of a chunk and the columns read together, by the shape alone."""
+    """Choose the rows of a chunk and the columns read together, by the shape alone."""
     enough = triton.next_power_of_2(triton.cdiv(rows, _ENOUGH_PROGRAMS))
     tall = min(max(enough, _FEWEST_ROWS), _MOST_ROWS, triton.next_power_of_2(rows))
     return Tile(tall, min(triton.next_power_of_2(size), _TILE_ELEMENTS // tall))
 
 
-def _run(kernel: Any, shape: Shape, operands: Sequence[Any], **options: Any) -> None:
+def _run(kernel: Any, shape: NormalizeShape, operands: Sequence[Any], **options: Any) -> None:
     centered, batch, rows, size = shape
     tile = _tile(rows, size)
     programs = batch * triton.cdiv(rows, tile.rows)
@@ -295,52 +292,54 @@ def _add_chunks(partial: Tensor | None, out: Tensor | None) -> None:
     launch(normalize_add_chunks, triton.cdiv(elements, tile.columns), *arguments, num_warps=4)
 
 
-def _partial(like: Tensor | None, stats: Tensor, shape: Shape) -> Tensor | None:
-    """Allocates the partial rows (chunks, ...) of a parameter gradient."""
+def _partial(like: Tensor | None, stats: Tensor, shape: NormalizeShape) -> Tensor | None:
+    """Allocate the partial rows (chunks, ...) of a parameter gradient."""
     _, _, rows, size = shape
     if like is None:
         return None
     return stats.new_empty(triton.cdiv(rows, _tile(rows, size).rows), like.numel())
 
 
-def forward(shape: Shape, eps: float, x: Operand, w: Operand, b: Operand, y: Tensor, stats: Tensor) -> None:
-    """Fills y and the statistics of its rows; see `hvp_engine.kernels.normalize` for all arguments."""
-    _run(normalize_forward, shape, (*x, *w, *b, y, stats), EPS=eps)
+def normalize_forward(
+    shape: NormalizeShape, eps: float, x: Operand, w: Operand, b: Operand, y: Tensor, stats: Tensor
+) -> None:
+    """Fill y and the statistics of its rows; see `hvp_engine.kernels.normalize` for all arguments."""
+    _run(normalize_forward_kernel, shape, (*x, *w, *b, y, stats), EPS=eps)
 
 
-def backward(
-    shape: Shape,
+def normalize_backward(
+    shape: NormalizeShape,
     inputs: Sequence[Operand],
     dx: Tensor | None,
     dw: Tensor | None,
     db: Tensor | None,
 ) -> None:
-    """Fills the gradients that are wanted."""
+    """Fill the gradients that are wanted."""
     stats = inputs[2][0]
     assert stats is not None
     partials = (_partial(dw, stats, shape), _partial(db, stats, shape))
-    _run(normalize_backward, shape, (*(part for pair in inputs for part in pair), dx, *partials))
+    _run(normalize_backward_kernel, shape, (*(part for pair in inputs for part in pair), dx, *partials))
     _add_chunks(partials[0], dw)
     _add_chunks(partials[1], db)
 
 
-def double_backward(
-    shape: Shape,
+def normalize_double_backward(
+    shape: NormalizeShape,
     inputs: Sequence[Operand],
     d_g: Tensor,
     d_x: Tensor | None,
     d_w: Tensor | None,
 ) -> None:
-    """Fills the gradients of the gradients that are wanted."""
+    """Fill the gradients of the gradients that are wanted."""
     stats = inputs[2][0]
     assert stats is not None
     partial = _partial(d_w, stats, shape)
-    _run(normalize_double_backward, shape, (*(part for pair in inputs for part in pair), d_g, d_x, partial))
+    _run(normalize_double_backward_kernel, shape, (*(part for pair in inputs for part in pair), d_g, d_x, partial))
     _add_chunks(partial, d_w)
 
 
 def resource_cases() -> list[ResourceCase]:
-    """Declares the variants with all results wanted, centred, for many rows."""
+    """Declare the variants with all results wanted, centred, for many rows."""
     cases = []
     for element in ELEMENTS:
         accumulator = wide(element)
@@ -351,9 +350,9 @@ def resource_cases() -> list[ResourceCase]:
         second = {"x w g u u_w u_b d_g d_x": element, "stats partial_dw": accumulator}
         sums = {"partial": accumulator, "out": element}
         cases += [
-            variant(normalize_forward, element, forward_pointers, {"EPS": 1e-5, **constants}, _WARPS),
-            variant(normalize_backward, element, gradients, constants, _WARPS),
-            variant(normalize_double_backward, element, second, constants, _WARPS),
+            variant(normalize_forward_kernel, element, forward_pointers, {"EPS": 1e-5, **constants}, _WARPS),
+            variant(normalize_backward_kernel, element, gradients, constants, _WARPS),
+            variant(normalize_double_backward_kernel, element, second, constants, _WARPS),
             variant(normalize_add_chunks, element, sums, {"BLOCK_ROWS": 32, "BLOCK_COLUMNS": 64}),
         ]
     return cases

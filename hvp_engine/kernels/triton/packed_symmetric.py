@@ -13,7 +13,7 @@ from torch import Tensor
 from hvp_engine.kernels.triton.resource_case import ResourceCase
 from hvp_engine.kernels.triton.rows import ELEMENTS, launch, load_wide, variant, wide
 
-__all__ = ["matvec", "pack_covariance", "pair_products", "resource_cases"]
+__all__ = ["pack_covariance", "packed_matvec", "pair_products", "resource_cases"]
 
 _PAIR_ROWS = 8
 _PAIRS = 256
@@ -68,7 +68,7 @@ def packed_covariance(
 # product stays in registers, its column's is added to `out`. The barriers order those additions: lanes that hold copies
 # of one element must all have loaded it before one of them stores.
 @triton.jit
-def packed_matvec(
+def packed_matvec_kernel(
     packed, vectors, out, count, tokens, d, VECTORS: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr
 ):
     token = tl.program_id(0).to(tl.int64)
@@ -107,31 +107,31 @@ def _launch_pairs(kernel: Any, operands: Sequence[Tensor], shape: torch.Size, fi
 
 
 def pair_products(weight: Tensor, center: Tensor, first: int, last: int, out: Tensor) -> None:
-    """Fills products (V, last - first) of pairs of centred columns of the weight (V, d)."""
+    """Fill products (V, last - first) of pairs of centred columns of the weight (V, d)."""
     _launch_pairs(packed_pair_products, (weight, center, out), weight.shape, first, last)
 
 
 def pack_covariance(moments: Tensor, mean: Tensor, first: int, last: int, packed: Tensor) -> None:
-    """Fills columns of the packed triangles with moments (N, last - first) minus products of means (N, d)."""
+    """Fill columns of the packed triangles with moments (N, last - first) minus products of means (N, d)."""
     _launch_pairs(packed_covariance, (moments, mean, packed), mean.shape, first, last)
 
 
 def _matvec_constants(vectors: int, itemsize: int) -> dict[str, int]:
-    """Chooses a tile of the matrix whose products with all vectors fit into registers."""
+    """Choose a tile of the matrix whose products with all vectors fit into registers."""
     return {"VECTORS": vectors, "ROWS": 32 if vectors * itemsize < 16 else 16, "COLUMNS": 64 if itemsize == 4 else 32}
 
 
-def matvec(packed: Tensor, vectors: Tensor, out: Tensor) -> None:
-    """Fills products (K, N, d) of packed triangles with vectors; 8 vectors are one read of the triangles."""
+def packed_matvec(packed: Tensor, vectors: Tensor, out: Tensor) -> None:
+    """Fill products (K, N, d) of packed triangles with vectors; 8 vectors are one read of the triangles."""
     out.zero_()
     for some_vectors, some_out in zip(vectors.split(_MOST_VECTORS), out.split(_MOST_VECTORS), strict=True):
         count, tokens, d = some_vectors.shape
         constants = _matvec_constants(triton.next_power_of_2(count), vectors.dtype.itemsize)
-        launch(packed_matvec, tokens, packed, some_vectors, some_out, count, tokens, d, **constants, num_warps=8)
+        launch(packed_matvec_kernel, tokens, packed, some_vectors, some_out, count, tokens, d, **constants, num_warps=8)
 
 
 def resource_cases() -> list[ResourceCase]:
-    """Declares the variants: a single vector and the most that share one read."""
+    """Declare the variants: a single vector and the most that share one read."""
     blocks = {"BLOCK_ROWS": _PAIR_ROWS, "BLOCK_PAIRS": _PAIRS}
     cases = []
     for element in ELEMENTS:
@@ -139,7 +139,9 @@ def resource_cases() -> list[ResourceCase]:
         pointers = {"packed": element, "vectors out": accumulator}
         for vectors in (1, _MOST_VECTORS):
             constants = _matvec_constants(vectors, 8 if element == "fp64" else 4)
-            cases.append(variant(packed_matvec, f"{element}, {vectors} vectors", pointers, constants, num_warps=8))
+            cases.append(
+                variant(packed_matvec_kernel, f"{element}, {vectors} vectors", pointers, constants, num_warps=8)
+            )
         means = {"moments mean": accumulator, "packed": element}
         cases.append(variant(packed_covariance, element, means, blocks))
     cases += [

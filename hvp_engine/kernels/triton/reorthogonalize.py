@@ -13,17 +13,21 @@ import torch
 import triton
 import triton.language as tl
 from numpy.typing import NDArray
-from torch import Tensor
 
+from hvp_engine.kernels.streams import Projection, basis_number, vector_number
 from hvp_engine.kernels.triton.resource_case import ResourceCase
 
-__all__ = ["reorthogonalize_triton", "resource_cases"]
+__all__ = ["reorthogonalize", "resource_cases"]
 
-# By the numbers of hvp::BasisType and hvp::VectorType, which the host's table holds.
-_BASIS_TYPES = (tl.float32, tl.bfloat16, tl.float64)
-_VECTOR_TYPES = (tl.float32, tl.float64)
+# By the numbers that the table of streams holds.
+_BASIS_TYPES = {
+    basis_number(torch.float32): tl.float32,
+    basis_number(torch.bfloat16): tl.bfloat16,
+    basis_number(torch.float64): tl.float64,
+}
+_VECTOR_TYPES = {vector_number(torch.float32): tl.float32, vector_number(torch.float64): tl.float64}
 # Columns of a tile: each of 256 threads reads 16 bytes of a row, so that rows are added within a thread.
-_TILES = (1024, 2048, 512)
+_TILES = {tl.float32: 1024, tl.bfloat16: 2048, tl.float64: 512}
 _UNALIGNED_TILE = 1024  # at most: loads of single elements need more registers
 _ROWS = 8  # basis rows that are loaded at once
 _WARPS = 8
@@ -117,7 +121,7 @@ def project_tiles(
 
 @triton.jit
 def _sum_column(source, tasks, BLOCK: tl.constexpr):
-    """Adds source[0:tasks] in a fixed order."""
+    """Add source[0:tasks] in a fixed order."""
     total = tl.zeros((BLOCK,), dtype=tl.float64)
     for start in range(0, tasks, BLOCK):
         task = start + tl.arange(0, BLOCK)
@@ -127,7 +131,7 @@ def _sum_column(source, tasks, BLOCK: tl.constexpr):
 
 @triton.jit(do_not_specialize=["width"])  # it grows by one each step
 def sum_dots(streams, partial, sums, width, TASKS: tl.constexpr, ROWS: tl.constexpr):
-    """Adds the partial dots of a few rows of one stream: sums (all streams, width) fp64."""
+    """Add the partial dots of a few rows of one stream: sums (all streams, width) fp64."""
     entry = streams + tl.program_id(1) * 8
     count = tl.load(entry + 4)
     first = tl.load(entry + 5)
@@ -148,7 +152,7 @@ def sum_dots(streams, partial, sums, width, TASKS: tl.constexpr, ROWS: tl.conste
 def finish_streams(
     streams, first_pass, second_pass, squares, norms, lost, width, num_tasks, TASKS: tl.constexpr, ROWS: tl.constexpr
 ):
-    """Adds the passes of one stream, and takes the roots of its squared norms, (2, num_tasks)."""
+    """Add the passes of one stream, and take the roots of its squared norms, (2, num_tasks)."""
     entry = streams + tl.program_id(0) * 8
     count = tl.load(entry + 4)
     first = tl.load(entry + 5)
@@ -168,35 +172,27 @@ def finish_streams(
     tl.store(norms + out, after)
 
 
-def reorthogonalize_triton(table: NDArray[np.int64], device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
-    """Makes each vector orthogonal, in place, to the leading rows of its basis.
+def reorthogonalize(table: NDArray[np.int64], found: Projection) -> None:
+    """Make each vector orthogonal, in place, to the leading rows of its basis.
 
     Enqueued on the device's current stream; the host waits for nothing.
 
     Args:
-        table: (streams, 7) int64: addresses of basis and vector, row stride, size, count, and the numbers of the
-            basis's and the vector's type, checked by the caller.
-        device: Where all streams live.
-
-    Returns:
-        Coefficients (streams, max(counts)), norms (streams,) and lost (streams,), fp64 on the device, as in
-        hvp_engine.kernels.reorthogonalize.Projection.
+        table: As `hvp_engine.kernels.streams.stream_table` gives it.
+        found: Filled, on the device of all streams; its coefficients are given as zeros.
     """
-    width = int(table[:, 4].max())
-    coefficients = torch.zeros((len(table), width), dtype=torch.float64, device=device)
-    norms, lost = torch.empty((2, len(table)), dtype=torch.float64, device=device)
     aligned = (table[:, :2] % 16 == 0).all(axis=1) & (table[:, 2:4] % 16 == 0).all(axis=1)
     variants = np.column_stack([table[:, 5:7], aligned])
-    with torch.cuda.device_of(coefficients):
+    with torch.cuda.device_of(found.norms):
         for variant in np.unique(variants, axis=0):
             members = np.flatnonzero((variants == variant).all(axis=1))
             basis_type, vector_type, is_aligned = map(int, variant)
-            _project(table[members], members, basis_type, vector_type, is_aligned, coefficients, norms, lost)
-    return coefficients, norms, lost
+            _project(table[members], members, basis_type, vector_type, is_aligned, found)
 
 
 def _tile(basis_type: int, aligned: int) -> int:
-    return _TILES[basis_type] if aligned else min(_TILES[basis_type], _UNALIGNED_TILE)
+    columns = _TILES[_BASIS_TYPES[basis_type]]
+    return columns if aligned else min(columns, _UNALIGNED_TILE)
 
 
 def _project(
@@ -205,11 +201,10 @@ def _project(
     basis_type: int,
     vector_type: int,
     aligned: int,
-    coefficients: Tensor,
-    norms: Tensor,
-    lost: Tensor,
+    found: Projection,
 ) -> None:
-    """Runs all passes over the streams of one pair of types."""
+    """Run all passes over the streams of one pair of types."""
+    coefficients, norms, lost = found
     device, width, tile = norms.device, coefficients.shape[1], _tile(basis_type, aligned)
     tasks = -(-table[:, 3] // tile)
     num_tasks = int(tasks.sum())
@@ -246,7 +241,7 @@ def resource_cases() -> list[ResourceCase]:
     passes = {"dots": (False, True, True), "update + dots": (True, True, True), "update": (True, False, True)}
     passes["update + dots, unaligned"] = (True, True, False)
     cases = []
-    for number, basis in enumerate(_BASIS_TYPES):
+    for number, basis in _BASIS_TYPES.items():
         vector = tl.float64 if basis == tl.float64 else tl.float32
         for label, (update, dots, aligned) in passes.items():
             constants = {"BASIS": basis, "VECTOR": vector, "ALIGNED": aligned, "UPDATE": update, "DOTS": dots}

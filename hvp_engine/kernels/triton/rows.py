@@ -22,14 +22,14 @@ _MOST_ROWS = 64
 
 @triton.jit
 def load_wide(pointers, mask, other=0.0):
-    """Loads elements in the type they are computed in: float64 stays, everything else becomes float32."""
+    """Load elements in the type they are computed in: float64 stays, everything else becomes float32."""
     values = tl.load(pointers, mask=mask, other=other)
     return values.to(tl.float64 if values.dtype == tl.float64 else tl.float32)
 
 
 @triton.jit
 def softmax_norm(rows, columns, BLOCK_ROWS: tl.constexpr, BLOCK_COLUMNS: tl.constexpr):
-    """Largest element m and sum of exp(z - m) of rows, in one read (Milakov and Gimelshein, 2018).
+    """Return largest element m and sum of exp(z - m) of rows, in one read (Milakov and Gimelshein, 2018).
 
     Every lane has its own running maximum and sum. `rows` are pointers (BLOCK_ROWS, 1) to their first elements.
     """
@@ -68,7 +68,7 @@ def tile_of(rows: int, columns: int, elements: int = _TILE_ELEMENTS) -> Tile:
 
 
 def launch(kernel: Any, programs: int, *arguments: Any, **options: Any) -> None:
-    """Runs a kernel on the device of its first tensor.
+    """Run a kernel on the device of its first tensor.
 
     Args:
         kernel: The `triton.jit` function.
@@ -84,14 +84,14 @@ def launch(kernel: Any, programs: int, *arguments: Any, **options: Any) -> None:
 
 
 def wide(element: str) -> str:
-    """Returns the accumulator type of an element type, both as Triton names them."""
+    """Return the accumulator type of an element type, both as Triton names them."""
     return "fp64" if element == "fp64" else "fp32"
 
 
 def variant(
     kernel: Any, label: str, pointers: Mapping[str, str | None], constants: Mapping[str, object], num_warps: int = 4
 ) -> ResourceCase:
-    """Describes a variant of a kernel for ahead-of-time compilation.
+    """Describe a variant of a kernel for ahead-of-time compilation.
 
     Args:
         kernel: The `triton.jit` function.

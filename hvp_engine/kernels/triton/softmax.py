@@ -9,11 +9,17 @@ from torch import Tensor
 from hvp_engine.kernels.triton.resource_case import ResourceCase
 from hvp_engine.kernels.triton.rows import ELEMENTS, launch, load_wide, softmax_norm, tile_of, variant, wide
 
-__all__ = ["backward", "double_backward", "forward", "resource_cases", "tangent"]
+__all__ = [
+    "resource_cases",
+    "softmax_backward",
+    "softmax_double_backward",
+    "softmax_forward",
+    "softmax_tangent",
+]
 
 
 @triton.jit
-def softmax_forward(x, out, rows, columns, BLOCK_ROWS: tl.constexpr, BLOCK_COLUMNS: tl.constexpr):
+def softmax_forward_kernel(x, out, rows, columns, BLOCK_ROWS: tl.constexpr, BLOCK_COLUMNS: tl.constexpr):
     row = tl.program_id(0).to(tl.int64) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)[:, None]
     at = tl.minimum(row, rows - 1) * columns
     largest, total = softmax_norm(x + at, columns, BLOCK_ROWS, BLOCK_COLUMNS)
@@ -26,7 +32,7 @@ def softmax_forward(x, out, rows, columns, BLOCK_ROWS: tl.constexpr, BLOCK_COLUM
 
 
 @triton.jit
-def softmax_backward(p, g, out, rows, base_rows, columns, BLOCK_ROWS: tl.constexpr, BLOCK_COLUMNS: tl.constexpr):
+def softmax_backward_kernel(p, g, out, rows, base_rows, columns, BLOCK_ROWS: tl.constexpr, BLOCK_COLUMNS: tl.constexpr):
     wide: tl.constexpr = tl.float64 if g.dtype.element_ty == tl.float64 else tl.float32
     row = tl.program_id(0).to(tl.int64) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)[:, None]
     at = tl.minimum(row, rows - 1) * columns
@@ -46,7 +52,7 @@ def softmax_backward(p, g, out, rows, base_rows, columns, BLOCK_ROWS: tl.constex
 # With a = g - <p, g> and b = u - <p, u>, F = <u, p a> has dF/dg = p b and, through p(x),
 # dF/dx = p (a b - <p, a b>).
 @triton.jit
-def softmax_double_backward(
+def softmax_double_backward_kernel(
     p, g, u, wrt_x, wrt_g, rows, base_rows, columns, BLOCK_ROWS: tl.constexpr, BLOCK_COLUMNS: tl.constexpr
 ):
     wide: tl.constexpr = tl.float64 if g.dtype.element_ty == tl.float64 else tl.float32
@@ -83,7 +89,7 @@ def softmax_double_backward(
 
 
 @triton.jit
-def softmax_tangent(
+def softmax_tangent_kernel(
     logits,
     norm,
     factor,
@@ -114,35 +120,37 @@ def softmax_tangent(
     tl.store(totals + row, tl.load(totals + row) + tl.sum(total, 1), mask=stored)
 
 
-def forward(x: Tensor, out: Tensor) -> None:
-    """Fills `out` with the softmax of rows (R, C)."""
+def softmax_forward(x: Tensor, out: Tensor) -> None:
+    """Overwrite `out` with the softmax of rows (R, C)."""
     rows, columns = x.shape
     tile = tile_of(rows, columns, 2048)
-    launch(softmax_forward, triton.cdiv(rows, tile.rows), x, out, rows, columns, *tile, num_warps=tile.warps)
+    launch(softmax_forward_kernel, triton.cdiv(rows, tile.rows), x, out, rows, columns, *tile, num_warps=tile.warps)
 
 
-def backward(p: Tensor, g: Tensor, out: Tensor) -> None:
-    """Fills `out` (K R, C) with p * (g - <p, g>); row r of g meets row r % R of p (R, C)."""
+def softmax_backward(p: Tensor, g: Tensor, out: Tensor) -> None:
+    """Overwrite `out` (K R, C) with p * (g - <p, g>); row r of g meets row r % R of p (R, C)."""
     rows, columns = g.shape
     tile = tile_of(rows, columns)
     arguments = (p, g, out, rows, p.shape[0], columns, *tile)
-    launch(softmax_backward, triton.cdiv(rows, tile.rows), *arguments, num_warps=tile.warps)
+    launch(softmax_backward_kernel, triton.cdiv(rows, tile.rows), *arguments, num_warps=tile.warps)
 
 
-def double_backward(p: Tensor, g: Tensor, u: Tensor, wrt_x: Tensor | None, wrt_g: Tensor | None) -> None:
-    """Fills the gradients (K R, C) of <u, p * (g - <p, g>)> wrt the softmax's input and g, where wanted."""
+def softmax_double_backward(p: Tensor, g: Tensor, u: Tensor, wrt_x: Tensor | None, wrt_g: Tensor | None) -> None:
+    """Overwrite the gradients (K R, C) of <u, p * (g - <p, g>)> wrt the softmax's input and g, where wanted."""
     rows, columns = u.shape
     tile = tile_of(rows, columns, 2048)
     arguments = (p, g, u, wrt_x, wrt_g, rows, p.shape[0], columns, *tile)
-    launch(softmax_double_backward, triton.cdiv(rows, tile.rows), *arguments, num_warps=tile.warps)
+    launch(softmax_double_backward_kernel, triton.cdiv(rows, tile.rows), *arguments, num_warps=tile.warps)
 
 
-def tangent(logits: Tensor, norm: Tensor, factor: Tensor, center: Tensor, tangent: Tensor, totals: Tensor) -> None:
-    """Overwrites `tangent` (R, C) and adds to `totals` (R); see `hvp_engine.kernels.softmax`."""
+def softmax_tangent(
+    logits: Tensor, norm: Tensor, factor: Tensor, center: Tensor, tangent: Tensor, totals: Tensor
+) -> None:
+    """Overwrite `tangent` (R, C) and add to `totals` (R); see `hvp_engine.kernels.softmax`."""
     rows, columns = tangent.shape
     tile = tile_of(rows, columns, 2048)
     arguments = (logits, norm, factor, center, tangent, totals, logits.stride(0), rows, columns, *tile)
-    launch(softmax_tangent, triton.cdiv(rows, tile.rows), *arguments, num_warps=tile.warps)
+    launch(softmax_tangent_kernel, triton.cdiv(rows, tile.rows), *arguments, num_warps=tile.warps)
 
 
 def _tangent_pointers(element: str) -> dict[str, str]:
@@ -150,16 +158,16 @@ def _tangent_pointers(element: str) -> dict[str, str]:
 
 
 def resource_cases() -> list[ResourceCase]:
-    """Declares the variants with the widest tiles."""
+    """Declare the variants with the widest tiles."""
     tiles = {"BLOCK_ROWS": 1, "BLOCK_COLUMNS": 4096}
     smaller = {"BLOCK_ROWS": 1, "BLOCK_COLUMNS": 2048}
     return [
         case
         for element in ELEMENTS
         for case in (
-            variant(softmax_forward, element, {"x out": element}, smaller, num_warps=8),
-            variant(softmax_backward, element, {"p g out": element}, tiles, num_warps=8),
-            variant(softmax_double_backward, element, {"p g u wrt_x wrt_g": element}, smaller, num_warps=8),
-            variant(softmax_tangent, element, _tangent_pointers(element), smaller, num_warps=8),
+            variant(softmax_forward_kernel, element, {"x out": element}, smaller, num_warps=8),
+            variant(softmax_backward_kernel, element, {"p g out": element}, tiles, num_warps=8),
+            variant(softmax_double_backward_kernel, element, {"p g u wrt_x wrt_g": element}, smaller, num_warps=8),
+            variant(softmax_tangent_kernel, element, _tangent_pointers(element), smaller, num_warps=8),
         )
     ]

@@ -9,7 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from hvp_engine.errors import ConfigurationError
-from hvp_engine.kernels.tensors import accumulator, is_fused
+from hvp_engine.kernels.registry import is_fused
+from hvp_engine.kernels.tensors import accumulator
 from hvp_engine.ops.applies import autocast_operands
 from hvp_engine.ops.autograd import BatchedFunction, raise_third_derivative
 from hvp_engine.ops.class_targets import ClassTargets, check_options, check_targets, reduce_rows

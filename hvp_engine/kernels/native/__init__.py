@@ -1,0 +1,1 @@
+"""Kernels of the compiled extension for the CPU, one family per module."""
