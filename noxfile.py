@@ -1,0 +1,55 @@
+"""Sessions for developers: ``nox -l`` lists them, ``nox`` runs the quick ones, ``nox -s "tests-3.12(newest)"`` one.
+
+The environments are fresh ones of pip. ``TORCH`` has the ends of the range of ``dependencies`` in pyproject.toml.
+"""
+
+from __future__ import annotations
+
+import nox
+
+PYTHON = ["3.10", "3.11", "3.12", "3.13"]
+TORCH = [nox.param("2.9.0", id="oldest"), nox.param("2.13.0", id="newest")]
+TRITON = ["3.4.0", "3.6.0", "3.7.1"]
+
+nox.options.sessions = ["lint", "docs"]
+
+
+@nox.session(python=PYTHON)
+@nox.parametrize("torch", TORCH)
+def tests(session: nox.Session, torch: str) -> None:
+    """Run the test suite under a Python and a torch; arguments after ``--`` go to pytest."""
+    # The interpreter of triton before 3.7, which torch before 2.13 brings, fails with numpy 2.4 and newer.
+    numpy = ["numpy<2.4"] if torch == "2.9.0" else []
+    session.install(f"torch=={torch}", *numpy, ".[test]")
+    session.run("pytest", *session.posargs)
+
+
+@nox.session(reuse_venv=True)
+def lint(session: nox.Session) -> None:
+    """Run every static check: the hooks of .pre-commit-config.yaml."""
+    project = nox.project.load_toml("pyproject.toml")["project"]
+    session.install("-r", ".ci/requirements.txt", *project["dependencies"])  # mypy reads the types of the latter
+    session.run("pre-commit", "run", "--all-files", "--show-diff-on-failure", *session.posargs)
+
+
+@nox.session(reuse_venv=True)
+def docs(session: nox.Session) -> None:
+    """Run the code blocks of the README."""
+    session.install(".[test]")
+    session.run("pytest", "tests/test_readme.py", *session.posargs)
+
+
+@nox.session(reuse_venv=True)
+def benchmarks(session: nox.Session) -> None:
+    """Run the benchmarks at their smallest sizes; ``nox -s benchmarks -- --size medium --write`` at larger ones."""
+    session.install(".[test]")
+    session.run("pytest", "benchmarks", *(session.posargs or ["--size", "tiny"]))
+
+
+@nox.session
+@nox.parametrize("triton", TRITON)
+def triton(session: nox.Session, triton: str) -> None:
+    """Compile every Triton kernel ahead of time, without a GPU."""
+    session.install(".[test]")
+    session.install("--no-deps", f"triton=={triton}")  # torch would ask for the release that it pairs with
+    session.run("python", "benchmarks/gpu/triton_resources.py", "--compile-only")
