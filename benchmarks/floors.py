@@ -16,7 +16,7 @@ class ReadFloor:
         self._data = torch.ones(int(gigabytes * 1e9 / 4), device=device)
 
     def bandwidth(self) -> float:
-        """Returns the bytes per second of the fastest read."""
+        """Return the bytes per second of the fastest read."""
         address, size, device = self._data.data_ptr(), self._data.numel(), self._data.device
         reads = [self._data.sum]
         if device.type == "cpu":

@@ -36,7 +36,7 @@ _FUSED = ("triton", "native")  # the backends that have the operations; the othe
 
 
 def dtypes_of(device: torch.device) -> dict[str, torch.dtype]:
-    """The dtypes in which operations are checked; bf16 where the device has its arithmetic."""
+    """Return the dtypes in which operations are checked; bf16 where the device has its arithmetic."""
     found = {"fp32": torch.float32}
     if device.type != "cuda" or torch.cuda.is_bf16_supported(including_emulation=False):
         found["bf16"] = torch.bfloat16
@@ -44,7 +44,7 @@ def dtypes_of(device: torch.device) -> dict[str, torch.dtype]:
 
 
 def run(device: torch.device, small: bool = False, backends: Sequence[str] | None = None) -> Report:
-    """Checks and times a device.
+    """Check and times a device.
 
     Args:
         device: Where the kernels run; the CPU serves to prove this script.
@@ -112,7 +112,7 @@ def _time(
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs everything on the first CUDA device; returns the exit code."""
+    """Run everything on the first CUDA device; return the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, help="also write the report here, as JSON where the name ends in .json")
     out: Path | None = parser.parse_args(arguments).out

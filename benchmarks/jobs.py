@@ -48,7 +48,7 @@ def mean_loss(model: nn.Module, batch: Any) -> Tensor:
 
 
 def gpt_job(size: str, device: torch.device = CPU, dtype: torch.dtype = torch.float32) -> Job:
-    """The job of a named size: random weights, random tokens, one batch."""
+    """Return the job of a named size: random weights, random tokens, one batch."""
     config, batch = SIZES[size]
     torch.manual_seed(0)
     model = GPT(config).eval()

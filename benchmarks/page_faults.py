@@ -17,7 +17,7 @@ SETTINGS = [("0", "0"), ("32", "64"), ("128", "256"), ("256", "512"), ("1024", "
 
 
 def make_loss():
-    """A two-layer causal transformer of width 384 with a tied head over 50,304 tokens, on 4 x 256 tokens."""
+    """Return a two-layer causal transformer of width 384 with a tied head over 50,304 tokens, on 4 x 256 tokens."""
     import torch
     from torch.nn import functional as F
 
@@ -40,7 +40,7 @@ def make_loss():
 
 
 def measure(mmap_mib: int, trim_mib: int) -> None:
-    """Prints per second backward: wall and kernel seconds and page faults; then the peak RSS in GB."""
+    """Print per second backward: wall and kernel seconds and page faults; then the peak RSS in GB."""
     import torch
     from torch.nn.attention import SDPBackend, sdpa_kernel
 
@@ -65,7 +65,7 @@ def measure(mmap_mib: int, trim_mib: int) -> None:
 
 
 def main() -> None:
-    """Runs one setting, or all of them alternately."""
+    """Run one setting, or all of them alternately."""
     if len(sys.argv) == 3:
         measure(int(sys.argv[1]), int(sys.argv[2]))
         return

@@ -18,7 +18,7 @@ Row = dict[str, Any]
 
 
 def merge(known: dict[str, Any], rows: dict[str, Row], device: torch.device) -> dict[str, Any]:
-    """Adds the rows of one run, in place of those of the same benchmark, size and device.
+    """Add the rows of one run, in place of those of the same benchmark, size and device.
 
     Args:
         known: The results so far: facts of the CPU under "machine", of the GPU under "gpu", rows under "benchmarks".
@@ -34,7 +34,7 @@ def merge(known: dict[str, Any], rows: dict[str, Row], device: torch.device) -> 
 
 
 def table(results: dict[str, Any]) -> str:
-    """The results as Markdown, with the facts of every device that they were measured on."""
+    """Return the results as Markdown, with the facts of every device that they were measured on."""
     lines = ["# Benchmark results", ""]
     for device in ("cpu", "cuda"):
         if facts := results.get(_facts_of(device)):

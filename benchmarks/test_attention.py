@@ -27,7 +27,7 @@ PASSES = ("forward", "backward", "second")
 
 
 def math_path(*args: Any, **kwargs: Any) -> Tensor:
-    """The attention of PyTorch that has second derivatives."""
+    """Return the attention of PyTorch that has second derivatives."""
     with sdpa_kernel(SDPBackend.MATH):
         return F.scaled_dot_product_attention(*args, **kwargs)
 

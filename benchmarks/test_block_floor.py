@@ -33,7 +33,7 @@ class ProductShapes(TorchDispatchMode):
 
 
 def floor(shapes: Counter[tuple[torch.Size, torch.Size]]):
-    """A function that runs products of these shapes and nothing else."""
+    """Return a function that runs products of these shapes and nothing else."""
     operands: dict[torch.Size, Tensor] = {size: torch.randn(size) for pair in shapes for size in pair}
     outputs = {pair: torch.matmul(operands[pair[0]], operands[pair[1]]) for pair in shapes}
 

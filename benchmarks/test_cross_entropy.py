@@ -26,7 +26,7 @@ def medians(calls: dict[str, Callable[[], object]], rounds: int = 3, device: tor
 
 
 def report(benchmark: Any, numbers: dict[str, float]) -> None:
-    """Keeps the numbers with the benchmark's result; pytest-benchmark needs something to time."""
+    """Keep the numbers with the benchmark's result; pytest-benchmark needs something to time."""
     benchmark.extra_info.update(numbers)
     print(numbers)
     benchmark.pedantic(lambda: None)

@@ -18,12 +18,12 @@ THREADS = 2
 
 
 def demo_job() -> tuple[nn.Module, dict[str, Any]]:
-    """The demo's SLQ; its time does not depend on the training."""
+    """Return the demo's SLQ; its time does not depend on the training."""
     return GPT(demo.CONFIG).eval(), demo.job(standard_library())
 
 
 def mlp_job() -> tuple[nn.Module, dict[str, Any]]:
-    """An MLP of MNIST's size, every tensor and the full Hessian."""
+    """Return an MLP of MNIST's size, every tensor and the full Hessian."""
     model = nn.Sequential(nn.Linear(784, 256), nn.ReLU(), nn.Linear(256, 128), nn.GELU(), nn.Linear(128, 10))
     data = [(torch.randn(256, 784), torch.randint(0, 10, (256,))) for _ in range(4)]
     blocks = {name: [name] for name, _ in model.named_parameters()}
@@ -32,7 +32,7 @@ def mlp_job() -> tuple[nn.Module, dict[str, Any]]:
 
 
 def cnn_job() -> tuple[nn.Module, dict[str, Any]]:
-    """A convolutional network on 32 x 32 images, every weight."""
+    """Return a convolutional network on 32 x 32 images, every weight."""
     layers: list[nn.Module] = []
     for before, after in ((3, 32), (32, 64), (64, 64)):
         layers += [nn.Conv2d(before, after, 3, padding=1), nn.BatchNorm2d(after), nn.GELU(), nn.AvgPool2d(2)]
@@ -43,7 +43,7 @@ def cnn_job() -> tuple[nn.Module, dict[str, Any]]:
 
 
 def gpt_job() -> tuple[nn.Module, dict[str, Any]]:
-    """A GPT with a larger vocabulary and longer sequences than the demo's, the paper's blocks of its two layers."""
+    """Return a GPT with more vocabulary and longer sequences than the demo's, the paper's blocks of its two layers."""
     config = GPTConfig(vocabulary=2048, context=256, layers=2, heads=4, width=192)
     data = [torch.randint(0, 2048, (4, 256)) for _ in range(2)]
     asked = {"loss": he.losses.causal_lm, "blocks": paper_blocks(config), "data": data}

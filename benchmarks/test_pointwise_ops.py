@@ -30,7 +30,7 @@ def test_pass_of_a_pointwise_operation(
 
 
 def main(device: torch.device) -> None:
-    """Prints one line per operation, size and pass."""
+    """Print one line per operation, size and pass."""
     torch.set_num_threads(2)
     print("operation   size          pass             ours us  torch us  ratio   GB/s  add GB/s")
     for size in SIZES:

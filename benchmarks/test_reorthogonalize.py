@@ -16,7 +16,7 @@ CASES = [(100, 147_456, 6), (50, 147_456, 25), (100, 590_000, 4), (50, 19_000_00
 
 
 def ratios(count: int, n: int, blocks: int, rounds: int = 5, device: torch.device = CPU) -> dict[str, float]:
-    """Times fp32, bf16 and the floor alternately; returns medians over the rounds."""
+    """Time fp32, bf16 and the floor alternately; return medians over the rounds."""
     torch.set_num_threads(2)
     floor = ReadFloor(device)
     streams = {dtype: basis_streams(count, n, blocks, dtype, device) for dtype in (torch.float32, torch.bfloat16)}

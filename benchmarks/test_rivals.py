@@ -84,7 +84,7 @@ def medians(calls: dict[str, Callable[[], object]], rounds: int) -> dict[str, fl
 
 
 def with_math_attention(call: Callable[..., Any]) -> Callable[..., Any]:
-    """The same call with the attention that can be differentiated twice."""
+    """Return the same call with the attention that can be differentiated twice."""
 
     def wrapped(*args: Any) -> Any:
         with sdpa_kernel(SDPBackend.MATH):

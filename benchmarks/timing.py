@@ -44,7 +44,7 @@ def seconds(method: Callable[[], object], device: torch.device = CPU) -> float:
 
 
 def waiting(method: Callable[[], object], device: torch.device) -> Callable[[], object]:
-    """The method and the wait for the device, for a clock that does not know of devices (pytest-benchmark)."""
+    """Return the method and the wait for the device, for a clock that does not know of devices (pytest-benchmark)."""
     if device.type != "cuda":
         return method
 

@@ -232,7 +232,7 @@ def _console() -> Console:
 
 
 def _blocks(given: list[str] | None) -> Any:
-    """The --blocks options as a block specification."""
+    """Return the --blocks options as a block specification."""
     if not given:
         return None
     if len(given) == 1 and given[0] in ("full", "parameter", "module"):

@@ -51,7 +51,7 @@ using uintptr_t = unsigned long;
 
 
 def kernel_name(mangled: str) -> str:
-    """Turns _ZN3hvp4cuda7projectIffEEv... into project<fp32, fp32>."""
+    """Turn _ZN3hvp4cuda7projectIffEEv... into project<fp32, fp32>."""
     length, rest = re.match(r"_ZN3hvp4cuda(\d+)(.*)", mangled).groups()
     name, rest = rest[: int(length)], rest[int(length) :]
     types = re.match(r"I((?:f|d|NS0_8Bfloat16E)+)E", rest)
@@ -62,7 +62,7 @@ def kernel_name(mangled: str) -> str:
 
 
 def parse_ptxas(log: str) -> dict[str, dict[str, int]]:
-    """Reads what `ptxas -v` says about each kernel."""
+    """Read what `ptxas -v` says about each kernel."""
     kernels: dict[str, dict[str, int]] = {}
     for piece in re.split(r"Compiling entry function '", log)[1:]:
         numbers = {}
@@ -80,7 +80,7 @@ def parse_ptxas(log: str) -> dict[str, dict[str, int]]:
 
 
 def nvcc_release() -> str:
-    """Returns the release of the nvcc on the path, such as 13.0.88."""
+    """Return the release of the nvcc on the path, such as 13.0.88."""
     text = subprocess.run(["nvcc", "--version"], capture_output=True, text=True, check=True).stdout
     return re.search(r"V(\d+\.\d+\.\d+)", text)[1]
 
@@ -135,7 +135,7 @@ def measure(nvrtc: Path | None) -> dict:
 
 
 def main() -> None:
-    """Writes the table."""
+    """Write the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--nvrtc", type=Path, help="site-packages folder that holds nvidia/cuda_nvrtc")
     found = measure(parser.parse_args().nvrtc)

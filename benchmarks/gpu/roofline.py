@@ -73,7 +73,7 @@ class Work:
 
 
 def dynamic_shared_bytes(kernel: str) -> int:
-    """Returns the shared memory of a block at 100 rows (shared_doubles in projection_kernels.cuh)."""
+    """Return the shared memory of a block at 100 rows (shared_doubles in projection_kernels.cuh)."""
     if not kernel.startswith("project"):
         return 8 * _WARPS if kernel == "finish_pass" else 0
     columns = _TILE_BYTES // _BYTES[kernel[8:12]]
@@ -81,7 +81,7 @@ def dynamic_shared_bytes(kernel: str) -> int:
 
 
 def occupancy(architecture: str, kernel: str, numbers: dict[str, int]) -> dict[str, int]:
-    """Computes the warps that are resident on a multiprocessor, in percent of its most."""
+    """Compute the warps that are resident on a multiprocessor, in percent of its most."""
     limits = _LIMITS[architecture]
     warps = {"quadrature": 1, "clear_failed": 1}.get(kernel, _WARPS)
     per_warp = -(-numbers["registers"] * 32 // 256) * 256
@@ -94,7 +94,7 @@ def occupancy(architecture: str, kernel: str, numbers: dict[str, int]) -> dict[s
 
 
 def passes(basis: str, sizes: Sizes) -> list[Work]:
-    """The three launches of one reorthogonalisation of fp32 vectors, all streams together."""
+    """Return the three launches of one reorthogonalisation of fp32 vectors, all streams together."""
     vector = sizes.streams * sizes.columns
     elements = vector * sizes.rows
     read = elements * _BYTES[basis]
@@ -113,20 +113,20 @@ def passes(basis: str, sizes: Sizes) -> list[Work]:
 
 
 def sums(sizes: Sizes) -> Work:
-    """The launch that adds the tasks' sums after each pass."""
+    """Return the launch that adds the tasks' sums after each pass."""
     tasks = sizes.streams * -(-sizes.columns // _TASK_COLUMNS)
     return Work("sums of all tasks (one pass)", tasks * (sizes.rows + 1) * 8.0, 0, tasks * (sizes.rows + 1.0), 0)
 
 
 def record(basis: str, sizes: Sizes) -> Work:
-    """The launch that writes the next vectors: read fp32, write the basis, and an fp32 window beside a bf16 one."""
+    """Return the launch that writes the next vectors: fp32 read, the basis written, and a window beside a bf16 one."""
     vector = float(sizes.streams * sizes.columns)
     name = {"fp32": "record step (fp32 basis)", "bf16": "record step (bf16 basis and fp32 window)"}[basis]
     return Work(name, vector * {"fp32": 8, "bf16": 10}[basis], 0, vector, 2 * vector)
 
 
 def quadrature(sizes: Sizes) -> Work:
-    """The launch that diagonalises all tridiagonal matrices."""
+    """Return the launch that diagonalises all tridiagonal matrices."""
     rotations = sizes.matrices * _ROTATIONS * sizes.steps**2
     return Work("quadrature", sizes.matrices * sizes.steps * 8.0 * 4, 0, rotations * _FLOP_PER_ROTATION, 0)
 
@@ -168,7 +168,7 @@ def predictions() -> list[dict]:
 
 
 def markdown(found: dict) -> str:
-    """Renders the table."""
+    """Render the table."""
     lines = [
         "# CUDA kernels: resources and predicted times",
         "",

@@ -102,7 +102,7 @@ def measure(case: ResourceCase, architecture: int) -> dict[str, Any]:
 
 
 def _source(case: ResourceCase) -> ASTSource:
-    """The kernel with the types, constants and alignments of one variant, by argument or part of a tuple."""
+    """Return the kernel with the types, constants and alignments of one variant, by argument or part of a tuple."""
     signature: dict[str, Any] = {}
     constants: dict[tuple[int, ...], object] = {}
     attributes: dict[tuple[int, ...], list[list[Any]]] = {}
@@ -128,7 +128,7 @@ def _source(case: ResourceCase) -> ASTSource:
 
 
 def _registers_and_spills(ptx: str, architecture: int, folder: Path) -> tuple[int, int]:
-    """Registers per thread and spilled bytes as ptxas reports them: cuobjdump does not show spills."""
+    """Return registers per thread and spilled bytes as ptxas reports them: cuobjdump does not show spills."""
     match = re.search(r"^\.target (\w+)", ptx, re.MULTILINE)
     assert match is not None  # every PTX module names its target
     (folder / "kernel.ptx").write_text(ptx)
@@ -140,7 +140,7 @@ def _registers_and_spills(ptx: str, architecture: int, folder: Path) -> tuple[in
 
 
 def _ptxas(architecture: int) -> str:
-    """The assembler that Triton itself uses; before 3.6 it has one for all architectures."""
+    """Return the assembler that Triton itself uses; before 3.6 it has one for all architectures."""
     tools = knobs.nvidia
     tool = getattr(tools, "ptxas_blackwell", tools.ptxas) if architecture >= 100 else tools.ptxas
     return str(tool.path)
@@ -169,7 +169,7 @@ def _occupancy(architecture: int, warps: int, registers: int, shared: int) -> fl
 
 
 def markdown(table: dict[str, Any]) -> str:
-    """The table for readers."""
+    """Return the table for readers."""
     lines = [
         "# Resources of the Triton kernels",
         "",

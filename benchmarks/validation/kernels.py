@@ -72,7 +72,7 @@ def _state(streams: int, steps: int) -> LanczosState:
 
 
 def check_record_step(device: torch.device, backend: str, small: bool) -> Iterator[Check]:
-    """The state and the next vectors of streams that go on, break down or have ended before."""
+    """Return the state and the next vectors of streams that go on, break down or have ended before."""
     lengths = (1, 31, 4097, 129, 65_537)[: 4 if small else 5]
     for name, basis, dtype in DTYPES:
         torch.manual_seed(0)

@@ -27,7 +27,7 @@ class Case(NamedTuple):
 
 
 def _with(case: str, **options) -> tuple[Function, Function]:
-    """An operation and its reference with some arguments given."""
+    """Return an operation and its reference with some arguments given."""
     function, reference = getattr(ops, case), getattr(ops, f"{case}_ref")
     return (lambda *x: function(*x, **options)), (lambda *x: reference(*x, **options))
 

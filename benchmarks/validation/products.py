@@ -77,7 +77,7 @@ def _moments(device: torch.device, backend: str, **options: str) -> dict[str, Te
 
 
 def check_slq(device: torch.device, backend: str) -> Iterator[Check]:
-    """A few steps of `slq` on every block with an fp32 and a bf16 basis."""
+    """Return a few steps of `slq` on every block with an fp32 and a bf16 basis."""
     exact = _moments(CPU, "torch", precision="fp64")
     for basis in ("fp32", "bf16"):
         found, plain = (_moments(device, name, basis=basis) for name in (backend, "torch"))

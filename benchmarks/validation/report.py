@@ -56,7 +56,7 @@ class Report:
         return bool(self.checks) and all(check.ok for check in self.checks if check.fatal)
 
     def run_checks(self, name: str, checks: Callable[[], Iterator[Check]]) -> None:
-        """Keeps what a family of checks yields; an exception is a failed check, and the next family goes on."""
+        """Keep what a family of checks yields; an exception is a failed check, and the next family goes on."""
         print(f"checking {name}", flush=True)
         try:
             self.checks.extend(checks())
@@ -65,7 +65,7 @@ class Report:
             traceback.print_exc()
 
     def run_timings(self, name: str, timings: Callable[[], Iterator[Timing]]) -> None:
-        """Keeps what a family of timings yields; an exception fails the validation."""
+        """Keep what a family of timings yields; an exception fails the validation."""
         print(f"timing {name}", flush=True)
         try:
             self.timings.extend(timings())
@@ -74,7 +74,7 @@ class Report:
             traceback.print_exc()
 
     def markdown(self) -> str:
-        """The facts and two short tables."""
+        """Return the facts and two short tables."""
         lines = ["# GPU validation", ""]
         lines += [f"- {key}: {value}" for key, value in self.facts.items()]
         lines += ["", "| check | error | limit | ok |", "|---|---|---|---|"]
@@ -93,7 +93,7 @@ class Report:
         return "\n".join([*lines, "", verdict, ""])
 
     def write(self, path: Path) -> None:
-        """Writes Markdown, or JSON where the name ends in .json."""
+        """Write Markdown, or JSON where the name ends in .json."""
         if path.suffix != ".json":
             path.write_text(self.markdown())
             return

@@ -52,7 +52,7 @@ def product_peak(device: roofline.Device, precision: str) -> float | None:
 
 
 def _sizes(device: torch.device, small: bool) -> roofline.Sizes:
-    """The reference job with vectors as long as memory admits."""
+    """Return the reference job with vectors as long as memory admits."""
     if small:
         return _SMALL
     free, _ = torch.cuda.mem_get_info(device)

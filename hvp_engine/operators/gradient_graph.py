@@ -132,7 +132,7 @@ class GradientGraph:
 
 
 def fix_for(operation: str) -> str:
-    """What to do about an operation that has no second derivative."""
+    """Say what to do about an operation that has no second derivative."""
     return next((fix for key, fix in _FIXES.items() if key in operation), "replace it by a differentiable one")
 
 

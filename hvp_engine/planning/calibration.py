@@ -74,7 +74,7 @@ def _one(data: Iterable[Any] | None, setting: Setting) -> list[Any] | None:
 
 
 def _spread(names: list[str]) -> list[str]:
-    """A few of the names, evenly, first and last among them."""
+    """Return a few of the names, evenly, first and last among them."""
     if len(names) <= _BLOCKS:
         return names
     return [names[round(i * (len(names) - 1) / (_BLOCKS - 1))] for i in range(_BLOCKS)]

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from hvp_engine.planning.counting import Counts
 from hvp_engine.planning.devices import Device
 from hvp_engine.planning.head_cost import head_passes
-from hvp_engine.planning.parts import Part, operations, total
+from hvp_engine.planning.parts import PartCost, operations, total
 from hvp_engine.planning.setting import JobSizes, Setting
 
 _READS = 3  # of the growing basis per step: two passes of Gram-Schmidt, of which the middle two halves share one
@@ -43,9 +43,9 @@ class Prediction:
         head: The head's share of the second backward passes; None without a head.
     """
 
-    parts: dict[str, Part]
-    blocks: dict[str, Part]
-    head: Part | None
+    parts: dict[str, PartCost]
+    blocks: dict[str, PartCost]
+    head: PartCost | None
 
     @property
     def seconds(self) -> float:
@@ -77,16 +77,16 @@ def predict(
     calibration = calibration or Calibration()
     curvature, products = setting.curvature, job.settings.products(job.numel)
     builds = graph_builds(job, setting) * setting.share
-    parts: dict[str, Part] = {}
+    parts: dict[str, PartCost] = {}
     if calibration.setup:
-        parts["checks and planning"] = Part(0.0, 0.0, calibration.setup, "compute")
+        parts["checks and planning"] = PartCost(0.0, 0.0, calibration.setup, "compute")
     graph_factor = builds * calibration.graph
     for name, work in (("forward", counts.forward), ("first backward", counts.gradient)):
         part = operations(work, device, setting.precision)
-        parts[name] = Part(part.flop * builds, part.bytes * builds, part.seconds * graph_factor, part.limit)
+        parts[name] = PartCost(part.flop * builds, part.bytes * builds, part.seconds * graph_factor, part.limit)
     head = head_passes(counts, device, setting)
-    blocks: dict[str, Part] = {}
-    through_head: list[Part] = []
+    blocks: dict[str, PartCost] = {}
+    through_head: list[PartCost] = []
     for name, work in counts.blocks.items():
         passes = products[name] * setting.microbatches * setting.share
         part = operations(work, device, setting.precision, setting.vectors_per_pass)
@@ -115,7 +115,7 @@ def sweeps(job: JobSizes, setting: Setting) -> int:
     return sum(max(min(job.settings.steps, job.numel[block]) for block in wave) for wave in setting.waves)
 
 
-def reorthogonalisation(job: JobSizes, setting: Setting, device: Device, touch: float = 0.0) -> Part:
+def reorthogonalisation(job: JobSizes, setting: Setting, device: Device, touch: float = 0.0) -> PartCost:
     """Three reads of the growing basis per step and stream, the newest vectors, and the basis's fresh memory."""
     settings = job.settings
     store = job.with_settings(basis=setting.basis).settings.lanczos.store_dtype
@@ -129,10 +129,10 @@ def reorthogonalisation(job: JobSizes, setting: Setting, device: Device, touch: 
         flop += settings.probes * numel * 8.0 * rows
         fresh += settings.probes * numel * (steps * store.itemsize if store else 0)
     seconds = traffic / (device.bandwidth * device.bandwidth_share) + fresh * touch
-    return Part(flop, traffic, seconds, "bandwidth")
+    return PartCost(flop, traffic, seconds, "bandwidth")
 
 
-def _quadrature(job: JobSizes) -> Part:
+def _quadrature(job: JobSizes) -> PartCost:
     steps, probes = job.settings.steps, job.settings.probes
     seconds = sum(probes * _QUADRATURE * min(steps, numel) ** 2 for numel in job.numel.values())
-    return Part(0.0, 0.0, seconds, "compute")
+    return PartCost(0.0, 0.0, seconds, "compute")

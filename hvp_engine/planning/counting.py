@@ -88,7 +88,7 @@ class Counts:
 
 
 def meta_copy(model: nn.Module, dtype: torch.dtype, device: str = "meta") -> nn.Module:
-    """A copy without data, floating-point tensors in the working dtype, ties and requires_grad kept.
+    """Return a copy without data, floating-point tensors in the working dtype, ties and requires_grad kept.
 
     Args:
         model: The model, with or without data.
@@ -112,7 +112,7 @@ def meta_copy(model: nn.Module, dtype: torch.dtype, device: str = "meta") -> nn.
 
 
 def data_shape(data: Iterable[Any] | None, dtype: torch.dtype) -> DataShape:
-    """Reads shapes and sizes of all batches, once.
+    """Read shapes and sizes of all batches, once.
 
     Raises:
         ObjectiveError: There is no batch, or one without tensors.
@@ -210,7 +210,7 @@ class JobCounter:
             torch._C._set_mkldnn_enabled(before)
 
     def _batch(self, samples: int | None) -> Any:
-        """Samples of the largest batch."""
+        """Return samples of the largest batch."""
         largest = self._data.largest if samples is None else batches.cut(self._data.largest, 0, samples)
         return batches.map_tensors(lambda tensor: torch.empty_like(tensor, device="cpu"), largest)
 

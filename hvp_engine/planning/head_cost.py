@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from hvp_engine.ops.head.curvature import HeadCost, head_cost
 from hvp_engine.planning.counting import Counts
 from hvp_engine.planning.devices import Device
-from hvp_engine.planning.parts import Part
+from hvp_engine.planning.parts import PartCost
 from hvp_engine.planning.setting import Setting
 from hvp_engine.problem.precision import Precision, product_dtype
 from hvp_engine.scheduling.policy import CURVATURE_DTYPES
@@ -27,11 +27,11 @@ class HeadPasses:
     """
 
     cost: HeadCost
-    general: Part
-    applied: Part
+    general: PartCost
+    applied: PartCost
 
-    def general_within(self, part: Part) -> Part:
-        """The general path as a piece of a second backward pass, never more than most of it."""
+    def general_within(self, part: PartCost) -> PartCost:
+        """Return the general path as a piece of a second backward pass, never more than most of it."""
         share = min(
             1.0,
             *(
@@ -45,18 +45,18 @@ class HeadPasses:
         )
         return self.general.times(share)
 
-    def formed(self, sweeps: int, setting: Setting, device: Device, place: str) -> Part:
+    def formed(self, sweeps: int, setting: Setting, device: Device, place: str) -> PartCost:
         """Forming every micro-batch's matrices once, and reading at every sweep those that are on disk."""
         count = setting.microbatches * setting.share
         precision: Precision = "fp32" if setting.precision == "bf16" and not device.measured else setting.precision
         seconds, limit = device.bound(self.cost.form_flop, self.cost.stored_bytes, precision)
         stored = count * self.cost.stored_bytes
         moved = sweeps * stored if place == "disk" else 0.0
-        return Part(self.cost.form_flop * count, stored + moved, seconds * count + moved / _DISK, limit)
+        return PartCost(self.cost.form_flop * count, stored + moved, seconds * count + moved / _DISK, limit)
 
 
 def head_passes(counts: Counts, device: Device, setting: Setting) -> HeadPasses | None:
-    """The head's passes on a device, None for a model without a softmax head."""
+    """Return the head's passes on a device, None for a model without a softmax head."""
     head = counts.head
     if head is None:
         return None
@@ -67,6 +67,6 @@ def head_passes(counts: Counts, device: Device, setting: Setting) -> HeadPasses 
     product = float(size * (head.tokens * head.classes + head.hidden_size * (head.tokens + head.classes)))
     each, limit = device.bound(cost.general_flop / 2, product, setting.precision)
     rest, _ = device.bound(0.0, max(0.0, traffic - 2 * product), setting.precision)
-    general = Part(cost.general_flop, traffic, 2 * each + rest, limit)
+    general = PartCost(cost.general_flop, traffic, 2 * each + rest, limit)
     seconds, limit = device.bound(0.0, cost.apply_bytes, setting.precision)
-    return HeadPasses(cost, general, Part(cost.apply_flop, cost.apply_bytes, seconds, limit))
+    return HeadPasses(cost, general, PartCost(cost.apply_flop, cost.apply_bytes, seconds, limit))

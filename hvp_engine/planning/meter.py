@@ -109,7 +109,7 @@ def _name(operation: Any) -> tuple[str, bool]:
 
 
 def _tensors(value: Any) -> Iterator[Tensor]:
-    """The tensors among an operation's arguments or results."""
+    """Return the tensors among an operation's arguments or results."""
     if isinstance(value, Tensor):
         yield value
     elif isinstance(value, Iterable) and not isinstance(value, str):

@@ -11,7 +11,7 @@ from hvp_engine.problem.precision import Precision
 
 
 @dataclass(frozen=True)
-class Part:
+class PartCost:
     """One part of a job.
 
     Attributes:
@@ -26,13 +26,13 @@ class Part:
     seconds: float
     limit: str
 
-    def times(self, factor: float, slower: float = 1.0) -> Part:
-        """The same work several times, each time slower by a factor."""
-        return Part(self.flop * factor, self.bytes * factor, self.seconds * factor * slower, self.limit)
+    def times(self, factor: float, slower: float = 1.0) -> PartCost:
+        """Return the same work several times, each time slower by a factor."""
+        return PartCost(self.flop * factor, self.bytes * factor, self.seconds * factor * slower, self.limit)
 
-    def instead(self, old: Part, new: Part) -> Part:
-        """This part with one piece of it replaced."""
-        return Part(
+    def instead(self, old: PartCost, new: PartCost) -> PartCost:
+        """Return this part with one piece of it replaced."""
+        return PartCost(
             self.flop - old.flop + new.flop,
             self.bytes - old.bytes + new.bytes,
             self.seconds - old.seconds + new.seconds,
@@ -40,16 +40,18 @@ class Part:
         )
 
 
-def operations(work: Work, device: Device, precision: Precision, streams: int = 1) -> Part:
+def operations(work: Work, device: Device, precision: Precision, streams: int = 1) -> PartCost:
     """Time of counted operations, each at the ceiling that it touches."""
     times = {"compute": 0.0, "bandwidth": 0.0, "launch": 0.0}
     for (flop, size), count in work.operations.items():
         seconds, limit = device.bound(flop, size, precision, streams)
         times[limit] += count * seconds
-    return Part(work.flop, work.bytes, sum(times.values()), max(times, key=lambda kind: times[kind]))
+    return PartCost(work.flop, work.bytes, sum(times.values()), max(times, key=lambda kind: times[kind]))
 
 
-def total(parts: Sequence[Part]) -> Part:
+def total(parts: Sequence[PartCost]) -> PartCost:
     """Sum of parts; the limit is the longest one's."""
     longest = max(parts, key=lambda part: part.seconds)
-    return Part(sum(p.flop for p in parts), sum(p.bytes for p in parts), sum(p.seconds for p in parts), longest.limit)
+    return PartCost(
+        sum(p.flop for p in parts), sum(p.bytes for p in parts), sum(p.seconds for p in parts), longest.limit
+    )

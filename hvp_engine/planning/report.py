@@ -13,7 +13,7 @@ from rich.text import Text
 
 from hvp_engine.planning.cost import Prediction
 from hvp_engine.planning.devices import Device
-from hvp_engine.planning.parts import Part
+from hvp_engine.planning.parts import PartCost
 from hvp_engine.planning.setting import JobSizes, Setting
 from hvp_engine.system.formatting import format_bytes, format_flop, format_time, format_traffic
 
@@ -93,7 +93,7 @@ class JobPlan:
         }
 
     def record(self) -> dict[str, Any]:
-        """The plan as plain data, for JSON."""
+        """Return the plan as plain data, for JSON."""
         ceilings = asdict(self.device)
         head = self.prediction.head
         return {
@@ -115,7 +115,7 @@ class JobPlan:
         }
 
     def summary(self) -> str:
-        """The plan as text."""
+        """Return the plan as text."""
         buffer = io.StringIO()
         Console(file=buffer, width=200, color_system=None, legacy_windows=False).print(self.__rich__())
         return "\n".join(line.rstrip() for line in buffer.getvalue().strip("\n").splitlines())
@@ -160,7 +160,7 @@ def _parts_table(plan: JobPlan) -> Table:
     return table
 
 
-def _cells(part: Part, whole: float) -> tuple[str, ...]:
+def _cells(part: PartCost, whole: float) -> tuple[str, ...]:
     share = f"{part.seconds / whole:.1%}" if whole else ""
     flop = format_flop(part.flop) if part.flop else ""
     size = format_traffic(part.bytes) if part.bytes else ""

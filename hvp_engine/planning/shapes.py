@@ -66,7 +66,7 @@ class RowKernel(Kernel):
     """An operation that keeps two numbers per row: mean and deviation, or largest score and sum of exponentials."""
 
     def kept(self, tensors: Sequence[Tensor | None], out: Tensor) -> tuple[Tensor, ...]:
-        """The two numbers, in the kernels' accumulator type."""
+        """Return the two numbers, in the kernels' accumulator type."""
         assert tensors[0] is not None
         return (tensors[0].new_empty((*tensors[0].shape[:-1], 2), dtype=accumulator(tensors[0].dtype)),)
 
@@ -75,7 +75,7 @@ class SoftmaxKernel(Kernel):
     """Softmax: its derivatives read the probabilities."""
 
     def kept(self, tensors: Sequence[Tensor | None], out: Tensor) -> tuple[Tensor, ...]:
-        """The result."""
+        """Return the result."""
         return (out,)
 
 
@@ -102,7 +102,7 @@ class AttentionKernel(RowKernel):
         return self._products(tensors, 1 + query + key, (query or key) + value)
 
     def second_flop(self, tensors: Sequence[Tensor | None], given: Sequence[bool], wanted: Sequence[bool]) -> float:
-        """The products of attention_second.cpp, in its notation; twelve when everything is given and wanted."""
+        """Return the products of attention_second.cpp, in its notation; twelve when everything is given and wanted."""
         query, key, value = given
         of_query, of_key, of_value, of_grad = wanted
         first, scores = query or key, of_query or of_key
@@ -187,7 +187,7 @@ def _like(tensors: Sequence[Tensor | None], wanted: Sequence[bool]) -> list[Tens
 
 
 def run_shapes(kernel: Kernel, *tensors: Tensor | None) -> Tensor:
-    """Result of a fused operation, attached to the graph, without values."""
+    """Return the result of a fused operation, attached to the graph, without values."""
     out: Tensor = _Forward.apply(kernel, *tensors)  # type: ignore[no-untyped-call]
     return out
 

@@ -38,7 +38,7 @@ def attention_means(
     CAUSAL: tl.constexpr, WIDTH: tl.constexpr, VALUE_WIDTH: tl.constexpr, CHUNK: tl.constexpr, OUT: tl.constexpr,
     PRECISION: tl.constexpr, BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
-    """Fills `means` with each row's mean of dP, A and Z.
+    """Fill `means` with each row's mean of dP, A and Z.
 
     mean(X * Y) is the covariance of dP and A under P, merged tile by tile (Chan, Golub, LeVeque 1983): the
     difference mean(dP * A) - mean(dP) mean(A) would cancel.
@@ -104,7 +104,7 @@ def attention_queries(
     CAUSAL: tl.constexpr, WIDTH: tl.constexpr, VALUE_WIDTH: tl.constexpr, CHUNK: tl.constexpr, OUT: tl.constexpr,
     PRECISION: tl.constexpr, BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
-    """Fills OUT columns of `out_query` and `out_grad_out`, where present."""
+    """Fill OUT columns of `out_query` and `out_grad_out`, where present."""
     blocks = tl.cdiv(queries, BLOCK_Q)
     batch, head, block = split_program(heads, blocks)
     first = (blocks - 1 - block) * BLOCK_Q
@@ -161,7 +161,7 @@ def attention_keys(
     CAUSAL: tl.constexpr, WIDTH: tl.constexpr, VALUE_WIDTH: tl.constexpr, CHUNK: tl.constexpr, OUT: tl.constexpr,
     PRECISION: tl.constexpr, BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
-    """Fills OUT columns of `out_key` and `out_value`, where present, summing over the heads of a group, too."""
+    """Fill OUT columns of `out_key` and `out_value`, where present, summing over the heads of a group, too."""
     batch, key_head, block = split_program(heads // group, tl.cdiv(keys, BLOCK_K))
     first = block * BLOCK_K
     cols = first + tl.arange(0, BLOCK_K)
@@ -215,7 +215,7 @@ def attention_keys(
 
 
 def resource_cases() -> list[ResourceCase]:
-    """Lists the variants to compile ahead of time."""
+    """List the variants to compile ahead of time."""
     return [
         case for kernel in (attention_means, attention_queries, attention_keys) for case in attention_variants(kernel)
     ]

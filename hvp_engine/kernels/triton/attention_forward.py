@@ -25,7 +25,7 @@ def attention_forward(
     CAUSAL: tl.constexpr, WIDTH: tl.constexpr, VALUE_WIDTH: tl.constexpr, CHUNK: tl.constexpr, OUT: tl.constexpr,
     PRECISION: tl.constexpr, BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
-    """Fills OUT columns of `out`, and `statistics`: each row's largest score and 1 / sum of exponentials."""
+    """Fill OUT columns of `out`, and `statistics`: each row's largest score and 1 / sum of exponentials."""
     blocks = tl.cdiv(queries, BLOCK_Q)
     batch, head, block = split_program(heads, blocks)
     first = (blocks - 1 - block) * BLOCK_Q  # of causal blocks the longest start first
@@ -62,5 +62,5 @@ def attention_forward(
 
 
 def resource_cases() -> list[ResourceCase]:
-    """Lists the variants to compile ahead of time."""
+    """List the variants to compile ahead of time."""
     return attention_variants(attention_forward)

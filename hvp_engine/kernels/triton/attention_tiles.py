@@ -18,20 +18,20 @@ import triton.language as tl
 
 @triton.jit
 def split_program(heads, blocks):
-    """Returns the batch entry, head and block of this program; blocks vary fastest."""
+    """Return the batch entry, head and block of this program; blocks vary fastest."""
     pair = tl.program_id(0) // blocks
     return (pair // heads).to(tl.int64), (pair % heads).to(tl.int64), tl.program_id(0) % blocks
 
 
 @triton.jit
 def head_of(tensor, batch, head):
-    """Returns one head of a tensor that is present."""
+    """Return one head of a tensor that is present."""
     return tensor[0] + batch * tensor[1] + head * tensor[2], tensor[3], tensor[4]
 
 
 @triton.jit
 def own_columns(OUT: tl.constexpr, WIDTH: tl.constexpr, VALUE_WIDTH: tl.constexpr):
-    """Returns the columns of the results that this program computes.
+    """Return the columns of the results that this program computes.
 
     Where one program computes all of them they are constants, and the loads of rows that scores and results share
     become one.
@@ -44,14 +44,14 @@ def own_columns(OUT: tl.constexpr, WIDTH: tl.constexpr, VALUE_WIDTH: tl.constexp
 
 @triton.jit
 def load_rows(view, rows, count, columns, WIDTH: tl.constexpr):
-    """Loads rows of one head: zeros past `count` rows and WIDTH columns."""
+    """Load rows of one head: zeros past `count` rows and WIDTH columns."""
     inside = (rows[:, None] < count) & (columns[None, :] < WIDTH)
     return tl.load(view[0] + rows[:, None].to(tl.int64) * view[1] + columns[None, :] * view[2], mask=inside, other=0.0)
 
 
 @triton.jit
 def store_rows(view, rows, count, columns, WIDTH: tl.constexpr, tile):
-    """Stores what exists of the rows of one head."""
+    """Store what exists of the rows of one head."""
     inside = (rows[:, None] < count) & (columns[None, :] < WIDTH)
     at = view[0] + rows[:, None].to(tl.int64) * view[1] + columns[None, :] * view[2]
     tl.store(at, tile.to(view[0].dtype.element_ty), mask=inside)
@@ -59,19 +59,19 @@ def store_rows(view, rows, count, columns, WIDTH: tl.constexpr, tile):
 
 @triton.jit
 def load_numbers(view, rows, count, COLUMN: tl.constexpr):
-    """Loads one number per row, 0 past `count`."""
+    """Load one number per row, 0 past `count`."""
     return tl.load(view[0] + rows.to(tl.int64) * view[1] + COLUMN * view[2], mask=rows < count, other=0.0)
 
 
 @triton.jit
 def store_numbers(view, rows, count, COLUMN: tl.constexpr, numbers):
-    """Stores one number per row that exists."""
+    """Store one number per row that exists."""
     tl.store(view[0] + rows.to(tl.int64) * view[1] + COLUMN * view[2], numbers, mask=rows < count)
 
 
 @triton.jit
 def add_across(total, of_queries, of_keys, KEYS_FIRST: tl.constexpr, PRECISION: tl.constexpr):
-    """Adds the products of each query row with each key row to a tile of scores."""
+    """Add the products of each query row with each key row to a tile of scores."""
     if KEYS_FIRST:
         total = tl.dot(of_keys, tl.trans(of_queries), total, input_precision=PRECISION)
     else:
@@ -81,7 +81,7 @@ def add_across(total, of_queries, of_keys, KEYS_FIRST: tl.constexpr, PRECISION: 
 
 @triton.jit
 def zero_scores(rows, cols, KEYS_FIRST: tl.constexpr):
-    """Returns a tile of zeros."""
+    """Return a tile of zeros."""
     if KEYS_FIRST:
         tile = tl.zeros((cols.shape[0], rows.shape[0]), tl.float32)
     else:
@@ -98,7 +98,7 @@ def per_query(numbers, KEYS_FIRST: tl.constexpr):
 
 @triton.jit
 def masked(scores, mask, rows, cols, queries, keys, CAUSAL: tl.constexpr, KEYS_FIRST: tl.constexpr):
-    """Adds or applies the mask; -inf where a key is hidden or does not exist."""
+    """Add or applies the mask; -inf where a key is hidden or does not exist."""
     row, col = per_query(rows, KEYS_FIRST), per_query(cols, not KEYS_FIRST)
     seen = col < keys
     if CAUSAL:
@@ -118,7 +118,7 @@ def first_products(
     q, tangent_q, k, tangent_k, rows, cols, queries, keys, scale,
     WIDTH: tl.constexpr, CHUNK: tl.constexpr, KEYS_FIRST: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Returns scale query key' and A = scale (q' key' + query k''), unused without tangents."""
+    """Return scale query key' and A = scale (q' key' + query k''), unused without tangents."""
     scores = zero_scores(rows, cols, KEYS_FIRST)
     a = zero_scores(rows, cols, KEYS_FIRST)
     for start in range(0, WIDTH, CHUNK):
@@ -137,7 +137,7 @@ def value_products(
     g, v, tangent_v, rows, cols, queries, keys, WANTED: tl.constexpr,
     WIDTH: tl.constexpr, CHUNK: tl.constexpr, KEYS_FIRST: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Returns dP = dO value', if WANTED, and B = dO v''; unused without an output gradient or tangent."""
+    """Return dP = dO value', if WANTED, and B = dO v''; unused without an output gradient or tangent."""
     dp = zero_scores(rows, cols, KEYS_FIRST)
     b = zero_scores(rows, cols, KEYS_FIRST)
     if g[0] is not None:
@@ -153,7 +153,7 @@ def value_products(
 
 @triton.jit
 def centered(p, dp, a, b, mean_x, mean_y, mean_z):
-    """Returns R = P (Z - mean Z), P X and P Y; p, unused, where nothing enters."""
+    """Return R = P (Z - mean Z), P X and P Y; p, unused, where nothing enters."""
     r, px, py = p, p, p
     if a is not None:
         y = a - mean_y
@@ -172,7 +172,7 @@ def centered(p, dp, a, b, mean_x, mean_y, mean_z):
 
 @triton.jit
 def add_weighted(total, weights, view, at, count, columns, WIDTH: tl.constexpr, PRECISION: tl.constexpr):
-    """Returns total + weights rows; nothing is added where a factor is absent."""
+    """Return total + weights rows; nothing is added where a factor is absent."""
     if weights is not None and view[0] is not None:
         rows = load_rows(view, at, count, columns, WIDTH)
         if rows.dtype == tl.float16:

@@ -35,7 +35,7 @@ class Tiling(NamedTuple):
     precision: str = "ieee"
 
     def constants(self) -> dict[str, object]:
-        """Returns the constants by which the kernels know the tiling."""
+        """Return the constants by which the kernels know the tiling."""
         return {
             "CHUNK": self.chunk,
             "OUT": self.out,
@@ -72,7 +72,7 @@ _HALF = {
 
 
 def tiling(kernel: str, dtype: torch.dtype, width: int, *, masked: bool) -> Tiling:
-    """Returns the tiling of a kernel.
+    """Return the tiling of a kernel.
 
     Args:
         kernel: Its name.

@@ -17,7 +17,7 @@ _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def attention_variants(kernel: Any) -> list[ResourceCase]:
-    """Lists a kernel's variants: the second backward by dtype, head size and mask, and the first backward."""
+    """List a kernel's variants: the second backward by dtype, head size and mask, and the first backward."""
     name = kernel.__name__
     cases = [_variant(kernel, "fp32", 64, FLOAT32[name]), _variant(kernel, "fp32", 128, TF32[name])]
     for kind, width in (("bf16", 64), ("bf16", 128), ("fp16", 128)):
