@@ -81,6 +81,11 @@ class Partition:
     parameters: tuple[str, ...]
     notes: tuple[str, ...]
 
+    @property
+    def numel(self) -> dict[str, int]:
+        """Length of each block's vectors."""
+        return {name: block.numel for name, block in self.blocks.items()}
+
 
 class _Names:
     """All names of a model's parameters, with tied names leading to one canonical name."""

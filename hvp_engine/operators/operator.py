@@ -101,7 +101,7 @@ class CurvatureOperator(ABC):
     @property
     def numel(self) -> dict[str, int]:
         """Length of each block's vectors."""
-        return {name: block.numel for name, block in self.partition.blocks.items()}
+        return self.partition.numel
 
     @property
     def notes(self) -> tuple[str, ...]:

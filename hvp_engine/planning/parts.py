@@ -50,8 +50,7 @@ def operations(work: Work, device: Device, precision: Precision, streams: int = 
 
 
 def total(parts: Sequence[PartCost]) -> PartCost:
-    """Sum of parts; the limit is the longest one's."""
+    """Add parts; the limit is the longest one's."""
     longest = max(parts, key=lambda part: part.seconds)
-    return PartCost(
-        sum(p.flop for p in parts), sum(p.bytes for p in parts), sum(p.seconds for p in parts), longest.limit
-    )
+    flop, size, seconds = (sum(getattr(part, name) for part in parts) for name in ("flop", "bytes", "seconds"))
+    return PartCost(flop, size, seconds, longest.limit)

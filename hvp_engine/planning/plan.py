@@ -99,17 +99,12 @@ def plan(
         head_curvature=head_curvature,
     )
     check_ingredients(model, loss, data)
-    target = None if device == "cpu" else gpu(device)
-    if target is not None and not target.supports(precision):
-        raise ConfigurationError(
-            f"{device} has no {precision} arithmetic that the engine uses; choose from {', '.join(target.peak)}."
-        )
+    target = _gpu(device, precision)
     shell = meta_copy(model, settings.dtype)
     partition = resolve(shell, blocks)
     shape = _scaled(data_shape(data, settings.dtype), batches, tokens)
     parameters = sum(t.nbytes for t in (*shell.parameters(), *shell.buffers()))
-    numel = {name: block.numel for name, block in partition.blocks.items()}
-    job = JobSizes(numel, settings, shape.samples, shape.batches, parameters)
+    job = JobSizes(partition.numel, settings, shape.samples, shape.batches, parameters)
     free = device_memory.free_share(target.room(parameters)) if target else device_memory.budget(torch.device("cpu"))
     asked = _Asked(shell, loss, shape, partition, free if memory is None else memory, on_cpu=target is None)
     counted, setting, changed = asked.count(job)
@@ -223,6 +218,16 @@ class _Sources:
     def predict(self, setting: Setting) -> Prediction:
         """Predict a setting, as the engine will run it."""
         return predict(self.counted.counts, self.job, setting, self.machine, self.calibration)
+
+
+def _gpu(device: str, precision: Precision) -> Device | None:
+    """Look a device up; None is this machine."""
+    target = None if device == "cpu" else gpu(device)
+    if target is not None and not target.supports(precision):
+        raise ConfigurationError(
+            f"{device} has no {precision} arithmetic that the engine uses; choose from {', '.join(target.peak)}."
+        )
+    return target
 
 
 def _graph_size(counter: JobCounter, samples: int | None) -> GraphSize:
