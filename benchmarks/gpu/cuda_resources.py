@@ -24,14 +24,14 @@ import roofline
 ROOT = Path(__file__).resolve().parents[2]
 CUDA = ROOT / "csrc" / "cuda"
 TABLE = ROOT / "docs" / "gpu" / "cuda_resources.json"
-SOURCES = ("reorthogonalize.cu", "record.cu", "tridiagonal.cu")
+SOURCES = ("reorthogonalize.cu", "lanczos_step.cu", "tridiagonal.cu")
 NVCC_ARCHITECTURES = (75, 80, 90, 100)
 TYPES = {"f": "fp32", "d": "fp64", "b": "bf16"}
 
 # The kernels without their launchers, for a compiler that has no host headers.
 NVRTC_SOURCE = """
-#include "projection_kernels.cuh"
-#include "record_kernels.cuh"
+#include "reorthogonalize_kernels.cuh"
+#include "lanczos_step_kernels.cuh"
 #include "tridiagonal_kernels.cuh"
 namespace hvp { namespace cuda {
 template __global__ void project<float, float>(ProjectionBatch, Pass, std::int64_t);

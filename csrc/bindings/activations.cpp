@@ -5,7 +5,7 @@
 
 #include <stdexcept>
 
-#include "addresses.h"
+#include "arguments.h"
 #include "dispatch.h"
 
 namespace py = pybind11;

@@ -9,12 +9,10 @@
 #include <utility>
 #include <vector>
 
-#include "../cpu/dispatch.h"
+#include "dispatch.h"
 #include "hvp/attention.h"
 
 namespace py = pybind11;
-
-void register_attention(py::module_& m);
 
 namespace {
 

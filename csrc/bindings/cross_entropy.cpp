@@ -6,7 +6,7 @@
 #include <new>
 #include <stdexcept>
 
-#include "addresses.h"
+#include "arguments.h"
 #include "dispatch.h"
 
 namespace py = pybind11;

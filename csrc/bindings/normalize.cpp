@@ -6,7 +6,7 @@
 #include <stdexcept>
 #include <utility>
 
-#include "addresses.h"
+#include "arguments.h"
 #include "dispatch.h"
 
 namespace py = pybind11;

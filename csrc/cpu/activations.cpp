@@ -4,7 +4,7 @@
 #include "hvp/activations.h"
 
 #include "hvp/element.h"
-#include "hvp/simd_math.h"
+#include "simd_math.h"
 
 namespace hvp {
 namespace HVP_ISA {

@@ -4,7 +4,7 @@
 #include <cuda_runtime.h>
 
 #include "launch.h"
-#include "projection_kernels.cuh"
+#include "reorthogonalize_kernels.cuh"
 
 namespace hvp {
 namespace cuda {

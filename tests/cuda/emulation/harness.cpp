@@ -10,7 +10,9 @@
 #include <string>
 #include <vector>
 
-#include "hvp/cuda.h"
+#include "hvp/cuda/lanczos_step.h"
+#include "hvp/cuda/reorthogonalize.h"
+#include "hvp/cuda/tridiagonal.h"
 
 namespace {
 

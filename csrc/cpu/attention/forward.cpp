@@ -1,5 +1,5 @@
-// Attention: the forward pass. See attention_tile.h for the division of work.
-#include "attention_tile.h"
+// Attention: the forward pass. See tile.h for the division of work.
+#include "tile.h"
 
 namespace hvp {
 namespace HVP_ISA {

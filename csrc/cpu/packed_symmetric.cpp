@@ -1,5 +1,5 @@
 // Building and applying packed symmetric matrices. One thread owns a token (or a row of pair products).
-#include "hvp/head_curvature.h"
+#include "hvp/packed_symmetric.h"
 
 namespace hvp {
 namespace HVP_ISA {

@@ -6,7 +6,7 @@
 //   out_grad_out = (P * Y) value + P v',         out_value = (P * Y)' dO,
 //   out_query = scale (R key + (P * X) k'),      out_key = scale (R' query + (P * X)' q').
 // They are the derivatives of sum(P * X * A + P * B) = <q', grad_query> + <k', grad_key> + <v', grad_value>.
-#include "attention_keys.h"
+#include "keys.h"
 
 namespace hvp {
 namespace HVP_ISA {

@@ -4,7 +4,7 @@
 // the grid nor the time.
 #pragma once
 
-#include "hvp/cuda.h"
+#include "hvp/cuda/reorthogonalize.h"
 #include "warp.cuh"
 
 namespace hvp {

@@ -13,9 +13,9 @@
 #include <cstdint>
 #include <cstdlib>
 
-#include "attention_gemm.h"
+#include "gemm.h"
 #include "hvp/attention.h"
-#include "hvp/simd_math.h"
+#include "simd_math.h"
 
 namespace hvp {
 namespace HVP_ISA {

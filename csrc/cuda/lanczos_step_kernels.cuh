@@ -1,7 +1,7 @@
 // Device code of one recorded Lanczos step: the decision per stream, then the new basis rows.
 #pragma once
 
-#include "hvp/cuda.h"
+#include "hvp/cuda/lanczos_step.h"
 #include "warp.cuh"
 
 namespace hvp {
