@@ -36,8 +36,8 @@ NVRTC_SOURCE = """
 namespace hvp { namespace cuda {
 template __global__ void project<float, float>(ProjectionBatch, Pass, std::int64_t);
 template __global__ void project<float, double>(ProjectionBatch, Pass, std::int64_t);
-template __global__ void project<Bfloat16, float>(ProjectionBatch, Pass, std::int64_t);
-template __global__ void project<Bfloat16, double>(ProjectionBatch, Pass, std::int64_t);
+template __global__ void project<Bf16, float>(ProjectionBatch, Pass, std::int64_t);
+template __global__ void project<Bf16, double>(ProjectionBatch, Pass, std::int64_t);
 template __global__ void project<double, float>(ProjectionBatch, Pass, std::int64_t);
 template __global__ void project<double, double>(ProjectionBatch, Pass, std::int64_t);
 }}
@@ -54,10 +54,10 @@ def kernel_name(mangled: str) -> str:
     """Turns _ZN3hvp4cuda7projectIffEEv... into project<fp32, fp32>."""
     length, rest = re.match(r"_ZN3hvp4cuda(\d+)(.*)", mangled).groups()
     name, rest = rest[: int(length)], rest[int(length) :]
-    types = re.match(r"I((?:f|d|NS0_8Bfloat16E)+)E", rest)
+    types = re.match(r"I((?:f|d|NS_4Bf16E)+)E", rest)
     if types is None:
         return name
-    names = [TYPES[t] for t in types[1].replace("NS0_8Bfloat16E", "b")]
+    names = [TYPES[t] for t in types[1].replace("NS_4Bf16E", "b")]
     return f"{name}<{', '.join(names)}>"
 
 

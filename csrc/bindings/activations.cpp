@@ -20,9 +20,8 @@ hvp::Operand input(Address address, std::int64_t batch_stride) {
 }
 
 hvp::ElementwiseShape shape(int type, std::int64_t batch, std::int64_t size) {
-    if (type < 0 || type > 2) throw std::invalid_argument("element type must be 0, 1 or 2");
     if (batch < 0 || size < 0) throw std::invalid_argument("batch and size must not be negative");
-    return {static_cast<hvp::ElementType>(type), batch, size};
+    return {hvp::checked_dtype(type), batch, size};
 }
 
 hvp::Activation activation(int kind) {

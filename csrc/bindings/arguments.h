@@ -5,8 +5,9 @@
 #include <cstdint>
 #include <initializer_list>
 #include <stdexcept>
+#include <string>
 
-#include "hvp/element.h"
+#include "hvp/dtype.h"
 
 namespace hvp {
 
@@ -17,10 +18,13 @@ T* at(Address address) {
     return reinterpret_cast<T*>(address);
 }
 
-inline Dtype checked_dtype(int dtype) {
-    if (dtype < 0 || dtype > static_cast<int>(Dtype::bf16))
-        throw std::invalid_argument("unknown dtype number");
-    return static_cast<Dtype>(dtype);
+// The numbers up to `last` are allowed.
+inline Dtype checked_dtype(std::int64_t number, Dtype last = Dtype::bfloat16) {
+    if (number < 0 || number > static_cast<std::int64_t>(last))
+        throw std::invalid_argument("Dtype number " + std::to_string(number) +
+                                    " is not allowed here; use 0 to " +
+                                    std::to_string(static_cast<std::int64_t>(last)) + " (hvp/dtype.h).");
+    return static_cast<Dtype>(number);
 }
 
 inline void check_sizes(std::initializer_list<std::int64_t> sizes) {

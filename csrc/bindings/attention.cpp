@@ -9,6 +9,7 @@
 #include <utility>
 #include <vector>
 
+#include "arguments.h"
 #include "dispatch.h"
 #include "hvp/attention.h"
 
@@ -45,9 +46,6 @@ hvp::AttentionProblem problem(const Sizes& sizes, double scale, bool causal, std
         throw std::invalid_argument("attention: between 0 and 6 batch dimensions");
     }
     if (inputs.size() != 5) throw std::invalid_argument("attention: five inputs");
-    if (types.first < 0 || types.first > 2 || types.second < 0 || types.second > 3) {
-        throw std::invalid_argument("attention: unknown element type");
-    }
     hvp::AttentionProblem p;
     p.batch_dims = batch_dims;
     for (int d = 0; d < batch_dims; ++d) p.batch_sizes[d] = sizes[d];
@@ -63,8 +61,8 @@ hvp::AttentionProblem problem(const Sizes& sizes, double scale, bool causal, std
     }
     p.scale = scale;
     p.causal = causal;
-    p.type = static_cast<hvp::AttentionType>(types.first);
-    p.mask_type = static_cast<hvp::AttentionType>(types.second);
+    p.type = hvp::checked_dtype(types.first);
+    p.mask_type = hvp::checked_dtype(types.second, hvp::Dtype::boolean);
     p.query = tensor(inputs[0], batch_dims);
     p.key = tensor(inputs[1], batch_dims);
     p.value = tensor(inputs[2], batch_dims);

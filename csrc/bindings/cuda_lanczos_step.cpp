@@ -26,12 +26,11 @@ py::tuple cuda_plan_record(const hvp::Table& table) {
     std::vector<RecordEntry> entries;
     for (py::ssize_t s = 0; s < table.shape(0); ++s) {
         const std::int64_t* f = table.data(s, 0);
-        hvp::check_types(f[6], f[7]);
         if (f[3] < 0 || f[4] < 0)  // a stream without a next vector has size 0
             throw py::value_error("stream " + std::to_string(s) + " has an invalid size or row");
         entries.push_back({reinterpret_cast<const void*>(f[0]), reinterpret_cast<void*>(f[1]),
-                           reinterpret_cast<void*>(f[2]), f[3], f[4], f[5], 0,
-                           static_cast<hvp::BasisType>(f[6]), static_cast<hvp::VectorType>(f[7])});
+                           reinterpret_cast<void*>(f[2]), f[3], f[4], f[5], 0, hvp::basis_dtype(f[6]),
+                           hvp::vector_dtype(f[7])});
     }
     const std::int64_t tasks = hvp::cuda::plan_record(entries.data(), table.shape(0));
     return py::make_tuple(tasks, hvp::cuda::words_of(entries));

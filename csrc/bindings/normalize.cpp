@@ -21,18 +21,13 @@ hvp::Operand operand(const Input& input) { return {hvp::at<void>(input.first), i
 
 hvp::NormalizeShape shape(bool centered, int type, int parameter_type, std::int64_t batch, std::int64_t rows,
                           std::int64_t size) {
-    if (type < 0 || type > 2) throw std::invalid_argument("element type must be 0, 1 or 2");
-    if (parameter_type != type && !(type == 2 && parameter_type == 0)) {
+    const hvp::Dtype dtype = hvp::checked_dtype(type), of_parameters = hvp::checked_dtype(parameter_type);
+    if (of_parameters != dtype && !(dtype == hvp::Dtype::bfloat16 && of_parameters == hvp::Dtype::float32)) {
         throw std::invalid_argument("parameters must have the input's type, or float32 beside bfloat16");
     }
     if (batch < 0 || rows < 0 || size < 1)
         throw std::invalid_argument("batch and rows must be >= 0, size >= 1");
-    return {static_cast<hvp::ElementType>(type),
-            static_cast<hvp::ElementType>(parameter_type),
-            centered,
-            batch,
-            rows,
-            size};
+    return {dtype, of_parameters, centered, batch, rows, size};
 }
 
 void normalize_forward(bool centered, int type, int parameter_type, std::int64_t batch, std::int64_t rows,

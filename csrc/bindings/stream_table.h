@@ -8,6 +8,7 @@
 #include <string>
 #include <vector>
 
+#include "arguments.h"
 #include "hvp/reorthogonalize.h"
 
 namespace hvp {
@@ -22,21 +23,18 @@ inline void check_shape(const Table& table, pybind11::ssize_t fields) {
         throw pybind11::value_error("the table must be (streams, " + std::to_string(fields) + ")");
 }
 
-inline void check_types(std::int64_t basis, std::int64_t vector) {
-    if (basis < 0 || basis > 2 || vector < 0 || vector > 1)
-        throw pybind11::value_error("unknown type number");
-}
+inline Dtype basis_dtype(std::int64_t number) { return checked_dtype(number); }
+inline Dtype vector_dtype(std::int64_t number) { return checked_dtype(number, Dtype::float64); }
 
 inline std::vector<ReorthogonalizeStream> streams_of(const Table& table) {
     check_shape(table, kStreamFields);
     std::vector<ReorthogonalizeStream> streams;
     for (pybind11::ssize_t s = 0; s < table.shape(0); ++s) {
         const std::int64_t* f = table.data(s, 0);
-        check_types(f[5], f[6]);
         if (f[3] < 1 || f[4] < 0)
             throw pybind11::value_error("stream " + std::to_string(s) + " has an invalid size or count");
         streams.push_back({reinterpret_cast<const void*>(f[0]), reinterpret_cast<void*>(f[1]), f[2], f[3],
-                           f[4], static_cast<BasisType>(f[5]), static_cast<VectorType>(f[6])});
+                           f[4], basis_dtype(f[5]), vector_dtype(f[6])});
     }
     return streams;
 }

@@ -6,6 +6,7 @@
 #include <cmath>
 #include <cstdlib>
 
+#include "element.h"
 #include "exp_nonpositive.h"
 
 namespace hvp {

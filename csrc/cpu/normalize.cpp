@@ -7,7 +7,7 @@
 // A row is read from memory once and stays in cache for the passes that follow.
 #include "hvp/normalize.h"
 
-#include "hvp/element.h"
+#include "element.h"
 
 namespace hvp {
 namespace HVP_ISA {
@@ -305,9 +305,9 @@ struct Flag {
 // Calls visitor(T(), W()) with the element types named at run time.
 template <class Visitor>
 void with_types(const NormalizeShape& shape, const Visitor& visitor) {
-    if (shape.type == ElementType::float64) return visitor(double(), double());
-    if (shape.type == ElementType::float32) return visitor(float(), float());
-    if (shape.parameter_type == ElementType::float32) return visitor(Bf16(), float());
+    if (shape.type == Dtype::float64) return visitor(double(), double());
+    if (shape.type == Dtype::float32) return visitor(float(), float());
+    if (shape.parameter_type == Dtype::float32) return visitor(Bf16(), float());
     visitor(Bf16(), Bf16());
 }
 

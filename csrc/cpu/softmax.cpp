@@ -4,6 +4,7 @@
 
 #include <cmath>
 
+#include "element.h"
 #include "exp_nonpositive.h"
 
 namespace hvp {

@@ -107,7 +107,7 @@ bool backward(const AttentionProblem& p, const AttentionGradients& g) {
 }  // namespace
 
 bool attention_backward(const AttentionProblem& p, const AttentionGradients& g) {
-    return p.type == AttentionType::float64 ? backward<double>(p, g) : backward<float>(p, g);
+    return p.type == Dtype::float64 ? backward<double>(p, g) : backward<float>(p, g);
 }
 
 }  // namespace HVP_ISA

@@ -234,7 +234,7 @@ bool second(const AttentionProblem& p, const AttentionSecond& s) {
 }  // namespace
 
 bool attention_second(const AttentionProblem& p, const AttentionSecond& s) {
-    return p.type == AttentionType::float64 ? second<double>(p, s) : second<float>(p, s);
+    return p.type == Dtype::float64 ? second<double>(p, s) : second<float>(p, s);
 }
 
 }  // namespace HVP_ISA

@@ -10,15 +10,16 @@
 
 #include <cstdint>
 
+#include "hvp/dtype.h"
 #include "hvp/isa.h"
 #include "hvp/operand.h"
 
 namespace hvp {
 
 struct NormalizeShape {
-    ElementType type;            // of x, y and their gradients
-    ElementType parameter_type;  // of w, b and their gradients: `type`, or float32 beside bfloat16
-    bool centered;               // layer norm; otherwise RMS norm
+    Dtype type;            // of x, y and their gradients
+    Dtype parameter_type;  // of w, b and their gradients: `type`, or float32 beside bfloat16
+    bool centered;         // layer norm; otherwise RMS norm
     std::int64_t batch;
     std::int64_t rows;
     std::int64_t size;

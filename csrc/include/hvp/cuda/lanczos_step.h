@@ -4,7 +4,7 @@
 #include <cstdint>
 
 #include "hvp/cuda/device.h"
-#include "hvp/reorthogonalize.h"
+#include "hvp/dtype.h"
 
 namespace hvp {
 namespace cuda {
@@ -20,8 +20,8 @@ struct RecordEntry {
     std::int64_t state;
     std::int64_t last_step;
     std::int64_t first_task;
-    BasisType store_type;
-    VectorType vector_type;
+    Dtype store_type;   // float32, float64 or bfloat16
+    Dtype vector_type;  // float32 or float64
 };
 
 struct LanczosState {

@@ -23,7 +23,7 @@ struct ProjectionPlan {
     std::int64_t num_tasks;
     std::int64_t max_count;
     std::int64_t workspace_bytes;
-    std::int64_t type_pairs;  // bit basis_type * 2 + vector_type is set for each pair that occurs
+    std::int64_t type_pairs;  // the bit of each pair of basis type and vector type that occurs
 };
 
 // Fills the table (on the host; the caller copies it to the device) and says what the batch needs.
