@@ -107,7 +107,7 @@ def normalize_forward(
     w: _Input,
     b: _Input,
     y: int,
-    stats: int,
+    statistics: int,
 ) -> None: ...
 def normalize_backward(
     centered: bool,
@@ -118,7 +118,7 @@ def normalize_backward(
     size: int,
     x: _Input,
     w: _Input,
-    stats: _Input,
+    statistics: _Input,
     g: _Input,
     dx: int,
     dw: int,
@@ -134,7 +134,7 @@ def normalize_double_backward(
     size: int,
     x: _Input,
     w: _Input,
-    stats: _Input,
+    statistics: _Input,
     g: _Input,
     u: _Input,
     u_w: _Input,
@@ -192,10 +192,10 @@ class CrossEntropyRows:
         smoothing: float,
     ) -> None: ...
 
-def cross_entropy_forward(rows: CrossEntropyRows, norm: int, loss: int, /) -> None: ...
-def cross_entropy_backward(rows: CrossEntropyRows, norm: int, scale: int, grad: int, /) -> None: ...
+def cross_entropy_forward(rows: CrossEntropyRows, statistics: int, loss: int, /) -> None: ...
+def cross_entropy_backward(rows: CrossEntropyRows, statistics: int, scale: int, grad: int, /) -> None: ...
 def cross_entropy_hvp(
-    rows: CrossEntropyRows, norm: int, scale: int, tangent: int, product: int, slope: int, /
+    rows: CrossEntropyRows, statistics: int, scale: int, tangent: int, product: int, slope: int, /
 ) -> None: ...
 
 # csrc/bindings/softmax.cpp
@@ -210,7 +210,7 @@ def softmax_tangent(
     dtype: int,
     logits: int,
     row_stride: int,
-    norm: int,
+    statistics: int,
     factor: int,
     center: int,
     rows: int,

@@ -31,26 +31,27 @@ hvp::NormalizeShape shape(bool centered, int type, int parameter_type, std::int6
 }
 
 void normalize_forward(bool centered, int type, int parameter_type, std::int64_t batch, std::int64_t rows,
-                       std::int64_t size, double eps, Input x, Input w, Input b, Address y, Address stats) {
+                       std::int64_t size, double eps, Input x, Input w, Input b, Address y,
+                       Address statistics) {
     HVP_SELECT(normalize_forward)
     (shape(centered, type, parameter_type, batch, rows, size), eps, operand(x), operand(w), operand(b),
-     hvp::at<void>(y), hvp::at<void>(stats));
+     hvp::at<void>(y), hvp::at<void>(statistics));
 }
 
 void normalize_backward(bool centered, int type, int parameter_type, std::int64_t batch, std::int64_t rows,
-                        std::int64_t size, Input x, Input w, Input stats, Input g, Address dx, Address dw,
-                        Address db, Address workspace) {
+                        std::int64_t size, Input x, Input w, Input statistics, Input g, Address dx,
+                        Address dw, Address db, Address workspace) {
     if ((dw != 0 || db != 0) && workspace == 0)
         throw std::invalid_argument("parameter gradients need a workspace");
     HVP_SELECT(normalize_backward)
     (shape(centered, type, parameter_type, batch, rows, size),
-     hvp::NormalizeInputs{operand(x), operand(w), operand(stats), operand(g)}, hvp::at<void>(dx),
+     hvp::NormalizeInputs{operand(x), operand(w), operand(statistics), operand(g)}, hvp::at<void>(dx),
      hvp::at<void>(dw), hvp::at<void>(db), hvp::at<void>(workspace));
 }
 
 void normalize_double_backward(bool centered, int type, int parameter_type, std::int64_t batch,
-                               std::int64_t rows, std::int64_t size, Input x, Input w, Input stats, Input g,
-                               Input u, Input u_w, Input u_b, Address d_g, Address d_x, Address d_w,
+                               std::int64_t rows, std::int64_t size, Input x, Input w, Input statistics,
+                               Input g, Input u, Input u_w, Input u_b, Address d_g, Address d_x, Address d_w,
                                Address workspace) {
     if (d_w != 0 && workspace == 0) throw std::invalid_argument("the weight gradient needs a workspace");
     if ((u_w.first == 0) != (u_b.first == 0)) {
@@ -58,7 +59,7 @@ void normalize_double_backward(bool centered, int type, int parameter_type, std:
     }
     HVP_SELECT(normalize_double_backward)
     (shape(centered, type, parameter_type, batch, rows, size),
-     hvp::NormalizeInputs{operand(x), operand(w), operand(stats), operand(g)}, operand(u), operand(u_w),
+     hvp::NormalizeInputs{operand(x), operand(w), operand(statistics), operand(g)}, operand(u), operand(u_w),
      operand(u_b), hvp::at<void>(d_g), hvp::at<void>(d_x), hvp::at<void>(d_w), hvp::at<void>(workspace));
 }
 

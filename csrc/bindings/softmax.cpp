@@ -39,14 +39,14 @@ void softmax_double_backward(int dtype, Address p, Address g, Address u, std::in
      at<void>(wrt_input), at<void>(wrt_g));
 }
 
-void softmax_tangent(int dtype, Address logits, std::int64_t row_stride, Address norm, Address factor,
+void softmax_tangent(int dtype, Address logits, std::int64_t row_stride, Address statistics, Address factor,
                      Address center, std::int64_t rows, std::int64_t columns, Address tangent,
                      Address totals) {
     check_sizes({row_stride, rows, columns});
     py::gil_scoped_release release;
     HVP_SELECT(softmax_tangent)
-    (checked_dtype(dtype), at<const void>(logits), row_stride, at<const void>(norm), at<const void>(factor),
-     at<const void>(center), rows, columns, at<void>(tangent), at<double>(totals));
+    (checked_dtype(dtype), at<const void>(logits), row_stride, at<const void>(statistics),
+     at<const void>(factor), at<const void>(center), rows, columns, at<void>(tangent), at<double>(totals));
 }
 
 }  // namespace
