@@ -29,7 +29,7 @@ inline Dtype checked_dtype(std::int64_t number, Dtype last = Dtype::bfloat16) {
 
 inline void check_sizes(std::initializer_list<std::int64_t> sizes) {
     for (const std::int64_t size : sizes)
-        if (size < 0) throw std::invalid_argument("sizes must not be negative");
+        if (size < 0) throw std::invalid_argument("Sizes must not be negative.");
 }
 
 }  // namespace hvp

@@ -16,8 +16,8 @@ namespace {
 hvp::CrossEntropyRows make_rows(int dtype, hvp::Address logits, hvp::Address target,
                                 hvp::Address class_weight, std::int64_t rows, std::int64_t base_rows,
                                 std::int64_t classes, std::int64_t ignore_index, double smoothing) {
-    if (rows < 0 || base_rows < 0 || classes < 0) throw std::invalid_argument("sizes must not be negative");
-    if (rows > 0 && base_rows == 0) throw std::invalid_argument("rows need base rows to read");
+    hvp::check_sizes({rows, base_rows, classes});
+    if (rows > 0 && base_rows == 0) throw std::invalid_argument("Rows need base rows to read.");
     return {hvp::checked_dtype(dtype),
             hvp::at<const void>(logits),
             hvp::at<const std::int64_t>(target),

@@ -27,7 +27,7 @@ py::tuple cuda_plan_record(const hvp::Table& table) {
     for (py::ssize_t s = 0; s < table.shape(0); ++s) {
         const std::int64_t* f = table.data(s, 0);
         if (f[3] < 0 || f[4] < 0)  // a stream without a next vector has size 0
-            throw py::value_error("stream " + std::to_string(s) + " has an invalid size or row");
+            throw py::value_error("Stream " + std::to_string(s) + " has a negative size or state row.");
         entries.push_back({reinterpret_cast<const void*>(f[0]), reinterpret_cast<void*>(f[1]),
                            reinterpret_cast<void*>(f[2]), f[3], f[4], f[5], 0, hvp::basis_dtype(f[6]),
                            hvp::vector_dtype(f[7])});
@@ -42,7 +42,7 @@ void cuda_record_step(Address entries, std::int64_t num_streams, std::int64_t nu
                       double tolerance, const std::array<Address, 6>& state, std::int64_t state_stride,
                       int device, Address stream) {
     if (position < 0 || position >= state_stride)
-        throw py::value_error("the position is past the state's columns");
+        throw py::value_error("The position must be one of the state's columns.");
     hvp::cuda::check(hvp::cuda::record_step(
         {at<RecordEntry>(entries), num_streams, num_tasks, at<double>(alpha), alpha_stride, at<double>(beta),
          at<double>(lost), position, tolerance},

@@ -18,7 +18,7 @@ using hvp::at;
 
 void cuda_tridiagonal_quadrature(std::int64_t num, std::int64_t m, const std::array<Address, 7>& arrays,
                                  int device, Address stream) {
-    if (num < 1 || m < 1) throw py::value_error("there must be at least one matrix and one step");
+    if (num < 1 || m < 1) throw py::value_error("Give at least one matrix, and one step of each.");
     hvp::cuda::check(hvp::cuda::tridiagonal_quadrature(
         num, m,
         {at<double>(arrays[0]), at<double>(arrays[1]), at<std::int64_t>(arrays[2]), at<double>(arrays[3]),

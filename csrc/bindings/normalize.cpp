@@ -23,10 +23,10 @@ hvp::NormalizeShape shape(bool centered, int type, int parameter_type, std::int6
                           std::int64_t size) {
     const hvp::Dtype dtype = hvp::checked_dtype(type), of_parameters = hvp::checked_dtype(parameter_type);
     if (of_parameters != dtype && !(dtype == hvp::Dtype::bfloat16 && of_parameters == hvp::Dtype::float32)) {
-        throw std::invalid_argument("parameters must have the input's type, or float32 beside bfloat16");
+        throw std::invalid_argument("Parameters must have the input's dtype, or float32 beside bfloat16.");
     }
-    if (batch < 0 || rows < 0 || size < 1)
-        throw std::invalid_argument("batch and rows must be >= 0, size >= 1");
+    hvp::check_sizes({batch, rows});
+    if (size < 1) throw std::invalid_argument("A row must have at least one element.");
     return {dtype, of_parameters, centered, batch, rows, size};
 }
 
@@ -42,7 +42,7 @@ void normalize_backward(bool centered, int type, int parameter_type, std::int64_
                         std::int64_t size, Input x, Input w, Input statistics, Input g, Address dx,
                         Address dw, Address db, Address workspace) {
     if ((dw != 0 || db != 0) && workspace == 0)
-        throw std::invalid_argument("parameter gradients need a workspace");
+        throw std::invalid_argument("Parameter gradients need a workspace.");
     HVP_SELECT(normalize_backward)
     (shape(centered, type, parameter_type, batch, rows, size),
      hvp::NormalizeInputs{operand(x), operand(w), operand(statistics), operand(g)}, hvp::at<void>(dx),
@@ -53,9 +53,9 @@ void normalize_double_backward(bool centered, int type, int parameter_type, std:
                                std::int64_t rows, std::int64_t size, Input x, Input w, Input statistics,
                                Input g, Input u, Input u_w, Input u_b, Address d_g, Address d_x, Address d_w,
                                Address workspace) {
-    if (d_w != 0 && workspace == 0) throw std::invalid_argument("the weight gradient needs a workspace");
+    if (d_w != 0 && workspace == 0) throw std::invalid_argument("The weight gradient needs a workspace.");
     if ((u_w.first == 0) != (u_b.first == 0)) {
-        throw std::invalid_argument("parameter cotangents must be both present or both absent");
+        throw std::invalid_argument("Give both parameter cotangents, or none.");
     }
     HVP_SELECT(normalize_double_backward)
     (shape(centered, type, parameter_type, batch, rows, size),

@@ -19,7 +19,7 @@ using hvp::checked_dtype;
 
 void check_panel(std::int64_t d, std::int64_t first, std::int64_t last) {
     if (first < 0 || first > last || last > d * (d + 1) / 2)
-        throw std::invalid_argument("the pairs lie outside of the triangle");
+        throw std::invalid_argument("The pairs first..last must lie within the triangle.");
 }
 
 void pair_products(int dtype, Address weight, Address center, std::int64_t rows, std::int64_t d,

@@ -17,14 +17,15 @@ namespace {
 using Doubles = py::array_t<double, py::array::c_style>;
 
 void reorthogonalize(const hvp::Table& table, Doubles coefficients, Doubles norms, Doubles lost) {
-    if (coefficients.ndim() != 2) throw py::value_error("coefficients must be (streams, max count)");
+    if (coefficients.ndim() != 2) throw py::value_error("The coefficients must be (streams, largest count).");
     const std::int64_t max_count = coefficients.shape(1);
     const std::vector<hvp::ReorthogonalizeStream> streams = hvp::streams_of(table);
     for (const hvp::ReorthogonalizeStream& stream : streams)
-        if (stream.count > max_count) throw py::value_error("a stream has more rows than coefficients");
+        if (stream.count > max_count)
+            throw py::value_error("A stream has more rows than there are columns of coefficients.");
     const auto num_streams = static_cast<py::ssize_t>(streams.size());
     if (coefficients.shape(0) != num_streams || norms.size() != num_streams || lost.size() != num_streams)
-        throw py::value_error("outputs do not match the number of streams");
+        throw py::value_error("Each output must have one row per stream.");
     double* c = coefficients.mutable_data();
     double* n = norms.mutable_data();
     double* l = lost.mutable_data();

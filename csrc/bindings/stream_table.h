@@ -20,7 +20,8 @@ constexpr pybind11::ssize_t kStreamFields = 7;
 
 inline void check_shape(const Table& table, pybind11::ssize_t fields) {
     if (table.ndim() != 2 || table.shape(0) < 1 || table.shape(1) != fields)
-        throw pybind11::value_error("the table must be (streams, " + std::to_string(fields) + ")");
+        throw pybind11::value_error("The table must be (streams, " + std::to_string(fields) +
+                                    ") with at least one stream.");
 }
 
 inline Dtype basis_dtype(std::int64_t number) { return checked_dtype(number); }
@@ -32,7 +33,8 @@ inline std::vector<ReorthogonalizeStream> streams_of(const Table& table) {
     for (pybind11::ssize_t s = 0; s < table.shape(0); ++s) {
         const std::int64_t* f = table.data(s, 0);
         if (f[3] < 1 || f[4] < 0)
-            throw pybind11::value_error("stream " + std::to_string(s) + " has an invalid size or count");
+            throw pybind11::value_error("Stream " + std::to_string(s) +
+                                        " needs a size of at least 1 and a count of at least 0.");
         streams.push_back({reinterpret_cast<const void*>(f[0]), reinterpret_cast<void*>(f[1]), f[2], f[3],
                            f[4], basis_dtype(f[5]), vector_dtype(f[6])});
     }

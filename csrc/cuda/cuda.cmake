@@ -3,7 +3,7 @@
 
 string(TOLOWER "${HVP_ENGINE_CUDA}" hvp_cuda_wish)
 if(NOT hvp_cuda_wish MATCHES "^(auto|on|off|1|0|true|false|yes|no)$")
-  message(FATAL_ERROR "HVP_ENGINE_CUDA is '${HVP_ENGINE_CUDA}'; use auto, on or off")
+  message(FATAL_ERROR "HVP_ENGINE_CUDA is '${HVP_ENGINE_CUDA}'; use auto, on or off.")
 endif()
 if(hvp_cuda_wish MATCHES "^(off|0|false|no)$")
   message(STATUS "CUDA kernels: off")
@@ -49,7 +49,7 @@ if(NOT hvp_cuda_architectures OR NOT CMAKE_CUDA_COMPILER)
     return()
   endif()
   message(FATAL_ERROR "HVP_ENGINE_CUDA=${HVP_ENGINE_CUDA}, but no working nvcc was found; install the CUDA toolkit, "
-                      "set CUDACXX to its nvcc, or set HVP_ENGINE_CUDA=off")
+                      "set CUDACXX to its nvcc, or set HVP_ENGINE_CUDA=off.")
 endif()
 
 enable_language(CUDA)
