@@ -21,6 +21,7 @@ __all__ = [
     "statistics_like",
 ]
 
+# The numbers of hvp::Dtype in csrc/include/hvp/dtype.h.
 _TYPES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.bool: 3}
 _TRITON_TYPES = (torch.float32, torch.bfloat16, torch.float16)
 _MAX_BATCH_DIMS = 6  # kAttentionBatchDims in csrc/include/hvp/attention.h

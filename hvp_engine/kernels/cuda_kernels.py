@@ -25,8 +25,8 @@ __all__ = [
     "tridiagonal_quadrature_cuda",
 ]
 
-# The numbers are BasisType and VectorType of csrc/include/hvp/reorthogonalize.h.
-_BASIS_TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float64: 2}
+# The numbers of hvp::Dtype in csrc/include/hvp/dtype.h.
+_BASIS_TYPES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2}
 _VECTOR_TYPES = {torch.float32: 0, torch.float64: 1}
 
 

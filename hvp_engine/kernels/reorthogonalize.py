@@ -20,8 +20,8 @@ from hvp_engine.kernels.registry import backend_for
 
 __all__ = ["Projection", "reorthogonalize", "reorthogonalize_ref", "stream_table"]
 
-# The numbers are BasisType and VectorType of csrc/include/hvp/reorthogonalize.h.
-_BASIS_TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float64: 2}
+# The numbers of hvp::Dtype in csrc/include/hvp/dtype.h.
+_BASIS_TYPES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2}
 _VECTOR_TYPES = {torch.float32: 0, torch.float64: 1}
 _REF_COLUMNS = 1 << 16
 

@@ -11,7 +11,7 @@ from hvp_engine.kernels.registry import backend_for, intended_backend
 
 __all__ = ["accumulator", "address", "dtype_number", "is_fused", "triton_kernels"]
 
-# The numbers of hvp::Dtype in csrc/include/hvp/element.h.
+# The numbers of hvp::Dtype in csrc/include/hvp/dtype.h.
 _NUMBERS = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2}
 _PLAIN_BACKENDS = ("cuda", "torch")  # run the operations of a model as plain PyTorch
 

@@ -19,11 +19,11 @@ from hvp_engine.kernels.triton.resource_case import ResourceCase
 
 __all__ = ["reorthogonalize_triton", "resource_cases"]
 
-# By the numbers of hvp::BasisType and hvp::VectorType, which the host's table holds.
-_BASIS_TYPES = (tl.float32, tl.bfloat16, tl.float64)
+# By the numbers of hvp::Dtype, which the host's table holds.
+_BASIS_TYPES = (tl.float32, tl.float64, tl.bfloat16)
 _VECTOR_TYPES = (tl.float32, tl.float64)
 # Columns of a tile: each of 256 threads reads 16 bytes of a row, so that rows are added within a thread.
-_TILES = (1024, 2048, 512)
+_TILES = (1024, 512, 2048)
 _UNALIGNED_TILE = 1024  # at most: loads of single elements need more registers
 _ROWS = 8  # basis rows that are loaded at once
 _WARPS = 8
