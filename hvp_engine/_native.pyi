@@ -35,14 +35,16 @@ def tridiagonal_quadrature(
     weights: NDArray[np.float64],
 ) -> int: ...
 
-# csrc/bindings/cuda.cpp; only where cuda_built
+# csrc/bindings/cuda_device.cpp; only where cuda_built, as all that is named cuda_...
+def cuda_why_not() -> str | None: ...
+
+# csrc/bindings/cuda_reorthogonalize.cpp
 cuda_max_rows: int
 
 class ProjectionPlan:
     workspace_bytes: int
     max_count: int
 
-def cuda_why_not() -> str | None: ...
 def cuda_plan_reorthogonalize(table: NDArray[np.int64]) -> tuple[ProjectionPlan, NDArray[np.int64]]: ...
 def cuda_reorthogonalize(
     plan: ProjectionPlan,
@@ -57,6 +59,8 @@ def cuda_reorthogonalize(
     stream: int,
     /,
 ) -> None: ...
+
+# csrc/bindings/cuda_lanczos_step.cpp
 def cuda_plan_record(table: NDArray[np.int64]) -> tuple[int, NDArray[np.int64]]: ...
 def cuda_record_step(
     entries: int,
@@ -74,6 +78,8 @@ def cuda_record_step(
     stream: int,
     /,
 ) -> None: ...
+
+# csrc/bindings/cuda_tridiagonal.cpp
 def cuda_tridiagonal_workspace_bytes(num: int, m: int, /) -> int: ...
 def cuda_tridiagonal_quadrature(num: int, m: int, arrays: Sequence[int], device: int, stream: int, /) -> None: ...
 
@@ -101,7 +107,7 @@ def normalize_forward(
     w: _Input,
     b: _Input,
     y: int,
-    stats: int,
+    statistics: int,
 ) -> None: ...
 def normalize_backward(
     centered: bool,
@@ -112,7 +118,7 @@ def normalize_backward(
     size: int,
     x: _Input,
     w: _Input,
-    stats: _Input,
+    statistics: _Input,
     g: _Input,
     dx: int,
     dw: int,
@@ -128,7 +134,7 @@ def normalize_double_backward(
     size: int,
     x: _Input,
     w: _Input,
-    stats: _Input,
+    statistics: _Input,
     g: _Input,
     u: _Input,
     u_w: _Input,
@@ -186,13 +192,13 @@ class CrossEntropyRows:
         smoothing: float,
     ) -> None: ...
 
-def cross_entropy_forward(rows: CrossEntropyRows, norm: int, loss: int, /) -> None: ...
-def cross_entropy_backward(rows: CrossEntropyRows, norm: int, scale: int, grad: int, /) -> None: ...
+def cross_entropy_forward(rows: CrossEntropyRows, statistics: int, loss: int, /) -> None: ...
+def cross_entropy_backward(rows: CrossEntropyRows, statistics: int, scale: int, grad: int, /) -> None: ...
 def cross_entropy_hvp(
-    rows: CrossEntropyRows, norm: int, scale: int, tangent: int, product: int, slope: int, /
+    rows: CrossEntropyRows, statistics: int, scale: int, tangent: int, product: int, slope: int, /
 ) -> None: ...
 
-# csrc/bindings/losses.cpp
+# csrc/bindings/softmax.cpp
 def softmax_forward(dtype: int, input: int, rows: int, columns: int, output: int, /) -> None: ...
 def softmax_backward(
     dtype: int, p: int, g: int, rows: int, base_rows: int, columns: int, grad_input: int, /
@@ -204,7 +210,7 @@ def softmax_tangent(
     dtype: int,
     logits: int,
     row_stride: int,
-    norm: int,
+    statistics: int,
     factor: int,
     center: int,
     rows: int,
@@ -213,6 +219,8 @@ def softmax_tangent(
     totals: int,
     /,
 ) -> None: ...
+
+# csrc/bindings/embedding.cpp
 def embedding_backward(
     dtype: int,
     order: int,
@@ -224,6 +232,8 @@ def embedding_backward(
     table: int,
     /,
 ) -> None: ...
+
+# csrc/bindings/packed_symmetric.cpp
 def pair_products(
     dtype: int, weight: int, center: int, rows: int, d: int, first: int, last: int, products: int, /
 ) -> None: ...

@@ -24,20 +24,20 @@ import roofline
 ROOT = Path(__file__).resolve().parents[2]
 CUDA = ROOT / "csrc" / "cuda"
 TABLE = ROOT / "docs" / "gpu" / "cuda_resources.json"
-SOURCES = ("reorthogonalize.cu", "record.cu", "tridiagonal.cu")
+SOURCES = ("reorthogonalize.cu", "lanczos_step.cu", "tridiagonal.cu")
 NVCC_ARCHITECTURES = (75, 80, 90, 100)
 TYPES = {"f": "fp32", "d": "fp64", "b": "bf16"}
 
 # The kernels without their launchers, for a compiler that has no host headers.
 NVRTC_SOURCE = """
-#include "projection_kernels.cuh"
-#include "record_kernels.cuh"
+#include "reorthogonalize_kernels.cuh"
+#include "lanczos_step_kernels.cuh"
 #include "tridiagonal_kernels.cuh"
 namespace hvp { namespace cuda {
 template __global__ void project<float, float>(ProjectionBatch, Pass, std::int64_t);
 template __global__ void project<float, double>(ProjectionBatch, Pass, std::int64_t);
-template __global__ void project<Bfloat16, float>(ProjectionBatch, Pass, std::int64_t);
-template __global__ void project<Bfloat16, double>(ProjectionBatch, Pass, std::int64_t);
+template __global__ void project<Bf16, float>(ProjectionBatch, Pass, std::int64_t);
+template __global__ void project<Bf16, double>(ProjectionBatch, Pass, std::int64_t);
 template __global__ void project<double, float>(ProjectionBatch, Pass, std::int64_t);
 template __global__ void project<double, double>(ProjectionBatch, Pass, std::int64_t);
 }}
@@ -54,10 +54,10 @@ def kernel_name(mangled: str) -> str:
     """Turn _ZN3hvp4cuda7projectIffEEv... into project<fp32, fp32>."""
     length, rest = re.match(r"_ZN3hvp4cuda(\d+)(.*)", mangled).groups()
     name, rest = rest[: int(length)], rest[int(length) :]
-    types = re.match(r"I((?:f|d|NS0_8Bfloat16E)+)E", rest)
+    types = re.match(r"I((?:f|d|NS_4Bf16E)+)E", rest)
     if types is None:
         return name
-    names = [TYPES[t] for t in types[1].replace("NS0_8Bfloat16E", "b")]
+    names = [TYPES[t] for t in types[1].replace("NS_4Bf16E", "b")]
     return f"{name}<{', '.join(names)}>"
 
 

@@ -73,7 +73,7 @@ class Work:
 
 
 def dynamic_shared_bytes(kernel: str) -> int:
-    """Return the shared memory of a block at 100 rows (shared_doubles in projection_kernels.cuh)."""
+    """Return the shared memory of a block at 100 rows (shared_doubles in reorthogonalize_kernels.cuh)."""
     if not kernel.startswith("project"):
         return 8 * _WARPS if kernel == "finish_pass" else 0
     columns = _TILE_BYTES // _BYTES[kernel[8:12]]

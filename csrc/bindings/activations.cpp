@@ -5,7 +5,7 @@
 
 #include <stdexcept>
 
-#include "addresses.h"
+#include "arguments.h"
 #include "dispatch.h"
 
 namespace py = pybind11;
@@ -20,13 +20,12 @@ hvp::Operand input(Address address, std::int64_t batch_stride) {
 }
 
 hvp::ElementwiseShape shape(int type, std::int64_t batch, std::int64_t size) {
-    if (type < 0 || type > 2) throw std::invalid_argument("element type must be 0, 1 or 2");
-    if (batch < 0 || size < 0) throw std::invalid_argument("batch and size must not be negative");
-    return {static_cast<hvp::ElementType>(type), batch, size};
+    hvp::check_sizes({batch, size});
+    return {hvp::checked_dtype(type), batch, size};
 }
 
 hvp::Activation activation(int kind) {
-    if (kind < 0 || kind > 2) throw std::invalid_argument("activation kind must be 0, 1 or 2");
+    if (kind < 0 || kind > 2) throw std::invalid_argument("The kind of activation must be 0, 1 or 2.");
     return static_cast<hvp::Activation>(kind);
 }
 

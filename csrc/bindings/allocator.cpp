@@ -8,7 +8,8 @@ namespace {
 
 // mallopt takes an int: the largest threshold is 2 GiB - 1. Older versions of glibc refuse more than 32 MiB.
 bool set_malloc_thresholds(int mmap_threshold, int trim_threshold) {
-    if (mmap_threshold < 0 || trim_threshold < 0) throw py::value_error("thresholds must not be negative");
+    if (mmap_threshold < 0 || trim_threshold < 0)
+        throw py::value_error("The thresholds must not be negative.");
     return mallopt(M_MMAP_THRESHOLD, mmap_threshold) == 1 && mallopt(M_TRIM_THRESHOLD, trim_threshold) == 1;
 }
 

@@ -9,12 +9,11 @@
 #include <utility>
 #include <vector>
 
-#include "../cpu/dispatch.h"
+#include "arguments.h"
+#include "dispatch.h"
 #include "hvp/attention.h"
 
 namespace py = pybind11;
-
-void register_attention(py::module_& m);
 
 namespace {
 
@@ -28,7 +27,7 @@ hvp::AttentionTensor tensor(const Tensor& t, int batch_dims) {
     const auto& strides = t->second;
     if (strides.size() != static_cast<std::size_t>(batch_dims) + 3) {
         throw std::invalid_argument(
-            "attention: a tensor needs one stride per batch dimension, and three more");
+            "Each tensor of attention needs one stride per batch dimension, and three more.");
     }
     result.data = reinterpret_cast<void*>(t->first);
     for (int d = 0; d < batch_dims; ++d) result.batch_strides[d] = strides[d];
@@ -44,12 +43,9 @@ hvp::AttentionProblem problem(const Sizes& sizes, double scale, bool causal, std
                               const std::vector<Tensor>& inputs) {
     const int batch_dims = static_cast<int>(sizes.size()) - 6;
     if (batch_dims < 0 || batch_dims > hvp::kAttentionBatchDims) {
-        throw std::invalid_argument("attention: between 0 and 6 batch dimensions");
+        throw std::invalid_argument("Attention takes between 0 and 6 batch dimensions.");
     }
-    if (inputs.size() != 5) throw std::invalid_argument("attention: five inputs");
-    if (types.first < 0 || types.first > 2 || types.second < 0 || types.second > 3) {
-        throw std::invalid_argument("attention: unknown element type");
-    }
+    if (inputs.size() != 5) throw std::invalid_argument("Attention takes five inputs.");
     hvp::AttentionProblem p;
     p.batch_dims = batch_dims;
     for (int d = 0; d < batch_dims; ++d) p.batch_sizes[d] = sizes[d];
@@ -61,12 +57,12 @@ hvp::AttentionProblem problem(const Sizes& sizes, double scale, bool causal, std
     p.width = rest[4];
     p.value_width = rest[5];
     if (p.key_heads < 1 || p.heads % p.key_heads != 0) {
-        throw std::invalid_argument("attention: the query heads must be a multiple of the key heads");
+        throw std::invalid_argument("The number of query heads must be a multiple of the key heads'.");
     }
     p.scale = scale;
     p.causal = causal;
-    p.type = static_cast<hvp::AttentionType>(types.first);
-    p.mask_type = static_cast<hvp::AttentionType>(types.second);
+    p.type = hvp::checked_dtype(types.first);
+    p.mask_type = hvp::checked_dtype(types.second, hvp::Dtype::boolean);
     p.query = tensor(inputs[0], batch_dims);
     p.key = tensor(inputs[1], batch_dims);
     p.value = tensor(inputs[2], batch_dims);
@@ -106,10 +102,11 @@ void second(const Sizes& sizes, double scale, bool causal, std::pair<int, int> t
             const std::vector<Tensor>& outputs) {
     const hvp::AttentionProblem p = problem(sizes, scale, causal, types, inputs);
     if (given.size() != 4 || outputs.size() != 4) {
-        throw std::invalid_argument("attention: four given tensors and four outputs");
+        throw std::invalid_argument(
+            "The second pass of attention takes four given tensors and four outputs.");
     }
     if (!given[0] && (outputs[0] || outputs[1] || outputs[2])) {
-        throw std::invalid_argument("attention: these outputs need grad_out");
+        throw std::invalid_argument("The outputs for query, key and value need grad_out.");
     }
     hvp::AttentionSecond s;
     s.grad_out = tensor(given[0], p.batch_dims);

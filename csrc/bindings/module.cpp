@@ -9,16 +9,21 @@ void register_activations(py::module_& m);
 void register_normalize(py::module_& m);
 void register_attention(py::module_& m);
 void register_cross_entropy(py::module_& m);
-void register_losses(py::module_& m);
+void register_embedding(py::module_& m);
+void register_packed_symmetric(py::module_& m);
 void register_runtime(py::module_& m);
+void register_softmax(py::module_& m);
 void register_tridiagonal(py::module_& m);
 #ifdef HVP_ENGINE_WITH_CUDA
-void register_cuda(py::module_& m);
+void register_cuda_device(py::module_& m);
+void register_cuda_lanczos_step(py::module_& m);
+void register_cuda_reorthogonalize(py::module_& m);
+void register_cuda_tridiagonal(py::module_& m);
 #endif
 
 namespace {
 // Raised whenever a binding changes its signature; hvp_engine/kernels/loader.py refuses any other value.
-constexpr int kAbiVersion = 2;
+constexpr int kAbiVersion = 3;
 }  // namespace
 
 PYBIND11_MODULE(_native, m) {
@@ -30,11 +35,16 @@ PYBIND11_MODULE(_native, m) {
     register_normalize(m);
     register_attention(m);
     register_cross_entropy(m);
-    register_losses(m);
+    register_embedding(m);
+    register_packed_symmetric(m);
     register_runtime(m);
+    register_softmax(m);
     register_tridiagonal(m);
 #ifdef HVP_ENGINE_WITH_CUDA
-    register_cuda(m);
+    register_cuda_device(m);
+    register_cuda_lanczos_step(m);
+    register_cuda_reorthogonalize(m);
+    register_cuda_tridiagonal(m);
     m.attr("cuda_built") = true;
 #else
     m.attr("cuda_built") = false;

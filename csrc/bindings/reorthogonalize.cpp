@@ -8,37 +8,24 @@
 #include <vector>
 
 #include "dispatch.h"
+#include "stream_table.h"
 
 namespace py = pybind11;
 
 namespace {
 
-// Columns of the table: basis address, vector address, row stride, size, count, basis type, vector type.
-constexpr py::ssize_t kFields = 7;
-
-using Table = py::array_t<std::int64_t, py::array::c_style>;
 using Doubles = py::array_t<double, py::array::c_style>;
 
-std::vector<hvp::ReorthogonalizeStream> streams_of(const Table& table, std::int64_t max_count) {
-    if (table.ndim() != 2 || table.shape(1) != kFields) throw py::value_error("table must be (streams, 7)");
-    std::vector<hvp::ReorthogonalizeStream> streams;
-    for (py::ssize_t s = 0; s < table.shape(0); ++s) {
-        const std::int64_t* f = table.data(s, 0);
-        if (f[3] < 1 || f[4] < 0 || f[4] > max_count || f[5] < 0 || f[5] > 2 || f[6] < 0 || f[6] > 1)
-            throw py::value_error("stream " + std::to_string(s) + " has an invalid size, count or type");
-        streams.push_back({reinterpret_cast<const void*>(f[0]), reinterpret_cast<void*>(f[1]), f[2], f[3],
-                           f[4], static_cast<hvp::BasisType>(f[5]), static_cast<hvp::VectorType>(f[6])});
-    }
-    return streams;
-}
-
-void reorthogonalize(const Table& table, Doubles coefficients, Doubles norms, Doubles lost) {
-    if (coefficients.ndim() != 2) throw py::value_error("coefficients must be (streams, max count)");
+void reorthogonalize(const hvp::Table& table, Doubles coefficients, Doubles norms, Doubles lost) {
+    if (coefficients.ndim() != 2) throw py::value_error("The coefficients must be (streams, largest count).");
     const std::int64_t max_count = coefficients.shape(1);
-    const std::vector<hvp::ReorthogonalizeStream> streams = streams_of(table, max_count);
+    const std::vector<hvp::ReorthogonalizeStream> streams = hvp::streams_of(table);
+    for (const hvp::ReorthogonalizeStream& stream : streams)
+        if (stream.count > max_count)
+            throw py::value_error("A stream has more rows than there are columns of coefficients.");
     const auto num_streams = static_cast<py::ssize_t>(streams.size());
     if (coefficients.shape(0) != num_streams || norms.size() != num_streams || lost.size() != num_streams)
-        throw py::value_error("outputs do not match the number of streams");
+        throw py::value_error("Each output must have one row per stream.");
     double* c = coefficients.mutable_data();
     double* n = norms.mutable_data();
     double* l = lost.mutable_data();

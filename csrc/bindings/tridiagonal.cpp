@@ -18,15 +18,16 @@ using Integers = py::array_t<std::int64_t, py::array::c_style>;
 // Returns -1, or the number of a matrix (one of its group) that did not converge.
 std::int64_t tridiagonal_quadrature(const Doubles& alphas, const Doubles& betas, const Integers& steps,
                                     const Integers& order, Doubles nodes, Doubles weights) {
-    if (alphas.ndim() != 2 || alphas.shape(1) < 1) throw py::value_error("alphas must be (matrices, m)");
+    if (alphas.ndim() != 2 || alphas.shape(1) < 1)
+        throw py::value_error("alphas must be (matrices, m) with m of at least 1.");
     const std::int64_t num = alphas.shape(0);
     const std::int64_t m = alphas.shape(1);
     if (betas.size() != num * (m - 1) || steps.size() != num || order.size() != num ||
         nodes.size() != num * m || weights.size() != num * m)
-        throw py::value_error("the arrays do not match alphas (matrices, m)");
+        throw py::value_error("The arrays do not match alphas (matrices, m).");
     for (std::int64_t s = 0; s < num; ++s)
         if (steps.data()[s] < 1 || steps.data()[s] > m || order.data()[s] < 0 || order.data()[s] >= num)
-            throw py::value_error("steps must be in 1..m and order a permutation");
+            throw py::value_error("Each of steps must be in 1..m, and order a permutation.");
     double* x = nodes.mutable_data();
     double* w = weights.mutable_data();
     std::int64_t status = hvp::kTridiagonalDone;

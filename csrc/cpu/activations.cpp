@@ -3,8 +3,8 @@
 // vector or tail code.
 #include "hvp/activations.h"
 
-#include "hvp/element.h"
-#include "hvp/simd_math.h"
+#include "element.h"
+#include "simd_math.h"
 
 namespace hvp {
 namespace HVP_ISA {
@@ -190,14 +190,6 @@ void swiglu_double_backward_as(const ElementwiseShape& shape, Operand gate, Oper
     });
 }
 
-// Calls visitor(T()) with the element type named at run time.
-template <class Visitor>
-void with_type(ElementType type, const Visitor& visitor) {
-    if (type == ElementType::float64) return visitor(double());
-    if (type == ElementType::bfloat16) return visitor(Bf16());
-    visitor(float());
-}
-
 template <class Visitor>
 void with_activation(Activation kind, const Visitor& visitor) {
     if (kind == Activation::gelu) return visitor(Gelu());
@@ -209,39 +201,40 @@ void with_activation(Activation kind, const Visitor& visitor) {
 
 void activation_forward(Activation kind, const ElementwiseShape& shape, Operand x, void* y) {
     with_activation(kind, [&](auto op) {
-        with_type(shape.type, [&](auto element) { forward<decltype(op), decltype(element)>(shape, x, y); });
+        with_dtype(shape.type, [&](auto element) { forward<decltype(op), decltype(element)>(shape, x, y); });
     });
 }
 
 void activation_backward(Activation kind, const ElementwiseShape& shape, Operand x, Operand g, void* dx) {
     with_activation(kind, [&](auto op) {
-        with_type(shape.type,
-                  [&](auto element) { backward<decltype(op), decltype(element)>(shape, x, g, dx); });
+        with_dtype(shape.type,
+                   [&](auto element) { backward<decltype(op), decltype(element)>(shape, x, g, dx); });
     });
 }
 
 void activation_double_backward(Activation kind, const ElementwiseShape& shape, Operand x, Operand g,
                                 Operand u, void* d_g, void* d_x) {
     with_activation(kind, [&](auto op) {
-        with_type(shape.type, [&](auto element) {
+        with_dtype(shape.type, [&](auto element) {
             double_backward<decltype(op), decltype(element)>(shape, x, g, u, d_g, d_x);
         });
     });
 }
 
 void swiglu_forward(const ElementwiseShape& shape, Operand gate, Operand up, void* y) {
-    with_type(shape.type, [&](auto element) { swiglu_forward_as<decltype(element)>(shape, gate, up, y); });
+    with_dtype(shape.type, [&](auto element) { swiglu_forward_as<decltype(element)>(shape, gate, up, y); });
 }
 
 void swiglu_backward(const ElementwiseShape& shape, Operand gate, Operand up, Operand g, void* d_gate,
                      void* d_up) {
-    with_type(shape.type,
-              [&](auto element) { swiglu_backward_as<decltype(element)>(shape, gate, up, g, d_gate, d_up); });
+    with_dtype(shape.type, [&](auto element) {
+        swiglu_backward_as<decltype(element)>(shape, gate, up, g, d_gate, d_up);
+    });
 }
 
 void swiglu_double_backward(const ElementwiseShape& shape, Operand gate, Operand up, Operand g,
                             Operand u_gate, Operand u_up, void* d_g, void* d_gate, void* d_up) {
-    with_type(shape.type, [&](auto element) {
+    with_dtype(shape.type, [&](auto element) {
         swiglu_double_backward_as<decltype(element)>(shape, gate, up, g, u_gate, u_up, d_g, d_gate, d_up);
     });
 }

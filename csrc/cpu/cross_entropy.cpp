@@ -6,6 +6,7 @@
 #include <cmath>
 #include <cstdlib>
 
+#include "element.h"
 #include "exp_nonpositive.h"
 
 namespace hvp {
@@ -69,14 +70,14 @@ double weighted_sum(const T* x, const Acc<T>* w, std::int64_t classes) {
     return total;
 }
 
-struct SoftmaxNorm {
+struct RowStatistics {
     double shift;  // the largest logit
     double sum;    // of exp(z - shift)
 };
 
 // One read of the row: the running maximum moves from block to block and rescales the running sum.
 template <class T>
-SoftmaxNorm softmax_norm(const T* z, std::int64_t classes) {
+RowStatistics row_statistics(const T* z, std::int64_t classes) {
     using A = Acc<T>;
     A shift = -static_cast<A>(INFINITY);
     double total = 0;
@@ -104,7 +105,7 @@ SoftmaxNorm softmax_norm(const T* z, std::int64_t classes) {
 }
 
 template <class T>
-void forward(const CrossEntropyRows& in, Acc<T>* norm, Acc<T>* loss) {
+void forward(const CrossEntropyRows& in, Acc<T>* statistics, Acc<T>* loss) {
     using A = Acc<T>;
     const A* w = static_cast<const A*>(in.class_weight);
     const double total_weight = weight_sum<A>(in);
@@ -112,10 +113,10 @@ void forward(const CrossEntropyRows& in, Acc<T>* norm, Acc<T>* loss) {
     for (std::int64_t r = 0; r < in.base_rows; ++r) {
         const T* z = static_cast<const T*>(in.logits) + r * in.classes;
         const RowTerms row = row_terms<A>(in, r, total_weight);
-        const SoftmaxNorm found = softmax_norm(z, in.classes);
+        const RowStatistics found = row_statistics(z, in.classes);
         const double value = found.shift + std::log(found.sum);
-        norm[2 * r] = static_cast<A>(found.shift);
-        norm[2 * r + 1] = static_cast<A>(1.0 / found.sum);
+        statistics[2 * r] = static_cast<A>(found.shift);
+        statistics[2 * r + 1] = static_cast<A>(1.0 / found.sum);
         double sum = 0;
         if (row.kept) {
             sum = row.hit * (value - static_cast<double>(load(z + row.target)));
@@ -131,7 +132,7 @@ void fill_zero(T* row, std::int64_t classes) {
 }
 
 template <class T>
-void backward(const CrossEntropyRows& in, const Acc<T>* norm, const Acc<T>* scale, T* grad) {
+void backward(const CrossEntropyRows& in, const Acc<T>* statistics, const Acc<T>* scale, T* grad) {
     using A = Acc<T>;
     const A* w = static_cast<const A*>(in.class_weight);
     const double total_weight = weight_sum<A>(in);
@@ -145,8 +146,8 @@ void backward(const CrossEntropyRows& in, const Acc<T>* norm, const Acc<T>* scal
             fill_zero(out, in.classes);
             continue;
         }
-        const A shift = norm[2 * base];
-        const A mass = static_cast<A>(row.mass) * norm[2 * base + 1];
+        const A shift = statistics[2 * base];
+        const A mass = static_cast<A>(row.mass) * statistics[2 * base + 1];
         const A g = scale[r];
         const A smooth = static_cast<A>(row.smooth);
         const A at_target = load(z + row.target);  // before the loop: out may be z
@@ -189,10 +190,10 @@ double softmax_dot(const T* z, const T* u, Acc<T> shift, std::int64_t classes, A
 }
 
 template <class T>
-void hvp_row(const CrossEntropyRows& in, const RowTerms& row, const T* z, const T* u, const Acc<T>* norm,
-             Acc<T> scale, Acc<T>* p, T* out, Acc<T>* slope) {
+void hvp_row(const CrossEntropyRows& in, const RowTerms& row, const T* z, const T* u,
+             const Acc<T>* statistics, Acc<T> scale, Acc<T>* p, T* out, Acc<T>* slope) {
     using A = Acc<T>;
-    const double mean = softmax_dot(z, u, norm[0], in.classes, p);
+    const double mean = softmax_dot(z, u, statistics[0], in.classes, p);
     if (slope != nullptr) {
         double value = row.mass * mean - row.hit * static_cast<double>(load(u + row.target));
         if (row.smooth != 0)
@@ -202,7 +203,7 @@ void hvp_row(const CrossEntropyRows& in, const RowTerms& row, const T* z, const 
     if (out == nullptr) return;
     const A center = static_cast<A>(mean);
     const A rest = static_cast<A>(mean - static_cast<double>(center));
-    const A factor = scale * static_cast<A>(row.mass) * norm[1];
+    const A factor = scale * static_cast<A>(row.mass) * statistics[1];
 #pragma omp simd
     for (std::int64_t c = 0; c < in.classes; ++c)
         store(out + c, factor * p[c] * ((load(u + c) - center) - rest));
@@ -210,8 +211,8 @@ void hvp_row(const CrossEntropyRows& in, const RowTerms& row, const T* z, const 
 
 // Exponentials of one row per thread: they stay in cache, and save a second exponential.
 template <class T>
-bool hvp(const CrossEntropyRows& in, const Acc<T>* norm, const Acc<T>* scale, const T* tangent, T* product,
-         Acc<T>* slope) {
+bool hvp(const CrossEntropyRows& in, const Acc<T>* statistics, const Acc<T>* scale, const T* tangent,
+         T* product, Acc<T>* slope) {
     using A = Acc<T>;
     const double total_weight = weight_sum<A>(in);
     bool complete = true;
@@ -227,7 +228,7 @@ bool hvp(const CrossEntropyRows& in, const Acc<T>* norm, const Acc<T>* scale, co
             T* out = product == nullptr ? nullptr : product + r * in.classes;
             if (row.kept) {
                 hvp_row(in, row, static_cast<const T*>(in.logits) + base * in.classes,
-                        tangent + r * in.classes, norm + 2 * base, scale[r], p, out,
+                        tangent + r * in.classes, statistics + 2 * base, scale[r], p, out,
                         slope == nullptr ? nullptr : slope + r);
                 continue;
             }
@@ -241,28 +242,29 @@ bool hvp(const CrossEntropyRows& in, const Acc<T>* norm, const Acc<T>* scale, co
 
 }  // namespace
 
-void cross_entropy_forward(const CrossEntropyRows& in, void* norm, void* loss) {
+void cross_entropy_forward(const CrossEntropyRows& in, void* statistics, void* loss) {
     with_dtype(in.dtype, [&](auto element) {
         using T = decltype(element);
-        forward<T>(in, static_cast<Acc<T>*>(norm), static_cast<Acc<T>*>(loss));
+        forward<T>(in, static_cast<Acc<T>*>(statistics), static_cast<Acc<T>*>(loss));
     });
 }
 
-void cross_entropy_backward(const CrossEntropyRows& in, const void* norm, const void* scale, void* grad) {
+void cross_entropy_backward(const CrossEntropyRows& in, const void* statistics, const void* scale,
+                            void* grad) {
     with_dtype(in.dtype, [&](auto element) {
         using T = decltype(element);
-        backward<T>(in, static_cast<const Acc<T>*>(norm), static_cast<const Acc<T>*>(scale),
+        backward<T>(in, static_cast<const Acc<T>*>(statistics), static_cast<const Acc<T>*>(scale),
                     static_cast<T*>(grad));
     });
 }
 
-bool cross_entropy_hvp(const CrossEntropyRows& in, const void* norm, const void* scale, const void* tangent,
-                       void* product, void* slope) {
+bool cross_entropy_hvp(const CrossEntropyRows& in, const void* statistics, const void* scale,
+                       const void* tangent, void* product, void* slope) {
     bool complete = false;
     with_dtype(in.dtype, [&](auto element) {
         using T = decltype(element);
         complete =
-            hvp<T>(in, static_cast<const Acc<T>*>(norm), static_cast<const Acc<T>*>(scale),
+            hvp<T>(in, static_cast<const Acc<T>*>(statistics), static_cast<const Acc<T>*>(scale),
                    static_cast<const T*>(tangent), static_cast<T*>(product), static_cast<Acc<T>*>(slope));
     });
     return complete;

@@ -30,10 +30,10 @@ Isa choose() {
         if (isa <= limit) return isa;
         throw std::invalid_argument("HVP_ENGINE_ISA=" + std::string(wish) +
                                     ", but this CPU supports at most " + name_of(limit) +
-                                    "; unset HVP_ENGINE_ISA or name a lower one");
+                                    "; unset HVP_ENGINE_ISA or name a lower one.");
     }
     throw std::invalid_argument("HVP_ENGINE_ISA=" + std::string(wish) +
-                                " is not an instruction set; use baseline, avx2 or avx512, or unset it");
+                                " is not an instruction set; use baseline, avx2 or avx512, or unset it.");
 }
 
 }  // namespace

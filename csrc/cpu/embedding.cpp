@@ -2,6 +2,8 @@
 // threads.
 #include "hvp/embedding.h"
 
+#include "element.h"
+
 namespace hvp {
 namespace HVP_ISA {
 namespace {

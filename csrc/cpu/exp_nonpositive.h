@@ -2,7 +2,7 @@
 // simd::exp. Results below the smallest normal number are zero. Included by kernel sources only.
 #pragma once
 
-#include "hvp/simd_math.h"
+#include "simd_math.h"
 
 namespace hvp {
 namespace simd {

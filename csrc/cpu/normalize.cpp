@@ -7,7 +7,7 @@
 // A row is read from memory once and stays in cache for the passes that follow.
 #include "hvp/normalize.h"
 
-#include "hvp/element.h"
+#include "element.h"
 
 namespace hvp {
 namespace HVP_ISA {
@@ -68,9 +68,9 @@ HVP_ELEMENT_INLINE const T* row_of(Operand operand, std::int64_t group, std::int
 template <class T, class W>
 HVP_ELEMENT_INLINE Row<T, W> make_row(const NormalizeShape& shape, const NormalizeInputs& in,
                                       std::int64_t group, std::int64_t row) {
-    const auto* stats = row_of<Acc<T>>(in.stats, group, row, 2);
+    const auto* statistics = row_of<Acc<T>>(in.statistics, group, row, 2);
     return {row_of<T>(in.x, group, row, shape.size), row_of<T>(in.g, group, row, shape.size),
-            row_of<W>(in.w, group, 0, shape.size), stats[0], stats[1]};
+            row_of<W>(in.w, group, 0, shape.size), statistics[0], statistics[1]};
 }
 
 // Calls body(group, chunk, first row, last row). The groups of a chunk follow each other, so that rows shared
@@ -119,7 +119,8 @@ void reduce_chunks(const NormalizeShape& shape, const A* partial, std::int64_t g
 
 // Mean and variance in two passes; the second corrects the rounding of the mean.
 template <class T, class A = Acc<T>>
-HVP_ELEMENT_INLINE void row_statistics(bool centered, const T* x, std::int64_t size, double eps, A* stats) {
+HVP_ELEMENT_INLINE void row_statistics(bool centered, const T* x, std::int64_t size, double eps,
+                                       A* statistics) {
     A mean = 0;
     A moments[2];
     if (centered)
@@ -129,12 +130,13 @@ HVP_ELEMENT_INLINE void row_statistics(bool centered, const T* x, std::int64_t s
         return Terms<A>{d, d * d, 0, 0, 0};
     });
     const double shift = centered ? double(moments[0]) : 0.0;
-    stats[0] = A(double(mean) + shift);
-    stats[1] = A(1.0 / __builtin_sqrt(double(moments[1]) - shift * shift + eps));
+    statistics[0] = A(double(mean) + shift);
+    statistics[1] = A(1.0 / __builtin_sqrt(double(moments[1]) - shift * shift + eps));
 }
 
 template <class T, class W>
-void forward(const NormalizeShape& shape, double eps, Operand x, Operand w, Operand b, void* y, void* stats) {
+void forward(const NormalizeShape& shape, double eps, Operand x, Operand w, Operand b, void* y,
+             void* statistics) {
     using A = Acc<T>;
     for_each_chunk(shape, [&](std::int64_t group, std::int64_t, std::int64_t first, std::int64_t last) {
         const W* ws = row_of<W>(w, group, 0, shape.size);
@@ -142,9 +144,9 @@ void forward(const NormalizeShape& shape, double eps, Operand x, Operand w, Oper
         for (std::int64_t row = first; row < last; ++row) {
             const T* xs = row_of<T>(x, group, row, shape.size);
             const std::int64_t index = group * shape.rows + row;
-            A* row_stats = static_cast<A*>(stats) + 2 * index;
-            row_statistics(shape.centered, xs, shape.size, eps, row_stats);
-            const A mean = row_stats[0], rstd = row_stats[1];
+            A* of_row = static_cast<A*>(statistics) + 2 * index;
+            row_statistics(shape.centered, xs, shape.size, eps, of_row);
+            const A mean = of_row[0], rstd = of_row[1];
             T* ys = static_cast<T*>(y) + index * shape.size;
 #pragma omp simd
             for (std::int64_t j = 0; j < shape.size; ++j) {
@@ -305,9 +307,9 @@ struct Flag {
 // Calls visitor(T(), W()) with the element types named at run time.
 template <class Visitor>
 void with_types(const NormalizeShape& shape, const Visitor& visitor) {
-    if (shape.type == ElementType::float64) return visitor(double(), double());
-    if (shape.type == ElementType::float32) return visitor(float(), float());
-    if (shape.parameter_type == ElementType::float32) return visitor(Bf16(), float());
+    if (shape.type == Dtype::float64) return visitor(double(), double());
+    if (shape.type == Dtype::float32) return visitor(float(), float());
+    if (shape.parameter_type == Dtype::float32) return visitor(Bf16(), float());
     visitor(Bf16(), Bf16());
 }
 
@@ -320,9 +322,10 @@ void with_flag(bool flag, const Visitor& visitor) {
 }  // namespace
 
 void normalize_forward(const NormalizeShape& shape, double eps, Operand x, Operand w, Operand b, void* y,
-                       void* stats) {
-    with_types(shape,
-               [&](auto t, auto p) { forward<decltype(t), decltype(p)>(shape, eps, x, w, b, y, stats); });
+                       void* statistics) {
+    with_types(shape, [&](auto t, auto p) {
+        forward<decltype(t), decltype(p)>(shape, eps, x, w, b, y, statistics);
+    });
 }
 
 void normalize_backward(const NormalizeShape& shape, const NormalizeInputs& in, void* dx, void* dw, void* db,

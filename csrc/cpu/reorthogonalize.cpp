@@ -83,7 +83,7 @@ struct DotPanel {
     using Type = double;
 };
 template <>
-struct DotPanel<bfloat16, float> {
+struct DotPanel<Bf16, float> {
     using Type = float;
 };
 
@@ -105,7 +105,7 @@ struct UpdateHalf {
     using Type = Float8;
 };
 template <>
-struct UpdateHalf<bfloat16, float> {
+struct UpdateHalf<Bf16, float> {
     using Type = Unpacked;
 };
 template <typename Q>
@@ -190,12 +190,12 @@ constexpr Passes passes() {
 }
 
 Passes passes_of(const Stream& s) {
-    const bool single = s.vector_type == VectorType::float32;
+    const bool single = s.vector_type == Dtype::float32;
     switch (s.basis_type) {
-        case BasisType::float32:
+        case Dtype::float32:
             return single ? passes<float, float>() : passes<float, double>();
-        case BasisType::bfloat16:
-            return single ? passes<bfloat16, float>() : passes<bfloat16_beside_fp64, double>();
+        case Dtype::bfloat16:
+            return single ? passes<Bf16, float>() : passes<Bf16BesideFp64, double>();
         default:
             return single ? passes<double, float>() : passes<double, double>();
     }

@@ -11,6 +11,8 @@
 #include <immintrin.h>
 #endif
 
+#include "element.h"
+
 namespace hvp {
 namespace HVP_ISA {
 namespace {
@@ -23,12 +25,7 @@ constexpr int kRows = 4;
 constexpr int kRows = 2;
 #endif
 
-struct bfloat16 {
-    std::uint16_t bits;
-};
-struct bfloat16_beside_fp64 {  // the same numbers, unpacked for arithmetic in fp64
-    std::uint16_t bits;
-};
+struct Bf16BesideFp64 : Bf16 {};  // the same numbers, unpacked for arithmetic in fp64
 
 using Float8 = float __attribute__((vector_size(32)));
 using Double8 = double __attribute__((vector_size(64)));
@@ -47,7 +44,7 @@ using Words = Word8;
 template <typename Q>
 constexpr std::int64_t kGroup = 16;
 template <>
-constexpr std::int64_t kGroup<bfloat16> = 2 * sizeof(Unpacked) / sizeof(float);
+constexpr std::int64_t kGroup<Bf16> = 2 * sizeof(Unpacked) / sizeof(float);
 
 // Columns per step of the inner loops: whole groups, and at least one cache line.
 template <typename Q>
@@ -90,7 +87,7 @@ struct Group {
     using Half = Float8;
 };
 template <>
-struct Group<bfloat16> {
+struct Group<Bf16> {
     using Half = Unpacked;
 };
 template <>
@@ -98,14 +95,10 @@ struct Group<double> {
     using Half = Double8;
 };
 
-inline float widen(float x) { return x; }
-inline double widen(double x) { return x; }
+// An element in the type of its arithmetic.
 template <typename Q>
-inline float widen(Q x) {
-    const std::uint32_t word = static_cast<std::uint32_t>(x.bits) << 16;
-    float result;
-    std::memcpy(&result, &word, sizeof result);
-    return result;
+inline auto widen(Q x) {
+    return load(&x);
 }
 
 template <typename Q>
@@ -210,8 +203,8 @@ void dot_rows(const Window<Q>& q, const double* panel, std::int64_t ahead, doubl
 // columns, eight products to a lane, are taken in fp32, everything beyond in fp64. Widening each product
 // would cost more than the read of half-size rows leaves time for.
 template <int R>
-void dot_rows(const Window<bfloat16>& q, const float* panel, std::int64_t ahead, double* dots) {
-    using Q = bfloat16;
+void dot_rows(const Window<Bf16>& q, const float* panel, std::int64_t ahead, double* dots) {
+    using Q = Bf16;
     constexpr std::int64_t kRun = 8 * kGroup<Q>;
     Double8 sums[R] = {};
     const std::int64_t whole = q.columns - q.columns % kStep<Q>;

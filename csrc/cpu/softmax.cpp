@@ -4,6 +4,7 @@
 
 #include <cmath>
 
+#include "element.h"
 #include "exp_nonpositive.h"
 
 namespace hvp {
@@ -109,14 +110,14 @@ void double_backward(const T* probabilities, const T* upstream, const T* cotange
 
 // Sums of rounded terms in the accumulator type are short (kBlock), their sum is a double.
 template <class T>
-void tangent_rows(const T* logits, std::int64_t row_stride, const Acc<T>* norm, const Acc<T>* factor,
+void tangent_rows(const T* logits, std::int64_t row_stride, const Acc<T>* statistics, const Acc<T>* factor,
                   const Acc<T>* center, std::int64_t rows, std::int64_t columns, T* tangent, double* totals) {
     using A = Acc<T>;
 #pragma omp parallel for schedule(static)
     for (std::int64_t r = 0; r < rows; ++r) {
         const T* z = logits + r * row_stride;
         T* t = tangent + r * columns;
-        const A f = factor[r], shift = norm[2 * r], mean = center[r];
+        const A f = factor[r], shift = statistics[2 * r], mean = center[r];
         if (f == 0) {  // whatever the logits are: zero times infinity is no number
             for (std::int64_t c = 0; c < columns; ++c) store(t + c, 0);
             continue;
@@ -139,12 +140,12 @@ void tangent_rows(const T* logits, std::int64_t row_stride, const Acc<T>* norm, 
 
 }  // namespace
 
-void softmax_tangent(Dtype dtype, const void* logits, std::int64_t row_stride, const void* norm,
+void softmax_tangent(Dtype dtype, const void* logits, std::int64_t row_stride, const void* statistics,
                      const void* factor, const void* center, std::int64_t rows, std::int64_t columns,
                      void* tangent, double* totals) {
     with_dtype(dtype, [&](auto element) {
         using T = decltype(element);
-        tangent_rows<T>(static_cast<const T*>(logits), row_stride, static_cast<const Acc<T>*>(norm),
+        tangent_rows<T>(static_cast<const T*>(logits), row_stride, static_cast<const Acc<T>*>(statistics),
                         static_cast<const Acc<T>*>(factor), static_cast<const Acc<T>*>(center), rows, columns,
                         static_cast<T*>(tangent), totals);
     });

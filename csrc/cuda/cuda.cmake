@@ -3,7 +3,7 @@
 
 string(TOLOWER "${HVP_ENGINE_CUDA}" hvp_cuda_wish)
 if(NOT hvp_cuda_wish MATCHES "^(auto|on|off|1|0|true|false|yes|no)$")
-  message(FATAL_ERROR "HVP_ENGINE_CUDA is '${HVP_ENGINE_CUDA}'; use auto, on or off")
+  message(FATAL_ERROR "HVP_ENGINE_CUDA is '${HVP_ENGINE_CUDA}'; use auto, on or off.")
 endif()
 if(hvp_cuda_wish MATCHES "^(off|0|false|no)$")
   message(STATUS "CUDA kernels: off")
@@ -49,20 +49,29 @@ if(NOT hvp_cuda_architectures OR NOT CMAKE_CUDA_COMPILER)
     return()
   endif()
   message(FATAL_ERROR "HVP_ENGINE_CUDA=${HVP_ENGINE_CUDA}, but no working nvcc was found; install the CUDA toolkit, "
-                      "set CUDACXX to its nvcc, or set HVP_ENGINE_CUDA=off")
+                      "set CUDACXX to its nvcc, or set HVP_ENGINE_CUDA=off.")
 endif()
 
 enable_language(CUDA)
 find_package(CUDAToolkit REQUIRED)
 message(STATUS "CUDA kernels: on, for ${CMAKE_CUDA_ARCHITECTURES} (${CMAKE_CUDA_COMPILER})")
-add_library(hvp_cuda OBJECT csrc/cuda/reorthogonalize.cu csrc/cuda/record.cu csrc/cuda/tridiagonal.cu)
+add_library(hvp_cuda OBJECT
+  csrc/cuda/reorthogonalize.cu
+  csrc/cuda/lanczos_step.cu
+  csrc/cuda/tridiagonal.cu
+  csrc/cuda/device.cu
+)
 target_include_directories(hvp_cuda PRIVATE csrc/include)
 target_compile_options(hvp_cuda PRIVATE --compiler-options=-Wall,-Wextra
                                         $<$<BOOL:${HVP_ENGINE_WERROR}>:--Werror=all-warnings>)
 set_target_properties(hvp_cuda PROPERTIES CUDA_STANDARD 17 CUDA_STANDARD_REQUIRED ON CUDA_EXTENSIONS OFF
                                           CUDA_VISIBILITY_PRESET hidden CUDA_RUNTIME_LIBRARY Static)
-target_sources(_native PRIVATE csrc/bindings/cuda.cpp)
-set_source_files_properties(csrc/bindings/cuda.cpp PROPERTIES SKIP_UNITY_BUILD_INCLUSION ON)  # same names as on the CPU
+target_sources(_native PRIVATE
+  csrc/bindings/cuda_device.cpp
+  csrc/bindings/cuda_lanczos_step.cpp
+  csrc/bindings/cuda_reorthogonalize.cpp
+  csrc/bindings/cuda_tridiagonal.cpp
+)
 target_compile_definitions(_native PRIVATE HVP_ENGINE_WITH_CUDA)
 target_link_libraries(_native PRIVATE hvp_cuda CUDA::cudart_static)
 set_target_properties(_native PROPERTIES LINKER_LANGUAGE CXX)

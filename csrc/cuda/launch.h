@@ -5,7 +5,7 @@
 
 #include <cstdint>
 
-#include "hvp/cuda.h"
+#include "hvp/cuda/device.h"
 
 namespace hvp {
 namespace cuda {

@@ -4,7 +4,7 @@
 #include <cuda_runtime.h>
 
 #include "launch.h"
-#include "projection_kernels.cuh"
+#include "reorthogonalize_kernels.cuh"
 
 namespace hvp {
 namespace cuda {
@@ -20,8 +20,7 @@ ProjectionPlan plan_projection(const ReorthogonalizeStream* streams, std::int64_
         plan.num_tasks += tasks;
         partials += tasks * (stream.count + 1);
         if (stream.count > plan.max_count) plan.max_count = stream.count;
-        plan.type_pairs |= std::int64_t{1} << (static_cast<std::int64_t>(stream.basis_type) * 2 +
-                                               static_cast<std::int64_t>(stream.vector_type));
+        plan.type_pairs |= std::int64_t{1} << type_pair_of(stream);
     }
     plan.workspace_bytes =
         static_cast<std::int64_t>(sizeof(double)) * (num_streams * plan.max_count + partials);
@@ -42,9 +41,9 @@ cudaError_t launch_pass(Pass pass, const ProjectionBatch& batch, std::int64_t ty
 
 using LaunchPass = cudaError_t (*)(Pass, const ProjectionBatch&, std::int64_t, unsigned, const Queue&);
 // By basis type and vector type, in the order of their numbers.
-constexpr LaunchPass kLaunchPass[] = {launch_pass<float, float>,    launch_pass<float, double>,
-                                      launch_pass<Bfloat16, float>, launch_pass<Bfloat16, double>,
-                                      launch_pass<double, float>,   launch_pass<double, double>};
+constexpr LaunchPass kLaunchPass[] = {launch_pass<float, float>,  launch_pass<float, double>,
+                                      launch_pass<double, float>, launch_pass<double, double>,
+                                      launch_pass<Bf16, float>,   launch_pass<Bf16, double>};
 constexpr std::int64_t kTypePairs = 6;
 
 }  // namespace

@@ -3,7 +3,7 @@
 // lanes at the same index read adjacent words.
 #pragma once
 
-#include "hvp/cuda.h"
+#include "hvp/cuda/tridiagonal.h"
 #include "warp.cuh"
 
 namespace hvp {

@@ -4,24 +4,22 @@
 
 #include <cstdint>
 
+#include "hvp/dtype.h"
+
 namespace hvp {
 namespace cuda {
 
 constexpr int kWarpSize = 32;
 constexpr unsigned kAllLanes = 0xffffffffu;
 
-struct Bfloat16 {
-    std::uint16_t bits;
-};
-
 __device__ inline float widen(float x) { return x; }
 __device__ inline double widen(double x) { return x; }
-__device__ inline float widen(Bfloat16 x) { return __uint_as_float(static_cast<unsigned>(x.bits) << 16); }
+__device__ inline float widen(Bf16 x) { return __uint_as_float(static_cast<unsigned>(x.bits) << 16); }
 
 __device__ inline void narrow(double x, float& to) { to = static_cast<float>(x); }
 __device__ inline void narrow(double x, double& to) { to = x; }
 // Through float, as PyTorch converts; to nearest even, and a NaN stays one.
-__device__ inline void narrow(double x, Bfloat16& to) {
+__device__ inline void narrow(double x, Bf16& to) {
     const float single = static_cast<float>(x);
     const unsigned bits = __float_as_uint(single);
     const unsigned rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;

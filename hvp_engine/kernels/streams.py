@@ -14,31 +14,19 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from hvp_engine.errors import ConfigurationError
+from hvp_engine.kernels.tensors import dtype_number
 
 __all__ = [
     "LanczosState",
     "NewVector",
     "Projection",
     "Step",
-    "basis_number",
     "check_step",
     "stream_table",
-    "vector_number",
 ]
 
-# The numbers of BasisType and VectorType in csrc/include/hvp/reorthogonalize.h.
-_BASIS_NUMBERS = {torch.float32: 0, torch.bfloat16: 1, torch.float64: 2}
-_VECTOR_NUMBERS = {torch.float32: 0, torch.float64: 1}
-
-
-def basis_number(dtype: torch.dtype) -> int:
-    """Return the number that stands for the dtype of a basis in the tables of streams."""
-    return _BASIS_NUMBERS[dtype]
-
-
-def vector_number(dtype: torch.dtype) -> int:
-    """Return the number that stands for the dtype of a stream's vector in the tables of streams."""
-    return _VECTOR_NUMBERS[dtype]
+_BASIS_DTYPES = (torch.float32, torch.bfloat16, torch.float64)
+_VECTOR_DTYPES = (torch.float32, torch.float64)
 
 
 class Projection(NamedTuple):
@@ -146,8 +134,8 @@ def stream_table(bases: Sequence[Tensor], vectors: Sequence[Tensor], counts: Seq
             basis.stride(0),
             vector.shape[0],
             count,
-            basis_number(basis.dtype),
-            vector_number(vector.dtype),
+            dtype_number(basis.dtype),
+            dtype_number(vector.dtype),
         )
     return table
 
@@ -155,7 +143,7 @@ def stream_table(bases: Sequence[Tensor], vectors: Sequence[Tensor], counts: Seq
 def _problem(basis: Tensor, vector: Tensor, count: int, device: torch.device) -> str | None:
     """Say what is wrong with one stream and how to put it right, or None."""
     problem = None
-    if basis.dtype not in _BASIS_NUMBERS or vector.dtype not in _VECTOR_NUMBERS:
+    if basis.dtype not in _BASIS_DTYPES or vector.dtype not in _VECTOR_DTYPES:
         problem = f"basis {basis.dtype}, vector {vector.dtype}; use fp32, bf16 or fp64 and fp32 or fp64"
     elif basis.device != device or vector.device != device:
         problem = f"basis on {basis.device}, vector on {vector.device}; put all streams on one device"
@@ -208,7 +196,7 @@ def _rows_problem(new: NewVector, device: torch.device) -> str | None:
             tensor.ndim != 1 or tensor.shape != vector.shape or tensor.device != device or not tensor.is_contiguous()
         ):
             return f"vector and rows must be contiguous (n,) tensors on {device}"
-    if vector.dtype not in _VECTOR_NUMBERS or (store is not None and store.dtype not in _BASIS_NUMBERS):
+    if vector.dtype not in _VECTOR_DTYPES or (store is not None and store.dtype not in _BASIS_DTYPES):
         return "use an fp32 or fp64 vector and an fp32, bf16 or fp64 basis"
     if window is not None and window.dtype != vector.dtype:
         return f"the window is {window.dtype}, the vector {vector.dtype}; use one dtype"

@@ -6,7 +6,7 @@ import torch
 
 __all__ = ["ELEMENT_TYPES", "accumulator", "address", "dtype_number"]
 
-# The numbers of hvp::Dtype in csrc/include/hvp.
+# The numbers of hvp::Dtype in csrc/include/hvp/dtype.h.
 _NUMBERS = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.bool: 3}
 ELEMENT_TYPES = frozenset(_NUMBERS) - {torch.bool}
 """Dtypes that fused operations compute with."""

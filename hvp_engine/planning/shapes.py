@@ -80,7 +80,7 @@ class SoftmaxKernel(Kernel):
 
 
 class AttentionKernel(RowKernel):
-    """Attention by tiles: the products that csrc/cpu/attention_*.cpp form, above the diagonal none if causal."""
+    """Attention by tiles: the products that csrc/cpu/attention/*.cpp form, above the diagonal none if causal."""
 
     def __init__(self, meter: Meter, causal: bool) -> None:
         super().__init__(meter, 3)
@@ -102,7 +102,7 @@ class AttentionKernel(RowKernel):
         return self._products(tensors, 1 + query + key, (query or key) + value)
 
     def second_flop(self, tensors: Sequence[Tensor | None], given: Sequence[bool], wanted: Sequence[bool]) -> float:
-        """Return the products of attention_second.cpp, in its notation; twelve when everything is given and wanted."""
+        """Return the products of attention/second.cpp, in its notation; twelve when everything is given and wanted."""
         query, key, value = given
         of_query, of_key, of_value, of_grad = wanted
         first, scores = query or key, of_query or of_key

@@ -8,7 +8,7 @@ from pathlib import Path
 
 EMULATION = Path(__file__).parent / "emulation"
 CSRC = Path(__file__).parents[2] / "csrc"
-KERNELS = ("reorthogonalize.cu", "record.cu", "tridiagonal.cu")
+KERNELS = ("reorthogonalize.cu", "lanczos_step.cu", "tridiagonal.cu", "device.cu")
 FLAGS = ("-std=c++17", "-O1", "-fPIC", "-fno-strict-aliasing", "-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas")
 
 

@@ -16,8 +16,7 @@ from compiling import CSRC, EMULATION, FLAGS, KERNELS, compile_source, link
 from hvp_engine.kernels.streams import Projection
 
 SUPPORT = ("emulation.cpp", "harness.cpp")
-BASIS_TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float64: 2}
-VECTOR_TYPES = {torch.float32: 0, torch.float64: 1}
+DTYPES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2}  # hvp::Dtype in csrc/include/hvp/dtype.h
 
 
 class Failure(Exception):
@@ -115,7 +114,7 @@ class Emulator:
         parameters = [num, width]
         for basis, vector, capacity in zip(bases, vectors, capacities, strict=True):
             parameters += [basis.stride(0), vector.shape[0], capacity]
-            parameters += [BASIS_TYPES[basis.dtype], VECTOR_TYPES[vector.dtype]]
+            parameters += [DTYPES[basis.dtype], DTYPES[vector.dtype]]
         nan = np.full(num * (width + 2), np.nan)
         arrays = [(0, np.array(parameters, dtype=np.int64).tobytes()), (0, np.array(counts, dtype=np.int64).tobytes())]
         arrays += [(0, nan[: num * width].tobytes()), (0, nan[:num].tobytes()), (0, nan[:num].tobytes())]
@@ -144,8 +143,8 @@ class Emulator:
         parameters = [len(streams), 1, position, state[0].shape[1]]
         arrays: list[np.ndarray | bytes] = [np.array([tolerance]), alpha, beta, lost, *state]
         for vector, store, window, row, last_step in streams:
-            store_type = 0 if store is None else BASIS_TYPES[store.dtype]
-            parameters += [vector.shape[0], row, last_step, store_type, VECTOR_TYPES[vector.dtype]]
+            store_type = 0 if store is None else DTYPES[store.dtype]
+            parameters += [vector.shape[0], row, last_step, store_type, DTYPES[vector.dtype]]
             arrays += [b"" if t is None else _bytes(t) for t in (vector, store, window)]
         arrays.insert(0, np.array(parameters, dtype=np.int64))
         given = [(0, a if isinstance(a, bytes) else np.ascontiguousarray(a).tobytes()) for a in arrays]

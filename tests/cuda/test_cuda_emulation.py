@@ -11,7 +11,7 @@ from emulated import Emulator, Failure, build, copy_of_sources
 
 ADDRESS = ("-fsanitize=address,undefined", "-fno-sanitize-recover=all")
 THREAD = ("-fsanitize=thread",)
-PROJECTION = "projection_kernels.cuh"
+PROJECTION = "reorthogonalize_kernels.cuh"
 
 # Each change breaks one thing; the orders of threads or a sanitizer must notice.
 BROKEN = {

@@ -57,7 +57,7 @@ def test_the_compiler_agrees_with_the_committed_table(cuda_resources, architectu
 def test_a_spill_is_read_from_the_compiler_log(cuda_resources):
     log = (
         "ptxas info    : Compiling entry function "
-        "'_ZN3hvp4cuda7projectINS0_8Bfloat16EdEEvNS0_15ProjectionBatchE' for 'sm_90'\n"
+        "'_ZN3hvp4cuda7projectINS_4Bf16EdEEvNS0_15ProjectionBatchE' for 'sm_90'\n"
         "    8 bytes stack frame, 4 bytes spill stores, 12 bytes spill loads\n"
         "ptxas info    : Used 80 registers, used 1 barriers, 64 bytes smem, 448 bytes cmem[0]\n"
     )

@@ -6,6 +6,7 @@
 
 #include <cstdint>
 
+#include "hvp/dtype.h"
 #include "hvp/isa.h"
 #include "hvp/operand.h"
 
@@ -14,7 +15,7 @@ namespace hvp {
 enum class Activation { gelu = 0, gelu_tanh = 1, silu = 2 };
 
 struct ElementwiseShape {
-    ElementType type;
+    Dtype type;
     std::int64_t batch;
     std::int64_t size;
 };

@@ -4,13 +4,12 @@
 
 #include <cstdint>
 
+#include "hvp/dtype.h"
 #include "hvp/isa.h"
 
 namespace hvp {
 
 constexpr int kAttentionBatchDims = 6;
-
-enum class AttentionType : int { float32 = 0, float64 = 1, bfloat16 = 2, boolean = 3 };
 
 // A strided tensor (batch dimensions..., heads, rows, columns); strides in elements, 0 where it is broadcast.
 // A null address means that the tensor is absent: an input counts as zero, an output is not wanted.
@@ -34,9 +33,8 @@ struct AttentionProblem {
     std::int64_t value_width = 0;  // columns of value
     double scale = 1.0;
     bool causal = false;  // key j is seen by query i when j <= i
-    AttentionType type = AttentionType::float32;
-    AttentionType mask_type =
-        AttentionType::boolean;  // boolean: true = attend; otherwise added to the scores
+    Dtype type = Dtype::float32;
+    Dtype mask_type = Dtype::boolean;  // boolean: true = attend; otherwise added to the scores
     AttentionTensor query, key, value, mask;
     // Columns 0 and 1: each row's largest score, and 1 / sum exp(score - largest), or 0 where no key is seen.
     // Accumulation type (double for float64, else float). The two are kept apart because their logarithmic

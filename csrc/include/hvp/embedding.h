@@ -3,7 +3,7 @@
 
 #include <cstdint>
 
-#include "hvp/element.h"
+#include "hvp/dtype.h"
 #include "hvp/isa.h"
 
 namespace hvp {

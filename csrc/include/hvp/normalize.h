@@ -2,23 +2,24 @@
 // memory.
 //
 // y = xhat w + b, xhat = (x - mean) rstd per row of `size` elements; RMS normalisation has no mean. An
-// operand holds `batch` groups of `rows` rows (parameters: one row per group). Outputs are contiguous; stats
-// holds mean and rstd of each row in the compute type (float, or double for double). Sums over rows go
-// through `workspace`, one partial row per chunk of rows, and are added in a fixed order: the result does not
-// depend on the number of threads.
+// operand holds `batch` groups of `rows` rows (parameters: one row per group). Outputs are contiguous;
+// statistics holds mean and rstd of each row in the compute type (float, or double for double). Sums over
+// rows go through `workspace`, one partial row per chunk of rows, and are added in a fixed order: the result
+// does not depend on the number of threads.
 #pragma once
 
 #include <cstdint>
 
+#include "hvp/dtype.h"
 #include "hvp/isa.h"
 #include "hvp/operand.h"
 
 namespace hvp {
 
 struct NormalizeShape {
-    ElementType type;            // of x, y and their gradients
-    ElementType parameter_type;  // of w, b and their gradients: `type`, or float32 beside bfloat16
-    bool centered;               // layer norm; otherwise RMS norm
+    Dtype type;            // of x, y and their gradients
+    Dtype parameter_type;  // of w, b and their gradients: `type`, or float32 beside bfloat16
+    bool centered;         // layer norm; otherwise RMS norm
     std::int64_t batch;
     std::int64_t rows;
     std::int64_t size;
@@ -29,11 +30,11 @@ std::int64_t normalize_rows_per_chunk(std::int64_t rows);
 std::int64_t normalize_chunks(std::int64_t rows);
 
 struct NormalizeInputs {
-    Operand x, w, stats, g;
+    Operand x, w, statistics, g;
 };
 
 HVP_DECLARE_KERNEL(void normalize_forward(const NormalizeShape& shape, double eps, Operand x, Operand w,
-                                          Operand b, void* y, void* stats))
+                                          Operand b, void* y, void* statistics))
 
 // Gradients for the cotangent g of y; a null output is not computed. The workspace has (batch, 2, chunks,
 // size) elements of the compute type and may be null if neither dw nor db is wanted.

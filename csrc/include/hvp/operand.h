@@ -5,9 +5,6 @@
 
 namespace hvp {
 
-// Codes as Python passes them.
-enum class ElementType { float32 = 0, float64 = 1, bfloat16 = 2 };
-
 // An input made of equal groups, each contiguous; the stride between groups is 0 where all share the same
 // values.
 struct Operand {

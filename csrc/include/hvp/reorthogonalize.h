@@ -3,12 +3,10 @@
 
 #include <cstdint>
 
+#include "hvp/dtype.h"
 #include "hvp/isa.h"
 
 namespace hvp {
-
-enum class BasisType : std::int64_t { float32, bfloat16, float64 };
-enum class VectorType : std::int64_t { float32, float64 };
 
 // One stream: `count` basis rows of `size` elements, and the vector to be made orthogonal to them in place.
 struct ReorthogonalizeStream {
@@ -17,8 +15,8 @@ struct ReorthogonalizeStream {
     std::int64_t row_stride;  // elements between the starts of two basis rows
     std::int64_t size;
     std::int64_t count;
-    BasisType basis_type;
-    VectorType vector_type;
+    Dtype basis_type;   // float32, float64 or bfloat16
+    Dtype vector_type;  // float32 or float64
 };
 
 // Writes, per stream: coefficients (row s starts at s * coefficient_stride; the first `count` entries are

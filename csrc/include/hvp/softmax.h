@@ -3,7 +3,7 @@
 
 #include <cstdint>
 
-#include "hvp/element.h"
+#include "hvp/dtype.h"
 #include "hvp/isa.h"
 
 namespace hvp {
@@ -21,12 +21,12 @@ HVP_DECLARE_KERNEL(void softmax_double_backward(Dtype dtype, const void* p, cons
                                                 std::int64_t rows, std::int64_t base_rows,
                                                 std::int64_t columns, void* wrt_input, void* wrt_g))
 
-// Columns [0, columns) of logits whose rows are row_stride apart, and of softmax rows described by norm
+// Columns [0, columns) of logits whose rows are row_stride apart, and of softmax rows described by statistics
 // (rows, 2): largest logit and 1 / sum(exp(z - largest)). In place, with p = exp(z - largest): tangent (rows,
-// columns) = factor p (tangent - center), and totals[r] grows by the sum of row r of it. norm, factor and
-// center are in the accumulator type, totals are doubles; rows with factor 0 become zero.
+// columns) = factor p (tangent - center), and totals[r] grows by the sum of row r of it. statistics, factor
+// and center are in the accumulator type, totals are doubles; rows with factor 0 become zero.
 HVP_DECLARE_KERNEL(void softmax_tangent(Dtype dtype, const void* logits, std::int64_t row_stride,
-                                        const void* norm, const void* factor, const void* center,
+                                        const void* statistics, const void* factor, const void* center,
                                         std::int64_t rows, std::int64_t columns, void* tangent,
                                         double* totals))
 

@@ -8,8 +8,8 @@ import numpy as np
 
 from hvp_engine.kernels import loader
 from hvp_engine.kernels.cuda.queue import queue, to_device
-from hvp_engine.kernels.streams import LanczosState, NewVector, Step, basis_number, vector_number
-from hvp_engine.kernels.tensors import address
+from hvp_engine.kernels.streams import LanczosState, NewVector, Step
+from hvp_engine.kernels.tensors import address, dtype_number
 
 __all__ = ["record_step"]
 
@@ -31,9 +31,9 @@ def record_step(state: LanczosState, step: Step, vectors: Sequence[NewVector]) -
     table = np.array([(0, 0, 0, 0, row, position + 1, 0, 0) for row in step.members], dtype=np.int64)
     for place, vector, store, window in vectors:
         addresses = (address(vector), address(store), address(window))
-        store_type = 0 if store is None else basis_number(store.dtype)
+        store_type = 0 if store is None else dtype_number(store.dtype)
         row, last = table[place, 4], position + 2
-        table[place] = (*addresses, vector.shape[0], row, last, store_type, vector_number(vector.dtype))
+        table[place] = (*addresses, vector.shape[0], row, last, store_type, dtype_number(vector.dtype))
     with queue(device) as on:
         tasks, words = loader.native.cuda_plan_record(table)
         entries = to_device(words, device)

@@ -14,18 +14,19 @@ import triton
 import triton.language as tl
 from numpy.typing import NDArray
 
-from hvp_engine.kernels.streams import Projection, basis_number, vector_number
+from hvp_engine.kernels.streams import Projection
+from hvp_engine.kernels.tensors import dtype_number
 from hvp_engine.kernels.triton.resource_case import ResourceCase
 
 __all__ = ["reorthogonalize", "resource_cases"]
 
 # By the numbers that the table of streams holds.
 _BASIS_TYPES = {
-    basis_number(torch.float32): tl.float32,
-    basis_number(torch.bfloat16): tl.bfloat16,
-    basis_number(torch.float64): tl.float64,
+    dtype_number(torch.float32): tl.float32,
+    dtype_number(torch.bfloat16): tl.bfloat16,
+    dtype_number(torch.float64): tl.float64,
 }
-_VECTOR_TYPES = {vector_number(torch.float32): tl.float32, vector_number(torch.float64): tl.float64}
+_VECTOR_TYPES = {dtype_number(torch.float32): tl.float32, dtype_number(torch.float64): tl.float64}
 # Columns of a tile: each of 256 threads reads 16 bytes of a row, so that rows are added within a thread.
 _TILES = {tl.float32: 1024, tl.bfloat16: 2048, tl.float64: 512}
 _UNALIGNED_TILE = 1024  # at most: loads of single elements need more registers

@@ -10,7 +10,9 @@
 #include <string>
 #include <vector>
 
-#include "hvp/cuda.h"
+#include "hvp/cuda/lanczos_step.h"
+#include "hvp/cuda/reorthogonalize.h"
+#include "hvp/cuda/tridiagonal.h"
 
 namespace {
 
@@ -60,7 +62,7 @@ const char* reorthogonalize(const std::vector<Array>& a) {
         const std::int64_t* f = p + 2 + 5 * s;
         const auto i = static_cast<std::size_t>(5 + 2 * s);
         streams.push_back({a[i].at<void>(), a[i + 1].at<void>(), f[0], f[1], f[2],
-                           static_cast<hvp::BasisType>(f[3]), static_cast<hvp::VectorType>(f[4])});
+                           static_cast<hvp::Dtype>(f[3]), static_cast<hvp::Dtype>(f[4])});
     }
     std::vector<hvp::cuda::ProjectionEntry> entries(streams.size());
     const auto plan = hvp::cuda::plan_projection(streams.data(), num, entries.data());
@@ -79,7 +81,7 @@ const char* record_step(const std::vector<Array>& a) {
         const std::int64_t* f = p + 4 + 5 * s;
         const auto i = static_cast<std::size_t>(11 + 3 * s);
         entries.push_back({a[i].at<void>(), a[i + 1].at<void>(), a[i + 2].at<void>(), f[0], f[1], f[2], 0,
-                           static_cast<hvp::BasisType>(f[3]), static_cast<hvp::VectorType>(f[4])});
+                           static_cast<hvp::Dtype>(f[3]), static_cast<hvp::Dtype>(f[4])});
     }
     const std::int64_t tasks = hvp::cuda::plan_record(entries.data(), num);
     return hvp::cuda::record_step({entries.data(), num, tasks, a[2].at<double>(), p[1], a[3].at<double>(),

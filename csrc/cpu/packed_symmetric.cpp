@@ -1,5 +1,7 @@
 // Building and applying packed symmetric matrices. One thread owns a token (or a row of pair products).
-#include "hvp/head_curvature.h"
+#include "hvp/packed_symmetric.h"
+
+#include "element.h"
 
 namespace hvp {
 namespace HVP_ISA {
@@ -139,7 +141,7 @@ void matvec(const S* packed, const Acc<S>* vectors, std::int64_t count, std::int
 
 void pair_products(Dtype dtype, const void* weight, const void* center, std::int64_t rows, std::int64_t d,
                    std::int64_t first, std::int64_t last, void* products) {
-    if (dtype == Dtype::f64)
+    if (dtype == Dtype::float64)
         products_of_pairs(static_cast<const double*>(weight), static_cast<const double*>(center), rows, d,
                           first, last, static_cast<double*>(products));
     else
@@ -150,10 +152,10 @@ void pair_products(Dtype dtype, const void* weight, const void* center, std::int
 void pack_covariance(Dtype moment_dtype, Dtype packed_dtype, const void* moments, const void* mean,
                      std::int64_t tokens, std::int64_t d, std::int64_t first, std::int64_t last,
                      void* packed) {
-    if (moment_dtype == Dtype::f64)
+    if (moment_dtype == Dtype::float64)
         subtract_means(static_cast<const double*>(moments), static_cast<const double*>(mean), tokens, d,
                        first, last, static_cast<double*>(packed));
-    else if (packed_dtype == Dtype::f32)
+    else if (packed_dtype == Dtype::float32)
         subtract_means(static_cast<const float*>(moments), static_cast<const float*>(mean), tokens, d, first,
                        last, static_cast<float*>(packed));
     else

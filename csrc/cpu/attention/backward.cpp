@@ -1,7 +1,7 @@
 // Attention: the backward pass. With P the probabilities and D = rowsum(P * dP):
 //   dP = grad_out value',  dS = P * (dP - D),
 //   grad_query = scale dS key,  grad_key = scale dS' query,  grad_value = P' grad_out.
-#include "attention_keys.h"
+#include "keys.h"
 
 namespace hvp {
 namespace HVP_ISA {
@@ -107,7 +107,7 @@ bool backward(const AttentionProblem& p, const AttentionGradients& g) {
 }  // namespace
 
 bool attention_backward(const AttentionProblem& p, const AttentionGradients& g) {
-    return p.type == AttentionType::float64 ? backward<double>(p, g) : backward<float>(p, g);
+    return p.type == Dtype::float64 ? backward<double>(p, g) : backward<float>(p, g);
 }
 
 }  // namespace HVP_ISA

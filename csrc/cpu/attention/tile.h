@@ -13,9 +13,10 @@
 #include <cstdint>
 #include <cstdlib>
 
-#include "attention_gemm.h"
+#include "element.h"
+#include "gemm.h"
 #include "hvp/attention.h"
-#include "hvp/simd_math.h"
+#include "simd_math.h"
 
 namespace hvp {
 namespace HVP_ISA {
@@ -42,23 +43,23 @@ struct View {
     const char* data;
     Index row_stride;
     Index column_stride;
-    AttentionType type;
+    Dtype type;
 };
 
-inline Index bytes_of(AttentionType type) {
+inline Index bytes_of(Dtype type) {
     switch (type) {
-        case AttentionType::float32:
+        case Dtype::float32:
             return 4;
-        case AttentionType::float64:
+        case Dtype::float64:
             return 8;
-        case AttentionType::bfloat16:
+        case Dtype::bfloat16:
             return 2;
         default:
             return 1;
     }
 }
 
-inline View head_view(const AttentionProblem& p, const AttentionTensor& t, AttentionType type, Index batch,
+inline View head_view(const AttentionProblem& p, const AttentionTensor& t, Dtype type, Index batch,
                       Index head) {
     Index offset = head * t.head_stride;
     for (int d = p.batch_dims - 1; d >= 0; --d) {
@@ -67,20 +68,6 @@ inline View head_view(const AttentionProblem& p, const AttentionTensor& t, Atten
     }
     return View{static_cast<const char*>(t.data) + offset * bytes_of(type), t.row_stride, t.column_stride,
                 type};
-}
-
-struct BFloat16 {
-    std::uint16_t bits;
-};
-inline float load(const float* x) { return *x; }
-inline double load(const double* x) { return *x; }
-inline float load(const BFloat16* x) { return simd::from_bits(static_cast<std::uint32_t>(x->bits) << 16); }
-inline void store(float* x, float v) { *x = v; }
-inline void store(double* x, double v) { *x = v; }
-inline void store(BFloat16* x, float v) {
-    const std::uint32_t u = simd::bits(v);
-    const std::uint32_t rounded = (u + 0x7fffu + ((u >> 16) & 1u)) >> 16;  // to nearest, ties to even
-    x->bits = static_cast<std::uint16_t>(v == v ? rounded : 0x7fc0u);
 }
 
 template <class Source, class T>
@@ -106,12 +93,12 @@ void pack_rows_of(const View& v, Index first, Index rows, Index columns, T* to, 
 template <class T>
 void pack_rows(const View& v, Index first, Index rows, Index columns, T* to, Index stride) {
     switch (v.type) {
-        case AttentionType::float32:
+        case Dtype::float32:
             return pack_rows_of<float>(v, first, rows, columns, to, stride);
-        case AttentionType::float64:
+        case Dtype::float64:
             return pack_rows_of<double>(v, first, rows, columns, to, stride);
         default:
-            return pack_rows_of<BFloat16>(v, first, rows, columns, to, stride);
+            return pack_rows_of<Bf16>(v, first, rows, columns, to, stride);
     }
 }
 
@@ -126,12 +113,12 @@ void unpack_rows_to(const View& v, Index first, Index rows, Index columns, const
 template <class T>
 void unpack_rows(const View& v, Index first, Index rows, Index columns, const T* from, Index stride) {
     switch (v.type) {
-        case AttentionType::float32:
+        case Dtype::float32:
             return unpack_rows_to<float>(v, first, rows, columns, from, stride);
-        case AttentionType::float64:
+        case Dtype::float64:
             return unpack_rows_to<double>(v, first, rows, columns, from, stride);
         default:
-            return unpack_rows_to<BFloat16>(v, first, rows, columns, from, stride);
+            return unpack_rows_to<Bf16>(v, first, rows, columns, from, stride);
     }
 }
 
@@ -241,14 +228,14 @@ void scores_of(const AttentionProblem& p, const Block& b, const T* key, Index st
     if (p.mask.data != nullptr) {
         const View mask = head_view(p, p.mask, p.mask_type, b.batch, b.head);
         switch (p.mask_type) {
-            case AttentionType::float32:
+            case Dtype::float32:
                 add_mask<float>(mask, b, first_key, keys, tile);
                 break;
-            case AttentionType::float64:
+            case Dtype::float64:
                 add_mask<double>(mask, b, first_key, keys, tile);
                 break;
-            case AttentionType::bfloat16:
-                add_mask<BFloat16>(mask, b, first_key, keys, tile);
+            case Dtype::bfloat16:
+                add_mask<Bf16>(mask, b, first_key, keys, tile);
                 break;
             default:
                 apply_boolean(mask, b, first_key, keys, tile);
@@ -264,8 +251,8 @@ void scores_of(const AttentionProblem& p, const Block& b, const T* key, Index st
 // Loads a block's row statistics; lanes past its rows get weight zero, so that they contribute nothing.
 template <class T>
 void load_statistics(const AttentionProblem& p, const Block& b, T* largest, T* weight) {
-    const View v = head_view(
-        p, p.statistics, sizeof(T) == 8 ? AttentionType::float64 : AttentionType::float32, b.batch, b.head);
+    const View v =
+        head_view(p, p.statistics, sizeof(T) == 8 ? Dtype::float64 : Dtype::float32, b.batch, b.head);
     const T* from = reinterpret_cast<const T*>(v.data) + b.first * v.row_stride;
     for (Index i = 0; i < kBlock; ++i) {
         largest[i] = i < b.rows ? from[i * v.row_stride] : T(0);

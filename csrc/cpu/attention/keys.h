@@ -1,7 +1,7 @@
 // Sums over queries that belong to keys (the gradients of key and value), for the attention kernels.
 #pragma once
 
-#include "attention_tile.h"
+#include "tile.h"
 
 namespace hvp {
 namespace HVP_ISA {

@@ -6,7 +6,7 @@
 //   out_grad_out = (P * Y) value + P v',         out_value = (P * Y)' dO,
 //   out_query = scale (R key + (P * X) k'),      out_key = scale (R' query + (P * X)' q').
 // They are the derivatives of sum(P * X * A + P * B) = <q', grad_query> + <k', grad_key> + <v', grad_value>.
-#include "attention_keys.h"
+#include "keys.h"
 
 namespace hvp {
 namespace HVP_ISA {
@@ -234,7 +234,7 @@ bool second(const AttentionProblem& p, const AttentionSecond& s) {
 }  // namespace
 
 bool attention_second(const AttentionProblem& p, const AttentionSecond& s) {
-    return p.type == AttentionType::float64 ? second<double>(p, s) : second<float>(p, s);
+    return p.type == Dtype::float64 ? second<double>(p, s) : second<float>(p, s);
 }
 
 }  // namespace HVP_ISA

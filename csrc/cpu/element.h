@@ -1,16 +1,12 @@
 // Element types of the kernels: float, double and bfloat16, with the type each of them accumulates in.
+// Included by kernel sources only.
 #pragma once
 
 #include <cstdint>
 
+#include "hvp/dtype.h"
+
 namespace hvp {
-
-// The numbers are part of the interface to Python (hvp_engine/kernels/tensors.py).
-enum class Dtype : int { f32 = 0, f64 = 1, bf16 = 2 };
-
-struct Bf16 {
-    std::uint16_t bits;
-};
 
 template <class T>
 struct Accumulator {
@@ -46,9 +42,9 @@ HVP_ELEMENT_INLINE void store(Bf16* p, float x) {
 // Calls function(T{}) with the element type that dtype names.
 template <class Function>
 HVP_ELEMENT_INLINE void with_dtype(Dtype dtype, Function function) {
-    if (dtype == Dtype::f32)
+    if (dtype == Dtype::float32)
         function(float{});
-    else if (dtype == Dtype::f64)
+    else if (dtype == Dtype::float64)
         function(double{});
     else
         function(Bf16{});

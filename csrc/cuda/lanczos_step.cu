@@ -1,18 +1,11 @@
 // Keeps a Lanczos step on the device: what the host would decide from alpha and beta is decided there.
 #include <cuda_runtime.h>
 
+#include "lanczos_step_kernels.cuh"
 #include "launch.h"
-#include "record_kernels.cuh"
 
 namespace hvp {
 namespace cuda {
-
-const char* why_not() {
-    int devices = 0;
-    const cudaError_t error = cudaGetDeviceCount(&devices);
-    if (error != cudaSuccess) return cudaGetErrorString(error);
-    return devices == 0 ? "the driver finds no device" : nullptr;
-}
 
 std::int64_t plan_record(RecordEntry* entries, std::int64_t num_streams) {
     std::int64_t tasks = 0;

@@ -1,5 +1,5 @@
-// Attention: the forward pass. See attention_tile.h for the division of work.
-#include "attention_tile.h"
+// Attention: the forward pass. See tile.h for the division of work.
+#include "tile.h"
 
 namespace hvp {
 namespace HVP_ISA {
@@ -76,7 +76,7 @@ void forward_block(const AttentionProblem& p, const Plan& plan, const Block& b, 
     unpack_rows(head_view(p, out, p.type, b.batch, b.head), b.first, b.rows, p.value_width, w.out,
                 plan.value_width);
 
-    const AttentionType kept = sizeof(T) == 8 ? AttentionType::float64 : AttentionType::float32;
+    const Dtype kept = sizeof(T) == 8 ? Dtype::float64 : Dtype::float32;
     const View statistics = head_view(p, p.statistics, kept, b.batch, b.head);
     T* row = reinterpret_cast<T*>(const_cast<char*>(statistics.data)) + b.first * statistics.row_stride;
     for (Index i = 0; i < b.rows; ++i) {
@@ -110,7 +110,7 @@ bool forward(const AttentionProblem& p, const AttentionTensor& out) {
 }  // namespace
 
 bool attention_forward(const AttentionProblem& p, const AttentionTensor& out) {
-    return p.type == AttentionType::float64 ? forward<double>(p, out) : forward<float>(p, out);
+    return p.type == Dtype::float64 ? forward<double>(p, out) : forward<float>(p, out);
 }
 
 }  // namespace HVP_ISA

@@ -1,7 +1,7 @@
 // Device code of one recorded Lanczos step: the decision per stream, then the new basis rows.
 #pragma once
 
-#include "hvp/cuda.h"
+#include "hvp/cuda/lanczos_step.h"
 #include "warp.cuh"
 
 namespace hvp {
@@ -48,9 +48,9 @@ __device__ void scale_columns(const RecordEntry& e, std::int64_t begin, bool liv
         narrow(live ? static_cast<double>(static_cast<const W*>(e.vector)[column]) / beta : 0.0, rounded);
         const double value = static_cast<double>(rounded);
         store_scaled<W>(e.window, column, value);
-        if (e.store_type == BasisType::float32) store_scaled<float>(e.store, column, value);
-        if (e.store_type == BasisType::bfloat16) store_scaled<Bfloat16>(e.store, column, value);
-        if (e.store_type == BasisType::float64) store_scaled<double>(e.store, column, value);
+        if (e.store_type == Dtype::float32) store_scaled<float>(e.store, column, value);
+        if (e.store_type == Dtype::bfloat16) store_scaled<Bf16>(e.store, column, value);
+        if (e.store_type == Dtype::float64) store_scaled<double>(e.store, column, value);
     }
 }
 
@@ -60,7 +60,7 @@ __global__ void __launch_bounds__(kRecordThreads) scale_vectors(RecordStep step,
         const std::int64_t index = entry_of(step.entries, step.num_streams, task);
         const RecordEntry& e = step.entries[index];
         const std::int64_t begin = (task - e.first_task) * kRecordColumns;
-        if (e.vector_type == VectorType::float32) {
+        if (e.vector_type == Dtype::float32) {
             scale_columns<float>(e, begin, state.live[e.state], step.beta[index]);
         } else {
             scale_columns<double>(e, begin, state.live[e.state], step.beta[index]);

@@ -4,7 +4,7 @@
 // the grid nor the time.
 #pragma once
 
-#include "hvp/cuda.h"
+#include "hvp/cuda/reorthogonalize.h"
 #include "warp.cuh"
 
 namespace hvp {
@@ -72,9 +72,13 @@ struct ShortSum {
     using Type = double;
 };
 template <>
-struct ShortSum<Bfloat16, float> {
+struct ShortSum<Bf16, float> {
     using Type = float;
 };
+
+__host__ __device__ inline std::int64_t type_pair_of(const ReorthogonalizeStream& s) {
+    return static_cast<std::int64_t>(s.basis_type) * 2 + static_cast<std::int64_t>(s.vector_type);
+}
 
 struct ProjectionBatch {
     ProjectionArrays arrays;
@@ -307,9 +311,7 @@ __global__ void __launch_bounds__(kProjectionThreads, 2)
     for (std::int64_t task = blockIdx.x; task < batch.num_tasks; task += gridDim.x) {
         const std::int64_t index = entry_of(batch.arrays.entries, batch.num_streams, task);
         const ReorthogonalizeStream& s = batch.arrays.entries[index].stream;
-        if (static_cast<std::int64_t>(s.basis_type) * 2 + static_cast<std::int64_t>(s.vector_type) ==
-            type_pair)
-            run_task<Q, W>(batch, index, task, pass, shared_memory);
+        if (type_pair_of(s) == type_pair) run_task<Q, W>(batch, index, task, pass, shared_memory);
     }
 }
 
