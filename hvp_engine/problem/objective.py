@@ -24,6 +24,7 @@ from hvp_engine.errors import (
 from hvp_engine.ops.swap import twice_differentiable
 from hvp_engine.problem import batches
 from hvp_engine.problem.precision import Precision, check_precision, forward_mode, product_mode, working_dtype
+from hvp_engine.system.torch_private import BATCH_NORMS, DROPOUTS
 
 Loss = Callable[..., Any]
 
@@ -274,7 +275,7 @@ def active_dropout(model: nn.Module) -> list[str]:
     return [
         name or type(module).__name__
         for name, module in model.named_modules()
-        if isinstance(module, nn.modules.dropout._DropoutNd) and module.training and module.p > 0
+        if isinstance(module, DROPOUTS) and module.training and module.p > 0
     ]
 
 
@@ -283,7 +284,7 @@ def training_batchnorm(model: nn.Module) -> list[str]:
     return [
         name or type(module).__name__
         for name, module in model.named_modules()
-        if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.training
+        if isinstance(module, BATCH_NORMS) and module.training
     ]
 
 
