@@ -117,17 +117,14 @@ make_wrapper: Callable[..., Any] = _find("torch:Tensor._make_wrapper_subclass", 
 # torch.nn.functional.silu ends in this function, and some models call it directly.
 SILU_FUNCTIONS: tuple[Callable[..., Any], ...] = tuple(f for f in [_find("torch:_C._nn.silu")] if f is not None)
 
-# Dropout (all have a probability p, as nn.Dropout) and BatchNorm by their base classes, which classes of other packages
-# may share. Without them PyTorch's own classes are recognised.
-_dropout = _find("torch.nn.modules.dropout:_DropoutNd")
-DROPOUTS: tuple[type[nn.Dropout], ...] = (
-    (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
-    if _dropout is None
-    else (_dropout,)
+# Dropout and BatchNorm by their base classes, which classes of other packages may share. Without them PyTorch's own
+# classes are recognised.
+DROPOUTS: Any = _find(
+    "torch.nn.modules.dropout:_DropoutNd",
+    (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout),
 )
-_batch_norm = _find("torch.nn.modules.batchnorm:_BatchNorm")
-BATCH_NORMS: tuple[type[nn.Module], ...] = (
-    (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm) if _batch_norm is None else (_batch_norm,)
+BATCH_NORMS: Any = _find(
+    "torch.nn.modules.batchnorm:_BatchNorm", (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 )
 
 # Planning runs a model on tensors that pretend to be on a CPU and counts what is executed below autograd. Nothing
