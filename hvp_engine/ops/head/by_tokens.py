@@ -183,6 +183,13 @@ class Tangents:
                 out.copy_(self.bias[k].expand_as(out))
         return out
 
+    def add_products(self, k: int, grad: Tensor, rows: slice, wanted: Wanted, hidden: Tensor, weight: _Sum) -> None:
+        """Add a chunk's products of the logits' gradient g and direction k, g u_W and g' u_h, where they are wanted."""
+        if wanted.hidden and self.weight is not None:
+            hidden[rows].addmm_(grad, self.weight[k])
+        if wanted.weight and self.hidden is not None:
+            weight.add_product(grad, self.hidden[k, rows])
+
 
 def head_hvp(
     head: HeadInputs, statistics: Tensor, scale: Tensor, tangents: Tangents, count: int, wanted: Wanted
@@ -190,8 +197,8 @@ def head_hvp(
     """Differentiate `head_backward` and the losses along K directions.
 
     With logits z, their gradient g and tangent t = u_h W' + h u_W' + u_b, and the product q = H t of the row
-    Hessians: d grad_hidden = q W + g u_W, d grad_weight = q' h + g' u_h, d grad_bias = sum q, d loss = (g /
-        scale) t.
+    Hessians: d grad_hidden = q W + g u_W, d grad_weight = q' h + g' u_h, d grad_bias = sum q,
+    d loss = (g / scale) t.
 
     Args:
         head: The head.
@@ -202,8 +209,7 @@ def head_hvp(
         wanted: Derivatives to compute; the others are empty.
 
     Returns:
-        Derivatives of the gradients wrt hidden (K, R, d), weight (K, V, d), bias (K, V), and of the losses
-        (K, R).
+        Derivatives of the gradients wrt hidden (K, R, d), weight (K, V, d), bias (K, V), and of the losses (K, R).
     """
     head = head.contiguous()
     statistics, scale = statistics.contiguous(), scale.contiguous()
@@ -239,13 +245,6 @@ def head_hvp(
         grad = buffer[: chunk.stop - chunk.start]
         cross_entropy_backward(rows_of_chunk, statistics[chunk], scale[chunk], grad)
         for k in range(count):
-            if wanted.hidden and tangents.weight is not None:
-                out_hidden[k, chunk].addmm_(grad, tangents.weight[k])
-            if wanted.weight and tangents.hidden is not None:
-                out_weight[k].add_product(grad, tangents.hidden[k, chunk])
-    return (
-        out_hidden,
-        torch.stack([part.result() for part in out_weight]),
-        torch.stack([part.result() for part in out_bias]),
-        slope,
-    )
+            tangents.add_products(k, grad, chunk, wanted, out_hidden[k], out_weight[k])
+    weight, bias = (torch.stack([part.result() for part in parts]) for parts in (out_weight, out_bias))
+    return out_hidden, weight, bias, slope

@@ -110,11 +110,6 @@ class HeadCost:
     general_flop: float
     general_bytes: int
 
-    @property
-    def break_even(self) -> float:
-        """Applications after which forming pays, by FLOP alone."""
-        return self.form_flop / max(self.general_flop - self.apply_flop, 1.0)
-
 
 def head_cost(
     tokens: int, hidden_size: int, classes: int, dtype: torch.dtype = torch.float32, kept_logits: bool = False
