@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from hvp_engine.blocks import ResolvedBlock
 from hvp_engine.errors import ObjectiveError, SecondDerivativeError
 from hvp_engine.operators.autograd_nodes import nodes_behind
+from hvp_engine.system.torch_private import check_batched_passes
 
 _FIXES = {
     "scaled_dot_product": "use attn_implementation='eager' or the math path of scaled_dot_product_attention",
@@ -145,6 +146,8 @@ def _backward(
     batched: bool = False,
 ) -> tuple[Tensor | None, ...]:
     """torch.autograd.grad with the engine's settings and its errors put into words."""
+    if batched:
+        check_batched_passes()
     try:
         with warnings.catch_warnings():
             # vmap announces operations that it has to loop over; slower, not wrong.

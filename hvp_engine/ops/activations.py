@@ -13,8 +13,9 @@ from torch import Tensor
 
 from hvp_engine.errors import ConfigurationError
 from hvp_engine.kernels.activations import run_elementwise
-from hvp_engine.ops.applies import batch_first, fused_applies, no_third_derivative, sum_present
-from hvp_engine.ops.autograd import BatchedFunction
+from hvp_engine.ops.applies import fused_applies
+from hvp_engine.ops.autograd import BatchedFunction, LastDerivative, sum_present
+from hvp_engine.ops.vmap import batch_first
 
 __all__ = ["gelu", "gelu_ref", "silu", "silu_ref", "swiglu", "swiglu_ref"]
 
@@ -89,7 +90,7 @@ class _ActivationBackward(BatchedFunction):
         return _ActivationBackward.apply(*batch_first(info.batch_size, in_dims, [g, x]), kind), 0
 
 
-class _ActivationDoubleBackward(BatchedFunction):
+class _ActivationDoubleBackward(LastDerivative):
     @staticmethod
     def forward(
         u: Tensor, g: Tensor, x: Tensor, kind: int, needs: tuple[bool, bool]
@@ -100,15 +101,7 @@ class _ActivationDoubleBackward(BatchedFunction):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-        ctx.kind = inputs[3]
-
-    @staticmethod
-    def backward(ctx: Any, *_: Tensor | None) -> Any:
-        no_third_derivative(_NAMES[ctx.kind])
-
-    @staticmethod
-    def jvp(ctx: Any, *_: Tensor | None) -> Any:
-        no_third_derivative(_NAMES[ctx.kind])
+        ctx.operation = _NAMES[inputs[3]]
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[Any, Any]:
@@ -188,7 +181,7 @@ class _SwiGLUBackward(BatchedFunction):
         return _SwiGLUBackward.apply(*tensors, args[3]), tuple(0 if need else None for need in args[3])
 
 
-class _SwiGLUDoubleBackward(BatchedFunction):
+class _SwiGLUDoubleBackward(LastDerivative):
     @staticmethod
     def forward(
         u_gate: Tensor | None,
@@ -204,15 +197,7 @@ class _SwiGLUDoubleBackward(BatchedFunction):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-        pass
-
-    @staticmethod
-    def backward(ctx: Any, *_: Tensor | None) -> Any:
-        no_third_derivative("swiglu")
-
-    @staticmethod
-    def jvp(ctx: Any, *_: Tensor | None) -> Any:
-        no_third_derivative("swiglu")
+        ctx.operation = "swiglu"
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[Any, Any]:
@@ -221,7 +206,7 @@ class _SwiGLUDoubleBackward(BatchedFunction):
 
 
 def gelu(input: Tensor, approximate: str = "none") -> Tensor:
-    """Gaussian error linear unit, x Phi(x), differentiable twice in fused passes.
+    """Compute the Gaussian error linear unit, x Phi(x), differentiable twice in fused passes.
 
     Hendrycks and Gimpel (2016), "Gaussian Error Linear Units". Fused kernels serve tensors of dtype float32,
     float64 and bfloat16 (computed in float32) on CPUs and CUDA; everything else takes `gelu_ref`.
@@ -239,7 +224,7 @@ def gelu(input: Tensor, approximate: str = "none") -> Tensor:
     """
     kind = _GELU.get(approximate)
     if kind is None:
-        raise ConfigurationError(f"gelu has approximate='none' and 'tanh', not {approximate!r}; pass one of them")
+        raise ConfigurationError(f"approximate={approximate!r} is no form of gelu; pass 'none' or 'tanh'.")
     if fused_applies(input):
         output: Tensor = _Activation.apply(input, kind)
         return output
@@ -247,13 +232,13 @@ def gelu(input: Tensor, approximate: str = "none") -> Tensor:
 
 
 def gelu_ref(input: Tensor, approximate: str = "none") -> Tensor:
-    """`gelu` in plain PyTorch."""
+    """Compute `gelu` in plain PyTorch."""
     output: Tensor = _aten.gelu.default(input, approximate=approximate)
     return output
 
 
 def silu(input: Tensor) -> Tensor:
-    """Sigmoid linear unit, x sigmoid(x), differentiable twice in fused passes.
+    """Compute the sigmoid linear unit, x sigmoid(x), differentiable twice in fused passes.
 
     Elfwing, Uchibe and Doya (2018), "Sigmoid-weighted linear units". Dtypes and fallback as for `gelu`.
 
@@ -271,13 +256,13 @@ def silu(input: Tensor) -> Tensor:
 
 
 def silu_ref(input: Tensor) -> Tensor:
-    """`silu` in plain PyTorch."""
+    """Compute `silu` in plain PyTorch."""
     output: Tensor = _aten.silu.default(input)
     return output
 
 
 def swiglu(gate: Tensor, up: Tensor) -> Tensor:
-    """Gated linear unit with SiLU, silu(gate) * up, differentiable twice in fused passes.
+    """Compute the gated linear unit with SiLU, silu(gate) * up, differentiable twice in fused passes.
 
     Shazeer (2020), "GLU Variants Improve Transformer". Dtypes and fallback as for `gelu`; operands of
     different shapes broadcast.
@@ -301,5 +286,5 @@ def swiglu(gate: Tensor, up: Tensor) -> Tensor:
 
 
 def swiglu_ref(gate: Tensor, up: Tensor) -> Tensor:
-    """`swiglu` in plain PyTorch."""
+    """Compute `swiglu` in plain PyTorch."""
     return silu_ref(gate) * up

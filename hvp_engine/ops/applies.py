@@ -1,89 +1,82 @@
-"""What the fused operations share: when they apply, vmap rules, refusals."""
+"""Which tensors the fused operations take, and how autocast casts them."""
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Sequence
-from typing import NoReturn
-
 import torch
 from torch import Tensor
-from torch._C import _len_torch_dispatch_stack
+from torch.autograd import forward_ad
 from torch.nn import Parameter
 
-from hvp_engine.errors import SecondDerivativeError
+from hvp_engine.kernels.attention import can_run
 from hvp_engine.kernels.registry import is_fused
+from hvp_engine.system.torch_private import dispatch_modes
 
-__all__ = ["autocast_operands", "batch_first", "fused_applies", "no_third_derivative", "sum_present"]
+__all__ = ["attention_applies", "autocast_operands", "fused_applies", "normalize_applies"]
 
 _PLAIN_TYPES = (Tensor, Parameter)
 
 
+def _are_addressable(*tensors: Tensor | None) -> bool:
+    """Say whether a kernel may read and write these tensors at their addresses; None stands for an absent one.
+
+    It may if they are plain strided tensors with at least one element. Under tracing or any other dispatch mode
+    (counters, fake tensors, make_fx) the plain operations are used, because raw addresses would hide the work.
+    """
+    if dispatch_modes() or torch.compiler.is_compiling():
+        return False
+    for tensor in tensors:
+        if tensor is not None and (
+            type(tensor) not in _PLAIN_TYPES or tensor.layout is not torch.strided or not tensor.numel()
+        ):
+            return False
+    return True
+
+
 def fused_applies(*tensors: Tensor | None) -> bool:
-    """Says whether fused kernels can take these tensors.
+    """Say whether fused kernels are to serve these tensors.
 
     They need plain strided tensors of a supported dtype with at least one element, on one device that has such
-    kernels. Under tracing or any other dispatch mode the plain operations are used, because raw addresses would
-    hide the work from the mode.
+    kernels; nothing may trace or simulate the operations.
 
     Args:
-        tensors: The operation's tensors; None stands for an absent one.
+        tensors: The operation's floating-point tensors, one at least; None stands for an absent one.
 
     Returns:
-        True if fused kernels apply, False if the plain reference must serve; see `is_fused`.
+        True if fused kernels serve, False if the plain reference must; see `is_fused`.
     """
-    if _len_torch_dispatch_stack() or torch.compiler.is_compiling():
+    return _are_addressable(*tensors) and is_fused(*(tensor for tensor in tensors if tensor is not None))
+
+
+def normalize_applies(x: Tensor, w: Tensor | None, b: Tensor | None) -> bool:
+    """Say whether the fused normalisations serve: as `fused_applies`, with parameters in x's dtype or float32."""
+    if w is None:
+        return b is None and fused_applies(x)
+    if w.dtype != x.dtype and not (x.dtype == torch.bfloat16 and w.dtype == torch.float32):
         return False
-    present = [tensor for tensor in tensors if tensor is not None]
-    for tensor in present:
-        if type(tensor) not in _PLAIN_TYPES or tensor.layout is not torch.strided or not tensor.numel():
-            return False
-    return is_fused(*present)
+    return (b is None or b.dtype == w.dtype) and fused_applies(x, w, b)
+
+
+def attention_applies(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> bool:
+    """Say whether fused attention serves checked and expanded operands.
+
+    Its kernels have dtypes of their own, a limit on leading dimensions (`can_run`), and no gradient of the mask.
+    """
+    return (
+        can_run(query, mask)
+        and _are_addressable(query, key, value, mask)
+        and (mask is None or not _is_differentiated(mask))
+    )
+
+
+def _is_differentiated(tensor: Tensor) -> bool:
+    if tensor.requires_grad and torch.is_grad_enabled():
+        return True
+    return forward_ad.unpack_dual(tensor).tangent is not None  # type: ignore[no-untyped-call]
 
 
 def autocast_operands(device: torch.device, *tensors: Tensor | None) -> list[Tensor | None]:
-    """Casts as autocast does for operations in its lower precision; without autocast, changes nothing."""
+    """Cast as autocast does for operations in its lower precision; without autocast, change nothing."""
     if not torch.is_autocast_enabled(device.type):
         return list(tensors)
     dtype = torch.get_autocast_dtype(device.type)
     return [t.to(dtype) if t is not None and t.is_floating_point() and t.dtype != torch.float64 else t for t in tensors]
-
-
-def no_third_derivative(name: str) -> NoReturn:
-    """Refuses to differentiate a backward-of-backward.
-
-    Args:
-        name: The public operation's name.
-
-    Raises:
-        SecondDerivativeError: Always.
-    """
-    raise SecondDerivativeError(
-        f"hvp_engine.ops.{name} is differentiable twice, and a third derivative was asked for. "
-        f"Use hvp_engine.ops.{name}_ref, which is plain PyTorch, for derivatives of any order."
-    )
-
-
-def batch_first(
-    batch_size: int, in_dims: Sequence[int | None], tensors: Sequence[Tensor | None]
-) -> list[Tensor | None]:
-    """Moves the batch of a vmap rule to the front of every tensor; an unbatched one is expanded, not copied.
-
-    Args:
-        batch_size: Size of the vmapped dimension.
-        in_dims: Where each tensor has it; None for a tensor without.
-        tensors: The tensors, in the same order; None stands for an absent one.
-
-    Returns:
-        The tensors of shape (batch_size, ...).
-    """
-    return [
-        None if tensor is None else tensor.expand(batch_size, *tensor.shape) if dim is None else tensor.movedim(dim, 0)
-        for tensor, dim in zip(tensors, in_dims, strict=False)
-    ]
-
-
-def sum_present(*terms: Tensor | None) -> Tensor | None:
-    """Adds the terms that are present; None if there is none."""
-    present = [term for term in terms if term is not None]
-    return functools.reduce(torch.add, present) if present else None

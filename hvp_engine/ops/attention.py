@@ -6,12 +6,9 @@ import math
 
 import torch
 from torch import Tensor
-from torch._C import _len_torch_dispatch_stack
-from torch.autograd import forward_ad
 
 from hvp_engine.errors import ConfigurationError
-from hvp_engine.kernels.attention import can_run
-from hvp_engine.ops.applies import autocast_operands
+from hvp_engine.ops.applies import attention_applies, autocast_operands
 from hvp_engine.ops.attention_autograd import fused_attention
 
 __all__ = ["attention", "attention_ref"]
@@ -28,7 +25,7 @@ def attention(
     scale: float | None = None,
     enable_gqa: bool = False,
 ) -> Tensor:
-    """Computes softmax(scale query key^T + mask) value, twice differentiable in memory linear in the lengths.
+    """Compute softmax(scale query key^T + mask) value, twice differentiable in memory linear in the lengths.
 
     Takes the arguments of `torch.nn.functional.scaled_dot_product_attention` and means the same by them,
     also in rows that see no key: they give zeros. Forward, backward and backward-of-backward are one fused
@@ -65,15 +62,10 @@ def attention(
     scale = 1.0 / math.sqrt(max(query.shape[-1], 1)) if scale is None else float(scale)
     squeeze = query.dim() == key.dim() == value.dim() == 2
     query, key, value, mask = _broadcast(query, key, value, attn_mask, enable_gqa)
-    if (
-        not can_run(query, mask)
-        or (mask is not None and _is_differentiated(mask))
-        or 0 in (query.numel(), key.numel(), value.numel())
-        or _is_traced(query, key, value, mask)
-    ):
-        out = _reference(query, key, value, mask, is_causal, scale)
-    else:
+    if attention_applies(query, key, value, mask):
         out = fused_attention(query, key, value, mask, scale, is_causal)
+    else:
+        out = _reference(query, key, value, mask, is_causal, scale)
     return out[0] if squeeze else out
 
 
@@ -88,9 +80,7 @@ def attention_ref(
     scale: float | None = None,
     enable_gqa: bool = False,
 ) -> Tensor:
-    """Computes `attention` in plain PyTorch: derivatives of every order, also for the mask; memory of L x S.
-
-    Args and errors are those of `attention`.
+    """Compute `attention` in plain PyTorch: derivatives of every order, also for the mask; memory of L x S.
 
     Returns:
         (..., Hq, L, Ev) in the dtype of the inputs.
@@ -127,7 +117,7 @@ def _reference(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, c
 def _autocast(
     query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-    """Casts as autocast does for scaled_dot_product_attention."""
+    """Cast as autocast does for scaled_dot_product_attention."""
     cast = autocast_operands(query.device, query, key, value, mask)
     assert cast[0] is not None and cast[1] is not None and cast[2] is not None
     return cast[0], cast[1], cast[2], cast[3]
@@ -173,7 +163,7 @@ def _shapes(*tensors: Tensor) -> str:
 def _broadcast(
     query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, grouped: bool
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-    """Expands leading dimensions, and heads unless they are grouped, by stride 0 to a common shape."""
+    """Expand leading dimensions, and heads unless they are grouped, by stride 0 to a common shape."""
     query, key, value = (t[None] if t.dim() == 2 else t for t in (query, key, value))
     heads, key_heads, value_heads = query.shape[-3], key.shape[-3], value.shape[-3]
     try:
@@ -204,19 +194,3 @@ def _broadcast(
 def _common_shape(*shapes: torch.Size) -> torch.Size:
     shape: torch.Size = torch.broadcast_shapes(*shapes)  # type: ignore[no-untyped-call]
     return shape
-
-
-def _is_traced(*tensors: Tensor | None) -> bool:
-    """Whether operations are recorded or simulated: a native kernel would be missing from the record."""
-    plain = Tensor.__torch_dispatch__
-    return (
-        _len_torch_dispatch_stack() > 0
-        or torch.compiler.is_compiling()
-        or any(t is not None and type(t).__torch_dispatch__ is not plain for t in tensors)
-    )
-
-
-def _is_differentiated(x: Tensor) -> bool:
-    if x.requires_grad and torch.is_grad_enabled():
-        return True
-    return forward_ad.unpack_dual(x).tangent is not None  # type: ignore[no-untyped-call]

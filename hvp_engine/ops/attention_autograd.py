@@ -9,9 +9,7 @@ from __future__ import annotations
 from typing import Any, NoReturn
 
 from torch import Tensor
-from torch.autograd.function import FunctionCtx
 
-from hvp_engine.errors import SecondDerivativeError
 from hvp_engine.kernels.attention import (
     AttentionInputs,
     attention_backward,
@@ -19,8 +17,14 @@ from hvp_engine.kernels.attention import (
     attention_second,
     statistics_like,
 )
-from hvp_engine.ops.autograd import BatchedFunction
-from hvp_engine.ops.vmap import tensor_arguments, wanted_gradients
+from hvp_engine.ops.autograd import (
+    BatchedFunction,
+    LastDerivative,
+    refuse_forward_over_forward,
+    tensor_arguments,
+    wanted_gradients,
+)
+from hvp_engine.ops.vmap import batch_first
 
 __all__ = ["fused_attention"]
 
@@ -30,7 +34,7 @@ _Settings = tuple[float, bool]
 def fused_attention(
     query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: float, causal: bool
 ) -> Tensor:
-    """Computes attention with the kernels of the device; arguments as in `AttentionInputs`, checked and expanded.
+    """Compute attention with the kernels of the device; arguments as in `AttentionInputs`, checked and expanded.
 
     Args:
         query: (..., heads, L, E).
@@ -44,7 +48,7 @@ def fused_attention(
         (..., heads, L, Ev).
     """
     out: Tensor
-    out, _ = _Forward.apply(query, key, value, mask, (scale, causal))
+    out, _ = _Attention.apply(query, key, value, mask, (scale, causal))
     return out
 
 
@@ -52,13 +56,6 @@ def _inputs(
     query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, statistics: Tensor, settings: _Settings
 ) -> AttentionInputs:
     return AttentionInputs(query, key, value, mask, statistics, *settings)
-
-
-def _to_front(batch_size: int, tensors: tuple[Tensor | None, ...], in_dims: tuple[Any, ...]) -> list[Tensor | None]:
-    return [
-        None if t is None else t.expand(batch_size, *t.shape) if d is None else t.movedim(d, 0)
-        for t, d in zip(tensors, in_dims, strict=False)
-    ]
 
 
 def _keep(ctx: Any, inputs: tuple[Any, ...], *tensors: Tensor | None) -> None:
@@ -73,19 +70,12 @@ def _present(results: list[Tensor | None]) -> tuple[Tensor, ...]:
 
 
 def _spread(values: tuple[Tensor | None, ...], wanted: tuple[bool, ...]) -> list[Tensor | None]:
-    """Undoes `_present`: puts the values back to the wanted places, None elsewhere."""
+    """Undo `_present`: put the values back to the wanted places, None elsewhere."""
     rest = iter(values)
     return [next(rest) if want else None for want in wanted]
 
 
-def _third_derivative() -> NoReturn:
-    raise SecondDerivativeError(
-        "hvp_engine.ops.attention has first and second derivatives; a third one was asked for. "
-        "Use hvp_engine.ops.attention_ref there, which has derivatives of every order."
-    )
-
-
-class _Forward(BatchedFunction):
+class _Attention(BatchedFunction):
     @staticmethod
     def forward(
         query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, settings: _Settings
@@ -104,7 +94,7 @@ class _Forward(BatchedFunction):
         wanted = tuple(wanted_gradients(ctx, ctx.is_tensor)[:3])
         if grad_out is None or not any(wanted):
             return (None,) * 5
-        grads = _Backward.apply(grad_out, *ctx.saved_tensors, ctx.settings, wanted)
+        grads = _AttentionBackward.apply(grad_out, *ctx.saved_tensors, ctx.settings, wanted)
         return (*_spread(grads, wanted), None, None)
 
     @staticmethod
@@ -112,14 +102,14 @@ class _Forward(BatchedFunction):
         query, key, value, mask, statistics = ctx.saved_tensors
         if all(t is None for t in tangents[:3]):
             return None, None
-        return _Tangent.apply(query, key, value, *tangents[:3], mask, statistics, ctx.settings), None
+        return _AttentionTangent.apply(query, key, value, *tangents[:3], mask, statistics, ctx.settings), None
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[tuple[Tensor, Tensor], tuple[int, int]]:
-        return _Forward.apply(*_to_front(info.batch_size, args[:4], in_dims), args[4]), (0, 0)
+        return _Attention.apply(*batch_first(info.batch_size, in_dims, args[:4]), args[4]), (0, 0)
 
 
-class _Backward(BatchedFunction):
+class _AttentionBackward(BatchedFunction):
     @staticmethod
     def forward(
         grad_out: Tensor,
@@ -146,7 +136,7 @@ class _Backward(BatchedFunction):
             return (None,) * 8
         grad_out, query, key, value, mask, statistics = ctx.saved_tensors
         wanted = (*needed[1:], needed[0])
-        second = _Second.apply(
+        second = _AttentionDoubleBackward.apply(
             grad_out, query, key, value, *_spread(grads, ctx.wanted), mask, statistics, ctx.settings, wanted
         )
         *of_inputs, of_grad_out = _spread(second, wanted)
@@ -158,9 +148,9 @@ class _Backward(BatchedFunction):
         rest = (mask, statistics, ctx.settings)
         parts: list[tuple[Tensor, ...]] = []
         if any(t is not None for t in tangents[:3]):  # the second derivative is symmetric
-            parts.append(_Second.apply(grad_out, *primals, *tangents[:3], *rest, (*ctx.wanted, False)))
+            parts.append(_AttentionDoubleBackward.apply(grad_out, *primals, *tangents[:3], *rest, (*ctx.wanted, False)))
         if grad_out_tangent is not None:
-            parts.append(_Backward.apply(grad_out_tangent, *primals, *rest, ctx.wanted))
+            parts.append(_AttentionBackward.apply(grad_out_tangent, *primals, *rest, ctx.wanted))
         if not parts:
             return tuple(None for want in ctx.wanted if want)
         total: tuple[Tensor | None, ...] = tuple(sum(terms[1:], terms[0]) for terms in zip(*parts, strict=True))
@@ -168,11 +158,11 @@ class _Backward(BatchedFunction):
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
-        outputs = _Backward.apply(*_to_front(info.batch_size, args[:6], in_dims), *args[6:])
+        outputs = _AttentionBackward.apply(*batch_first(info.batch_size, in_dims, args[:6]), *args[6:])
         return outputs, (0,) * len(outputs)
 
 
-class _Tangent(BatchedFunction):
+class _AttentionTangent(BatchedFunction):
     """The forward-mode derivative of attention."""
 
     @staticmethod
@@ -207,24 +197,23 @@ class _Tangent(BatchedFunction):
         first: tuple[Tensor, ...] = ()
         if any(of_inputs):
             wanted = (*of_inputs, False)
-            second = _Second.apply(grad, query, key, value, *tangents, mask, statistics, ctx.settings, wanted)
+            second = _AttentionDoubleBackward.apply(
+                grad, query, key, value, *tangents, mask, statistics, ctx.settings, wanted
+            )
         if any(of_tangents):
-            first = _Backward.apply(grad, query, key, value, mask, statistics, ctx.settings, of_tangents)
+            first = _AttentionBackward.apply(grad, query, key, value, mask, statistics, ctx.settings, of_tangents)
         return (*_spread(second, of_inputs), *_spread(first, of_tangents), None, None, None)
 
     @staticmethod
     def jvp(ctx: Any, *tangents: Any) -> NoReturn:
-        raise SecondDerivativeError(
-            "hvp_engine.ops.attention has no forward-over-forward derivative. Take forward-over-reverse "
-            "(torch.func.jvp of torch.func.grad), or use hvp_engine.ops.attention_ref there."
-        )
+        refuse_forward_over_forward("attention")
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[Tensor, int]:
-        return _Tangent.apply(*_to_front(info.batch_size, args[:8], in_dims), args[8]), 0
+        return _AttentionTangent.apply(*batch_first(info.batch_size, in_dims, args[:8]), args[8]), 0
 
 
-class _Second(BatchedFunction):
+class _AttentionDoubleBackward(LastDerivative):
     @staticmethod
     def forward(
         grad_out: Tensor,
@@ -244,18 +233,10 @@ class _Second(BatchedFunction):
         return _present(attention_second(inputs, grad_out, tangents, wanted))
 
     @staticmethod
-    def setup_context(ctx: FunctionCtx, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        """Keeps nothing: the derivatives end here."""
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor | None) -> NoReturn:
-        _third_derivative()
-
-    @staticmethod
-    def jvp(ctx: Any, *tangents: Any) -> NoReturn:
-        _third_derivative()
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        ctx.operation = "attention"
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
-        outputs = _Second.apply(*_to_front(info.batch_size, args[:9], in_dims), *args[9:])
+        outputs = _AttentionDoubleBackward.apply(*batch_first(info.batch_size, in_dims, args[:9]), *args[9:])
         return outputs, (0,) * len(outputs)

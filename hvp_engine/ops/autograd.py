@@ -1,36 +1,36 @@
-"""Base class of the fused operations: autograd functions that `is_grads_batched=True` can batch, too."""
+"""What the autograd functions of all fused operations share: their base classes, and which gradients they compute."""
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Sequence
 from types import SimpleNamespace
 from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
-from torch._C import _are_functorch_transforms_active
-from torch._functorch.utils import unwrap_dead_wrappers
 from torch.autograd import Function
 
 from hvp_engine.errors import SecondDerivativeError
+from hvp_engine.system.torch_private import (
+    add_batch_dim,
+    enter_vmap,
+    is_batched,
+    leave_vmap,
+    remove_batch_dim,
+    transforms_active,
+    unwrap_if_dead,
+    will_execute,
+)
 
-__all__ = ["BatchedFunction", "raise_third_derivative"]
-
-
-def _is_legacy_batched(value: Any) -> bool:
-    """Recognises the tensors of `torch.autograd.grad(..., is_grads_batched=True)`.
-
-    Those of torch.func.vmap are of another kind, and only for them does autograd.Function call `vmap` by
-    itself.
-    """
-    return isinstance(value, Tensor) and torch._C._functorch.is_legacy_batchedtensor(value)
-
-
-def raise_third_derivative(operation: str) -> NoReturn:
-    """Raises the error of every operation here that is asked for a third derivative."""
-    raise SecondDerivativeError(
-        f"hvp_engine.ops.{operation} has first and second derivatives only. For a third one use "
-        f"hvp_engine.ops.{operation}_ref, which PyTorch differentiates any number of times."
-    )
+__all__ = [
+    "BatchedFunction",
+    "LastDerivative",
+    "refuse_forward_over_forward",
+    "sum_present",
+    "tensor_arguments",
+    "wanted_gradients",
+]
 
 
 class BatchedFunction(Function):
@@ -38,44 +38,127 @@ class BatchedFunction(Function):
 
     @classmethod
     def apply(cls, *args: Any) -> Any:
-        """Applies the function to all of its arguments, in order; batched ones go through `vmap`.
+        """Apply the function to all of its arguments, in order; batched ones go through `vmap`.
 
-        The rule is chosen here, not in the forward, so that its outputs keep their graph (create_graph=True).
-        Function.apply would bind the arguments to the signature first, longer than a small kernel takes.
+        The tensors of `torch.autograd.grad(..., is_grads_batched=True)` and those of torch.func.vmap are of two kinds,
+        and only for the latter does Function.apply call `vmap` by itself. The rule is chosen here, not in the forward,
+        so that its outputs keep their graph (create_graph=True). Function.apply would bind the arguments to the
+        signature first, longer than a small kernel takes.
         """
-        if _are_functorch_transforms_active():
+        plain = []
+        for value in args:
+            if isinstance(value, Tensor):
+                if is_batched(value):
+                    return _through_vmap_rule(cls, args)
+                # What torch.func.vjp returns runs after its transform has ended: its tensors may be dead wrappers.
+                plain.append(unwrap_if_dead(value))
+            else:
+                plain.append(value)
+        if transforms_active():
             return super().apply(*args)  # type: ignore[no-untyped-call]
-        if any(_is_legacy_batched(value) for value in args):
-            return _through_vmap_rule(cls, args)
-        # What torch.func.vjp returns runs after its transform has ended: its tensors may be dead wrappers.
-        return super(Function, cls).apply(*unwrap_dead_wrappers(args))  # type: ignore[misc]
+        return super(Function, cls).apply(*plain)  # type: ignore[misc]
 
 
 def _through_vmap_rule(function: type[BatchedFunction], args: tuple[Any, ...]) -> Any:
-    """Runs the vmap rule of a function on the innermost level of the older vmap."""
-    level: int = torch._C._vmapmode_increment_nesting() - 1
-    torch._C._vmapmode_decrement_nesting()
+    """Run the vmap rule of a function on the innermost level of the older vmap."""
+    level = enter_vmap() - 1
+    leave_vmap()
     # A tensor without this level comes back with a leading dimension of 1, which broadcasts.
-    batched = [_is_legacy_batched(value) for value in args]
+    batched = [isinstance(value, Tensor) and is_batched(value) for value in args]
     plain = [
-        torch._remove_batch_dim(value, level, 1, 0) if is_batched else value
-        for value, is_batched in zip(args, batched, strict=True)
+        remove_batch_dim(value, level, 1, 0) if has_level else value
+        for value, has_level in zip(args, batched, strict=True)
     ]
-    size = max(value.shape[0] for value, is_batched in zip(plain, batched, strict=True) if is_batched)
+    size = max(value.shape[0] for value, has_level in zip(plain, batched, strict=True) if has_level)
     plain = [
-        value.expand(size, *value.shape[1:]) if is_batched else value
-        for value, is_batched in zip(plain, batched, strict=True)
+        value.expand(size, *value.shape[1:]) if has_level else value
+        for value, has_level in zip(plain, batched, strict=True)
     ]
-    in_dims = tuple(0 if is_batched else None for is_batched in batched)
+    in_dims = tuple(0 if has_level else None for has_level in batched)
     info = SimpleNamespace(batch_size=size, randomness="error")
-    torch._C._vmapmode_decrement_nesting()
+    leave_vmap()
     try:
         outputs, out_dims = function.vmap(info, in_dims, *plain)  # type: ignore[no-untyped-call]
     finally:
-        torch._C._vmapmode_increment_nesting()
+        enter_vmap()
     if isinstance(outputs, Tensor):
-        return torch._add_batch_dim(outputs, out_dims, level)
+        return add_batch_dim(outputs, out_dims, level)
     return tuple(
-        output if dim is None else torch._add_batch_dim(output, dim, level)
+        output if dim is None else add_batch_dim(output, dim, level)
         for output, dim in zip(outputs, out_dims, strict=True)
     )
+
+
+def refuse_forward_over_forward(operation: str) -> NoReturn:
+    """Refuse to differentiate a forward-mode derivative in forward mode.
+
+    Args:
+        operation: The public operation's name.
+
+    Raises:
+        SecondDerivativeError: Always.
+    """
+    raise SecondDerivativeError(
+        f"hvp_engine.ops.{operation} has no forward-over-forward derivative. Take forward-over-reverse (torch.func.jvp "
+        f"of torch.func.grad), or use hvp_engine.ops.{operation}_ref, which is plain PyTorch."
+    )
+
+
+class LastDerivative(BatchedFunction):
+    """A function that has no derivatives; its `setup_context` names the public operation in `ctx.operation`."""
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor | None) -> NoReturn:
+        """Refuse a third derivative.
+
+        Raises:
+            SecondDerivativeError: Always.
+        """
+        raise SecondDerivativeError(
+            f"hvp_engine.ops.{ctx.operation} is differentiable twice, and a third derivative was asked for. Use "
+            f"hvp_engine.ops.{ctx.operation}_ref, which is plain PyTorch, for derivatives of any order."
+        )
+
+    jvp = backward
+
+
+def tensor_arguments(inputs: Sequence[Any]) -> tuple[bool, ...]:
+    """Record which arguments of an autograd function are tensors; `wanted_gradients` needs it."""
+    return tuple(isinstance(value, Tensor) for value in inputs)
+
+
+def wanted_gradients(ctx: Any, is_tensor: Sequence[bool]) -> list[bool]:
+    """Tell for each argument whether the running backward pass will use its gradient.
+
+    `ctx.needs_input_grad` is fixed when the forward runs: a weight that requires grad is "needed" even by
+    `torch.autograd.grad` to the hidden states alone. The engine knows better which edges it will follow.
+
+    Args:
+        ctx: Context of the running backward.
+        is_tensor: `tensor_arguments` of the forward's inputs.
+
+    Returns:
+        One flag per argument. Falls back to `ctx.needs_input_grad` where the engine cannot tell.
+    """
+    needed = list(ctx.needs_input_grad)
+    edges = getattr(ctx, "next_functions", None)
+    if edges is None or len(edges) != sum(is_tensor):
+        return needed
+    remaining = iter(edges)
+    followed = [_is_followed(next(remaining)[0]) if tensor else False for tensor in is_tensor]
+    return [wanted and use for wanted, use in zip(needed, followed, strict=True)]
+
+
+def _is_followed(node: Any) -> bool:
+    if node is None:
+        return False
+    try:
+        return bool(will_execute(node))
+    except RuntimeError:  # a leaf among the inputs of autograd.grad, or no backward pass is running
+        return True
+
+
+def sum_present(*terms: Tensor | None) -> Tensor | None:
+    """Add the terms that are present; None if there is none."""
+    present = [term for term in terms if term is not None]
+    return functools.reduce(torch.add, present) if present else None

@@ -30,7 +30,7 @@ class ClassTargets:
     def rows(
         self, logits: Tensor, target: Tensor, class_weight: Tensor | None, rows: int | None = None
     ) -> CrossEntropyRows:
-        """Describes contiguous logits (R, C), int64 targets (R) and weights (C) to the kernels.
+        """Describe contiguous logits (R, C), int64 targets (R) and weights (C) to the kernels.
 
         Args:
             logits: Logits; row r of an output reads row r % R.
@@ -42,14 +42,14 @@ class ClassTargets:
         return CrossEntropyRows(logits, target, class_weight, count, self.ignore_index, self.label_smoothing)
 
     def hit(self, target: Tensor, class_weight: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Returns the factor (R) of each row's own class, zero if ignored, and that class (R), then 0."""
+        """Return the factor (R) of each row's own class, zero if ignored, and that class (R), then 0."""
         kept = target != self.ignore_index
         index = target.where(kept, 0)
         factor = kept if class_weight is None else class_weight[index].where(kept, 0)
         return (1.0 - self.label_smoothing) * factor, index
 
     def mass(self, target: Tensor, class_weight: Tensor | None, classes: int) -> Tensor:
-        """Returns the factor (R) of the softmax in each row's gradient: 1 unless weighted or ignored."""
+        """Return the factor (R) of the softmax in each row's gradient: 1 unless weighted or ignored."""
         kept = target != self.ignore_index
         if class_weight is None:
             return kept
@@ -57,7 +57,7 @@ class ClassTargets:
         return (self.hit(target, class_weight)[0] + spread).where(kept, 0)
 
     def check(self, target: Tensor, classes: int) -> None:
-        """Raises ConfigurationError for the first target that is neither a class nor `ignore_index`."""
+        """Raise ConfigurationError for the first target that is neither a class nor `ignore_index`."""
         valid = (target >= 0) & (target < classes) | (target == self.ignore_index)
         if not bool(valid.all()):
             row = int((~valid).nonzero()[0, 0])
@@ -69,7 +69,7 @@ class ClassTargets:
 
 
 def _sum(values: Tensor) -> Tensor:
-    """Sums a vector in float64, in an order that does not depend on the number of threads.
+    """Sum a vector in float64, in an order that does not depend on the number of threads.
 
     PyTorch splits one long sum among its threads; many sums of fixed length it does not split.
     """
@@ -83,7 +83,7 @@ def _sum(values: Tensor) -> Tensor:
 def reduce_rows(
     loss: Tensor, target: Tensor, class_weight: Tensor | None, options: ClassTargets, reduction: str
 ) -> Tensor:
-    """Reduces row losses as `F.cross_entropy` does: the mean is weighted by the classes of the kept targets.
+    """Reduce row losses as `F.cross_entropy` does: the mean is weighted by the classes of the kept targets.
 
     Args:
         loss: Losses (R).
@@ -104,7 +104,7 @@ def reduce_rows(
 
 
 def check_options(reduction: str, label_smoothing: float, class_weight: Tensor | None, classes: int) -> None:
-    """Raises ConfigurationError for options that `F.cross_entropy` would refuse too."""
+    """Raise ConfigurationError for options that `F.cross_entropy` would refuse too."""
     if reduction not in ("none", "sum", "mean"):
         raise ConfigurationError(f"reduction is {reduction!r}; use 'none', 'sum' or 'mean'.")
     if not (0.0 <= label_smoothing <= 1.0) or math.isnan(label_smoothing):
@@ -121,7 +121,7 @@ def check_options(reduction: str, label_smoothing: float, class_weight: Tensor |
 
 
 def check_targets(target: Tensor, expected: torch.Size) -> None:
-    """Raises ConfigurationError unless target holds integers in the expected shape."""
+    """Raise ConfigurationError unless target holds integers in the expected shape."""
     if target.is_floating_point() or target.is_complex() or target.dtype == torch.bool:
         raise ConfigurationError(f"Class-index targets must be integers, not {target.dtype}; use target.long().")
     if target.shape != expected:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -10,19 +10,19 @@ from torch import Tensor
 
 from hvp_engine.errors import ConfigurationError
 from hvp_engine.kernels.cross_entropy import cross_entropy_backward, cross_entropy_forward, cross_entropy_hvp
-from hvp_engine.kernels.registry import is_fused
 from hvp_engine.kernels.tensors import accumulator
-from hvp_engine.ops.autograd import BatchedFunction, raise_third_derivative
+from hvp_engine.ops.applies import fused_applies
+from hvp_engine.ops.autograd import BatchedFunction, LastDerivative
 from hvp_engine.ops.class_targets import ClassTargets, check_options, check_targets, reduce_rows
 from hvp_engine.ops.vmap import fold_rows, vmap_by_loop
 
 __all__ = ["cross_entropy", "cross_entropy_ref"]
 
 
-class _Forward(BatchedFunction):
-    """Losses of rows (R), and their softmax norms (R, 2): largest logit m and 1 / sum(exp(z - m)).
+class _CrossEntropy(BatchedFunction):
+    """Losses of rows (R), and their statistics (R, 2): largest logit m and 1 / sum(exp(z - m)).
 
-    Logits and norms are what the derivatives need; log-sum-exps would round the probabilities of large
+    Logits and statistics are what the derivatives need; log-sum-exps would round the probabilities of large
     logits.
     """
 
@@ -32,10 +32,10 @@ class _Forward(BatchedFunction):
     ) -> tuple[Tensor, Tensor]:
         logits, target = logits.contiguous(), target.contiguous()
         options.check(target, logits.shape[1])
-        norm = logits.new_empty(logits.shape[0], 2, dtype=accumulator(logits.dtype))
-        loss = norm.new_empty(logits.shape[0])
-        cross_entropy_forward(options.rows(logits, target, class_weight), norm, loss)
-        return loss, norm
+        statistics = logits.new_empty(logits.shape[0], 2, dtype=accumulator(logits.dtype))
+        loss = statistics.new_empty(logits.shape[0])
+        cross_entropy_forward(options.rows(logits, target, class_weight), statistics, loss)
+        return loss, statistics
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
@@ -51,17 +51,22 @@ class _Forward(BatchedFunction):
         grad_loss = grads[0]
         if grad_loss is None:
             return None, None, None, None
-        logits, norm, target, class_weight = ctx.saved_tensors
-        return _Backward.apply(logits, norm, grad_loss, target, class_weight, ctx.options), None, None, None
+        logits, statistics, target, class_weight = ctx.saved_tensors
+        return (
+            _CrossEntropyBackward.apply(logits, statistics, grad_loss, target, class_weight, ctx.options),
+            None,
+            None,
+            None,
+        )
 
     @staticmethod
     def jvp(ctx: Any, logits_t: Tensor | None, *_: Any) -> tuple[Tensor | None, None]:
         if logits_t is None:
             return None, None
-        logits, norm, target, class_weight = ctx.saved_tensors
-        scale = torch.ones_like(norm[:, 0])
-        slope = _Hvp.apply(
-            logits, norm, scale, logits_t.to(logits.dtype), target, class_weight, ctx.options, False, True
+        logits, statistics, target, class_weight = ctx.saved_tensors
+        scale = torch.ones_like(statistics[:, 0])
+        slope = _CrossEntropyHvp.apply(
+            logits, statistics, scale, logits_t.to(logits.dtype), target, class_weight, ctx.options, False, True
         )[1]
         return slope, None
 
@@ -69,28 +74,28 @@ class _Forward(BatchedFunction):
     def vmap(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[Any, Any]:
         logits, target, class_weight, options = args
         if in_dims[2] is not None:
-            return vmap_by_loop(_Forward.apply, info.batch_size, in_dims, args)
+            return vmap_by_loop(_CrossEntropy.apply, info.batch_size, in_dims, args)
         base = [(logits, in_dims[0]), (target, in_dims[1])]
         folded, _, unfold = fold_rows(info.batch_size, base, [])
-        loss, norm = _Forward.apply(folded[0], folded[1], class_weight, options)
-        return (unfold(loss), unfold(norm)), (0, 0)
+        loss, statistics = _CrossEntropy.apply(folded[0], folded[1], class_weight, options)
+        return (unfold(loss), unfold(statistics)), (0, 0)
 
 
-class _Backward(BatchedFunction):
+class _CrossEntropyBackward(BatchedFunction):
     """Gradient wrt the logits; row r of `scale` and of the result belongs to row r % R of the logits."""
 
     @staticmethod
     def forward(
         logits: Tensor,
-        norm: Tensor,
+        statistics: Tensor,
         scale: Tensor,
         target: Tensor,
         class_weight: Tensor | None,
         options: ClassTargets,
     ) -> Tensor:
-        logits, norm, scale, target = (t.contiguous() for t in (logits, norm, scale, target))
+        logits, statistics, scale, target = (t.contiguous() for t in (logits, statistics, scale, target))
         grad = logits.new_empty(scale.shape[0], logits.shape[1])
-        cross_entropy_backward(options.rows(logits, target, class_weight, scale.shape[0]), norm, scale, grad)
+        cross_entropy_backward(options.rows(logits, target, class_weight, scale.shape[0]), statistics, scale, grad)
         return grad
 
     @staticmethod
@@ -106,9 +111,9 @@ class _Backward(BatchedFunction):
         wants_logits, _, wants_scale = ctx.needs_input_grad[:3]
         if cotangent is None or not (wants_logits or wants_scale):
             return (None,) * 6
-        logits, norm, scale, target, class_weight = ctx.saved_tensors
-        product, slope = _Hvp.apply(
-            logits, norm, scale, cotangent, target, class_weight, ctx.options, wants_logits, wants_scale
+        logits, statistics, scale, target, class_weight = ctx.saved_tensors
+        product, slope = _CrossEntropyHvp.apply(
+            logits, statistics, scale, cotangent, target, class_weight, ctx.options, wants_logits, wants_scale
         )
         if wants_logits and scale.shape[0] != logits.shape[0]:
             product = product.unflatten(0, (-1, logits.shape[0])).sum(0)
@@ -117,36 +122,38 @@ class _Backward(BatchedFunction):
     @staticmethod
     def jvp(ctx: Any, *tangents: Any) -> Tensor | None:
         logits_t, _, scale_t = tangents[:3]
-        logits, norm, scale, target, class_weight = ctx.saved_tensors
+        logits, statistics, scale, target, class_weight = ctx.saved_tensors
         result = None
         if logits_t is not None:
             repeated = logits_t.repeat(scale.shape[0] // max(logits.shape[0], 1), 1)
-            result = _Hvp.apply(logits, norm, scale, repeated, target, class_weight, ctx.options, True, False)[0]
+            result = _CrossEntropyHvp.apply(
+                logits, statistics, scale, repeated, target, class_weight, ctx.options, True, False
+            )[0]
         if scale_t is not None:
-            part = _Backward.apply(logits, norm, scale_t, target, class_weight, ctx.options)
+            part = _CrossEntropyBackward.apply(logits, statistics, scale_t, target, class_weight, ctx.options)
             result = part if result is None else result + part
         return result
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[Any, Any]:
-        logits, norm, scale, target, class_weight, options = args
+        logits, statistics, scale, target, class_weight, options = args
         if in_dims[4] is not None:
-            return vmap_by_loop(_Backward.apply, info.batch_size, in_dims, args)
+            return vmap_by_loop(_CrossEntropyBackward.apply, info.batch_size, in_dims, args)
         base, rows, unfold = fold_rows(
             info.batch_size,
-            [(logits, in_dims[0]), (norm, in_dims[1]), (target, in_dims[3])],
+            [(logits, in_dims[0]), (statistics, in_dims[1]), (target, in_dims[3])],
             [(scale, in_dims[2])],
         )
-        return unfold(_Backward.apply(base[0], base[1], rows[0], base[2], class_weight, options)), 0
+        return unfold(_CrossEntropyBackward.apply(base[0], base[1], rows[0], base[2], class_weight, options)), 0
 
 
-class _Hvp(BatchedFunction):
+class _CrossEntropyHvp(LastDerivative):
     """Derivatives along a tangent of the gradient (product) and the loss (slope); empty if not wanted."""
 
     @staticmethod
     def forward(
         logits: Tensor,
-        norm: Tensor,
+        statistics: Tensor,
         scale: Tensor,
         tangent: Tensor,
         target: Tensor,
@@ -155,39 +162,33 @@ class _Hvp(BatchedFunction):
         wants_product: bool,
         wants_slope: bool,
     ) -> tuple[Tensor, Tensor]:
-        logits, norm, scale, tangent, target = (t.contiguous() for t in (logits, norm, scale, tangent, target))
+        logits, statistics, scale, tangent, target = (
+            t.contiguous() for t in (logits, statistics, scale, tangent, target)
+        )
         count = tangent.shape[0]
         product = torch.empty_like(tangent) if wants_product else tangent.new_empty(count, 0)
-        slope = norm.new_empty(count if wants_slope else 0)
+        slope = statistics.new_empty(count if wants_slope else 0)
         rows = options.rows(logits, target, class_weight, count)
         cross_entropy_hvp(
-            rows, norm, scale, tangent, product if wants_product else None, slope if wants_slope else None
+            rows, statistics, scale, tangent, product if wants_product else None, slope if wants_slope else None
         )
         return product, slope
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-        ctx.set_materialize_grads(False)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor | None) -> NoReturn:
-        raise_third_derivative("cross_entropy")
-
-    @staticmethod
-    def jvp(ctx: Any, *tangents: Any) -> NoReturn:
-        raise_third_derivative("cross_entropy")
+        ctx.operation = "cross_entropy"
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[Any, Any]:
-        logits, norm, scale, tangent, target, class_weight, options, wants_product, wants_slope = args
+        logits, statistics, scale, tangent, target, class_weight, options, wants_product, wants_slope = args
         if in_dims[5] is not None:
-            return vmap_by_loop(_Hvp.apply, info.batch_size, in_dims, args)
+            return vmap_by_loop(_CrossEntropyHvp.apply, info.batch_size, in_dims, args)
         base, rows, unfold = fold_rows(
             info.batch_size,
-            [(logits, in_dims[0]), (norm, in_dims[1]), (target, in_dims[4])],
+            [(logits, in_dims[0]), (statistics, in_dims[1]), (target, in_dims[4])],
             [(scale, in_dims[2]), (tangent, in_dims[3])],
         )
-        product, slope = _Hvp.apply(
+        product, slope = _CrossEntropyHvp.apply(
             base[0], base[1], rows[0], rows[1], base[2], class_weight, options, wants_product, wants_slope
         )
         return (
@@ -204,7 +205,7 @@ def cross_entropy_ref(
     reduction: str = "mean",
     label_smoothing: float = 0.0,
 ) -> Tensor:
-    """Plain PyTorch reference of `cross_entropy`."""
+    """Compute `cross_entropy` in plain PyTorch."""
     return F.cross_entropy(
         input,
         target,
@@ -223,7 +224,7 @@ def cross_entropy(
     reduction: str = "mean",
     label_smoothing: float = 0.0,
 ) -> Tensor:
-    """Cross-entropy of logits, with fused first and second derivatives.
+    """Compute the cross-entropy of logits, with fused first and second derivatives.
 
     Semantics of `torch.nn.functional.cross_entropy`. Two numbers per row are saved (log-sum-exp in two
     parts), never probabilities; the gradient and its derivative p * (u - <p, u>) are one pass over the logits
@@ -249,7 +250,7 @@ def cross_entropy(
     """
     if input.dim() == 0:
         raise ConfigurationError("The logits are a scalar; their shape must be (C), (N, C) or (N, C, d1, ...).")
-    if target.is_floating_point() or input.numel() == 0 or not is_fused(input):
+    if target.is_floating_point() or not fused_applies(input):
         return cross_entropy_ref(input, target, weight, ignore_index, reduction, label_smoothing)
     class_dim = 0 if input.dim() == 1 else 1
     classes = input.shape[class_dim]
@@ -260,6 +261,8 @@ def cross_entropy(
     acc = accumulator(input.dtype)
     class_weight = None if weight is None else weight.to(acc).contiguous()
     options = ClassTargets(ignore_index, float(label_smoothing))
-    loss = reduce_rows(_Forward.apply(logits, flat, class_weight, options)[0], flat, class_weight, options, reduction)
+    loss = reduce_rows(
+        _CrossEntropy.apply(logits, flat, class_weight, options)[0], flat, class_weight, options, reduction
+    )
     loss = loss if reduction != "none" else loss.reshape(target.shape)
     return loss if torch.is_autocast_enabled(input.device.type) else loss.to(input.dtype)

@@ -10,8 +10,9 @@ from torch import Tensor
 
 from hvp_engine.errors import ConfigurationError
 from hvp_engine.kernels.embedding import gather_rows, sum_rows
-from hvp_engine.kernels.registry import is_fused
+from hvp_engine.ops.applies import fused_applies
 from hvp_engine.ops.autograd import BatchedFunction
+from hvp_engine.ops.vmap import to_front
 
 __all__ = ["embedding", "embedding_ref"]
 
@@ -28,12 +29,8 @@ def _check_tokens(tokens: Tensor, table_rows: int) -> None:
         )
 
 
-def _front(tensor: Tensor, dim: int | None, size: int) -> Tensor:
-    return tensor.expand(size, *tensor.shape) if dim is None else tensor.movedim(dim, 0)
-
-
 def _offset(tokens: Tensor, table_rows: int) -> Tensor:
-    """Lets the tokens (B, N) of each example name rows of its own table of B; wrong ones stay wrong."""
+    """Let the tokens (B, N) of each example name rows of its own table of B; wrong ones stay wrong."""
     shift = torch.arange(tokens.shape[0], device=tokens.device).unsqueeze(1) * table_rows
     moved = torch.where(tokens < 0, tokens, tokens + shift)
     return torch.where(tokens < table_rows, moved, -tokens)
@@ -67,7 +64,7 @@ class _Gather(BatchedFunction):
     @staticmethod
     def vmap(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[Any, Any]:
         size = info.batch_size
-        tokens, grad_tokens = (_front(t, dim, size) for t, dim in zip(args[1:], in_dims[1:], strict=True))
+        tokens, grad_tokens = (to_front(size, dim, t) for t, dim in zip(args[1:], in_dims[1:], strict=True))
         table = args[0]
         if in_dims[0] is not None:
             table = table.movedim(in_dims[0], 0)
@@ -103,19 +100,19 @@ class _Scatter(BatchedFunction):
     @staticmethod
     def vmap(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[Any, Any]:
         size, table_rows = info.batch_size, args[2]
-        grad, tokens = (_front(t, dim, size) for t, dim in zip(args[:2], in_dims[:2], strict=True))
+        grad, tokens = (to_front(size, dim, t) for t, dim in zip(args[:2], in_dims[:2], strict=True))
         tokens = _offset(tokens, table_rows)
         table = _Scatter.apply(grad.flatten(0, 1), tokens.flatten(), size * table_rows)
         return table.unflatten(0, (size, table_rows)), 0
 
 
 def embedding_ref(input: Tensor, weight: Tensor, padding_idx: int | None = None) -> Tensor:
-    """Plain PyTorch reference of `embedding`."""
+    """Compute `embedding` in plain PyTorch."""
     return F.embedding(input, weight, padding_idx)
 
 
 def embedding(input: Tensor, weight: Tensor, padding_idx: int | None = None) -> Tensor:
-    """Looks up rows of a table; all derivatives are lookups and sums of rows again.
+    """Look up rows of a table; all derivatives are lookups and sums of rows again.
 
     Semantics of `torch.nn.functional.embedding` without renormalisation and sparse gradients. Each row of the
     weight gradient is summed by one thread in the order of its tokens, in float32 for bfloat16, so it has the
@@ -140,7 +137,7 @@ def embedding(input: Tensor, weight: Tensor, padding_idx: int | None = None) -> 
     rows, columns = weight.shape
     if padding_idx is not None and not -rows <= padding_idx < rows:
         raise ConfigurationError(f"padding_idx is {padding_idx}, but the table has {rows} rows.")
-    if not is_fused(weight):
+    if not fused_applies(weight):
         return embedding_ref(input, weight, padding_idx)
     tokens = input.reshape(-1).long()
     grad_tokens = tokens if padding_idx is None else tokens.masked_fill(tokens == padding_idx % rows, _NOWHERE)

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from hvp_engine.ops.normalize_autograd import NormalizeSpec, check_shapes, normalize, normalize_applies
+from hvp_engine.ops.applies import normalize_applies
+from hvp_engine.ops.normalize_autograd import NormalizeSpec, check_shapes, normalize
 
 __all__ = ["layer_norm", "layer_norm_ref"]
 
@@ -19,7 +20,7 @@ def layer_norm(
     bias: Tensor | None = None,
     eps: float = 1e-5,
 ) -> Tensor:
-    """Normalises the trailing dimensions to mean 0 and variance 1, then scales and shifts them.
+    """Normalise the trailing dimensions to mean 0 and variance 1, then scales and shifts them.
 
     Ba, Kiros and Hinton (2016), "Layer Normalization". Each derivative is one
     pass over memory; sums over rows give the same bits at every thread count. Fused kernels serve
@@ -53,6 +54,6 @@ def layer_norm_ref(
     bias: Tensor | None = None,
     eps: float = 1e-5,
 ) -> Tensor:
-    """`layer_norm` in plain PyTorch."""
+    """Compute `layer_norm` in plain PyTorch."""
     output: Tensor = torch.ops.aten.layer_norm.default(input, normalized_shape, weight, bias, eps)
     return output

@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 import torch
 from torch import Tensor
@@ -25,11 +25,17 @@ from hvp_engine.kernels.normalize import (
     normalize_forward,
 )
 from hvp_engine.kernels.tensors import accumulator
-from hvp_engine.ops.applies import batch_first, fused_applies, no_third_derivative, sum_present
-from hvp_engine.ops.autograd import BatchedFunction
-from hvp_engine.ops.vmap import tensor_arguments, wanted_gradients
+from hvp_engine.ops.autograd import (
+    BatchedFunction,
+    LastDerivative,
+    refuse_forward_over_forward,
+    sum_present,
+    tensor_arguments,
+    wanted_gradients,
+)
+from hvp_engine.ops.vmap import batch_first
 
-__all__ = ["NormalizeSpec", "check_shapes", "normalize", "normalize_applies"]
+__all__ = ["NormalizeSpec", "check_shapes", "normalize"]
 
 
 class NormalizeSpec(NamedTuple):
@@ -50,17 +56,8 @@ class NormalizeSpec(NamedTuple):
     batched: bool = False
 
 
-def normalize_applies(x: Tensor, w: Tensor | None, b: Tensor | None) -> bool:
-    """Says whether fused kernels serve these tensors; see `fused_applies` for what else they need."""
-    if w is None:
-        return b is None and fused_applies(x)
-    if w.dtype != x.dtype and not (x.dtype == torch.bfloat16 and w.dtype == torch.float32):
-        return False
-    return (b is None or b.dtype == w.dtype) and fused_applies(x, w, b)
-
-
 def check_shapes(name: str, x: Tensor, normalized_shape: Sequence[int], w: Tensor | None, b: Tensor | None) -> int:
-    """Checks that rows and parameters have the normalised shape.
+    """Check that rows and parameters have the normalised shape.
 
     Args:
         name: The public operation, for messages.
@@ -78,19 +75,19 @@ def check_shapes(name: str, x: Tensor, normalized_shape: Sequence[int], w: Tenso
     shape = tuple(normalized_shape)
     if not shape or x.shape[-len(shape) :] != shape:
         raise ConfigurationError(
-            f"{name}: input of shape {tuple(x.shape)} does not end with normalized_shape {shape}; "
-            "pass the sizes of the trailing dimensions to normalise"
+            f"{name} got an input of shape {tuple(x.shape)}, which does not end with normalized_shape={shape}; pass "
+            "the sizes of the trailing dimensions to normalise."
         )
     for label, parameter in (("weight", w), ("bias", b)):
         if parameter is not None and parameter.shape != shape:
             raise ConfigurationError(
-                f"{name}: {label} has shape {tuple(parameter.shape)}, normalized_shape is {shape}; make them equal"
+                f"{name} got {label} of shape {tuple(parameter.shape)} and normalized_shape={shape}; make them equal."
             )
     return math.prod(shape)
 
 
 def normalize(x: Tensor, w: Tensor | None, b: Tensor | None, spec: NormalizeSpec) -> Tensor:
-    """Normalises rows of `spec.size` elements, scales them by w and shifts them by b.
+    """Normalise rows of `spec.size` elements, scales them by w and shifts them by b.
 
     Args:
         x: Tensor whose trailing dimensions hold the rows.
@@ -110,12 +107,12 @@ def normalize(x: Tensor, w: Tensor | None, b: Tensor | None, spec: NormalizeSpec
 
 @functools.lru_cache(maxsize=8)
 def _constant_row(size: int, dtype: torch.dtype, device: torch.device, value: float) -> Tensor:
-    """Stands for an absent scale or shift; kept, since models repeat few shapes."""
+    """Return the row that stands for an absent scale or shift; kept, since models repeat few shapes."""
     return torch.full((size,), value, dtype=dtype, device=device)
 
 
-class _Call:
-    """The arguments of one kernel call: shape and operands."""
+class _KernelCall:
+    """Shape and operands of one kernel call."""
 
     def __init__(self, x: Tensor, w: Tensor | None, spec: NormalizeSpec) -> None:
         self.spec = spec
@@ -124,7 +121,7 @@ class _Call:
         self._parameter = (spec.size, x.dtype if w is None else w.dtype, x.device)
 
     def operand(self, tensor: Tensor) -> Operand:
-        """Returns a tensor and its batch stride; copies what is neither contiguous nor shared by the batch."""
+        """Return a tensor and its batch stride; copies what is neither contiguous nor shared by the batch."""
         shared = False
         if not tensor.is_contiguous():
             shared = self.spec.batched and is_shared(tensor)
@@ -133,7 +130,7 @@ class _Call:
         return tensor, 0 if shared else tensor.numel() // self.shape.batch
 
     def parameter(self, tensor: Tensor | None, value: float) -> Operand:
-        """Returns the operand of a row of parameters; an absent one is a constant row."""
+        """Return the operand of a row of parameters; an absent one is a constant row."""
         return (_constant_row(*self._parameter, value), 0) if tensor is None else self.operand(tensor)
 
 
@@ -144,7 +141,7 @@ def _empty(like: Tensor, wanted: bool = True) -> Tensor | None:
 def _vmap_rule(
     function: type[BatchedFunction], tensors: int, info: Any, in_dims: Sequence[Any], args: Sequence[Any]
 ) -> Any:
-    """Runs a function with the vmapped dimension in front of its leading tensors; the spec follows them."""
+    """Run a function with the vmapped dimension in front of its leading tensors; the spec follows them."""
     spec = args[tensors]
     batched = batch_first(info.batch_size, in_dims, args[:tensors])
     if not spec.batched:
@@ -157,25 +154,25 @@ def _vmap_rule(
 
 
 class _Normalize(BatchedFunction):
-    """(y, stats) of (x, w, b); stats hold mean and reciprocal deviation of every row."""
+    """(y, statistics) of (x, w, b); statistics hold mean and reciprocal deviation of every row."""
 
     @staticmethod
     def forward(x: Tensor, w: Tensor | None, b: Tensor | None, spec: NormalizeSpec) -> tuple[Tensor, Tensor]:
-        call = _Call(x, w, spec)
+        call = _KernelCall(x, w, spec)
         y = torch.empty_like(x, memory_format=torch.contiguous_format)
-        stats = x.new_empty((call.shape.batch, call.shape.rows, 2), dtype=accumulator(x.dtype))
+        statistics = x.new_empty((call.shape.batch, call.shape.rows, 2), dtype=accumulator(x.dtype))
         inputs = (call.operand(x), call.parameter(w, 1.0), call.parameter(b, 0.0))
-        normalize_forward(call.shape, spec.eps, *inputs, y, stats)
-        return y, stats if spec.batched else stats[0]
+        normalize_forward(call.shape, spec.eps, *inputs, y, statistics)
+        return y, statistics if spec.batched else statistics[0]
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
         x, w, _, ctx.spec = inputs
         ctx.is_tensor = tensor_arguments(inputs)
-        stats = output[1]
-        ctx.mark_non_differentiable(stats)
-        ctx.save_for_backward(x, w, stats)
-        ctx.save_for_forward(x, w, stats)
+        statistics = output[1]
+        ctx.mark_non_differentiable(statistics)
+        ctx.save_for_backward(x, w, statistics)
+        ctx.save_for_forward(x, w, statistics)
         ctx.set_materialize_grads(False)
 
     @staticmethod
@@ -202,14 +199,14 @@ class _NormalizeBackward(BatchedFunction):
         g: Tensor,
         x: Tensor,
         w: Tensor | None,
-        stats: Tensor,
+        statistics: Tensor,
         spec: NormalizeSpec,
         needs: tuple[bool, bool, bool],
     ) -> tuple[Tensor | None, ...]:
-        call = _Call(x, w, spec)
+        call = _KernelCall(x, w, spec)
         dx = _empty(x, needs[0])
         dw, db = (None, None) if w is None else (_empty(w, needs[1]), _empty(w, needs[2]))
-        inputs = (call.operand(x), call.parameter(w, 1.0), call.operand(stats), call.operand(g))
+        inputs = (call.operand(x), call.parameter(w, 1.0), call.operand(statistics), call.operand(g))
         normalize_backward(call.shape, inputs, dx, dw, db)
         return dx, dw, db
 
@@ -233,12 +230,12 @@ class _NormalizeBackward(BatchedFunction):
     def jvp(
         ctx: Any, t_g: Tensor | None, t_x: Tensor | None, t_w: Tensor | None, *_: None
     ) -> tuple[Tensor | None, ...]:
-        g, x, w, stats = ctx.saved_tensors
+        g, x, w, statistics = ctx.saved_tensors
         absent = (None, None, None)
-        along_g = absent if t_g is None else _NormalizeBackward.apply(t_g, x, w, stats, ctx.spec, ctx.needs)
+        along_g = absent if t_g is None else _NormalizeBackward.apply(t_g, x, w, statistics, ctx.spec, ctx.needs)
         along_rest = absent
         if t_x is not None or t_w is not None:
-            args = (t_x, t_w, None, g, x, w, stats, ctx.spec, ctx.needs[:2])
+            args = (t_x, t_w, None, g, x, w, statistics, ctx.spec, ctx.needs[:2])
             # db depends on g alone, but a tangent of a computed output may not be absent.
             d_b = torch.zeros_like(w) if w is not None and ctx.needs[2] else None
             along_rest = (*_NormalizeDoubleBackward.apply(*args)[1:], d_b)
@@ -249,7 +246,7 @@ class _NormalizeBackward(BatchedFunction):
         return _vmap_rule(_NormalizeBackward, 4, info, in_dims, args)
 
 
-class _NormalizeDoubleBackward(BatchedFunction):
+class _NormalizeDoubleBackward(LastDerivative):
     """(d_g, d_x, d_w) for cotangents (u, u_w, u_b) of (dx, dw, db)."""
 
     @staticmethod
@@ -260,11 +257,11 @@ class _NormalizeDoubleBackward(BatchedFunction):
         g: Tensor,
         x: Tensor,
         w: Tensor | None,
-        stats: Tensor,
+        statistics: Tensor,
         spec: NormalizeSpec,
         needs: tuple[bool, bool],
     ) -> tuple[Tensor | None, ...]:
-        call = _Call(x, w, spec)
+        call = _KernelCall(x, w, spec)
         d_g = torch.empty_like(x, memory_format=torch.contiguous_format)
         d_x = _empty(x, needs[0])
         d_w = None if w is None else _empty(w, needs[1])
@@ -275,7 +272,7 @@ class _NormalizeDoubleBackward(BatchedFunction):
         inputs = (
             call.operand(x),
             call.parameter(w, 1.0),
-            call.operand(stats),
+            call.operand(statistics),
             call.operand(g),
             call.operand(u),
             absent if no_parameters else call.parameter(u_w, 0.0),
@@ -286,15 +283,7 @@ class _NormalizeDoubleBackward(BatchedFunction):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-        ctx.name = inputs[7].name
-
-    @staticmethod
-    def backward(ctx: Any, *_: Tensor | None) -> Any:
-        no_third_derivative(ctx.name)
-
-    @staticmethod
-    def jvp(ctx: Any, *_: Tensor | None) -> Any:
-        no_third_derivative(ctx.name)
+        ctx.operation = inputs[7].name
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[Any, ...], *args: Any) -> Any:
@@ -311,33 +300,33 @@ class _NormalizeTangent(BatchedFunction):
         t_b: Tensor | None,
         x: Tensor,
         w: Tensor | None,
-        stats: Tensor,
+        statistics: Tensor,
         spec: NormalizeSpec,
     ) -> tuple[Tensor]:
-        args = (t_x, t_w, t_b, x, x, w, stats, spec, (False, False))
+        args = (t_x, t_w, t_b, x, x, w, statistics, spec, (False, False))
         (t_y,) = _NormalizeDoubleBackward.forward(*args)[:1]
         assert t_y is not None  # d_g is always computed
         return (t_y,)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-        t_x, t_w, _, x, w, stats, ctx.spec = inputs
-        ctx.save_for_backward(t_x, t_w, x, w, stats)
+        t_x, t_w, _, x, w, statistics, ctx.spec = inputs
+        ctx.save_for_backward(t_x, t_w, x, w, statistics)
         ctx.set_materialize_grads(False)
 
     @staticmethod
     def backward(ctx: Any, g: Tensor | None) -> tuple[Tensor | None, ...]:
         if g is None:
             return (None,) * 7
-        t_x, t_w, x, w, stats = ctx.saved_tensors
+        t_x, t_w, x, w, statistics = ctx.saved_tensors
         needs = ctx.needs_input_grad
-        tangents = _NormalizeBackward.apply(g, x, w, stats, ctx.spec, needs[:3])
-        args = (t_x, t_w, None, g, x, w, stats, ctx.spec, needs[3:5])
+        tangents = _NormalizeBackward.apply(g, x, w, statistics, ctx.spec, needs[:3])
+        args = (t_x, t_w, None, g, x, w, statistics, ctx.spec, needs[3:5])
         return *tangents, *_NormalizeDoubleBackward.apply(*args)[1:], None, None
 
     @staticmethod
-    def jvp(ctx: Any, *_: Tensor | None) -> Any:
-        no_third_derivative(ctx.spec.name)
+    def jvp(ctx: Any, *_: Tensor | None) -> NoReturn:
+        refuse_forward_over_forward(ctx.spec.name)
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[Any, ...], *args: Any) -> Any:

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from hvp_engine.kernels.tensors import accumulator
-from hvp_engine.ops.normalize_autograd import NormalizeSpec, check_shapes, normalize, normalize_applies
+from hvp_engine.ops.applies import normalize_applies
+from hvp_engine.ops.normalize_autograd import NormalizeSpec, check_shapes, normalize
 
 __all__ = ["rms_norm", "rms_norm_ref"]
 
@@ -19,7 +20,7 @@ def rms_norm(
     weight: Tensor | None = None,
     eps: float | None = None,
 ) -> Tensor:
-    """Divides the trailing dimensions by their root mean square, then scales them.
+    """Divide the trailing dimensions by their root mean square, then scales them.
 
     Zhang and Sennrich (2019), "Root Mean Square Layer Normalization". Each derivative is one
     pass over memory; sums over rows give the same bits at every thread count. Fused kernels serve
@@ -53,6 +54,6 @@ def rms_norm_ref(
     weight: Tensor | None = None,
     eps: float | None = None,
 ) -> Tensor:
-    """`rms_norm` in plain PyTorch."""
+    """Compute `rms_norm` in plain PyTorch."""
     output: Tensor = torch.ops.aten.rms_norm.default(input, normalized_shape, weight, eps)
     return output

@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from hvp_engine.errors import ConfigurationError
-from hvp_engine.kernels.registry import is_fused
 from hvp_engine.kernels.softmax import softmax_backward, softmax_double_backward, softmax_forward
-from hvp_engine.ops.autograd import BatchedFunction, raise_third_derivative
+from hvp_engine.ops.applies import fused_applies
+from hvp_engine.ops.autograd import BatchedFunction, LastDerivative
 from hvp_engine.ops.vmap import fold_rows
 
 __all__ = ["softmax", "softmax_ref"]
 
 
-class _Forward(BatchedFunction):
+class _Softmax(BatchedFunction):
     """Probabilities of rows (R, C)."""
 
     @staticmethod
@@ -34,22 +34,22 @@ class _Forward(BatchedFunction):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Tensor:
         x, p = ctx.saved_tensors
-        result: Tensor = _Backward.apply(x, p.detach(), grads[0])
+        result: Tensor = _SoftmaxBackward.apply(x, p.detach(), grads[0])
         return result
 
     @staticmethod
     def jvp(ctx: Any, *tangents: Tensor) -> Tensor:
         x, p = ctx.saved_tensors
-        result: Tensor = _Backward.apply(x, p.detach(), tangents[0])
+        result: Tensor = _SoftmaxBackward.apply(x, p.detach(), tangents[0])
         return result
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[Any, Any]:
         base, _, unfold = fold_rows(info.batch_size, [(args[0], in_dims[0])], [])
-        return unfold(_Forward.apply(base[0])), 0
+        return unfold(_Softmax.apply(base[0])), 0
 
 
-class _Backward(BatchedFunction):
+class _SoftmaxBackward(BatchedFunction):
     """p * (g - <p, g>) for rows of g (K * R, C); x (R, C) takes part for its derivative only."""
 
     @staticmethod
@@ -71,7 +71,7 @@ class _Backward(BatchedFunction):
         if grads[0] is None or not (wants_x or wants_g):
             return None, None, None
         x, p, g = ctx.saved_tensors
-        wrt_x, wrt_g = _DoubleBackward.apply(p, g, grads[0], wants_x, wants_g)
+        wrt_x, wrt_g = _SoftmaxDoubleBackward.apply(p, g, grads[0], wants_x, wants_g)
         if wants_x and g.shape[0] != x.shape[0]:
             wrt_x = wrt_x.unflatten(0, (-1, x.shape[0])).sum(0)
         return wrt_x if wants_x else None, None, wrt_g if wants_g else None
@@ -83,9 +83,9 @@ class _Backward(BatchedFunction):
         result = None
         if x_t is not None:  # the third derivative of log-sum-exp is symmetric: the same pass serves both directions
             repeated = x_t.repeat(g.shape[0] // max(x.shape[0], 1), 1)
-            result = _DoubleBackward.apply(p, g, repeated, True, False)[0]
+            result = _SoftmaxDoubleBackward.apply(p, g, repeated, True, False)[0]
         if g_t is not None:
-            part = _Backward.apply(x, p, g_t)
+            part = _SoftmaxBackward.apply(x, p, g_t)
             result = part if result is None else result + part
         return result
 
@@ -94,10 +94,10 @@ class _Backward(BatchedFunction):
         base, rows, unfold = fold_rows(
             info.batch_size, [(args[0], in_dims[0]), (args[1], in_dims[1])], [(args[2], in_dims[2])]
         )
-        return unfold(_Backward.apply(*base, *rows)), 0
+        return unfold(_SoftmaxBackward.apply(*base, *rows)), 0
 
 
-class _DoubleBackward(BatchedFunction):
+class _SoftmaxDoubleBackward(LastDerivative):
     """Gradients of <u, p * (g - <p, g>)> wrt the softmax's input and wrt g; empty where not wanted."""
 
     @staticmethod
@@ -111,32 +111,24 @@ class _DoubleBackward(BatchedFunction):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        ctx.set_materialize_grads(False)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor | None) -> NoReturn:
-        raise_third_derivative("softmax")
-
-    @staticmethod
-    def jvp(ctx: Any, *tangents: Any) -> NoReturn:
-        raise_third_derivative("softmax")
+        ctx.operation = "softmax"
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[Any, Any]:
         base, rows, unfold = fold_rows(
             info.batch_size, [(args[0], in_dims[0])], [(args[1], in_dims[1]), (args[2], in_dims[2])]
         )
-        wrt_x, wrt_g = _DoubleBackward.apply(*base, *rows, *args[3:])
+        wrt_x, wrt_g = _SoftmaxDoubleBackward.apply(*base, *rows, *args[3:])
         return (unfold(wrt_x), unfold(wrt_g)), (0, 0)
 
 
 def softmax_ref(input: Tensor, dim: int = -1, dtype: torch.dtype | None = None) -> Tensor:
-    """Plain PyTorch reference of `softmax`."""
+    """Compute `softmax` in plain PyTorch."""
     return torch.softmax(input, dim, dtype=dtype)
 
 
 def softmax(input: Tensor, dim: int = -1, dtype: torch.dtype | None = None) -> Tensor:
-    """Softmax with fused first and second derivatives.
+    """Compute the softmax with fused first and second derivatives.
 
     Semantics of `torch.nn.functional.softmax`. Third derivatives raise SecondDerivativeError. Dtypes other
     than float32, float64 and bfloat16, and devices without fused kernels, run `softmax_ref`.
@@ -154,12 +146,12 @@ def softmax(input: Tensor, dim: int = -1, dtype: torch.dtype | None = None) -> T
     """
     if not -max(input.dim(), 1) <= dim < max(input.dim(), 1):
         raise ConfigurationError(
-            f"dim is {dim}, but the input has {input.dim()} dimensions; use -{max(input.dim(), 1)} to "
+            f"dim={dim} is none of the input's {input.dim()} dimensions; use -{max(input.dim(), 1)} to "
             f"{max(input.dim(), 1) - 1}."
         )
     values = input if dtype is None else input.to(dtype)
-    if input.dim() == 0 or input.numel() == 0 or not is_fused(values):
+    if input.dim() == 0 or not fused_applies(values):
         return softmax_ref(input, dim, dtype)
     moved = values.movedim(dim, -1)
-    output: Tensor = _Forward.apply(moved.reshape(-1, moved.shape[-1]))
+    output: Tensor = _Softmax.apply(moved.reshape(-1, moved.shape[-1]))
     return output.view(moved.shape).movedim(-1, dim)

@@ -1,4 +1,4 @@
-"""Runs unchanged models on the twice-differentiable operations.
+"""Unchanged models on the twice-differentiable operations.
 
 `twice_differentiable()` intercepts calls of torch.nn.functional (however a module, a Hugging Face model or
 user code reaches them) and runs the fused operation where it supports the arguments; any other call runs as
@@ -19,15 +19,15 @@ from torch.overrides import TorchFunctionMode
 
 from hvp_engine.errors import ConfigurationError
 from hvp_engine.ops.activations import gelu, silu
-from hvp_engine.ops.applies import fused_applies
+from hvp_engine.ops.applies import fused_applies, normalize_applies
 from hvp_engine.ops.attention import attention
 from hvp_engine.ops.cross_entropy import cross_entropy
 from hvp_engine.ops.embedding import embedding
 from hvp_engine.ops.head.lazy_logits import FusedHead, HeadLogits, computed, stay_lazy
 from hvp_engine.ops.layer_norm import layer_norm
-from hvp_engine.ops.normalize_autograd import normalize_applies
 from hvp_engine.ops.rms_norm import rms_norm
 from hvp_engine.ops.softmax import softmax
+from hvp_engine.system.torch_private import SILU_FUNCTIONS
 
 __all__ = ["REPLACEMENTS", "TwiceDifferentiable", "fuse_lm_head", "twice_differentiable"]
 
@@ -136,12 +136,12 @@ REPLACEMENTS: dict[Callable[..., Any], tuple[str, Callable[..., Any]]] = _table(
     ("layer_norm", _layer_norm, (F.layer_norm, torch.layer_norm)),
     ("rms_norm", _rms_norm, (F.rms_norm, torch.rms_norm)),
     ("gelu", _gelu, (F.gelu,)),
-    ("silu", _silu, (F.silu, torch._C._nn.silu)),
+    ("silu", _silu, (F.silu, *SILU_FUNCTIONS)),
 )
 
 
 def _transparent(function: Any) -> FunctionType:
-    """Copies a function of PyTorch so that a mode sees the calls inside it instead of the call of it."""
+    """Copy a function of PyTorch so that a mode sees the calls inside it instead of the call of it."""
     namespace = dict(
         function.__globals__,
         has_torch_function=lambda _tensors: False,
@@ -180,7 +180,7 @@ class TwiceDifferentiable(TorchFunctionMode):
         args: tuple[Any, ...] = (),
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
-        """Runs one intercepted call; PyTorch calls this with the mode switched off."""
+        """Run one intercepted call; PyTorch calls this with the mode switched off."""
         kwargs = kwargs or {}
         if func in _TRANSPARENT:
             with self:
@@ -205,7 +205,7 @@ class TwiceDifferentiable(TorchFunctionMode):
 
 
 def fuse_lm_head(model: nn.Module) -> TwiceDifferentiable:
-    """Does what `twice_differentiable` does and computes a language model's loss without its logits.
+    """Do what `twice_differentiable` does and computes a language model's loss without its logits.
 
     While it is active, the output embedding of the model (`get_output_embeddings()` of a Hugging Face model, else the
     attribute `lm_head`) returns logits that are computed only if something other than `F.cross_entropy` uses them;
@@ -237,7 +237,7 @@ def fuse_lm_head(model: nn.Module) -> TwiceDifferentiable:
 
 
 def twice_differentiable() -> TwiceDifferentiable:
-    """Replaces torch.nn.functional calls by the fused, twice-differentiable operations while it is active.
+    """Replace torch.nn.functional calls by the fused, twice-differentiable operations while it is active.
 
     Calls that an operation does not support (dtype, device, dropout, in-place) run unchanged. Backward passes
     need not be inside, except those that recompute a forward pass (torch.utils.checkpoint): that must

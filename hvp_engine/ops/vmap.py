@@ -1,4 +1,4 @@
-"""Vmap rules for row-wise kernels, and which gradients a backward pass must really compute."""
+"""What the vmap rules of fused operations share: the batch in front, folded into rows, or taken one by one."""
 
 from __future__ import annotations
 
@@ -8,12 +8,37 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["fold_rows", "tensor_arguments", "vmap_by_loop", "wanted_gradients"]
+__all__ = ["batch_first", "fold_rows", "to_front", "vmap_by_loop"]
 
 
-def _front(tensor: Tensor, dim: int | None, size: int) -> Tensor:
-    """Moves the batch dimension to the front, or makes one without copying."""
-    return tensor.unsqueeze(0).expand(size, *tensor.shape) if dim is None else tensor.movedim(dim, 0)
+def to_front(size: int, dim: int | None, tensor: Tensor) -> Tensor:
+    """Move the batch of a vmap rule to the front of a tensor; an unbatched one is expanded, not copied.
+
+    Args:
+        size: Size of the vmapped dimension.
+        dim: Where the tensor has it; None for a tensor without.
+        tensor: The tensor.
+
+    Returns:
+        The tensor of shape (size, ...).
+    """
+    return tensor.expand(size, *tensor.shape) if dim is None else tensor.movedim(dim, 0)
+
+
+def batch_first(size: int, in_dims: Sequence[int | None], tensors: Sequence[Tensor | None]) -> list[Tensor | None]:
+    """Move the batch to the front of several tensors, as `to_front`.
+
+    Args:
+        size: Size of the vmapped dimension.
+        in_dims: Where each tensor has it; those of further arguments may follow.
+        tensors: The tensors, in the same order; None stands for an absent one.
+
+    Returns:
+        The tensors of shape (size, ...), and None in their places.
+    """
+    return [
+        None if tensor is None else to_front(size, dim, tensor) for tensor, dim in zip(tensors, in_dims, strict=False)
+    ]
 
 
 def fold_rows(
@@ -21,7 +46,7 @@ def fold_rows(
     base: Sequence[tuple[Tensor, int | None]],
     rows: Sequence[tuple[Tensor, int | None]],
 ) -> tuple[list[Tensor], list[Tensor], Callable[[Tensor], Tensor]]:
-    """Folds a vmapped dimension into the rows of a kernel whose row r reads base row r % base_rows.
+    """Fold a vmapped dimension into the rows of a kernel whose row r reads base row r % base_rows.
 
     Args:
         size: Length B of the vmapped dimension.
@@ -33,12 +58,12 @@ def fold_rows(
         rows into one of shape (B, K * R, ...). Base tensors are not copied when none of them is batched.
     """
     if all(dim is None for _, dim in base):
-        folded = [_front(t, dim, size).flatten(0, 1) for t, dim in rows]
+        folded = [to_front(size, dim, t).flatten(0, 1) for t, dim in rows]
         return [t for t, _ in base], folded, lambda out: torch.unflatten(out, 0, (size, -1))
     base_rows = max(t.shape[0] if dim is None else t.movedim(dim, 0).shape[1] for t, dim in base)
-    wide_base = [_front(t, dim, size).flatten(0, 1) for t, dim in base]
+    wide_base = [to_front(size, dim, t).flatten(0, 1) for t, dim in base]
     wide_rows = [
-        torch.unflatten(_front(t, dim, size), 1, (-1, base_rows)).transpose(0, 1).flatten(0, 2) for t, dim in rows
+        torch.unflatten(to_front(size, dim, t), 1, (-1, base_rows)).transpose(0, 1).flatten(0, 2) for t, dim in rows
     ]
 
     def unfold(out: Tensor) -> Tensor:
@@ -50,7 +75,7 @@ def fold_rows(
 def vmap_by_loop(
     apply: Callable[..., Any], size: int, in_dims: Sequence[int | None], arguments: Sequence[Any]
 ) -> tuple[Any, Any]:
-    """Batches an autograd function by one call per example: for inputs whose rows cannot be folded.
+    """Batch an autograd function by one call per example: for inputs whose rows cannot be folded.
 
     Args:
         apply: The function's `apply`.
@@ -72,39 +97,3 @@ def vmap_by_loop(
         return torch.stack(outputs), 0
     stacked = tuple(torch.stack(parts) for parts in zip(*outputs, strict=True))
     return stacked, (0,) * len(stacked)
-
-
-def tensor_arguments(inputs: Sequence[Any]) -> tuple[bool, ...]:
-    """Records which arguments of an autograd function are tensors; `wanted_gradients` needs it."""
-    return tuple(isinstance(value, Tensor) for value in inputs)
-
-
-def wanted_gradients(ctx: Any, is_tensor: Sequence[bool]) -> list[bool]:
-    """Tells for each argument whether the running backward pass will use its gradient.
-
-    `ctx.needs_input_grad` is fixed when the forward runs: a weight that requires grad is "needed" even by
-    `torch.autograd.grad` to the hidden states alone. The engine knows better which edges it will follow.
-
-    Args:
-        ctx: Context of the running backward.
-        is_tensor: `tensor_arguments` of the forward's inputs.
-
-    Returns:
-        One flag per argument. Falls back to `ctx.needs_input_grad` where the engine cannot tell.
-    """
-    needed = list(ctx.needs_input_grad)
-    edges = getattr(ctx, "next_functions", None)
-    if edges is None or len(edges) != sum(is_tensor):
-        return needed
-    remaining = iter(edges)
-    followed = [_is_followed(next(remaining)[0]) if tensor else False for tensor in is_tensor]
-    return [wanted and use for wanted, use in zip(needed, followed, strict=True)]
-
-
-def _is_followed(node: Any) -> bool:
-    if node is None:
-        return False
-    try:
-        return bool(torch._C._will_engine_execute_node(node))
-    except RuntimeError:  # a leaf among the inputs of autograd.grad, or no backward pass is running
-        return True

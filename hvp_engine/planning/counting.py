@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from hvp_engine.blocks import Partition
@@ -24,6 +23,7 @@ from hvp_engine.problem import batches
 from hvp_engine.problem.objective import Loss
 from hvp_engine.problem.precision import Precision, forward_mode, working_dtype
 from hvp_engine.system import memory
+from hvp_engine.system.torch_private import fake_mode, without_mkldnn
 
 Products = dict[tuple[int, int, int], int]  # FLOP by (rows, inner, columns)
 
@@ -93,7 +93,7 @@ def meta_copy(model: nn.Module, dtype: torch.dtype, device: str = "meta") -> nn.
     Args:
         model: The model, with or without data.
         dtype: The working dtype.
-        device: Where the copy says that it is; other than ``"meta"`` inside a FakeTensorMode only.
+        device: Where the copy says that it is; other than ``"meta"`` inside :func:`fake_mode` only.
 
     Raises:
         ObjectiveError: The model cannot be copied.
@@ -159,7 +159,7 @@ class JobCounter:
             partition: The blocks, resolved against ``model``.
             precision: Arithmetic of the products.
         """
-        self._fake = FakeTensorMode(allow_non_fake_inputs=True)
+        self._fake = fake_mode()
         self._loss, self._data, self._partition, self._precision = loss, data, partition, precision
         self._dtype = working_dtype(precision)
         with self._fake:
@@ -201,13 +201,8 @@ class JobCounter:
     @contextlib.contextmanager
     def _shapes(self, meter: Meter, head: HeadOnShapes | None) -> Iterator[None]:
         """Everything runs without data, and without oneDNN's own operations, which only CPUs have."""
-        before = torch._C._get_mkldnn_enabled()
-        try:
-            torch._C._set_mkldnn_enabled(False)
-            with self._fake, ShapesOnly(meter, head):
-                yield
-        finally:
-            torch._C._set_mkldnn_enabled(before)
+        with without_mkldnn(), self._fake, ShapesOnly(meter, head):
+            yield
 
     def _batch(self, samples: int | None) -> Any:
         """Return samples of the largest batch."""

@@ -14,7 +14,7 @@ from hvp_engine.planning.meter import Meter
 from hvp_engine.planning.shapes import RowKernel, reduced, run_shapes
 
 # Over logits per pass, besides the products: logits and their tangents read, the result written. The panels of
-# `panel_head` keep tangents and results in a cache where it is large enough; a prediction does not rely on it.
+# `by_classes` keep tangents and results in a cache where it is large enough; a prediction does not rely on it.
 _PASSES = 3
 
 

@@ -10,8 +10,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
+
+from hvp_engine.system.torch_private import DispatchMode
 
 _GATHERS = ("embedding", "index", "index_select", "gather")  # read as much as they write, not their whole input
 _ALLOCATIONS = ("empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided")
@@ -43,7 +44,7 @@ class Work:
         self.operations[flop, size] += 1
 
 
-class Meter(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class Meter(DispatchMode):  # type: ignore[misc]
     """Counts every operation below autograd while it is entered.
 
     FLOP follow the formulas of ``torch.utils.flop_counter``: two per multiply-add of matrix products and convolutions,
@@ -56,7 +57,7 @@ class Meter(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """
 
     def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()
         self.work = Work()
         self.products: Counter[tuple[int, int, int]] = Counter()
 

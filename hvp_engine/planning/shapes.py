@@ -17,9 +17,9 @@ from torch.autograd import Function
 
 from hvp_engine.kernels.tensors import accumulator
 from hvp_engine.ops.applies import autocast_operands
+from hvp_engine.ops.autograd import tensor_arguments, wanted_gradients
 from hvp_engine.ops.head.lazy_logits import FusedHead, HeadLogits
 from hvp_engine.ops.swap import REPLACEMENTS, TwiceDifferentiable
-from hvp_engine.ops.vmap import tensor_arguments, wanted_gradients
 from hvp_engine.planning.meter import Meter, traffic
 
 _TILE = 64  # rows and keys of an attention tile: what of the triangle's edge is computed too

@@ -9,6 +9,7 @@ from torch.nn.parameter import is_lazy
 
 from hvp_engine.errors import ConfigurationError, NonDeterministicError, ObjectiveError
 from hvp_engine.system.formatting import first_names
+from hvp_engine.system.torch_private import BATCH_NORMS, DROPOUTS
 
 
 def check_module(model: object) -> None:
@@ -74,7 +75,7 @@ def active_dropout(model: nn.Module) -> list[str]:
     return [
         name or type(module).__name__
         for name, module in model.named_modules()
-        if isinstance(module, nn.modules.dropout._DropoutNd) and module.training and module.p > 0
+        if isinstance(module, DROPOUTS) and module.training and module.p > 0
     ]
 
 
@@ -83,7 +84,7 @@ def training_batchnorm(model: nn.Module) -> list[str]:
     return [
         name or type(module).__name__
         for name, module in model.named_modules()
-        if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.training
+        if isinstance(module, BATCH_NORMS) and module.training
     ]
 
 

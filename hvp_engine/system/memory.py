@@ -5,12 +5,14 @@ from __future__ import annotations
 import contextlib
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor
+
+from hvp_engine.system.torch_private import storage_key
 
 _SHARE = 0.8  # of what is free now: the rest is left to temporaries of libraries and to other programs
 _FALLBACK = 4 << 30
@@ -126,9 +128,8 @@ class GraphSize:
     """Bytes that autograd graphs built inside :func:`graph_size` keep alive, parameters not counted."""
 
     def __init__(self, parameters: list[Tensor]) -> None:
-        # By object, not by address: tensors on the meta device have none.
-        self._own = {parameter.untyped_storage()._cdata for parameter in parameters}
-        self._storages: dict[int, int] = {}
+        self._own = {storage_key(parameter.untyped_storage()) for parameter in parameters}
+        self._storages: dict[Hashable, int] = {}
 
     @property
     def bytes(self) -> int:
@@ -140,8 +141,9 @@ class GraphSize:
         if tensor.layout != torch.strided:
             return
         storage = tensor.untyped_storage()
-        if storage._cdata not in self._own:
-            self._storages[storage._cdata] = storage.nbytes()
+        key = storage_key(storage)
+        if key not in self._own:
+            self._storages[key] = storage.nbytes()
 
 
 @contextlib.contextmanager

@@ -235,7 +235,7 @@ def test_third_and_second_forward_derivatives_are_refused_with_the_way_out(kind)
 def test_shapes_that_do_not_fit_are_refused():
     with pytest.raises(ConfigurationError, match="normalized_shape"):
         layer_norm(torch.randn(3, 4), (5,))
-    with pytest.raises(ConfigurationError, match="weight has shape"):
+    with pytest.raises(ConfigurationError, match="weight of shape"):
         rms_norm(torch.randn(3, 4), (4,), torch.randn(3))
-    with pytest.raises(ConfigurationError, match="bias has shape"):
+    with pytest.raises(ConfigurationError, match="bias of shape"):
         layer_norm(torch.randn(3, 4), (4,), torch.randn(4), torch.randn(1, 4))

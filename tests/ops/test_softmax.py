@@ -55,7 +55,7 @@ def test_scalars_empty_inputs_casts_and_infinities_are_those_of_pytorch():
         torch.testing.assert_close(softmax(x, -1), softmax_ref(x, -1), equal_nan=True)
     low = torch.randn(2, 3, dtype=torch.bfloat16)
     assert softmax(low, dtype=torch.float32).dtype == torch.float32
-    with pytest.raises(ConfigurationError, match="dim is 2, but the input has 2 dimensions"):
+    with pytest.raises(ConfigurationError, match="dim=2 is none of the input's 2 dimensions"):
         softmax(low, 2)
 
 

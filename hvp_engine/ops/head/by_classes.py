@@ -15,7 +15,7 @@ from torch import Tensor
 
 from hvp_engine.kernels.softmax import softmax_tangent
 from hvp_engine.kernels.tensors import accumulator
-from hvp_engine.ops.head.by_tokens import Head
+from hvp_engine.ops.head.by_tokens import HeadInputs
 
 __all__ = ["head_hidden_hvp", "mean_weights"]
 
@@ -25,8 +25,8 @@ PANEL_CLASSES = 4096
 MIN_ROWS = 64
 
 
-def mean_weights(head: Head, scale: Tensor, grad_hidden: Tensor) -> Tensor:
-    """Recovers W'p (R, d), accumulator type, from the gradient scale (mass W'p - hit w_target - smooth sum_c w_c W_c).
+def mean_weights(head: HeadInputs, scale: Tensor, grad_hidden: Tensor) -> Tensor:
+    """Recover W'p (R, d), accumulator type, from the gradient scale (mass W'p - hit w_target - smooth sum_c w_c W_c).
 
     Args:
         head: The head.
@@ -47,13 +47,13 @@ def mean_weights(head: Head, scale: Tensor, grad_hidden: Tensor) -> Tensor:
     return total.div_(mass[:, None]).where((scale * mass != 0)[:, None], 0)
 
 
-def _weighted_sum(head: Head) -> Tensor:
+def _weighted_sum(head: HeadInputs) -> Tensor:
     assert head.class_weight is not None
     return head.class_weight @ head.weight.to(head.class_weight.dtype)
 
 
 def _panels(rows: int, classes: int, element_size: int) -> Iterator[tuple[slice, slice]]:
-    """Yields panels of tokens and classes; they depend on shapes and dtype only."""
+    """Yield panels of tokens and classes; they depend on shapes and dtype only."""
     step = max(MIN_ROWS, min(rows, PANEL_BYTES // (PANEL_CLASSES * element_size)))
     width = max(PANEL_CLASSES, PANEL_BYTES // (step * element_size) // 16 * 16)
     for row in range(0, rows, step):
@@ -61,14 +61,14 @@ def _panels(rows: int, classes: int, element_size: int) -> Iterator[tuple[slice,
             yield slice(row, min(row + step, rows)), slice(column, min(column + width, classes))
 
 
-class _Room:
+class _PanelMemory:
     """Memory of one panel, used again by the next: fresh memory costs page faults."""
 
     def __init__(self, like: Tensor) -> None:
         self._memory = like.new_empty(0)
 
     def panel(self, rows: slice, classes: slice) -> Tensor:
-        """Returns room for a panel; the first one is the largest."""
+        """Return memory for a panel; the first one is the largest."""
         shape = rows.stop - rows.start, classes.stop - classes.start
         size = shape[0] * shape[1]
         if size > self._memory.shape[0]:
@@ -76,25 +76,27 @@ class _Room:
         return self._memory[:size].view(shape)
 
 
-def _logits(head: Head, rows: slice, classes: slice, room: _Room) -> Tensor:
-    """Some tokens' logits of some classes: the kept ones, or computed again."""
+def _logits(head: HeadInputs, rows: slice, classes: slice, memory: _PanelMemory) -> Tensor:
+    """Return some tokens' logits of some classes: the kept ones, or computed again."""
     if head.kept_logits is not None:
         return head.kept_logits[rows, classes]
-    columns, out = head.weight[classes].t(), room.panel(rows, classes)
+    columns, out = head.weight[classes].t(), memory.panel(rows, classes)
     if head.bias is None:
         return torch.mm(head.hidden[rows], columns, out=out)
     return torch.addmm(head.bias[classes], head.hidden[rows], columns, out=out)
 
 
-def head_hidden_hvp(head: Head, norm: Tensor, row_weight: Tensor, mean_weight: Tensor, tangents: Tensor) -> Tensor:
-    """Derivatives of the gradient wrt the hidden states along directions in the hidden states.
+def head_hidden_hvp(
+    head: HeadInputs, statistics: Tensor, row_weight: Tensor, mean_weight: Tensor, tangents: Tensor
+) -> Tensor:
+    """Differentiate the gradient wrt the hidden states along directions in the hidden states.
 
     The means that `mean_weight` gives are off by rounding, which would matter where one class has nearly all the
     probability. The products' own sums over the classes tell by how much, and W'p takes the difference back.
 
     Args:
         head: The head.
-        norm: Softmax norms (R, 2) of the logits.
+        statistics: Largest logit m and 1 / sum(exp(z - m)) of every token (R, 2).
         row_weight: Upstream gradient of the losses times the softmax's factor in their gradient (R).
         mean_weight: From `mean_weights` (R, d).
         tangents: Directions (K, R, d).
@@ -103,19 +105,19 @@ def head_hidden_hvp(head: Head, norm: Tensor, row_weight: Tensor, mean_weight: T
         The derivatives (K, R, d), in the hidden states' dtype.
     """
     head = head.contiguous()
-    norm, tangents = norm.contiguous(), tangents.contiguous()
-    factor = (row_weight * norm[:, 1]).where(row_weight != 0, 0)  # an ignored token's logits may be anything
+    statistics, tangents = statistics.contiguous(), tangents.contiguous()
+    factor = (row_weight * statistics[:, 1]).where(row_weight != 0, 0)  # an ignored token's logits may be anything
     center = (tangents.to(mean_weight.dtype) * mean_weight).sum(-1)
     totals = torch.zeros_like(center, dtype=torch.float64)
     out = torch.zeros_like(tangents, dtype=accumulator(tangents.dtype))
     rows, classes = head.hidden.shape[0], head.weight.shape[0]
-    room, logits_room = _Room(tangents), _Room(tangents)
+    memory, logits_memory = _PanelMemory(tangents), _PanelMemory(tangents)
     for row, column in _panels(rows, classes, tangents.element_size()):
-        panel, weight = room.panel(row, column), head.weight[column]
-        logits = _logits(head, row, column, logits_room)
+        panel, weight = memory.panel(row, column), head.weight[column]
+        logits = _logits(head, row, column, logits_memory)
         for tangent, product, mean, total in zip(tangents, out, center, totals, strict=True):
             torch.mm(tangent[row], weight.t(), out=panel)
-            softmax_tangent(logits, norm[row], factor[row], mean[row], panel, total[row])
+            softmax_tangent(logits, statistics[row], factor[row], mean[row], panel, total[row])
             if product.dtype == panel.dtype:
                 product[row].addmm_(panel, weight)
             else:

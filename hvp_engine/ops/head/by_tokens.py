@@ -15,7 +15,7 @@ from hvp_engine.kernels.cross_entropy import cross_entropy_backward, cross_entro
 from hvp_engine.kernels.tensors import accumulator
 from hvp_engine.ops.class_targets import ClassTargets
 
-__all__ = ["Head", "Tangents", "Wanted", "head_backward", "head_forward", "head_hvp"]
+__all__ = ["HeadInputs", "Tangents", "Wanted", "head_backward", "head_forward", "head_hvp"]
 
 # Logits of one chunk: enough rows for the products to run at full speed; smaller chunks, although they would
 # stay in cache between product and kernel, are slower (benchmarks/NOTES.md).
@@ -24,7 +24,7 @@ MIN_CHUNK_ROWS = 64
 
 
 @dataclass(frozen=True)
-class Head:
+class HeadInputs:
     """A head's inputs, contiguous: logits = hidden @ weight.T + bias.
 
     Attributes:
@@ -45,8 +45,8 @@ class Head:
     options: ClassTargets
     kept_logits: Tensor | None = None
 
-    def contiguous(self) -> Head:
-        """Returns the head with contiguous tensors, as the kernels need them."""
+    def contiguous(self) -> HeadInputs:
+        """Return the head with contiguous tensors, as the kernels need them."""
         return replace(
             self,
             hidden=self.hidden.contiguous(),
@@ -55,24 +55,24 @@ class Head:
         )
 
     def chunk_rows(self) -> int:
-        """Returns the number of tokens per chunk; it depends on shapes and dtype only."""
+        """Return the number of tokens per chunk; it depends on shapes and dtype only."""
         row_bytes = max(self.weight.shape[0] * self.hidden.element_size(), 1)
         return max(MIN_CHUNK_ROWS, CHUNK_BYTES // row_bytes // 16 * 16)
 
     def chunks(self) -> Iterator[slice]:
-        """Yields the chunks of tokens."""
+        """Yield the chunks of tokens."""
         rows = self.hidden.shape[0]
         step = self.chunk_rows()
         for begin in range(0, rows, step):
             yield slice(begin, min(begin + step, rows))
 
     def buffer(self) -> Tensor:
-        """Allocates room for one chunk of logits, reused by all chunks."""
+        """Allocate a buffer for one chunk of logits, reused by all chunks."""
         rows = min(self.hidden.shape[0], self.chunk_rows())
         return self.hidden.new_empty(rows, self.weight.shape[0])
 
     def logits(self, rows: slice, out: Tensor) -> Tensor:
-        """Computes a chunk's logits into `out`, or returns the kept ones."""
+        """Compute a chunk's logits into `out`, or returns the kept ones."""
         if self.kept_logits is not None:
             return self.kept_logits[rows]
         out = out[: rows.stop - rows.start]
@@ -99,40 +99,43 @@ class _Sum:
         self.value = torch.zeros(shape, dtype=accumulator(like.dtype), device=like.device)
 
     def add_product(self, left: Tensor, right: Tensor) -> None:
-        """Adds left.T @ right."""
+        """Add left.T @ right."""
         if self.value.dtype == self.dtype:
             self.value.addmm_(left.t(), right)
         else:
             self.value.add_(torch.mm(left.t(), right))
 
     def add_columns(self, matrix: Tensor) -> None:
-        """Adds the sums of the matrix's columns."""
+        """Add the sums of the matrix's columns."""
         self.value.add_(matrix.sum(0, dtype=self.value.dtype))
 
     def result(self) -> Tensor:
         return self.value.to(self.dtype)
 
 
-def head_forward(head: Head, keep_logits: bool) -> tuple[Tensor, Tensor, Tensor]:
-    """Computes row losses (R), softmax norms (R, 2), and the logits (R, V) if kept, else (0, V)."""
+def head_forward(head: HeadInputs, keep_logits: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """Compute row losses (R), row statistics (R, 2), and the logits (R, V) if kept, else (0, V).
+
+    The statistics of a token are its largest logit m and 1 / sum(exp(z - m)).
+    """
     head = head.contiguous()
     rows, classes = head.hidden.shape[0], head.weight.shape[0]
     head.options.check(head.target, classes)
-    norm = head.hidden.new_empty(rows, 2, dtype=accumulator(head.hidden.dtype))
-    loss = norm.new_empty(rows)
+    statistics = head.hidden.new_empty(rows, 2, dtype=accumulator(head.hidden.dtype))
+    loss = statistics.new_empty(rows)
     kept = head.hidden.new_empty(rows if keep_logits else 0, classes)
     buffer = kept if keep_logits else head.buffer()
     for chunk in head.chunks():
         logits = head.logits(chunk, buffer[chunk] if keep_logits else buffer)
         rows_of_chunk = head.options.rows(logits, head.target[chunk], head.class_weight)
-        cross_entropy_forward(rows_of_chunk, norm[chunk], loss[chunk])
-    return loss, norm, kept
+        cross_entropy_forward(rows_of_chunk, statistics[chunk], loss[chunk])
+    return loss, statistics, kept
 
 
-def head_backward(head: Head, norm: Tensor, scale: Tensor, wanted: Wanted) -> tuple[Tensor, Tensor, Tensor]:
-    """Computes gradients of sum(scale * loss) wrt hidden, weight and bias; those not wanted are empty."""
+def head_backward(head: HeadInputs, statistics: Tensor, scale: Tensor, wanted: Wanted) -> tuple[Tensor, Tensor, Tensor]:
+    """Compute gradients of sum(scale * loss) wrt hidden, weight and bias; those not wanted are empty."""
     head = head.contiguous()
-    norm, scale = norm.contiguous(), scale.contiguous()
+    statistics, scale = statistics.contiguous(), scale.contiguous()
     (rows, d), classes = head.hidden.shape, head.weight.shape[0]
     grad_hidden = head.hidden.new_empty(rows if wanted.hidden else 0, d)
     grad_weight = _Sum((classes if wanted.weight else 0, d), head.weight)
@@ -142,7 +145,7 @@ def head_backward(head: Head, norm: Tensor, scale: Tensor, wanted: Wanted) -> tu
         logits = head.logits(chunk, buffer)
         grad = buffer[: chunk.stop - chunk.start]  # the logits themselves unless those are kept
         rows_of_chunk = head.options.rows(logits, head.target[chunk], head.class_weight)
-        cross_entropy_backward(rows_of_chunk, norm[chunk], scale[chunk], grad)
+        cross_entropy_backward(rows_of_chunk, statistics[chunk], scale[chunk], grad)
         if wanted.hidden:
             torch.mm(grad, head.weight, out=grad_hidden[chunk])
         if wanted.weight:
@@ -160,8 +163,8 @@ class Tangents:
     weight: Tensor | None
     bias: Tensor | None
 
-    def logits(self, k: int, head: Head, rows: slice, out: Tensor) -> Tensor:
-        """Computes the tangent of a chunk's logits along direction k into `out`."""
+    def logits(self, k: int, head: HeadInputs, rows: slice, out: Tensor) -> Tensor:
+        """Compute the tangent of a chunk's logits along direction k into `out`."""
         out = out[: rows.stop - rows.start]
         filled = False
         if self.hidden is not None:
@@ -180,35 +183,41 @@ class Tangents:
                 out.copy_(self.bias[k].expand_as(out))
         return out
 
+    def add_products(self, k: int, grad: Tensor, rows: slice, wanted: Wanted, hidden: Tensor, weight: _Sum) -> None:
+        """Add a chunk's products of the logits' gradient g and direction k, g u_W and g' u_h, where they are wanted."""
+        if wanted.hidden and self.weight is not None:
+            hidden[rows].addmm_(grad, self.weight[k])
+        if wanted.weight and self.hidden is not None:
+            weight.add_product(grad, self.hidden[k, rows])
+
 
 def head_hvp(
-    head: Head, norm: Tensor, scale: Tensor, tangents: Tangents, count: int, wanted: Wanted
+    head: HeadInputs, statistics: Tensor, scale: Tensor, tangents: Tangents, count: int, wanted: Wanted
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Derivative of `head_backward` and of the losses along K directions.
+    """Differentiate `head_backward` and the losses along K directions.
 
     With logits z, their gradient g and tangent t = u_h W' + h u_W' + u_b, and the product q = H t of the row
-    Hessians: d grad_hidden = q W + g u_W, d grad_weight = q' h + g' u_h, d grad_bias = sum q, d loss = (g /
-        scale) t.
+    Hessians: d grad_hidden = q W + g u_W, d grad_weight = q' h + g' u_h, d grad_bias = sum q,
+    d loss = (g / scale) t.
 
     Args:
         head: The head.
-        norm: Softmax norms (R, 2) of the logits.
+        statistics: Row statistics (R, 2) from `head_forward`.
         scale: Upstream gradient (R) of the losses.
         tangents: The directions.
         count: Their number K.
         wanted: Derivatives to compute; the others are empty.
 
     Returns:
-        Derivatives of the gradients wrt hidden (K, R, d), weight (K, V, d), bias (K, V), and of the losses
-        (K, R).
+        Derivatives of the gradients wrt hidden (K, R, d), weight (K, V, d), bias (K, V), and of the losses (K, R).
     """
     head = head.contiguous()
-    norm, scale = norm.contiguous(), scale.contiguous()
+    statistics, scale = statistics.contiguous(), scale.contiguous()
     (rows, d), classes = head.hidden.shape, head.weight.shape[0]
     out_hidden = head.hidden.new_empty(count, rows if wanted.hidden else 0, d)
     out_weight = [_Sum((classes if wanted.weight else 0, d), head.weight) for _ in range(count)]
     out_bias = [_Sum((classes if wanted.bias else 0,), head.weight) for _ in range(count)]
-    slope = norm.new_empty(count, rows if wanted.slope else 0)
+    slope = statistics.new_empty(count, rows if wanted.slope else 0)
     needs_product = wanted.hidden or wanted.weight or wanted.bias
     needs_grad = (wanted.hidden and tangents.weight is not None) or (wanted.weight and tangents.hidden is not None)
     buffer, tangent_buffer = head.buffer(), head.buffer()
@@ -219,7 +228,7 @@ def head_hvp(
             product = tangents.logits(k, head, chunk, tangent_buffer)
             cross_entropy_hvp(
                 rows_of_chunk,
-                norm[chunk],
+                statistics[chunk],
                 scale[chunk],
                 product,
                 product if needs_product else None,
@@ -234,15 +243,8 @@ def head_hvp(
         if not needs_grad:
             continue
         grad = buffer[: chunk.stop - chunk.start]
-        cross_entropy_backward(rows_of_chunk, norm[chunk], scale[chunk], grad)
+        cross_entropy_backward(rows_of_chunk, statistics[chunk], scale[chunk], grad)
         for k in range(count):
-            if wanted.hidden and tangents.weight is not None:
-                out_hidden[k, chunk].addmm_(grad, tangents.weight[k])
-            if wanted.weight and tangents.hidden is not None:
-                out_weight[k].add_product(grad, tangents.hidden[k, chunk])
-    return (
-        out_hidden,
-        torch.stack([part.result() for part in out_weight]),
-        torch.stack([part.result() for part in out_bias]),
-        slope,
-    )
+            tangents.add_products(k, grad, chunk, wanted, out_hidden[k], out_weight[k])
+    weight, bias = (torch.stack([part.result() for part in parts]) for parts in (out_weight, out_bias))
+    return out_hidden, weight, bias, slope

@@ -51,12 +51,12 @@ class HeadCurvature:
     dropped: Dropped | None = None
 
     def matvec(self, vectors: Tensor, row_weight: Tensor | None = None) -> Tensor:
-        """Computes row_weight_n M_n u_n for vectors (K, N, d), any K at one read of the matrices."""
+        """Compute row_weight_n M_n u_n for vectors (K, N, d), any K at one read of the matrices."""
         product = packed_matvec(self.packed, vectors)
         return product if row_weight is None else product * row_weight.unsqueeze(-1)
 
     def apply(self, u: Tensor) -> Tensor:
-        """Applies the weighted curvature.
+        """Apply the weighted curvature.
 
         Args:
             u: Vectors (N, d) or (K, N, d).
@@ -78,7 +78,7 @@ class HeadCurvature:
         return self.matvec(stacked, self.row_weight).view(u.shape).to(u.dtype)
 
     def check(self, lse: Tensor, hidden_size: int) -> None:
-        """Raises ConfigurationError unless the curvature was formed at logits with these log-sum-exps (N)."""
+        """Raise ConfigurationError unless the curvature was formed at logits with these log-sum-exps (N)."""
         if self.hidden_size == hidden_size and self.lse.shape == lse.shape:
             difference = (self.lse - lse).abs() / (1.0 + lse.abs())
             if not bool((difference > 1e-2).any()):
@@ -110,16 +110,11 @@ class HeadCost:
     general_flop: float
     general_bytes: int
 
-    @property
-    def break_even(self) -> float:
-        """Applications after which forming pays, by FLOP alone."""
-        return self.form_flop / max(self.general_flop - self.apply_flop, 1.0)
-
 
 def head_cost(
     tokens: int, hidden_size: int, classes: int, dtype: torch.dtype = torch.float32, kept_logits: bool = False
 ) -> HeadCost:
-    """Predicts the cost of a head's curvature against the general path.
+    """Predict the cost of a head's curvature against the general path.
 
     Args:
         tokens: N.
@@ -143,14 +138,14 @@ def head_cost(
 
 
 def _probabilities(hidden: Tensor, weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Returns class probabilities (n, V) in `dtype` and log-sum-exps (n)."""
+    """Return class probabilities (n, V) in `dtype` and log-sum-exps (n)."""
     logits = torch.nn.functional.linear(hidden, weight, None if bias is None else bias.to(dtype))
     lse = logits.logsumexp(-1)
     return logits.sub_(lse.unsqueeze(-1)).exp_(), lse
 
 
 def _moments(probabilities: Tensor, weight: Tensor) -> Moments:
-    """Returns the moments of probabilities (n, V) and rows (V, d)."""
+    """Return the moments of probabilities (n, V) and rows (V, d)."""
     mean = probabilities @ weight
     # Covariances do not depend on the origin; one near the means keeps moments and means from cancelling.
     center = mean.mean(0)
@@ -159,7 +154,7 @@ def _moments(probabilities: Tensor, weight: Tensor) -> Moments:
 
 
 def _form_chunk(chunk: Moments, packed: Tensor) -> Iterator[float]:
-    """Fills the packed matrices (n, ...) of a chunk of tokens; yields the share done."""
+    """Fill the packed matrices (n, ...) of a chunk of tokens; yield the share done."""
     probabilities, weight = chunk.probabilities, chunk.weight
     (tokens, classes), d = probabilities.shape, weight.shape[1]
     width = min(PANEL_PAIRS, packed_size(d))
@@ -206,7 +201,7 @@ def form_head_curvature(
     report: Callable[[float], None] | None = None,
     tolerance: float = 0.0,
 ) -> HeadCurvature:
-    """Forms the curvature of a softmax head for every token.
+    """Form the curvature of a softmax head for every token.
 
     Costs 2 N V d (d + 1) / 2 FLOP once; an application then costs 2 d^2 per token instead of 4 V d.
     `head_cost` tells when that pays. The matrices are exact to rounding, unless a tolerance admits more: classes of
@@ -257,7 +252,7 @@ def form_head_curvature(
 
 
 def head_curvature_ref(hidden: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """Plain PyTorch reference: dense matrices M_n (N, d, d) of hidden states (N, d)."""
+    """Form, in plain PyTorch, dense matrices M_n (N, d, d) of hidden states (N, d)."""
     p = torch.nn.functional.linear(hidden, weight, bias).softmax(-1)
     mean = p @ weight
     second = torch.einsum("nv,vi,vj->nij", p, weight, weight)

@@ -63,7 +63,7 @@ class Moments:
 
 
 def check_tolerance(tolerance: float) -> None:
-    """Raises ConfigurationError unless the tolerance is a number in [0, 1)."""
+    """Raise ConfigurationError unless the tolerance is a number in [0, 1)."""
     if not isinstance(tolerance, (int, float)) or not 0 <= tolerance < 1:
         raise ConfigurationError(
             f"A head curvature tolerance of {tolerance!r} is not a number of at least 0 and below 1. It is the share "
@@ -72,7 +72,7 @@ def check_tolerance(tolerance: float) -> None:
 
 
 class Dropping:
-    """Merges classes, a chunk of tokens at a time, and keeps account of what that can change.
+    """The merging of classes, a chunk of tokens at a time, and the account of what it can change.
 
     Attributes:
         tolerance: Share of the largest trace in a chunk that any of its matrices may lose.
@@ -99,7 +99,7 @@ class Dropping:
         self._kept = 0
 
     def merge(self, whole: Moments) -> Iterator[tuple[slice, Moments]]:
-        """Merges as many classes as the tolerance admits, those first that matter least to whom they matter most.
+        """Merge as many classes as the tolerance admits, those first that matter least to whom they matter most.
 
         Args:
             whole: Moments of a chunk with all classes; the probabilities are overwritten.
@@ -117,7 +117,7 @@ class Dropping:
             yield rows, moments
 
     def _parts(self, probabilities: Tensor, rows: slice, budget: float) -> list[tuple[slice, _Cut]]:
-        """Splits tokens where the work that smaller sets of classes save is more than the pair products cost again."""
+        """Split tokens where the work that smaller sets of classes save is more than the pair products cost again."""
         whole = [(rows, _cut(probabilities[rows], self._squares, budget))]
         middle = (rows.start + rows.stop) // 2
         if middle - rows.start < _FEWEST_TOKENS:
@@ -130,7 +130,7 @@ class Dropping:
         return min(whole, halves, key=_work)
 
     def _without(self, whole: Moments, rows: slice, cut: _Cut) -> tuple[Moments, Tensor]:
-        """Merges the classes of a cut for some tokens; returns their moments and bounds of what they lost."""
+        """Merge the classes of a cut for some tokens; return their moments and bounds of what they lost."""
         probabilities, shift = whole.probabilities[rows], self._origin - whole.center
         kept = probabilities[:, cut.classes]
         rest = probabilities.index_fill_(1, cut.classes, 0.0)
@@ -143,7 +143,7 @@ class Dropping:
         return Moments(kept, weight, whole.mean[rows], whole.center, mean + root * shift), bound
 
     def result(self) -> Dropped:
-        """What all the chunks so far have lost."""
+        """Return what all the chunks so far have lost."""
         bound = torch.cat(self._bounds)
         return Dropped(bound, self._relative, self._kept / max(bound.numel() * self._squares.numel(), 1))
 
@@ -157,12 +157,12 @@ class _Cut:
 
 
 def _work(parts: list[tuple[slice, _Cut]]) -> int:
-    """Products per pair of columns that forming these parts takes."""
+    """Return the products per pair of columns that forming these parts takes."""
     return sum((rows.stop - rows.start + _PAIR_TOKENS) * cut.classes.numel() for rows, cut in parts)
 
 
 def _cut(probabilities: Tensor, squares: Tensor, budget: float) -> _Cut:
-    """Finds the classes that must stay for no token's trace to lose more than the budget."""
+    """Find the classes that must stay for no token's trace to lose more than the budget."""
     order = (probabilities.amax(0) * squares).sort(stable=True).indices
     classes = squares.shape[0]
     sizes = sorted({math.ceil(classes * _STEP**cut) for cut in range(_CUTS + 1)}, reverse=True)

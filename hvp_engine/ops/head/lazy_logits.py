@@ -19,12 +19,13 @@ from torch import Tensor
 from hvp_engine.errors import ConfigurationError
 from hvp_engine.ops.head.curvature import HeadCurvature
 from hvp_engine.ops.head.linear_cross_entropy import linear_cross_entropy
+from hvp_engine.system.torch_private import make_wrapper
 
 __all__ = ["FusedHead", "HeadLogits", "computed", "stay_lazy"]
 
 
 class FusedHead:
-    """Says which weights are a head, and how its loss is computed.
+    """The rule which weights are a head, and how its loss is computed.
 
     Attributes:
         weight: The head's weights (V, d).
@@ -42,16 +43,16 @@ class FusedHead:
         self.keep_logits = keep_logits
 
     def matches(self, weight: Tensor) -> bool:
-        """Whether a linear map with these weights is the head."""
+        """Say whether a linear map with these weights is the head."""
         return weight is self.weight
 
     def curvature(self, hidden: Tensor, weight: Tensor, bias: Tensor | None) -> HeadCurvature | None:
-        """The curvature to hand to the loss of these hidden states (N, d); None takes the general path."""
+        """Return the curvature to hand to the loss of these hidden states (N, d); None takes the general path."""
         del hidden, weight, bias
         return None
 
     def loss(self, logits: HeadLogits, target: Tensor, **options: Any) -> Tensor:
-        """Cross-entropy of the logits (N, V) with class indices (N); options of `linear_cross_entropy`."""
+        """Return the cross-entropy of the logits (N, V) with class indices (N); options of `linear_cross_entropy`."""
         curvature = self.curvature(logits.hidden, logits.weight, logits.bias)
         return linear_cross_entropy(
             logits.hidden,
@@ -78,6 +79,7 @@ class HeadLogits(Tensor):
     weight: Tensor
     bias: Tensor | None
     head: FusedHead
+    _dtype: torch.dtype
     _computed: Tensor | None
 
     @staticmethod
@@ -95,23 +97,20 @@ class HeadLogits(Tensor):
             if torch.is_autocast_enabled(hidden.device.type) and dtype != torch.float64:
                 dtype = torch.get_autocast_dtype(hidden.device.type)
         shape = (*hidden.shape[:-1], weight.shape[0])
-        self: HeadLogits = Tensor._make_wrapper_subclass(cls, shape, dtype=dtype, device=hidden.device)
+        self: HeadLogits = make_wrapper(cls, shape, dtype=dtype, device=hidden.device)
         self.hidden, self.weight, self.bias, self.head = hidden, weight, bias, head
-        self._computed = None
+        self._dtype, self._computed = dtype, None
         return self
 
     def compute(self) -> Tensor:
-        """The logits themselves, attached to the graph; computed once."""
+        """Return the logits themselves, attached to the graph; computed once."""
         if self._computed is None:
-            with torch._C.DisableTorchFunctionSubclass():
-                dtype = self.dtype
-            self._computed = F.linear(self.hidden, self.weight, self.bias).to(dtype)
+            self._computed = F.linear(self.hidden, self.weight, self.bias).to(self._dtype)
         return self._computed
 
     def on_rows(self, hidden: Tensor, dtype: torch.dtype | None = None) -> HeadLogits:
-        """The logits of other hidden states through the same head."""
-        with torch._C.DisableTorchFunctionSubclass():
-            return HeadLogits(hidden, self.weight, self.bias, self.head, dtype or self.dtype)
+        """Return the logits of other hidden states through the same head."""
+        return HeadLogits(hidden, self.weight, self.bias, self.head, dtype or self._dtype)
 
     @classmethod
     def __torch_function__(
@@ -121,14 +120,14 @@ class HeadLogits(Tensor):
         args: tuple[Any, ...] = (),
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
-        """Stays lazy where the operation allows it, else computes the logits and runs the operation on them."""
+        """Stay lazy where the operation allows it, else compute the logits and run the operation on them."""
         kwargs = kwargs or {}
         result = stay_lazy(func, args, kwargs)
         return func(*computed(args), **computed(kwargs)) if result is NotImplemented else result
 
     @classmethod
     def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # type: ignore[override]
-        """Refuses code that looks past `__torch_function__`: the logits have no storage."""
+        """Refuse code that looks past `__torch_function__`: the logits have no storage."""
         raise ConfigurationError(
             f"{func} reached the uncomputed logits of a fused head past torch functions; pass it logits.clone(), or do "
             "not fuse the head."
@@ -136,10 +135,9 @@ class HeadLogits(Tensor):
 
 
 def stay_lazy(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """The result of a call with `HeadLogits` that needs no logits, or NotImplemented."""
+    """Return the result of a call with `HeadLogits` that needs no logits, or NotImplemented."""
     if func in _METADATA:
-        with torch._C.DisableTorchFunctionSubclass():
-            return func(*args, **kwargs)
+        return Tensor.__torch_function__(func, (), args, kwargs)  # type: ignore[no-untyped-call]  # as of any tensor
     lazy = _LAZY.get(func)
     if lazy is None or not args or not isinstance(args[0], HeadLogits):
         return NotImplemented
@@ -147,7 +145,7 @@ def stay_lazy(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str,
 
 
 def computed(value: Any) -> Any:
-    """The value with every `HeadLogits` in it replaced by the logits."""
+    """Return the value with every `HeadLogits` in it replaced by the logits."""
     if isinstance(value, HeadLogits):
         return value.compute()
     if isinstance(value, (tuple, list)) and not hasattr(value, "_fields"):
@@ -163,7 +161,7 @@ def _requires_grad(logits: HeadLogits) -> bool:
 
 
 def _getitem(logits: HeadLogits, index: Any) -> Any:
-    """Indexes leading dimensions; NotImplemented when the classes are touched."""
+    """Index leading dimensions; NotImplemented when the classes are touched."""
     entries = list(index) if isinstance(index, tuple) else [index]
     if any(isinstance(entry, list) for entry in entries):
         return NotImplemented
@@ -181,14 +179,14 @@ def _getitem(logits: HeadLogits, index: Any) -> Any:
 
 
 def _consumed(entry: Any) -> int:
-    """How many dimensions an index entry takes."""
+    """Return how many dimensions an index entry takes."""
     if entry is None or isinstance(entry, EllipsisType):
         return 0
     return entry.dim() if isinstance(entry, Tensor) and entry.dtype == torch.bool else 1
 
 
 def _reshape(logits: HeadLogits, *shape: Any) -> Any:
-    """Reshapes leading dimensions; NotImplemented when the classes are mixed with them."""
+    """Reshape leading dimensions; NotImplemented when the classes are mixed with them."""
     sizes = list(shape[0]) if len(shape) == 1 and isinstance(shape[0], (tuple, list)) else list(shape)
     if not sizes or isinstance(sizes[0], torch.dtype):
         return NotImplemented

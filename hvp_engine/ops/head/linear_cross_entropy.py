@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from hvp_engine.errors import ConfigurationError
-from hvp_engine.kernels.registry import is_fused
 from hvp_engine.kernels.tensors import accumulator
-from hvp_engine.ops.applies import autocast_operands
-from hvp_engine.ops.autograd import BatchedFunction, raise_third_derivative
+from hvp_engine.ops.applies import autocast_operands, fused_applies
+from hvp_engine.ops.autograd import BatchedFunction, LastDerivative, tensor_arguments, wanted_gradients
 from hvp_engine.ops.class_targets import ClassTargets, check_options, check_targets, reduce_rows
 from hvp_engine.ops.head.by_classes import head_hidden_hvp, mean_weights
-from hvp_engine.ops.head.by_tokens import Head, Tangents, Wanted, head_backward, head_forward, head_hvp
-from hvp_engine.ops.vmap import fold_rows, tensor_arguments, vmap_by_loop, wanted_gradients
+from hvp_engine.ops.head.by_tokens import HeadInputs, Tangents, Wanted, head_backward, head_forward, head_hvp
+from hvp_engine.ops.vmap import batch_first, fold_rows, vmap_by_loop
 
 if TYPE_CHECKING:
     from hvp_engine.ops.head.curvature import HeadCurvature
@@ -24,8 +23,8 @@ if TYPE_CHECKING:
 __all__ = ["linear_cross_entropy", "linear_cross_entropy_ref"]
 
 
-class _Forward(BatchedFunction):
-    """Row losses; softmax norms and (if kept) logits come along for the derivatives."""
+class _LinearCrossEntropy(BatchedFunction):
+    """Row losses; row statistics and (if kept) logits come along for the derivatives."""
 
     @staticmethod
     def forward(
@@ -38,11 +37,11 @@ class _Forward(BatchedFunction):
         keep_logits: bool,
         curvature: HeadCurvature | None,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        head = Head(hidden, weight, bias, target, class_weight, options)
-        loss, norm, logits = head_forward(head, keep_logits)
+        head = HeadInputs(hidden, weight, bias, target, class_weight, options)
+        loss, statistics, logits = head_forward(head, keep_logits)
         if curvature is not None:
-            curvature.check(norm[:, 0] - norm[:, 1].log(), hidden.shape[1])
-        return loss, norm, logits
+            curvature.check(statistics[:, 0] - statistics[:, 1].log(), hidden.shape[1])
+        return loss, statistics, logits
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -59,13 +58,13 @@ class _Forward(BatchedFunction):
         wanted = Wanted(*wanted_gradients(ctx, ctx.is_tensor)[:3])
         if grads[0] is None or not (wanted.hidden or wanted.weight or wanted.bias):
             return (None,) * 8
-        hidden, weight, bias, norm, logits, target, class_weight = ctx.saved_tensors
-        parts = _Backward.apply(
+        hidden, weight, bias, statistics, logits, target, class_weight = ctx.saved_tensors
+        parts = _LinearCrossEntropyBackward.apply(
             hidden,
             weight,
             bias,
             grads[0],
-            norm,
+            statistics,
             logits,
             target,
             class_weight,
@@ -79,13 +78,13 @@ class _Forward(BatchedFunction):
     def jvp(ctx: Any, *tangents: Any) -> tuple[Tensor | None, None, None]:
         if all(t is None for t in tangents[:3]):
             return None, None, None
-        hidden, weight, bias, norm, logits, target, class_weight = ctx.saved_tensors
-        slope = _Hvp.apply(
+        hidden, weight, bias, statistics, logits, target, class_weight = ctx.saved_tensors
+        slope = _LinearCrossEntropyHvp.apply(
             hidden,
             weight,
             bias,
-            torch.ones_like(norm[:, 0]),
-            norm,
+            torch.ones_like(statistics[:, 0]),
+            statistics,
             logits,
             target,
             class_weight,
@@ -101,12 +100,14 @@ class _Forward(BatchedFunction):
     def vmap(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[Any, Any]:
         hidden, weight, bias, target, class_weight, options, keep_logits, _ = args
         if any(in_dims[i] is not None for i in (1, 2, 4)):
-            return vmap_by_loop(_Forward.apply, info.batch_size, in_dims, [*args[:-1], None])
+            return vmap_by_loop(_LinearCrossEntropy.apply, info.batch_size, in_dims, [*args[:-1], None])
         base, _, unfold = fold_rows(info.batch_size, [(hidden, in_dims[0]), (target, in_dims[3])], [])
-        loss, norm, logits = _Forward.apply(base[0], weight, bias, base[1], class_weight, options, keep_logits, None)
+        loss, statistics, logits = _LinearCrossEntropy.apply(
+            base[0], weight, bias, base[1], class_weight, options, keep_logits, None
+        )
         if keep_logits:
-            return (unfold(loss), unfold(norm), unfold(logits)), (0, 0, 0)
-        return (unfold(loss), unfold(norm), logits), (0, 0, None)
+            return (unfold(loss), unfold(statistics), unfold(logits)), (0, 0, 0)
+        return (unfold(loss), unfold(statistics), logits), (0, 0, None)
 
 
 def _only_wanted(parts: tuple[Tensor, ...], wanted: Wanted) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
@@ -119,7 +120,7 @@ def _as_directions(cotangents: Any) -> list[Tensor | None]:
     return [None if t is None else t.unsqueeze(0) for t in cotangents]
 
 
-class _Backward(BatchedFunction):
+class _LinearCrossEntropyBackward(BatchedFunction):
     """Gradients wrt hidden, weight and bias; empty where not wanted. Mean weights come along for the derivative."""
 
     @staticmethod
@@ -128,7 +129,7 @@ class _Backward(BatchedFunction):
         weight: Tensor,
         bias: Tensor | None,
         scale: Tensor,
-        norm: Tensor,
+        statistics: Tensor,
         logits: Tensor,
         target: Tensor,
         class_weight: Tensor | None,
@@ -137,9 +138,11 @@ class _Backward(BatchedFunction):
         wanted: Wanted,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         kept = logits if logits.shape[0] > 0 else None
-        head = Head(hidden, weight, bias, target, class_weight, options, kept)
-        grads = head_backward(head, norm, scale, wanted)
-        return *grads, mean_weights(head, scale, grads[0]) if wanted.hidden else norm.new_empty(0, hidden.shape[1])
+        head = HeadInputs(hidden, weight, bias, target, class_weight, options, kept)
+        grads = head_backward(head, statistics, scale, wanted)
+        return *grads, mean_weights(head, scale, grads[0]) if wanted.hidden else statistics.new_empty(
+            0, hidden.shape[1]
+        )
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -157,7 +160,9 @@ class _Backward(BatchedFunction):
         wanted = Wanted(needs[0], needs[1], needs[2], slope=needs[3])
         if all(g is None for g in grads) or not any(needs[:4]):
             return (None,) * 11
-        parts = _Hvp.apply(*ctx.saved_tensors, *_as_directions(grads[:3]), ctx.options, ctx.curvature, wanted)
+        parts = _LinearCrossEntropyHvp.apply(
+            *ctx.saved_tensors, *_as_directions(grads[:3]), ctx.options, ctx.curvature, wanted
+        )
         parts = tuple(part.squeeze(0) for part in parts)
         slope = parts[3] if wanted.slope else None
         return (*_only_wanted(parts, wanted), slope, *(None,) * 7)
@@ -167,28 +172,34 @@ class _Backward(BatchedFunction):
         saved = ctx.saved_tensors
         total: list[Tensor | None] = [None, None, None]
         if any(t is not None for t in tangents[:3]):
-            parts = _Hvp.apply(*saved, *_as_directions(tangents[:3]), ctx.options, ctx.curvature, ctx.wanted)
+            parts = _LinearCrossEntropyHvp.apply(
+                *saved, *_as_directions(tangents[:3]), ctx.options, ctx.curvature, ctx.wanted
+            )
             total = list(_only_wanted(tuple(part.squeeze(0) for part in parts), ctx.wanted))
         if tangents[3] is not None:
-            rest = _Backward.apply(*saved[:3], tangents[3], *saved[4:8], ctx.options, ctx.curvature, ctx.wanted)
+            rest = _LinearCrossEntropyBackward.apply(
+                *saved[:3], tangents[3], *saved[4:8], ctx.options, ctx.curvature, ctx.wanted
+            )
             parts = _only_wanted(rest, ctx.wanted)
             total = [b if a is None or b is None else a + b for a, b in zip(total, parts, strict=True)]
         return *total, None
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[Any, Any]:
-        return vmap_by_loop(_Backward.apply, info.batch_size, in_dims, _without_curvature(args, in_dims, 9))
+        return vmap_by_loop(
+            _LinearCrossEntropyBackward.apply, info.batch_size, in_dims, _without_curvature(args, in_dims, 9)
+        )
 
 
 def _without_curvature(args: Any, in_dims: Any, position: int) -> list[Any]:
-    """Drops the head curvature when the hidden states or the head, whose curvature it is, are batched."""
+    """Drop the head curvature when the hidden states or the head, whose curvature it is, are batched."""
     arguments = list(args)
     if any(in_dims[i] is not None for i in (0, 1, 2, 6)):
         arguments[position] = None
     return arguments
 
 
-class _Hvp(BatchedFunction):
+class _LinearCrossEntropyHvp(LastDerivative):
     """Derivatives of the gradients and the losses along K directions; empty where not wanted."""
 
     @staticmethod
@@ -197,7 +208,7 @@ class _Hvp(BatchedFunction):
         weight: Tensor,
         bias: Tensor | None,
         scale: Tensor,
-        norm: Tensor,
+        statistics: Tensor,
         logits: Tensor,
         target: Tensor,
         class_weight: Tensor | None,
@@ -212,39 +223,29 @@ class _Hvp(BatchedFunction):
         count = next(t.shape[0] for t in (hidden_t, weight_t, bias_t) if t is not None)
         hidden_only = weight_t is None and bias_t is None and wanted == Wanted(True, False, False)
         kept = logits if logits.shape[0] > 0 else None
-        head = Head(hidden, weight, bias, target, class_weight, options, kept)
+        head = HeadInputs(hidden, weight, bias, target, class_weight, options, kept)
         if hidden_t is not None and hidden_only and mean_weight is not None:
             row_weight = scale * options.mass(target, class_weight, weight.shape[0]).to(scale.dtype)
             if curvature is None:
-                product = head_hidden_hvp(head, norm, row_weight, mean_weight, hidden_t)
+                product = head_hidden_hvp(head, statistics, row_weight, mean_weight, hidden_t)
             else:
                 product = curvature.matvec(hidden_t, row_weight).to(hidden.dtype)
             empty = weight.new_empty(count, 0)
             return product, empty, empty.clone(), scale.new_empty(count, 0)
-        return head_hvp(head, norm, scale, Tangents(hidden_t, weight_t, bias_t), count, wanted)
+        return head_hvp(head, statistics, scale, Tangents(hidden_t, weight_t, bias_t), count, wanted)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        ctx.set_materialize_grads(False)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor | None) -> NoReturn:
-        raise_third_derivative("linear_cross_entropy")
-
-    @staticmethod
-    def jvp(ctx: Any, *tangents: Any) -> NoReturn:
-        raise_third_derivative("linear_cross_entropy")
+        ctx.operation = "linear_cross_entropy"
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[Any, Any]:
         size = info.batch_size
         if any(dim is not None for dim in in_dims[:9]):
-            return vmap_by_loop(_Hvp.apply, size, in_dims, _without_curvature(args, in_dims, 13))
-        directions = [
-            None if t is None else (t.expand(size, *t.shape) if dim is None else t.movedim(dim, 0)).flatten(0, 1)
-            for t, dim in zip(args[9:12], in_dims[9:12], strict=True)
-        ]
-        parts = _Hvp.apply(*args[:9], *directions, *args[12:])
+            return vmap_by_loop(_LinearCrossEntropyHvp.apply, size, in_dims, _without_curvature(args, in_dims, 13))
+        batched = batch_first(size, in_dims[9:12], args[9:12])
+        directions = [None if t is None else t.flatten(0, 1) for t in batched]
+        parts = _LinearCrossEntropyHvp.apply(*args[:9], *directions, *args[12:])
         return tuple(part.unflatten(0, (size, -1)) for part in parts), (0, 0, 0, 0)
 
 
@@ -258,7 +259,7 @@ def linear_cross_entropy_ref(
     reduction: str = "mean",
     label_smoothing: float = 0.0,
 ) -> Tensor:
-    """Plain PyTorch reference of `linear_cross_entropy`."""
+    """Compute `linear_cross_entropy` in plain PyTorch."""
     logits = F.linear(hidden, weight, bias)
     loss = F.cross_entropy(
         logits.reshape(-1, logits.shape[-1]),
@@ -302,7 +303,7 @@ def linear_cross_entropy(
     keep_logits: bool = False,
     curvature: HeadCurvature | None = None,
 ) -> Tensor:
-    """Cross-entropy of `hidden @ weight.T + bias`, with chunked first and second derivatives.
+    """Compute the cross-entropy of `hidden @ weight.T + bias`, with chunked first and second derivatives.
 
     The tokens go through in chunks: logits, gradients and tangents of shape tokens x classes exist for one
     chunk at a time, and are computed again where they are needed. A pass computes the gradients that the
@@ -337,7 +338,7 @@ def linear_cross_entropy(
     _check_shapes(hidden_, weight_, bias_)
     check_options(reduction, label_smoothing, class_weight, weight.shape[0])
     check_targets(target, hidden.shape[:-1])
-    if not is_fused(hidden_, weight_):
+    if not fused_applies(hidden_, weight_):
         return linear_cross_entropy_ref(
             hidden, weight, target, bias, class_weight, ignore_index, reduction, label_smoothing
         )
@@ -345,7 +346,7 @@ def linear_cross_entropy(
     class_weight = None if class_weight is None else class_weight.to(accumulator(hidden_.dtype)).contiguous()
     options = ClassTargets(ignore_index, float(label_smoothing))
     rows = hidden_.reshape(-1, hidden_.shape[-1])
-    loss = _Forward.apply(rows, weight_, bias_, flat, class_weight, options, keep_logits, curvature)[0]
+    loss = _LinearCrossEntropy.apply(rows, weight_, bias_, flat, class_weight, options, keep_logits, curvature)[0]
     loss = reduce_rows(loss, flat, class_weight, options, reduction)
     loss = loss if reduction != "none" else loss.reshape(target.shape)
     return loss if torch.is_autocast_enabled(hidden.device.type) else loss.to(hidden.dtype)

@@ -6,7 +6,7 @@ from loss_checks import assert_error_rule, check_derivatives, same_bits_on_any_t
 from torch.autograd import grad
 
 from hvp_engine.kernels.softmax import softmax_tangent, softmax_tangent_ref
-from hvp_engine.ops.head import by_classes as panel_head
+from hvp_engine.ops.head import by_classes
 from hvp_engine.ops.head.linear_cross_entropy import linear_cross_entropy, linear_cross_entropy_ref
 
 pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning")
@@ -22,9 +22,9 @@ OPTIONS = [
 @pytest.fixture(autouse=True)
 def small_panels(monkeypatch):
     """Every test below crosses borders of panels in both directions."""
-    monkeypatch.setattr(panel_head, "PANEL_BYTES", 1)
-    monkeypatch.setattr(panel_head, "PANEL_CLASSES", 16)
-    monkeypatch.setattr(panel_head, "MIN_ROWS", 3)
+    monkeypatch.setattr(by_classes, "PANEL_BYTES", 1)
+    monkeypatch.setattr(by_classes, "PANEL_CLASSES", 16)
+    monkeypatch.setattr(by_classes, "MIN_ROWS", 3)
 
 
 def make(tokens, d, classes, scale=1.0, dtype=torch.float64):
@@ -111,8 +111,8 @@ def test_confident_tokens_keep_their_accuracy(monkeypatch):
         return float(error.median() / allowed.median())
 
     assert worst() < 2.0
-    kernel = panel_head.softmax_tangent
-    monkeypatch.setattr(panel_head, "softmax_tangent", lambda *a: kernel(*a[:-1], a[-1].clone()))
+    kernel = by_classes.softmax_tangent
+    monkeypatch.setattr(by_classes, "softmax_tangent", lambda *a: kernel(*a[:-1], a[-1].clone()))
     assert worst() > 10.0  # without the correction
 
 

@@ -7,7 +7,7 @@ import torch
 
 from hvp_engine.errors import ConfigurationError
 from hvp_engine.ops.head import curvature as module
-from hvp_engine.ops.head import dropping as head_dropping
+from hvp_engine.ops.head import dropping
 from hvp_engine.ops.head.curvature import form_head_curvature, head_curvature_ref
 
 EPS = {torch.float64: 1e-13, torch.float32: 1e-5, torch.bfloat16: 2e-2}
@@ -36,8 +36,8 @@ def dense(curvature):
 @pytest.mark.parametrize("tolerance", [1e-9, 1e-4, 1e-2, 0.5])
 def test_what_is_lost_stays_within_the_bound_and_the_bound_within_the_tolerance(tolerance, dtype, monkeypatch):
     monkeypatch.setattr(module, "PROBABILITY_BYTES", 5 * 8 * 200)
-    monkeypatch.setattr(head_dropping, "_FEWEST_TOKENS", 2)
-    monkeypatch.setattr(head_dropping, "_PAIR_TOKENS", 0)
+    monkeypatch.setattr(dropping, "_FEWEST_TOKENS", 2)
+    monkeypatch.setattr(dropping, "_PAIR_TOKENS", 0)
     sizes = [(1, 1, 1), (1, 3, 2), (7, 1, 31), (12, 5, 129), (11, 31, 200), (6, 8, 4097)]
     for seed, (tokens, d, classes) in enumerate(sizes):
         hidden, weight, bias = make(tokens, d, classes, seed=seed)
@@ -91,7 +91,7 @@ def test_tokens_are_split_where_that_saves_work(monkeypatch):
     hidden = torch.cat([hidden, -hidden]).repeat_interleave(4, 0)  # either half needs its own classes alone
     kept, shares = [], []
     for fewest in (2, 8):
-        monkeypatch.setattr(head_dropping, "_FEWEST_TOKENS", fewest)
+        monkeypatch.setattr(dropping, "_FEWEST_TOKENS", fewest)
         found = form_head_curvature(hidden, weight, report=shares.append, tolerance=1e-5)
         kept.append(found.dropped.kept)
     assert kept[0] < 0.6 * kept[1]
@@ -101,7 +101,7 @@ def test_tokens_are_split_where_that_saves_work(monkeypatch):
 def test_no_tolerance_drops_nothing_and_changes_no_bit(monkeypatch):
     hidden, weight, bias = make(9, 6, 300, peak=20.0)
     plain = form_head_curvature(hidden, weight, bias=bias)
-    monkeypatch.setattr(head_dropping.Dropping, "merge", None)
+    monkeypatch.setattr(dropping.Dropping, "merge", None)
     zero = form_head_curvature(hidden, weight, bias=bias, tolerance=0.0)
     assert plain.dropped is None
     assert zero.dropped is None

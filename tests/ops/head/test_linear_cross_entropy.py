@@ -14,7 +14,7 @@ from torch.autograd import grad
 from torch.utils.checkpoint import checkpoint
 
 from hvp_engine.errors import ConfigurationError, SecondDerivativeError
-from hvp_engine.ops.head import by_tokens as chunked_head
+from hvp_engine.ops.head import by_tokens
 from hvp_engine.ops.head.linear_cross_entropy import linear_cross_entropy, linear_cross_entropy_ref
 
 pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning")
@@ -30,8 +30,8 @@ OPTIONS = [
 @pytest.fixture(autouse=True)
 def small_chunks(monkeypatch):
     """Every test below crosses chunk borders, the last chunk being shorter."""
-    monkeypatch.setattr(chunked_head, "CHUNK_BYTES", 0)
-    monkeypatch.setattr(chunked_head, "MIN_CHUNK_ROWS", 3)
+    monkeypatch.setattr(by_tokens, "CHUNK_BYTES", 0)
+    monkeypatch.setattr(by_tokens, "MIN_CHUNK_ROWS", 3)
 
 
 def make(tokens, d, classes, dtype=torch.float64):
@@ -107,7 +107,7 @@ def test_a_pass_computes_only_what_the_caller_asked_for(monkeypatch):
     leaves = [t.requires_grad_() for t in (hidden, weight, bias)]
     asked = []
     for name in ("head_backward", "head_hvp"):
-        original = getattr(chunked_head, name)
+        original = getattr(by_tokens, name)
 
         def recorded(*args, _original=original):
             asked.append(args[-1])

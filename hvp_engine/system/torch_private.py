@@ -1,0 +1,194 @@
+"""Every private name of PyTorch that the package uses, looked up once, with what serves where a release lacks it.
+
+PyTorch promises nothing about these names. A name that is gone costs speed or a convenience, never a wrong number and
+never the import of this package; each is explained where it is looked up.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import pkgutil
+from collections.abc import Callable, Hashable, Iterator
+from contextlib import AbstractContextManager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from hvp_engine.errors import ConfigurationError
+
+__all__ = [
+    "BATCH_NORMS",
+    "DROPOUTS",
+    "SILU_FUNCTIONS",
+    "DispatchMode",
+    "add_batch_dim",
+    "check_batched_passes",
+    "dispatch_modes",
+    "enter_vmap",
+    "fake_mode",
+    "is_batched",
+    "leave_vmap",
+    "make_wrapper",
+    "remove_batch_dim",
+    "storage_key",
+    "transforms_active",
+    "unwrap_if_dead",
+    "will_execute",
+    "without_mkldnn",
+]
+
+
+def _find(name: str, substitute: Any = None) -> Any:
+    """Return what a name "module:attribute" stands for, else the substitute."""
+    try:
+        return pkgutil.resolve_name(name)
+    except (ImportError, AttributeError):
+        return substitute
+
+
+def _always(*_: Any) -> bool:
+    return True
+
+
+def _never(*_: Any) -> bool:
+    return False
+
+
+def _unchanged(tensor: Tensor) -> Tensor:
+    return tensor
+
+
+# autograd.Function.apply binds its arguments to the signature of the forward, which takes longer than a small kernel.
+# Its base class's apply does not, and is right while no torch.func transform is active and no argument is the wrapper
+# of one that has ended. Where one of the three names is missing, a transform always counts as active: then
+# Function.apply serves.
+transforms_active: Callable[[], bool] = _find("torch:_C._are_functorch_transforms_active")
+unwrap_if_dead: Callable[[Tensor], Tensor] = _find("torch:_C._functorch.unwrap_if_dead")
+if None in (transforms_active, unwrap_if_dead, _find("torch:_C._FunctionBase")):
+    transforms_active, unwrap_if_dead = _always, _unchanged
+
+# `torch.autograd.grad(..., is_grads_batched=True)` runs on the older vmap, which knows no rules for autograd functions:
+# BatchedFunction recognises its tensors, takes its dimension off them and puts it back on by these five names. Without
+# one of them no tensor is recognised, and `check_batched_passes` keeps the engine from making any.
+is_batched: Callable[[Tensor], bool] = _find("torch:_C._functorch.is_legacy_batchedtensor")
+enter_vmap: Callable[[], int] = _find("torch:_C._vmapmode_increment_nesting")
+leave_vmap: Callable[[], int] = _find("torch:_C._vmapmode_decrement_nesting")
+remove_batch_dim: Callable[[Tensor, int, int, int], Tensor] = _find("torch:_remove_batch_dim")
+add_batch_dim: Callable[[Tensor, int, int], Tensor] = _find("torch:_add_batch_dim")
+_HAS_BATCHED_PASSES = None not in (is_batched, enter_vmap, leave_vmap, remove_batch_dim, add_batch_dim)
+if not _HAS_BATCHED_PASSES:
+    is_batched = _never
+
+
+def check_batched_passes() -> None:
+    """Refuse to push several vectors through one backward pass where the fused operations could not follow.
+
+    Raises:
+        RuntimeError: This PyTorch lacks a name that vmap rules need. The scheduler goes on with single passes, as
+            after PyTorch's own errors about vmap.
+    """
+    if not _HAS_BATCHED_PASSES:
+        raise RuntimeError(
+            f"The fused operations have no vmap rules under PyTorch {torch.__version__}, which lacks a private "
+            "function that they need; use one vector per backward pass."
+        )
+
+
+# Modes below autograd (FLOP counters, fake tensors, make_fx) must see the operations, which fused kernels would hide.
+# Where the number of modes cannot be asked for it counts as 0: results stay right, a counter may miss fused work, and
+# fake tensors are still recognised by their class.
+dispatch_modes: Callable[[], int] = _find("torch:_C._len_torch_dispatch_stack", lambda: 0)
+
+
+# Whether the running backward pass goes through a node: a gradient that it will not use is not computed. Without the
+# name all are taken to be used that the forward pass declared as needed, which computes too much and changes nothing.
+will_execute: Callable[[Any], bool] = _find("torch:_C._will_engine_execute_node", _always)
+
+
+def _make_shell(cls: type, shape: tuple[int, ...], *, dtype: torch.dtype, device: torch.device) -> Any:
+    """Make a tensor of a subclass that holds one element, whatever its shape."""
+    return torch.zeros((), dtype=dtype, device=device).expand(shape).as_subclass(cls)
+
+
+# Uncomputed logits look like a tensor of their shape, dtype and device, but hold no memory.
+make_wrapper: Callable[..., Any] = _find("torch:Tensor._make_wrapper_subclass", _make_shell)
+
+# torch.nn.functional.silu ends in this function, and some models call it directly.
+SILU_FUNCTIONS: tuple[Callable[..., Any], ...] = tuple(f for f in [_find("torch:_C._nn.silu")] if f is not None)
+
+# Dropout and BatchNorm by their base classes, which classes of other packages may share. Without them PyTorch's own
+# classes are recognised.
+DROPOUTS: Any = _find(
+    "torch.nn.modules.dropout:_DropoutNd",
+    (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout),
+)
+BATCH_NORMS: Any = _find(
+    "torch.nn.modules.batchnorm:_BatchNorm", (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
+)
+
+# Planning runs a model on tensors that pretend to be on a CPU and counts what is executed below autograd. Nothing
+# public does either: without the names there is no planning.
+_FakeTensorMode: Any = _find("torch._subclasses.fake_tensor:FakeTensorMode")
+
+
+class _NoDispatchMode:
+    """A stand-in for the class of dispatch modes, which cannot be made."""
+
+    def __init__(self) -> None:
+        raise _no_planning("TorchDispatchMode")
+
+
+DispatchMode: Any = _find("torch.utils._python_dispatch:TorchDispatchMode", _NoDispatchMode)
+
+
+def _no_planning(name: str) -> ConfigurationError:
+    return ConfigurationError(
+        f"Planning needs PyTorch's {name}, which PyTorch {torch.__version__} does not have in its place; use a PyTorch "
+        "release that hvp_engine names as supported."
+    )
+
+
+def fake_mode() -> AbstractContextManager[Any]:
+    """Return a context in which tensors have shapes, dtypes and devices, but no data.
+
+    Raises:
+        ConfigurationError: This PyTorch has no such mode.
+    """
+    if _FakeTensorMode is None:
+        raise _no_planning("FakeTensorMode")
+    mode: AbstractContextManager[Any] = _FakeTensorMode(allow_non_fake_inputs=True)
+    return mode
+
+
+_mkldnn_enabled: Callable[[], bool] | None = _find("torch:_C._get_mkldnn_enabled")
+_enable_mkldnn: Callable[[bool], None] | None = _find("torch:_C._set_mkldnn_enabled")
+
+
+@contextlib.contextmanager
+def without_mkldnn() -> Iterator[None]:
+    """Run without oneDNN's own operations, which only CPUs have.
+
+    The public switch sets precisions too, and on the way back may not restore what was set for single operations; it
+    serves where the private one is missing.
+    """
+    if _mkldnn_enabled is None or _enable_mkldnn is None:
+        with torch.backends.mkldnn.flags(enabled=False):
+            yield
+        return
+    before = _mkldnn_enabled()
+    try:
+        _enable_mkldnn(False)
+        yield
+    finally:
+        _enable_mkldnn(before)
+
+
+def storage_key(storage: torch.UntypedStorage) -> Hashable:
+    """Return what tells a storage from others.
+
+    That is its object, not its address: tensors on the meta device have none. Where the object has no number its
+    address serves, and on the meta device the storage itself, which then stays alive but holds no memory.
+    """
+    key: Hashable = getattr(storage, "_cdata", None) or storage.data_ptr() or storage
+    return key
