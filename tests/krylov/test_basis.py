@@ -252,5 +252,5 @@ def test_the_streams_of_all_blocks_share_a_kernel_call(monkeypatch: pytest.Monke
 
 
 def test_a_dtype_that_no_storage_serves_is_refused() -> None:
-    with pytest.raises(ConfigurationError, match="in torch.int8; use one of torch.bfloat16, torch.float32"):
-        storage_for(torch.float32, torch.int8)
+    with pytest.raises(ConfigurationError, match="of torch.float32 in torch.bool; use one of torch.bfloat16"):
+        storage_for(torch.float32, torch.bool)

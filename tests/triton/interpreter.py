@@ -186,6 +186,25 @@ def _call(kernel, *args, **kwargs):
 
 
 @contextmanager
+def _interpreted_language() -> Iterator[None]:
+    """Makes the language act on arrays inside. Its own attributes are put back here: Triton before 3.6 leaves them."""
+    owners = (tl, tl.core, tl.math, tl.tensor, tl.dtype, tl.core.tensor_descriptor_base)
+    compiled = [dict(vars(owner)) for owner in owners]
+    own._patch_lang(SimpleNamespace(__globals__={"tl": tl, "core": tl.core}))
+    # An array of one number as a loop's bound: NumPy 2.4 refuses the conversion of Triton before 3.7.
+    tl.tensor.__index__ = lambda self: int(self.handle.data.item())
+    try:
+        yield
+    finally:
+        for owner, attributes in zip(owners, compiled, strict=True):
+            for name, value in dict(vars(owner)).items():
+                if name not in attributes:
+                    delattr(owner, name)
+                elif value is not attributes[name]:
+                    setattr(owner, name, attributes[name])
+
+
+@contextmanager
 def interpreted(guard: Guard | None = None) -> Iterator[Guard]:
     """Interprets all launches inside; yields the guard that watches them."""
     guard = Guard() if guard is None else guard
@@ -195,14 +214,13 @@ def interpreted(guard: Guard | None = None) -> Iterator[Guard]:
         run(self, *args, **kwargs)
         guard.finish_launch()
 
-    # The language is patched once, not at each launch and each call of a device function, which is slow.
-    language = own._patch_lang(SimpleNamespace(__globals__={"tl": tl, "core": tl.core}))
     with ExitStack() as stack:
-        stack.callback(language.restore)
+        # The language is patched once, not at each launch and each call of a device function, which is slow.
+        stack.enter_context(_interpreted_language())
         stack.enter_context(np.errstate(all="ignore"))
         for name, method in _builder_methods(guard).items():
             stack.enter_context(patch.object(own.InterpreterBuilder, name, method))
-        stack.enter_context(patch.object(own, "_patch_lang", lambda fn: own._LangPatchScope()))
+        stack.enter_context(patch.object(own, "_patch_lang", lambda fn: SimpleNamespace(restore=lambda: None)))
         stack.enter_context(patch.object(own.ReduceOps, "apply_impl", _reduce))
         stack.enter_context(patch.object(own.GridExecutor, "__call__", execute))
         stack.enter_context(patch.object(JITFunction, "run", _launch))
