@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -15,10 +15,8 @@ from hvp_engine.ops.autograd import BatchedFunction, LastDerivative, tensor_argu
 from hvp_engine.ops.class_targets import ClassTargets, check_options, check_targets, reduce_rows
 from hvp_engine.ops.head.by_classes import head_hidden_hvp, mean_weights
 from hvp_engine.ops.head.by_tokens import HeadInputs, Tangents, Wanted, head_backward, head_forward, head_hvp
+from hvp_engine.ops.head.curvature import HeadCurvature
 from hvp_engine.ops.vmap import batch_first, fold_rows, vmap_by_loop
-
-if TYPE_CHECKING:
-    from hvp_engine.ops.head.curvature import HeadCurvature
 
 __all__ = ["linear_cross_entropy", "linear_cross_entropy_ref"]
 
