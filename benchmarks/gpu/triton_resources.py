@@ -6,8 +6,8 @@
 The first line writes docs/gpu/triton_resources.json and .md. Each module of hvp_engine.kernels.triton declares its
 variants in ``resource_cases()``; a new module needs no line here. Modules that have not changed since the table was
 written are not compiled again. The second line writes nothing: it says whether the installed Triton compiles every
-variant for the given compute capabilities, so that it can be asked of each Triton that the package admits. Nothing is
-run on a GPU.
+variant for the given compute capabilities, or all of the table's, so that it can be asked of each Triton that the
+package admits. Nothing is run on a GPU.
 """
 
 from __future__ import annotations
@@ -212,13 +212,17 @@ def main() -> None:
     """Write the table, or only compile."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
-        "--compile-only", nargs="+", type=int, metavar="CAPABILITY", help="such as 80 90; writes nothing"
+        "--compile-only",
+        nargs="*",
+        type=int,
+        metavar="CAPABILITY",
+        help="write nothing; all of the table's, or e.g. 80 90",
     )
     architectures = parser.parse_args().compile_only
     if architectures is None:
         write_table()
         return
-    failures = compile_all(architectures)
+    failures = compile_all(architectures or ARCHITECTURES)
     print("\n".join([f"Triton {triton.__version__}: {len(failures)} failures", *failures]))
     if failures:
         raise SystemExit(1)

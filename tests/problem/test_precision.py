@@ -27,6 +27,7 @@ NEWER = {
     "mkldnn.rnn": BACKENDS.mkldnn.rnn,
 }
 BF16_SUMS = "allow_bf16_reduced_precision_reduction"
+SPLIT_SUMS = f"{BF16_SUMS}_split_k"  # PyTorch 2.9 has none
 
 # PyTorch 2.9 warns of its older switches whoever uses them; here that is the test, in the user's place.
 pytestmark = pytest.mark.filterwarnings("ignore:Please use the new API settings to control TF32:UserWarning")
@@ -63,7 +64,7 @@ def visible_state() -> dict[str, object]:
         "cudnn, older": read(lambda: BACKENDS.cudnn.allow_tf32),
         "precision": read(torch.get_float32_matmul_precision),
         **{name: switch.fp32_precision for name, switch in NEWER.items()},
-        **{name: getattr(BACKENDS.cuda.matmul, name, None) for name in (BF16_SUMS, f"{BF16_SUMS}_split_k")},
+        **{name: getattr(BACKENDS.cuda.matmul, name, None) for name in (BF16_SUMS, SPLIT_SUMS)},
     }
     for general in ("all", "cudnn"):
         for value in ("tf32", "ieee"):
@@ -101,6 +102,8 @@ CALLERS = {
     ),
     "sums in float32": chosen((BACKENDS.cuda.matmul, BF16_SUMS, False)),
 }
+if hasattr(BACKENDS.cuda.matmul, SPLIT_SUMS):
+    CALLERS["sums in float32, not split"] = chosen((BACKENDS.cuda.matmul, BF16_SUMS, (False, False)))
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
@@ -119,16 +122,9 @@ def test_the_modes_are_the_precisions_inside_and_the_callers_again_afterwards(ca
         }
         assert {NEWER[name].fp32_precision for name in NEWER if name.startswith("mkldnn.")} == {"ieee"}
         assert getattr(BACKENDS.cuda.matmul, BF16_SUMS) is False
+        assert getattr(BACKENDS.cuda.matmul, SPLIT_SUMS, None) is before[SPLIT_SUMS]
         raise KeyError("out of it")
     assert visible_state() == before
-
-
-@pytest.mark.skipif(not hasattr(BACKENDS.cuda.matmul, f"{BF16_SUMS}_split_k"), reason="this PyTorch has no such switch")
-def test_a_caller_who_forbids_splitting_sums_is_obeyed() -> None:
-    setattr(BACKENDS.cuda.matmul, BF16_SUMS, (False, False))
-    with product_mode("bf16"):
-        assert getattr(BACKENDS.cuda.matmul, f"{BF16_SUMS}_split_k") is False
-    assert getattr(BACKENDS.cuda.matmul, f"{BF16_SUMS}_split_k") is False
 
 
 def test_a_switch_that_cudnn_flags_restores_is_still_the_precisions() -> None:
