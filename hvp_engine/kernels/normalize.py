@@ -13,7 +13,7 @@ __all__ = ["NormalizeShape", "Operand", "normalize_backward", "normalize_double_
 
 
 def normalize_forward(
-    shape: NormalizeShape, eps: float, x: Operand, w: Operand, b: Operand, y: Tensor, stats: Tensor
+    shape: NormalizeShape, eps: float, x: Operand, w: Operand, b: Operand, y: Tensor, statistics: Tensor
 ) -> None:
     """Normalise rows.
 
@@ -24,9 +24,9 @@ def normalize_forward(
         w: Scale, a row per group.
         b: Shift, a row per group.
         y: Overwritten, contiguous, dtype of x.
-        stats: Overwritten (batch, rows, 2), accumulator type: mean and reciprocal deviation.
+        statistics: Overwritten (batch, rows, 2), accumulator type: mean and reciprocal deviation.
     """
-    implementation("normalize", y.device).normalize_forward(shape, eps, x, w, b, y, stats)
+    implementation("normalize", y.device).normalize_forward(shape, eps, x, w, b, y, statistics)
 
 
 def normalize_backward(

@@ -24,22 +24,22 @@ def softmax_double_backward(p: Tensor, g: Tensor, u: Tensor, wrt_x: Tensor | Non
     implementation("softmax", p.device).softmax_double_backward(p, g, u, wrt_x, wrt_g)
 
 
-def softmax_tangent_ref(logits: Tensor, norm: Tensor, factor: Tensor, center: Tensor, tangent: Tensor) -> Tensor:
+def softmax_tangent_ref(logits: Tensor, statistics: Tensor, factor: Tensor, center: Tensor, tangent: Tensor) -> Tensor:
     """Return the product of `softmax_tangent` in plain PyTorch."""
-    return factor[:, None] * (logits - norm[:, :1]).exp() * (tangent - center[:, None])
+    return factor[:, None] * (logits - statistics[:, :1]).exp() * (tangent - center[:, None])
 
 
 def softmax_tangent(
-    logits: Tensor, norm: Tensor, factor: Tensor, center: Tensor, tangent: Tensor, totals: Tensor
+    logits: Tensor, statistics: Tensor, factor: Tensor, center: Tensor, tangent: Tensor, totals: Tensor
 ) -> None:
     """Turn some columns of a tangent of the logits into those of the softmax's, around a given mean.
 
     Args:
         logits: Columns of the logits (R, C); rows may be apart, columns not.
-        norm: Of the whole rows (R, 2): largest logit m and 1 / sum(exp(z - m)), accumulator type.
+        statistics: Of the whole rows (R, 2): largest logit m and 1 / sum(exp(z - m)), accumulator type.
         factor: Factors (R), accumulator type, the softmax's 1 / sum among them; rows with factor 0 become zero.
         center: Mean (R) that is taken off the tangent, accumulator type.
         tangent: Contiguous (R, C); overwritten with factor * exp(z - m) * (tangent - center).
         totals: float64 (R), to which the sums of the new rows are added.
     """
-    implementation("softmax", tangent.device).softmax_tangent(logits, norm, factor, center, tangent, totals)
+    implementation("softmax", tangent.device).softmax_tangent(logits, statistics, factor, center, tangent, totals)

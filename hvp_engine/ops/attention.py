@@ -169,7 +169,7 @@ def _broadcast(
     try:
         if grouped:
             if min(key_heads, value_heads) < 1 or heads % key_heads or heads % value_heads:
-                raise RuntimeError("query heads are not a multiple of the key and value heads")
+                raise RuntimeError("Query heads are not a multiple of the key and value heads.")
             if key_heads != value_heads:
                 key = key.repeat_interleave(heads // key_heads, -3)
                 value = value.repeat_interleave(heads // value_heads, -3)
@@ -184,8 +184,8 @@ def _broadcast(
     except RuntimeError as error:
         shown = _shapes(query, key, value) + ("" if mask is None else f" and mask {tuple(mask.shape)}")
         raise ConfigurationError(
-            f"attention cannot broadcast {shown} together ({error}). Leading dimensions must be equal or 1, "
-            "the mask must broadcast to (..., Hq, L, S), and with enable_gqa=True the query heads must be a "
+            f"attention cannot broadcast {shown} together ({str(error).rstrip('.')}). Leading dimensions must be equal "
+            "or 1, the mask must broadcast to (..., Hq, L, S), and with enable_gqa=True the query heads must be a "
             "multiple of the key heads."
         ) from error
     return query, key, value, mask

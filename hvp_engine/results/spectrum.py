@@ -113,7 +113,7 @@ class Spectrum:
         if self.weights.min() < 0.0 or self.weights[padding].any() or excess.max() > _MASS_TOLERANCE:
             raise ConfigurationError(
                 f"Block {self.name!r}: the weights of a probe must be non-negative, sum to 1 and be 0 "
-                "past its steps; build the spectrum with Spectrum.from_tridiagonal"
+                "past its steps; build the spectrum with Spectrum.from_tridiagonal."
             )
 
     @property

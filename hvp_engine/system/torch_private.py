@@ -10,7 +10,7 @@ import contextlib
 import pkgutil
 from collections.abc import Callable, Hashable, Iterator
 from contextlib import AbstractContextManager
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
@@ -136,14 +136,14 @@ class _NoDispatchMode:
     """A stand-in for the class of dispatch modes, which cannot be made."""
 
     def __init__(self) -> None:
-        raise _no_planning("TorchDispatchMode")
+        _refuse_planning("TorchDispatchMode")
 
 
 DispatchMode: Any = _find("torch.utils._python_dispatch:TorchDispatchMode", _NoDispatchMode)
 
 
-def _no_planning(name: str) -> ConfigurationError:
-    return ConfigurationError(
+def _refuse_planning(name: str) -> NoReturn:
+    raise ConfigurationError(
         f"Planning needs PyTorch's {name}, which PyTorch {torch.__version__} does not have in its place; use a PyTorch "
         "release that hvp_engine names as supported."
     )
@@ -156,7 +156,7 @@ def fake_mode() -> AbstractContextManager[Any]:
         ConfigurationError: This PyTorch has no such mode.
     """
     if _FakeTensorMode is None:
-        raise _no_planning("FakeTensorMode")
+        _refuse_planning("FakeTensorMode")
     mode: AbstractContextManager[Any] = _FakeTensorMode(allow_non_fake_inputs=True)
     return mode
 

@@ -29,20 +29,25 @@ def _described(rows: CrossEntropyRows) -> Any:
     )
 
 
-def cross_entropy_forward(rows: CrossEntropyRows, norm: Tensor, loss: Tensor) -> None:
+def cross_entropy_forward(rows: CrossEntropyRows, statistics: Tensor, loss: Tensor) -> None:
     """Fill losses (R) and softmax norms (R, 2)."""
-    native.cross_entropy_forward(_described(rows), address(norm), address(loss))
+    native.cross_entropy_forward(_described(rows), address(statistics), address(loss))
 
 
-def cross_entropy_backward(rows: CrossEntropyRows, norm: Tensor, scale: Tensor, grad: Tensor) -> None:
+def cross_entropy_backward(rows: CrossEntropyRows, statistics: Tensor, scale: Tensor, grad: Tensor) -> None:
     """Fill the gradient (K R, C), which may be the logits themselves."""
-    native.cross_entropy_backward(_described(rows), address(norm), address(scale), address(grad))
+    native.cross_entropy_backward(_described(rows), address(statistics), address(scale), address(grad))
 
 
 def cross_entropy_hvp(
-    rows: CrossEntropyRows, norm: Tensor, scale: Tensor, tangent: Tensor, product: Tensor | None, slope: Tensor | None
+    rows: CrossEntropyRows,
+    statistics: Tensor,
+    scale: Tensor,
+    tangent: Tensor,
+    product: Tensor | None,
+    slope: Tensor | None,
 ) -> None:
     """Fill the products (K R, C), which may be the tangent itself, and slopes (K R), where wanted."""
     native.cross_entropy_hvp(
-        _described(rows), address(norm), address(scale), address(tangent), address(product), address(slope)
+        _described(rows), address(statistics), address(scale), address(tangent), address(product), address(slope)
     )

@@ -30,11 +30,11 @@ def _workspace(shape: NormalizeShape, like: Tensor | None, planes: int) -> Tenso
 
 
 def normalize_forward(
-    shape: NormalizeShape, eps: float, x: Operand, w: Operand, b: Operand, y: Tensor, stats: Tensor
+    shape: NormalizeShape, eps: float, x: Operand, w: Operand, b: Operand, y: Tensor, statistics: Tensor
 ) -> None:
     """Fill y and the statistics of its rows."""
     native.normalize_forward(
-        *_described(shape, x, w), eps, _operand(x), _operand(w), _operand(b), y.data_ptr(), stats.data_ptr()
+        *_described(shape, x, w), eps, _operand(x), _operand(w), _operand(b), y.data_ptr(), statistics.data_ptr()
     )
 
 
@@ -42,13 +42,13 @@ def normalize_backward(
     shape: NormalizeShape, inputs: Sequence[Operand], dx: Tensor | None, dw: Tensor | None, db: Tensor | None
 ) -> None:
     """Fill the gradients that are wanted."""
-    x, w, stats, g = inputs
-    workspace = None if dw is None and db is None else _workspace(shape, stats[0], 2)
+    x, w, statistics, g = inputs
+    workspace = None if dw is None and db is None else _workspace(shape, statistics[0], 2)
     native.normalize_backward(
         *_described(shape, x, w),
         _operand(x),
         _operand(w),
-        _operand(stats),
+        _operand(statistics),
         _operand(g),
         address(dx),
         address(dw),
@@ -61,13 +61,13 @@ def normalize_double_backward(
     shape: NormalizeShape, inputs: Sequence[Operand], d_g: Tensor, d_x: Tensor | None, d_w: Tensor | None
 ) -> None:
     """Fill the gradients of the gradients that are wanted."""
-    x, w, stats, g, u, u_w, u_b = inputs
-    workspace = None if d_w is None else _workspace(shape, stats[0], 1)
+    x, w, statistics, g, u, u_w, u_b = inputs
+    workspace = None if d_w is None else _workspace(shape, statistics[0], 1)
     native.normalize_double_backward(
         *_described(shape, x, w),
         _operand(x),
         _operand(w),
-        _operand(stats),
+        _operand(statistics),
         _operand(g),
         _operand(u),
         _operand(u_w),

@@ -39,7 +39,7 @@ def softmax_double_backward(p: Tensor, g: Tensor, u: Tensor, wrt_x: Tensor | Non
 
 
 def softmax_tangent(
-    logits: Tensor, norm: Tensor, factor: Tensor, center: Tensor, tangent: Tensor, totals: Tensor
+    logits: Tensor, statistics: Tensor, factor: Tensor, center: Tensor, tangent: Tensor, totals: Tensor
 ) -> None:
     """Overwrite `tangent` (R, C) and add to `totals` (R)."""
     rows, columns = tangent.shape
@@ -47,7 +47,7 @@ def softmax_tangent(
         dtype_number(tangent.dtype),
         address(logits),
         logits.stride(0),
-        address(norm),
+        address(statistics),
         address(factor),
         address(center),
         rows,

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from hvp_engine.kernels.records import CrossEntropyRows
 from hvp_engine.kernels.triton.resource_case import ResourceCase
-from hvp_engine.kernels.triton.rows import ELEMENTS, launch, load_wide, softmax_norm, tile_of, variant, wide
+from hvp_engine.kernels.triton.rows import ELEMENTS, launch, load_wide, softmax_statistics, tile_of, variant, wide
 
 __all__ = ["cross_entropy_backward", "cross_entropy_forward", "cross_entropy_hvp", "resource_cases"]
 
@@ -38,7 +38,7 @@ def cross_entropy_forward_kernel(
     target,
     class_weight,
     weight_sum,
-    norm,
+    statistics,
     loss,
     rows,
     columns,
@@ -52,7 +52,7 @@ def cross_entropy_forward_kernel(
     stored = row < rows
     row = tl.minimum(row, rows - 1)
     at = logits + row[:, None] * columns
-    largest, total = softmax_norm(at, columns, BLOCK_ROWS, BLOCK_COLUMNS)
+    largest, total = softmax_statistics(at, columns, BLOCK_ROWS, BLOCK_COLUMNS)
     kept, index, hit, _ = _row_terms(row, target, ignore_index, class_weight, weight_sum, HIT, SMOOTH, largest)
     log_total = tl.log(total)
     value = hit * ((largest - load_wide(logits + row * columns + index, stored)) + log_total)
@@ -66,8 +66,8 @@ def cross_entropy_forward_kernel(
                 missing *= tl.load(class_weight + column, mask=mask, other=0.0)
             spread += tl.sum(tl.where(mask, missing, 0.0), 1)
         value += SMOOTH * spread
-    tl.store(norm + 2 * row, largest, mask=stored)
-    tl.store(norm + 2 * row + 1, 1.0 / total, mask=stored)
+    tl.store(statistics + 2 * row, largest, mask=stored)
+    tl.store(statistics + 2 * row + 1, 1.0 / total, mask=stored)
     tl.store(loss + row, tl.where(kept, value, 0.0), mask=stored)
 
 
@@ -77,7 +77,7 @@ def cross_entropy_backward_kernel(
     target,
     class_weight,
     weight_sum,
-    norm,
+    statistics,
     scale,
     grad,
     rows,
@@ -96,10 +96,10 @@ def cross_entropy_backward_kernel(
     stored = (row < rows)[:, None] & mask
     row = tl.minimum(row, rows - 1)
     base = row % base_rows
-    shift = tl.load(norm + 2 * base)
+    shift = tl.load(statistics + 2 * base)
     kept, index, hit, mass = _row_terms(base, target, ignore_index, class_weight, weight_sum, HIT, SMOOTH, shift)
     upstream = tl.where(kept, tl.load(scale + row), 0.0)
-    mass *= tl.load(norm + 2 * base + 1)
+    mass *= tl.load(statistics + 2 * base + 1)
     value = load_wide(logits + base[:, None] * columns + column, mask, -float("inf"))
     result = mass[:, None] * tl.exp(value - shift[:, None])
     if SMOOTH != 0:
@@ -120,7 +120,7 @@ def cross_entropy_hvp_kernel(
     target,
     class_weight,
     weight_sum,
-    norm,
+    statistics,
     scale,
     tangent,
     product,
@@ -138,7 +138,7 @@ def cross_entropy_hvp_kernel(
     stored = row < rows
     row = tl.minimum(row, rows - 1)
     base = row % base_rows
-    shift = tl.load(norm + 2 * base)
+    shift = tl.load(statistics + 2 * base)
     kept, index, hit, mass = _row_terms(base, target, ignore_index, class_weight, weight_sum, HIT, SMOOTH, shift)
     z = logits + base[:, None] * columns
     u = tangent + row[:, None] * columns
@@ -165,7 +165,7 @@ def cross_entropy_hvp_kernel(
     if product is not None:
         center = mean.to(shift.dtype)
         rest = (mean - center.to(tl.float64)).to(shift.dtype)
-        factor = tl.load(scale + row) * mass * tl.load(norm + 2 * base + 1)
+        factor = tl.load(scale + row) * mass * tl.load(statistics + 2 * base + 1)
         for start in range(0, columns, BLOCK_COLUMNS):
             column = start + tl.arange(0, BLOCK_COLUMNS)[None, :]
             mask = column < columns
@@ -184,32 +184,37 @@ def _operands(rows: CrossEntropyRows) -> tuple[Tensor | None, ...]:
     return rows.logits, rows.target, weight, None if weight is None else weight.double().sum().to(weight.dtype)
 
 
-def cross_entropy_forward(rows: CrossEntropyRows, norm: Tensor, loss: Tensor) -> None:
+def cross_entropy_forward(rows: CrossEntropyRows, statistics: Tensor, loss: Tensor) -> None:
     """Fill losses (R) and softmax norms (R, 2); see `hvp_engine.kernels.cross_entropy`."""
     count, columns = rows.logits.shape
     tile = tile_of(count, columns)
-    arguments = (*_operands(rows), norm, loss, count, columns, rows.ignore_index)
+    arguments = (*_operands(rows), statistics, loss, count, columns, rows.ignore_index)
     constants = dict(_options(rows), BLOCK_ROWS=tile.rows, BLOCK_COLUMNS=tile.columns)
     launch(cross_entropy_forward_kernel, triton.cdiv(count, tile.rows), *arguments, **constants, num_warps=tile.warps)
 
 
-def cross_entropy_backward(rows: CrossEntropyRows, norm: Tensor, scale: Tensor, grad: Tensor) -> None:
+def cross_entropy_backward(rows: CrossEntropyRows, statistics: Tensor, scale: Tensor, grad: Tensor) -> None:
     """Fill the gradient (K R, C), which may be the logits themselves."""
     base_rows, columns = rows.logits.shape
     tile = tile_of(rows.count, columns)
-    arguments = (*_operands(rows), norm, scale, grad, rows.count, base_rows, columns, rows.ignore_index)
+    arguments = (*_operands(rows), statistics, scale, grad, rows.count, base_rows, columns, rows.ignore_index)
     constants = dict(_options(rows), BLOCK_ROWS=tile.rows, BLOCK_COLUMNS=tile.columns)
     programs = triton.cdiv(rows.count, tile.rows) * triton.cdiv(columns, tile.columns)
     launch(cross_entropy_backward_kernel, programs, *arguments, **constants, num_warps=tile.warps)
 
 
 def cross_entropy_hvp(
-    rows: CrossEntropyRows, norm: Tensor, scale: Tensor, tangent: Tensor, product: Tensor | None, slope: Tensor | None
+    rows: CrossEntropyRows,
+    statistics: Tensor,
+    scale: Tensor,
+    tangent: Tensor,
+    product: Tensor | None,
+    slope: Tensor | None,
 ) -> None:
     """Fill the products (K R, C), which may be the tangent itself, and slopes (K R), where wanted."""
     base_rows, columns = rows.logits.shape
     tile = tile_of(rows.count, columns, 2048)
-    results = (norm, scale, tangent, product, slope)
+    results = (statistics, scale, tangent, product, slope)
     arguments = (*_operands(rows), *results, rows.count, base_rows, columns, rows.ignore_index)
     constants = dict(_options(rows), BLOCK_ROWS=tile.rows, BLOCK_COLUMNS=tile.columns)
     launch(cross_entropy_hvp_kernel, triton.cdiv(rows.count, tile.rows), *arguments, **constants, num_warps=tile.warps)
@@ -223,7 +228,7 @@ def resource_cases() -> list[ResourceCase]:
         constants = {"HIT": 1.0 - smoothing, "SMOOTH": smoothing / 50000, "BLOCK_ROWS": 1}
         tiles = {**constants, "BLOCK_COLUMNS": 4096}
         smaller = {**constants, "BLOCK_COLUMNS": 2048}
-        common = {"logits": element, "target": "i64", "class_weight weight_sum": weight, "norm": wide(element)}
+        common = {"logits": element, "target": "i64", "class_weight weight_sum": weight, "statistics": wide(element)}
         backward_pointers = {**common, "scale": wide(element), "grad": element}
         hvp_pointers = {**common, "scale slope": wide(element), "tangent product": element}
         name = f"{element}, {'weights and smoothing' if smoothing else 'plain'}"

@@ -62,7 +62,7 @@ def normalize_forward_kernel(
     b,
     b_stride,
     y,
-    stats,
+    statistics,
     batch,
     rows,
     size,
@@ -96,8 +96,8 @@ def normalize_forward_kernel(
         second /= size
     rstd = 1.0 / tl.sqrt(second + EPS)
     index = group * rows + first
-    tl.store(stats + 2 * index + 2 * row, mean, mask=stored)
-    tl.store(stats + 2 * index + 2 * row + 1, rstd, mask=stored)
+    tl.store(statistics + 2 * index + 2 * row, mean, mask=stored)
+    tl.store(statistics + 2 * index + 2 * row + 1, rstd, mask=stored)
     ys = y + index * size + row * size
     for start in range(0, size, BLOCK_COLUMNS):
         column = start + tl.arange(0, BLOCK_COLUMNS)[None, :]
@@ -113,8 +113,8 @@ def normalize_backward_kernel(
     x_stride,
     w,
     w_stride,
-    stats,
-    stats_stride,
+    statistics,
+    statistics_stride,
     g,
     g_stride,
     dx,
@@ -132,8 +132,8 @@ def normalize_backward_kernel(
     xs = x + (group * x_stride + first * size) + row * size
     gs = g + (group * g_stride + first * size) + row * size
     ws = w + group * w_stride
-    mean = tl.load(stats + (group * stats_stride + 2 * first) + 2 * row)
-    rstd = tl.load(stats + (group * stats_stride + 2 * first) + 2 * row + 1)
+    mean = tl.load(statistics + (group * statistics_stride + 2 * first) + 2 * row)
+    rstd = tl.load(statistics + (group * statistics_stride + 2 * first) + 2 * row + 1)
     mean_wg = tl.zeros((BLOCK_ROWS, 1), wide)
     wg_xhat = tl.zeros((BLOCK_ROWS, 1), wide)
     if dx is not None:
@@ -200,8 +200,8 @@ def normalize_double_backward_kernel(
     x_stride,
     w,
     w_stride,
-    stats,
-    stats_stride,
+    statistics,
+    statistics_stride,
     g,
     g_stride,
     u,
@@ -226,8 +226,8 @@ def normalize_double_backward_kernel(
     us = u + (group * u_stride + first * size) + row * size
     ws = w + group * w_stride
     u_ws = None if u_w is None else u_w + group * u_w_stride
-    mean = tl.load(stats + (group * stats_stride + 2 * first) + 2 * row)
-    rstd = tl.load(stats + (group * stats_stride + 2 * first) + 2 * row + 1)
+    mean = tl.load(statistics + (group * statistics_stride + 2 * first) + 2 * row)
+    rstd = tl.load(statistics + (group * statistics_stride + 2 * first) + 2 * row + 1)
     mean_u, u_xhat, mean_wg, wg_xhat, u_wg, mean_q, q_xhat = _double_backward_means(
         xs, us, gs, ws, u_ws, mean, rstd, size, d_x is not None, CENTERED, BLOCK_COLUMNS
     )
@@ -292,19 +292,19 @@ def _add_chunks(partial: Tensor | None, out: Tensor | None) -> None:
     launch(normalize_add_chunks, triton.cdiv(elements, tile.columns), *arguments, num_warps=4)
 
 
-def _partial(like: Tensor | None, stats: Tensor, shape: NormalizeShape) -> Tensor | None:
+def _partial(like: Tensor | None, statistics: Tensor, shape: NormalizeShape) -> Tensor | None:
     """Allocate the partial rows (chunks, ...) of a parameter gradient."""
     _, _, rows, size = shape
     if like is None:
         return None
-    return stats.new_empty(triton.cdiv(rows, _tile(rows, size).rows), like.numel())
+    return statistics.new_empty(triton.cdiv(rows, _tile(rows, size).rows), like.numel())
 
 
 def normalize_forward(
-    shape: NormalizeShape, eps: float, x: Operand, w: Operand, b: Operand, y: Tensor, stats: Tensor
+    shape: NormalizeShape, eps: float, x: Operand, w: Operand, b: Operand, y: Tensor, statistics: Tensor
 ) -> None:
     """Fill y and the statistics of its rows; see `hvp_engine.kernels.normalize` for all arguments."""
-    _run(normalize_forward_kernel, shape, (*x, *w, *b, y, stats), EPS=eps)
+    _run(normalize_forward_kernel, shape, (*x, *w, *b, y, statistics), EPS=eps)
 
 
 def normalize_backward(
@@ -315,9 +315,9 @@ def normalize_backward(
     db: Tensor | None,
 ) -> None:
     """Fill the gradients that are wanted."""
-    stats = inputs[2][0]
-    assert stats is not None
-    partials = (_partial(dw, stats, shape), _partial(db, stats, shape))
+    statistics = inputs[2][0]
+    assert statistics is not None
+    partials = (_partial(dw, statistics, shape), _partial(db, statistics, shape))
     _run(normalize_backward_kernel, shape, (*(part for pair in inputs for part in pair), dx, *partials))
     _add_chunks(partials[0], dw)
     _add_chunks(partials[1], db)
@@ -331,9 +331,9 @@ def normalize_double_backward(
     d_w: Tensor | None,
 ) -> None:
     """Fill the gradients of the gradients that are wanted."""
-    stats = inputs[2][0]
-    assert stats is not None
-    partial = _partial(d_w, stats, shape)
+    statistics = inputs[2][0]
+    assert statistics is not None
+    partial = _partial(d_w, statistics, shape)
     _run(normalize_double_backward_kernel, shape, (*(part for pair in inputs for part in pair), d_g, d_x, partial))
     _add_chunks(partial, d_w)
 
@@ -345,9 +345,9 @@ def resource_cases() -> list[ResourceCase]:
         accumulator = wide(element)
         tiles = {"BLOCK_ROWS": _MOST_ROWS, "BLOCK_COLUMNS": _TILE_ELEMENTS // _MOST_ROWS}
         constants = {"CENTERED": True, **tiles}
-        forward_pointers = {"x w b y": element, "stats": accumulator}
-        gradients = {"x w g dx": element, "stats partial_dw partial_db": accumulator}
-        second = {"x w g u u_w u_b d_g d_x": element, "stats partial_dw": accumulator}
+        forward_pointers = {"x w b y": element, "statistics": accumulator}
+        gradients = {"x w g dx": element, "statistics partial_dw partial_db": accumulator}
+        second = {"x w g u u_w u_b d_g d_x": element, "statistics partial_dw": accumulator}
         sums = {"partial": accumulator, "out": element}
         cases += [
             variant(normalize_forward_kernel, element, forward_pointers, {"EPS": 1e-5, **constants}, _WARPS),

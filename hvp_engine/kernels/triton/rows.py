@@ -12,7 +12,7 @@ from torch import Tensor
 
 from hvp_engine.kernels.triton.resource_case import ResourceCase
 
-__all__ = ["ELEMENTS", "Tile", "launch", "load_wide", "softmax_norm", "tile_of", "variant", "wide"]
+__all__ = ["ELEMENTS", "Tile", "launch", "load_wide", "softmax_statistics", "tile_of", "variant", "wide"]
 
 ELEMENTS = ("fp32", "bf16", "fp64")
 
@@ -28,7 +28,7 @@ def load_wide(pointers, mask, other=0.0):
 
 
 @triton.jit
-def softmax_norm(rows, columns, BLOCK_ROWS: tl.constexpr, BLOCK_COLUMNS: tl.constexpr):
+def softmax_statistics(rows, columns, BLOCK_ROWS: tl.constexpr, BLOCK_COLUMNS: tl.constexpr):
     """Return largest element m and sum of exp(z - m) of rows, in one read (Milakov and Gimelshein, 2018).
 
     Every lane has its own running maximum and sum. `rows` are pointers (BLOCK_ROWS, 1) to their first elements.

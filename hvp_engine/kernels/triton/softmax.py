@@ -7,7 +7,7 @@ import triton.language as tl
 from torch import Tensor
 
 from hvp_engine.kernels.triton.resource_case import ResourceCase
-from hvp_engine.kernels.triton.rows import ELEMENTS, launch, load_wide, softmax_norm, tile_of, variant, wide
+from hvp_engine.kernels.triton.rows import ELEMENTS, launch, load_wide, softmax_statistics, tile_of, variant, wide
 
 __all__ = [
     "resource_cases",
@@ -22,7 +22,7 @@ __all__ = [
 def softmax_forward_kernel(x, out, rows, columns, BLOCK_ROWS: tl.constexpr, BLOCK_COLUMNS: tl.constexpr):
     row = tl.program_id(0).to(tl.int64) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)[:, None]
     at = tl.minimum(row, rows - 1) * columns
-    largest, total = softmax_norm(x + at, columns, BLOCK_ROWS, BLOCK_COLUMNS)
+    largest, total = softmax_statistics(x + at, columns, BLOCK_ROWS, BLOCK_COLUMNS)
     factor = 1.0 / total
     for start in range(0, columns, BLOCK_COLUMNS):
         column = start + tl.arange(0, BLOCK_COLUMNS)[None, :]
@@ -91,7 +91,7 @@ def softmax_double_backward_kernel(
 @triton.jit
 def softmax_tangent_kernel(
     logits,
-    norm,
+    statistics,
     factor,
     center,
     tangent,
@@ -106,7 +106,7 @@ def softmax_tangent_kernel(
     stored = row < rows
     row = tl.minimum(row, rows - 1)
     f = tl.load(factor + row)
-    shift = tl.load(norm + 2 * row)[:, None]
+    shift = tl.load(statistics + 2 * row)[:, None]
     mean = tl.load(center + row)[:, None]
     total = tl.zeros((BLOCK_ROWS, BLOCK_COLUMNS), tl.float64)
     for start in range(0, columns, BLOCK_COLUMNS):
@@ -144,17 +144,17 @@ def softmax_double_backward(p: Tensor, g: Tensor, u: Tensor, wrt_x: Tensor | Non
 
 
 def softmax_tangent(
-    logits: Tensor, norm: Tensor, factor: Tensor, center: Tensor, tangent: Tensor, totals: Tensor
+    logits: Tensor, statistics: Tensor, factor: Tensor, center: Tensor, tangent: Tensor, totals: Tensor
 ) -> None:
     """Overwrite `tangent` (R, C) and add to `totals` (R); see `hvp_engine.kernels.softmax`."""
     rows, columns = tangent.shape
     tile = tile_of(rows, columns, 2048)
-    arguments = (logits, norm, factor, center, tangent, totals, logits.stride(0), rows, columns, *tile)
+    arguments = (logits, statistics, factor, center, tangent, totals, logits.stride(0), rows, columns, *tile)
     launch(softmax_tangent_kernel, triton.cdiv(rows, tile.rows), *arguments, num_warps=tile.warps)
 
 
 def _tangent_pointers(element: str) -> dict[str, str]:
-    return {"logits tangent": element, "norm factor center": wide(element), "totals": "fp64"}
+    return {"logits tangent": element, "statistics factor center": wide(element), "totals": "fp64"}
 
 
 def resource_cases() -> list[ResourceCase]:
