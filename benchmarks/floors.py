@@ -25,7 +25,7 @@ class ReadFloor:
 
 
 def basis_streams(count: int, n: int, blocks: int, dtype: torch.dtype, device: torch.device = CPU):
-    """Bases of `count` rows and vectors for equal blocks of n elements."""
+    """Make bases of `count` rows and vectors for equal blocks of n elements."""
     torch.manual_seed(0)
     bases = [torch.empty(count, n, dtype=dtype, device=device).uniform_(-1, 1).mul_(n**-0.5) for _ in range(blocks)]
     vectors = [torch.randn(n, device=device) for _ in range(blocks)]

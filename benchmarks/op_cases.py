@@ -78,6 +78,6 @@ def passes(function: Callable[..., Tensor], args: Rows) -> tuple[Pass, Pass, Pas
 
 
 def copy_bandwidth(elements: int, device: torch.device = CPU) -> float:
-    """Bytes per second that torch reaches when it adds two arrays of this size into a third."""
+    """Measure the bytes per second that torch reaches when it adds two arrays of this size into a third."""
     a, b, c = (torch.randn(elements, device=device) for _ in range(3))
     return 12 * elements / alternate({"add": lambda: torch.add(a, b, out=c)}, 13, device=device)["add"]

@@ -41,7 +41,7 @@ def make_inputs(length: int, heads: int, device: torch.device = CPU) -> tuple[li
 
 
 def run_passes(function: Callable[..., Tensor], inputs: list[Tensor], tangents: list[Tensor]) -> list[float]:
-    """Seconds of forward, backward (with graph) and second backward to every input."""
+    """Time forward, backward (with graph) and second backward to every input."""
     *primals, grad_out = inputs
     found: dict[str, Any] = {}
 

@@ -19,7 +19,7 @@ PRODUCTS = {aten.mm.default: 0, aten.bmm.default: 0, aten.addmm.default: 1, aten
 
 
 class ProductShapes(TorchDispatchMode):
-    """Records the shapes of the matrix products that run inside."""
+    """Record the shapes of the matrix products that run inside."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -46,7 +46,7 @@ def floor(shapes: Counter[tuple[torch.Size, torch.Size]]):
 
 
 def test_one_block_against_its_own_products(benchmark, size):
-    """Records time over that of the plain path's products (attention's and the head's among them), per block.
+    """Record time over that of the plain path's products (attention's and the head's among them), per block.
 
     The plain path multiplies all pairs of tokens; fused causal attention leaves half of them out, so that a block may
     take less than its "floor".

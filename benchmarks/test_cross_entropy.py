@@ -21,7 +21,7 @@ TOKENS, HIDDEN, CLASSES = 1024, 384, 50304
 
 
 def medians(calls: dict[str, Callable[[], object]], rounds: int = 3, device: torch.device = CPU) -> dict[str, float]:
-    """Milliseconds per call, timed alternately after one call to warm up."""
+    """Measure the milliseconds per call, timed alternately after one call to warm up."""
     return {name: round(1e3 * taken, 4) for name, taken in alternate(calls, rounds, device=device).items()}
 
 

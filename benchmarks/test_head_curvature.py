@@ -17,7 +17,7 @@ STEPS = 100
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_job_with_head_curvature(benchmark, size, precision):
-    """Extrapolates 100 steps of every block from a few sweeps of either side; forming is measured whole."""
+    """Extrapolate 100 steps of every block from a few sweeps of either side; forming is measured whole."""
     torch.set_num_threads(2)
     job = gpt_job(size)
     patterns = {name: [target] for name, target in job.blocks.items()}

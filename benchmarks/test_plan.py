@@ -55,7 +55,7 @@ JOBS = {"demo": demo_job, "mlp": mlp_job, "cnn": cnn_job, "gpt": gpt_job}
 
 @pytest.mark.parametrize("name", sorted(JOBS))
 def test_prediction_of_a_job_on_this_cpu(benchmark, name):
-    """Records both times; the plan itself takes seconds."""
+    """Record both times; the plan itself takes seconds."""
     torch.set_num_threads(THREADS)
     torch.manual_seed(0)
     model, asked = JOBS[name]()

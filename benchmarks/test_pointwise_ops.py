@@ -23,7 +23,7 @@ SIZES = [(1024, 384), (4096, 768), (1024, 3072)]
 def test_pass_of_a_pointwise_operation(
     benchmark: Callable[[Pass], object], device: torch.device, name: str, stage: str, library: str
 ) -> None:
-    """Times one pass of one operation."""
+    """Time one pass of one operation."""
     make, ours, theirs, _ = CASES[name]
     run = passes(ours if library == "hvp_engine" else theirs, make((1024, 768), device))
     benchmark(waiting(run[PASSES.index(stage)], device))

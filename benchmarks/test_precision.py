@@ -14,7 +14,7 @@ STEPS = 20
 
 
 def test_bf16_sweep_against_the_papers_way(benchmark, size):
-    """Records the gain of a bf16 sweep over the paper's in fp32, head curvature off, and the largest relative error."""
+    """Record the gain of a bf16 sweep over the paper's in fp32, head curvature off, and the largest relative error."""
     torch.set_num_threads(2)
     job = gpt_job(size)
     vectors = job.vectors()
@@ -36,7 +36,7 @@ def test_bf16_sweep_against_the_papers_way(benchmark, size):
 
 
 def test_bf16_spectra_against_those_of_fp32(benchmark, size):
-    """Records the largest Wasserstein-1 distance of a block's two spectra, as a share of the fp32 one's range."""
+    """Record the largest Wasserstein-1 distance of a block's two spectra, as a share of the fp32 one's range."""
     torch.set_num_threads(2)
     job = gpt_job(size)
 

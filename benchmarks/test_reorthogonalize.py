@@ -36,7 +36,7 @@ def ratios(count: int, n: int, blocks: int, rounds: int = 5, device: torch.devic
 
 @pytest.mark.parametrize(("count", "n", "blocks"), CASES)
 def test_reorthogonalize(benchmark, device, count, n, blocks):
-    """Records the share of the read floor and the gain of a bf16 basis."""
+    """Record the share of the read floor and the gain of a bf16 basis."""
     benchmark.extra_info.update(ratios(count, n, blocks, rounds=3, device=device))
     streams = basis_streams(count, n, blocks, torch.float32, device)
     benchmark.pedantic(waiting(lambda: reorthogonalize(*streams), device), rounds=3)

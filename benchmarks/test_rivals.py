@@ -72,7 +72,7 @@ class Shifted(nn.Module):
 
 
 def medians(calls: dict[str, Callable[[], object]], rounds: int) -> dict[str, float]:
-    """Seconds per call, timed alternately after one call of each to warm up."""
+    """Measure the seconds per call, timed alternately after one call of each to warm up."""
     times: dict[str, list[float]] = {name: [] for name in calls}
     for index in range(rounds + 1):
         for name, call in calls.items():

@@ -14,7 +14,7 @@ STEPS, PROBES = 5, 2
 
 @pytest.mark.parametrize("basis", ["fp32", "bf16"])
 def test_slq(benchmark, size, device, basis):
-    """Records steps per second, graphs and the head's curvature included, and the peak of memory."""
+    """Record steps per second, graphs and the head's curvature included, and the peak of memory."""
     torch.set_num_threads(2)
     job = gpt_job(size, device)
 

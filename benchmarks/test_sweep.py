@@ -20,7 +20,7 @@ THREADS = 2
 
 
 def test_sweep_against_baselines(benchmark, size, device):
-    """Records how many times longer (a) the paper's way, (b) one graph per vector and (c) the expert's loop take."""
+    """Record how many times longer (a) the paper's way, (b) one graph per vector and (c) the expert's loop take."""
     torch.set_num_threads(THREADS)
     job = gpt_job(size, device)
     vectors = job.vectors()

@@ -13,7 +13,7 @@ COUNT, SIZE = 1000, 100
 
 
 def test_tridiagonal_quadrature(benchmark, device):
-    """Records how many times longer the loop takes."""
+    """Record how many times longer the loop takes."""
     torch.set_num_threads(2)
     rng = np.random.default_rng(0)
     alphas, betas = rng.normal(size=(COUNT, SIZE)), np.abs(rng.normal(size=(COUNT, SIZE - 1)))

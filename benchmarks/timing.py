@@ -28,7 +28,7 @@ def alternate(
 
 
 def seconds(method: Callable[[], object], device: torch.device = CPU) -> float:
-    """Seconds of one call: between two events of the current stream on a GPU, of the wall clock on a CPU."""
+    """Time one call: between two events of the current stream on a GPU, of the wall clock on a CPU."""
     if device.type != "cuda":
         start = time.perf_counter()
         method()

@@ -25,7 +25,7 @@ class BestPracticeHessian:
         self.parameters = dict(model.named_parameters())
 
     def sweep(self, vectors: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Products with one vector (numel,) per block, averaged over the batches."""
+        """Form products with one vector (numel,) per block, averaged over the batches."""
         leaves = [self.parameters[self.blocks[name]] for name in vectors]
         out = {name: torch.zeros_like(vector) for name, vector in vectors.items()}
         for batch in self.data:

@@ -27,7 +27,7 @@ class PaperHessian:
         self.blocks = blocks
 
     def sweep(self, vectors: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Products with one float64 host vector (numel,) per block, averaged over the batches."""
+        """Form products with one float64 host vector (numel,) per block, averaged over the batches."""
         out = {name: torch.zeros_like(vector) for name, vector in vectors.items()}
         leaves = list(self.parameters.values())
         for batch in self.data:

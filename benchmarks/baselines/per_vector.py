@@ -25,7 +25,7 @@ class PerVectorHessian:
         self.parameters = dict(model.named_parameters())
 
     def sweep(self, vectors: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Products with one vector (numel,) per block, averaged over the batches."""
+        """Form products with one vector (numel,) per block, averaged over the batches."""
         out = {name: torch.zeros_like(vector) for name, vector in vectors.items()}
         for name, vector in vectors.items():
             parameter = self.parameters[self.blocks[name]]

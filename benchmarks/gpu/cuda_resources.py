@@ -86,7 +86,7 @@ def nvcc_release() -> str:
 
 
 def compile_with_nvcc(architecture: int) -> dict[str, dict[str, int]]:
-    """Compiles all sources for one architecture; returns the kernels' resources."""
+    """Compile all sources for one architecture; return the kernels' resources."""
 
     def compile_one(source: str) -> str:
         with tempfile.TemporaryDirectory() as folder:
@@ -99,7 +99,7 @@ def compile_with_nvcc(architecture: int) -> dict[str, dict[str, int]]:
 
 
 def compile_with_nvrtc(site_packages: Path, architecture: int) -> tuple[str, dict[str, dict[str, int]]]:
-    """Compiles the device code with the NVRTC of a wheel; returns its release and the kernels' resources."""
+    """Compile the device code with the NVRTC of a wheel; return its release and the kernels' resources."""
     libraries = site_packages / "nvidia" / "cuda_nvrtc" / "lib"
     ctypes.CDLL(str(next(libraries.glob("libnvrtc-builtins.so*"))), ctypes.RTLD_GLOBAL)
     nvrtc = ctypes.CDLL(str(next(libraries.glob("libnvrtc.so*"))))
@@ -121,7 +121,7 @@ def compile_with_nvrtc(site_packages: Path, architecture: int) -> tuple[str, dic
 
 
 def measure(nvrtc: Path | None) -> dict:
-    """Compiles everything and adds occupancy."""
+    """Compile everything and adds occupancy."""
     compilers = {f"sm_{a}": f"nvcc {nvcc_release()}" for a in NVCC_ARCHITECTURES}
     kernels = {f"sm_{a}": compile_with_nvcc(a) for a in NVCC_ARCHITECTURES}
     if nvrtc is not None:

@@ -144,7 +144,7 @@ def work(sizes: Sizes = REFERENCE) -> list[Work]:
 
 
 def bound(w: Work, device: Device) -> tuple[float, str]:
-    """Seconds of a launch at the device's ceilings, and the ceiling that it touches."""
+    """Return the seconds of a launch at the device's ceilings, and the ceiling that it touches."""
     times = {
         "memory": w.bytes / device.bandwidth,
         "fp32": w.fp32_flop / device.fp32,

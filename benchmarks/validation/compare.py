@@ -15,7 +15,7 @@ Triple = tuple[Tensor, Tensor, Tensor]  # what a kernel found, what plain PyTorc
 
 @contextmanager
 def using(backend: str) -> Iterator[None]:
-    """Lets HVP_ENGINE_BACKEND name a backend; an empty name lets the package choose."""
+    """Let HVP_ENGINE_BACKEND name a backend; an empty name lets the package choose."""
     before = os.environ.get("HVP_ENGINE_BACKEND")
     os.environ["HVP_ENGINE_BACKEND"] = backend
     try:

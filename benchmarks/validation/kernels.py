@@ -40,7 +40,7 @@ def _streams(shapes: tuple[tuple[int, int], ...], basis: torch.dtype, vector: to
 
 
 def check_reorthogonalize(device: torch.device, backend: str, small: bool) -> Iterator[Check]:
-    """Vectors, coefficients and norms of ragged streams; the same bits twice."""
+    """Check vectors, coefficients and norms of ragged streams; the same bits twice."""
     for name, basis, vector in DTYPES:
         bases, vectors, counts = _streams(_SHAPES if small else _LARGE_SHAPES, basis, vector)
         exact = [v.to(torch.float64, copy=True) for v in vectors]
@@ -113,7 +113,7 @@ def check_record_step(device: torch.device, backend: str, small: bool) -> Iterat
 
 
 def check_quadrature(device: torch.device, backend: str, small: bool) -> Iterator[Check]:
-    """Nodes, and the moments that nodes and weights give, of ragged matrices against dense eigendecompositions."""
+    """Check nodes, and the moments that nodes and weights give, of ragged matrices against dense eigendecompositions."""
     rng = np.random.default_rng(0)
     count, m = (40, 25) if small else (1000, 100)
     alphas, betas = rng.standard_normal((count, m)), np.abs(rng.standard_normal((count, m - 1)))

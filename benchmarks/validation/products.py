@@ -25,7 +25,7 @@ _QUADRATURE_ROUNDING = 1e-4
 
 
 def _expert(device: torch.device, dtype: torch.dtype, autocast: bool = False) -> dict[str, Tensor]:
-    """Products by plain PyTorch: one gradient graph and one second backward per block."""
+    """Form products by plain PyTorch: one gradient graph and one second backward per block."""
     job = gpt_job("tiny", device, dtype)
     context = torch.autocast(device.type, torch.bfloat16) if autocast else nullcontext()
 
@@ -86,7 +86,7 @@ def check_slq(device: torch.device, backend: str) -> Iterator[Check]:
 
 
 def check_no_wait(device: torch.device, backend: str) -> Iterator[Check]:
-    """Whether the host waits for the device inside a Lanczos step on kept graphs; reported, not fatal."""
+    """Check whether the host waits for the device inside a Lanczos step on kept graphs; reported, not fatal."""
     name = f"{backend} Lanczos step waits for the device"
     if device.type != "cuda":
         yield Check(name, 0, 0, note=f"there is nothing to wait for on {device}", fatal=False)

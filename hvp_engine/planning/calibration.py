@@ -81,7 +81,7 @@ def _spread(names: list[str]) -> list[str]:
 
 
 def _measure(operator: HessianOperator, names: list[str], setting: Setting) -> tuple[float, dict[str, float]]:
-    """Seconds of a gradient graph, and of one vector's product with each named block."""
+    """Measure the seconds of a gradient graph, and of one vector's product with each named block."""
     generator = torch.Generator().manual_seed(0)
 
     def vectors(name: str) -> dict[str, Tensor]:

@@ -106,12 +106,12 @@ def predict(
 
 
 def graph_builds(job: JobSizes, setting: Setting) -> int:
-    """How many gradient graphs the job builds: every sweep those that are not kept, and the kept ones once."""
+    """Count how many gradient graphs the job builds: every sweep those that are not kept, and the kept ones once."""
     return sweeps(job, setting) * (setting.microbatches - setting.kept_graphs) + setting.kept_graphs
 
 
 def sweeps(job: JobSizes, setting: Setting) -> int:
-    """How often the job goes over the data: once per step, wave by wave."""
+    """Count how often the job goes over the data: once per step, wave by wave."""
     return sum(max(min(job.settings.steps, job.numel[block]) for block in wave) for wave in setting.waves)
 
 

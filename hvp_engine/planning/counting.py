@@ -83,7 +83,7 @@ class Counts:
     head: CountedHead | None
 
     def passes_head(self, block: str) -> bool:
-        """Whether a block's second backward pass goes through the head to the hidden states alone."""
+        """Say whether a block's second backward pass goes through the head to the hidden states alone."""
         return self.head is not None and block not in self.head.blocks
 
 

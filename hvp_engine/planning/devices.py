@@ -40,15 +40,15 @@ class Device:
     measured: bool = False
 
     def supports(self, precision: Precision) -> bool:
-        """Whether the device has this arithmetic."""
+        """Say whether the device has this arithmetic."""
         return precision in self.peak
 
     def room(self, parameters: int) -> int:
-        """Bytes free beside the model's parameters; the engine takes a share of these."""
+        """Return the bytes free beside the model's parameters; the engine takes a share of these."""
         return max(0, self.memory - parameters - int(_ASIDE))
 
     def bound(self, flop: float, size: float, precision: Precision, streams: int = 1) -> tuple[float, str]:
-        """Seconds of one operation, and which ceiling they touch: ``"compute"``, ``"bandwidth"`` or ``"launch"``.
+        """Return the seconds of one operation, and which ceiling they touch: ``"compute"``, ``"bandwidth"`` or ``"launch"``.
 
         Args:
             flop: Floating-point operations.
@@ -132,7 +132,7 @@ def _product_rate(rows: int, inner: int, columns: int, dtype: torch.dtype) -> fl
 
 
 def touch_rate() -> float:
-    """Bytes per second at which fresh memory is written for the first time, page faults included."""
+    """Measure the bytes per second at which fresh memory is written for the first time, page faults included."""
     size = 1 << 24
     return 4 * size / _seconds(lambda: torch.empty(size).fill_(0.0), rounds=3)
 

@@ -44,7 +44,7 @@ class HeadKernel(RowKernel):
         return (*super().kept(tensors, out), tensors[0].new_empty(rows, classes), means)
 
     def forward_flop(self, tensors: Sequence[Tensor | None]) -> float:
-        """Logits."""
+        """Count the logits."""
         return self._product
 
     def backward_flop(self, tensors: Sequence[Tensor | None], wanted: Sequence[bool]) -> float:
@@ -53,7 +53,7 @@ class HeadKernel(RowKernel):
         return self._product * (hidden + weight)
 
     def second_flop(self, tensors: Sequence[Tensor | None], given: Sequence[bool], wanted: Sequence[bool]) -> float:
-        """Tangents of the logits, and what `head_hvp` makes of them."""
+        """Count the tangents of the logits, and what `head_hvp` makes of them."""
         hidden, weight, _ = given
         of_hidden, of_weight = wanted[:2]
         return self._product * (hidden + weight + of_hidden * (1 + weight) + of_weight * (1 + hidden))
@@ -81,7 +81,7 @@ class HeadOnShapes(FusedHead):
         self.rows: dict[int, int] = {}
 
     def matches(self, weight: Tensor) -> bool:
-        """Whether these are weights of a head, or may be."""
+        """Say whether these are weights of a head, or may be."""
         return id(weight) in self._weights
 
     def loss(self, logits: HeadLogits, target: Tensor, **options: Any) -> Tensor:

@@ -96,7 +96,7 @@ class Meter(DispatchMode):  # type: ignore[misc]
 
 
 def traffic(tensors: Iterable[Tensor | None]) -> float:
-    """Bytes of some tensors; an expanded tensor is read from its storage, not from its shape."""
+    """Return the bytes of some tensors; an expanded tensor is read from its storage, not from its shape."""
     return float(sum(min(t.numel() * t.element_size(), t.untyped_storage().nbytes()) for t in tensors if t is not None))
 
 

@@ -124,7 +124,7 @@ class JobPlan:
         return self.summary()
 
     def __rich__(self) -> Group:
-        """Tables for a terminal."""
+        """Return tables for a terminal."""
         return Group(*map(Text, self._lines()), _parts_table(self), _alternatives_table(self))
 
     def _lines(self) -> list[str]:

@@ -93,11 +93,11 @@ class AttentionKernel(RowKernel):
         return query.new_empty((*query.shape[:-1], value.shape[-1]))
 
     def forward_flop(self, tensors: Sequence[Tensor | None]) -> float:
-        """Scores and output."""
+        """Count scores and output."""
         return self._products(tensors, 1, 1)
 
     def backward_flop(self, tensors: Sequence[Tensor | None], wanted: Sequence[bool]) -> float:
-        """Scores again, the probabilities' gradient, and one product per wanted operand."""
+        """Count the scores again, the probabilities' gradient, and one product per wanted operand."""
         query, key, value = wanted
         return self._products(tensors, 1 + query + key, (query or key) + value)
 
@@ -182,7 +182,7 @@ class _Backward(Function):
 
 
 def _like(tensors: Sequence[Tensor | None], wanted: Sequence[bool]) -> list[Tensor]:
-    """Results in the shapes of the wanted tensors."""
+    """Return results in the shapes of the wanted tensors."""
     return [torch.empty_like(t) for t, want in zip(tensors, wanted, strict=False) if want and t is not None]
 
 
@@ -193,7 +193,7 @@ def run_shapes(kernel: Kernel, *tensors: Tensor | None) -> Tensor:
 
 
 def reduced(losses: Tensor, reduction: str) -> Tensor:
-    """Losses of rows as a loss function's ``reduction`` asks for them."""
+    """Reduce losses of rows as a loss function's ``reduction`` asks for them."""
     return losses if reduction == "none" else losses.mean() if reduction == "mean" else losses.sum()
 
 

@@ -195,7 +195,7 @@ class CurvaturePlan:
         return 0 if self.place == "disk" else self.bytes
 
     def __str__(self) -> str:
-        """Words for logs and manifests."""
+        """Return words for logs and manifests."""
         where = "on disk" if self.place == "disk" else f"in {self.place}"
         return f"{str(self.dtype).removeprefix('torch.')}, {self.bytes / 2**20:.0f} MiB {where}"
 

@@ -107,7 +107,7 @@ class Scheduler:
         self._choose(largest)
 
     def sweep(self, vectors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Products of the objective's Hessian blocks with vectors.
+        """Multiply vectors by the objective's Hessian blocks.
 
         Args:
             vectors: (k, numel) per block, in the working dtype, on the model's device; k may differ between blocks.

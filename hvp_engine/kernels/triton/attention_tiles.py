@@ -91,7 +91,7 @@ def zero_scores(rows, cols, KEYS_FIRST: tl.constexpr):
 
 @triton.jit
 def per_query(numbers, KEYS_FIRST: tl.constexpr):
-    """Shapes one number per query so that it broadcasts over a tile of scores."""
+    """Shape one number per query so that it broadcasts over a tile of scores."""
     shaped = numbers[None, :] if KEYS_FIRST else numbers[:, None]
     return shaped
 

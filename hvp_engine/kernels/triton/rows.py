@@ -62,7 +62,7 @@ class Tile(NamedTuple):
 
 
 def tile_of(rows: int, columns: int, elements: int = _TILE_ELEMENTS) -> Tile:
-    """Chooses a tile for a matrix; it depends on the shape only, and with it the order of all sums."""
+    """Choose a tile for a matrix; it depends on the shape only, and with it the order of all sums."""
     wide = min(triton.next_power_of_2(columns), elements)
     return Tile(min(triton.next_power_of_2(rows), elements // wide, _MOST_ROWS), wide)
 

@@ -103,7 +103,7 @@ class CurvatureStore(FusedHead):
         return self._kept / self._tokens if self._tokens else 1.0
 
     def __str__(self) -> str:
-        """Words for logs and manifests."""
+        """Return words for logs and manifests."""
         words = f"{self.plan}, relative error {self.error:.1e}"
         if self._tolerance == 0:
             return words
