@@ -113,7 +113,7 @@ def check_record_step(device: torch.device, backend: str, small: bool) -> Iterat
 
 
 def check_quadrature(device: torch.device, backend: str, small: bool) -> Iterator[Check]:
-    """Check nodes, and the moments that nodes and weights give, of ragged matrices against dense eigendecompositions."""
+    """Check nodes and moments that nodes and weights give, of ragged matrices against dense solutions."""
     rng = np.random.default_rng(0)
     count, m = (40, 25) if small else (1000, 100)
     alphas, betas = rng.standard_normal((count, m)), np.abs(rng.standard_normal((count, m - 1)))

@@ -48,7 +48,7 @@ class Device:
         return max(0, self.memory - parameters - int(_ASIDE))
 
     def bound(self, flop: float, size: float, precision: Precision, streams: int = 1) -> tuple[float, str]:
-        """Return the seconds of one operation, and which ceiling they touch: ``"compute"``, ``"bandwidth"`` or ``"launch"``.
+        """Return one operation's seconds and the ceiling it touches: ``"compute"``, ``"bandwidth"`` or ``"launch"``.
 
         Args:
             flop: Floating-point operations.
