@@ -64,7 +64,7 @@ def found(dense: dict[str, torch.Tensor]) -> dict[str, Any]:
     import hvp_engine as he
     from hvp_engine.ops.head.lazy_logits import FusedHead
     from hvp_engine.ops.swap import TwiceDifferentiable
-    from hvp_engine.problem import objective
+    from hvp_engine.problem import checks
 
     case = problems.gpt()
     if not dense:
@@ -91,8 +91,8 @@ def found(dense: dict[str, torch.Tensor]) -> dict[str, Any]:
         "streams": [before, operator.scheduler.plan.streams_per_pass],
         "fused": sorted(mode.replaced),
         "transformed": float((slopes - slope).abs().max()),
-        "dropout": objective.active_dropout(layers),
-        "batchnorm": objective.training_batchnorm(layers),
+        "dropout": checks.active_dropout(layers),
+        "batchnorm": checks.training_batchnorm(layers),
         "counted": counted(case),
     }
 
