@@ -1,0 +1,124 @@
+"""Counts against formulas, and the sizes of graphs against what the engine keeps."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from planned import BATCH, CONFIG, counted, small_gpt
+from problems import Case
+from torch import nn
+
+import hvp_engine as he
+from hvp_engine.blocks import resolve
+from hvp_engine.operators.gradient_graph import GradientGraph
+from hvp_engine.planning.counting import JobCounter, data_shape
+
+
+def test_products_of_an_mlp_are_those_of_the_formulas() -> None:
+    n, d0, d1, d2 = 11, 7, 5, 3
+    model = nn.Sequential(nn.Linear(d0, d1), nn.Tanh(), nn.Linear(d1, d2))
+    data = [(torch.randn(n, d0), torch.randint(0, d2, (n,)))]
+    found = counted(model, he.losses.classification, data, ["0.weight", "2.weight"])
+    first, second = 2 * n * d0 * d1, 2 * n * d1 * d2
+    assert found.forward.flop == first + second
+    assert found.gradient.flop == first + 2 * second
+    # Tangents go up from the block to the loss and back: twice every product on the way, and none below the block.
+    assert found.blocks["2.weight"].flop == 2 * second
+    assert found.blocks["0.weight"].flop == 2 * first + 2 * second
+
+
+def test_products_of_a_transformer_are_those_of_the_formulas() -> None:
+    model, data = small_gpt()
+    found = counted(model, he.losses.causal_lm, data, {"full": ["*"], "last": ["layers.1.c_proj.weight"]})
+    tokens, d, v = BATCH * CONFIG.context, CONFIG.width, CONFIG.vocabulary
+    predicted = tokens - BATCH  # the last token of a sequence predicts none, so that the head never sees it
+    head = 2 * predicted * v * d
+    linear = 2 * tokens * CONFIG.layers * 12 * d * d + head
+    seen = 0.5 * (1 + 64 / CONFIG.context)  # tiles of 64 x 64 on and below the diagonal
+    product = CONFIG.layers * 2 * tokens * CONFIG.context * d * seen
+    assert found.forward.flop == linear + 2 * product
+    assert found.gradient.flop == 2 * linear + 5 * product
+    # Six products per linear layer; twelve of attention's second backward and five of its backward along tangents.
+    assert found.blocks["full"].flop == 6 * linear + (12 + 5) * product
+    assert found.blocks["last"].flop == 2 * (2 * tokens * 4 * d * d + head)
+    assert (found.head.tokens, found.head.hidden_size, found.head.classes) == (predicted, d, v)
+    assert found.head.blocks == {"full"}
+
+
+def test_bytes_are_those_of_inputs_and_outputs() -> None:
+    n, d = 64, 48
+    model = nn.Linear(d, d, bias=False)
+    found = counted(model, lambda m, batch: m(batch).exp().sum(), [torch.randn(n, d)])
+    # One product, one exponential, one sum.
+    assert found.forward.bytes == 4 * ((n * d + d * d + n * d) + 2 * n * d + (n * d + 1))
+
+
+def test_graphs_are_as_large_as_the_engine_measures_them(case: Case) -> None:
+    operator = he.HessianOperator(case.model, case.loss, data=case.data)
+    measured = operator.scheduler.plan.graph_bytes
+    planned = he.plan(case.model, case.loss, data=case.data, device="a100-80gb").setting.graph_bytes
+    assert measured / 1.25 < planned < measured * 1.25
+
+
+def saved_bytes(operator: he.HessianOperator, batch: object) -> dict[torch.dtype, int]:
+    """Bytes of the distinct storages that the engine's gradient graph of a batch keeps, by dtype."""
+    own = {p.untyped_storage().data_ptr() for p in operator.objective.model.parameters()}
+    found: dict[int, tuple[torch.dtype, int]] = {}
+
+    def pack(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in own:
+            found[storage.data_ptr()] = (tensor.dtype, storage.nbytes())
+        return tensor
+
+    with operator.objective.arithmetic(), torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        total, weight = operator.objective.evaluate(batch)
+        graph = GradientGraph(total, weight, dict(operator.objective.model.named_parameters()))
+    sizes: dict[torch.dtype, int] = {}
+    for dtype, size in found.values():
+        sizes[dtype] = sizes.get(dtype, 0) + size
+    del graph
+    return sizes
+
+
+class OtherLayers(nn.Module):
+    """What the GPT lacks: RMS normalisation, SiLU, a softmax and attention of plain products, a head with a bias."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.query, self.back = nn.RMSNorm(24), nn.Linear(24, 40), nn.Linear(40, 24)
+        self.head = nn.Linear(24, 96)
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        update = self.back(F.silu(self.query(self.norm(hidden))))
+        weights = torch.softmax(update @ hidden.transpose(-2, -1), -1)
+        return self.head(hidden + weights @ update)
+
+
+@pytest.mark.parametrize("precision", ["fp64", "fp32", "bf16"])
+@pytest.mark.parametrize("name", ["gpt", "other layers"])
+def test_graph_bytes_are_those_of_the_tensors_that_the_engine_saves(name: str, precision: str) -> None:
+    if name == "gpt":
+        model, (batch, _) = small_gpt()
+        loss = he.losses.causal_lm
+    else:
+        torch.manual_seed(0)
+        model, batch = OtherLayers(), (torch.randn(2, 50, 24), torch.randint(0, 96, (2, 50)))
+        loss = he.losses.classification
+    operator = he.HessianOperator(model, loss, data=[batch], precision=precision)
+    sizes = saved_bytes(operator, next(iter(operator.objective.batches()))[1])
+    planned = he.plan(model, loss, data=[batch], precision=precision, device="h100-80gb", microbatch=len(batch))
+    # Within half a percent: the engine also keeps a number or two per row of a loss.
+    assert planned.setting.graph_bytes == pytest.approx(sum(sizes.values()), rel=0.005)
+    if precision == "bf16":  # or the test would not tell bf16 from fp32
+        assert sizes[torch.bfloat16] > sizes[torch.float32]
+
+
+def test_traffic_of_bf16_products_is_half_and_that_of_their_casts_is_counted() -> None:
+    n, d = 64, 48
+    model, data = nn.Linear(d, d, bias=False), [torch.randn(n, d)]
+    partition, shape = resolve(model, None), data_shape(data, torch.float32)
+    found = JobCounter(model, lambda m, b: m(b).sum(), shape, partition, "bf16").count(None)
+    matrices = n * d + d * d
+    assert found.forward.bytes == (4 + 2) * matrices + 2 * (matrices + n * d) + 2 * (n * d + 1)
