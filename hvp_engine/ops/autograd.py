@@ -21,6 +21,7 @@ from hvp_engine.system.torch_private import (
     transforms_active,
     unwrap_if_dead,
     will_execute,
+    without_torch_functions,
 )
 
 __all__ = [
@@ -49,14 +50,17 @@ class BatchedFunction(Function):
         for value in args:
             if isinstance(value, Tensor):
                 if is_batched(value):
-                    return _through_vmap_rule(cls, args)
+                    with without_torch_functions():
+                        return _through_vmap_rule(cls, args)
                 # What torch.func.vjp returns runs after its transform has ended: its tensors may be dead wrappers.
                 plain.append(unwrap_if_dead(value))
             else:
                 plain.append(value)
         if transforms_active():
             return super().apply(*args)  # type: ignore[no-untyped-call]
-        return super(Function, cls).apply(*plain)  # type: ignore[misc]
+        # A mode such as `twice_differentiable` has nothing to do inside, but would be called for every tensor method.
+        with without_torch_functions():
+            return super(Function, cls).apply(*plain)  # type: ignore[misc]
 
 
 def _through_vmap_rule(function: type[BatchedFunction], args: tuple[Any, ...]) -> Any:

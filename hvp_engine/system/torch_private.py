@@ -36,6 +36,7 @@ __all__ = [
     "unwrap_if_dead",
     "will_execute",
     "without_mkldnn",
+    "without_torch_functions",
 ]
 
 
@@ -110,6 +111,11 @@ def _make_shell(cls: type, shape: tuple[int, ...], *, dtype: torch.dtype, device
     """Make a tensor of a subclass that holds one element, whatever its shape."""
     return torch.zeros((), dtype=dtype, device=device).expand(shape).as_subclass(cls)
 
+
+# Switches TorchFunctionModes off: each would cost a microsecond per tensor method. Without the name they stay on.
+without_torch_functions: Callable[[], AbstractContextManager[Any]] = _find(
+    "torch:_C.DisableTorchFunction", contextlib.nullcontext
+)
 
 # Uncomputed logits look like a tensor of their shape, dtype and device, but hold no memory.
 make_wrapper: Callable[..., Any] = _find("torch:Tensor._make_wrapper_subclass", _make_shell)

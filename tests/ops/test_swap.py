@@ -1,6 +1,7 @@
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 from torch.utils.checkpoint import checkpoint
 
 from hvp_engine import ops
@@ -122,3 +123,23 @@ def test_without_native_kernels_the_reference_serves(monkeypatch):
         assert torch.equal(mine, plain)
         assert type(mine.grad_fn) is type(plain.grad_fn)
     assert torch.equal(ops.swiglu(x, x), F.silu(x) * x)
+
+
+def test_modes_are_not_asked_about_the_inside_of_an_operation():
+    class Seen(TorchFunctionMode):
+        def __init__(self):
+            super().__init__()
+            self.functions = set()
+
+        def __torch_function__(self, func, types, args=(), kwargs=None):
+            self.functions.add(func)
+            return func(*args, **(kwargs or {}))
+
+    x = torch.randn(3, 4, requires_grad=True)
+    with Seen() as seen:
+        y = ops.gelu(x)
+        torch.empty_like(y)
+        (g,) = torch.autograd.grad(y, x, torch.ones_like(y), create_graph=True)
+        torch.autograd.grad(g, x, torch.ones_like(y))
+    assert torch.empty_like in seen.functions
+    assert Tensor.data_ptr not in seen.functions
