@@ -69,9 +69,9 @@ class JobSettings:
     def __post_init__(self) -> None:
         """Check every setting; whole numbers of numpy and torch become plain ones."""
         whole_numbers = {
-            "steps": whole("steps", self.steps, 1),
-            "probes": whole("probes", self.probes, 1),
-            "seed": whole("seed", self.seed),
+            "steps": whole_number("steps", self.steps, 1),
+            "probes": whole_number("probes", self.probes, 1),
+            "seed": whole_number("seed", self.seed),
         }
         for name, value in whole_numbers.items():
             object.__setattr__(self, name, value)
@@ -122,7 +122,7 @@ class JobSettings:
         }
 
 
-def whole(name: str, value: Any, least: int | None = None) -> int:
+def whole_number(name: str, value: Any, least: int | None = None) -> int:
     """Return an argument as an int; whole numbers of numpy and torch will do.
 
     Raises:
@@ -145,6 +145,6 @@ def check_limits(microbatch: int | None, memory: int | None) -> None:
         ConfigurationError: ``microbatch`` is no whole number of at least 1, or ``memory`` no number above 0.
     """
     if microbatch is not None:
-        whole("microbatch", microbatch, 1)
+        whole_number("microbatch", microbatch, 1)
     if memory is not None and not (isinstance(memory, (int, float)) and memory > 0):
         raise ConfigurationError(f"memory={memory!r} must be a positive number of bytes.")

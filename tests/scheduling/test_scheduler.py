@@ -71,7 +71,7 @@ def test_a_small_budget_splits_the_batches() -> None:
 
 
 def test_a_hopeless_budget_is_refused_with_numbers() -> None:
-    with pytest.raises(OutOfMemoryError, match=r"smallest micro-batch needs about .* MiB"):
+    with pytest.raises(OutOfMemoryError, match=r"smallest micro-batch needs about .* KiB"):
         operator(gpt(), memory=1000)
 
 
