@@ -14,7 +14,7 @@ from hvp_engine.blocks import BlockSpec
 from hvp_engine.jobs.runner import run
 from hvp_engine.jobs.slq import SlqJob
 from hvp_engine.krylov.probes import Distribution
-from hvp_engine.krylov.settings import BasisName, JobSettings, Reorthogonalize
+from hvp_engine.krylov.settings import JobSettings, Reorthogonalize
 from hvp_engine.operators.hessian import HessianOperator
 from hvp_engine.problem.objective import Loss
 from hvp_engine.problem.precision import Precision
@@ -64,7 +64,7 @@ def slq(
     distribution: Distribution = "rademacher",
     precision: Precision = "fp32",
     reorthogonalize: Reorthogonalize = "full",
-    basis: BasisName = "fp32",
+    basis: str = "fp32",
     microbatch: int | None = None,
     memory: int | None = None,
     head_curvature: bool = True,

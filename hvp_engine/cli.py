@@ -16,6 +16,7 @@ import typer
 from rich.console import Console
 
 from hvp_engine.errors import ConfigurationError, HvpEngineError
+from hvp_engine.krylov.registry import STORAGES
 from hvp_engine.results.spectra import Spectra
 from hvp_engine.results.table import summary_table
 
@@ -42,8 +43,8 @@ class _Reorthogonalize(str, Enum):
     full, none = "full", "none"
 
 
-class _Basis(str, Enum):
-    fp32, bf16 = "fp32", "bf16"
+_Basis = Enum("_Basis", {name: name for name in STORAGES}, type=str)  # type: ignore[misc]  # as many as are registered
+_PLAIN_BASIS = _Basis("fp32")
 
 
 class _Device(str, Enum):
@@ -119,7 +120,7 @@ def slq(
     reorthogonalize: Annotated[
         _Reorthogonalize, typer.Option(help="Against all vectors or two.")
     ] = _Reorthogonalize.full,
-    basis: Annotated[_Basis, typer.Option(help="Dtype of the kept Lanczos vectors.")] = _Basis.fp32,
+    basis: Annotated[_Basis, typer.Option(help="Dtype of the kept Lanczos vectors.")] = _PLAIN_BASIS,
     microbatch: Annotated[int | None, typer.Option(help="Samples differentiated at once.")] = None,
     memory: Annotated[float | None, typer.Option(help="Memory budget in GiB.")] = None,
     head_curvature: Annotated[
@@ -169,7 +170,7 @@ def plan(
     steps: Annotated[int, typer.Option(help="Lanczos steps.")] = 100,
     probes: Annotated[int, typer.Option(help="Random vectors per block.")] = 10,
     precision: Annotated[_Precision, typer.Option(help="Arithmetic of the products.")] = _Precision.fp32,
-    basis: Annotated[_Basis, typer.Option(help="Dtype of the kept Lanczos vectors.")] = _Basis.fp32,
+    basis: Annotated[_Basis, typer.Option(help="Dtype of the kept Lanczos vectors.")] = _PLAIN_BASIS,
     microbatch: Annotated[int | None, typer.Option(help="Samples differentiated at once.")] = None,
     batches: Annotated[int | None, typer.Option(help="Batches to plan for, in place of those in the data.")] = None,
     tokens: Annotated[int | None, typer.Option(help="The same in entries of a batch's first tensor.")] = None,

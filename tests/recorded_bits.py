@@ -63,7 +63,7 @@ def llama() -> Case:
 
 
 def digest_spectra(spectra: he.Spectra) -> str:
-    """Every number of every block, and the decisions in the manifest."""
+    """Every number of every block."""
     digest = hashlib.blake2b(digest_size=16)
     for name, spectrum in spectra.items():
         digest.update(name.encode())

@@ -13,6 +13,7 @@ from torch import Tensor
 import hvp_engine as he
 from hvp_engine.krylov.lanczos import BatchedLanczos
 from hvp_engine.krylov.probes import probe
+from hvp_engine.krylov.registry import Storage
 from hvp_engine.krylov.settings import LanczosSettings
 
 from .compare import using, worst
@@ -115,5 +116,5 @@ def _lanczos(device: torch.device) -> Callable[[], int]:
         block: {k: probe(0, block, k, numel, "rademacher", operator.dtype) for k in range(PROBES)}
         for block, numel in operator.numel.items()
     }
-    settings = LanczosSettings(50, "full", torch.float32)
+    settings = LanczosSettings(50, "full", Storage(torch.float32))
     return BatchedLanczos(operator.sweep, starts, settings, operator.dtype, operator.device, sync_every=50).step

@@ -20,6 +20,7 @@ from hvp_engine.krylov.settings import JobSettings
 from hvp_engine.operators.operator import CurvatureOperator
 from hvp_engine.scheduling.policy import choose_waves
 from hvp_engine.scheduling.waves import StreamSizes
+from hvp_engine.system.files import read_json
 from hvp_engine.system.memory import budget as free_budget
 from hvp_engine.system.progress import ProgressReporter
 
@@ -45,7 +46,7 @@ class Result(Protocol):
         """How the result was made."""
 
     def save(self, run: Path) -> None:
-        """Write the result and its manifest into a run folder."""
+        """Write the result into a run folder, its manifest into manifest.json there, under ``"run"``."""
 
 
 StateT = TypeVar("StateT", bound=WaveState)
@@ -67,17 +68,13 @@ class Job(ABC, Generic[StateT, ResultT]):
         self.settings = settings
 
     def config(self) -> dict[str, Any]:
-        """Return what decides the job's numbers, beside blocks, parameters and data; no other kind of job has the same.
-
-        A kind beside SLQ adds its name: run folders are told apart by this.
-        """
+        """Return what decides the job's numbers, beside its kind, the operator, blocks, parameters and data."""
         return self.settings.record()
 
     def streams(self, operator: CurvatureOperator) -> StreamSizes:
         """Return the sizes of the job's streams."""
         settings = self.settings
-        store = settings.lanczos.store_dtype
-        return StreamSizes(operator.numel, settings.steps, settings.probes, operator.dtype, store)
+        return StreamSizes(operator.numel, settings.steps, settings.probes, operator.dtype, settings.lanczos.kept)
 
     @abstractmethod
     def start(self, operator: CurvatureOperator, wave: list[Stream]) -> StateT:
@@ -111,10 +108,11 @@ def run(
     """
     started = time.monotonic()
     operator, settings = build(), job.settings
-    config = {**job.config(), "blocks": describe_blocks(operator.partition)}
+    config = {**_kind(job.name, operator.matrix), **job.config(), "blocks": describe_blocks(operator.partition)}
     identity = {**config, **digests(operator.objective)}
     folder = None if out is None else Path(out)
     if folder is not None and (folder / "manifest.json").exists():
+        refuse_foreign(_stored_identity(folder) or identity, identity, folder)  # before reading another kind's result
         finished = job.load(folder)
         refuse_foreign(finished.manifest.get("identity", {}), identity, folder)
         return finished
@@ -141,6 +139,21 @@ def run(
     if checkpoint is not None:
         checkpoint.remove()
     return result
+
+
+def _kind(job: str, matrix: str) -> dict[str, str]:
+    """Tell kinds of jobs apart; the first kind had no others beside it, and its run folders have no name of it."""
+    named = {"job": job, "matrix": matrix}
+    return {key: value for key, value in named.items() if value not in ("slq", "hessian")}
+
+
+def _stored_identity(folder: Path) -> dict[str, Any] | None:
+    """Return the identity in a finished run's manifest; None where it has none, which its own kind of job explains."""
+    try:
+        identity = read_json(folder / "manifest.json")["run"]["identity"]
+    except (KeyError, TypeError, IndexError):
+        return None
+    return identity if isinstance(identity, dict) else None
 
 
 def _verify(operator: CurvatureOperator) -> dict[str, Any]:

@@ -15,7 +15,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from hvp_engine.errors import ObjectiveError
+from hvp_engine.errors import ConfigurationError, ObjectiveError
 from hvp_engine.kernels.lanczos_step import LanczosState, NewVector, Step, record_step
 from hvp_engine.krylov.basis import Basis, BlockShape, Layout, Orthogonalized
 from hvp_engine.krylov.registry import storage_for
@@ -37,7 +37,6 @@ class BatchedLanczos:
     Attributes:
         streams: The (block, probe) pairs, grouped by block.
         state: The scalars, on the vectors' device.
-        basis: The Lanczos vectors.
         consistent: False while a step is being recorded and until the host has checked it; such a state must not be
             saved.
         position: Steps done by the live streams, and the position of the newest vectors.
@@ -70,8 +69,9 @@ class BatchedLanczos:
         self.consistent = True
         self._slots = [(block, row) for block, probes in starts.items() for row in range(len(probes))]
         shapes = {block: _shape(probes, settings.steps) for block, probes in starts.items()}
-        store_dtype = settings.store_dtype
-        self.basis: Basis = storage_for(dtype, store_dtype)(Layout(shapes, dtype, store_dtype, device))
+        kept = settings.kept
+        store_dtype = None if kept is None else kept.dtype
+        self._basis: Basis | None = storage_for(dtype, kept)(Layout(shapes, dtype, store_dtype, device))
         for slot, (block, number) in zip(self._slots, self.streams, strict=True):
             self.basis.append(0, slot, starts[block][number].to(device, dtype))
         self._last = np.array([shapes[block].capacity for block, _ in self.streams])
@@ -97,6 +97,17 @@ class BatchedLanczos:
     def orthogonality_loss(self) -> npt.NDArray[np.float64]:
         """(streams,) float64: largest cosine between a new vector and its basis found by the second pass."""
         return self.state.lost.numpy(force=True)
+
+    @property
+    def basis(self) -> Basis:
+        """The Lanczos vectors.
+
+        Raises:
+            ConfigurationError: They were released.
+        """
+        if self._basis is None:
+            raise ConfigurationError("The Lanczos vectors of a finished wave were released; look at them before.")
+        return self._basis
 
     @property
     def scalars(self) -> dict[str, Tensor]:
@@ -139,7 +150,7 @@ class BatchedLanczos:
 
     def release(self) -> None:
         """Free the vectors of a finished wave; the scalars stay."""
-        del self.basis
+        self._basis = None
 
     def orthogonality(self) -> dict[Stream, float]:
         """Return ||Q'Q - I|| of every stream's stored basis."""

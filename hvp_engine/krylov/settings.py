@@ -11,15 +11,11 @@ import torch
 
 from hvp_engine.errors import ConfigurationError
 from hvp_engine.krylov.probes import Distribution, check_distribution
+from hvp_engine.krylov.registry import STORAGES, Storage
 from hvp_engine.ops.head.dropping import check_tolerance
 from hvp_engine.problem.precision import Precision, check_precision, working_dtype
 
 Reorthogonalize = Literal["full", "none"]
-BasisName = Literal["fp32", "bf16"]
-
-# Storage of Lanczos vectors, by the names that callers use.
-BASIS_DTYPES: dict[BasisName, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16}
-
 # The error of an average falls with the root of their number; more than this is a slip, and lists of streams would take
 # minutes and gigabytes before it shows.
 _MOST_PROBES = 100_000
@@ -32,17 +28,17 @@ class LanczosSettings:
     Attributes:
         steps: Largest number of steps.
         reorthogonalize: ``"full"`` against the whole basis, or ``"none"`` (the last two vectors only).
-        basis_dtype: Dtype of the stored basis under ``"full"``.
+        storage: How the basis is stored under ``"full"``.
     """
 
     steps: int
     reorthogonalize: Reorthogonalize
-    basis_dtype: torch.dtype
+    storage: Storage
 
     @property
-    def store_dtype(self) -> torch.dtype | None:
-        """Dtype of the stored basis; None where there is none."""
-        return self.basis_dtype if self.reorthogonalize == "full" else None
+    def kept(self) -> Storage | None:
+        """How the basis is stored; None where only the newest two vectors are."""
+        return self.storage if self.reorthogonalize == "full" else None
 
 
 @dataclass(frozen=True)
@@ -59,7 +55,7 @@ class JobSettings:
     distribution: Distribution = "rademacher"
     precision: Precision = "fp32"
     reorthogonalize: Reorthogonalize = "full"
-    basis: BasisName = "fp32"
+    basis: str = "fp32"
     microbatch: int | None = None
     memory: int | None = None
     head_curvature: bool = True
@@ -81,23 +77,29 @@ class JobSettings:
             )
         if self.reorthogonalize not in get_args(Reorthogonalize):
             raise ConfigurationError(f"reorthogonalize={self.reorthogonalize!r} is neither 'full' nor 'none'.")
-        if self.basis not in get_args(BasisName):
-            raise ConfigurationError(f"basis={self.basis!r} is neither 'fp32' nor 'bf16'.")
+        if self.basis not in tuple(STORAGES):
+            raise ConfigurationError(f"basis={self.basis!r} is not one of {', '.join(map(repr, STORAGES))}.")
         check_precision(self.precision)
         check_distribution(self.distribution)
         check_tolerance(self.head_curvature_tolerance)
-        check_limits(self.microbatch, self.memory)
+        object.__setattr__(self, "microbatch", checked_microbatch(self.microbatch))
+        check_memory(self.memory)
 
     @property
     def lanczos(self) -> LanczosSettings:
         """The recurrence's settings; products in float64 keep float64 vectors."""
-        dtype = torch.float64 if self.precision == "fp64" else BASIS_DTYPES[self.basis]
-        return LanczosSettings(self.steps, self.reorthogonalize, dtype)
+        storage = Storage(torch.float64) if self.precision == "fp64" else STORAGES[self.basis]
+        return LanczosSettings(self.steps, self.reorthogonalize, storage)
 
     @property
     def dtype(self) -> torch.dtype:
         """Working dtype of vectors and products."""
         return working_dtype(self.precision)
+
+    def _stored(self) -> str:
+        """Name how the vectors are stored: by the dtype of a plain tensor, else by the storage's own name."""
+        storage = self.lanczos.storage
+        return str(storage.dtype).removeprefix("torch.") if storage.kind is None else self.basis
 
     def products(self, numel: Mapping[str, int]) -> dict[str, int]:
         """Count the products of every block: streams of blocks smaller than the steps end earlier.
@@ -116,7 +118,7 @@ class JobSettings:
             "distribution": self.distribution,
             "precision": self.precision,
             "reorthogonalize": self.reorthogonalize,
-            "basis": str(self.lanczos.basis_dtype).removeprefix("torch."),
+            "basis": self._stored(),
             "head_curvature": self.head_curvature,
             "head_curvature_tolerance": self.head_curvature_tolerance,
         }
@@ -138,13 +140,20 @@ def whole_number(name: str, value: Any, least: int | None = None) -> int:
     return int(number)
 
 
-def check_limits(microbatch: int | None, memory: int | None) -> None:
-    """Refuse what bounds no pass.
+def checked_microbatch(microbatch: int | None) -> int | None:
+    """Return samples per micro-batch as an int; None leaves the choice.
 
     Raises:
-        ConfigurationError: ``microbatch`` is no whole number of at least 1, or ``memory`` no number above 0.
+        ConfigurationError: It is no whole number of at least 1.
     """
-    if microbatch is not None:
-        whole_number("microbatch", microbatch, 1)
+    return None if microbatch is None else whole_number("microbatch", microbatch, 1)
+
+
+def check_memory(memory: float | None) -> None:
+    """Refuse a budget that is no number of bytes above 0.
+
+    Raises:
+        ConfigurationError: It is none.
+    """
     if memory is not None and not (isinstance(memory, (int, float)) and memory > 0):
         raise ConfigurationError(f"memory={memory!r} must be a positive number of bytes.")

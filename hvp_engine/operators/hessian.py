@@ -19,12 +19,11 @@ class HessianOperator(CurvatureOperator):
         notes: What was decided about tied and frozen parameters, in plain words.
     """
 
+    matrix = "hessian"
     _inspected = False  # whether a graph has been searched for backwards that cut it
 
     def _graph(self, micro: MicroBatch) -> GradientGraph:
-        with self._fusion.using(micro.key):
-            total, weight = self.objective.evaluate(micro.batch)
-        graph = GradientGraph(total, weight, self._parameters)
+        graph = GradientGraph(*self._evaluate(micro), self._parameters)
         if not self._inspected:  # once: every micro-batch runs the same operations
             graph.refuse_cuts()
             self._inspected = True

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from hvp_engine.blocks import BlockSpec, resolve
 from hvp_engine.errors import BlockError, ConfigurationError
 from hvp_engine.kernels.allocator import retained_heap
-from hvp_engine.krylov.settings import check_limits
+from hvp_engine.krylov.settings import check_memory, checked_microbatch
 from hvp_engine.operators.head.decide import decide_curvature
 from hvp_engine.operators.head.find import LinearHead
 from hvp_engine.operators.head.fusion import HeadFusion
@@ -21,6 +21,7 @@ from hvp_engine.problem.objective import Loss, MicroBatch, Objective
 from hvp_engine.problem.precision import Precision
 from hvp_engine.scheduling.policy import products_past_head
 from hvp_engine.scheduling.scheduler import ProductGraph, Scheduler
+from hvp_engine.system.memory import budget as free_budget
 
 
 class CurvatureOperator(ABC):
@@ -34,10 +35,13 @@ class CurvatureOperator(ABC):
     the model has another dtype than ``precision``).
 
     Attributes:
+        matrix: What it multiplies with, in a word; run folders are told apart by it.
         objective: Loss, model and data.
         partition: The blocks, resolved against the model.
         scheduler: Order of loops, and what fits.
     """
+
+    matrix: ClassVar[str]
 
     @torch.inference_mode(False)  # a caller's inference mode would make every tensor unfit for autograd
     def __init__(
@@ -66,22 +70,29 @@ class CurvatureOperator(ABC):
         Raises:
             HvpEngineError: One of its subclasses, for anything that would make the products wrong.
         """
-        check_limits(microbatch, memory)
+        microbatch = checked_microbatch(microbatch)
+        check_memory(memory)
         self.objective = Objective(model, loss, data, precision)
         self.partition = resolve(self.objective.model, blocks)
         self._parameters = {name: self.objective.parameters[name] for name in self.partition.parameters}
         self._versions = self._state()
+        budget = free_budget(self.objective.device) if memory is None else memory
         with retained_heap(), self.objective.arithmetic():
             largest = self.objective.largest_batch()
             self.objective.check_deterministic(largest)
             self._fusion = HeadFusion(self.objective, largest)
             self.scheduler = Scheduler(
-                self.objective, self.partition, self._graph, largest, microbatch=microbatch, budget=memory
+                self.objective, self.partition, self._graph, largest, microbatch=microbatch, budget=budget
             )
 
     @abstractmethod
     def _graph(self, micro: MicroBatch) -> ProductGraph:
         """Build the graph of a micro-batch; called with the objective's arithmetic in force."""
+
+    def _evaluate(self, micro: MicroBatch) -> tuple[Tensor, float]:
+        """Return total and weight of a micro-batch, attached to the graph, by the head's curvature where it serves."""
+        with self._fusion.using(micro.key):
+            return self.objective.evaluate(micro.batch)
 
     @property
     def head(self) -> LinearHead | None:

@@ -118,7 +118,8 @@ def sweeps(job: JobSizes, setting: Setting) -> int:
 def reorthogonalisation(job: JobSizes, setting: Setting, device: Device, touch: float = 0.0) -> PartCost:
     """Three reads of the growing basis per step and stream, the newest vectors, and the basis's fresh memory."""
     settings = job.settings
-    store = job.with_settings(basis=setting.basis).settings.lanczos.store_dtype
+    kept = job.with_settings(basis=setting.basis).settings.lanczos.kept
+    store = None if kept is None else kept.dtype
     item = settings.dtype.itemsize
     traffic = flop = fresh = 0.0
     for numel in job.numel.values():

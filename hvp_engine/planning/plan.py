@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from typing import Any, get_args
+from typing import Any
 
 import torch
 from torch import nn
 
 from hvp_engine.blocks import BlockSpec, Partition, resolve
 from hvp_engine.errors import ConfigurationError, OutOfMemoryError
-from hvp_engine.krylov.settings import BasisName, JobSettings, Reorthogonalize
+from hvp_engine.krylov.registry import STORAGES
+from hvp_engine.krylov.settings import JobSettings, Reorthogonalize
 from hvp_engine.planning.calibration import calibrate
 from hvp_engine.planning.cost import Calibration, Prediction, predict
 from hvp_engine.planning.counting import CountedHead, Counts, DataShape, JobCounter, data_shape, meta_copy
@@ -28,6 +29,7 @@ from hvp_engine.scheduling.policy import (
     HeadSizes,
     choose_curvature,
     choose_microbatch,
+    halve,
     head_tokens,
     products_past_head,
 )
@@ -45,7 +47,7 @@ def plan(
     steps: int = 100,
     probes: int = 10,
     precision: Precision = "fp32",
-    basis: BasisName = "fp32",
+    basis: str = "fp32",
     reorthogonalize: Reorthogonalize = "full",
     microbatch: int | None = None,
     memory: int | None = None,
@@ -84,7 +86,7 @@ def plan(
 
     Raises:
         ConfigurationError: An argument is out of range or of the wrong kind, or the device lacks the precision.
-        OutOfMemoryError: No setting fits; the message says what would.
+        OutOfMemoryError: Not even one sample, or one stream, fits; the message says what would.
         ObjectiveError: The model or the loss cannot run without data.
         BlockError: The blocks do not fit the model.
     """
@@ -151,7 +153,7 @@ class _Asked:
     def count(self, job: JobSizes) -> tuple[_Counted, Setting, list[str]]:
         """Count a micro-batch of the size that fits; return that, the setting, and what was changed in it."""
         counter = JobCounter(self.model, self.loss, self.data, self.partition, job.settings.precision)
-        graph = _graph_size(counter, job.samples)
+        graph = GraphSize.measured(job.samples, counter.graph_bytes)
         setting, changed = self._choose(job, graph, counter.head)
         return _Counted(counter.count(setting.microbatch), graph, counter.head), setting, changed
 
@@ -179,11 +181,11 @@ class _Asked:
         largest = choose_microbatch(graph, job.samples, self.budget, settings.microbatch)
         sizes = [largest]
         while settings.microbatch is None and (size := sizes[-1]) is not None and size > 1:
-            sizes.append((size + 1) // 2)
+            sizes.append(halve(size))
         halved = settings.basis == "fp32" and settings.precision != "fp64" and settings.reorthogonalize == "full"
         curvature = self.curvature(job, head)
         reasons: list[OutOfMemoryError] = []
-        names: tuple[BasisName, ...] = (settings.basis, "bf16") if halved else (settings.basis,)
+        names = (settings.basis, "bf16") if halved else (settings.basis,)
         for name in names:
             for size in sizes:
                 tried = job.with_settings(basis=name)
@@ -230,13 +232,6 @@ def _gpu(device: str, precision: Precision) -> Device | None:
     return target
 
 
-def _graph_size(counter: JobCounter, samples: int | None) -> GraphSize:
-    """Count graphs of one and two samples, as the engine's scheduler measures them."""
-    if samples is None or samples < 2:
-        return GraphSize(float(counter.graph_bytes(samples)))
-    return GraphSize.between(counter.graph_bytes(1), counter.graph_bytes(2))
-
-
 def _alternatives(sources: _Sources, setting: Setting) -> Iterable[Alternative]:
     """Yield other ways to run the job: precisions and basis dtypes of a GPU, head curvature, the ceilings."""
     machine, job = sources.machine, sources.job
@@ -245,7 +240,8 @@ def _alternatives(sources: _Sources, setting: Setting) -> Iterable[Alternative]:
         yield from _other_bases(sources, setting.microbatch, {setting.basis})
         known = {product_dtype(precision): (sources.counted, setting)}  # fp32 and TF32 count the same
         for other in [] if machine.measured else [p for p in machine.peak if p not in ("fp64", precision)]:
-            changed, dtype = job.with_settings(precision=other), product_dtype(other)
+            changed = job.with_settings(precision=other, basis=setting.basis)
+            dtype = product_dtype(other)
             try:
                 if dtype not in known:
                     counted, chosen, _ = sources.asked.count(changed)
@@ -265,9 +261,9 @@ def _alternatives(sources: _Sources, setting: Setting) -> Iterable[Alternative]:
         yield Alternative("at the data sheet's ceilings", found.flop, found.seconds, "no program can be faster")
 
 
-def _other_bases(sources: _Sources, microbatch: int | None, taken: set[BasisName]) -> Iterable[Alternative]:
+def _other_bases(sources: _Sources, microbatch: int | None, taken: set[str]) -> Iterable[Alternative]:
     """Yield a counted job with every dtype of the basis but those taken."""
-    for basis in get_args(BasisName):
+    for basis in STORAGES:
         if basis in taken:
             continue
         tried = replace(sources, job=sources.job.with_settings(basis=basis))

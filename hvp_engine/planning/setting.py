@@ -7,7 +7,7 @@ from collections import Counter
 from dataclasses import dataclass, replace
 from typing import Any
 
-from hvp_engine.krylov.settings import BasisName, JobSettings
+from hvp_engine.krylov.settings import JobSettings
 from hvp_engine.problem.precision import Precision
 from hvp_engine.scheduling import policy
 from hvp_engine.scheduling.policy import CurvaturePlan, GraphSize
@@ -36,7 +36,7 @@ class JobSizes:
     def streams(self) -> StreamSizes:
         """Sizes of the job's streams."""
         settings = self.settings
-        return StreamSizes(self.numel, settings.steps, settings.probes, settings.dtype, settings.lanczos.store_dtype)
+        return StreamSizes(self.numel, settings.steps, settings.probes, settings.dtype, settings.lanczos.kept)
 
     def with_settings(self, **changed: Any) -> JobSizes:
         """Return the same job with other settings."""
@@ -81,7 +81,7 @@ class Setting:
     microbatches: int
     share: float
     precision: Precision
-    basis: BasisName
+    basis: str
     streams_per_pass: int
     vectors_per_pass: int
     kept_graphs: int

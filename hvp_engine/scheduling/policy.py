@@ -10,7 +10,7 @@ alive in a share of what the largest wave leaves.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -52,13 +52,16 @@ class GraphSize:
     per_sample: float = 0.0
 
     @classmethod
-    def between(cls, one: int, two: int) -> GraphSize:
+    def measured(cls, samples: int | None, graph_bytes: Callable[[int | None], int]) -> GraphSize:
         """Draw the line through the graphs of one and of two samples.
 
         Args:
-            one: Bytes of a graph of one sample.
-            two: Bytes of a graph of two.
+            samples: Samples of the largest batch; None where it cannot be cut, and counts as a whole.
+            graph_bytes: Gives the bytes of a graph of some samples, None for the whole batch.
         """
+        if samples is None or samples < 2:
+            return cls(float(graph_bytes(samples)))
+        one, two = graph_bytes(1), graph_bytes(2)
         slope = max(0.0, float(two - one))
         return cls(max(0.0, one - slope), slope)
 
@@ -72,6 +75,11 @@ class GraphSize:
 
     def _exactly(self, samples: int | None) -> float:
         return self.fixed + self.per_sample * (samples or 1)
+
+
+def halve(samples: int) -> int:
+    """Return the next smaller micro-batch to try."""
+    return (samples + 1) // 2
 
 
 def working_bytes(graph_bytes: int) -> int:
@@ -96,7 +104,7 @@ def choose_microbatch(graph: GraphSize, samples: int | None, budget: int, asked:
     """
     wanted = samples if asked is None or samples is None else min(samples, asked)
     while wanted is not None and wanted > 1 and not graph.fits(wanted, budget):
-        wanted = (wanted + 1) // 2
+        wanted = halve(wanted)
     need = working_bytes(graph.of(wanted))
     if need > budget:
         raise OutOfMemoryError(
@@ -197,7 +205,7 @@ class CurvaturePlan:
     def __str__(self) -> str:
         """Return words for logs and manifests."""
         where = "on disk" if self.place == "disk" else f"in {self.place}"
-        return f"{str(self.dtype).removeprefix('torch.')}, {self.bytes / 2**20:.0f} MiB {where}"
+        return f"{str(self.dtype).removeprefix('torch.')}, {self.bytes / 2**20:.0f} MiB {where}"  # as manifests have it
 
 
 @dataclass(frozen=True)

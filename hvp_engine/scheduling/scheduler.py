@@ -78,7 +78,7 @@ class Scheduler:
         largest: Any,
         *,
         microbatch: int | None = None,
-        budget: int | None = None,
+        budget: int,
     ) -> None:
         """Plan from the largest batch; call inside the objective's arithmetic.
 
@@ -89,7 +89,7 @@ class Scheduler:
             largest: The data's largest batch.
             microbatch: Samples per micro-batch, at least 1; None takes whole batches and splits them when they do not
                 fit.
-            budget: Bytes for graphs, above 0; None measures what is free.
+            budget: Bytes for graphs, above 0.
 
         Raises:
             ConfigurationError: The batches cannot be split.
@@ -102,8 +102,7 @@ class Scheduler:
         self._keep = True  # until memory runs out
         self._all_kept = False  # every micro-batch of the data has its graph in _kept
         self._parameters: list[Tensor] = [objective.parameters[name] for name in partition.parameters]
-        limit = memory.budget(objective.device) if budget is None else budget
-        self.plan = SweepPlan(microbatch, 1, 0, 0, limit)
+        self.plan = SweepPlan(microbatch, 1, 0, 0, budget)
         self._choose(largest)
 
     def sweep(self, vectors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -224,14 +223,14 @@ class Scheduler:
 
     def _measure(self, batch: Any, size: int | None) -> policy.GraphSize:
         """Measure graphs of one and two samples; the batch's own where it cannot be cut."""
-        if size is None or size < 2:
-            return policy.GraphSize(float(self._bytes(batch)))
+
+        def graph_bytes(samples: int | None) -> int:
+            return self._bytes(batch if samples is None else batches.cut(batch, 0, samples))
+
         try:
-            return policy.GraphSize.between(
-                self._bytes(batches.cut(batch, 0, 1)), self._bytes(batches.cut(batch, 0, 2))
-            )
+            return policy.GraphSize.measured(size, graph_bytes)
         except ObjectiveError:  # a mean over a sample whose targets are all ignored, say; the whole batch tells too
-            return policy.GraphSize(0.0, self._bytes(batch) / size)
+            return policy.GraphSize(0.0, self._bytes(batch) / max(1, size or 1))
 
     def _bytes(self, batch: object) -> int:
         with memory.graph_size(self._parameters) as measured:
@@ -278,7 +277,7 @@ class Scheduler:
             )
         with self.objective.arithmetic():
             self._check_split(batch, size or 1)
-        plan.microbatch = (current + 1) // 2
+        plan.microbatch = policy.halve(current)
         plan.graph_bytes = max(1, plan.graph_bytes * plan.microbatch // current)
         log.warning("out of memory (%s): micro-batches of %d from here on", reason, plan.microbatch)
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from hvp_engine.krylov.lanczos import Stream
-from hvp_engine.krylov.registry import bytes_per_stream
+from hvp_engine.krylov.registry import Storage, bytes_per_stream
 
 WORK_VECTORS = 3  # per stream: the newest vector gathered, its product, and a temporary
 
@@ -22,19 +22,19 @@ class StreamSizes:
         steps: Lanczos steps asked for; a stream takes at most as many as its vectors are long.
         probes: Streams per block.
         dtype: Working dtype.
-        store_dtype: Dtype of the kept vectors; None where two are kept.
+        kept: How vectors are kept; None where two are.
     """
 
     numel: Mapping[str, int]
     steps: int
     probes: int
     dtype: torch.dtype
-    store_dtype: torch.dtype | None
+    kept: Storage | None
 
     def bytes_of(self, block: str) -> int:
         """Return what one stream of a block takes: its basis and its work vectors."""
         numel = self.numel[block]
-        kept = bytes_per_stream(self.steps, numel, self.dtype, self.store_dtype)
+        kept = bytes_per_stream(self.steps, numel, self.dtype, self.kept)
         return kept + WORK_VECTORS * numel * self.dtype.itemsize
 
 

@@ -37,8 +37,11 @@ def free_share(free: int) -> int:
 
 
 def free_disk() -> int:
-    """Return the bytes that are free where temporary files go."""
-    return shutil.disk_usage(tempfile.gettempdir()).free
+    """Return the bytes that are free where temporary files go; 0 where none can be written."""
+    try:
+        return shutil.disk_usage(tempfile.gettempdir()).free
+    except OSError:
+        return 0
 
 
 def is_out_of_memory(error: BaseException) -> bool:

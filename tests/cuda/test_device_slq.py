@@ -18,6 +18,7 @@ from hvp_engine.errors import HvpEngineError
 from hvp_engine.kernels import loader
 from hvp_engine.krylov.lanczos import BatchedLanczos
 from hvp_engine.krylov.probes import probe
+from hvp_engine.krylov.registry import Storage
 from hvp_engine.krylov.settings import LanczosSettings
 
 pytestmark = pytest.mark.usefixtures("emulated_device")
@@ -168,7 +169,7 @@ def test_the_host_does_not_wait_between_two_synchronisations(backend):
         b: {k: probe(0, b, k, len(m), "gaussian", torch.float32) for k in range(PROBES[backend])}
         for b, m in matrices.items()
     }
-    settings = LanczosSettings(STEPS, "full", torch.float32)
+    settings = LanczosSettings(STEPS, "full", Storage(torch.float32))
     triton = interpreted_triton() if backend == "triton" else nullcontext()
     with patch.dict(os.environ, HVP_ENGINE_BACKEND=backend), triton:
         lanczos = BatchedLanczos(

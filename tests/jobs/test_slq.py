@@ -10,6 +10,7 @@ from problems import Case, dense_hessian, gpt, mlp, quadratic, symmetric
 import hvp_engine as he
 from hvp_engine.krylov.lanczos import BatchedLanczos
 from hvp_engine.krylov.probes import probe
+from hvp_engine.krylov.registry import Storage
 from hvp_engine.krylov.settings import LanczosSettings
 
 
@@ -97,7 +98,7 @@ def test_known_spectra_have_no_ghosts(name: str, scale: float) -> None:
 
 
 def lanczos_on(matrix: torch.Tensor, steps: int, **settings: object) -> BatchedLanczos:
-    options = {"reorthogonalize": "full", "basis_dtype": matrix.dtype, **settings}
+    options = {"reorthogonalize": "full", "storage": Storage(matrix.dtype), **settings}
     n = len(matrix)
     state = BatchedLanczos(
         lambda vectors: {"b": vectors["b"] @ matrix},
@@ -121,7 +122,7 @@ def test_bfloat16_basis_gives_the_same_outliers_and_reports_its_orthogonality() 
     n = 3000
     eigenvalues = torch.cat([torch.linspace(0, 1, n - 5), torch.tensor([5.0, 6.0, 7.0, 8.0, 9.0])])
     matrix = torch.diag(eigenvalues)
-    exact, rounded = (lanczos_on(matrix, 50, basis_dtype=d) for d in (torch.float32, torch.bfloat16))
+    exact, rounded = (lanczos_on(matrix, 50, storage=Storage(d)) for d in (torch.float32, torch.bfloat16))
     tops = [
         np.sort(he.Spectrum.from_tridiagonal("b", n, s.alphas, s.betas[:, :-1], s.steps).nodes[0])[::-1][:6]
         for s in (exact, rounded)

@@ -10,6 +10,7 @@ import torch
 from hvp_engine.errors import ObjectiveError
 from hvp_engine.krylov.lanczos import BatchedLanczos, Matmat
 from hvp_engine.krylov.probes import probe
+from hvp_engine.krylov.registry import Storage
 from hvp_engine.krylov.settings import LanczosSettings
 
 # One block ends by breakdown after 3 steps, one at its length of 2, one goes on to the last step.
@@ -26,7 +27,7 @@ def multiply(vectors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 
 def start(matmat: Matmat, dtype: torch.dtype = torch.float64, **options: Any) -> BatchedLanczos:
-    settings = {"reorthogonalize": "full", "basis_dtype": dtype, **options.pop("settings", {})}
+    settings = {"reorthogonalize": "full", "storage": Storage(dtype), **options.pop("settings", {})}
     starts = {
         name: {k: probe(0, name, k, len(d), "gaussian", dtype) for k in range(2)} for name, d in DIAGONALS.items()
     }
@@ -43,7 +44,7 @@ def finish(state: BatchedLanczos) -> list[int]:
 
 @pytest.mark.parametrize("sync_every", [4, 5, 100])
 @pytest.mark.parametrize(
-    "settings", [{}, {"basis_dtype": torch.bfloat16}, {"reorthogonalize": "none"}], ids=["full", "bf16", "none"]
+    "settings", [{}, {"storage": Storage(torch.bfloat16)}, {"reorthogonalize": "none"}], ids=["full", "bf16", "none"]
 )
 def test_rare_synchronisations_change_no_result(sync_every: int, settings: dict[str, Any]) -> None:
     dtype = torch.float32 if settings else torch.float64

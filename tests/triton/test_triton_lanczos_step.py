@@ -12,6 +12,7 @@ from hvp_engine.kernels import registry
 from hvp_engine.kernels.lanczos_step import LanczosState, NewVector, Step, record_step, record_step_ref
 from hvp_engine.krylov.lanczos import BatchedLanczos
 from hvp_engine.krylov.probes import probe
+from hvp_engine.krylov.registry import Storage
 from hvp_engine.krylov.settings import LanczosSettings
 
 SIZES = (1, 2, 31, 129, 4097, 31, 2, 48)
@@ -78,7 +79,12 @@ def test_lanczos_on_the_triton_kernels_agrees_with_the_cpu(interpreter, monkeypa
             b: {k: probe(0, b, k, len(d), "gaussian", torch.float32) for k in range(2)} for b, d in diagonals.items()
         }
         state = BatchedLanczos(
-            multiply, starts, LanczosSettings(6, "full", basis_dtype), torch.float32, torch.device("cpu"), sync_every
+            multiply,
+            starts,
+            LanczosSettings(6, "full", Storage(basis_dtype)),
+            torch.float32,
+            torch.device("cpu"),
+            sync_every,
         )
         slots = [(b, k) for b in diagonals for k in range(2)]
         targets = [target for position in range(6) for target in state.basis.targets(position, slots)]
