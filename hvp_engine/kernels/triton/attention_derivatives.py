@@ -109,7 +109,7 @@ def attention_queries(
     batch, head, block = split_program(heads, blocks)
     first = (blocks - 1 - block) * BLOCK_Q
     rows = first + tl.arange(0, BLOCK_Q)
-    columns = own_columns(OUT, WIDTH, VALUE_WIDTH)
+    columns = own_columns(CHUNK, OUT, WIDTH, VALUE_WIDTH)
     q = head_of(query, batch, head)
     tq = head_of(tangent_query, batch, head) if tangent_query[0] is not None else (None, 0, 0)
     g = head_of(grad_out, batch, head) if grad_out[0] is not None else (None, 0, 0)
@@ -165,7 +165,7 @@ def attention_keys(
     batch, key_head, block = split_program(heads // group, tl.cdiv(keys, BLOCK_K))
     first = block * BLOCK_K
     cols = first + tl.arange(0, BLOCK_K)
-    columns = own_columns(OUT, WIDTH, VALUE_WIDTH)
+    columns = own_columns(CHUNK, OUT, WIDTH, VALUE_WIDTH)
     k, v = head_of(key, batch, key_head), head_of(value, batch, key_head)
     tk = head_of(tangent_key, batch, key_head) if tangent_key[0] is not None else (None, 0, 0)
     tv = head_of(tangent_value, batch, key_head) if tangent_value[0] is not None else (None, 0, 0)

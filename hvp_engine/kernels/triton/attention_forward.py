@@ -30,7 +30,7 @@ def attention_forward(
     batch, head, block = split_program(heads, blocks)
     first = (blocks - 1 - block) * BLOCK_Q  # of causal blocks the longest start first
     rows = first + tl.arange(0, BLOCK_Q)
-    columns = own_columns(OUT, WIDTH, VALUE_WIDTH)
+    columns = own_columns(CHUNK, OUT, WIDTH, VALUE_WIDTH)
     q, k, v = head_of(query, batch, head), head_of(key, batch, head // group), head_of(value, batch, head // group)
     hidden = head_of(mask, batch, head) if mask[0] is not None else (None, 0, 0)
 

@@ -30,14 +30,14 @@ def head_of(tensor, batch, head):
 
 
 @triton.jit
-def own_columns(OUT: tl.constexpr, WIDTH: tl.constexpr, VALUE_WIDTH: tl.constexpr):
+def own_columns(CHUNK: tl.constexpr, OUT: tl.constexpr, WIDTH: tl.constexpr, VALUE_WIDTH: tl.constexpr):
     """Return the columns of the results that this program computes.
 
-    Where one program computes all of them they are constants, and the loads of rows that scores and results share
+    Where they are all columns, and a chunk too, they are constants: the loads of a row for scores and for results
     become one.
     """
     columns = tl.arange(0, OUT)
-    if OUT < WIDTH or OUT < VALUE_WIDTH:
+    if CHUNK < OUT or OUT < WIDTH or OUT < VALUE_WIDTH:
         columns += tl.program_id(1) * OUT
     return columns
 
