@@ -20,8 +20,10 @@ from torch import Tensor
 
 import hvp_engine as he
 from hvp_engine import ops
-from hvp_engine.kernels.lanczos_step import LanczosState, NewVector, Step, record_step
+from hvp_engine.kernels.lanczos_step import record_step
 from hvp_engine.kernels.reorthogonalize import reorthogonalize
+from hvp_engine.kernels.streams import LanczosState, NewVector, Step
+from hvp_engine.kernels.tridiagonal import tridiagonal_quadrature
 from hvp_engine.planning.devices import GPUS
 
 from .compare import using
@@ -35,7 +37,7 @@ _PRODUCTS = {"forward": 2, "backward": 5, "second_backward": 12}  # of a tile of
 
 
 def ceilings(device: torch.device, small: bool) -> roofline.Device:
-    """Measured copy bandwidth; the datasheet's arithmetic where the device is known, else none."""
+    """Measure the copy bandwidth; take the datasheet's arithmetic where the device is known, else none."""
     source = torch.ones((1 << 20) if small else (1 << 28), device=device)
     target = torch.empty_like(source)
     bandwidth = 2 * source.nbytes / alternate({"copy": lambda: target.copy_(source)}, ROUNDS, device=device)["copy"]
@@ -46,7 +48,7 @@ def ceilings(device: torch.device, small: bool) -> roofline.Device:
 
 
 def product_peak(device: roofline.Device, precision: str) -> float | None:
-    """FLOP per second of matrix products, from the datasheet; None where it is not known."""
+    """Return FLOP per second of matrix products from the datasheet, or None where it is not known."""
     known = next((gpu for gpu in GPUS.values() if gpu.name.startswith(device.name.lower().partition("-")[0])), None)
     return None if known is None else known.peak.get(precision)
 
@@ -66,7 +68,7 @@ def _bound(work: list[roofline.Work], device: roofline.Device) -> float:
 
 
 def time_lanczos(device: torch.device, backend: str, top: roofline.Device, small: bool) -> Iterator[Timing]:
-    """Reorthogonalisation and the record of a step for all streams of the reference job."""
+    """Time reorthogonalisation and the record of a step for all streams of the reference job."""
     sizes = _sizes(device, small)
     note = f"{sizes.streams} x {sizes.rows} x {sizes.columns:,}"
     for name, dtype in _BASES.items():
@@ -106,27 +108,22 @@ def _time_record(
 
 
 def time_quadrature(device: torch.device, backend: str, top: roofline.Device, small: bool) -> Iterator[Timing]:
-    """All tridiagonal matrices of a job; bound by dependent roots and divisions, far above the roofline."""
+    """Time all tridiagonal matrices of a job, with the copies to the device and back.
+
+    Bound by dependent roots and divisions, far above the roofline.
+    """
     sizes = _SMALL if small else roofline.REFERENCE
     rng = np.random.default_rng(0)
     alphas, betas = rng.standard_normal((sizes.matrices, sizes.steps)), rng.random((sizes.matrices, sizes.steps - 1))
     steps = np.full(sizes.matrices, sizes.steps)
-    if device.type == "cuda":
-        from hvp_engine.kernels.cuda.tridiagonal import quadrature_on_device
-
-        moved = [torch.from_numpy(a).to(device) for a in (alphas, betas, steps)]
-        taken = alternate({"": lambda: quadrature_on_device(*moved)}, ROUNDS, device=device)[""]
-    else:
-        from hvp_engine.kernels.tridiagonal import tridiagonal_quadrature
-
-        with using(backend):
-            taken = alternate({"": lambda: tridiagonal_quadrature(alphas, betas, steps)}, ROUNDS)[""]
+    with using(backend):
+        taken = alternate({"": lambda: tridiagonal_quadrature(alphas, betas, steps, device)}, ROUNDS, device=device)[""]
     note = f"{sizes.matrices} x {sizes.steps}"
     yield Timing(f"{backend} quadrature", taken, _bound([roofline.quadrature(sizes)], top), note)
 
 
 def time_operations(device: torch.device, backend: str, top: roofline.Device, small: bool) -> Iterator[Timing]:
-    """Each pass of the operations whose cost is their traffic."""
+    """Time each pass of the operations whose cost is their traffic."""
     size = (8, 16) if small else (8192, 3072)
     tokens, classes = (8, 31) if small else (2048, 50_304)
     logits, target = torch.randn(tokens, classes, device=device), torch.randint(0, classes, (tokens,), device=device)
@@ -143,7 +140,7 @@ def time_operations(device: torch.device, backend: str, top: roofline.Device, sm
 def time_attention(
     device: torch.device, backend: str, top: roofline.Device, dtypes: dict[str, torch.dtype], small: bool
 ) -> Iterator[Timing]:
-    """Each pass of causal attention, from the tile products that the kernels form."""
+    """Time each pass of causal attention, with a floor from the tile products that the kernels form."""
     batch, heads, length, width = (1, 2, 32, 16) if small else (4, 12, 1024, 64)
     for name, dtype in dtypes.items():
         inputs = tuple(torch.randn(batch, heads, length, width, device=device, dtype=dtype) for _ in range(3))
@@ -158,7 +155,7 @@ def time_attention(
 
 
 def time_sweep(device: torch.device, backend: str, small: bool) -> Iterator[Timing]:
-    """One product with each of the paper's blocks, and the same by an expert's plain PyTorch."""
+    """Time one product with each of the paper's blocks, and the same by an expert's plain PyTorch."""
     size = "tiny" if small else "medium"
     job = gpt_job(size, device)
     vectors = job.vectors()

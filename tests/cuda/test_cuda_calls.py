@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import types
 
+import numpy as np
 import pytest
 import torch
 
 from hvp_engine.config import config, show_config
 from hvp_engine.errors import BackendError, ConfigurationError
 from hvp_engine.kernels import loader, registry
-from hvp_engine.kernels.cuda.tridiagonal import quadrature_on_device
-from hvp_engine.kernels.lanczos_step import LanczosState, NewVector, Step, record_step
+from hvp_engine.kernels.cuda.tridiagonal import tridiagonal_quadrature
+from hvp_engine.kernels.lanczos_step import record_step
 from hvp_engine.kernels.registry import available_backends, backend_for
 from hvp_engine.kernels.reorthogonalize import reorthogonalize
+from hvp_engine.kernels.streams import LanczosState, NewVector, Step
 
 
 @pytest.fixture
@@ -38,7 +40,9 @@ def test_cpu_tensors_are_refused(only_cuda, monkeypatch):
     with pytest.raises(ConfigurationError, match="not on cpu"):
         record_step(state, Step([1], 0, *found, 1e-6), [NewVector(0, torch.zeros(5), torch.zeros(5), None)])
     with pytest.raises(ConfigurationError, match="not on cpu"):
-        quadrature_on_device(torch.ones(1, 2).double(), torch.ones(1, 1).double(), torch.tensor([2]))
+        tridiagonal_quadrature(
+            np.ones((1, 2)), np.ones((1, 1)), np.array([2]), torch.device("cpu"), np.empty((1, 2)), np.empty((1, 2))
+        )
 
 
 def test_a_basis_with_more_rows_than_shared_memory_holds_is_refused(only_cuda, monkeypatch):

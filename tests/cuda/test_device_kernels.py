@@ -13,8 +13,9 @@ from device_process import on_device
 
 from hvp_engine.errors import BackendError, ConfigurationError, HvpEngineError
 from hvp_engine.kernels import loader
-from hvp_engine.kernels.lanczos_step import LanczosState, NewVector, Step, record_step, record_step_ref
+from hvp_engine.kernels.lanczos_step import record_step, record_step_ref
 from hvp_engine.kernels.reorthogonalize import reorthogonalize, reorthogonalize_ref
+from hvp_engine.kernels.streams import LanczosState, NewVector, Step
 from hvp_engine.kernels.tridiagonal import tridiagonal_quadrature, tridiagonal_quadrature_ref
 
 pytestmark = pytest.mark.usefixtures("emulated_device")
@@ -150,7 +151,7 @@ def test_no_matrices_need_no_launch_and_a_matrix_that_does_not_converge_is_named
         nan = torch.full((), 7, device=CUDA)
         found = (torch.ones(9, 2, device=CUDA).double(), torch.ones(9, 2, device=CUDA).double(), nan)
         with (
-            patch.object(tridiagonal, "quadrature_on_device", lambda *arrays: found),
+            patch.object(tridiagonal, "_on_device", lambda *arrays: found),
             pytest.raises(HvpEngineError, match="tridiagonal matrix 7 .*did not converge"),
         ):
             tridiagonal_quadrature(np.ones((9, 2)), np.ones((9, 1)), np.full(9, 2), CUDA)

@@ -10,7 +10,7 @@ from torch import Tensor
 from hvp_engine.kernels import loader
 from hvp_engine.kernels.cuda.queue import queue
 
-__all__ = ["quadrature_on_device", "tridiagonal_quadrature"]
+__all__ = ["tridiagonal_quadrature"]
 
 
 def tridiagonal_quadrature(
@@ -33,11 +33,11 @@ def tridiagonal_quadrature(
     if not len(alphas):
         return -1
     moved = (torch.tensor(array).to(device) for array in (alphas, betas, steps))
-    nodes[:], weights[:], failed = (found.numpy(force=True) for found in quadrature_on_device(*moved))
+    nodes[:], weights[:], failed = (found.numpy(force=True) for found in _on_device(*moved))
     return int(failed)
 
 
-def quadrature_on_device(alphas: Tensor, betas: Tensor, steps: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _on_device(alphas: Tensor, betas: Tensor, steps: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Queue the quadrature of matrices on the device, and wait for nothing.
 
     Args:

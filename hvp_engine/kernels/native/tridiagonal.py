@@ -21,6 +21,14 @@ def tridiagonal_quadrature(
 ) -> int:
     """Fill nodes and weights; arguments as in `hvp_engine.kernels.tridiagonal`, contiguous.
 
+    Args:
+        alphas: As there.
+        betas: As there.
+        steps: As there.
+        device: Not used: the facade gives every backend the same arguments, and this one serves jobs on any device.
+        nodes: Overwritten, as the facade returns them.
+        weights: Overwritten, as the facade returns them.
+
     Returns:
         A matrix whose iteration, or that of one solved with it, did not converge; -1 if there is none.
     """
