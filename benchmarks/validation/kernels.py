@@ -9,8 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hvp_engine.kernels.lanczos_step import LanczosState, NewVector, Step, record_step, record_step_ref
-from hvp_engine.kernels.reorthogonalize import Projection, reorthogonalize, reorthogonalize_ref
+from hvp_engine.kernels.lanczos_step import record_step, record_step_ref
+from hvp_engine.kernels.reorthogonalize import reorthogonalize, reorthogonalize_ref
+from hvp_engine.kernels.streams import LanczosState, NewVector, Projection, Step
 from hvp_engine.kernels.tridiagonal import tridiagonal_quadrature, tridiagonal_quadrature_ref
 
 from .compare import distance, using, worst

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from hvp_engine.kernels.records import Operand
+from hvp_engine.kernels.records import Operand, is_shared
 from hvp_engine.kernels.registry import implementation
 
-__all__ = ["is_shared", "run_elementwise"]
+__all__ = ["run_elementwise"]
 
 
 def run_elementwise(
@@ -49,8 +49,3 @@ def _laid_out(first: Tensor, inputs: Sequence[Tensor | None]) -> tuple[int, int,
         shared = tensor is not None and is_shared(tensor)
         operands.append((tensor if tensor is None or shared else tensor.contiguous(), 0 if shared else size))
     return batch, size, operands
-
-
-def is_shared(tensor: Tensor) -> bool:
-    """Say whether one contiguous group of values serves the whole leading dimension."""
-    return tensor.dim() > 0 and tensor.stride(0) == 0 and tensor.shape[0] > 1 and tensor[0].is_contiguous()

@@ -7,11 +7,11 @@ from torch import Tensor
 from hvp_engine.kernels.records import CrossEntropyRows
 from hvp_engine.kernels.registry import implementation
 
-__all__ = ["CrossEntropyRows", "cross_entropy_backward", "cross_entropy_forward", "cross_entropy_hvp"]
+__all__ = ["cross_entropy_backward", "cross_entropy_forward", "cross_entropy_hvp"]
 
 
 def cross_entropy_forward(rows: CrossEntropyRows, statistics: Tensor, loss: Tensor) -> None:
-    """Compute row losses and softmax norms.
+    """Compute row losses and row statistics.
 
     Args:
         rows: The rows; `count` is R.

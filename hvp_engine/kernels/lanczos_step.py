@@ -14,11 +14,11 @@ import torch
 from hvp_engine.kernels.registry import optional_implementation
 from hvp_engine.kernels.streams import LanczosState, NewVector, Step, check_step
 
-__all__ = ["LanczosState", "NewVector", "Step", "record_step", "record_step_ref"]
+__all__ = ["record_step", "record_step_ref"]
 
 
 def record_step(state: LanczosState, step: Step, vectors: Sequence[NewVector]) -> None:
-    """Record a step in the state and writes the next Lanczos vectors; on a GPU nothing waits for it.
+    """Record a step in the state, and write the next Lanczos vectors; on a GPU nothing waits for it.
 
     A stream that is not live any more keeps its scalars. One that has ended gets zeros for its next vector. One whose
     alpha or beta is not finite ends, and shows it in alphas or betas.

@@ -9,7 +9,7 @@ from torch import Tensor
 from hvp_engine.kernels.records import NormalizeShape, Operand
 from hvp_engine.kernels.registry import implementation
 
-__all__ = ["NormalizeShape", "Operand", "normalize_backward", "normalize_double_backward", "normalize_forward"]
+__all__ = ["normalize_backward", "normalize_double_backward", "normalize_forward"]
 
 
 def normalize_forward(

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-__all__ = ["AttentionInputs", "CrossEntropyRows", "NormalizeShape", "Operand"]
+__all__ = ["AttentionInputs", "CrossEntropyRows", "NormalizeShape", "Operand", "is_shared"]
 
 Operand = tuple[Tensor | None, int]
 """A tensor or None, and its batch stride: groups that follow each other at it, or 0 for one group that serves all."""
@@ -71,3 +71,8 @@ class NormalizeShape(NamedTuple):
     batch: int
     rows: int
     size: int
+
+
+def is_shared(tensor: Tensor) -> bool:
+    """Say whether one contiguous group of values serves the whole leading dimension."""
+    return tensor.dim() > 0 and tensor.stride(0) == 0 and tensor.shape[0] > 1 and tensor[0].is_contiguous()

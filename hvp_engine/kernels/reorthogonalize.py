@@ -14,7 +14,7 @@ from torch import Tensor
 from hvp_engine.kernels.registry import optional_implementation
 from hvp_engine.kernels.streams import Projection, stream_table
 
-__all__ = ["Projection", "reorthogonalize", "reorthogonalize_ref"]
+__all__ = ["reorthogonalize", "reorthogonalize_ref"]
 
 _REF_COLUMNS = 1 << 16
 

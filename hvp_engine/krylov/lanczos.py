@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 
 from hvp_engine.errors import ConfigurationError, ObjectiveError
-from hvp_engine.kernels.lanczos_step import LanczosState, NewVector, Step, record_step
+from hvp_engine.kernels.lanczos_step import record_step
+from hvp_engine.kernels.streams import LanczosState, NewVector, Step
 from hvp_engine.krylov.basis import Basis, BlockShape, Layout, Orthogonalized
 from hvp_engine.krylov.registry import storage_for
 from hvp_engine.krylov.settings import LanczosSettings

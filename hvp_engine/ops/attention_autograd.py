@@ -11,12 +11,12 @@ from typing import Any, NoReturn
 from torch import Tensor
 
 from hvp_engine.kernels.attention import (
-    AttentionInputs,
     attention_backward,
     attention_forward,
     attention_second,
     statistics_like,
 )
+from hvp_engine.kernels.records import AttentionInputs
 from hvp_engine.ops.autograd import (
     BatchedFunction,
     LastDerivative,

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from hvp_engine.errors import ConfigurationError
-from hvp_engine.kernels.cross_entropy import CrossEntropyRows
+from hvp_engine.kernels.records import CrossEntropyRows
 
 __all__ = ["ClassTargets", "check_options", "check_targets", "reduce_rows"]
 

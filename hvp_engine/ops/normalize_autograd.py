@@ -16,14 +16,12 @@ import torch
 from torch import Tensor
 
 from hvp_engine.errors import ConfigurationError
-from hvp_engine.kernels.activations import is_shared
 from hvp_engine.kernels.normalize import (
-    NormalizeShape,
-    Operand,
     normalize_backward,
     normalize_double_backward,
     normalize_forward,
 )
+from hvp_engine.kernels.records import NormalizeShape, Operand, is_shared
 from hvp_engine.kernels.tensors import accumulator
 from hvp_engine.ops.autograd import (
     BatchedFunction,
@@ -87,7 +85,7 @@ def check_shapes(name: str, x: Tensor, normalized_shape: Sequence[int], w: Tenso
 
 
 def normalize(x: Tensor, w: Tensor | None, b: Tensor | None, spec: NormalizeSpec) -> Tensor:
-    """Normalise rows of `spec.size` elements, scales them by w and shifts them by b.
+    """Normalise rows of `spec.size` elements, scale them by w and shift them by b.
 
     Args:
         x: Tensor whose trailing dimensions hold the rows.
@@ -121,7 +119,7 @@ class _KernelCall:
         self._parameter = (spec.size, x.dtype if w is None else w.dtype, x.device)
 
     def operand(self, tensor: Tensor) -> Operand:
-        """Return a tensor and its batch stride; copies what is neither contiguous nor shared by the batch."""
+        """Return a tensor and its batch stride; copy what is neither contiguous nor shared by the batch."""
         shared = False
         if not tensor.is_contiguous():
             shared = self.spec.batched and is_shared(tensor)

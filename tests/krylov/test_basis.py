@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from hvp_engine.errors import ConfigurationError
-from hvp_engine.kernels.lanczos_step import LanczosState, NewVector, Step, record_step
+from hvp_engine.kernels.lanczos_step import record_step
+from hvp_engine.kernels.streams import LanczosState, NewVector, Step
 from hvp_engine.krylov import storage
 from hvp_engine.krylov.basis import Basis, BlockShape, Layout
 from hvp_engine.krylov.registry import Storage, bytes_per_stream, storage_for

@@ -24,7 +24,8 @@ from attention_cases import (
 )
 
 from hvp_engine.kernels import registry
-from hvp_engine.kernels.attention import AttentionInputs, attention_second, statistics_like
+from hvp_engine.kernels.attention import attention_second, statistics_like
+from hvp_engine.kernels.records import AttentionInputs
 from hvp_engine.kernels.triton import attention_tiling
 from hvp_engine.kernels.triton.attention_tiling import Tiling, tiling
 from hvp_engine.ops import attention_autograd

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from hvp_engine.kernels import registry
-from hvp_engine.kernels.lanczos_step import LanczosState, NewVector, Step, record_step, record_step_ref
+from hvp_engine.kernels.lanczos_step import record_step, record_step_ref
+from hvp_engine.kernels.streams import LanczosState, NewVector, Step
 from hvp_engine.krylov.lanczos import BatchedLanczos
 from hvp_engine.krylov.probes import probe
 from hvp_engine.krylov.registry import Storage
