@@ -162,7 +162,7 @@ def check_step(state: LanczosState, step: Step, vectors: Sequence[NewVector]) ->
     """Refuse a step that does not fit its state.
 
     Raises:
-        ConfigurationError: Lengths, shapes, dtypes, strides or devices do not fit.
+        ConfigurationError: The step has no members, or lengths, shapes, dtypes, strides or devices do not fit.
     """
     (num, columns), device, k = state.alphas.shape, state.alphas.device, len(step.members)
     shapes = ((num, columns), (num, columns), (num,), (num,), (num,), (num,), (num,))
@@ -170,6 +170,8 @@ def check_step(state: LanczosState, step: Step, vectors: Sequence[NewVector]) ->
     for name, tensor, shape, dtype in zip(state._fields, state, shapes, dtypes, strict=True):
         if tensor.shape != shape or tensor.dtype != dtype or tensor.device != device or not tensor.is_contiguous():
             raise ConfigurationError(f"state.{name} must be contiguous {dtype} {shape} on {device}.")
+    if k == 0:
+        raise ConfigurationError("The step has no members; give the row of at least one stream in the state.")
     if not 0 <= step.position < columns or min(step.members) < 0 or max(step.members) >= num:
         raise ConfigurationError(
             f"position={step.position} or the members {step.members} do not fit a state of shape ({num}, {columns})."

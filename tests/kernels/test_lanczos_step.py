@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from hvp_engine.errors import ConfigurationError
-from hvp_engine.kernels.lanczos_step import LanczosState, NewVector, Step, record_step, record_step_ref
+from hvp_engine.kernels.lanczos_step import record_step, record_step_ref
+from hvp_engine.kernels.streams import LanczosState, NewVector, Step
 
 STEPS = 4
 
@@ -92,3 +93,8 @@ def test_a_step_that_does_not_fit_is_refused_with_its_cause(change, message):
     state, found, new = (p._replace(**{k: v for k, v in change.items() if k in p._fields}) for p in parts)
     with pytest.raises(ConfigurationError, match=message):
         record_step(state, found, [new])
+
+
+def test_a_step_without_members_is_refused():
+    with pytest.raises(ConfigurationError, match=r"The step has no members; give the row .*\.$"):
+        record_step(make_state(2), step(0, [], [], []), [])
