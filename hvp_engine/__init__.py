@@ -17,9 +17,9 @@ from hvp_engine.planning.report import JobPlan
 from hvp_engine.results.estimate import Estimate
 from hvp_engine.results.spectra import Spectra
 from hvp_engine.results.spectrum import Spectrum
-from hvp_engine.system.versions import version_of
+from hvp_engine.system.versions import package_version
 
-__version__ = version_of("hvp-engine") or "unknown"
+__version__ = package_version()
 
 __all__ = [
     "Block",

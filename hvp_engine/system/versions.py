@@ -5,7 +5,10 @@ from __future__ import annotations
 import importlib.metadata
 import platform
 
-__all__ = ["version_of", "versions"]
+import numpy as np
+import torch
+
+__all__ = ["package_version", "version_of", "versions"]
 
 
 def version_of(distribution: str) -> str | None:
@@ -16,11 +19,19 @@ def version_of(distribution: str) -> str | None:
         return None
 
 
-def versions() -> dict[str, str | None]:
-    """Return the versions of the package, torch, numpy and Python, by name."""
+def package_version() -> str:
+    """Return the version of this package, or "unknown" where it runs from a source tree that is not installed."""
+    return version_of("hvp-engine") or "unknown"
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of the package, torch, numpy and Python, by name.
+
+    Those of torch and numpy are what the modules say themselves: a build of one's own need not be a distribution.
+    """
     return {
-        "hvp_engine": version_of("hvp-engine"),
-        "torch": version_of("torch"),
-        "numpy": version_of("numpy"),
+        "hvp_engine": package_version(),
+        "torch": str(torch.__version__),
+        "numpy": np.__version__,
         "python": platform.python_version(),
     }
