@@ -26,13 +26,13 @@ from validation.report import Check, Report  # noqa: E402
 
 from hvp_engine.config import show_config  # noqa: E402
 from hvp_engine.kernels import loader  # noqa: E402
-from hvp_engine.kernels.registry import available_backends  # noqa: E402
+from hvp_engine.kernels.registry import available_backends, families_of  # noqa: E402
 
 NO_GPU = (
     "gpu_validate: torch finds no CUDA device here, so nothing was checked; run it on a machine with an NVIDIA GPU and "
     "a CUDA build of torch (benchmarks/README.md says which)."
 )
-_FUSED = ("triton", "native")  # the backends that have the operations; the others take plain PyTorch there
+_LANCZOS = {"reorthogonalize", "lanczos_step", "tridiagonal"}  # the families that are no operations of a model
 
 
 def dtypes_of(device: torch.device) -> dict[str, torch.dtype]:
@@ -44,7 +44,7 @@ def dtypes_of(device: torch.device) -> dict[str, torch.dtype]:
 
 
 def run(device: torch.device, small: bool = False, backends: Sequence[str] | None = None) -> Report:
-    """Check and times a device.
+    """Check a device, and time it.
 
     Args:
         device: Where the kernels run; the CPU serves to prove this script.
@@ -74,6 +74,15 @@ def run(device: torch.device, small: bool = False, backends: Sequence[str] | Non
     return report
 
 
+def _has_quadrature(backend: str) -> bool:
+    return backend == "torch" or "tridiagonal" in families_of(backend)
+
+
+def _has_operations(backend: str) -> bool:
+    """Say whether a backend has kernels of any operation; what it has not takes plain PyTorch in the same check."""
+    return backend == "torch" or not families_of(backend) <= _LANCZOS
+
+
 def _check(report: Report, device: torch.device, backend: str, dtypes: dict[str, torch.dtype], small: bool) -> None:
     families = {
         "reorthogonalize": partial(kernels.check_reorthogonalize, device, backend, small),
@@ -82,9 +91,9 @@ def _check(report: Report, device: torch.device, backend: str, dtypes: dict[str,
         "slq": partial(products.check_slq, device, backend),
         "waits": partial(products.check_no_wait, device, backend),
     }
-    if backend != "triton":  # which has no quadrature
+    if _has_quadrature(backend):
         families["quadrature"] = partial(kernels.check_quadrature, device, backend, small)
-    if backend in _FUSED or device.type != "cuda":
+    if _has_operations(backend):
         families["operations"] = partial(operations.check_operations, device, backend, dtypes, small)
     for name, checks in families.items():
         report.run_checks(f"{backend} {name}", checks)
@@ -102,9 +111,9 @@ def _time(
         "Lanczos kernels": partial(timings.time_lanczos, device, backend, top, small),
         "sweep": partial(timings.time_sweep, device, backend, small),
     }
-    if backend != "triton":
+    if _has_quadrature(backend):
         families["quadrature"] = partial(timings.time_quadrature, device, backend, top, small)
-    if backend in _FUSED or device.type != "cuda":
+    if _has_operations(backend):
         families["operations"] = partial(timings.time_operations, device, backend, top, small)
         families["attention"] = partial(timings.time_attention, device, backend, top, dtypes, small)
     for name, measured in families.items():

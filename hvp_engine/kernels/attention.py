@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor
 
 from hvp_engine.errors import BackendError
 from hvp_engine.kernels.records import AttentionInputs
-from hvp_engine.kernels.registry import implementation, is_fused, optional_implementation
+from hvp_engine.kernels.registry import implementation, is_fused, optional_implementation, wished_implementation
+from hvp_engine.kernels.tensors import accumulator
 
 __all__ = [
-    "AttentionInputs",
     "attention_backward",
     "attention_forward",
     "attention_second",
@@ -24,19 +23,21 @@ __all__ = [
 def can_run(query: Tensor, mask: Tensor | None) -> bool:
     """Say whether the kernels to be used take these dtypes and the number of leading dimensions.
 
-    Never raises: where HVP_ENGINE_BACKEND asks for what cannot run on the device, it says what `is_fused` does.
+    Never raises: where HVP_ENGINE_BACKEND asks for what cannot run on the device, it says what those kernels take, so
+    that plain PyTorch serves the rest and a call with what they take is refused.
     """
     try:
         kernels = optional_implementation("attention", query.device)
     except BackendError:
-        return is_fused(query)
+        kernels = wished_implementation("attention")
+        if kernels is None:
+            return is_fused("attention", query)
     return kernels is not None and bool(kernels.can_run(query, mask))
 
 
 def statistics_like(query: Tensor) -> Tensor:
     """Allocate the row statistics of a query, in the accumulation type."""
-    dtype = torch.float64 if query.dtype == torch.float64 else torch.float32
-    return query.new_empty((*query.shape[:-1], 2), dtype=dtype)
+    return query.new_empty((*query.shape[:-1], 2), dtype=accumulator(query.dtype))
 
 
 def _dense_like(like: Tensor, columns: int) -> Tensor:

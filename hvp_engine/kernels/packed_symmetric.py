@@ -31,7 +31,7 @@ def packed_size(d: int) -> int:
 
 def _kernels(tensor: Tensor) -> ModuleType | None:
     """Return the module that serves a tensor, or None where the reference does."""
-    return optional_implementation("packed_symmetric", tensor.device) if is_fused(tensor) else None
+    return optional_implementation("packed_symmetric", tensor.device) if is_fused("packed_symmetric", tensor) else None
 
 
 def _pairs(d: int, first: int, last: int) -> tuple[Tensor, Tensor]:
@@ -70,7 +70,7 @@ def pack_covariance_ref(moments: Tensor, mean: Tensor, first: int, last: int, pa
 
 
 def pack_covariance(moments: Tensor, mean: Tensor, first: int, last: int, packed: Tensor) -> None:
-    """Turn second moments into covariances and stores them in their columns of the packed triangles.
+    """Turn second moments into covariances, and store them in their columns of the packed triangles.
 
     Args:
         moments: Second moments (N, last - first), float32 or float64, contiguous.

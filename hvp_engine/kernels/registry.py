@@ -7,13 +7,15 @@ facade was given, checked, and the outputs that the facade allocated.
 
 from __future__ import annotations
 
-import functools
 import importlib
 import importlib.util
 import os
+import pkgutil
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from types import ModuleType
+from typing import NamedTuple
 
 import torch
 
@@ -23,27 +25,32 @@ from hvp_engine.kernels.tensors import ELEMENT_TYPES
 
 __all__ = [
     "Backend",
+    "Refusal",
     "available_backends",
     "backend_for",
+    "families_of",
     "forget_choices",
     "host_implementation",
     "implementation",
     "is_fused",
     "optional_implementation",
+    "wished_implementation",
 ]
 
-# The families that are operations of a model; the others are Lanczos's own.
-_OPERATIONS = (
-    "activations",
-    "attention",
-    "cross_entropy",
-    "embedding",
-    "normalize",
-    "packed_symmetric",
-    "softmax",
-)
 _TRITON_VERSION = (3, 4)  # before it, a device function takes no None for what is absent, as attention's do
 _TRITON_CAPABILITY = (8, 0)  # below it, Triton's matrix products fall back to scalar code that spills registers
+
+
+class Refusal(NamedTuple):
+    """Why a backend cannot run on a device.
+
+    Attributes:
+        reason: The cause, as a clause.
+        lasts: Whether it holds as long as the process; a driver that failed once may serve the next time.
+    """
+
+    reason: str
+    lasts: bool = True
 
 
 @dataclass(frozen=True)
@@ -57,28 +64,55 @@ class Backend:
     """
 
     name: str
-    why_not: Callable[[torch.device], str | None]
+    why_not: Callable[[torch.device], Refusal | None]
     device_type: str | None = None
 
-    def refusal(self, device: torch.device) -> str | None:
+    def refusal(self, device: torch.device) -> Refusal | None:
         """Say why the backend cannot run on a device, or None when it can."""
         if self.device_type not in (None, device.type):
-            return f"its kernels run on {str(self.device_type).upper()} devices only"
+            return Refusal(f"its kernels run on {str(self.device_type).upper()} devices only")
         return self.why_not(device)
 
 
-def _triton_why_not(device: torch.device) -> str | None:
+def _triton_why_not(device: torch.device) -> Refusal | None:
+    # The driver and the device first: without them nothing needs to be imported.
+    if not torch.cuda.is_available():
+        return Refusal("PyTorch finds no CUDA device", lasts=False)
+    try:
+        capability = torch.cuda.get_device_capability(device)
+    except RuntimeError as error:
+        return Refusal(f"PyTorch cannot use the device ({error})", lasts=False)
+    if capability < _TRITON_CAPABILITY:
+        needed = "the device has compute capability {}.{}, it needs {}.{}"
+        return Refusal(needed.format(*capability, *_TRITON_CAPABILITY))
+    reason = _triton_missing_reason()
+    return None if reason is None else Refusal(reason)
+
+
+def _triton_missing_reason() -> str | None:
+    """Say why the triton that is installed cannot be used, or None."""
     if importlib.util.find_spec("triton") is None:
         return "triton is not installed"
-    version = importlib.import_module("triton").__version__
-    if tuple(map(int, version.split(".")[:2])) < _TRITON_VERSION:
+    try:
+        # Not its distribution's version: nightly builds of PyTorch bring the same module under another name.
+        version = str(importlib.import_module("triton").__version__)
+    except ImportError as error:
+        return f"triton cannot be imported ({error})"
+    digits = re.match(r"(\d+)\.(\d+)", version)
+    if digits is None or tuple(map(int, digits.groups())) < _TRITON_VERSION:
         return "triton {} is installed, its kernels need {}.{} or newer".format(version, *_TRITON_VERSION)
-    if not torch.cuda.is_available():
-        return "PyTorch finds no CUDA device"
-    capability = torch.cuda.get_device_capability(device)
-    if capability < _TRITON_CAPABILITY:
-        return "the device has compute capability {}.{}, it needs {}.{}".format(*capability, *_TRITON_CAPABILITY)
     return None
+
+
+def _cuda_why_not(device: torch.device) -> Refusal | None:
+    reason = loader.cuda_missing_reason()
+    if reason is None:
+        return None
+    return Refusal(reason, lasts=loader.missing_reason is not None or not loader.native.cuda_built)
+
+
+def _native_why_not(device: torch.device) -> Refusal | None:
+    return None if loader.missing_reason is None else Refusal(loader.missing_reason)
 
 
 # Best first; a new backend is one line here. The PyTorch references, which run everywhere, stay last. Triton is first
@@ -86,15 +120,29 @@ def _triton_why_not(device: torch.device) -> str | None:
 # sequence, which is one CUDA thread per matrix and no work on blocks.
 _BACKENDS = (
     Backend("triton", _triton_why_not, "cuda"),
-    Backend("cuda", lambda device: loader.cuda_missing_reason(), "cuda"),
-    Backend("native", lambda device: loader.missing_reason, "cpu"),
+    Backend("cuda", _cuda_why_not, "cuda"),
+    Backend("native", _native_why_not, "cpu"),
     Backend("torch", lambda device: None),
 )
 
 
+# What can run on a device is asked once, for asking may mean asking the driver. Refusals that may pass are not kept,
+# nor are the choices that they led to. The key of a choice is family, device and wish.
+_refusals: dict[tuple[Backend, torch.device], Refusal | None] = {}
+_choices: dict[tuple[str, torch.device, str], ModuleType | None] = {}
+
+
 def available_backends(device: torch.device) -> list[str]:
     """Name the backends that can run on a device, best first; "torch" is always the last one."""
-    return [backend.name for backend in _BACKENDS if backend.refusal(device) is None]
+    return [backend.name for backend in _BACKENDS if _refusal(backend, device) is None]
+
+
+def families_of(backend: str) -> frozenset[str]:
+    """Name the families that a backend has kernels of: the modules of its folder that are named after a facade."""
+    folder = importlib.util.find_spec(f"{__package__}.{backend}")
+    paths = [] if folder is None else folder.submodule_search_locations
+    facades = {module.name for module in pkgutil.iter_modules(importlib.import_module(str(__package__)).__path__)}
+    return frozenset(module.name for module in pkgutil.iter_modules(paths) if module.name in facades)
 
 
 def backend_for(device: torch.device) -> str:
@@ -112,7 +160,12 @@ def backend_for(device: torch.device) -> str:
     Raises:
         BackendError: HVP_ENGINE_BACKEND names an unknown backend, or one that cannot run on the device.
     """
-    return _candidates(device, _wish())[0]
+    wish = _wish()
+    if wish:
+        return _wished(wish, device).name
+    if device.type == "cpu":
+        loader.warn_if_missing()
+    return available_backends(device)[0]
 
 
 def implementation(family: str, device: torch.device) -> ModuleType:
@@ -132,13 +185,14 @@ def implementation(family: str, device: torch.device) -> ModuleType:
     """
     wish = _wish()
     module = _module(family, device, wish)
-    if module is None:
-        asked = f"HVP_ENGINE_BACKEND={wish}" if wish else "No backend"
+    if module is not None:
+        return module
+    if wish:
         raise BackendError(
-            f"{asked} has no {family} kernels for {device}. Use the plain PyTorch operation there, or unset "
-            "HVP_ENGINE_BACKEND to choose by itself."
+            f"HVP_ENGINE_BACKEND={wish} has no {family} kernels for {device}. Use the plain PyTorch operation there, "
+            "or unset HVP_ENGINE_BACKEND to choose by itself."
         )
-    return module
+    raise BackendError(f"No backend has {family} kernels for {device}. Use the plain PyTorch operation there.")
 
 
 def optional_implementation(family: str, device: torch.device) -> ModuleType | None:
@@ -158,17 +212,38 @@ def host_implementation(family: str) -> ModuleType | None:
     Raises:
         BackendError: HVP_ENGINE_BACKEND names an unknown backend, or one of the CPU that cannot run.
     """
-    wish = _wish()
+    wish, cpu = _wish(), torch.device("cpu")
     if any(backend.name == wish and backend.device_type not in (None, "cpu") for backend in _BACKENDS):
-        wish = ""
-    return _module(family, torch.device("cpu"), wish)
+        return _choose(family, cpu, "")[0]
+    return _module(family, cpu, wish)
 
 
-def is_fused(*tensors: torch.Tensor) -> bool:
-    """Say whether fused operations are to serve these tensors: one device that has kernels of them, dtypes supported.
+def wished_implementation(family: str) -> ModuleType | None:
+    """Return the module of the backend that HVP_ENGINE_BACKEND names, whether or not it can run anywhere.
+
+    For predicates that must say what a call that will be refused would have taken.
+
+    Returns:
+        The module; None where the backend is unknown, has no such family, or needs what is not installed.
+    """
+    wish = _wish()
+    if not _is_known(wish) or not _has(wish, family):
+        return None
+    try:
+        return _imported(wish, family)
+    except ImportError:
+        return None
+
+
+def is_fused(family: str, *tensors: torch.Tensor) -> bool:
+    """Say whether fused operations are to serve these tensors: one device that has the family, dtypes supported.
 
     Never raises. It is also true where HVP_ENGINE_BACKEND asks for kernels that cannot run on the device: calling them
     then raises BackendError, which plain operations in their place would hide.
+
+    Args:
+        family: Name of the family, such as "softmax".
+        tensors: What the operation reads; without any the answer is no.
     """
     if not tensors:
         return False
@@ -176,57 +251,94 @@ def is_fused(*tensors: torch.Tensor) -> bool:
     for tensor in tensors:
         if tensor.dtype not in ELEMENT_TYPES or tensor.device != device:
             return False
-    return _has_operations(device, _wish())
+    wish = _wish()
+    try:
+        return _module(family, device, wish) is not None
+    except BackendError:
+        return not _is_known(wish) or _has(wish, family)
 
 
 def forget_choices() -> None:
     """Make the next calls choose anew: for tests that change what can run in the middle of a process."""
-    for cached in (_candidates, _module, _has_operations):
-        cached.cache_clear()
+    _refusals.clear()
+    _choices.clear()
 
 
 def _wish() -> str:
     return os.environ.get("HVP_ENGINE_BACKEND", "")
 
 
-# What can run does not change within a process, and asking may mean asking the driver: once per device and wish. An
-# exception is not kept, so that a refusal is looked into again.
-@functools.cache
-def _candidates(device: torch.device, wish: str) -> tuple[str, ...]:
-    """Name the backends that may serve a device, best first: the one wished for alone, else all that can run."""
-    available = available_backends(device)
-    if not wish:
-        if device.type == "cpu":
-            loader.warn_if_missing()
-        return tuple(available)
-    if wish in available:
-        return (wish,)
-    reason = next(
-        (backend.refusal(device) for backend in _BACKENDS if backend.name == wish), "this build has no such backend"
-    )
+def _is_known(name: str) -> bool:
+    return any(backend.name == name for backend in _BACKENDS)
+
+
+def _indexed(device: torch.device) -> torch.device:
+    """Give a CUDA device without an index that of the current one, which may be another at the next call."""
+    if device.type == "cuda" and device.index is None and torch.cuda.is_available():
+        return torch.device("cuda", torch.cuda.current_device())
+    return device
+
+
+def _refusal(backend: Backend, device: torch.device) -> Refusal | None:
+    """Say why a backend cannot run on a device, or None when it can; keep what will not change."""
+    key = (backend, _indexed(device))
+    if key in _refusals:
+        return _refusals[key]
+    refusal = backend.refusal(key[1])
+    if refusal is None or refusal.lasts:
+        _refusals[key] = refusal
+    return refusal
+
+
+def _wished(wish: str, device: torch.device) -> Backend:
+    """Return the backend wished for, or raise BackendError where it cannot run on the device."""
+    reason = "this build has no such backend"
+    for backend in _BACKENDS:
+        if backend.name == wish:
+            refusal = _refusal(backend, device)
+            if refusal is None:
+                return backend
+            reason = refusal.reason
     raise BackendError(
         f"HVP_ENGINE_BACKEND={wish} cannot be used on {device}: {reason}. "
-        f"Available there: {', '.join(available)}. Unset HVP_ENGINE_BACKEND to choose by itself."
+        f"Available there: {', '.join(available_backends(device))}. Unset HVP_ENGINE_BACKEND to choose by itself."
     )
 
 
-@functools.cache
 def _module(family: str, device: torch.device, wish: str) -> ModuleType | None:
-    """Import the family's module of the best candidate that has one; None where the PyTorch references serve."""
-    name = next((name for name in _candidates(device, wish) if _has(name, family)), None)
-    return None if name is None else importlib.import_module(f"{__package__}.{name}.{family}")
+    """Return the module of a family that serves a device, None where the PyTorch references do; chosen once."""
+    try:
+        return _choices[family, device, wish]
+    except KeyError:
+        pass
+    indexed = _indexed(device)
+    if indexed != device:
+        return _module(family, indexed, wish)
+    if not wish and device.type == "cpu":
+        loader.warn_if_missing()
+    module, lasts = _choose(family, device, wish)
+    if lasts:
+        _choices[family, device, wish] = module
+    return module
 
 
-@functools.cache
-def _has_operations(device: torch.device, wish: str) -> bool:
-    """Say whether the backend wished for, or one that can run on the device, has kernels of operations."""
-    if wish and all(backend.name != wish for backend in _BACKENDS):
-        return True  # the call will be refused
-    names = (wish,) if wish else _candidates(device, wish)
-    return any(_has(name, family) for name in names for family in _OPERATIONS)
+def _choose(family: str, device: torch.device, wish: str) -> tuple[ModuleType | None, bool]:
+    """Choose the backend wished for, or else the best that has the family; say whether that lasts."""
+    lasts = True
+    for backend in (_wished(wish, device),) if wish else _BACKENDS:
+        if _has(backend.name, family):
+            refusal = _refusal(backend, device)
+            if refusal is None:
+                return _imported(backend.name, family), lasts
+            lasts = lasts and refusal.lasts
+    return None, lasts
 
 
 def _has(backend: str, family: str) -> bool:
     """Say whether a backend's folder has a module of a family, without importing it."""
     folder = f"{__package__}.{backend}"
     return importlib.util.find_spec(folder) is not None and importlib.util.find_spec(f"{folder}.{family}") is not None
+
+
+def _imported(backend: str, family: str) -> ModuleType:
+    return importlib.import_module(f"{__package__}.{backend}.{family}")

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
-from hvp_engine.kernels.registry import implementation
+from hvp_engine.kernels.registry import implementation, optional_implementation
 
 __all__ = ["softmax_backward", "softmax_double_backward", "softmax_forward", "softmax_tangent", "softmax_tangent_ref"]
 
@@ -42,4 +43,9 @@ def softmax_tangent(
         tangent: Contiguous (R, C); overwritten with factor * exp(z - m) * (tangent - center).
         totals: float64 (R), to which the sums of the new rows are added.
     """
-    implementation("softmax", tangent.device).softmax_tangent(logits, statistics, factor, center, tangent, totals)
+    kernels = optional_implementation("softmax", tangent.device)
+    if kernels is None:
+        tangent.copy_(softmax_tangent_ref(logits, statistics, factor, center, tangent))
+        totals.add_(tangent.sum(1, dtype=torch.float64))
+    else:
+        kernels.softmax_tangent(logits, statistics, factor, center, tangent, totals)

@@ -225,7 +225,7 @@ def gelu(input: Tensor, approximate: str = "none") -> Tensor:
     kind = _GELU.get(approximate)
     if kind is None:
         raise ConfigurationError(f"approximate={approximate!r} is no form of gelu; pass 'none' or 'tanh'.")
-    if fused_applies(input):
+    if fused_applies("activations", input):
         output: Tensor = _Activation.apply(input, kind)
         return output
     return gelu_ref(input, approximate)
@@ -251,7 +251,7 @@ def silu(input: Tensor) -> Tensor:
     Raises:
         SecondDerivativeError: On a third derivative.
     """
-    output: Tensor = _Activation.apply(input, _SILU) if fused_applies(input) else silu_ref(input)
+    output: Tensor = _Activation.apply(input, _SILU) if fused_applies("activations", input) else silu_ref(input)
     return output
 
 
@@ -277,7 +277,7 @@ def swiglu(gate: Tensor, up: Tensor) -> Tensor:
     Raises:
         SecondDerivativeError: On a third derivative.
     """
-    if gate.dtype != up.dtype or not fused_applies(gate, up):
+    if gate.dtype != up.dtype or not fused_applies("activations", gate, up):
         return swiglu_ref(gate, up)
     if gate.shape != up.shape:
         gate, up = torch.broadcast_tensors(gate, up)  # type: ignore[no-untyped-call]

@@ -32,28 +32,29 @@ def _are_addressable(*tensors: Tensor | None) -> bool:
     return True
 
 
-def fused_applies(*tensors: Tensor | None) -> bool:
-    """Say whether fused kernels are to serve these tensors.
+def fused_applies(family: str, *tensors: Tensor | None) -> bool:
+    """Say whether the fused kernels of a family are to serve these tensors.
 
     They need plain strided tensors of a supported dtype with at least one element, on one device that has such
     kernels; nothing may trace or simulate the operations.
 
     Args:
+        family: Name of the family in `hvp_engine.kernels`.
         tensors: The operation's floating-point tensors, one at least; None stands for an absent one.
 
     Returns:
         True if fused kernels serve, False if the plain reference must; see `is_fused`.
     """
-    return _are_addressable(*tensors) and is_fused(*(tensor for tensor in tensors if tensor is not None))
+    return _are_addressable(*tensors) and is_fused(family, *(tensor for tensor in tensors if tensor is not None))
 
 
 def normalize_applies(x: Tensor, w: Tensor | None, b: Tensor | None) -> bool:
     """Say whether the fused normalisations serve: as `fused_applies`, with parameters in x's dtype or float32."""
     if w is None:
-        return b is None and fused_applies(x)
+        return b is None and fused_applies("normalize", x)
     if w.dtype != x.dtype and not (x.dtype == torch.bfloat16 and w.dtype == torch.float32):
         return False
-    return (b is None or b.dtype == w.dtype) and fused_applies(x, w, b)
+    return (b is None or b.dtype == w.dtype) and fused_applies("normalize", x, w, b)
 
 
 def attention_applies(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> bool:
@@ -62,8 +63,8 @@ def attention_applies(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | 
     Its kernels have dtypes of their own, a limit on leading dimensions (`can_run`), and no gradient of the mask.
     """
     return (
-        can_run(query, mask)
-        and _are_addressable(query, key, value, mask)
+        _are_addressable(query, key, value, mask)
+        and can_run(query, mask)
         and (mask is None or not _is_differentiated(mask))
     )
 

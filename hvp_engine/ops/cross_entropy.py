@@ -250,7 +250,7 @@ def cross_entropy(
     """
     if input.dim() == 0:
         raise ConfigurationError("The logits are a scalar; their shape must be (C), (N, C) or (N, C, d1, ...).")
-    if target.is_floating_point() or not fused_applies(input):
+    if target.is_floating_point() or not fused_applies("cross_entropy", input):
         return cross_entropy_ref(input, target, weight, ignore_index, reduction, label_smoothing)
     class_dim = 0 if input.dim() == 1 else 1
     classes = input.shape[class_dim]

@@ -137,7 +137,7 @@ def embedding(input: Tensor, weight: Tensor, padding_idx: int | None = None) -> 
     rows, columns = weight.shape
     if padding_idx is not None and not -rows <= padding_idx < rows:
         raise ConfigurationError(f"padding_idx is {padding_idx}, but the table has {rows} rows.")
-    if not fused_applies(weight):
+    if not fused_applies("embedding", weight):
         return embedding_ref(input, weight, padding_idx)
     tokens = input.reshape(-1).long()
     grad_tokens = tokens if padding_idx is None else tokens.masked_fill(tokens == padding_idx % rows, _NOWHERE)

@@ -150,7 +150,7 @@ def softmax(input: Tensor, dim: int = -1, dtype: torch.dtype | None = None) -> T
             f"{max(input.dim(), 1) - 1}."
         )
     values = input if dtype is None else input.to(dtype)
-    if input.dim() == 0 or not fused_applies(values):
+    if input.dim() == 0 or not fused_applies("softmax", values):
         return softmax_ref(input, dim, dtype)
     moved = values.movedim(dim, -1)
     output: Tensor = _Softmax.apply(moved.reshape(-1, moved.shape[-1]))

@@ -56,11 +56,11 @@ def _rms_norm(
 
 
 def _gelu(input: Tensor, *, approximate: str = "none") -> Any:
-    return gelu(input, approximate) if fused_applies(input) else NotImplemented
+    return gelu(input, approximate) if fused_applies("activations", input) else NotImplemented
 
 
 def _silu(input: Tensor, inplace: bool = False) -> Any:
-    return NotImplemented if inplace or not fused_applies(input) else silu(input)
+    return NotImplemented if inplace or not fused_applies("activations", input) else silu(input)
 
 
 def _attention(
@@ -74,7 +74,7 @@ def _attention(
     scale: float | None = None,
     enable_gqa: bool = False,
 ) -> Any:
-    if dropout_p or not fused_applies(query, key, value):
+    if dropout_p or not fused_applies("attention", query, key, value):
         return NotImplemented
     return attention(query, key, value, attn_mask, 0.0, is_causal, scale=scale, enable_gqa=enable_gqa)
 
@@ -90,7 +90,7 @@ def _cross_entropy(
     label_smoothing: float = 0.0,
 ) -> Any:
     legacy = size_average is not None or reduce is not None
-    if legacy or target.is_floating_point() or not fused_applies(input):
+    if legacy or target.is_floating_point() or not fused_applies("cross_entropy", input):
         return NotImplemented
     return cross_entropy(input, target, weight, ignore_index, reduction, label_smoothing)
 
@@ -105,17 +105,17 @@ def _embedding(
     sparse: bool = False,
 ) -> Any:
     del norm_type  # of max_norm only
-    if max_norm is not None or scale_grad_by_freq or sparse or not fused_applies(weight):
+    if max_norm is not None or scale_grad_by_freq or sparse or not fused_applies("embedding", weight):
         return NotImplemented
     return embedding(input, weight, padding_idx)
 
 
 def _softmax(input: Tensor, dim: int | None = None, _stacklevel: int = 3, dtype: torch.dtype | None = None) -> Any:
-    return softmax(input, dim, dtype) if dim is not None and fused_applies(input) else NotImplemented
+    return softmax(input, dim, dtype) if dim is not None and fused_applies("softmax", input) else NotImplemented
 
 
 def _torch_softmax(input: Tensor, dim: int, dtype: torch.dtype | None = None) -> Any:
-    return softmax(input, dim, dtype) if isinstance(dim, int) and fused_applies(input) else NotImplemented
+    return softmax(input, dim, dtype) if isinstance(dim, int) and fused_applies("softmax", input) else NotImplemented
 
 
 def _linear(head: FusedHead, input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -205,7 +205,7 @@ class TwiceDifferentiable(TorchFunctionMode):
 
 
 def fuse_lm_head(model: nn.Module) -> TwiceDifferentiable:
-    """Do what `twice_differentiable` does and computes a language model's loss without its logits.
+    """Do what `twice_differentiable` does, and compute a language model's loss without its logits.
 
     While it is active, the output embedding of the model (`get_output_embeddings()` of a Hugging Face model, else the
     attribute `lm_head`) returns logits that are computed only if something other than `F.cross_entropy` uses them;

@@ -13,6 +13,7 @@ import hvp_engine.kernels.reorthogonalize as reorthogonalize_module
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 CPU = torch.device("cpu")
+BACKENDS = ("triton", "cuda", "native", "torch")
 
 
 @pytest.fixture(scope="module")
@@ -68,6 +69,11 @@ def test_a_wrong_kernel_fails_its_check_and_the_others_go_on(gpu_validate, monke
     assert failed
     assert all("reorthogonalize" in name for name in failed)
     assert not report.ok
+
+
+def test_a_backend_is_validated_on_the_families_that_the_registry_finds(gpu_validate):
+    asked = [(name, gpu_validate._has_quadrature(name), gpu_validate._has_operations(name)) for name in BACKENDS]
+    assert asked == [("triton", False, True), ("cuda", True, False), ("native", True, True), ("torch", True, True)]
 
 
 def test_a_device_without_kernels_fails(gpu_validate):

@@ -23,9 +23,11 @@ from attention_cases import (
     relative_error,
 )
 from torch.autograd import gradcheck, gradgradcheck
+from torch.utils.flop_counter import FlopCounterMode
 
 from hvp_engine.errors import ConfigurationError
 from hvp_engine.kernels import loader
+from hvp_engine.ops import applies
 from hvp_engine.ops.attention import attention, attention_ref
 
 # PyTorch itself loads its forward-mode rules through a deprecated function.
@@ -241,3 +243,14 @@ def test_bad_arguments_are_explained(change, message):
     for function in (attention, attention_ref):
         with pytest.raises(ConfigurationError, match=message):
             function(**{**x, **change})
+
+
+def test_the_registry_is_not_asked_for_operands_that_no_kernel_may_touch(monkeypatch):
+    asked = []
+    monkeypatch.setattr(applies, "can_run", lambda query, mask: asked.append(query) or True)
+    x = torch.randn(1, 2, 3, 4)
+    with FlopCounterMode(display=False):
+        attention(x, x, x)
+    assert not asked
+    attention(x, x, x)
+    assert len(asked) == 1

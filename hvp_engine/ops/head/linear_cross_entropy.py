@@ -336,7 +336,7 @@ def linear_cross_entropy(
     _check_shapes(hidden_, weight_, bias_)
     check_options(reduction, label_smoothing, class_weight, weight.shape[0])
     check_targets(target, hidden.shape[:-1])
-    if not fused_applies(hidden_, weight_):
+    if not fused_applies("cross_entropy", hidden_, weight_):
         return linear_cross_entropy_ref(
             hidden, weight, target, bias, class_weight, ignore_index, reduction, label_smoothing
         )
