@@ -38,7 +38,7 @@ def size(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture
 def device(request: pytest.FixtureRequest) -> torch.device:
-    """Say where to run."""
+    """Return the device to run on."""
     name = str(request.config.getoption("--device"))
     if name == "cuda" and not torch.cuda.is_available():
         pytest.fail("--device cuda: torch finds no CUDA device; benchmarks/README.md says which torch to install")

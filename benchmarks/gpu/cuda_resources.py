@@ -121,7 +121,7 @@ def compile_with_nvrtc(site_packages: Path, architecture: int) -> tuple[str, dic
 
 
 def measure(nvrtc: Path | None) -> dict:
-    """Compile everything and adds occupancy."""
+    """Compile everything, and add the occupancy."""
     compilers = {f"sm_{a}": f"nvcc {nvcc_release()}" for a in NVCC_ARCHITECTURES}
     kernels = {f"sm_{a}": compile_with_nvcc(a) for a in NVCC_ARCHITECTURES}
     if nvrtc is not None:

@@ -52,7 +52,7 @@ class Report:
 
     @property
     def ok(self) -> bool:
-        """Whether every check that counts has passed."""
+        """Verdict: every check that counts has passed."""
         return bool(self.checks) and all(check.ok for check in self.checks if check.fatal)
 
     def run_checks(self, name: str, checks: Callable[[], Iterator[Check]]) -> None:

@@ -20,7 +20,7 @@ def layer_norm(
     bias: Tensor | None = None,
     eps: float = 1e-5,
 ) -> Tensor:
-    """Normalise the trailing dimensions to mean 0 and variance 1, then scales and shifts them.
+    """Normalise the trailing dimensions to mean 0 and variance 1, then scale and shift them.
 
     Ba, Kiros and Hinton (2016), "Layer Normalization". Each derivative is one
     pass over memory; sums over rows give the same bits at every thread count. Fused kernels serve

@@ -20,7 +20,7 @@ def rms_norm(
     weight: Tensor | None = None,
     eps: float | None = None,
 ) -> Tensor:
-    """Divide the trailing dimensions by their root mean square, then scales them.
+    """Divide the trailing dimensions by their root mean square, then scale them.
 
     Zhang and Sennrich (2019), "Root Mean Square Layer Normalization". Each derivative is one
     pass over memory; sums over rows give the same bits at every thread count. Fused kernels serve

@@ -233,7 +233,7 @@ _aten_library = torch.library.Library("aten", "IMPL")
 def install(extension: ModuleType) -> None:
     """Makes the device and the CUDA kernels of an extension built for it known to this process, for good."""
     from hvp_engine.kernels import loader
-    from hvp_engine.ops import applies as _function
+    from hvp_engine.ops import applies
 
     _library.fallback(_run, "CUDA")  # of all operations: a CPU build has no CUDA kernels
     # What a CPU build composes of others, in a way that these tensors cannot follow: torch.tensor copies its list past
@@ -248,7 +248,7 @@ def install(extension: ModuleType) -> None:
     torch.cuda.Event = _Event
     torch.version.cuda = "emulated"
     # Fused operations serve tensors of no other class, since they may hide what they do; these hide nothing.
-    _function._PLAIN_TYPES = (*_function._PLAIN_TYPES, DeviceTensor)
+    applies._PLAIN_TYPES = (*applies._PLAIN_TYPES, DeviceTensor)
     for name in dir(extension):
         if not name.startswith("__"):
             value = getattr(extension, name)

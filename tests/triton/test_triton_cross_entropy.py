@@ -8,8 +8,7 @@ from derivative_checks import DTYPES, SIZES, check_against_plain, check_reverse_
 from loss_checks import check_derivatives
 
 from hvp_engine.ops.cross_entropy import cross_entropy, cross_entropy_ref
-from hvp_engine.ops.head import by_classes as panel_head
-from hvp_engine.ops.head import by_tokens as chunked_head
+from hvp_engine.ops.head import by_classes, by_tokens
 from hvp_engine.ops.head.linear_cross_entropy import linear_cross_entropy, linear_cross_entropy_ref
 
 pytestmark = [
@@ -89,8 +88,8 @@ def test_infinite_logits_give_what_pytorch_gives():
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("options", [{}, OPTIONS[3]])
 def test_the_chunked_head_equals_plain_pytorch(monkeypatch, options, dtype):
-    monkeypatch.setattr(chunked_head, "MIN_CHUNK_ROWS", 8)
-    monkeypatch.setattr(chunked_head, "CHUNK_BYTES", 1)
+    monkeypatch.setattr(by_tokens, "MIN_CHUNK_ROWS", 8)
+    monkeypatch.setattr(by_tokens, "CHUNK_BYTES", 1)
     target = targets(20, 131, options)
     fused, plain = (bind(f, 131, target, options) for f in (linear_cross_entropy, linear_cross_entropy_ref))
     inputs = [strided(20, 9), strided(131, 9), torch.randn(131)]
@@ -103,9 +102,9 @@ def test_the_chunked_head_equals_plain_pytorch(monkeypatch, options, dtype):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_the_panelled_head_equals_plain_pytorch(monkeypatch, dtype):
-    monkeypatch.setattr(panel_head, "MIN_ROWS", 8)
-    monkeypatch.setattr(panel_head, "PANEL_BYTES", 1)
-    monkeypatch.setattr(panel_head, "PANEL_CLASSES", 48)
+    monkeypatch.setattr(by_classes, "MIN_ROWS", 8)
+    monkeypatch.setattr(by_classes, "PANEL_BYTES", 1)
+    monkeypatch.setattr(by_classes, "PANEL_CLASSES", 48)
     target = targets(20, 131, OPTIONS[3])
     head = [torch.randn(131, 9), torch.randn(131)]
     losses = [bind(f, 131, target, OPTIONS[3]) for f in (linear_cross_entropy, linear_cross_entropy_ref)]

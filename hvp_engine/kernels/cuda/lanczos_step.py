@@ -15,7 +15,7 @@ __all__ = ["record_step"]
 
 
 def record_step(state: LanczosState, step: Step, vectors: Sequence[NewVector]) -> None:
-    """Record a step in the state and write the next Lanczos vectors.
+    """Record a step in the state, and write the next Lanczos vectors.
 
     Args:
         state: As in `hvp_engine.kernels.lanczos_step.record_step`, on a CUDA device.

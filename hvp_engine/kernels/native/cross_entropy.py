@@ -30,7 +30,7 @@ def _described(rows: CrossEntropyRows) -> Any:
 
 
 def cross_entropy_forward(rows: CrossEntropyRows, statistics: Tensor, loss: Tensor) -> None:
-    """Fill losses (R) and softmax norms (R, 2)."""
+    """Fill losses (R) and row statistics (R, 2)."""
     native.cross_entropy_forward(_described(rows), address(statistics), address(loss))
 
 

@@ -98,7 +98,7 @@ def per_query(numbers, KEYS_FIRST: tl.constexpr):
 
 @triton.jit
 def masked(scores, mask, rows, cols, queries, keys, CAUSAL: tl.constexpr, KEYS_FIRST: tl.constexpr):
-    """Add or applies the mask; -inf where a key is hidden or does not exist."""
+    """Add or apply the mask; -inf where a key is hidden or does not exist."""
     row, col = per_query(rows, KEYS_FIRST), per_query(cols, not KEYS_FIRST)
     seen = col < keys
     if CAUSAL:

@@ -1,4 +1,4 @@
-"""Cross-entropy rows: losses and softmax norms, gradient, and its derivative; a program owns its rows.
+"""Cross-entropy rows: losses and row statistics, gradient, and its derivative; a program owns its rows.
 
 With L = log sum exp z, loss = hit (L - z_target) + smooth sum_c w_c (L - z_c), and its gradient is
 mass p - hit e_target - smooth w; mass = hit + smooth sum w.
@@ -185,7 +185,7 @@ def _operands(rows: CrossEntropyRows) -> tuple[Tensor | None, ...]:
 
 
 def cross_entropy_forward(rows: CrossEntropyRows, statistics: Tensor, loss: Tensor) -> None:
-    """Fill losses (R) and softmax norms (R, 2); see `hvp_engine.kernels.cross_entropy`."""
+    """Fill losses (R) and row statistics (R, 2); see `hvp_engine.kernels.cross_entropy`."""
     count, columns = rows.logits.shape
     tile = tile_of(count, columns)
     arguments = (*_operands(rows), statistics, loss, count, columns, rows.ignore_index)

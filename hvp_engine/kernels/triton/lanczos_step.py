@@ -102,7 +102,7 @@ def scale_vectors(
 
 
 def record_step(state: LanczosState, step: Step, vectors: Sequence[NewVector]) -> None:
-    """Record a step in the state and writes the next Lanczos vectors, on the device's current stream.
+    """Record a step in the state, and write the next Lanczos vectors, on the device's current stream.
 
     Args:
         state: As in `hvp_engine.kernels.lanczos_step.record_step`.

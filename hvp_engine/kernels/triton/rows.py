@@ -1,4 +1,4 @@
-"""What the kernels on rows share: loads in the accumulator type, softmax norms, tile sizes, launches."""
+"""What the kernels on rows share: loads in the accumulator type, row statistics, tile sizes, launches."""
 
 from __future__ import annotations
 

@@ -72,7 +72,7 @@ class HeadInputs:
         return self.hidden.new_empty(rows, self.weight.shape[0])
 
     def logits(self, rows: slice, out: Tensor) -> Tensor:
-        """Compute a chunk's logits into `out`, or returns the kept ones."""
+        """Compute a chunk's logits into `out`, or return the kept ones."""
         if self.kept_logits is not None:
             return self.kept_logits[rows]
         out = out[: rows.stop - rows.start]
