@@ -43,13 +43,11 @@ cuda_max_rows: int
 
 class ProjectionPlan:
     workspace_bytes: int
-    max_count: int
 
 def cuda_plan_reorthogonalize(table: NDArray[np.int64]) -> tuple[ProjectionPlan, NDArray[np.int64]]: ...
 def cuda_reorthogonalize(
     plan: ProjectionPlan,
     entries: int,
-    counts: int,
     coefficients: int,
     coefficient_stride: int,
     norms: int,

@@ -23,13 +23,13 @@ py::tuple cuda_plan_reorthogonalize(const hvp::Table& table) {
     return py::make_tuple(plan, hvp::cuda::words_of(entries));
 }
 
-void cuda_reorthogonalize(const ProjectionPlan& plan, Address entries, Address counts, Address coefficients,
+void cuda_reorthogonalize(const ProjectionPlan& plan, Address entries, Address coefficients,
                           std::int64_t coefficient_stride, Address norms, Address lost, Address workspace,
                           int device, Address stream) {
     hvp::cuda::check(hvp::cuda::reorthogonalize(
         plan,
-        {at<ProjectionEntry>(entries), at<std::int64_t>(counts), at<double>(coefficients), coefficient_stride,
-         at<double>(norms), at<double>(lost), at<void>(workspace)},
+        {at<ProjectionEntry>(entries), at<double>(coefficients), coefficient_stride, at<double>(norms),
+         at<double>(lost), at<void>(workspace)},
         {device, at<void>(stream)}));
 }
 
@@ -39,8 +39,7 @@ void register_cuda_reorthogonalize(py::module_& m) {
     m.attr("cuda_max_rows") = hvp::cuda::kMaxRows;
     // Local: tests load these bindings a second time, over emulated kernels.
     py::class_<ProjectionPlan>(m, "ProjectionPlan", py::module_local())
-        .def_readonly("workspace_bytes", &ProjectionPlan::workspace_bytes)
-        .def_readonly("max_count", &ProjectionPlan::max_count);
+        .def_readonly("workspace_bytes", &ProjectionPlan::workspace_bytes);
     m.def("cuda_plan_reorthogonalize", &cuda_plan_reorthogonalize, py::arg("table").noconvert());
     m.def("cuda_reorthogonalize", &cuda_reorthogonalize, py::call_guard<py::gil_scoped_release>());
 }

@@ -42,12 +42,16 @@ HVP_ELEMENT_INLINE void store(Bf16* p, float x) {
 // Calls function(T{}) with the element type that dtype names.
 template <class Function>
 HVP_ELEMENT_INLINE void with_dtype(Dtype dtype, Function function) {
-    if (dtype == Dtype::float32)
-        function(float{});
-    else if (dtype == Dtype::float64)
-        function(double{});
-    else
-        function(Bf16{});
+    switch (dtype) {
+        case Dtype::float32:
+            return function(float{});
+        case Dtype::float64:
+            return function(double{});
+        case Dtype::bfloat16:
+            return function(Bf16{});
+        case Dtype::boolean:  // only masks of attention are, and the bindings let no other boolean in
+            __builtin_unreachable();
+    }
 }
 
 }  // namespace hvp

@@ -95,10 +95,6 @@ struct ProjectionBatch {
     __device__ double* partial(const ProjectionEntry& e) const {
         return static_cast<double*>(arrays.workspace) + num_streams * max_count + e.first_partial;
     }
-    __device__ int count(std::int64_t s) const {
-        const std::int64_t wanted = arrays.counts[s], most = arrays.entries[s].stream.count;
-        return static_cast<int>(wanted < most ? wanted : most);
-    }
 };
 
 __device__ inline std::int64_t num_tasks_of(const ProjectionEntry& e) {
@@ -115,12 +111,12 @@ struct View {
     int count;
     bool aligned;
 
-    __device__ View(const ReorthogonalizeStream& s, int rows)
+    __device__ explicit View(const ReorthogonalizeStream& s)
         : basis(static_cast<const Q*>(s.basis)),
           vector(static_cast<W*>(s.vector)),
           row_stride(s.row_stride),
           size(s.size),
-          count(rows) {
+          count(static_cast<int>(s.count)) {
         const auto addresses =
             reinterpret_cast<std::uintptr_t>(s.basis) | reinterpret_cast<std::uintptr_t>(s.vector);
         aligned = (addresses | static_cast<std::uintptr_t>(row_stride) * sizeof(Q)) % 16 == 0;
@@ -269,7 +265,7 @@ __device__ void run_task(const ProjectionBatch& batch, std::int64_t index, std::
     double* squares = dots + batch.max_count;
     double* parts = squares + kProjectionWarps;
     const ProjectionEntry& e = batch.arrays.entries[index];
-    const View<Q, W> s(e.stream, batch.count(index));
+    const View<Q, W> s(e.stream);
     const int thread = static_cast<int>(threadIdx.x), warp = thread / kWarpSize;
     const std::int64_t task_begin = (task - e.first_task) * kTaskColumns;
     const std::int64_t task_end = task_begin + kTaskColumns < s.size ? task_begin + kTaskColumns : s.size;
@@ -297,7 +293,7 @@ __device__ void run_task(const ProjectionBatch& batch, std::int64_t index, std::
     if (thread == 0) {
         square = 0.0;
         for (int from = 0; from < kProjectionWarps; ++from) square += squares[from];
-        partial[e.stream.count * tasks] = square;
+        partial[s.count * tasks] = square;
     }
     __syncthreads();  // the next task of this block clears the dots
 }
@@ -328,7 +324,7 @@ __global__ void __launch_bounds__(kProjectionThreads) finish_pass(ProjectionBatc
     const int thread = static_cast<int>(threadIdx.x), warp = thread / kWarpSize, lane = thread % kWarpSize;
     for (std::int64_t index = blockIdx.x; index < batch.num_streams; index += gridDim.x) {
         const ProjectionEntry& e = batch.arrays.entries[index];
-        const int count = batch.count(index);
+        const int count = static_cast<int>(e.stream.count);
         const std::int64_t tasks = num_tasks_of(e);
         const double* partial = batch.partial(e);
         double* first = batch.first(index);

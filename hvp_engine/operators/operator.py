@@ -22,6 +22,7 @@ from hvp_engine.problem.precision import Precision
 from hvp_engine.scheduling.policy import products_past_head
 from hvp_engine.scheduling.scheduler import ProductGraph, Scheduler
 from hvp_engine.system.memory import budget as free_budget
+from hvp_engine.system.torch_private import write_count
 
 
 class CurvatureOperator(ABC):
@@ -215,7 +216,7 @@ class CurvatureOperator(ABC):
     def _state(self) -> list[tuple[int, int]]:
         """Return what changes whenever a parameter or buffer is written to or replaced."""
         model = self.objective.model
-        return [(t.data_ptr(), t._version) for t in (*model.parameters(), *model.buffers())]
+        return [(t.data_ptr(), write_count(t)) for t in (*model.parameters(), *model.buffers())]
 
     def _vectors(self, name: str, vectors: Tensor) -> Tensor:
         if name not in self.partition.blocks:

@@ -12,7 +12,7 @@ from typing import Any
 from torch import Tensor
 from torch.utils.flop_counter import flop_registry
 
-from hvp_engine.system.torch_private import DispatchMode
+from hvp_engine.system.torch_private import DispatchMode, is_view
 
 _GATHERS = ("embedding", "index", "index_select", "gather")  # read as much as they write, not their whole input
 _ALLOCATIONS = ("empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided")
@@ -103,10 +103,8 @@ def traffic(tensors: Iterable[Tensor | None]) -> float:
 @functools.cache
 def _name(operation: Any) -> tuple[str, bool]:
     """Name of an operation, and whether it moves no data: a view, an allocation, or a question about a tensor."""
-    name = operation._schema.name.removeprefix("aten::")
-    aliases = [returned.alias_info for returned in operation._schema.returns]
-    is_view = any(alias is not None and not alias.is_write for alias in aliases)
-    return name, is_view or name in _ALLOCATIONS or name.startswith("prim::")
+    name = operation.name().removeprefix("aten::").partition(".")[0]
+    return name, is_view(operation) or name in _ALLOCATIONS or name.startswith("prim::")
 
 
 def _tensors(value: Any) -> Iterator[Tensor]:

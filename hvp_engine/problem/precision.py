@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from typing import Literal, get_args
 
 import torch
 
 from hvp_engine.errors import ConfigurationError
-from hvp_engine.problem.product_switches import read_switches, uniform_switches, write_switches
+from hvp_engine.problem.product_switches import HeldSwitches
 
 Precision = Literal["fp64", "fp32", "tf32", "bf16"]
 
@@ -30,20 +31,20 @@ def product_dtype(precision: Precision) -> torch.dtype:
     return torch.bfloat16 if precision == "bf16" else working_dtype(precision)
 
 
-@contextlib.contextmanager
-def product_mode(precision: Precision) -> Iterator[None]:
+def product_mode(precision: Precision) -> AbstractContextManager[None]:
     """Hold the product modes of every backend at what ``precision`` says, whatever the caller's global settings are.
 
     ``"tf32"`` allows TensorFloat-32 on CUDA; everything else means IEEE float32. CPUs have no TF32: there ``"tf32"``
     runs as float32, which is more accurate, never less. Products of bfloat16 add up in float32. The caller's settings
     come back at the end.
+
+    They are settings of the process: several threads may be inside at once where none or all of them compute in
+    ``"tf32"``. One thread may nest any precisions while it is alone inside.
+
+    Raises:
+        ConfigurationError: On entering, where another thread is inside with the other mode.
     """
-    before = read_switches()
-    try:
-        write_switches(uniform_switches(tf32=precision == "tf32"))
-        yield
-    finally:
-        write_switches(before)
+    return HeldSwitches(tf32=precision == "tf32")
 
 
 @contextlib.contextmanager

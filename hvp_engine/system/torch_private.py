@@ -7,6 +7,7 @@ never the import of this package; each is explained where it is looked up.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import pkgutil
 from collections.abc import Callable, Hashable, Iterator
 from contextlib import AbstractContextManager
@@ -28,6 +29,7 @@ __all__ = [
     "enter_vmap",
     "fake_mode",
     "is_batched",
+    "is_view",
     "leave_vmap",
     "make_wrapper",
     "remove_batch_dim",
@@ -37,6 +39,7 @@ __all__ = [
     "will_execute",
     "without_mkldnn",
     "without_torch_functions",
+    "write_count",
 ]
 
 
@@ -198,3 +201,26 @@ def storage_key(storage: torch.UntypedStorage) -> Hashable:
     """
     key: Hashable = getattr(storage, "_cdata", None) or storage.data_ptr() or storage
     return key
+
+
+def is_view(operation: Any) -> bool:
+    """Say whether a result of an operation shares an argument's memory and is not written to.
+
+    Where an operation does not tell, it counts as one that makes new tensors: then a plan counts more traffic than
+    there is.
+    """
+    schema = getattr(operation, "_schema", None)
+    results = () if schema is None else schema.returns
+    return any(result.alias_info is not None and not result.alias_info.is_write for result in results)
+
+
+def write_count(tensor: Tensor) -> int:
+    """Return a number that changes whenever a tensor is written to.
+
+    Where PyTorch does not count that is a digest of the content, which takes as long as to read the tensor.
+    """
+    counted: int | None = getattr(tensor, "_version", None)
+    if counted is not None:
+        return counted
+    content = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
+    return int.from_bytes(hashlib.blake2b(content.tobytes(), digest_size=8).digest(), "big")

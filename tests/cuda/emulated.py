@@ -107,23 +107,22 @@ class Emulator:
                 position += len(before)
             return pieces
 
-    def reorthogonalize(self, bases, vectors, counts, *, order="fwd", lead=0, capacities=None) -> tuple:
+    def reorthogonalize(self, bases, vectors, counts, *, order="fwd", lead=0) -> tuple:
         """Returns (Projection, new vectors). `lead` misaligns every basis by so many elements."""
         num, width = len(vectors), max(counts)
-        capacities = capacities or counts
         parameters = [num, width]
-        for basis, vector, capacity in zip(bases, vectors, capacities, strict=True):
-            parameters += [basis.stride(0), vector.shape[0], capacity]
+        for basis, vector, count in zip(bases, vectors, counts, strict=True):
+            parameters += [basis.stride(0), vector.shape[0], count]
             parameters += [DTYPES[basis.dtype], DTYPES[vector.dtype]]
         nan = np.full(num * (width + 2), np.nan)
-        arrays = [(0, np.array(parameters, dtype=np.int64).tobytes()), (0, np.array(counts, dtype=np.int64).tobytes())]
+        arrays = [(0, np.array(parameters, dtype=np.int64).tobytes())]
         arrays += [(0, nan[: num * width].tobytes()), (0, nan[:num].tobytes()), (0, nan[:num].tobytes())]
         for basis, vector, count in zip(bases, vectors, counts, strict=True):
             arrays += [(lead * basis.element_size(), _bytes(basis[:count])), (0, _bytes(vector))]
         pieces = self._run("reorthogonalize", arrays, order)
-        doubles = [torch.frombuffer(bytearray(p) or bytearray(8), dtype=torch.float64) for p in pieces[2:5]]
+        doubles = [torch.frombuffer(bytearray(p) or bytearray(8), dtype=torch.float64) for p in pieces[1:4]]
         coefficients = doubles[0][: num * width].reshape(num, width)
-        results = [torch.frombuffer(bytearray(p), dtype=v.dtype) for p, v in zip(pieces[6::2], vectors, strict=True)]
+        results = [torch.frombuffer(bytearray(p), dtype=v.dtype) for p, v in zip(pieces[5::2], vectors, strict=True)]
         return Projection(coefficients, doubles[1], doubles[2]), results
 
     def tridiagonal_quadrature(self, alphas, betas, steps, *, order="fwd") -> Quadrature:

@@ -133,6 +133,6 @@ def test_a_broken_copy_is_caught(broken, emulator, name):
 
 
 def test_the_harness_refuses_more_shared_memory_than_a_block_may_have(emulator):
-    bases, vectors, counts = streams([(8, 1)], torch.float32, torch.float32)
+    bases, vectors, counts = streams([(8, 5000)], torch.float32, torch.float32)
     with pytest.raises(Failure, match="shared memory"):
-        emulator.reorthogonalize(bases, vectors, counts, capacities=[5000])
+        emulator.reorthogonalize(bases, vectors, counts)

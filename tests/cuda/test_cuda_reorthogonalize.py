@@ -67,13 +67,6 @@ def test_streams_of_different_types_share_one_batch(emulator):
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
 
 
-def test_a_count_below_the_capacity_leaves_the_other_rows_alone(emulator):
-    bases, vectors, counts = streams([(500, 4), (64, 2)], torch.float32, torch.float32, seed=3)
-    exact, wanted = emulator.reorthogonalize(bases, vectors, counts)
-    found, results = emulator.reorthogonalize(bases, vectors, counts, capacities=[9, 40])
-    assert all(torch.equal(a, b) for a, b in zip((*exact, *wanted), (*found, *results), strict=True))
-
-
 def test_a_nan_in_the_vector_shows_in_every_result(emulator):
     bases, vectors, counts = streams([(200, 3), (9000, 2)], torch.float32, torch.float32, seed=4)
     for vector in vectors:

@@ -78,6 +78,16 @@ def test_reorthogonalisation_agrees_with_the_reference(basis_dtype, vector_dtype
         torch.testing.assert_close(a.cpu(), b, rtol=tolerance, atol=tolerance)
 
 
+@on_device
+def test_reorthogonalisation_copies_one_table_to_the_device():
+    from hvp_engine.kernels.cuda import reorthogonalize as facade
+
+    bases, vectors, counts = streams(RAGGED, torch.float32, torch.float32, seed=2)
+    with by_cuda_kernels(), patch.object(facade, "to_device", wraps=facade.to_device) as copied:
+        reorthogonalize(on_cuda(bases), on_cuda(vectors), counts)
+    assert copied.call_count == 1
+
+
 @pytest.mark.parametrize("position", [0, 2])
 @pytest.mark.parametrize(
     ("vector_dtype", "store_dtype", "windowed"),

@@ -92,8 +92,38 @@ def test_a_storage_without_a_number_is_told_by_its_address_or_by_itself() -> Non
     assert torch_private.storage_key(nowhere) is nowhere  # type: ignore[arg-type]
 
 
+def test_an_operation_without_a_schema_counts_as_one_that_makes_new_tensors() -> None:
+    aten = torch.ops.aten
+    operations = (aten.t.default, aten.detach.default, aten.mm.default, aten.add_.Tensor)
+    assert [torch_private.is_view(operation) for operation in operations] == [True, True, False, False]
+    assert torch_private.is_view(SimpleNamespace()) is False
+
+
+class _Uncounted(torch.Tensor):
+    @property
+    def _version(self) -> int:
+        raise AttributeError("_version")
+
+
+@pytest.mark.parametrize("kind", [torch.Tensor, _Uncounted])
+def test_the_count_of_writes_changes_with_each_write_and_with_nothing_else(kind: type[torch.Tensor]) -> None:
+    for tensor in (torch.zeros(3, 4), torch.zeros(4, 3, dtype=torch.bfloat16).T, torch.zeros(()), torch.zeros(2) > 0):
+        parameter = tensor.as_subclass(kind)
+        before = torch_private.write_count(parameter)
+        assert torch_private.write_count(parameter) == before
+        tensor.view(-1)[-1:].fill_(1) if tensor.is_contiguous() else tensor[2, 3].fill_(1)
+        assert torch_private.write_count(parameter) != before
+    assert torch_private.write_count(torch.zeros(0).as_subclass(kind)) == torch_private.write_count(
+        torch.zeros(0).as_subclass(kind)
+    )
+
+
+# Private attributes of PyTorch's objects, which say nothing of PyTorch where they are read.
+_ATTRIBUTES = ("_schema", "_version", "_cdata")
+
+
 def _private_uses(source: str) -> Iterator[str]:
-    """Names below torch, with an underscore in front of one of their parts, that a module imports or reaches."""
+    """Names below torch with an underscore in front of a part that a module imports or reaches, and `_ATTRIBUTES`."""
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]
@@ -101,6 +131,8 @@ def _private_uses(source: str) -> Iterator[str]:
             names = [f"{node.module}.{alias.name}" for alias in node.names]
         elif isinstance(node, ast.Attribute):
             names = [ast.unparse(node)]
+            if node.attr in _ATTRIBUTES:
+                yield names[0]
         else:
             continue
         for name in names:
@@ -110,7 +142,9 @@ def _private_uses(source: str) -> Iterator[str]:
 
 
 def test_no_other_module_uses_a_private_name_of_pytorch() -> None:
-    assert list(_private_uses("from torch._C import a\nimport torch._x\nb = torch.nn._y(3)\nself._z = torch.add"))
+    below = "from torch._C import a\nimport torch._x\nb = torch.nn._y(3)\nself._z = torch.add"
+    assert list(_private_uses(below)) == ["torch._C.a", "torch._x", "torch.nn._y"]
+    assert list(_private_uses("f(t)._version + op._schema.name")) == ["f(t)._version", "op._schema"]
     uses = {
         str(path.relative_to(_PACKAGE)): found
         for path in _PACKAGE.rglob("*.py")

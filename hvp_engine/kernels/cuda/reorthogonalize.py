@@ -25,21 +25,19 @@ def reorthogonalize(table: NDArray[np.int64], found: Projection) -> None:
         ConfigurationError: A basis has too many rows in use, or the device is not a CUDA device.
         BackendError: The CUDA kernels cannot run, or a launch failed.
     """
-    counts, device = np.ascontiguousarray(table[:, 4]), found.norms.device
-    if counts.max() > loader.native.cuda_max_rows:
+    rows, device = int(table[:, 4].max()), found.norms.device
+    if rows > loader.native.cuda_max_rows:
         raise ConfigurationError(
-            f"A basis of {counts.max()} rows is more than the CUDA kernels take ({loader.native.cuda_max_rows}); "
+            f"A basis of {rows} rows is more than the CUDA kernels take ({loader.native.cuda_max_rows}); "
             "use fewer steps, or set HVP_ENGINE_BACKEND=torch."
         )
     with queue(device) as on:
-        used = to_device(counts, device)
         plan, words = loader.native.cuda_plan_reorthogonalize(table)
         entries = to_device(words, device)
         workspace = torch.empty(plan.workspace_bytes, dtype=torch.uint8, device=device)
         loader.native.cuda_reorthogonalize(
             plan,
             entries.data_ptr(),
-            used.data_ptr(),
             found.coefficients.data_ptr(),
             found.coefficients.shape[1],
             found.norms.data_ptr(),

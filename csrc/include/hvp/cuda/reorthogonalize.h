@@ -11,7 +11,7 @@ namespace cuda {
 
 constexpr std::int64_t kMaxRows = 3072;  // what the shared memory of a block holds
 
-// An entry of the table of streams; `stream.count` is the largest count that the call may meet.
+// An entry of the table of streams.
 struct ProjectionEntry {
     ReorthogonalizeStream stream;
     std::int64_t first_task;
@@ -32,8 +32,7 @@ ProjectionPlan plan_projection(const ReorthogonalizeStream* streams, std::int64_
 
 struct ProjectionArrays {
     const ProjectionEntry* entries;
-    const std::int64_t* counts;  // rows in use per stream, at most `stream.count`
-    double* coefficients;        // (streams, coefficient_stride), written whole: zero where there is no row
+    double* coefficients;  // (streams, coefficient_stride), written whole: zero where there is no row
     std::int64_t coefficient_stride;
     double* norms;
     double* lost;
