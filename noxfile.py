@@ -18,9 +18,7 @@ nox.options.sessions = ["lint", "docs"]
 @nox.parametrize("torch", TORCH)
 def tests(session: nox.Session, torch: str) -> None:
     """Run the test suite under a Python and a torch; arguments after ``--`` go to pytest."""
-    # The interpreter of triton before 3.7, which torch before 2.13 brings, fails with numpy 2.4 and newer.
-    numpy = ["numpy<2.4"] if torch == "2.9.0" else []
-    session.install(f"torch=={torch}", *numpy, ".[test]")
+    session.install(f"torch=={torch}", ".[test]")
     session.run("pytest", *session.posargs)
 
 
