@@ -33,7 +33,7 @@ from triton.compiler import ASTSource, CompiledKernel
 from triton.runtime.jit import JITFunction
 
 import hvp_engine.kernels.triton as kernels
-from hvp_engine.kernels.triton.resource_case import ResourceCase
+from hvp_engine.kernels.triton.resource_case import COMPILE_OPTIONS, ResourceCase
 
 ARCHITECTURES = (80, 90, 100)
 TABLE = Path(__file__).parents[2] / "docs" / "gpu" / "triton_resources.json"
@@ -64,7 +64,7 @@ def digest(module: ModuleType) -> str:
 
 def compile_case(case: ResourceCase, architecture: int) -> CompiledKernel:
     """Compile one variant for one architecture, such as 90."""
-    options = {"num_warps": case.num_warps, "num_stages": case.num_stages}
+    options = {"num_warps": case.num_warps, "num_stages": case.num_stages, **COMPILE_OPTIONS}
     return triton.compile(_source(case), target=GPUTarget("cuda", architecture, 32), options=options)
 
 

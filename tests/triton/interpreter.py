@@ -126,6 +126,11 @@ def _rounded(handle: Any) -> Any:
     return own.TensorHandle(values.view(torch.uint16).numpy(), tl.bfloat16)
 
 
+def _as_mask(handle: Any) -> Any:
+    """A mask as an array of booleans, which Triton 3.9 asks for and its own ``&`` of two masks does not always give."""
+    return own.TensorHandle(np.asarray(handle.data, dtype=bool), tl.int1)
+
+
 def _builder_methods(guard: Guard) -> dict[str, Any]:
     """The interpreter's operations with checks around them."""
     builder = own.InterpreterBuilder
@@ -135,11 +140,11 @@ def _builder_methods(guard: Guard) -> dict[str, Any]:
         if other is None:
             dtype = own._get_np_dtype(ptrs.get_element_ty())
             other = own.TensorHandle(np.full(ptrs.data.shape, _POISON[dtype.kind]).astype(dtype), ptrs.get_element_ty())
-        return load(self, ptrs, mask, other, *rest)
+        return load(self, ptrs, _as_mask(mask), other, *rest)
 
     def create_masked_store(self, ptrs, value, mask, *rest, store=builder.create_masked_store):
         guard.check("store", ptrs, mask)
-        return store(self, ptrs, value, mask, *rest)
+        return store(self, ptrs, value, _as_mask(mask), *rest)
 
     def create_atomic_rmw(self, op, ptr, val, mask, *rest, update=builder.create_atomic_rmw):
         guard.check("atomic", ptr, mask)

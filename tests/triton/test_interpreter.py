@@ -11,6 +11,8 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from triton.runtime.errors import InterpreterError
 
+from hvp_engine.kernels.triton.resource_case import COMPILE_OPTIONS
+
 
 @triton.jit
 def _scaled(value, factor):
@@ -169,7 +171,7 @@ def test_kernels_compile_for_a_gpu_after_they_were_interpreted():
     signature = {"source": "*fp32", "target": "*fp32", "size": "i32", "limit": "i32"}
     constexprs = {"factor": 3.0, "BLOCK": 64}
     source = ASTSource(scale, {**signature, **dict.fromkeys(constexprs, "constexpr")}, constexprs)
-    compiled = triton.compile(source, target=GPUTarget("cuda", 80, 32))
+    compiled = triton.compile(source, target=GPUTarget("cuda", 80, 32), options=dict(COMPILE_OPTIONS))
     assert ".target sm_80" in compiled.asm["ptx"]
     with pytest.raises(RuntimeError, match="outside of the scope of a kernel"):
         _scaled(1.0, 2.0)

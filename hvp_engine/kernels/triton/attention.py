@@ -13,6 +13,7 @@ from hvp_engine.kernels.records import AttentionInputs
 from hvp_engine.kernels.triton import attention_derivatives as derivatives
 from hvp_engine.kernels.triton import attention_forward as forward
 from hvp_engine.kernels.triton.attention_tiling import tiling
+from hvp_engine.kernels.triton.resource_case import COMPILE_OPTIONS
 
 __all__ = ["attention_backward", "attention_forward", "attention_second", "can_run"]
 
@@ -101,7 +102,7 @@ def _launch(kernel: Any, x: AttentionInputs, tensors: Sequence[Tensor | None]) -
         kernel[(programs, parts)](
             *(_argument(t) for t in tensors), heads, heads // key_heads, queries, keys, x.scale,
             CAUSAL=x.causal, WIDTH=width, VALUE_WIDTH=value_width, **tile.constants(),
-            num_warps=tile.warps, num_stages=tile.stages,
+            num_warps=tile.warps, num_stages=tile.stages, **COMPILE_OPTIONS,
         )  # fmt: skip
 
 

@@ -11,7 +11,7 @@ import triton.language as tl
 
 from hvp_engine.kernels.streams import LanczosState, NewVector, Step
 from hvp_engine.kernels.tensors import address
-from hvp_engine.kernels.triton.resource_case import ResourceCase
+from hvp_engine.kernels.triton.resource_case import COMPILE_OPTIONS, ResourceCase
 
 __all__ = ["record_step", "resource_cases"]
 
@@ -118,6 +118,7 @@ def record_step(state: LanczosState, step: Step, vectors: Sequence[NewVector]) -
             members, step.alphas, step.betas, step.lost, state.alphas, state.betas, state.steps,
             state.live.view(torch.uint8), state.lost, state.norms, state.last, divisors, count, state.alphas.stride(0),
             step.alphas.stride(0), step.position, step.tolerance, LARGEST=_LARGEST, BLOCK=_STREAMS, num_warps=_WARPS,
+            **COMPILE_OPTIONS,
         )  # fmt: skip
         if vectors:
             _scale(vectors, divisors)
@@ -142,6 +143,7 @@ def _scale(vectors: Sequence[NewVector], divisors: torch.Tensor) -> None:
         ALIGNED=bool((fields[:, :4] % 16 == 0).all()),
         TILE=_TILE,
         num_warps=_WARPS,
+        **COMPILE_OPTIONS,
     )
 
 

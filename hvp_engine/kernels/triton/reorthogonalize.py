@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from hvp_engine.kernels.streams import Projection
 from hvp_engine.kernels.tensors import dtype_number
-from hvp_engine.kernels.triton.resource_case import ResourceCase
+from hvp_engine.kernels.triton.resource_case import COMPILE_OPTIONS, ResourceCase
 
 __all__ = ["reorthogonalize", "resource_cases"]
 
@@ -223,9 +223,10 @@ def _project(
         "TILE": tile,
         "ROWS": _ROWS,
         "num_warps": _WARPS,
+        **COMPILE_OPTIONS,
     }
     sum_grid = (max(1, triton.cdiv(width, _SUM_ROWS)), len(table))
-    sizes = {"TASKS": _SUM_TASKS, "ROWS": _SUM_ROWS, "num_warps": _WARPS}
+    sizes = {"TASKS": _SUM_TASKS, "ROWS": _SUM_ROWS, "num_warps": _WARPS, **COMPILE_OPTIONS}
     tiles = project_tiles[(num_tasks,)]
     tiles(streams, owners, coefficients, partial, squares[0], width, UPDATE=False, DOTS=True, **constants)
     sum_dots[sum_grid](streams, partial, coefficients, width, **sizes)

@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from hvp_engine.kernels.triton.resource_case import ResourceCase
+from hvp_engine.kernels.triton.resource_case import COMPILE_OPTIONS, ResourceCase
 
 __all__ = ["ELEMENTS", "Tile", "launch", "load_wide", "softmax_statistics", "tile_of", "variant", "wide"]
 
@@ -80,7 +80,7 @@ def launch(kernel: Any, programs: int, *arguments: Any, **options: Any) -> None:
         return
     tensor = next(argument for argument in arguments if isinstance(argument, Tensor))
     with torch.cuda.device_of(tensor):
-        kernel[(programs,)](*arguments, **options)
+        kernel[(programs,)](*arguments, **options, **COMPILE_OPTIONS)
 
 
 def wide(element: str) -> str:
