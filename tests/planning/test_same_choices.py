@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from types import SimpleNamespace
@@ -24,6 +25,7 @@ from hvp_engine.planning import plan as planner
 from hvp_engine.planning.counting import CountedHead, DataShape
 from hvp_engine.planning.setting import JobSizes, Setting
 from hvp_engine.problem import batches
+from hvp_engine.scheduling import policy, scheduler
 from hvp_engine.scheduling.policy import CurvaturePlan
 from hvp_engine.scheduling.scheduler import Scheduler
 
@@ -90,8 +92,14 @@ def loss(model: nn.Module, batch: Tensor) -> Tensor:
     return (total * batch).square().mean()
 
 
-def engines_choice(sizes: Sizes, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
-    """Let the engine decide, on graphs and a head of the drawn sizes; nothing is formed, the products are real."""
+def engines_choice(sizes: Sizes, monkeypatch: pytest.MonkeyPatch, *, on_cpu: bool) -> dict[str, Any]:
+    """Let the engine decide, on graphs and a head of the drawn sizes; nothing is formed, the products are real.
+
+    They run on the CPU in any case: for a GPU only the two rules that ask for the kind of device are told so.
+    """
+    monkeypatch.setattr(scheduler, "policy", SimpleNamespace(**vars(policy)))
+    monkeypatch.setattr(scheduler.policy, "choose_streams_per_pass", told(policy.choose_streams_per_pass, on_cpu))
+    monkeypatch.setattr(decide, "choose_curvature", told(policy.choose_curvature, on_cpu))
     monkeypatch.setattr(Scheduler, "_bytes", lambda self, batch: sizes.graph_bytes(batches.samples(batch)))
     monkeypatch.setattr(decide, "free_disk", lambda: DISK)
     found: list[CurvaturePlan] = []
@@ -129,7 +137,12 @@ def engines_choice(sizes: Sizes, monkeypatch: pytest.MonkeyPatch) -> dict[str, A
     }
 
 
-def planners_choice(sizes: Sizes, monkeypatch: pytest.MonkeyPatch) -> tuple[Setting, list[str]]:
+def told(rule: Callable[..., Any], on_cpu: bool) -> Callable[..., Any]:
+    """A rule that is told another kind of device than the one that runs."""
+    return lambda *sizes, **_: rule(*sizes, on_cpu=on_cpu)
+
+
+def planners_choice(sizes: Sizes, monkeypatch: pytest.MonkeyPatch, *, on_cpu: bool) -> tuple[Setting, list[str]]:
     """Let the planner decide, on counts of the drawn sizes."""
     head = None
     if sizes.head is not None:
@@ -139,20 +152,21 @@ def planners_choice(sizes: Sizes, monkeypatch: pytest.MonkeyPatch) -> tuple[Sett
     monkeypatch.setattr(planner, "JobCounter", lambda *arguments: counter)
     monkeypatch.setattr(planner, "free_disk", lambda: DISK)
     asked = planner._Asked(
-        None, None, DataShape(None, sizes.samples, sizes.batches), None, sizes.settings.memory, on_cpu=True
+        None, None, DataShape(None, sizes.samples, sizes.batches), None, sizes.settings.memory, on_cpu=on_cpu
     )
     job = JobSizes(sizes.numel, sizes.settings, sizes.samples, float(sizes.batches), 0)
     _, setting, changed = asked.count(job)
     return setting, changed
 
 
+@pytest.mark.parametrize("on_cpu", [True, False], ids=["cpu", "gpu"])
 @pytest.mark.parametrize("first", range(0, CASES, 20))
-def test_engine_and_planner_make_the_same_choices(first: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_engine_and_planner_make_the_same_choices(first: int, on_cpu: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     for seed in range(first, first + 20):
         sizes = draw(seed)
-        plan = partial(planners_choice, sizes, monkeypatch)
+        plan = partial(planners_choice, sizes, monkeypatch, on_cpu=on_cpu)
         try:
-            wanted = engines_choice(sizes, monkeypatch)
+            wanted = engines_choice(sizes, monkeypatch, on_cpu=on_cpu)
         except OutOfMemoryError:
             # The planner looks for a setting that the user may pass, and says so; or refuses as well.
             try:
@@ -174,7 +188,7 @@ def test_the_random_sizes_reach_every_rule() -> None:
         refused = 0
         for sizes in drawn:
             try:
-                settled.append((sizes, planners_choice(sizes, patch)[0]))
+                settled.append((sizes, planners_choice(sizes, patch, on_cpu=True)[0]))
             except OutOfMemoryError:
                 refused += 1
     assert 5 < refused < CASES // 2
