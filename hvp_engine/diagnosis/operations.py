@@ -18,7 +18,8 @@ from hvp_engine.diagnosis.source import users_line_of_text
 from hvp_engine.diagnosis.trace import Trace
 from hvp_engine.errors import SecondDerivativeError
 from hvp_engine.operators.autograd_nodes import nodes_behind, operation_of, parent_of, root_of
-from hvp_engine.operators.gradient_graph import GradientGraph, fix_for
+from hvp_engine.operators.backward import fix_for
+from hvp_engine.operators.gradient_graph import GradientGraph
 
 _ERROR_NODES = ("Error", "NotImplemented", "DelayedError")
 _PYTORCH_FIX = "use plain PyTorch operations there, or a backward pass that is itself differentiable"

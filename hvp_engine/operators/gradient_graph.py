@@ -6,24 +6,13 @@ respect to theta_b. Asking autograd for theta_b alone prunes the second pass to 
 
 from __future__ import annotations
 
-import re
-import warnings
-
 import torch
 from torch import Tensor, nn
 
 from hvp_engine.blocks import ResolvedBlock
-from hvp_engine.errors import ObjectiveError, SecondDerivativeError
+from hvp_engine.errors import ObjectiveError
 from hvp_engine.operators.autograd_nodes import nodes_behind
-from hvp_engine.system.torch_private import check_batched_passes
-
-_FIXES = {
-    "scaled_dot_product": "use attn_implementation='eager' or the math path of scaled_dot_product_attention",
-    "flash": "use attn_implementation='eager' or the math path of scaled_dot_product_attention",
-    "rnn": "run the recurrent layer with torch.backends.cudnn.flags(enabled=False)",
-    "grid_sampler": "replace the sampling by interpolation written with elementary operations",
-}
-_ONCE = "a custom autograd.Function marked once_differentiable"
+from hvp_engine.operators.backward import ONCE, backward, without_second_derivative
 
 
 class GradientGraph:
@@ -43,7 +32,7 @@ class GradientGraph:
         """
         self.weight = weight
         self._parameters = parameters
-        gradients = _backward([total], list(parameters.values()), None, create_graph=True)
+        gradients = backward([total], list(parameters.values()), None, create_graph=True)
         if all(gradient is None for gradient in gradients):
             raise ObjectiveError(
                 "The loss does not depend on any parameter of the blocks. The loss must use the model it is given as "
@@ -73,7 +62,7 @@ class GradientGraph:
             SecondDerivativeError: There is such a backward.
         """
         if any(node.name().rpartition("::")[2] == "Error" for node in nodes_behind(self._gradients.values())):
-            raise _without_second_derivative(_ONCE)
+            raise without_second_derivative(ONCE)
 
     def gradient(self, block: ResolvedBlock) -> Tensor:
         """Gradient of the total with respect to a block, flat (numel,)."""
@@ -120,7 +109,7 @@ class GradientGraph:
             return
         names = list(dict.fromkeys(part.parameter for part in block.parts))
         inputs: list[Tensor] = [self._parameters[name] for name in names]
-        products = dict(zip(names, _backward(outputs, inputs, cotangents, batched=batched), strict=True))
+        products = dict(zip(names, backward(outputs, inputs, cotangents, batched=batched), strict=True))
         for part, target in zip(block.parts, block.split(out), strict=True):
             product = products[part.parameter]
             if product is None:
@@ -130,59 +119,3 @@ class GradientGraph:
                 index = part.index if isinstance(part.index, tuple) else (part.index,)
                 product = product[(*leading, *index)]
             target.add_(product)
-
-
-def fix_for(operation: str) -> str:
-    """Say what to do about an operation that has no second derivative."""
-    return next((fix for key, fix in _FIXES.items() if key in operation), "replace it by a differentiable one")
-
-
-def _backward(
-    outputs: list[Tensor],
-    inputs: list[Tensor] | list[nn.Parameter],
-    cotangents: list[Tensor] | None,
-    *,
-    create_graph: bool = False,
-    batched: bool = False,
-) -> tuple[Tensor | None, ...]:
-    """torch.autograd.grad with the engine's settings and its errors put into words."""
-    if batched:
-        check_batched_passes()
-    try:
-        with warnings.catch_warnings():
-            # vmap announces operations that it has to loop over; slower, not wrong.
-            warnings.filterwarnings("ignore", message="There is a performance drop")
-            return torch.autograd.grad(
-                outputs,
-                inputs,
-                cotangents,
-                retain_graph=True,
-                create_graph=create_graph,
-                allow_unused=True,
-                is_grads_batched=batched,
-            )
-    except RuntimeError as error:  # NotImplementedError is one, too
-        text = str(error)
-        match = re.search(r"derivative for '?(?:aten::)?([\w:]+)'? is not implemented", text)
-        if match:
-            operation = match.group(1)
-        elif "does not require grad" in text or "once_differentiable" in text:
-            operation = _ONCE
-        elif "use_reentrant" in text or "checkpointing is not compatible" in text.lower():
-            raise SecondDerivativeError(
-                "Reentrant activation checkpointing cannot be differentiated twice; use "
-                "torch.utils.checkpoint.checkpoint(..., use_reentrant=False)."
-            ) from error
-        elif "compiled" in text or "aot_autograd" in text:
-            raise SecondDerivativeError(
-                "torch.compile'd modules cannot be differentiated twice; pass the uncompiled model (model._orig_mod)."
-            ) from error
-        else:
-            raise
-        raise _without_second_derivative(operation) from error
-
-
-def _without_second_derivative(operation: str) -> SecondDerivativeError:
-    return SecondDerivativeError(
-        f"The model cannot be differentiated twice: {operation} has no second derivative; {fix_for(operation)}."
-    )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -14,7 +13,6 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from hvp_engine.errors import (
-    ConfigurationError,
     HvpEngineError,
     NonDeterministicError,
     NotFiniteError,
@@ -24,6 +22,8 @@ from hvp_engine.ops.swap import twice_differentiable
 from hvp_engine.problem import batches
 from hvp_engine.problem.checks import active_dropout, check_ingredients, refuse_unusable
 from hvp_engine.problem.precision import Precision, check_precision, forward_mode, product_mode, working_dtype
+from hvp_engine.problem.weighing import as_total
+from hvp_engine.problem.working_copy import working_copy
 from hvp_engine.system.formatting import first_names
 from hvp_engine.system.memory import is_out_of_memory
 
@@ -72,7 +72,7 @@ class Objective:
         self.precision = precision
         self.loss = loss
         self.dtype = working_dtype(precision)
-        self.model = _working_copy(model, self.dtype)
+        self.model = working_copy(model, self.dtype)
         self._cast = self.model is not model
         first = next(iter(model.parameters()), None)
         self.device = first.device if first is not None else torch.device("cpu")
@@ -172,7 +172,7 @@ class Objective:
         """
         with forward_mode(self.precision, self.device):
             value = self._call(batch)
-        total, weight = _as_total(value, batch)
+        total, weight = as_total(value, batch)
         if not total.requires_grad and torch.is_grad_enabled():
             raise ObjectiveError(
                 "The loss does not depend on the model's trainable parameters. The loss must use the model it is given "
@@ -234,59 +234,3 @@ class Objective:
         first, second = self.spot_value(batch), self.spot_value(batch)
         # Atomics on a GPU may reorder sums: allow rounding, no more.
         return None if abs(first - second) <= 1e-6 * max(abs(first), abs(second)) else (first, second)
-
-
-def _as_total(value: Any, batch: Any) -> tuple[Tensor, float]:
-    """Normalise what a loss returned to (total, weight)."""
-    if isinstance(value, (tuple, list)):
-        if len(value) != 2:
-            raise ObjectiveError(f"The loss returned {len(value)} values; return a scalar mean or (total, weight).")
-        total, weight = value
-        weight = _as_weight(weight)
-        if weight < 0:
-            raise ObjectiveError(f"The loss returned the negative weight {weight}.")
-    else:
-        total, weight = value, None
-    if not isinstance(total, Tensor) or total.numel() != 1:
-        shape = tuple(total.shape) if isinstance(total, Tensor) else type(total).__name__
-        raise ObjectiveError(f"The loss must be a scalar tensor, got {shape}; reduce it, for instance with .mean().")
-    if not total.is_floating_point():
-        raise ObjectiveError(f"The loss must be a real floating-point tensor, got {total.dtype}.")
-    total = total.reshape(())
-    if weight is None:
-        weight = float(batches.leading(batch) or 1)
-        total = total * weight
-    return total, weight
-
-
-def _as_weight(weight: Any) -> float:
-    """Read the second value that a loss returned as a number that does not depend on the parameters."""
-    if isinstance(weight, Tensor) and weight.requires_grad:
-        raise ObjectiveError(
-            "The loss returned (total, weight) with a weight that depends on the model's parameters; the weight is a "
-            "plain count, for instance of tokens. Fold anything else into the total."
-        )
-    try:
-        return float(weight)
-    except (TypeError, ValueError, RuntimeError) as error:
-        shape = tuple(weight.shape) if isinstance(weight, Tensor) else type(weight).__name__
-        raise ObjectiveError(
-            f"The loss returned two values, which are read as (total, weight), but the second one is no number "
-            f"({shape}); return the scalar mean alone, or (total, weight)."
-        ) from error
-
-
-def _working_copy(model: nn.Module, dtype: torch.dtype) -> nn.Module:
-    """Return the model itself if its floating-point tensors have the dtype, else a converted deep copy."""
-    floating = [t for t in (*model.parameters(), *model.buffers()) if t.is_floating_point()]
-    if all(tensor.dtype == dtype for tensor in floating):
-        return model
-    try:
-        copied = copy.deepcopy(model)
-    except Exception as error:
-        raise ConfigurationError(
-            f"The model has {floating[0].dtype} tensors, the precision asks for {dtype}, and the model cannot be "
-            f"copied ({error}); convert it yourself with model.to({dtype})."
-        ) from error
-    # Not Module.to, which drops the imaginary part of complex buffers (rotary embeddings, say).
-    return copied.double() if dtype == torch.float64 else copied.float()
