@@ -7,12 +7,14 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
+from functools import partial
 from os import PathLike
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
 
 from hvp_engine.diagnosis.second_derivative import verify
 from hvp_engine.jobs.checkpoint import Checkpoint, Resumable, refuse_foreign
+from hvp_engine.jobs.folder import sweep_finished
 from hvp_engine.jobs.identity import describe_blocks, digests, facts
 from hvp_engine.kernels.allocator import retained_heap
 from hvp_engine.krylov.lanczos import Stream
@@ -20,9 +22,9 @@ from hvp_engine.krylov.settings import JobSettings
 from hvp_engine.operators.operator import CurvatureOperator
 from hvp_engine.scheduling.policy import choose_waves
 from hvp_engine.scheduling.waves import StreamSizes
-from hvp_engine.system.files import read_json
 from hvp_engine.system.memory import budget as free_budget
 from hvp_engine.system.progress import ProgressReporter
+from hvp_engine.system.run_files import is_finished, read_manifest
 
 
 class WaveState(Resumable, Protocol):
@@ -46,7 +48,7 @@ class Result(Protocol):
         """How the result was made."""
 
     def save(self, run: Path) -> None:
-        """Write the result into a run folder, its manifest into manifest.json there, under ``"run"``."""
+        """Write the result into a run folder by ``write_run``, its manifest in the document under ``"run"``."""
 
 
 StateT = TypeVar("StateT", bound=WaveState)
@@ -107,16 +109,33 @@ def run(
         HvpEngineError: One of its subclasses, with cause and fix.
     """
     started = time.monotonic()
-    operator, settings = build(), job.settings
+    operator = build()
     config = {**_kind(job.name, operator.matrix), **job.config(), "blocks": describe_blocks(operator.partition)}
     identity = {**config, **digests(operator.objective)}
-    folder = None if out is None else Path(out)
-    if folder is not None and (folder / "manifest.json").exists():
-        refuse_foreign(_stored_identity(folder) or identity, identity, folder)  # before reading another kind's result
-        finished = job.load(folder)
-        refuse_foreign(finished.manifest.get("identity", {}), identity, folder)
-        return finished
-    checkpoint = None if folder is None else Checkpoint(folder, identity)
+    compute = partial(_compute, job, operator, identity, config, progress, started)
+    if out is None:
+        return compute(None)
+    folder = Path(out)
+    if is_finished(folder):
+        sweep_finished(folder)
+        return _finished(job, folder, identity)
+    with Checkpoint(folder, identity) as checkpoint:
+        if is_finished(folder):  # by another process, just before this one could lock the folder
+            return _finished(job, folder, identity)
+        return compute(checkpoint)
+
+
+def _compute(
+    job: Job[StateT, ResultT],
+    operator: CurvatureOperator,
+    identity: dict[str, Any],
+    config: dict[str, Any],
+    progress: bool | None,
+    started: float,
+    checkpoint: Checkpoint | None,
+) -> ResultT:
+    """Take a job from its checks to its result, written where there is a folder for it."""
+    settings = job.settings
     verification = _verify(operator) if settings.check else None
     if settings.head_curvature:
         products = settings.products(operator.numel)
@@ -134,11 +153,17 @@ def run(
         "seconds": round(time.monotonic() - started, 3),
     }
     result = job.collect(operator, states, manifest)
-    if folder is not None:
-        result.save(folder)
     if checkpoint is not None:
-        checkpoint.remove()
+        checkpoint.complete(result.save)
     return result
+
+
+def _finished(job: Job[StateT, ResultT], folder: Path, identity: dict[str, Any]) -> ResultT:
+    """Return the result that a folder holds, if it is this job's."""
+    refuse_foreign(_stored_identity(folder) or identity, identity, folder)  # before reading another kind's result
+    finished = job.load(folder)
+    refuse_foreign(finished.manifest.get("identity", {}), identity, folder)
+    return finished
 
 
 def _kind(job: str, matrix: str) -> dict[str, str]:
@@ -149,10 +174,8 @@ def _kind(job: str, matrix: str) -> dict[str, str]:
 
 def _stored_identity(folder: Path) -> dict[str, Any] | None:
     """Return the identity in a finished run's manifest; None where it has none, which its own kind of job explains."""
-    try:
-        identity = read_json(folder / "manifest.json")["run"]["identity"]
-    except (KeyError, TypeError, IndexError):
-        return None
+    facts = read_manifest(folder).get("run")
+    identity = facts.get("identity") if isinstance(facts, dict) else None
     return identity if isinstance(identity, dict) else None
 
 
