@@ -107,10 +107,12 @@ class Checkpoint:
 
     def __exit__(self, *_: object) -> None:
         """Give the run folder back: with the work in it, or as it was where there is none."""
-        with contextlib.suppress(RunFolderError):
-            if not self._folder.has_work:
-                self._folder.remove()
-        self._folder.close()
+        try:
+            with contextlib.suppress(RunFolderError):
+                if not self._folder.has_work:
+                    self._folder.remove()
+        finally:
+            self._folder.close()
 
     def waves(self, planned: list[list[Stream]]) -> list[list[Stream]]:
         """Return the grouping of streams that this job started with; how much memory is free may have changed since.

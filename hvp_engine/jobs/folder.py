@@ -97,8 +97,10 @@ class JobFolder:
             self.close()
             return
         found = [name for name in files.names(self.path) if _WORK.fullmatch(name)]
-        # The identity goes last: work without one could be taken for another job's.
-        self.delete([*found, RESERVE, "waves.json", "identity.json", MARKER])
+        # The identity goes last of them: work without one could be taken for another job's.
+        self.delete([*found, RESERVE, "waves.json", "identity.json"])
+        if all(name == MARKER or _LOCKS.fullmatch(name) for name in files.names(self.path)):
+            self.delete([MARKER])  # what somebody else put here keeps the folder, and the mark in it
         self._lock.release(remove=True)
         with contextlib.suppress(OSError):
             self.path.rmdir()
