@@ -29,7 +29,7 @@ import torch
 from torch import Tensor
 
 from hvp_engine.errors import RunFolderError
-from hvp_engine.jobs.folder import JobFolder
+from hvp_engine.jobs.folder import FOLDER, JobFolder
 from hvp_engine.krylov.basis import Basis
 from hvp_engine.krylov.lanczos import Stream
 from hvp_engine.system import files
@@ -194,6 +194,10 @@ class Checkpoint:
             kept = "All that was computed is" if self._kept else "What the last checkpoint could write is"
             then = "finishes without a step" if self._kept else "goes on from there"
             raise RunFolderError(f"{error} {kept} kept in {self._folder.path}; the same call again {then}.") from error
+        self.discard()
+
+    def discard(self) -> None:
+        """Delete the checkpoint."""
         self._folder.remove()
 
     def _claim(self, identity: Mapping[str, Any]) -> str:
@@ -214,10 +218,10 @@ class Checkpoint:
         for key, target in streams.scalars.items():
             value = state[_SCALAR + key]
             if (target.shape, target.dtype) != (value.shape, value.dtype):
-                raise ValueError(f"the shape or the dtype of {key} is another one")
+                raise ValueError(f"{key} has another shape or dtype.")
             target.copy_(value)
         if position < 0:
-            raise ValueError(f"its position is {position}")
+            raise ValueError(f"The position is {position}.")
         streams.resume(position)
         return [(int(first), int(last)) for first, last in state["rows"].tolist()]
 
@@ -234,7 +238,7 @@ class Checkpoint:
             streams.basis.restore(first, last, rows)
             reached = last
         if streams.basis.keeps_all and reached != streams.position + 1:
-            raise ValueError(f"it has {reached} Lanczos vectors for {streams.position} steps")
+            raise ValueError(f"Of {streams.position + 1} Lanczos vectors {reached} are there.")
         streams.basis.restore_window(
             {key.removeprefix(_WINDOW): value for key, value in state.items() if key.startswith(_WINDOW)}
         )
@@ -299,6 +303,14 @@ class Checkpoint:
 
 def _prefix(wave: int) -> str:
     return f"wave-{wave:03d}"
+
+
+def sweep_finished(run: Path, identity: Mapping[str, Any]) -> None:
+    """Delete what this job left in a folder if it was killed after its result was written, where that is possible."""
+    if os.path.lexists(run / FOLDER):
+        # Refused is also the work of another job, which is not lost because a result was put beside it.
+        with contextlib.suppress(RunFolderError), Checkpoint(run, identity) as checkpoint:
+            checkpoint.discard()
 
 
 def refuse_foreign(found: Mapping[str, Any], wanted: Mapping[str, Any], run: Path) -> None:

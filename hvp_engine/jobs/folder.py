@@ -135,13 +135,6 @@ class JobFolder:
         self.delete(name for name in files.names(self.path) if name.startswith(OWNER) and name.endswith(".stale"))
 
 
-def sweep_finished(run: Path) -> None:
-    """Delete what a job left that was killed after its result was written, where that is possible."""
-    if os.path.lexists(run / FOLDER):
-        with contextlib.suppress(RunFolderError):
-            JobFolder(run).remove()
-
-
 def _is_marker(path: Path) -> bool:
     try:
         return read_json(path) == _MARK

@@ -13,8 +13,7 @@ from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
 
 from hvp_engine.diagnosis.second_derivative import verify
-from hvp_engine.jobs.checkpoint import Checkpoint, Resumable, refuse_foreign
-from hvp_engine.jobs.folder import sweep_finished
+from hvp_engine.jobs.checkpoint import Checkpoint, Resumable, refuse_foreign, sweep_finished
 from hvp_engine.jobs.identity import describe_blocks, digests, facts
 from hvp_engine.kernels.allocator import retained_heap
 from hvp_engine.krylov.lanczos import Stream
@@ -117,7 +116,6 @@ def run(
         return compute(None)
     folder = Path(out)
     if is_finished(folder):
-        sweep_finished(folder)
         return _finished(job, folder, identity)
     with Checkpoint(folder, identity) as checkpoint:
         if is_finished(folder):  # by another process, just before this one could lock the folder
@@ -163,6 +161,7 @@ def _finished(job: Job[StateT, ResultT], folder: Path, identity: dict[str, Any])
     refuse_foreign(_stored_identity(folder) or identity, identity, folder)  # before reading another kind's result
     finished = job.load(folder)
     refuse_foreign(finished.manifest.get("identity", {}), identity, folder)
+    sweep_finished(folder, identity)
     return finished
 
 

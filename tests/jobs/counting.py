@@ -10,8 +10,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from hvp_engine.jobs.checkpoint import Checkpoint
-from hvp_engine.jobs.folder import sweep_finished
+from hvp_engine.jobs.checkpoint import Checkpoint, sweep_finished
 from hvp_engine.krylov.basis import BlockShape, Layout
 from hvp_engine.krylov.storage import RoundedBasis
 from hvp_engine.system.run_files import is_finished, read_manifest, write_run
@@ -64,7 +63,7 @@ def count(run: Path, seed: int = 0, saves: tuple[int, ...] = (1, 2, 3)) -> tuple
     identity = {"seed": seed, "loss": 0.1}
     taken = 0
     if is_finished(run):
-        sweep_finished(run)
+        sweep_finished(run, identity)
         return read_manifest(run)["values"], taken
     with Checkpoint(run, identity) as checkpoint:
         states = []

@@ -21,7 +21,7 @@ from hvp_engine.errors import RunFolderError
 from hvp_engine.jobs import checkpoint as checkpoints
 from hvp_engine.jobs import folder as folders
 from hvp_engine.jobs.checkpoint import Checkpoint
-from hvp_engine.jobs.folder import FOLDER, MARKER, JobFolder, sweep_finished
+from hvp_engine.jobs.folder import FOLDER, MARKER, JobFolder
 
 ALL = STEPS * len(WAVES)
 OPERATIONS = ("open", "os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.truncate", "os.link", "os.posix_fallocate")
@@ -305,8 +305,18 @@ def test_what_is_left_of_a_job_killed_after_its_result_is_swept(tmp_path: Path) 
     assert FOLDER in names(tmp_path)
     (tmp_path / ".manifest.json.0123456789ab.tmp").touch()
     (tmp_path / ".notes.txt.0123456789ab.tmp").touch()
-    sweep_finished(tmp_path)
+    assert count(tmp_path)[1] == 0
     assert names(tmp_path) == [".notes.txt.0123456789ab.tmp", "manifest.json"]
+
+
+def test_the_work_of_another_job_beside_a_result_is_not_swept(tmp_path: Path) -> None:
+    with pytest.raises(PowerCut), POWER.lasts(30, PowerCut()):
+        count(tmp_path, seed=1)
+    before = names(tmp_path / FOLDER)
+    count(tmp_path / "other")
+    shutil.copy(tmp_path / "other" / "manifest.json", tmp_path)
+    assert count(tmp_path)[1] == 0
+    assert names(tmp_path / FOLDER) == before
 
 
 def test_a_folder_that_may_not_be_written_is_refused_before_the_work(tmp_path: Path) -> None:

@@ -33,6 +33,12 @@ def quick_disk(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "fsync", lambda _: None)
 
 
+def small_files(folder: Path) -> list[Path]:
+    """What is in a folder and its folders, but for what was made empty or huge by an earlier damage."""
+    found = sorted(path for path in folder.rglob("*") if path.is_file())
+    return [path for path in found if 0 < path.stat().st_size < 1 << 20]
+
+
 def flip(chance: random.Random, path: Path) -> None:
     data = bytearray(path.read_bytes())
     data[chance.randrange(len(data))] ^= 1 << chance.randrange(8)
@@ -64,7 +70,7 @@ def replace(chance: random.Random, path: Path) -> None:
 
 
 def swap(chance: random.Random, path: Path) -> None:
-    other = chance.choice([other for other in sorted(path.parent.iterdir()) if other.is_file()])
+    other = chance.choice(small_files(path.parent))
     first, second = path.read_bytes(), other.read_bytes()
     path.write_bytes(second)
     other.write_bytes(first)
@@ -102,8 +108,7 @@ def damaged_copies(whole: Path, copy: Path, tries: int) -> Any:
         shutil.rmtree(copy, ignore_errors=True)
         shutil.copytree(whole, copy)
         for _ in range(chance.choice([1, 1, 2, 3])):
-            found = sorted(path for path in copy.rglob("*") if path.is_file())
-            if paths := [path for path in found if 0 < path.stat().st_size < 1 << 20]:
+            if paths := small_files(copy):
                 chance.choice(DAMAGES)(chance, chance.choice(paths))
         yield seed
 
