@@ -98,7 +98,7 @@ class Checkpoint:
         try:
             self._job = self._claim(identity)
         except BaseException:
-            self._folder.close()
+            self.__exit__()
             raise
 
     def __enter__(self) -> Checkpoint:

@@ -138,6 +138,17 @@ def test_a_full_disk_at_any_operation_is_survived(tmp_path: Path) -> None:
     assert operations > 60
 
 
+def test_a_job_that_the_disk_has_no_room_for_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(path: Path, *_: object) -> None:
+        raise RunFolderError(f"The disk is full: {path}.")
+
+    for module, file in ((folders, MARKER), (checkpoints, "identity.json")):
+        with monkeypatch.context() as patch, pytest.raises(RunFolderError, match=f"full.*{file}"):
+            patch.setattr(module, "write_json", full)
+            count(tmp_path)
+        assert not names(tmp_path)
+
+
 def test_a_disk_that_is_full_at_the_end_keeps_what_was_computed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
