@@ -138,7 +138,7 @@ def pieces_of(fused: Fused, layout: Layout, heads: tuple[int, int, int] | None) 
     """
     if layout == "per_head":
         if heads is None:
-            raise ValueError("heads are needed to find what lies per head")
+            raise BlockError("Heads are needed to find what lies per head; pass num_heads.")
         width = fused.sizes[0] // heads[0]
         for number, name in enumerate(PROJECTIONS):
             starts = [(3 * head + number) * width for head in range(heads[0])]

@@ -193,8 +193,10 @@ class Objective:
             if isinstance(error, HvpEngineError) or is_out_of_memory(error):
                 raise
             hint = ""
+            if isinstance(error, (TypeError, AttributeError)):
+                hint = f" It was called as loss(model{'' if self.data is None else ', batch'})."
             if self._cast:
-                hint = (
+                hint += (
                     f" The loss is called with a {self.dtype} copy of the model for precision={self.precision!r}: it "
                     "must use the model it is given, and tensors that it brings itself must have that dtype."
                 )
