@@ -116,6 +116,7 @@ def run(
         finished = job.load(folder)
         refuse_foreign(finished.manifest.get("identity", {}), identity, folder)
         return finished
+    operator.make_room(job.streams(operator))
     checkpoint = None if folder is None else Checkpoint(folder, identity)
     verification = _verify(operator) if settings.check else None
     if settings.head_curvature:
