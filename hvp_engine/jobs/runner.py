@@ -134,6 +134,7 @@ def _compute(
 ) -> ResultT:
     """Take a job from its checks to its result, written where there is a folder for it."""
     settings = job.settings
+    operator.make_room(job.streams(operator))
     verification = _verify(operator) if settings.check else None
     if settings.head_curvature:
         products = settings.products(operator.numel)
@@ -158,9 +159,10 @@ def _compute(
 
 def _finished(job: Job[StateT, ResultT], folder: Path, identity: dict[str, Any]) -> ResultT:
     """Return the result that a folder holds, if it is this job's."""
-    refuse_foreign(_stored_identity(folder) or identity, identity, folder)  # before reading another kind's result
+    stored = _stored_identity(folder)
+    refuse_foreign(stored or identity, identity, folder)  # before reading another kind's result
     finished = job.load(folder)
-    refuse_foreign(finished.manifest.get("identity", {}), identity, folder)
+    refuse_foreign(stored or {}, identity, folder)
     sweep_finished(folder, identity)
     return finished
 

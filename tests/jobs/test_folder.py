@@ -260,6 +260,16 @@ def test_a_result_of_somebody_else_is_refused_before_the_work(tmp_path: Path, na
     assert names(tmp_path) == [name] and (tmp_path / name).read_text() == '{"epochs": 3}'
 
 
+@pytest.mark.parametrize("identity", [None, [], [1], "a", {}, {"seed": [[]]}])
+def test_a_result_without_an_identity_is_refused(tmp_path: Path, identity: object) -> None:
+    case = mlp()
+    found = he.slq(case.model, case.loss, data=case.data, steps=2, probes=1, check=False)
+    found.manifest["identity"] = identity
+    found.save(tmp_path)
+    with pytest.raises(RunFolderError, match="holds another job"):
+        he.slq(case.model, case.loss, data=case.data, steps=2, probes=1, check=False, out=tmp_path)
+
+
 def test_a_second_job_in_a_folder_is_refused_and_hurts_nothing(tmp_path: Path) -> None:
     with Checkpoint(tmp_path, {"seed": 0}) as first:
         first.waves(WAVES)

@@ -9,7 +9,9 @@ from hvp_engine.scheduling.policy import CurvaturePlan, HeadSizes, choose_curvat
 from hvp_engine.system.memory import free_disk
 
 
-def decide_curvature(head: LinearHead, objective: Objective, products: int, budget: int) -> CurvaturePlan | None:
+def decide_curvature(
+    head: LinearHead, objective: Objective, products: int, budget: int, left: int
+) -> CurvaturePlan | None:
     """Read the sizes off the data, and apply the rule.
 
     Args:
@@ -17,6 +19,7 @@ def decide_curvature(head: LinearHead, objective: Objective, products: int, budg
         objective: Gives data, precision and device.
         products: Products with blocks that do not hold the head's weights, over the whole job.
         budget: Bytes of memory for the whole job.
+        left: Bytes of it beside one graph and one stream's vectors.
 
     Returns:
         None where the general path costs less, or the matrices fit nowhere.
@@ -25,4 +28,4 @@ def decide_curvature(head: LinearHead, objective: Objective, products: int, budg
     classes, width = head.weight.shape
     sizes = HeadSizes(tokens, width, classes, products)
     on_cpu = objective.device.type == "cpu"
-    return choose_curvature(sizes, objective.precision, budget, free_disk(), on_cpu=on_cpu)
+    return choose_curvature(sizes, objective.precision, budget, left, free_disk(), on_cpu=on_cpu)
