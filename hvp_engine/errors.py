@@ -20,7 +20,20 @@ class NonDeterministicError(ObjectiveError):
 
 
 class NotFiniteError(ObjectiveError):
-    """The loss is infinite or not a number."""
+    """The loss, or a product with its Hessian, is infinite or not a number."""
+
+    @classmethod
+    def of_product(cls, where: str) -> NotFiniteError:
+        """Make the error about a product.
+
+        Args:
+            where: What it is a product with and when it was formed, in words that follow "product".
+        """
+        return cls(
+            f"The Hessian-vector product {where} is not finite: an operation's second derivative is infinite or not a "
+            "number there (sqrt or norm at zero, log of zero), or the arithmetic overflows; add a small epsilon to the "
+            "operation, or try precision='fp64'."
+        )
 
 
 class BlockError(HvpEngineError, ValueError):

@@ -15,7 +15,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from hvp_engine.errors import ConfigurationError, ObjectiveError
+from hvp_engine.errors import ConfigurationError, NotFiniteError
 from hvp_engine.kernels.lanczos_step import record_step
 from hvp_engine.kernels.streams import LanczosState, NewVector, Step
 from hvp_engine.krylov.basis import Basis, BlockShape, Layout, Orthogonalized
@@ -129,7 +129,7 @@ class BatchedLanczos:
         """Advance every live stream by one step; return how many streams took part.
 
         Raises:
-            ObjectiveError: A product is not finite; said when the host synchronises, which may be a few steps later.
+            NotFiniteError: A product is not finite; said when the host synchronises, which may be a few steps later.
         """
         j = self.position
         members = [s for s, active in enumerate(self._active) if active]
@@ -194,11 +194,7 @@ class BatchedLanczos:
         else:
             s, position = members[int(np.argmin(now.numpy(force=True)))], j
         block, number = self.streams[s]
-        raise ObjectiveError(
-            f"The Hessian-vector product of block {block!r} (probe {number}) is not finite at step {position}: an "
-            "operation's second derivative is infinite or not a number there (sqrt or norm at zero, log of zero), or "
-            "the arithmetic overflows; try precision='fp64', or add a small epsilon to the operation."
-        )
+        raise NotFiniteError.of_product(f"of block {block!r} (probe {number}, step {position})")
 
 
 def _shape(probes: Mapping[int, Tensor], steps: int) -> BlockShape:

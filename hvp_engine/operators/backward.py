@@ -8,7 +8,9 @@ import warnings
 import torch
 from torch import Tensor, nn
 
-from hvp_engine.errors import SecondDerivativeError
+from hvp_engine.errors import HvpEngineError, SecondDerivativeError
+from hvp_engine.system.formatting import first_line
+from hvp_engine.system.memory import is_out_of_memory
 from hvp_engine.system.torch_private import check_batched_passes
 
 _FIXES = {
@@ -33,14 +35,19 @@ def backward(
     create_graph: bool = False,
     batched: bool = False,
 ) -> tuple[Tensor | None, ...]:
-    """torch.autograd.grad with the engine's settings and its errors put into words."""
-    if batched:
-        check_batched_passes()
+    """torch.autograd.grad with the engine's settings; sparse gradients come out dense.
+
+    Raises:
+        SecondDerivativeError: The pass failed, in a function of PyTorch's or of the user's, whatever that raised. Only a
+            lack of memory and this package's own errors go through as they are.
+    """
     try:
+        if batched:
+            check_batched_passes()
         with warnings.catch_warnings():
             # vmap announces operations that it has to loop over; slower, not wrong.
             warnings.filterwarnings("ignore", message="There is a performance drop")
-            return torch.autograd.grad(
+            found = torch.autograd.grad(
                 outputs,
                 inputs,
                 cotangents,
@@ -49,25 +56,11 @@ def backward(
                 allow_unused=True,
                 is_grads_batched=batched,
             )
-    except RuntimeError as error:  # NotImplementedError is one, too
-        text = str(error)
-        match = re.search(r"derivative for '?(?:aten::)?([\w:]+)'? is not implemented", text)
-        if match:
-            operation = match.group(1)
-        elif "does not require grad" in text or "once_differentiable" in text:
-            operation = ONCE
-        elif "use_reentrant" in text or "checkpointing is not compatible" in text.lower():
-            raise SecondDerivativeError(
-                "Reentrant activation checkpointing cannot be differentiated twice; use "
-                "torch.utils.checkpoint.checkpoint(..., use_reentrant=False)."
-            ) from error
-        elif "compiled" in text or "aot_autograd" in text:
-            raise SecondDerivativeError(
-                "torch.compile'd modules cannot be differentiated twice; pass the uncompiled model (model._orig_mod)."
-            ) from error
-        else:
+            return tuple(g if g is None or g.layout == torch.strided else g.to_dense() for g in found)
+    except Exception as error:
+        if isinstance(error, HvpEngineError) or is_out_of_memory(error):
             raise
-        raise without_second_derivative(operation) from error
+        raise _explained(error) from error
 
 
 def without_second_derivative(operation: str) -> SecondDerivativeError:
@@ -75,3 +68,34 @@ def without_second_derivative(operation: str) -> SecondDerivativeError:
     return SecondDerivativeError(
         f"The model cannot be differentiated twice: {operation} has no second derivative; {fix_for(operation)}."
     )
+
+
+def _explained(error: Exception) -> SecondDerivativeError:
+    """Say what to do about an exception that ended a backward pass."""
+    cause = first_line(error)
+    if not isinstance(error, RuntimeError):  # PyTorch's own are; the rest comes from a backward written in Python
+        return SecondDerivativeError(
+            f"A backward pass of this model failed ({type(error).__name__}: {cause}): a custom autograd.Function raised "
+            "it where its own derivative was asked for; write its backward with differentiable operations, or replace "
+            "the function by plain PyTorch operations."
+        )
+    match = re.search(r"derivative for '?(?:aten::)?([\w:]+)'? is not implemented", text := str(error))
+    if match:
+        return without_second_derivative(match.group(1))
+    if "does not require grad" in text or "once_differentiable" in text:
+        return without_second_derivative(ONCE)
+    if "use_reentrant" in text or "checkpointing is not compatible" in text.lower():
+        return SecondDerivativeError(
+            "Reentrant activation checkpointing cannot be differentiated twice; use "
+            "torch.utils.checkpoint.checkpoint(..., use_reentrant=False)."
+        )
+    if "compiled" in text or "aot_autograd" in text:
+        return SecondDerivativeError(
+            "torch.compile'd modules cannot be differentiated twice; pass the uncompiled model (model._orig_mod)."
+        )
+    fix = (
+        "do not change tensors in place, neither in the model (mul_, index assignment, buffers) nor in the data"
+        if "inplace" in cause
+        else "hvp_engine.doctor names the operation"
+    )
+    return SecondDerivativeError(f"A backward pass of this model failed ({cause}); {fix}.")

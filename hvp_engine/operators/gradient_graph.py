@@ -6,13 +6,16 @@ respect to theta_b. Asking autograd for theta_b alone prunes the second pass to 
 
 from __future__ import annotations
 
+from functools import cached_property
+
 import torch
 from torch import Tensor, nn
 
 from hvp_engine.blocks import ResolvedBlock
 from hvp_engine.errors import ObjectiveError
-from hvp_engine.operators.autograd_nodes import nodes_behind
+from hvp_engine.operators.autograd_nodes import function_of, name_of, nodes_behind
 from hvp_engine.operators.backward import ONCE, backward, without_second_derivative
+from hvp_engine.operators.batchable import BATCHABLE, COMPLEX_VIEWS
 
 
 class GradientGraph:
@@ -52,6 +55,21 @@ class GradientGraph:
         """Gradient of the total per parameter, attached to the graph; None where a parameter is not used."""
         return self._gradients
 
+    @cached_property
+    def kinds(self) -> frozenset[str]:
+        """Kinds of nodes in the graph, by name; those of this package's own functions, which are tested, left out."""
+        kinds = {type(node): node for node in nodes_behind(self._gradients.values())}
+        return frozenset(
+            name_of(node)
+            for node in kinds.values()
+            if not getattr(function_of(node), "__module__", "").startswith("hvp_engine.")
+        )
+
+    @property
+    def batchable(self) -> bool:
+        """Whether every node is of a kind known to be right when several vectors pass it at once."""
+        return self.kinds <= BATCHABLE
+
     def refuse_cuts(self) -> None:
         """Refuse a gradient that passed through a backward marked once_differentiable.
 
@@ -61,7 +79,7 @@ class GradientGraph:
         Raises:
             SecondDerivativeError: There is such a backward.
         """
-        if any(node.name().rpartition("::")[2] == "Error" for node in nodes_behind(self._gradients.values())):
+        if any(name_of(node) == "Error" for node in nodes_behind(self._gradients.values())):
             raise without_second_derivative(ONCE)
 
     def gradient(self, block: ResolvedBlock) -> Tensor:
@@ -104,7 +122,7 @@ class GradientGraph:
         for piece, vector in zip(self._pieces[block.name], block.split(vectors), strict=True):
             if piece is not None and piece.requires_grad:  # else: linear in everything, no curvature
                 outputs.append(piece)
-                cotangents.append(vector)
+                cotangents.append(self._viewable(vector))
         if not outputs:
             return
         names = list(dict.fromkeys(part.parameter for part in block.parts))
@@ -119,3 +137,10 @@ class GradientGraph:
                 index = part.index if isinstance(part.index, tuple) else (part.index,)
                 product = product[(*leading, *index)]
             target.add_(product)
+
+    def _viewable(self, cotangent: Tensor) -> Tensor:
+        """Copy a piece of a flat vector where it starts between two real-imaginary pairs and may be read as complex."""
+        odd = cotangent.storage_offset() % 2 or any(
+            stride % 2 for size, stride in zip(cotangent.shape[:-1], cotangent.stride()[:-1], strict=True) if size > 1
+        )
+        return cotangent.clone(memory_format=torch.contiguous_format) if odd and self.kinds & COMPLEX_VIEWS else cotangent

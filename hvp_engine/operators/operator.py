@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from hvp_engine.blocks import BlockSpec, resolve
-from hvp_engine.errors import BlockError, ConfigurationError
+from hvp_engine.errors import BlockError, ConfigurationError, NotFiniteError
 from hvp_engine.kernels.allocator import retained_heap
 from hvp_engine.krylov.settings import check_memory, checked_microbatch
 from hvp_engine.operators.head.decide import decide_curvature
@@ -22,6 +22,7 @@ from hvp_engine.problem.precision import Precision
 from hvp_engine.scheduling.policy import choose_waves, products_past_head, spare
 from hvp_engine.scheduling.scheduler import ProductGraph, Scheduler
 from hvp_engine.scheduling.waves import StreamSizes
+from hvp_engine.system.formatting import first_names
 from hvp_engine.system.memory import budget as free_budget
 from hvp_engine.system.torch_private import write_count
 
@@ -150,6 +151,7 @@ class CurvatureOperator(ABC):
         Raises:
             BlockError: A block is unknown.
             ConfigurationError: A shape is wrong, or a vector is complex or not finite.
+            NotFiniteError: A product is not finite.
         """
         if not isinstance(vectors, Mapping):
             raise ConfigurationError(
@@ -158,11 +160,13 @@ class CurvatureOperator(ABC):
             )
         with torch.inference_mode(False):
             converted = {name: self._vectors(name, block_vectors) for name, block_vectors in vectors.items()}
-        return self.sweep(converted)
+        products = self.sweep(converted)
+        self._refuse_nonfinite(products)
+        return products
 
     @torch.inference_mode(False)
     def sweep(self, vectors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Do the same as `matmat` without looking at the vectors, which on a GPU would wait for them.
+        """Do the same as `matmat` without looking at vectors and products, which on a GPU would wait for them.
 
         Args:
             vectors: (k, numel) per block, in the operator's dtype, on its device, finite.
@@ -232,6 +236,15 @@ class CurvatureOperator(ABC):
         """Return what changes whenever a parameter or buffer is written to or replaced."""
         model = self.objective.model
         return [(t.data_ptr(), write_count(t)) for t in (*model.parameters(), *model.buffers())]
+
+    def _refuse_nonfinite(self, products: Mapping[str, Tensor]) -> None:
+        if not products or bool(torch.stack([product.isfinite().all() for product in products.values()]).all()):
+            return
+        name, product = next((n, p) for n, p in products.items() if not p.isfinite().all())
+        block = self.partition.blocks[name]
+        parts = zip(block.parts, block.split(product), strict=True)
+        broken = [part.parameter for part, piece in parts if not piece.isfinite().all()]
+        raise NotFiniteError.of_product(f"of block {name!r}, in {first_names(list(dict.fromkeys(broken)))},")
 
     def _vectors(self, name: str, vectors: Tensor) -> Tensor:
         if name not in self.partition.blocks:

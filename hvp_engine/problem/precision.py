@@ -31,6 +31,11 @@ def product_dtype(precision: Precision) -> torch.dtype:
     return torch.bfloat16 if precision == "bf16" else working_dtype(precision)
 
 
+def rounding(precision: Precision) -> float:
+    """Return the relative spacing of the numbers that enter matrix products: TF32 has 10 bits after the leading one."""
+    return 2.0**-10 if precision == "tf32" else torch.finfo(product_dtype(precision)).eps
+
+
 def product_mode(precision: Precision) -> AbstractContextManager[None]:
     """Hold the product modes of every backend at what ``precision`` says, whatever the caller's global settings are.
 

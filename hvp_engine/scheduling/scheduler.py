@@ -6,34 +6,25 @@ A sweep goes over the data once. Graphs are kept between sweeps while the memory
 
 from __future__ import annotations
 
-import contextlib
 import logging
-import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from hvp_engine.blocks import Partition, ResolvedBlock
-from hvp_engine.errors import ConfigurationError, ObjectiveError, OutOfMemoryError, SecondDerivativeError
+from hvp_engine.errors import ConfigurationError, ObjectiveError, OutOfMemoryError
 from hvp_engine.problem import batches
 from hvp_engine.problem.objective import MicroBatch, Objective
 from hvp_engine.scheduling import policy
+from hvp_engine.scheduling.passes import Key, Passes, ProductGraph
 from hvp_engine.system import memory
+from hvp_engine.system.formatting import first_line
 from hvp_engine.system.memory import is_out_of_memory
 
 log = logging.getLogger(__name__)
-
-
-class ProductGraph(Protocol):
-    """What a sweep needs of a micro-batch: its weight, and products with a block."""
-
-    weight: float
-
-    def product(self, block: ResolvedBlock, vectors: Tensor, out: Tensor, *, batched: bool) -> None:
-        """Add products with (k, numel) vectors to ``out``."""
 
 
 Build = Callable[[MicroBatch], ProductGraph]
@@ -49,6 +40,7 @@ class SweepPlan:
         graph_bytes: Estimated size of the largest micro-batch's graph.
         kept_graphs: Graphs alive between sweeps.
         budget: Bytes that graphs and their temporaries may take.
+        single_passes: Why vectors of some block go one by one all the same, in words; None where none do.
     """
 
     microbatch: int | None
@@ -56,10 +48,11 @@ class SweepPlan:
     graph_bytes: int
     kept_graphs: int
     budget: int
+    single_passes: str | None = None
 
     def record(self) -> dict[str, int | str | None]:
         """Return the plan as plain data."""
-        return asdict(self)
+        return {name: value for name, value in asdict(self).items() if name != "single_passes" or value is not None}
 
 
 class Scheduler:
@@ -101,6 +94,7 @@ class Scheduler:
         self._kept: dict[tuple[int, int], ProductGraph] = {}
         self._keep = True  # until memory runs out
         self._all_kept = False  # every micro-batch of the data has its graph in _kept
+        self._passes = Passes(objective.precision)
         self._parameters: list[Tensor] = [objective.parameters[name] for name in partition.parameters]
         self._graph_size = policy.GraphSize(0.0)
         self.plan = SweepPlan(microbatch, 1, 0, 0, budget)
@@ -124,7 +118,7 @@ class Scheduler:
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error):
                     raise
-                reason = (str(error) or type(error).__name__).splitlines()[0]
+                reason = first_line(error)
             self._need_less(reason)  # outside the handler: the traceback would keep the failed tensors alive
 
     def microbatches(self) -> Iterator[MicroBatch]:
@@ -168,6 +162,7 @@ class Scheduler:
     def release(self) -> None:
         """Drop every kept graph."""
         self._kept.clear()
+        self._passes = Passes(self.objective.precision)
         self._all_kept = False
         self.plan.kept_graphs = 0
 
@@ -175,50 +170,41 @@ class Scheduler:
         weight = 0.0
         with self.objective.arithmetic():
             out = {name: torch.zeros_like(v, memory_format=torch.contiguous_format) for name, v in vectors.items()}
-            for graph in self._graphs():
+            for key, graph in self._graphs():
                 weight += graph.weight
                 for name, block_vectors in vectors.items():
-                    with _explained():
-                        self._products(graph, self._blocks[name], block_vectors, out[name])
+                    self._products(key, graph, self._blocks[name], block_vectors, out[name])
                 del graph
+            self.plan.single_passes = self._passes.note or self.plan.single_passes
         if weight <= 0:
             raise ObjectiveError("The weights of all batches sum to zero: every target is ignored.")
         for products in out.values():
             products.div_(weight)
         return out
 
-    def _products(self, graph: ProductGraph, block: ResolvedBlock, vectors: Tensor, out: Tensor) -> None:
+    def _products(self, key: Key, graph: ProductGraph, block: ResolvedBlock, vectors: Tensor, out: Tensor) -> None:
         streams = self.plan.streams_per_pass
         for start in range(0, vectors.shape[0], streams):
             stop = start + streams
-            try:
-                graph.product(block, vectors[start:stop], out[start:stop], batched=self.plan.streams_per_pass > 1)
-            except RuntimeError as error:
-                if self.plan.streams_per_pass == 1 or not re.search("vmap|[Bb]atching rule", str(error)):
-                    raise
-                # An operation of the model cannot be vmapped. Nothing was added to out: go on one vector at a time.
-                log.info("single passes from here on: %s", str(error).splitlines()[0])
-                self.plan.streams_per_pass = 1
-                graph.product(block, vectors[start:stop], out[start:stop], batched=False)
+            self._passes.multiply(key, graph, block, vectors[start:stop], out[start:stop])
 
-    def _graphs(self) -> Iterator[ProductGraph]:
+    def _graphs(self) -> Iterator[tuple[Key, ProductGraph]]:
         """Yield the graph of every micro-batch, built where it is not kept, kept where it fits."""
         if self._all_kept:
-            yield from self._kept.values()
+            yield from self._kept.items()
             return
         fits = policy.count_kept_graphs(self.plan.graph_bytes, self.plan.budget) if self._keep else 0
         complete = True
         for micro in self.microbatches():
             graph = self._kept.get(micro.key)
             if graph is None:
-                with _explained():
-                    graph = self._build(micro)
+                graph = self._build(micro)
                 if len(self._kept) < fits:
                     self._kept[micro.key] = graph
                     self.plan.kept_graphs = len(self._kept)
                 else:
                     complete = False
-            yield graph
+            yield micro.key, graph
             del graph
         self._all_kept = complete
 
@@ -258,8 +244,7 @@ class Scheduler:
 
     def _bytes(self, batch: object) -> int:
         with memory.graph_size(self._parameters) as measured:
-            with _explained():
-                graph = self._build(MicroBatch((-1, 0), batch))
+            graph = self._build(MicroBatch((-1, 0), batch))
             size = measured.bytes
             del graph
         return size
@@ -301,23 +286,7 @@ class Scheduler:
             )
         with self.objective.arithmetic():
             self._check_split(batch, size or 1)
+        self.release()  # nothing is kept; what was learnt belongs to other micro-batches
         plan.microbatch = policy.halve(current)
         plan.graph_bytes = max(1, plan.graph_bytes * plan.microbatch // current)
         log.warning("out of memory (%s): micro-batches of %d from here on", reason, plan.microbatch)
-
-
-@contextlib.contextmanager
-def _explained() -> Iterator[None]:
-    """Say what to do where autograd itself fails; a lack of memory is another's business."""
-    try:
-        yield
-    except RuntimeError as error:
-        if is_out_of_memory(error):
-            raise
-        cause = str(error).splitlines()[0]
-        fix = (
-            "do not change tensors in place, neither in the model (mul_, index assignment, buffers) nor in the data"
-            if "inplace" in cause
-            else "hvp_engine.doctor names the operation"
-        )
-        raise SecondDerivativeError(f"A backward pass of this model failed ({cause}); {fix}.") from error

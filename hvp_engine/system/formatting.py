@@ -42,6 +42,15 @@ def format_with_error(value: float, stderr: float) -> str:
     return f"({mantissa})e{scale:+03d}" if scale else mantissa
 
 
+def first_line(error: BaseException) -> str:
+    """Return the first line of an exception's text without its full stop; its type's name where it has no text."""
+    try:
+        lines = str(error).strip().splitlines()
+    except Exception:  # a foreign exception whose own text fails
+        lines = []
+    return lines[0].rstrip(".") if lines else type(error).__name__
+
+
 def format_count(count: int) -> str:
     """Write a count with separated thousands: ``66,945,024``."""
     return f"{count:,}"
