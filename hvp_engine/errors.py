@@ -22,19 +22,6 @@ class NonDeterministicError(ObjectiveError):
 class NotFiniteError(ObjectiveError):
     """The loss, or a product with its Hessian, is infinite or not a number."""
 
-    @classmethod
-    def of_product(cls, where: str) -> NotFiniteError:
-        """Make the error about a product.
-
-        Args:
-            where: What it is a product with and when it was formed, in words that follow "product".
-        """
-        return cls(
-            f"The Hessian-vector product {where} is not finite: an operation's second derivative is infinite or not a "
-            "number there (sqrt or norm at zero, log of zero), or the arithmetic overflows; add a small epsilon to the "
-            "operation, or try precision='fp64'."
-        )
-
 
 class BlockError(HvpEngineError, ValueError):
     """A block specification names unknown, frozen, empty or overlapping parameters."""
@@ -42,6 +29,10 @@ class BlockError(HvpEngineError, ValueError):
 
 class SecondDerivativeError(HvpEngineError):
     """The model cannot be differentiated twice, or its second derivative is wrong."""
+
+
+class BackwardError(SecondDerivativeError):
+    """A backward pass of the model raised an exception that tells nothing of second derivatives."""
 
 
 class OutOfMemoryError(HvpEngineError, MemoryError):
@@ -54,3 +45,16 @@ class RunFolderError(HvpEngineError):
 
 class BackendError(HvpEngineError):
     """A requested kernel backend does not exist or cannot run on this device."""
+
+
+def not_finite(product: str) -> str:
+    """Put into words that a product is not finite, and what to do.
+
+    Args:
+        product: What it is a product with and when it was formed, in words that follow "product".
+    """
+    return (
+        f"The Hessian-vector product {product} is not finite: an operation's second derivative is infinite or not a "
+        "number there (sqrt or norm at zero, log of zero), or the arithmetic overflows; add a small epsilon to the "
+        "operation, or try precision='fp64'."
+    )

@@ -17,10 +17,11 @@ from hvp_engine.diagnosis.curvature import examine_blocks
 from hvp_engine.diagnosis.data import Passes, examine_data
 from hvp_engine.diagnosis.model import eval_and_eager, examine_model
 from hvp_engine.diagnosis.operations import examine_graph, failed_backward, suspects
+from hvp_engine.diagnosis.products import examine_products, failure
 from hvp_engine.diagnosis.report import SEVERITIES, Diagnosis, Finding
 from hvp_engine.diagnosis.source import users_line_of_error
 from hvp_engine.diagnosis.trace import Trace, without_reentrancy
-from hvp_engine.errors import ConfigurationError, HvpEngineError, NotFiniteError, ObjectiveError
+from hvp_engine.errors import ConfigurationError, NotFiniteError, ObjectiveError, SecondDerivativeError
 from hvp_engine.operators.gradient_graph import GradientGraph
 from hvp_engine.problem import batches
 from hvp_engine.problem.checks import check_module
@@ -29,7 +30,11 @@ from hvp_engine.problem.objective import Loss, Objective
 from hvp_engine.problem.precision import Precision, check_precision
 from hvp_engine.system.formatting import first_names
 
-_SHARES = {"data": 0.2, "blocks": 0.5, "cost": 0.3}  # of the time
+_SHARES = {"data": 0.2, "products": 0.2, "blocks": 0.35, "cost": 0.25}  # of the time
+_STOPPED = (  # what makes products impossible
+    *("no-second-derivative", "compiled-module", "backward-fails", "curvature-not-finite"),
+    *("out-of-memory", "examination-fails"),
+)
 
 
 @torch.inference_mode(False)
@@ -109,9 +114,17 @@ class _Examination:
         self._seconds = seconds
 
     def run(self) -> None:
-        """Run every test that the ones before it leave possible."""
+        """Run every test that the ones before it leave possible; what the model raises is a finding."""
         try:
-            objective = Objective(self._model, self._loss, self._data, self._precision)
+            self._run()
+        except ConfigurationError:
+            raise
+        except Exception as error:
+            self._report.findings.append(failure(error))
+
+    def _run(self) -> None:
+        try:
+            whole = objective = Objective(self._model, self._loss, self._data, self._precision)
             passes = self._read_data()
             if self._data is not None:
                 # From here on one batch stands for the data.
@@ -124,9 +137,19 @@ class _Examination:
         if steady is None:
             return
         self._examine_derivatives(steady, batch)
+        if steady is objective and not self._is_stopped:
+            share = _SHARES["products"] * self._seconds
+            self._report.findings += examine_products(whole, self._partition, batch, share)
+        if not self._is_stopped and self._report.blocks:
+            self._report.costs = measure_costs(steady, self._partition, batch, _SHARES["cost"] * self._seconds)
+
+    @property
+    def _is_stopped(self) -> bool:
+        """Whether products fail: what needs them is left out."""
+        return any(finding.code in _STOPPED for finding in self._report.findings)
 
     def _examine_derivatives(self, objective: Objective, batch: Any) -> None:
-        """Examine operations, test blocks and measure costs of a loss that is the same in every evaluation."""
+        """Examine operations and test blocks of a loss that is the same in every evaluation."""
         trace = Trace()
         graph = self._trace(objective, batch, trace)
         if graph is None:
@@ -136,12 +159,8 @@ class _Examination:
         del graph, trace  # and what they keep
         share = _SHARES["blocks"] * self._seconds
         found, checks = examine_blocks(objective, self._partition, batch, suspected, share)
-        known = any(finding.code in ("no-second-derivative", "compiled-module") for finding in self._report.findings)
-        self._report.findings += [f for f in found if not (known and f.code == "second-derivative-fails")]
+        self._report.findings += [f for f in found if not (self._is_stopped and f.code == "second-derivative-fails")]
         self._report.blocks = checks
-        if not known and checks:
-            share = _SHARES["cost"] * self._seconds
-            self._report.costs = measure_costs(objective, self._partition, batch, share)
 
     def _read_data(self) -> Passes:
         if self._data is None:
@@ -159,7 +178,7 @@ class _Examination:
         try:
             with trace.recording(objective.model):
                 differing = objective.differing_values(batch)
-        except (ObjectiveError, RuntimeError) as error:
+        except ObjectiveError as error:
             self._add_failure(error)
             return None
         if differing is None:
@@ -199,7 +218,7 @@ class _Examination:
                 self._report.findings += examine_graph(graph, trace)
             except ObjectiveError as error:
                 self._add_failure(error)
-            except (HvpEngineError, RuntimeError) as error:
+            except SecondDerivativeError as error:
                 self._report.findings.append(failed_backward(error, "".join(str(w.message) for w in caught)))
         for module, line in trace.reentrant:
             self._add(

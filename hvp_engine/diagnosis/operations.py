@@ -16,10 +16,12 @@ from hvp_engine.blocks import BlockPart, ResolvedBlock
 from hvp_engine.diagnosis.report import Finding
 from hvp_engine.diagnosis.source import users_line_of_text
 from hvp_engine.diagnosis.trace import Trace
-from hvp_engine.errors import SecondDerivativeError
-from hvp_engine.operators.autograd_nodes import nodes_behind, operation_of, parent_of, root_of
+from hvp_engine.errors import BackwardError, SecondDerivativeError
+from hvp_engine.operators.autograd_nodes import function_of, name_of, nodes_behind, operation_of, parent_of, root_of
 from hvp_engine.operators.backward import fix_for
 from hvp_engine.operators.gradient_graph import GradientGraph
+from hvp_engine.system.formatting import first_line
+from hvp_engine.system.memory import is_out_of_memory
 
 _ERROR_NODES = ("Error", "NotImplemented", "DelayedError")
 _PYTORCH_FIX = "use plain PyTorch operations there, or a backward pass that is itself differentiable"
@@ -38,10 +40,10 @@ def examine_graph(graph: GradientGraph, trace: Trace) -> list[Finding]:
     nodes = nodes_behind(graph.gradients.values())
     found: dict[Finding, None] = {}
     for node in nodes:
-        if node.name().rpartition("::")[2] in _ERROR_NODES:
+        if name_of(node) in _ERROR_NODES:
             found[_missing(root_of(node), trace)] = None
     for node in trace.nodes:
-        if node.name() == "CompiledFunctionBackward":
+        if name_of(node) == "CompiledFunctionBackward":
             found[compiled("A function compiled by torch.compile", trace.module_of(node), trace.line_of(node))] = None
     error = _second_backward(graph)
     if error is not None:
@@ -87,10 +89,11 @@ def suspects(trace: Trace, gradients: list[Tensor | None]) -> list[str]:
 
 def failed_backward(error: Exception, stacks: str) -> Finding:
     """Make the finding about a backward pass that raised, located by what anomaly mode printed."""
+    raised = error.__cause__ if isinstance(error, SecondDerivativeError) and error.__cause__ is not None else error
     return Finding(
         "error",
         "backward-fails",
-        f"The backward pass raised {type(error).__name__}: {str(error).splitlines()[0]}",
+        f"The backward pass raised {type(raised).__name__}: {first_line(raised)}.",
         None,
         users_line_of_text(_innermost_stack(stacks)),
         _PYTORCH_FIX,
@@ -107,10 +110,12 @@ def _second_backward(graph: GradientGraph) -> Finding | None:
         warnings.simplefilter("always")
         try:
             graph.product(union, vector, torch.zeros_like(vector), batched=False)
-        except (SecondDerivativeError, RuntimeError) as error:
+        except Exception as error:
+            if is_out_of_memory(error):
+                raise
             stacks = "".join(str(warning.message) for warning in caught)
             located = failed_backward(error, stacks)
-            if isinstance(error, SecondDerivativeError):
+            if isinstance(error, SecondDerivativeError) and not isinstance(error, BackwardError):
                 message, _, fix = str(error).rstrip(".").partition("; ")
                 return Finding("error", "no-second-derivative", f"{message}.", None, located.line, fix)
             return located
@@ -138,19 +143,19 @@ def _refuses(node: Node) -> bool:
             cast(Callable[..., Any], node)(*[torch.zeros(m.shape, dtype=m.dtype, device=m.device) for m in described])
     except NotImplementedError:
         return True
-    except RuntimeError:  # zeros that it cannot take say nothing about its derivative
+    except Exception:  # zeros that it cannot take say nothing about its derivative
         return False
     return False
 
 
 def _is_custom(node: Node) -> bool:
     """Say whether a node is an autograd.Function that neither PyTorch nor this package wrote."""
-    forward = getattr(node, "_forward_cls", None)
+    forward = function_of(node)
     return forward is not None and not forward.__module__.startswith(("hvp_engine.", "torch."))
 
 
 def _once_differentiable(node: Node) -> bool:
-    backward = getattr(getattr(node, "_forward_cls", None), "backward", None)
+    backward = getattr(function_of(node), "backward", None)
     code = getattr(backward, "__code__", None)
     once = torch.autograd.function.once_differentiable
     return code is not None and code.co_filename == once.__code__.co_filename and hasattr(backward, "__wrapped__")

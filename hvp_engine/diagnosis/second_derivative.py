@@ -18,13 +18,15 @@ import torch
 from torch import Tensor
 
 from hvp_engine.blocks import BlockPart, Partition, ResolvedBlock
-from hvp_engine.errors import HvpEngineError, SecondDerivativeError
+from hvp_engine.errors import BackwardError, SecondDerivativeError, not_finite
 from hvp_engine.krylov.probes import probe
 from hvp_engine.operators.gradient_graph import GradientGraph
 from hvp_engine.operators.head.fusion import HeadFusion
 from hvp_engine.problem import batches
 from hvp_engine.problem.objective import Objective
 from hvp_engine.system import memory
+from hvp_engine.system.formatting import first_line
+from hvp_engine.system.memory import is_out_of_memory
 
 log = logging.getLogger(__name__)
 
@@ -108,11 +110,7 @@ class DerivativeCheck:
             self._graph.product(block, v[None], hv[None], batched=False)
             norm = float(hv.norm())
             if not math.isfinite(norm):
-                raise SecondDerivativeError(
-                    "The Hessian-vector product of this model is not finite: an operation's second derivative is "
-                    "infinite or not a number at these parameters (sqrt or norm at zero, log of zero); add a small "
-                    "epsilon to it."
-                )
+                raise SecondDerivativeError(not_finite(f"of {block.name!r}"))
             # With u = Hv / ||Hv||, u'(Hv) = ||Hv|| must equal v'(Hu); for two random vectors both would be near zero.
             asymmetry = float("nan")
             if norm > floor:
@@ -231,7 +229,7 @@ def in_widest_arithmetic(objective: Objective, batch: Any, use: Callable[[Object
     Raises:
         SecondDerivativeError: From ``use``, or because it fails in every arithmetic.
     """
-    failure: Exception | None = None
+    failures: list[Exception] = []
     for precision in ("fp64", "fp32"):
         # A mean over few samples may have all targets ignored; the whole batch tells then.
         for piece in (batches.few_samples(batch), batch):
@@ -239,17 +237,17 @@ def in_widest_arithmetic(objective: Objective, batch: Any, use: Callable[[Object
             try:
                 widened = Objective(objective.model, objective.loss, data, precision)
                 return use(widened, _converted(piece, widened.dtype))
-            except SecondDerivativeError:
-                raise
-            except (HvpEngineError, RuntimeError, TypeError) as error:
+            except Exception as error:
+                final = isinstance(error, SecondDerivativeError) and not isinstance(error, BackwardError)
+                if final or is_out_of_memory(error):
+                    raise
                 # Not every model runs in float64 (custom kernels, float32 tensors held by the loss).
                 log.info("second derivative not checked in %s: %s", precision, error)
-                failure = error
-    cause = str(failure).splitlines()[0].rstrip(".")
+                failures.append(error)
     raise SecondDerivativeError(
         "The second derivative of this model cannot be checked: the passes over the first batch fail in float64 and in "
-        f"float32 ({cause}). Mend the model or the loss, or pass check=False to go without the test."
-    ) from failure
+        f"float32 ({first_line(failures[-1])}). Mend the model or the loss, or pass check=False to go without the test."
+    ) from failures[-1]
 
 
 def _converted(batch: Any, dtype: torch.dtype) -> Any:

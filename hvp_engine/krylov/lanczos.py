@@ -15,7 +15,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from hvp_engine.errors import ConfigurationError, NotFiniteError
+from hvp_engine.errors import ConfigurationError, NotFiniteError, not_finite
 from hvp_engine.kernels.lanczos_step import record_step
 from hvp_engine.kernels.streams import LanczosState, NewVector, Step
 from hvp_engine.krylov.basis import Basis, BlockShape, Layout, Orthogonalized
@@ -194,7 +194,7 @@ class BatchedLanczos:
         else:
             s, position = members[int(np.argmin(now.numpy(force=True)))], j
         block, number = self.streams[s]
-        raise NotFiniteError.of_product(f"of block {block!r} (probe {number}, step {position})")
+        raise NotFiniteError(not_finite(f"of block {block!r} (probe {number}, step {position})"))
 
 
 def _shape(probes: Mapping[int, Tensor], steps: int) -> BlockShape:

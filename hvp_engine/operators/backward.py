@@ -8,7 +8,7 @@ import warnings
 import torch
 from torch import Tensor, nn
 
-from hvp_engine.errors import HvpEngineError, SecondDerivativeError
+from hvp_engine.errors import BackwardError, HvpEngineError, SecondDerivativeError
 from hvp_engine.system.formatting import first_line
 from hvp_engine.system.memory import is_out_of_memory
 from hvp_engine.system.torch_private import check_batched_passes
@@ -38,8 +38,8 @@ def backward(
     """torch.autograd.grad with the engine's settings; sparse gradients come out dense.
 
     Raises:
-        SecondDerivativeError: The pass failed, in a function of PyTorch's or of the user's, whatever that raised. Only a
-            lack of memory and this package's own errors go through as they are.
+        SecondDerivativeError: The pass failed, in a function of PyTorch's or of the user's, whatever that raised.
+            Only a lack of memory and this package's own errors go through as they are.
     """
     try:
         if batched:
@@ -74,10 +74,10 @@ def _explained(error: Exception) -> SecondDerivativeError:
     """Say what to do about an exception that ended a backward pass."""
     cause = first_line(error)
     if not isinstance(error, RuntimeError):  # PyTorch's own are; the rest comes from a backward written in Python
-        return SecondDerivativeError(
-            f"A backward pass of this model failed ({type(error).__name__}: {cause}): a custom autograd.Function raised "
-            "it where its own derivative was asked for; write its backward with differentiable operations, or replace "
-            "the function by plain PyTorch operations."
+        return BackwardError(
+            f"A backward pass of this model failed ({type(error).__name__}: {cause}): a custom autograd.Function "
+            "raised it where its own derivative was asked for; write its backward with differentiable operations, or "
+            "replace the function by plain PyTorch operations."
         )
     match = re.search(r"derivative for '?(?:aten::)?([\w:]+)'? is not implemented", text := str(error))
     if match:
@@ -98,4 +98,4 @@ def _explained(error: Exception) -> SecondDerivativeError:
         if "inplace" in cause
         else "hvp_engine.doctor names the operation"
     )
-    return SecondDerivativeError(f"A backward pass of this model failed ({cause}); {fix}.")
+    return BackwardError(f"A backward pass of this model failed ({cause}); {fix}.")

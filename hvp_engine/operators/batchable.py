@@ -11,8 +11,7 @@ from __future__ import annotations
 # Derivatives in which a flat vector may be read as pairs of real and imaginary parts.
 COMPLEX_VIEWS = frozenset(("ViewAsRealBackward0", "ViewAsComplexBackward0"))
 
-BATCHABLE = frozenset(
-    """
+_KINDS = """
     AbsBackward0 AccumulateGrad AdaptiveAvgPool2DBackward0 AdaptiveAvgPool2DBackwardBackward0
     AdaptiveMaxPool2DBackward0 AdaptiveMaxPool2DBackwardBackward0 AddBackward0 AddBackward1 AddbmmBackward0
     AddcdivBackward0 AddcmulBackward0 AddmmBackward0 AddmvBackward0 AliasBackward0 AmaxBackward0 AminBackward0
@@ -62,5 +61,5 @@ BATCHABLE = frozenset(
     UpsampleLinear1DBackwardBackward0 UpsampleNearest1DBackward0 UpsampleNearest1DBackwardBackward0
     UpsampleNearest2DBackward0 UpsampleNearest2DBackwardBackward0 VarBackward0 ViewAsComplexBackward0
     ViewAsRealBackward0 ViewBackward0 WeightNormInterfaceBackward0 WhereBackward0
-    """.split()
-)
+"""
+BATCHABLE = frozenset(_KINDS.split())

@@ -143,4 +143,6 @@ class GradientGraph:
         odd = cotangent.storage_offset() % 2 or any(
             stride % 2 for size, stride in zip(cotangent.shape[:-1], cotangent.stride()[:-1], strict=True) if size > 1
         )
-        return cotangent.clone(memory_format=torch.contiguous_format) if odd and self.kinds & COMPLEX_VIEWS else cotangent
+        return (
+            cotangent.clone(memory_format=torch.contiguous_format) if odd and self.kinds & COMPLEX_VIEWS else cotangent
+        )

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from hvp_engine.blocks import BlockSpec, resolve
-from hvp_engine.errors import BlockError, ConfigurationError, NotFiniteError
+from hvp_engine.errors import BlockError, ConfigurationError, NotFiniteError, not_finite
 from hvp_engine.kernels.allocator import retained_heap
 from hvp_engine.krylov.settings import check_memory, checked_microbatch
 from hvp_engine.operators.head.decide import decide_curvature
@@ -19,8 +19,9 @@ from hvp_engine.operators.head.fusion import HeadFusion
 from hvp_engine.ops.head.dropping import check_tolerance
 from hvp_engine.problem.objective import Loss, MicroBatch, Objective
 from hvp_engine.problem.precision import Precision
+from hvp_engine.scheduling.passes import ProductGraph
 from hvp_engine.scheduling.policy import choose_waves, products_past_head, spare
-from hvp_engine.scheduling.scheduler import ProductGraph, Scheduler
+from hvp_engine.scheduling.scheduler import Scheduler
 from hvp_engine.scheduling.waves import StreamSizes
 from hvp_engine.system.formatting import first_names
 from hvp_engine.system.memory import budget as free_budget
@@ -244,7 +245,7 @@ class CurvatureOperator(ABC):
         block = self.partition.blocks[name]
         parts = zip(block.parts, block.split(product), strict=True)
         broken = [part.parameter for part, piece in parts if not piece.isfinite().all()]
-        raise NotFiniteError.of_product(f"of block {name!r}, in {first_names(list(dict.fromkeys(broken)))},")
+        raise NotFiniteError(not_finite(f"of block {name!r}, in {first_names(list(dict.fromkeys(broken)))},"))
 
     def _vectors(self, name: str, vectors: Tensor) -> Tensor:
         if name not in self.partition.blocks:

@@ -7,7 +7,6 @@ other has its first batched pass compared with single passes, for every micro-ba
 
 from __future__ import annotations
 
-import logging
 from typing import Protocol
 
 import torch
@@ -18,13 +17,11 @@ from hvp_engine.problem.precision import Precision, rounding
 from hvp_engine.system.formatting import first_line
 from hvp_engine.system.memory import is_out_of_memory
 
-log = logging.getLogger(__name__)
-
 Key = tuple[int, int]
 
 # So few vectors gain less by one pass than its comparison with two single ones costs: a graph that would have to be
 # compared takes them one by one. The number must not depend on what happened before, or a resumed job had other bits.
-_FEW = 4
+FEW = 4
 _NOISE = 100.0  # times the rounding that is seen between single passes
 
 
@@ -74,7 +71,7 @@ class Passes:
         chosen = self._chosen.get(pair)
         if chosen is None and block.name in self._refused:
             chosen = self._chosen[pair] = False
-        if chosen is False or len(vectors) == 1 or (len(vectors) <= _FEW and not self._is_known(key, graph)):
+        if chosen is False or len(vectors) == 1 or (len(vectors) <= FEW and not self._is_known(key, graph)):
             graph.product(block, vectors, out, batched=False)
         elif chosen:
             graph.product(block, vectors, out, batched=True)
@@ -101,7 +98,7 @@ class Passes:
         except Exception as error:
             if is_out_of_memory(error):
                 raise
-            return first_line(error)
+            return f"several together fail ({first_line(error.__cause__ or error)})"
         if known:
             return None
         why = self._difference(graph, block, vectors, target)
@@ -112,8 +109,7 @@ class Passes:
     def _refuse(self, block: str, why: str) -> None:
         self._refused.add(block)
         if self.note is None:
-            self.note = f"one vector per pass, first in block {block!r}: {why}"
-            log.warning("%s", self.note)
+            self.note = f"vectors of block {block!r} go one by one, {why}"
 
     def _difference(self, graph: ProductGraph, block: ResolvedBlock, vectors: Tensor, batched: Tensor) -> str | None:
         """Compare the first and the last product of a batched pass with those of single passes; None where they agree.
@@ -138,7 +134,7 @@ class Passes:
         if bool((errors <= _NOISE * noise).all()):
             return None
         worst = float((errors / sizes).nan_to_num(nan=float("inf")).max())
-        return f"together they give other products than alone (relative difference {worst:.1g})"
+        return f"several together give other products than alone (relative difference {worst:.1g})"
 
 
 def _part_norms(block: ResolvedBlock, vectors: Tensor) -> Tensor:

@@ -175,7 +175,9 @@ class Scheduler:
                 for name, block_vectors in vectors.items():
                     self._products(key, graph, self._blocks[name], block_vectors, out[name])
                 del graph
-            self.plan.single_passes = self._passes.note or self.plan.single_passes
+        if self.plan.single_passes is None and self._passes.note is not None:
+            self.plan.single_passes = self._passes.note
+            log.warning("slower than it might be: %s", self._passes.note)
         if weight <= 0:
             raise ObjectiveError("The weights of all batches sum to zero: every target is ignored.")
         for products in out.values():

@@ -74,10 +74,22 @@ def recurrent_shapes(gates: int) -> Shapes:
 
 def convolutions() -> list[BatchedCase]:
     line: Shapes = [((2, 2, 5), (4, 2, 3), (4,)), ((1, 1, 3), (1, 1, 3), (1,)), ((1, 2, 3), (2, 2, 1), (2,))]
-    plane: Shapes = [((2, 2, 4, 4), (4, 2, 3, 3), (4,)), ((1, 1, 3, 3), (1, 1, 3, 3), (1,)), ((1, 2, 3, 3), (2, 2, 1, 1), (2,))]
-    grouped: Shapes = [((3, 2, 4, 4), (4, 1, 3, 3), (4,)), ((1, 2, 3, 3), (2, 1, 1, 1), (2,)), ((2, 2, 3, 3), (2, 1, 3, 3), (2,))]
+    plane: Shapes = [
+        ((2, 2, 4, 4), (4, 2, 3, 3), (4,)),
+        ((1, 1, 3, 3), (1, 1, 3, 3), (1,)),
+        ((1, 2, 3, 3), (2, 2, 1, 1), (2,)),
+    ]
+    grouped: Shapes = [
+        ((3, 2, 4, 4), (4, 1, 3, 3), (4,)),
+        ((1, 2, 3, 3), (2, 1, 1, 1), (2,)),
+        ((2, 2, 3, 3), (2, 1, 3, 3), (2,)),
+    ]
     depth: Shapes = [((2, 1, 2, 3, 3), (2, 1, 2, 2, 2), (2,)), ((1, 1, 1, 1, 1), (1, 1, 1, 1, 1), (1,))]
-    upward: Shapes = [((2, 2, 3, 3), (2, 4, 2, 2), (4,)), ((1, 1, 1, 1), (1, 1, 2, 2), (1,)), ((1, 2, 2, 2), (2, 2, 1, 1), (2,))]
+    upward: Shapes = [
+        ((2, 2, 3, 3), (2, 4, 2, 2), (4,)),
+        ((1, 1, 1, 1), (1, 1, 2, 2), (1,)),
+        ((1, 2, 2, 2), (2, 2, 1, 1), (2,)),
+    ]
     return [
         BatchedCase("conv1d", conv(1), line),
         BatchedCase("conv2d", conv(2, padding=1), plane),
@@ -180,7 +192,7 @@ def powers_and_choices() -> list[BatchedCase]:
         BatchedCase("addcmul, addcdiv", lambda x: torch.addcmul(x, x, x.sin()).addcdiv(x, x.square() + 1), ROWS),
         BatchedCase("clamp", lambda x: x.clamp(-0.5, 0.5) * x.clamp(min=-0.7) * x.clamp_max(0.9), ROWS),
         BatchedCase("masked_fill", lambda x: x.masked_fill(x.detach() > 0.4, -0.3).square(), ROWS),
-        BatchedCase("prelu", lambda x, w: F.prelu(x, w), [((3, 2), (2,)), ((1, 1), (1,)), ((2, 2, 2), (2,))]),
+        BatchedCase("prelu", F.prelu, [((3, 2), (2,)), ((1, 1), (1,)), ((2, 2, 2), (2,))]),
         BatchedCase("glu", F.glu, [((3, 4),), ((1, 2),), ((2, 2),)]),
         BatchedCase("threshold", lambda x: F.threshold(x, 0.1, -1.0).square(), ROWS),
         BatchedCase("in place", lambda x: (x * 1.0).mul_(x).add_(x).tanh_(), ROWS),
@@ -244,7 +256,9 @@ def shapes_and_indices() -> list[BatchedCase]:
         "unfold": lambda x: x.unfold(0, 1, 1).square(),
         "meshgrid": lambda x: torch.cartesian_prod(x.flatten(), x.flatten().sin()).prod(1),
         "embedding": lambda x: F.embedding(torch.tensor([[0, 0], [0, 0]]), x.flatten(1)).square(),
-        "take_along": lambda x: torch.take_along_dim(x, x.detach().argsort(-1), -1).square() * x.take(torch.tensor([0])),
+        "take_along": lambda x: (
+            torch.take_along_dim(x, x.detach().argsort(-1), -1).square() * x.take(torch.tensor([0]))
+        ),
         "movedim": lambda x: x.movedim(0, -1).square() * x.swapaxes(0, -1).sum(),
         "einsum of one": lambda x: torch.einsum("i...,j...->ij...", x, x.sin()),
     }
@@ -270,7 +284,9 @@ def images() -> list[BatchedCase]:
         "nearest": lambda x: F.interpolate(x, scale_factor=2),
         "bilinear": lambda x: F.interpolate(x, scale_factor=2, mode="bilinear"),
         "bicubic": lambda x: F.interpolate(x, scale_factor=2, mode="bicubic"),
-        "linear": lambda x: F.interpolate(x[:, :, 0], scale_factor=2, mode="linear") + F.interpolate(x[:, 0], size=2)[0, 0, 0],
+        "linear": lambda x: (
+            F.interpolate(x[:, :, 0], scale_factor=2, mode="linear") + F.interpolate(x[:, 0], size=2)[0, 0, 0]
+        ),
         "pixel_shuffle": lambda x: F.pixel_unshuffle(x, 2).square(),
         "patches": lambda x: F.unfold(x, 2).square(),
         "fold": lambda x: F.fold(F.unfold(x, 2), x.shape[2:], 2),
@@ -308,7 +324,9 @@ def losses() -> list[BatchedCase]:
     functions: dict[str, Function] = {
         "cross_entropy of plain PyTorch": cross_entropy,
         "soft targets": lambda x: F.cross_entropy(x, x.detach().cos().softmax(-1)),
-        "smoothed": lambda x: F.cross_entropy(x, labels(*x.shape), label_smoothing=0.1, weight=constant(x.shape[1]).abs()),
+        "smoothed": lambda x: F.cross_entropy(
+            x, labels(*x.shape), label_smoothing=0.1, weight=constant(x.shape[1]).abs()
+        ),
         "dense cross_entropy": lambda x: F.cross_entropy(x.T[None].square(), labels(x.shape[0], x.shape[1])[None]),
         "dense images": lambda x: F.cross_entropy(x.T[None, :, :, None], labels(*x.shape)[None, :, None]),
         "summed": lambda x: F.nll_loss(x.log_softmax(-1), labels(*x.shape), reduction="none").square(),

@@ -1,0 +1,135 @@
+"""The job's own products, tried batch by batch: whether every batch has one, and whether it is finite."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hvp_engine.blocks import BlockPart, Partition, ResolvedBlock
+from hvp_engine.diagnosis.report import Finding
+from hvp_engine.diagnosis.source import users_line_of_error
+from hvp_engine.errors import BackwardError, HvpEngineError, NotFiniteError, SecondDerivativeError, not_finite
+from hvp_engine.operators.gradient_graph import GradientGraph
+from hvp_engine.problem import batches
+from hvp_engine.problem.objective import MicroBatch, Objective
+from hvp_engine.scheduling.passes import FEW, Passes
+from hvp_engine.scheduling.scheduler import Scheduler
+from hvp_engine.system.formatting import first_line, first_names
+from hvp_engine.system.memory import budget, is_out_of_memory
+
+_EPSILON = "add a small epsilon to sqrt, norm, log or division by a vanishing number, or try precision='fp64'"
+
+
+def union_of(objective: Objective, partition: Partition) -> ResolvedBlock:
+    """Return the block of all parameters that some block touches."""
+    sizes = {name: objective.parameters[name] for name in partition.parameters}
+    parts = tuple(BlockPart(name, None, p.shape, p.numel()) for name, p in sizes.items())
+    return ResolvedBlock("union of all blocks", parts, sum(part.numel for part in parts))
+
+
+def examine_products(objective: Objective, partition: Partition, largest: Any, seconds: float) -> list[Finding]:
+    """Multiply by a vector on one batch after the other, as a job does, in micro-batches of its size.
+
+    Where a graph is not known to be right for several vectors at once, several are tried and compared.
+
+    Args:
+        objective: The job's objective, with all of its data.
+        partition: The job's blocks.
+        largest: The data's largest batch.
+        seconds: Batches that are not reached in this time are left out, and a note says so; the first one is tried.
+
+    Returns:
+        At most one error, and notes.
+    """
+    trial = _Trial(objective, partition, largest)
+    deadline = time.monotonic() + seconds
+    for number, batch in objective.batches():
+        for micro in trial.pieces(number, batch):
+            if micro.key != (0, 0) and time.monotonic() > deadline:
+                message = f"Products were tried with the data up to batch {number}; the rest would have taken too long."
+                return [*trial.notes, Finding("note", "batches-not-reached", message, fix="give more seconds")]
+            try:
+                trial.multiply(micro)
+            except Exception as error:
+                return [*trial.notes, failure(error, f"Batch {number}: ")]
+    return trial.notes
+
+
+class _Trial:
+    def __init__(self, objective: Objective, partition: Partition, largest: Any) -> None:
+        self._objective, self._partition = objective, partition
+        self._union = union_of(objective, partition)
+        self._parameters = {name: objective.parameters[name] for name in partition.parameters}
+        self._passes = Passes(objective.precision)
+        with objective.arithmetic():
+            whole = Partition({self._union.name: self._union}, partition.parameters, ())
+            plan = Scheduler(objective, whole, self._graph, largest, budget=budget(objective.device)).plan
+        self._step, self._streams = plan.microbatch, plan.streams_per_pass
+
+    @property
+    def notes(self) -> list[Finding]:
+        if self._passes.note is None:
+            return []
+        message = f"Products are right but slower than they might be: {self._passes.note}."
+        return [Finding("note", "single-passes", message)]
+
+    def pieces(self, number: int, batch: Any) -> Iterator[MicroBatch]:
+        size = batches.samples(batch)
+        step = size if self._step is None else self._step
+        if size is None or step is None or size <= step:
+            yield MicroBatch((number, 0), batch)
+            return
+        for start in range(0, size, step):
+            yield MicroBatch((number, start), batches.cut(batch, start, min(start + step, size)))
+
+    def multiply(self, micro: MicroBatch) -> None:
+        with self._objective.arithmetic():
+            graph = self._graph(micro)
+            count = 1 if graph.batchable or self._streams <= FEW else FEW + 1
+            if self._product(graph, micro, self._union, count).isfinite().all():
+                return
+            # What is not finite between two blocks is in none of their products.
+            blocks = self._partition.blocks.items()
+            broken = [n for n, block in blocks if not self._product(graph, micro, block, 1).isfinite().all()]
+        if broken:
+            raise NotFiniteError(not_finite(f"of {first_names(broken)}"))
+
+    def _graph(self, micro: MicroBatch) -> GradientGraph:
+        return GradientGraph(*self._objective.evaluate(micro.batch), self._parameters)
+
+    def _product(self, graph: GradientGraph, micro: MicroBatch, block: ResolvedBlock, count: int) -> Tensor:
+        generator = torch.Generator().manual_seed(0)
+        vectors = torch.randn(count, block.numel, generator=generator, dtype=self._objective.dtype)
+        vectors = vectors.to(self._objective.device)
+        out = torch.zeros_like(vectors)
+        self._passes.multiply(micro.key, graph, block, vectors, out)
+        return out
+
+
+def failure(error: Exception, where: str = "") -> Finding:
+    """Make the finding about an exception that stopped an examination.
+
+    Args:
+        error: Of this package, or of the model's.
+        where: What was examined, in words before the message.
+    """
+    line = users_line_of_error(error.__cause__ or error)
+    if is_out_of_memory(error):
+        message = f"{where}The examination ran out of memory ({first_line(error)})."
+        return Finding(
+            "error", "out-of-memory", message, None, line, "use a smaller model, shorter sequences or batches"
+        )
+    if not isinstance(error, HvpEngineError):
+        message = f"{where}The examination was stopped by {type(error).__name__}: {first_line(error)}."
+        return Finding("error", "examination-fails", message, None, line)
+    if isinstance(error, NotFiniteError):
+        code = "curvature-not-finite" if "product" in str(error) else "loss-not-finite"
+        return Finding("error", code, f"{where}{error}", None, line, _EPSILON if code[0] == "c" else "")
+    if isinstance(error, SecondDerivativeError):
+        code = "backward-fails" if isinstance(error, BackwardError) else "no-second-derivative"
+        return Finding("error", code, f"{where}{error}", None, line)
+    return Finding("error", "loss-fails", f"{where}{error}", None, line)
