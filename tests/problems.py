@@ -73,8 +73,8 @@ def to_double(batch: Any) -> Any:
     return tuple(t.double() if t.is_floating_point() else t for t in batch)
 
 
-def dense_hessian(case: Case, names: Iterable[str] | None = None) -> Tensor:
-    """Hessian over whole parameters, row by row, in float64: (numel, numel)."""
+def dense_hessian(case: Case, names: Iterable[str] | None = None, *, batched: bool = True) -> Tensor:
+    """Hessian over whole parameters in float64, (numel, numel), many rows at once or, not ``batched``, one by one."""
     import copy
 
     model = copy.deepcopy(case.model).double()
@@ -86,9 +86,14 @@ def dense_hessian(case: Case, names: Iterable[str] | None = None) -> Tensor:
     gradients = torch.autograd.grad(value, parameters, create_graph=True)
     flat = torch.cat([g.reshape(-1) for g in gradients])
     rows = []
-    for unit in torch.eye(len(flat), dtype=flat.dtype).split(128):
+    for unit in torch.eye(len(flat), dtype=flat.dtype).split(128 if batched else 1):
         pieces = torch.autograd.grad(
-            flat, parameters, unit, retain_graph=True, allow_unused=True, is_grads_batched=True
+            flat,
+            parameters,
+            unit if batched else unit[0],
+            retain_graph=True,
+            allow_unused=True,
+            is_grads_batched=batched,
         )
         rows.append(
             torch.cat(

@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from hvp_engine import ops
+
 Shape = tuple[int, ...]
 Function = Callable[..., Tensor]
 Shapes = list[tuple[Shape, ...]]
@@ -353,7 +355,32 @@ def layers() -> list[BatchedCase]:
     ]
 
 
+def fused() -> list[BatchedCase]:
+    """This package's own functions, which go through PyTorch's older vmap by rules of their own."""
+    scaled: Shapes = [((4, 3), (3,), (3,)), ((1, 1), (1,), (1,)), ((2, 1, 3), (3,), (3,)), ((3, 3), (3,), (3,))]
+    heads: Shapes = [tuple([shape] * 3) for shape in ((2, 2, 3, 4), (1, 1, 1, 1), (1, 2, 3, 3), (3, 3, 3, 3))]
+    scores: Shapes = [((4, 3),), ((1, 3),), ((2, 2),), ((1, 1),), ((3, 3),)]
+    into: Shapes = [((4, 2), (3, 2)), ((1, 1), (1, 1)), ((1, 3), (2, 3)), ((3, 3), (3, 3)), ((2, 2), (3, 2))]
+    return [
+        BatchedCase("fused layer_norm", lambda x, w, b: ops.layer_norm(x, w.shape, w, b), scaled),
+        BatchedCase("fused rms_norm", lambda x, w, b: ops.rms_norm(x, w.shape, w, 1e-6) * b, scaled),
+        BatchedCase("fused gelu", ops.gelu, ROWS),
+        BatchedCase("fused silu", ops.silu, ROWS),
+        BatchedCase("fused swiglu", ops.swiglu, [((3, 2), (3, 2)), ((1, 1), (1, 1)), ((2, 2), (2, 2))]),
+        BatchedCase("fused softmax", lambda x: ops.softmax(x, -1) * ops.softmax(x, 0), ROWS),
+        BatchedCase("fused attention", ops.attention, heads),
+        BatchedCase("fused causal attention", lambda q, k, v: ops.attention(q, k, v, is_causal=True), heads),
+        BatchedCase("fused cross_entropy", lambda x: ops.cross_entropy(x, labels(*x.shape)), scores),
+        BatchedCase("fused embedding", lambda x: ops.embedding(torch.tensor([[0, 0]]), x.flatten(1)).square(), ROWS),
+        BatchedCase(
+            "fused linear_cross_entropy",
+            lambda x, w: ops.linear_cross_entropy(x, w, labels(x.shape[0], w.shape[0])),
+            into,
+        ),
+    ]
+
+
 CASES = [
     *(*convolutions(), *normalisations(), *matrix_products(), *elementwise(), *powers_and_choices(), *reductions()),
-    *(*shapes_and_indices(), *images(), *matrices(), *losses(), *layers()),
+    *(*shapes_and_indices(), *images(), *matrices(), *losses(), *layers(), *fused()),
 ]

@@ -58,7 +58,7 @@ def counted(case: Any) -> Any:
 
 
 def found(dense: dict[str, torch.Tensor]) -> dict[str, Any]:
-    """Largest relative error of batched products, streams per pass afterwards, and what else depends on the names."""
+    """Largest relative error of batched products, why one by one, and what else depends on the names."""
     import problems
 
     import hvp_engine as he
@@ -75,7 +75,6 @@ def found(dense: dict[str, torch.Tensor]) -> dict[str, Any]:
     operator = he.HessianOperator(case.model, case.loss, list(_BLOCKS), data=case.data)
     generator = torch.Generator().manual_seed(0)
     vectors = {name: torch.randn(3, len(dense[name]), generator=generator) for name in _BLOCKS}
-    before = operator.scheduler.plan.streams_per_pass
     products = operator.matmat(vectors)
     wanted = {name: vectors[name].double() @ dense[name] for name in _BLOCKS}
     errors = [float((products[n].double() - wanted[n]).norm() / wanted[n].norm()) for n in _BLOCKS]
@@ -88,7 +87,7 @@ def found(dense: dict[str, torch.Tensor]) -> dict[str, Any]:
     slopes = torch.func.vmap(torch.func.grad(he.ops.gelu))(torch.ones(3))
     return {
         "error": max(errors),
-        "streams": [before, operator.scheduler.plan.streams_per_pass],
+        "single": operator.scheduler.plan.single_passes,
         "fused": sorted(mode.replaced),
         "transformed": float((slopes - slope).abs().max()),
         "dropout": checks.active_dropout(layers),
