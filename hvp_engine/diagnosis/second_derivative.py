@@ -20,6 +20,7 @@ from torch import Tensor
 from hvp_engine.blocks import BlockPart, Partition, ResolvedBlock
 from hvp_engine.errors import BackwardError, SecondDerivativeError, not_finite
 from hvp_engine.krylov.probes import probe
+from hvp_engine.operators.backward import backward
 from hvp_engine.operators.gradient_graph import GradientGraph
 from hvp_engine.operators.head.fusion import HeadFusion
 from hvp_engine.problem import batches
@@ -167,7 +168,7 @@ class DerivativeCheck:
             index = ... if part.index is None else part.index
             target[index] = target[index] + step * piece
         total, _ = self._objective.evaluate(self._batch)
-        found = torch.autograd.grad(total, [self._parameters[name] for name in saved], allow_unused=True)
+        found = backward([total], [self._parameters[name] for name in saved], None)
         del total
         gradients = dict(zip(saved, found, strict=True))
         return torch.cat(

@@ -23,6 +23,7 @@ from hvp_engine.ops.applies import fused_applies, normalize_applies
 from hvp_engine.ops.attention import attention
 from hvp_engine.ops.cross_entropy import cross_entropy
 from hvp_engine.ops.embedding import embedding
+from hvp_engine.ops.embedding_bag import embedding_bag
 from hvp_engine.ops.head.lazy_logits import FusedHead, HeadLogits, computed, stay_lazy
 from hvp_engine.ops.layer_norm import layer_norm
 from hvp_engine.ops.rms_norm import rms_norm
@@ -104,10 +105,32 @@ def _embedding(
     scale_grad_by_freq: bool = False,
     sparse: bool = False,
 ) -> Any:
-    del norm_type  # of max_norm only
-    if max_norm is not None or scale_grad_by_freq or sparse or not fused_applies("embedding", weight):
+    del norm_type, sparse  # of max_norm only; how a gradient is stored, not what it is
+    if max_norm is not None or scale_grad_by_freq or not fused_applies("embedding", weight):
         return NotImplemented
     return embedding(input, weight, padding_idx)
+
+
+def _embedding_bag(
+    input: Tensor,
+    weight: Tensor,
+    offsets: Tensor | None = None,
+    max_norm: float | None = None,
+    norm_type: float = 2,
+    scale_grad_by_freq: bool = False,
+    mode: str = "mean",
+    sparse: bool = False,
+    per_sample_weights: Tensor | None = None,
+    include_last_offset: bool = False,
+    padding_idx: int | None = None,
+) -> Any:
+    del norm_type, sparse  # as in _embedding
+    if input.is_floating_point():  # the older order of the two
+        input, weight = weight, input
+    unsupported = max_norm is not None or scale_grad_by_freq or (input.dim() == 2) != (offsets is None)
+    if unsupported or (per_sample_weights is not None and mode != "sum"):
+        return NotImplemented
+    return embedding_bag(input, weight, offsets, mode, per_sample_weights, include_last_offset, padding_idx)
 
 
 def _softmax(input: Tensor, dim: int | None = None, _stacklevel: int = 3, dtype: torch.dtype | None = None) -> Any:
@@ -131,6 +154,7 @@ REPLACEMENTS: dict[Callable[..., Any], tuple[str, Callable[..., Any]]] = _table(
     ("attention", _attention, (F.scaled_dot_product_attention,)),
     ("cross_entropy", _cross_entropy, (F.cross_entropy,)),
     ("embedding", _embedding, (F.embedding,)),
+    ("embedding_bag", _embedding_bag, (F.embedding_bag,)),
     ("softmax", _softmax, (F.softmax,)),
     ("softmax", _torch_softmax, (torch.softmax, Tensor.softmax)),
     ("layer_norm", _layer_norm, (F.layer_norm, torch.layer_norm)),
