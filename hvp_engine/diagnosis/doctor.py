@@ -117,8 +117,6 @@ class _Examination:
         """Run every test that the ones before it leave possible; what the model raises is a finding."""
         try:
             self._run()
-        except ConfigurationError:
-            raise
         except Exception as error:
             self._report.findings.append(failure(error))
 

@@ -7,12 +7,18 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from hvp_engine.blocks import BlockPart, Partition, ResolvedBlock
 from hvp_engine.diagnosis.report import Finding
 from hvp_engine.diagnosis.source import users_line_of_error
-from hvp_engine.errors import BackwardError, HvpEngineError, NotFiniteError, SecondDerivativeError, not_finite
+from hvp_engine.errors import (
+    BackwardError,
+    ConfigurationError,
+    HvpEngineError,
+    NotFiniteError,
+    SecondDerivativeError,
+    not_finite,
+)
 from hvp_engine.operators.gradient_graph import GradientGraph
 from hvp_engine.problem import batches
 from hvp_engine.problem.objective import MicroBatch, Objective
@@ -87,27 +93,21 @@ class _Trial:
             yield MicroBatch((number, start), batches.cut(batch, start, min(start + step, size)))
 
     def multiply(self, micro: MicroBatch) -> None:
-        with self._objective.arithmetic():
+        objective, union = self._objective, self._union
+        with objective.arithmetic():
             graph = self._graph(micro)
             count = 1 if graph.batchable or self._streams <= FEW else FEW + 1
-            if self._product(graph, micro, self._union, count).isfinite().all():
-                return
-            # What is not finite between two blocks is in none of their products.
-            blocks = self._partition.blocks.items()
-            broken = [n for n, block in blocks if not self._product(graph, micro, block, 1).isfinite().all()]
+            generator = torch.Generator().manual_seed(0)
+            vectors = torch.randn(count, union.numel, generator=generator, dtype=objective.dtype).to(objective.device)
+            products = torch.zeros_like(vectors)
+            self._passes.multiply(micro.key, graph, union, vectors, products)
+            pieces = zip(union.parts, union.split(products), strict=True)
+            broken = [part.parameter for part, piece in pieces if not piece.isfinite().all()]
         if broken:
-            raise NotFiniteError(not_finite(f"of {first_names(broken)}"))
+            raise NotFiniteError(not_finite(f"in {first_names(broken)}"))
 
     def _graph(self, micro: MicroBatch) -> GradientGraph:
         return GradientGraph(*self._objective.evaluate(micro.batch), self._parameters)
-
-    def _product(self, graph: GradientGraph, micro: MicroBatch, block: ResolvedBlock, count: int) -> Tensor:
-        generator = torch.Generator().manual_seed(0)
-        vectors = torch.randn(count, block.numel, generator=generator, dtype=self._objective.dtype)
-        vectors = vectors.to(self._objective.device)
-        out = torch.zeros_like(vectors)
-        self._passes.multiply(micro.key, graph, block, vectors, out)
-        return out
 
 
 def failure(error: Exception, where: str = "") -> Finding:
@@ -132,4 +132,5 @@ def failure(error: Exception, where: str = "") -> Finding:
     if isinstance(error, SecondDerivativeError):
         code = "backward-fails" if isinstance(error, BackwardError) else "no-second-derivative"
         return Finding("error", code, f"{where}{error}", None, line)
-    return Finding("error", "loss-fails", f"{where}{error}", None, line)
+    code = "cannot-be-run" if isinstance(error, ConfigurationError) else "loss-fails"
+    return Finding("error", code, f"{where}{error}", None, line)

@@ -73,7 +73,8 @@ def without_second_derivative(operation: str) -> SecondDerivativeError:
 def _explained(error: Exception) -> SecondDerivativeError:
     """Say what to do about an exception that ended a backward pass."""
     cause = first_line(error)
-    if not isinstance(error, RuntimeError):  # PyTorch's own are; the rest comes from a backward written in Python
+    # PyTorch's own are RuntimeErrors; the rest comes from a backward written in Python.
+    if not isinstance(error, RuntimeError) or isinstance(error, RecursionError):
         return BackwardError(
             f"A backward pass of this model failed ({type(error).__name__}: {cause}): a custom autograd.Function "
             "raised it where its own derivative was asked for; write its backward with differentiable operations, or "
