@@ -26,13 +26,12 @@ _NOISE = 100.0  # times the rounding that is seen between single passes
 
 
 class ProductGraph(Protocol):
-    """What a sweep needs of a micro-batch: its weight, and products with a block."""
+    """What a sweep needs of a micro-batch: its weight, and products with a block.
+
+    A graph whose attribute ``batchable`` is true is known to be right in batched passes; one without it is compared.
+    """
 
     weight: float
-
-    @property
-    def batchable(self) -> bool:
-        """Whether batched passes are known to be right; False has them compared."""
 
     def product(self, block: ResolvedBlock, vectors: Tensor, out: Tensor, *, batched: bool) -> None:
         """Add products with (k, numel) vectors to ``out``; where it raises, nothing was added."""
@@ -85,7 +84,7 @@ class Passes:
     def _is_known(self, key: Key, graph: ProductGraph) -> bool:
         known = self._known.get(key)
         if known is None:
-            known = self._known[key] = graph.batchable
+            known = self._known[key] = bool(getattr(graph, "batchable", False))
         return known
 
     def _try(

@@ -146,6 +146,7 @@ def matrix_products() -> list[BatchedCase]:
         BatchedCase("addmv, addr", lambda x, w: torch.addmv(x[:, 0], x, w[:, 0]).outer(w[0]), products),
         BatchedCase("linear", lambda x, w: F.linear(x, w.T, w[0]), products),
         BatchedCase("mv, dot, outer", lambda x, w: torch.outer(x.mv(w[:, 0]), w[0]) * w[:, 0].dot(x[0]), products),
+        BatchedCase("vdot", lambda x, w: torch.vdot(x.flatten(), x.flatten().sin()) * w, products),
         BatchedCase("einsum", lambda x, w: torch.einsum("bij,bjk->kbi", x, w), stacked),
         BatchedCase("tensordot", lambda x, w: torch.tensordot(x, w, dims=1), products),
         BatchedCase("kron", torch.kron, products),
@@ -223,7 +224,7 @@ def reductions() -> list[BatchedCase]:
         "cumulative": lambda x: x.cumsum(0) * x.cumprod(-1) + x.logcumsumexp(0),
         "softmax": lambda x: x.softmax(-1) * x.log_softmax(0),
         "sort": lambda x: x.sort(-1).values * x.topk(1, 0).values * x.kthvalue(1, -1, keepdim=True).values,
-        "trace": lambda x: x.reshape(-1, x.shape[-1]).trace() * x.reshape(-1, x.shape[-1]).diag().sum(),
+        "diag": lambda x: x.reshape(-1, x.shape[-1]).square().diag() * x.sum(),
     }
     return [BatchedCase(name, function, ROWS) for name, function in functions.items()]
 
@@ -249,8 +250,11 @@ def shapes_and_indices() -> list[BatchedCase]:
         "index_add": lambda x: x.square().index_add(0, torch.zeros(x.shape[0], dtype=torch.long), x.sin()),
         "index_put": lambda x: x.square().index_put((torch.tensor([0]),), x[:1].sin()),
         "index_copy": lambda x: x.square().index_copy(0, torch.tensor([0]), x[:1].sin()),
-        "index_fill": lambda x: x.square().index_fill(0, torch.tensor([0]), 0.5).sin() + x,
+        "index_fill": lambda x: (
+            x.square().index_fill(0, torch.tensor([0]), 0.5).index_fill(0, torch.tensor([0]), x.sum()) + x
+        ),
         "assignment": _assigned,
+        "views in place": lambda x: (x * 1.5).unsqueeze_(0).transpose_(0, 1).squeeze_(1).square(),
         "pad": lambda x: F.pad(x, (1, 2)).cos() * x.sum(),
         "roll": lambda x: x.roll(1, 0).square() * x.flip(-1),
         "triangles": lambda x: x.flatten(1).tril().square() + x.flatten(1).triu(1).sin() + x.flatten(1),
@@ -318,7 +322,10 @@ def matrices() -> list[BatchedCase]:
         "exponential": lambda x: torch.linalg.matrix_exp(x * 0.1),
         "power": lambda x: torch.linalg.matrix_power(x, 3),
     }
-    return [BatchedCase(name, function, square) for name, function in functions.items()]
+    return [
+        *(BatchedCase(name, function, square) for name, function in functions.items()),
+        BatchedCase("reflections", torch.linalg.householder_product, [((3, 2), (2,)), ((2, 2), (2,)), ((1, 1), (1,))]),
+    ]
 
 
 def losses() -> list[BatchedCase]:

@@ -112,7 +112,8 @@ def test_a_gradient_that_fails_too_is_explained() -> None:
 def test_names_that_users_give_to_their_contexts_hide_nothing() -> None:
     function = function_with(lambda ctx, grad: grad * ctx.saved_tensors[0].cos())
     x = torch.ones(2, requires_grad=True)
-    node = function(x).grad_fn
+    out = function(x)  # a node lives as long as its result
+    node = out.grad_fn
     assert node is not None and isinstance(node.name, str)
     assert name_of(node) == "FunctionBackward" and operation_of(node).endswith("Function")
     model = Net(function)
