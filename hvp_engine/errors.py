@@ -47,14 +47,15 @@ class BackendError(HvpEngineError):
     """A requested kernel backend does not exist or cannot run on this device."""
 
 
-def not_finite(product: str) -> str:
+def not_finite(product: str, when: str = "") -> str:
     """Put into words that a product is not finite, and what to do.
 
     Args:
-        product: What it is a product with and when it was formed, in words that follow "product".
+        product: What it is a product with, in words that follow "product".
+        when: At which step it was formed, in words that follow "not finite".
     """
     return (
-        f"The Hessian-vector product {product} is not finite: an operation's second derivative is infinite or not a "
-        "number there (sqrt or norm at zero, log of zero), or the arithmetic overflows; add a small epsilon to the "
+        f"The Hessian-vector product {product} is not finite{when}: an operation's second derivative is infinite or not "
+        "a number there (sqrt or norm at zero, log of zero), or the arithmetic overflows; add a small epsilon to the "
         "operation, or try precision='fp64'."
     )

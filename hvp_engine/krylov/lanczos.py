@@ -194,7 +194,7 @@ class BatchedLanczos:
         else:
             s, position = members[int(np.argmin(now.numpy(force=True)))], j
         block, number = self.streams[s]
-        raise NotFiniteError(not_finite(f"of block {block!r} (probe {number}, step {position})"))
+        raise NotFiniteError(not_finite(f"of block {block!r} (probe {number})", f" at step {position}"))
 
 
 def _shape(probes: Mapping[int, Tensor], steps: int) -> BlockShape:

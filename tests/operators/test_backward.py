@@ -264,7 +264,7 @@ def test_a_product_that_is_not_finite_is_an_error_that_names_its_parameters() ->
             {n: torch.ones(1, s) for n, s in (("points", 4), ("rest", 3))}
         )
     assert he.hvp(Distance(), kernel, {"rest": torch.ones(1, 3)}, "parameter")["rest"].tolist() == [[2.0, 2.0, 2.0]]
-    with pytest.raises(NotFiniteError, match=r"probe 0, step 0\) is not finite"):
+    with pytest.raises(NotFiniteError, match=r"probe 0\) is not finite at step 0: "):
         he.slq(Distance(), kernel, steps=2, probes=1, check=False, progress=False)
     with pytest.raises(HvpEngineError, match="not finite"):
         he.slq(Distance(), kernel, steps=2, probes=1, progress=False)
