@@ -11,7 +11,6 @@ from os import PathLike
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
 
-from hvp_engine.diagnosis.second_derivative import verify
 from hvp_engine.jobs.checkpoint import Checkpoint, Resumable, refuse_foreign
 from hvp_engine.jobs.identity import describe_blocks, digests, facts
 from hvp_engine.kernels.allocator import retained_heap
@@ -108,6 +107,7 @@ def run(
     """
     started = time.monotonic()
     operator, settings = build(), job.settings
+    operator.checked = settings.check
     config = {**_kind(job.name, operator.matrix), **job.config(), "blocks": describe_blocks(operator.partition)}
     identity = {**config, **digests(operator.objective)}
     folder = None if out is None else Path(out)
@@ -118,7 +118,7 @@ def run(
         return finished
     operator.make_room(job.streams(operator))
     checkpoint = None if folder is None else Checkpoint(folder, identity)
-    verification = _verify(operator) if settings.check else None
+    verification = _verify(operator, settings) if settings.check else None
     if settings.head_curvature:
         products = settings.products(operator.numel)
         operator.form_head_curvature(products, progress, settings.head_curvature_tolerance)
@@ -157,10 +157,9 @@ def _stored_identity(folder: Path) -> dict[str, Any] | None:
     return identity if isinstance(identity, dict) else None
 
 
-def _verify(operator: CurvatureOperator) -> dict[str, Any]:
-    """Verify on the first batch; a test that does not apply (nan) is recorded as None, which JSON has."""
-    _, batch = next(iter(operator.objective.batches()))
-    measured = asdict(verify(operator.objective, operator.partition, batch))
+def _verify(operator: CurvatureOperator, settings: JobSettings) -> dict[str, Any]:
+    """Verify the operator; a test that does not apply (nan) is recorded as None, which JSON has."""
+    measured = asdict(operator.verify(settings.products(operator.numel)))
     return {key: None if isinstance(value, float) and math.isnan(value) else value for key, value in measured.items()}
 
 
