@@ -1,8 +1,8 @@
 """What the graph of a micro-batch's loss tells about its derivatives, looked at before the first product with it.
 
-A model may take another path on every micro-batch (experts, conditional layers), so all of them are looked at, each when
-its graph is first built. That is one walk over the nodes, a third of a microsecond each; what is known of a type of
-nodes is remembered.
+A model may take another path on every micro-batch (experts, conditional layers), so all of them are looked at, each
+when its graph is first built. That is one walk over the nodes, a third of a microsecond each; what is known of a type
+of nodes is remembered.
 """
 
 from __future__ import annotations

@@ -31,7 +31,7 @@ def padding_rows(nodes: Iterable[Node], parameters: Mapping[str, Tensor]) -> dic
             continue
         name = names.get(id(_source(node)))
         if name is not None:
-            found[name] = torch.cat([found[name], rows]).unique() if name in found else rows.unique()
+            found[name] = torch.cat([found[name], rows]) if name in found else rows
     return found
 
 

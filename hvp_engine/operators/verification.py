@@ -1,4 +1,4 @@
-"""The test of the second derivative on a piece of a job's data, in the arithmetic that tells most; before hours of work.
+"""The test of the second derivative before hours of work: on a piece of the job's data, in the widest arithmetic.
 
 It runs on a float64 copy of the model where that can be made, in which differences of gradients leave neither rounding
 errors nor, in practice, kinks between two points. A copy may compute something else than the job does (another path for

@@ -118,7 +118,8 @@ def padding_tokens(node: Any) -> Tensor | None:
     if getattr(type(node), "_forward_cls", None) is not _Gather:
         return None
     tokens, grad_tokens = node.saved_tensors
-    return tokens[(grad_tokens == _NOWHERE) & (tokens != _NOWHERE)]
+    padding: Tensor = tokens[(grad_tokens == _NOWHERE) & (tokens != _NOWHERE)]
+    return padding
 
 
 def embedding_ref(input: Tensor, weight: Tensor, padding_idx: int | None = None) -> Tensor:
