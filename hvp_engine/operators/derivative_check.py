@@ -24,7 +24,7 @@ from hvp_engine.krylov.probes import probe
 from hvp_engine.operators.autograd_nodes import nodes_behind
 from hvp_engine.operators.gradient_graph import GradientGraph
 from hvp_engine.operators.head.fusion import HeadFusion
-from hvp_engine.operators.inspection import custom_functions
+from hvp_engine.operators.inspection import custom_functions, refuse_known_wrong
 from hvp_engine.operators.padding import padding_rows
 from hvp_engine.problem.objective import Objective
 from hvp_engine.system import memory
@@ -91,6 +91,8 @@ class DerivativeCheck:
                 HeadFusion(objective, batch)  # as the job's products are formed
                 total, weight = objective.evaluate(batch)
                 nodes = nodes_behind([total])
+                for node in nodes:
+                    refuse_known_wrong(node)
                 self.functions = custom_functions(nodes)
                 self._padding = padding_rows(nodes, self._parameters)
                 del nodes

@@ -14,7 +14,7 @@ from torch.autograd.graph import Node
 
 from hvp_engine.errors import SecondDerivativeError
 from hvp_engine.operators.autograd_nodes import function_of, name_of, nodes_behind
-from hvp_engine.operators.known_wrong import KNOWN_WRONG, KnownWrong, known_wrong
+from hvp_engine.operators.known_wrong import KNOWN_WRONG, known_wrong
 
 _TRUSTED = ("hvp_engine.", "torch.")
 # Operations that users register with torch.library get an autograd.Function of PyTorch's, with their own backward.
@@ -54,9 +54,7 @@ class GraphInspection:
             kind = type(node)
             if kind in self._plain:
                 continue
-            wrong = known_wrong(node)
-            if wrong is not None:
-                raise refusal(wrong)
+            refuse_known_wrong(node)
             function = custom_function(node)
             if function is not None:
                 found.add(function)
@@ -68,9 +66,11 @@ class GraphInspection:
         return found
 
 
-def refusal(wrong: KnownWrong) -> SecondDerivativeError:
-    """Make the error about an operation whose derivative is known to be wrong."""
-    return SecondDerivativeError(f"{wrong.operation} {wrong.fault}; {wrong.fix}.")
+def refuse_known_wrong(node: Node) -> None:
+    """Raise SecondDerivativeError for a node whose derivative is known to be wrong."""
+    wrong = known_wrong(node)
+    if wrong is not None:
+        raise SecondDerivativeError(f"{wrong.operation} {wrong.fault}; {wrong.fix}.")
 
 
 def custom_function(node: Node) -> type | None:
