@@ -23,5 +23,5 @@ class HessianOperator(CurvatureOperator):
 
     def _graph(self, micro: MicroBatch) -> GradientGraph:
         graph = GradientGraph(*self._evaluate(micro), self._parameters)
-        graph.refuse_cuts()
+        self._inspection.refuse_cuts(micro.key, graph)
         return graph

@@ -14,6 +14,7 @@ from torch.autograd.graph import Node
 
 from hvp_engine.errors import SecondDerivativeError
 from hvp_engine.operators.autograd_nodes import function_of, name_of, nodes_behind
+from hvp_engine.operators.gradient_graph import GradientGraph
 from hvp_engine.operators.known_wrong import KNOWN_WRONG, known_wrong
 
 _TRUSTED = ("hvp_engine.", "torch.")
@@ -26,12 +27,14 @@ class GraphInspection:
 
     def __init__(self) -> None:
         self._micros: set[Hashable] = set()
+        self._gradients: set[Hashable] = set()
         self._plain: set[type] = set()  # types of nodes that there is nothing to say about
         self.trusted: set[type] = set()
 
     def forget_micros(self) -> None:
         """Look at every micro-batch again: at other parameters a model may take other paths."""
         self._micros.clear()
+        self._gradients.clear()
 
     def unknown_functions(self, micro: Hashable, total: Tensor) -> set[type]:
         """Look at the graph of a micro-batch's total, the first time that it is seen.
@@ -64,6 +67,12 @@ class GraphInspection:
         if not found:
             self._micros.add(micro)
         return found
+
+    def refuse_cuts(self, micro: Hashable, graph: GradientGraph) -> None:
+        """Refuse a gradient with a backward that is marked once_differentiable, the first time that it is seen."""
+        if micro not in self._gradients:
+            graph.refuse_cuts()
+            self._gradients.add(micro)
 
 
 def refuse_known_wrong(node: Node) -> None:
