@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from torch import Tensor
 from torch.autograd.graph import Node
 
 from hvp_engine.operators.autograd_nodes import name_of
@@ -36,6 +37,8 @@ class KnownWrong:
 def _repeats(node: Any) -> bool:
     """Say whether a max-unpooling writes several inputs to one place."""
     indices = node._saved_indices
+    if type(indices) is not Tensor:  # a tensor without data, of a plan
+        return False
     places = indices.flatten(-3 if name_of(node).startswith("MaxUnpool3D") else -2).sort(dim=-1).values
     return bool((places[..., 1:] == places[..., :-1]).any())
 

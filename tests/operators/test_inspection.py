@@ -302,6 +302,8 @@ def test_scaled_gradients_of_an_embedding_are_refused_wherever_tokens_repeat() -
     with pytest.raises(SecondDerivativeError, match="scale_grad_by_freq=False"):
         he.slq(model, classification, data=data, steps=3, probes=1, progress=False)
     assert not he.doctor(model, classification, data=data, seconds=5).ok
+    with pytest.raises(SecondDerivativeError, match="scale_grad_by_freq=False"):
+        he.plan(model, classification, data=data)
     product(table(scale_grad_by_freq=False), classification, data)
 
 
