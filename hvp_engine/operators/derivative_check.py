@@ -29,11 +29,16 @@ from hvp_engine.operators.padding import padding_rows
 from hvp_engine.problem.objective import Objective
 from hvp_engine.system import memory
 
-_TOLERANCE = {"float64": 1e-3, "float32": 0.2}
+_TOLERANCE = {"float64": 1e-3, "float32": 0.2, "half": 0.3}
 # Relative to ||theta||. The large ones are for models that compute a part in float32 whatever they are given, the small
 # ones for so many kinks that larger steps cross some on every side.
-_STEPS = {torch.float64: (1e-6, 1e-5, 1e-7, 1e-8, 1e-4, 1e-3, 1e-9), torch.float32: (1e-3, 3e-3, 1e-2, 3e-4, 1e-4)}
+_STEPS = {
+    "float64": (1e-6, 1e-5, 1e-7, 1e-8, 1e-4, 1e-3, 1e-9),
+    "float32": (1e-3, 3e-3, 1e-2, 3e-4, 1e-4),
+    "half": (3e-2, 1e-1, 1e-2),
+}
 _ROUNDING = 100  # curvature below this many roundings of the whole Hessian's counts as none
+_LARGEST_FLOOR = 0.01
 _SIGNIFICANT = 4.0  # times the unevenness of the gradient over a step, and the change from one step length to another
 _BESIDE = 1e-3  # relative to each parameter's size: how far a point without the kinks of the first one is
 _UNSTABLE = 0.05  # relative change of a product under roundings of the parameters that shows it to be rounding itself
@@ -44,7 +49,8 @@ class Verification:
     """What the checks measured, as relative errors; nan where a test does not apply (no curvature).
 
     Attributes:
-        dtype: Arithmetic of the checks, "float64" or "float32".
+        dtype: Arithmetic of the checks, "float64" or "float32"; "half" where the model computes a part in bfloat16 or
+            float16 whatever it is given.
         asymmetry: abs(u'Hv - v'Hu) / ||Hv|| with a random unit vector v and u = Hv / ||Hv||.
         finite_difference: ||(difference of gradients) - Hv|| / ||Hv||.
         curvature: ||Hv||; 0 where it is no more than rounding.
@@ -97,9 +103,10 @@ class DerivativeCheck:
                 self._padding = padding_rows(nodes, self._parameters)
                 del nodes
                 self._graph = GradientGraph(total, weight, self._parameters)
-            # A model may compute a part in float32 whatever it is given.
-            exact = float(torch.finfo(objective.dtype).eps)
-            self._eps = float(torch.finfo(torch.float32).eps) if torch.float32 in dtypes else exact
+            # A model may compute a part in float32 or bfloat16 whatever it is given.
+            own = str(objective.dtype).removeprefix("torch.")
+            self._arithmetic = "half" if dtypes & {torch.bfloat16, torch.float16} else own
+            self._eps = max(float(torch.finfo(dtype).eps) for dtype in {objective.dtype, *dtypes})
             self._gradient_norm = float(self._graph.gradient(self.union).norm())
         norms = [parameter.detach().norm() for parameter in self._parameters.values()]
         self._scale = max(float(torch.stack(norms).norm()), 1e-3)
@@ -127,8 +134,8 @@ class DerivativeCheck:
         Raises:
             SecondDerivativeError: An operation has no second derivative, or it is not finite.
         """
-        floor = _ROUNDING * self._eps * curvature
-        dtype = str(self._objective.dtype).removeprefix("torch.")
+        floor = min(_ROUNDING * self._eps, _LARGEST_FLOOR) * curvature
+        dtype = self._arithmetic
         with self._objective.arithmetic():
             v = self.direction(block)
             hv = self._product(self._graph, block, v)
@@ -210,14 +217,14 @@ class DerivativeCheck:
             The deviation, nan where there is none to tell, and whether kinks or rounding hid it.
         """
         dtype = self._objective.dtype
-        tolerance = _TOLERANCE[str(dtype).removeprefix("torch.")]
+        tolerance = _TOLERANCE[self._arithmetic]
         middle = self._masked(block, graph.gradient(block))
         # Each entry moves as far in a small block as in a large one.
         scale = self._scale * math.sqrt(block.numel / self.union.numel)
         best, unclear = float("inf"), False
         other: Tensor | None = None  # the differences of the step length before
         with self._restored(dict.fromkeys(part.parameter for part in block.parts)) as saved:
-            for relative in _STEPS[dtype]:
+            for relative in _STEPS[self._arithmetic]:
                 h = relative * scale
                 ahead, behind = (self._moved_gradient(block, saved, direction, step) for step in (h, -h))
                 difference = (ahead - behind).div_(2 * h)
