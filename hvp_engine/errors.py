@@ -55,7 +55,7 @@ def not_finite(product: str, when: str = "") -> str:
         when: At which step it was formed, in words that follow "not finite".
     """
     return (
-        f"The Hessian-vector product {product} is not finite{when}: an operation's second derivative is infinite or not "
-        "a number there (sqrt or norm at zero, log of zero), or the arithmetic overflows; add a small epsilon to the "
-        "operation, or try precision='fp64'."
+        f"The Hessian-vector product {product} is not finite{when}: an operation's second derivative is infinite or "
+        "not a number there (sqrt or norm at zero, log of zero), or the arithmetic overflows; add a small epsilon to "
+        "the operation, or try precision='fp64'."
     )

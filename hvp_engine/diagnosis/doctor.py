@@ -30,11 +30,14 @@ from hvp_engine.problem.objective import Loss, Objective
 from hvp_engine.problem.precision import Precision, check_precision
 from hvp_engine.system.formatting import first_names
 
-_SHARES = {"data": 0.2, "products": 0.2, "blocks": 0.35, "cost": 0.25}  # of the time
-_STOPPED = (  # what makes products impossible
-    *("no-second-derivative", "compiled-module", "backward-fails", "curvature-not-finite"),
-    *("out-of-memory", "examination-fails"),
+_SHARES = {"data": 0.2, "blocks": 0.35, "products": 0.2, "cost": 0.25}  # of the time
+_STOPPED = frozenset(  # what makes products impossible
+    (
+        *("no-second-derivative", "compiled-module", "backward-fails", "curvature-not-finite"),
+        *("out-of-memory", "examination-fails", "rare-path"),
+    )
 )
+_UNSOUND = _STOPPED | {"known-wrong-derivative", "wrong-second-derivative", "second-derivative-fails", "loss-fails"}
 
 
 @torch.inference_mode(False)
@@ -135,16 +138,15 @@ class _Examination:
         if steady is None:
             return
         self._examine_derivatives(steady, batch)
-        if steady is objective and not self._is_stopped:
+        if steady is objective and not self._is_any(_UNSOUND):
             share = _SHARES["products"] * self._seconds
             self._report.findings += examine_products(whole, self._partition, batch, share)
-        if not self._is_stopped and self._report.blocks:
+        if self._report.blocks and not self._is_any(_STOPPED):
             self._report.costs = measure_costs(steady, self._partition, batch, _SHARES["cost"] * self._seconds)
 
-    @property
-    def _is_stopped(self) -> bool:
-        """Whether products fail: what needs them is left out."""
-        return any(finding.code in _STOPPED for finding in self._report.findings)
+    def _is_any(self, codes: frozenset[str]) -> bool:
+        """Whether something of these kinds was found."""
+        return any(finding.code in codes for finding in self._report.findings)
 
     def _examine_derivatives(self, objective: Objective, batch: Any) -> None:
         """Examine operations and test blocks of a loss that is the same in every evaluation."""
@@ -157,7 +159,8 @@ class _Examination:
         del graph, trace  # and what they keep
         share = _SHARES["blocks"] * self._seconds
         found, checks = examine_blocks(objective, self._partition, batch, suspected, share)
-        self._report.findings += [f for f in found if not (self._is_stopped and f.code == "second-derivative-fails")]
+        known = self._is_any(_STOPPED)
+        self._report.findings += [f for f in found if not (known and f.code == "second-derivative-fails")]
         self._report.blocks = checks
 
     def _read_data(self) -> Passes:

@@ -20,6 +20,8 @@ from hvp_engine.errors import BackwardError, SecondDerivativeError
 from hvp_engine.operators.autograd_nodes import function_of, name_of, nodes_behind, operation_of, parent_of, root_of
 from hvp_engine.operators.backward import fix_for
 from hvp_engine.operators.gradient_graph import GradientGraph
+from hvp_engine.operators.inspection import custom_function
+from hvp_engine.operators.known_wrong import known_wrong
 from hvp_engine.system.formatting import first_line
 from hvp_engine.system.memory import is_out_of_memory
 
@@ -45,6 +47,11 @@ def examine_graph(graph: GradientGraph, trace: Trace) -> list[Finding]:
     for node in trace.nodes:
         if name_of(node) == "CompiledFunctionBackward":
             found[compiled("A function compiled by torch.compile", trace.module_of(node), trace.line_of(node))] = None
+        wrong = known_wrong(node)
+        if wrong is not None:
+            message = f"{wrong.operation} {wrong.fault}."
+            place = trace.module_of(node), trace.line_of(node)
+            found[Finding("error", "known-wrong-derivative", message, *place, wrong.fix)] = None
     error = _second_backward(graph)
     if error is not None:
         # PyTorch stops at the first operation; asking every node by itself finds all of them.
@@ -73,7 +80,7 @@ def suspects(trace: Trace, gradients: list[Tensor | None]) -> list[str]:
     from_inputs = _differentiated_functions(gradients)
     ranked: list[tuple[int, str]] = []
     for node in trace.nodes:
-        if not _is_custom(node):
+        if custom_function(node) is None:
             continue
         rank, why = 2, "a custom autograd.Function"
         if _once_differentiable(node):
@@ -146,12 +153,6 @@ def _refuses(node: Node) -> bool:
     except Exception:  # zeros that it cannot take say nothing about its derivative
         return False
     return False
-
-
-def _is_custom(node: Node) -> bool:
-    """Say whether a node is an autograd.Function that neither PyTorch nor this package wrote."""
-    forward = function_of(node)
-    return forward is not None and not forward.__module__.startswith(("hvp_engine.", "torch."))
 
 
 def _once_differentiable(node: Node) -> bool:

@@ -1,4 +1,4 @@
-"""The job's own products, tried batch by batch: whether every batch has one, and whether it is finite."""
+"""The job's own products, tried batch by batch: a model may take other paths elsewhere in the data."""
 
 from __future__ import annotations
 
@@ -20,6 +20,8 @@ from hvp_engine.errors import (
     not_finite,
 )
 from hvp_engine.operators.gradient_graph import GradientGraph
+from hvp_engine.operators.inspection import GraphInspection
+from hvp_engine.operators.verification import verify
 from hvp_engine.problem import batches
 from hvp_engine.problem.objective import MicroBatch, Objective
 from hvp_engine.scheduling.passes import FEW, Passes
@@ -38,7 +40,7 @@ def union_of(objective: Objective, partition: Partition) -> ResolvedBlock:
 
 
 def examine_products(objective: Objective, partition: Partition, largest: Any, seconds: float) -> list[Finding]:
-    """Multiply by a vector on one batch after the other, as a job does, in micro-batches of its size.
+    """Look at the graph of one batch after the other and multiply by a vector, as a job does, in its micro-batches.
 
     Where a graph is not known to be right for several vectors at once, several are tried and compared.
 
@@ -60,6 +62,11 @@ def examine_products(objective: Objective, partition: Partition, largest: Any, s
                 return [*trial.notes, Finding("note", "batches-not-reached", message, fix="give more seconds")]
             try:
                 trial.multiply(micro)
+            except SecondDerivativeError as error:
+                if isinstance(error, BackwardError):
+                    return [*trial.notes, failure(error, f"Batch {number}: ")]
+                message, _, _ = str(error).partition(" check=False")
+                return [*trial.notes, Finding("error", "rare-path", f"Batch {number}: {message}")]
             except Exception as error:
                 return [*trial.notes, failure(error, f"Batch {number}: ")]
     return trial.notes
@@ -71,6 +78,7 @@ class _Trial:
         self._union = union_of(objective, partition)
         self._parameters = {name: objective.parameters[name] for name in partition.parameters}
         self._passes = Passes(objective.precision)
+        self._inspection = GraphInspection()
         with objective.arithmetic():
             whole = Partition({self._union.name: self._union}, partition.parameters, ())
             plan = Scheduler(objective, whole, self._graph, largest, budget=budget(objective.device)).plan
@@ -95,7 +103,14 @@ class _Trial:
     def multiply(self, micro: MicroBatch) -> None:
         objective, union = self._objective, self._union
         with objective.arithmetic():
-            graph = self._graph(micro)
+            total, weight = objective.evaluate(micro.batch)
+            unknown = self._inspection.unknown_functions(micro.key, total)
+            graph = GradientGraph(total, weight, self._parameters)
+            graph.refuse_cuts()
+            del total
+            if unknown:
+                _, tested = verify(objective, self._partition.parameters, [micro.batch], unknown)
+                self._inspection.trusted |= tested
             count = 1 if graph.batchable or self._streams <= FEW else FEW + 1
             generator = torch.Generator().manual_seed(0)
             vectors = torch.randn(count, union.numel, generator=generator, dtype=objective.dtype).to(objective.device)

@@ -12,7 +12,6 @@ from os import PathLike
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
 
-from hvp_engine.diagnosis.second_derivative import verify
 from hvp_engine.jobs.checkpoint import Checkpoint, Resumable, refuse_foreign, sweep_finished
 from hvp_engine.jobs.identity import describe_blocks, digests, facts
 from hvp_engine.kernels.allocator import retained_heap
@@ -109,6 +108,7 @@ def run(
     """
     started = time.monotonic()
     operator = build()
+    operator.checked = job.settings.check
     config = {**_kind(job.name, operator.matrix), **job.config(), "blocks": describe_blocks(operator.partition)}
     identity = {**config, **digests(operator.objective)}
     compute = partial(_compute, job, operator, identity, config, progress, started)
@@ -135,7 +135,7 @@ def _compute(
     """Take a job from its checks to its result, written where there is a folder for it."""
     settings = job.settings
     operator.make_room(job.streams(operator))
-    verification = _verify(operator) if settings.check else None
+    verification = _verify(operator, settings) if settings.check else None
     if settings.head_curvature:
         products = settings.products(operator.numel)
         operator.form_head_curvature(products, progress, settings.head_curvature_tolerance)
@@ -180,10 +180,9 @@ def _stored_identity(folder: Path) -> dict[str, Any] | None:
     return identity if isinstance(identity, dict) else None
 
 
-def _verify(operator: CurvatureOperator) -> dict[str, Any]:
-    """Verify on the first batch; a test that does not apply (nan) is recorded as None, which JSON has."""
-    _, batch = next(iter(operator.objective.batches()))
-    measured = asdict(verify(operator.objective, operator.partition, batch))
+def _verify(operator: CurvatureOperator, settings: JobSettings) -> dict[str, Any]:
+    """Verify the operator; a test that does not apply (nan) is recorded as None, which JSON has."""
+    measured = asdict(operator.verify(settings.products(operator.numel)))
     return {key: None if isinstance(value, float) and math.isnan(value) else value for key, value in measured.items()}
 
 

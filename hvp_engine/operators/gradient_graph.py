@@ -140,9 +140,8 @@ class GradientGraph:
 
     def _viewable(self, cotangent: Tensor) -> Tensor:
         """Copy a piece of a flat vector where it starts between two real-imaginary pairs and may be read as complex."""
-        odd = cotangent.storage_offset() % 2 or any(
-            stride % 2 for size, stride in zip(cotangent.shape[:-1], cotangent.stride()[:-1], strict=True) if size > 1
-        )
-        return (
-            cotangent.clone(memory_format=torch.contiguous_format) if odd and self.kinds & COMPLEX_VIEWS else cotangent
-        )
+        leading = zip(cotangent.shape[:-1], cotangent.stride()[:-1], strict=True)
+        odd = cotangent.storage_offset() % 2 or any(stride % 2 for size, stride in leading if size > 1)
+        if not odd or not self.kinds & COMPLEX_VIEWS:
+            return cotangent
+        return cotangent.clone(memory_format=torch.contiguous_format)

@@ -246,7 +246,7 @@ class Scheduler:
 
     def _bytes(self, batch: object) -> int:
         with memory.graph_size(self._parameters) as measured:
-            graph = self._build(MicroBatch((-1, 0), batch))
+            graph = self._build(MicroBatch((-1, 0), batch, is_sample=True))
             size = measured.bytes
             del graph
         return size
