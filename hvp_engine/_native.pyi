@@ -60,11 +60,13 @@ def cuda_reorthogonalize(
 ) -> None: ...
 
 # csrc/bindings/cuda_lanczos_step.cpp
-def cuda_plan_record(table: NDArray[np.int64]) -> tuple[int, NDArray[np.int64]]: ...
+class RecordPlan:
+    num_tasks: int
+
+def cuda_plan_record(table: NDArray[np.int64]) -> tuple[RecordPlan, NDArray[np.int64]]: ...
 def cuda_record_step(
+    plan: RecordPlan,
     entries: int,
-    num_streams: int,
-    num_tasks: int,
     alpha: int,
     alpha_stride: int,
     beta: int,
