@@ -156,7 +156,7 @@ def examples(native: ModuleType) -> dict[str, list[Any]]:
             COLUMNS,
             maybe(30),
             maybe(30),
-        ],  # fmt: skip
+        ],
         "softmax_tangent": [F32, at(21), Size(7), at(6), at(3), at(3), ROWS, COLUMNS, at(15), at(3)],
         "embedding_backward": [F32, at(4), at(4), Size(4), at(20), ROWS, COLUMNS, at(15)],
         "pair_products": [F32, at(15), at(5), ROWS, COLUMNS, Size(2), Size(9), at(21)],
@@ -170,7 +170,7 @@ def examples(native: ModuleType) -> dict[str, list[Any]]:
             np.array([1, 2, 0]),
             numbers(3, 4),
             numbers(3, 4),
-        ],  # fmt: skip
+        ],
     }
     if hasattr(native, "CrossEntropyRows"):
         described = native.CrossEntropyRows(*rows())
@@ -198,7 +198,7 @@ def cuda_examples(native: ModuleType) -> dict[str, list[Any]]:
             at(2),
             at(1000),
             *on,
-        ],  # fmt: skip
+        ],
         "cuda_plan_record": [record_table()],
         "cuda_record_step": [
             record,
@@ -212,7 +212,7 @@ def cuda_examples(native: ModuleType) -> dict[str, list[Any]]:
             state,
             Size(4),
             *on,
-        ],  # fmt: skip
+        ],
         "cuda_tridiagonal_workspace_bytes": [Size(3), Size(4)],
         "cuda_tridiagonal_quadrature": [Size(3), Size(4), arrays, *on],
         "ProjectionPlan": [],
