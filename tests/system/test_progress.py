@@ -1,0 +1,42 @@
+from __future__ import annotations
+
+import io
+import sys
+
+from strange_names import STRANGE_NAMES
+
+from hvp_engine.system import progress
+from hvp_engine.system.progress import ProgressReporter
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+def test_details_are_shown_literally_on_a_terminal(monkeypatch):
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stderr", terminal)
+    monkeypatch.setenv("COLUMNS", "4000")
+    monkeypatch.setenv("TERM", "dumb")  # no colours and no cursor: every escape sequence is a stranger's
+    with ProgressReporter("slq [red]label[/red]", len(STRANGE_NAMES), True) as reporter:
+        for name in STRANGE_NAMES[:20]:
+            reporter.advance(1, name)
+            reporter._bar.refresh()
+            assert progress.printable(name) in reporter._bar.tasks[0].fields["detail"]
+    shown = terminal.getvalue()
+    assert "slq [red]label[/red]" in shown
+    assert "[red]markup[/red]" in shown or "\x1b[31m" not in shown
+    for escape in ("\x1b[31m", "\x1b]0;", "\x07", "\x9b", "\u202e"):
+        assert escape not in shown
+
+
+def test_details_are_shown_literally_in_lines(monkeypatch):
+    lines = io.StringIO()
+    monkeypatch.setattr(sys, "stderr", lines)
+    monkeypatch.setattr(progress, "_LINE_EVERY", 0.0)
+    with ProgressReporter("slq", len(STRANGE_NAMES), True) as reporter:
+        for name in STRANGE_NAMES:
+            reporter.advance(1, name)
+    assert len(lines.getvalue().splitlines()) == len(STRANGE_NAMES) + 1
+    assert all(line.isprintable() for line in lines.getvalue().splitlines())
