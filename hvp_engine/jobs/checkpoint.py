@@ -9,7 +9,6 @@ written once, so that a checkpoint costs what is new, not what the basis has gro
 from __future__ import annotations
 
 import logging
-import math
 import re
 import shutil
 import time
@@ -24,14 +23,17 @@ import torch
 from torch import Tensor
 
 from hvp_engine.errors import ConfigurationError, RunFolderError
+from hvp_engine.jobs.comparison import refuse_foreign
 from hvp_engine.krylov.basis import Basis
 from hvp_engine.krylov.lanczos import Stream
+from hvp_engine.operators.head.shelf import Shelf
 from hvp_engine.system.files import read_json, read_tensors, write_json_atomic, write_tensors_atomic
 
 log = logging.getLogger(__name__)
 
-_EVERY = 60.0  # seconds between checkpoints ...
-_OVERHEAD = 20.0  # ... and at least this many times what the last one took to write
+# Seconds between checkpoints: _EVERY, or _OVERHEAD times what the last one took to write where that is more; but then
+# no more than a share of the work so far, which a crash may cost, or _LEAST times the writing, lest it take over.
+_EVERY, _OVERHEAD, _SHARE, _LEAST = 30.0, 20.0, 0.05, 3.0
 _WINDOW = "window/"
 _ROWS = re.compile(r"rows-(\d{5})-(\d{5})\.safetensors")
 
@@ -63,13 +65,19 @@ class Resumable(Protocol):
 
 
 class Checkpoint:
-    """Saves and restores the waves of one job."""
+    """Saves and restores the waves of one job.
+
+    Attributes:
+        folder: Where it is.
+        shelf: Keeps the head's curvature.
+        worked_before: Seconds that earlier runs of the job took.
+    """
 
     def __init__(self, run: Path, identity: Mapping[str, Any]) -> None:
         """Open the checkpoint of a run folder.
 
-        The folder belongs to this job from :meth:`waves` on: a job that is refused before that, by its memory budget
-        say, can be run again there with other settings.
+        The folder belongs to this job from :meth:`claim` on, unless it is refused before its first step, by its memory
+        budget say: then it can be run again there with other settings.
 
         Args:
             run: The run folder; created where missing.
@@ -79,8 +87,10 @@ class Checkpoint:
             RunFolderError: The folder belongs to another job, or cannot be read or written.
         """
         self.folder = run / "checkpoint"
+        self.worked_before = 0.0
+        self.shelf = Shelf(self.folder / "curvature")
         self._written: dict[int, int] = {}
-        self._last = time.monotonic()
+        self._started = self._last = time.monotonic()
         self._pause = _EVERY
         self._identity = dict(identity)
         if self._owner.exists():
@@ -95,6 +105,35 @@ class Checkpoint:
     def _owner(self) -> Path:
         return self.folder / "identity.json"
 
+    def claim(self) -> None:
+        """Say that the folder belongs to this job.
+
+        Raises:
+            RunFolderError: The folder cannot be written.
+        """
+        write_json_atomic(self._owner, self._identity)
+
+    def abandon(self) -> None:
+        """Give the folder back where no step has been saved: a job that was refused may be run again otherwise."""
+        if not any(self.folder.glob("wave-*/state.safetensors")):
+            self.remove()
+
+    def recall(self, name: str) -> dict[str, Any] | None:
+        """Return what :meth:`remember` kept of an earlier run of this job; None where it kept nothing.
+
+        Raises:
+            RunFolderError: It cannot be read.
+        """
+        path = self.folder / f"{name}.json"
+        return dict(read_json(path)) if path.exists() else None
+
+    def remember(self, name: str, document: Mapping[str, Any]) -> None:
+        """Keep what a run need not find out again; where that cannot be written, it will be."""
+        try:
+            write_json_atomic(self.folder / f"{name}.json", document)
+        except RunFolderError as error:
+            warnings.warn(f"Not kept for a resumed run: {error} The job goes on.", RuntimeWarning, stacklevel=2)
+
     def waves(self, planned: list[list[Stream]]) -> list[list[Stream]]:
         """Return the grouping of streams that this job started with; how much memory is free may have changed since.
 
@@ -102,10 +141,9 @@ class Checkpoint:
             RunFolderError: The folder cannot be read or written.
         """
         path = self.folder / "waves.json"
-        if self._owner.exists() and path.exists():
+        if path.exists():
             return [[(str(block), int(probe)) for block, probe in wave] for wave in read_json(path)]
         write_json_atomic(path, planned)
-        write_json_atomic(self._owner, self._identity)
         return planned
 
     def restore(self, wave: int, streams: Resumable) -> None:
@@ -139,9 +177,13 @@ class Checkpoint:
                 raise self._damaged(folder, f"its newest vectors do not fit this job ({error})") from error
         log.info("resumed wave %d at step %d", wave, position)
 
-    def due(self) -> bool:
-        """Say whether it is time for the next checkpoint."""
-        return time.monotonic() - self._last >= self._pause
+    def due(self, step: float = 0.0) -> bool:
+        """Say whether it is time for the next checkpoint.
+
+        Args:
+            step: Seconds until it can be asked again: a step that would end too late comes after it.
+        """
+        return time.monotonic() - self._last + step >= self._pause
 
     def save(self, wave: int, streams: Resumable) -> bool:
         """Write what is new since the last checkpoint; on a full disk warn, keep the last one and return False."""
@@ -153,7 +195,8 @@ class Checkpoint:
             written = False
             warnings.warn(f"Checkpoint not written: {error} The job goes on.", RuntimeWarning, stacklevel=2)
         self._last = time.monotonic()
-        self._pause = max(_EVERY, _OVERHEAD * (self._last - started))
+        writing, work = self._last - started, self.worked_before + self._last - self._started
+        self._pause = max(_EVERY, min(_OVERHEAD * writing, max(_LEAST * writing, _SHARE * work)))
         return written
 
     def finish(self, wave: int, streams: Resumable) -> None:
@@ -164,6 +207,7 @@ class Checkpoint:
 
     def remove(self) -> None:
         """Delete the checkpoint of a completed job."""
+        self.shelf.clear()
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def _save(self, wave: int, streams: Resumable) -> None:
@@ -211,29 +255,3 @@ class Checkpoint:
     @staticmethod
     def _damaged(path: Path, why: str) -> RunFolderError:
         return RunFolderError(f"The checkpoint {path} is damaged: {why}. Delete the run folder and start again.")
-
-
-def refuse_foreign(found: Mapping[str, Any], wanted: Mapping[str, Any], run: Path) -> None:
-    """Raise unless a stored identity equals this job's.
-
-    Raises:
-        RunFolderError: They differ; the message names in what.
-    """
-    keys = [key for key in {**found, **wanted} if not _same(found.get(key), wanted.get(key))]
-    if keys:
-        details = "; ".join(
-            f"{key}: {_short(found.get(key))} there, {_short(wanted.get(key))} here" for key in keys[:3]
-        )
-        raise RunFolderError(
-            f"{run} holds another job ({details}). Choose another folder for out=, or delete that one."
-        )
-
-
-def _same(a: object, b: object) -> bool:
-    """Say whether two values are equal, but for rounding that thread counts and processors change."""
-    return math.isclose(a, b, rel_tol=1e-5) if isinstance(a, float) and isinstance(b, float) else a == b
-
-
-def _short(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else text[:57] + "..."

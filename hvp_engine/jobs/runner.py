@@ -6,14 +6,17 @@ import math
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from os import PathLike
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
 
 from hvp_engine.diagnosis.second_derivative import verify
-from hvp_engine.jobs.checkpoint import Checkpoint, Resumable, refuse_foreign
-from hvp_engine.jobs.identity import describe_blocks, digests, facts
+from hvp_engine.errors import HvpEngineError
+from hvp_engine.jobs.checkpoint import Checkpoint, Resumable
+from hvp_engine.jobs.comparison import refuse_foreign
+from hvp_engine.jobs.identity import describe, describe_blocks, facts, values
+from hvp_engine.jobs.sittings import Sittings
 from hvp_engine.kernels.allocator import retained_heap
 from hvp_engine.krylov.lanczos import Stream
 from hvp_engine.krylov.settings import JobSettings
@@ -23,6 +26,7 @@ from hvp_engine.scheduling.waves import StreamSizes
 from hvp_engine.system.files import read_json
 from hvp_engine.system.memory import budget as free_budget
 from hvp_engine.system.progress import ProgressReporter
+from hvp_engine.system.signals import Ending, ending_signals_raise
 
 
 class WaveState(Resumable, Protocol):
@@ -107,38 +111,101 @@ def run(
         HvpEngineError: One of its subclasses, with cause and fix.
     """
     started = time.monotonic()
-    operator, settings = build(), job.settings
+    operator = build()
     config = {**_kind(job.name, operator.matrix), **job.config(), "blocks": describe_blocks(operator.partition)}
-    identity = {**config, **digests(operator.objective)}
-    folder = None if out is None else Path(out)
-    if folder is not None and (folder / "manifest.json").exists():
-        refuse_foreign(_stored_identity(folder) or identity, identity, folder)  # before reading another kind's result
-        finished = job.load(folder)
-        refuse_foreign(finished.manifest.get("identity", {}), identity, folder)
-        return finished
-    checkpoint = None if folder is None else Checkpoint(folder, identity)
-    verification = _verify(operator) if settings.check else None
-    if settings.head_curvature:
-        products = settings.products(operator.numel)
-        operator.form_head_curvature(products, progress, settings.head_curvature_tolerance)
-    waves = _waves(operator, job.streams(operator), settings.memory)
+    identity = {**config, **describe(operator)}
+    sittings = Sittings(identity["environment"], started)
+    if out is None:
+        return _compute(job, operator, identity, config, sittings, None, progress)
+    folder = Path(out)
+    with ending_signals_raise() as ending:
+        with retained_heap():
+            identity |= values(operator)
+        if (folder / "manifest.json").exists():
+            refuse_foreign(
+                _stored_identity(folder) or identity, identity, folder
+            )  # before reading another kind's result
+            finished = job.load(folder)
+            refuse_foreign(finished.manifest.get("identity", {}), identity, folder)
+            return finished
+        checkpoint = Checkpoint(folder, identity)
+        checkpoint.claim()
+        sittings.follow(checkpoint.recall("sittings"), folder)
+        checkpoint.worked_before = sittings.before
+        keeping = _Keeping(checkpoint, sittings, ending)
+        result = _compute(job, operator, identity, config, sittings, keeping, progress)
+        result.save(folder)
+        checkpoint.remove()
+        return result
+
+
+@dataclass(frozen=True)
+class _Keeping:
+    """What keeps a job's work in its run folder as it goes."""
+
+    checkpoint: Checkpoint
+    sittings: Sittings
+    ending: Ending
+
+    def save(self, wave: int, state: WaveState) -> None:
+        """Write a checkpoint of a wave."""
+        if self.checkpoint.save(wave, state):
+            self._note_time()
+
+    def after_step(self, wave: int, state: WaveState, seconds: float) -> None:
+        """Write a checkpoint where it is due, and end where the process was told to.
+
+        Args:
+            wave: Number of the wave.
+            state: Its state.
+            seconds: What the step took.
+        """
+        if state.consistent and self.checkpoint.due(seconds):
+            self.save(wave, state)
+        self.ending.check()
+
+    def finish(self, wave: int, state: WaveState) -> None:
+        """Record a completed wave."""
+        self.checkpoint.finish(wave, state)
+        self._note_time()
+
+    def _note_time(self) -> None:
+        self.checkpoint.remember("sittings", {"sittings": self.sittings.record()})
+
+
+def _compute(
+    job: Job[StateT, ResultT],
+    operator: CurvatureOperator,
+    identity: dict[str, Any],
+    config: dict[str, Any],
+    sittings: Sittings,
+    keeping: _Keeping | None,
+    progress: bool | None,
+) -> ResultT:
+    """Check, form the head's curvature, run all waves, and make the result of them."""
+    checkpoint = None if keeping is None else keeping.checkpoint
+    try:
+        verification = _verify(operator, checkpoint) if job.settings.check else None
+        if job.settings.head_curvature:
+            _form_head_curvature(job.settings, operator, checkpoint, progress)
+        waves = _waves(operator, job.streams(operator), job.settings.memory)
+    except HvpEngineError:
+        if checkpoint is not None:
+            checkpoint.abandon()
+        raise
     if checkpoint is not None:
         waves = checkpoint.waves(waves)
     with retained_heap():
-        states = _advance(job, operator, waves, checkpoint, progress)
+        states = _advance(job, operator, waves, keeping, progress)
     manifest = {
         "identity": identity,
         "config": config,
         "verification": verification,
         **facts(operator, len(waves)),
-        "seconds": round(time.monotonic() - started, 3),
+        "seconds": round(sittings.seconds, 3),
+        "sittings": sittings.record(),
     }
-    result = job.collect(operator, states, manifest)
-    if folder is not None:
-        result.save(folder)
-    if checkpoint is not None:
-        checkpoint.remove()
-    return result
+    return job.collect(operator, states, manifest)
 
 
 def _kind(job: str, matrix: str) -> dict[str, str]:
@@ -156,11 +223,30 @@ def _stored_identity(folder: Path) -> dict[str, Any] | None:
     return identity if isinstance(identity, dict) else None
 
 
-def _verify(operator: CurvatureOperator) -> dict[str, Any]:
-    """Verify on the first batch; a test that does not apply (nan) is recorded as None, which JSON has."""
+def _verify(operator: CurvatureOperator, checkpoint: Checkpoint | None) -> dict[str, Any]:
+    """Verify on the first batch, or know that an earlier run did; what does not apply (nan) is None, which JSON has."""
+    if checkpoint is not None and (known := checkpoint.recall("verification")) is not None:
+        return known
     _, batch = next(iter(operator.objective.batches()))
     measured = asdict(verify(operator.objective, operator.partition, batch))
-    return {key: None if isinstance(value, float) and math.isnan(value) else value for key, value in measured.items()}
+    found = {key: None if isinstance(value, float) and math.isnan(value) else value for key, value in measured.items()}
+    if checkpoint is not None:
+        checkpoint.remember("verification", found)
+    return found
+
+
+def _form_head_curvature(
+    settings: JobSettings, operator: CurvatureOperator, checkpoint: Checkpoint | None, progress: bool | None
+) -> None:
+    """Form the head's curvature, or take it from an earlier run; one that went without goes on without."""
+    earlier = None if checkpoint is None else checkpoint.recall("head")
+    if earlier is not None and not earlier["formed"]:
+        return
+    shelf = None if checkpoint is None else checkpoint.shelf
+    products = settings.products(operator.numel)
+    operator.form_head_curvature(products, progress, settings.head_curvature_tolerance, shelf)
+    if checkpoint is not None:
+        checkpoint.remember("head", {"formed": operator.head_curvature is not None})
 
 
 def _waves(operator: CurvatureOperator, streams: StreamSizes, memory: int | None) -> list[list[Stream]]:
@@ -176,7 +262,7 @@ def _advance(
     job: Job[StateT, ResultT],
     operator: CurvatureOperator,
     waves: list[list[Stream]],
-    checkpoint: Checkpoint | None,
+    keeping: _Keeping | None,
     progress: bool | None,
 ) -> list[StateT]:
     """Run every wave to its end, with checkpoints and progress; return their states without the vectors."""
@@ -186,21 +272,22 @@ def _advance(
     with ProgressReporter(job.name, total, progress) as reporter:
         for number, wave in enumerate(waves):
             state = job.start(operator, wave)
-            if checkpoint is not None:
-                checkpoint.restore(number, state)
+            if keeping is not None:
+                keeping.checkpoint.restore(number, state)
             reporter.resume(int(state.steps.sum()))
             try:
                 while not state.finished:
+                    begun = time.monotonic()
                     advanced = state.step()
                     reporter.advance(advanced, f"step {state.position} of {most}")
-                    if checkpoint is not None and state.consistent and checkpoint.due():
-                        checkpoint.save(number, state)
+                    if keeping is not None:
+                        keeping.after_step(number, state, time.monotonic() - begun)
             except BaseException:
-                if checkpoint is not None and state.consistent:
-                    checkpoint.save(number, state)
+                if keeping is not None and state.consistent:
+                    keeping.save(number, state)
                 raise
-            if checkpoint is not None:
-                checkpoint.finish(number, state)
+            if keeping is not None:
+                keeping.finish(number, state)
             state.release()
             done.append(state)
     return done

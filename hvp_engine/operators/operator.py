@@ -16,6 +16,7 @@ from hvp_engine.krylov.settings import check_memory, checked_microbatch
 from hvp_engine.operators.head.decide import decide_curvature
 from hvp_engine.operators.head.find import LinearHead
 from hvp_engine.operators.head.fusion import HeadFusion
+from hvp_engine.operators.head.shelf import Shelf
 from hvp_engine.ops.head.dropping import check_tolerance
 from hvp_engine.problem.objective import Loss, MicroBatch, Objective
 from hvp_engine.problem.precision import Precision
@@ -177,7 +178,11 @@ class CurvatureOperator(ABC):
             return self.scheduler.sweep(vectors)
 
     def form_head_curvature(
-        self, products: Mapping[str, int], progress: bool | None = None, tolerance: float = 0.0
+        self,
+        products: Mapping[str, int],
+        progress: bool | None = None,
+        tolerance: float = 0.0,
+        shelf: Shelf | None = None,
     ) -> None:
         """Spend time once to make the products of a long job cheaper.
 
@@ -190,6 +195,7 @@ class CurvatureOperator(ABC):
             progress: True shows progress, False hides it, None shows it on a terminal.
             tolerance: What dropping classes of little probability may change, see
                 :func:`hvp_engine.ops.head.curvature.form_head_curvature`; 0 drops none.
+            shelf: Keeps it for a resumed job, and may have it from an earlier run.
 
         Raises:
             ConfigurationError: The tolerance is not in [0, 1).
@@ -201,12 +207,12 @@ class CurvatureOperator(ABC):
         blocks = self.partition.blocks.items()
         holders = frozenset(name for name, block in blocks if any(part.parameter == head.name for part in block.parts))
         users = products_past_head(products, holders)
-        plan = decide_curvature(head, self.objective, users, self.scheduler.plan.budget)
+        plan = decide_curvature(head, self.objective, users, self.scheduler.plan.budget, shelf)
         if plan is None:
             return
         self.scheduler.release()
         with retained_heap():
-            self._fusion.form(plan, self.scheduler.microbatches, progress, tolerance)
+            self._fusion.form(plan, self.scheduler.microbatches, progress, tolerance, shelf)
 
     def release(self) -> None:
         """Drop the kept graphs and the head's curvature to free their memory."""

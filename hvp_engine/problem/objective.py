@@ -87,9 +87,9 @@ class Objective:
         return dict(self.model.named_parameters())
 
     @property
-    def data_digest(self) -> str:
-        """Digest of all batches; available after the first complete pass."""
-        return batches.combined([digest for digest, _ in self._digests])
+    def data_digests(self) -> list[str]:
+        """Digest of every batch; available after the first complete pass."""
+        return [digest for digest, _ in self._digests]
 
     def batches(self) -> Iterator[tuple[int, Any]]:
         """Yield the number and content of every batch, on the model's device, checked against the first pass.

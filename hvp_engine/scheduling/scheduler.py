@@ -137,6 +137,24 @@ class Scheduler:
             for start in range(0, size, step):
                 yield MicroBatch((number, start), batches.cut(batch, start, min(start + step, size)))
 
+    def first_norms(self, vector: Callable[[str], Tensor]) -> dict[str, float]:
+        """Multiply by every Hessian block of the first micro-batch alone, and return the norms of the products.
+
+        Args:
+            vector: Makes the vector (1, numel) for a block, as :meth:`sweep` takes them.
+        """
+        norms: dict[str, float] = {}
+        with self.objective.arithmetic():
+            with _explained():
+                graph = self._build(next(self.microbatches()))
+            for name, block in self._blocks.items():
+                vectors = vector(name)
+                out = torch.zeros_like(vectors)
+                with _explained():
+                    self._products(graph, block, vectors, out)
+                norms[name] = float(out.norm()) / graph.weight if graph.weight else 0.0
+        return norms
+
     @property
     def working_bytes(self) -> int:
         """What building and using one graph needs at most."""
