@@ -1,19 +1,24 @@
 """Checkpoints of a running job inside its run folder: written as it goes, refused when foreign or damaged.
 
-Layout: ``checkpoint/identity.json`` says which job it belongs to; ``wave-000/state.safetensors`` holds the scalars of a
-wave and names its progress, and what its basis rewrites with every step (the newest vectors, unrounded, as
-``window/<block>``); ``wave-000/rows-00000-00012.safetensors`` holds the Lanczos vectors of those positions. These are
-written once, so that a checkpoint costs what is new, not what the basis has grown to.
+Files in ``hvp_engine-checkpoint/``: ``identity.json`` says which job it belongs to, ``waves.json`` how its streams are
+grouped. ``wave-000-state.safetensors`` holds the scalars of a wave, its progress, what its basis rewrites with every
+step (the newest vectors, unrounded, as ``window/<block>``), and which rows files belong to it;
+``wave-000-rows-00000-00012.safetensors`` holds the Lanczos vectors of those positions. These are written once, so that
+a checkpoint costs what is new, not what the basis has grown to.
+
+Every file has a checksum that covers the job, the wave's streams and the file's name beside the content: one of another
+job, another wave or another place does not fit.
 """
 
 from __future__ import annotations
 
+import contextlib
 import logging
-import re
-import shutil
+import os
 import time
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from itertools import chain
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -22,20 +27,26 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from hvp_engine.errors import ConfigurationError, RunFolderError
-from hvp_engine.jobs.comparison import refuse_foreign
+from hvp_engine.errors import RunFolderError
+from hvp_engine.jobs.comparison import differences, refuse_foreign
+from hvp_engine.jobs.folder import JobFolder
 from hvp_engine.krylov.basis import Basis
 from hvp_engine.krylov.lanczos import Stream
 from hvp_engine.operators.head.shelf import Shelf
-from hvp_engine.system.files import read_json, read_tensors, write_json_atomic, write_tensors_atomic
+from hvp_engine.system import files
+from hvp_engine.system.json_files import CHECKSUM, checksum, read_json, sealed, write_json
+from hvp_engine.system.tensor_files import read_sealed_tensors, write_tensors
 
 log = logging.getLogger(__name__)
 
 # Seconds between checkpoints: _EVERY, or _OVERHEAD times what the last one took to write where that is more; but then
 # no more than a share of the work so far, which a crash may cost, or _LEAST times the writing, lest it take over.
 _EVERY, _OVERHEAD, _SHARE, _LEAST = 30.0, 20.0, 0.05, 3.0
-_WINDOW = "window/"
-_ROWS = re.compile(r"rows-(\d{5})-(\d{5})\.safetensors")
+_SCALAR, _WINDOW = "scalar/", "window/"
+_JOB = "of job"
+_SPARE = 1 << 20  # bytes kept back on the disk for the manifest
+
+Range = tuple[int, int]  # first and last + 1 of the positions in a rows file
 
 
 class Resumable(Protocol):
@@ -65,74 +76,51 @@ class Resumable(Protocol):
 
 
 class Checkpoint:
-    """Saves and restores the waves of one job.
+    """Saves and restores the waves of one job; a context in which the run folder is this job's alone.
 
     Attributes:
-        folder: Where it is.
         shelf: Keeps the head's curvature.
         worked_before: Seconds that earlier runs of the job took.
     """
 
     def __init__(self, run: Path, identity: Mapping[str, Any]) -> None:
-        """Open the checkpoint of a run folder.
+        """Take the run folder for this job, or refuse it.
 
-        The folder belongs to this job from :meth:`claim` on, unless it is refused before its first step, by its memory
-        budget say: then it can be run again there with other settings.
+        A folder in which no work was saved is given to whoever comes: a job that is refused before its first step, by
+        its memory budget say, can be run again there with other settings.
 
         Args:
             run: The run folder; created where missing.
             identity: Everything that decides the job's numbers, as JSON data.
 
         Raises:
-            RunFolderError: The folder belongs to another job, or cannot be read or written.
+            RunFolderError: The folder belongs to another job, another one runs in it, or it cannot be read or written.
         """
-        self.folder = run / "checkpoint"
+        self.run = run
+        self._folder = JobFolder(run)
+        self._rows: dict[int, list[Range]] = {}
+        self._groups: list[list[Stream]] = []
+        self._kept = True
         self.worked_before = 0.0
-        self.shelf = Shelf(self.folder / "curvature")
-        self._written: dict[int, int] = {}
         self._started = self._last = time.monotonic()
         self._pause = _EVERY
-        self._identity = dict(identity)
-        if self._owner.exists():
-            refuse_foreign(read_json(self._owner), identity, run)
-            return
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise RunFolderError(f"{run} cannot be created ({error}); choose another folder for out=.") from error
+            self._job = self._claim(identity)
+            self.shelf = Shelf(self._folder.path, self._job)
+        except BaseException:
+            self._folder.close()
+            raise
 
-    @property
-    def _owner(self) -> Path:
-        return self.folder / "identity.json"
+    def __enter__(self) -> Checkpoint:
+        """Return itself."""
+        return self
 
-    def claim(self) -> None:
-        """Say that the folder belongs to this job.
-
-        Raises:
-            RunFolderError: The folder cannot be written.
-        """
-        write_json_atomic(self._owner, self._identity)
-
-    def abandon(self) -> None:
-        """Give the folder back where no step has been saved: a job that was refused may be run again otherwise."""
-        if not any(self.folder.glob("wave-*/state.safetensors")):
-            self.remove()
-
-    def recall(self, name: str) -> dict[str, Any] | None:
-        """Return what :meth:`remember` kept of an earlier run of this job; None where it kept nothing.
-
-        Raises:
-            RunFolderError: It cannot be read.
-        """
-        path = self.folder / f"{name}.json"
-        return dict(read_json(path)) if path.exists() else None
-
-    def remember(self, name: str, document: Mapping[str, Any]) -> None:
-        """Keep what a run need not find out again; where that cannot be written, it will be."""
-        try:
-            write_json_atomic(self.folder / f"{name}.json", document)
-        except RunFolderError as error:
-            warnings.warn(f"Not kept for a resumed run: {error} The job goes on.", RuntimeWarning, stacklevel=2)
+    def __exit__(self, *_: object) -> None:
+        """Give the run folder back: with the work in it, or as it was where there is none."""
+        with contextlib.suppress(RunFolderError):
+            if not self._folder.has_work:
+                self._folder.remove()
+        self._folder.close()
 
     def waves(self, planned: list[list[Stream]]) -> list[list[Stream]]:
         """Return the grouping of streams that this job started with; how much memory is free may have changed since.
@@ -140,11 +128,19 @@ class Checkpoint:
         Raises:
             RunFolderError: The folder cannot be read or written.
         """
-        path = self.folder / "waves.json"
-        if path.exists():
-            return [[(str(block), int(probe)) for block, probe in wave] for wave in read_json(path)]
-        write_json_atomic(path, planned)
-        return planned
+        path = self._folder.path / "waves.json"
+        self._groups = planned
+        if self._folder.has_work and os.path.lexists(path):
+            found = self._resumed(lambda: read_json(path)).get("waves")
+            try:
+                self._groups = [[(str(block), int(probe)) for block, probe in wave] for wave in found or []]
+            except (TypeError, ValueError) as error:
+                raise self._damaged(path, "it is no grouping of streams") from error
+            if sorted(chain(*self._groups)) != sorted(chain(*planned)):
+                raise self._damaged(path, "its streams are not those of this job")
+        else:
+            write_json(path, {"waves": planned})
+        return self._groups
 
     def restore(self, wave: int, streams: Resumable) -> None:
         """Continue a wave where its last checkpoint left it; a wave without one is left alone.
@@ -152,30 +148,20 @@ class Checkpoint:
         Raises:
             RunFolderError: The checkpoint is damaged.
         """
-        folder = self._wave(wave)
-        if not (folder / "state.safetensors").exists():
-            return
-        state, _ = read_tensors(folder / "state.safetensors")
-        try:
-            position = int(state.pop("position"))
-            for key, target in streams.scalars.items():
-                value = state[key]
-                if target.shape != value.shape:
-                    raise ValueError(f"{key} has shape {tuple(value.shape)}, not {tuple(target.shape)}")
-                target.copy_(value)
-        except (KeyError, ValueError) as error:
-            raise self._damaged(folder, f"its state does not fit this job ({error})") from error
-        streams.resume(position)
-        if streams.finished:
-            return
-        if streams.basis is not None:
-            self._written[wave] = self._read_rows(folder, streams.basis, position + 1)
-            window = {key.removeprefix(_WINDOW): value for key, value in state.items() if key.startswith(_WINDOW)}
+        scalars = sum(value.nbytes for value in streams.scalars.values())
+        self._folder.reserve(_SPARE + 4 * scalars * sum(map(len, self._groups)) // len(self._groups[wave]))
+        path = self._folder.path / self._state(wave)
+        ranges: list[Range] = []
+        if os.path.lexists(path):
+            state = self._resumed(lambda: read_sealed_tensors(path, self._key(wave, path)))
             try:
-                streams.basis.restore_window(window)
-            except ConfigurationError as error:
-                raise self._damaged(folder, f"its newest vectors do not fit this job ({error})") from error
-        log.info("resumed wave %d at step %d", wave, position)
+                ranges = self._restore_state(state, streams)
+                self._restore_basis(wave, ranges, state, streams)
+            except (KeyError, ValueError, TypeError, IndexError, RuntimeError) as error:
+                raise self._damaged(path, f"it does not fit this job ({error})") from error
+            log.info("resumed wave %d at step %d", wave, streams.position)
+        self._rows[wave] = ranges
+        self._drop_rows(wave, ranges)
 
     def due(self, step: float = 0.0) -> bool:
         """Say whether it is time for the next checkpoint.
@@ -201,57 +187,159 @@ class Checkpoint:
 
     def finish(self, wave: int, streams: Resumable) -> None:
         """Record a completed wave and drop its vectors."""
+        self._folder.free_reserve()
         if self.save(wave, streams):
-            for path in self._wave(wave).glob("rows-*"):
-                path.unlink(missing_ok=True)
+            self._drop_rows(wave, [])
+        else:
+            self._kept = False
 
-    def remove(self) -> None:
-        """Delete the checkpoint of a completed job."""
+    def complete(self, save: Callable[[Path], None]) -> None:
+        """Write the result of the job into its run folder, then delete the checkpoint.
+
+        Raises:
+            ConfigurationError: The result cannot be written as JSON.
+            RunFolderError: The result cannot be written; the checkpoint stays.
+        """
+        self._folder.free_reserve()
+        try:
+            save(self.run)
+        except RunFolderError as error:
+            kept = "All that was computed is" if self._kept else "What the last checkpoint could write is"
+            then = "finishes without a step" if self._kept else "goes on from there"
+            raise RunFolderError(f"{error} {kept} kept in {self._folder.path}; the same call again {then}.") from error
+        self._folder.remove()
+
+    def recall(self, name: str) -> dict[str, Any] | None:
+        """Return what :meth:`remember` kept of an earlier run of this job; None where it kept nothing.
+
+        Raises:
+            RunFolderError: It cannot be read, or is damaged.
+        """
+        path = self._folder.path / f"{name}.json"
+        if not os.path.lexists(path):
+            return None
+        found = self._resumed(lambda: read_json(path))
+        if found.pop(_JOB, None) != self._job or not isinstance(found.get(name), dict):
+            raise self._damaged(path, "it is of another job")
+        return dict(found[name])
+
+    def remember(self, name: str, document: Mapping[str, Any]) -> None:
+        """Keep what a run need not find out again; where that cannot be written, it will be."""
+        try:
+            write_json(self._folder.path / f"{name}.json", {_JOB: self._job, name: document})
+        except RunFolderError as error:
+            warnings.warn(f"Not kept for a resumed run: {error} The job goes on.", RuntimeWarning, stacklevel=2)
+
+    def abandon(self) -> None:
+        """Forget what was kept before the first step: a job that was refused may run here again otherwise."""
         self.shelf.clear()
-        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _claim(self, identity: Mapping[str, Any]) -> str:
+        """Write whose folder this is, or compare; return the checksum that binds the other files to it."""
+        path = self._folder.path / "identity.json"
+        found: dict[str, Any] | None = None
+        if os.path.lexists(path):
+            try:
+                found = self._resumed(lambda: read_json(path))
+            except RunFolderError:
+                if self._folder.has_work:
+                    raise
+        if found is not None and self._folder.has_work:
+            refuse_foreign(found, identity, self.run)
+        if found is not None and not differences(found, identity):
+            return checksum(found)
+        self._folder.delete_records()
+        write_json(path, identity)
+        return str(sealed(identity)[CHECKSUM])
+
+    def _restore_state(self, state: Mapping[str, Tensor], streams: Resumable) -> list[Range]:
+        """Put the scalars and the position back; return the ranges of the rows files."""
+        position = int(state["position"])
+        for key, target in streams.scalars.items():
+            value = state[_SCALAR + key]
+            if (target.shape, target.dtype) != (value.shape, value.dtype):
+                raise ValueError(f"the shape or the dtype of {key} is another one")
+            target.copy_(value)
+        if position < 0:
+            raise ValueError(f"its position is {position}")
+        streams.resume(position)
+        return [(int(first), int(last)) for first, last in state["rows"].tolist()]
+
+    def _restore_basis(self, wave: int, ranges: list[Range], state: Mapping[str, Tensor], streams: Resumable) -> None:
+        """Put the vectors back that the wave's next steps need."""
+        if streams.finished or streams.basis is None:
+            return
+        reached = 0
+        for first, last in ranges:
+            path = self._folder.path / self._rows_file(wave, first, last)
+            rows = self._resumed(lambda path=path: read_sealed_tensors(path, self._key(wave, path)))  # type: ignore[misc]
+            if first != reached:
+                raise self._damaged(path, f"Lanczos vectors {reached} to {first - 1} are missing")
+            streams.basis.restore(first, last, rows)
+            reached = last
+        if streams.basis.keeps_all and reached != streams.position + 1:
+            raise ValueError(f"it has {reached} Lanczos vectors for {streams.position} steps")
+        streams.basis.restore_window(
+            {key.removeprefix(_WINDOW): value for key, value in state.items() if key.startswith(_WINDOW)}
+        )
 
     def _save(self, wave: int, streams: Resumable) -> None:
-        folder = self._wave(wave)
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise RunFolderError(f"{folder} cannot be created ({error}).") from error
-        tensors: dict[str, Tensor] = {key: value.cpu().clone() for key, value in streams.scalars.items()}
+        if not self._folder.held:
+            raise RunFolderError(
+                f"{self._folder.path} was deleted or replaced while the job ran, or this process is a child of its own."
+            )
+        tensors = {_SCALAR + key: value.cpu().clone() for key, value in streams.scalars.items()}
         tensors["position"] = torch.tensor(streams.position)
+        ranges: list[Range] = []
         if streams.basis is not None and not streams.finished:
-            first, last = self._written.get(wave, 0), streams.position + 1
+            ranges = self._rows.get(wave, [])
+            first, last = ranges[-1][1] if ranges else 0, streams.position + 1
             if first < last and (rows := streams.basis.export(first, last)):
-                write_tensors_atomic(folder / f"rows-{first:05d}-{last:05d}.safetensors", rows)
+                self._write(wave, self._rows_file(wave, first, last), rows)
+                ranges = [*ranges, (first, last)]
             tensors |= {_WINDOW + name: window for name, window in streams.basis.export_window().items()}
-            self._written[wave] = max(first, last)
-        # The state names the progress, so it is written last: a crash before this line leaves the earlier checkpoint.
-        write_tensors_atomic(folder / "state.safetensors", tensors)
+        tensors["rows"] = torch.tensor(ranges, dtype=torch.int64).reshape(-1, 2)
+        # The state names the progress and its rows, so it is written last: a crash before this line leaves the earlier
+        # checkpoint, and rows that nobody names.
+        self._write(wave, self._state(wave), tensors)
+        self._rows[wave] = ranges
 
-    def _read_rows(self, folder: Path, basis: Basis, needed: int) -> int:
-        """Load all vectors up to ``needed``; return how many positions are on disk."""
-        if not basis.keeps_all:
-            return needed
-        have = 0
-        for path in sorted(folder.glob("rows-*.safetensors")):
-            match = _ROWS.fullmatch(path.name)
-            if match is None or int(match[1]) != have:
-                continue
-            if int(match[2]) > needed:
-                path.unlink()  # written just before a crash; its steps are taken again, and written again
-                break
-            rows, _ = read_tensors(path)
-            try:
-                basis.restore(have, int(match[2]), rows)
-            except ConfigurationError as error:
-                raise self._damaged(path, f"its vectors do not fit this job ({error})") from error
-            have = int(match[2])
-        if have < needed:
-            raise self._damaged(folder, f"Lanczos vectors {have} to {needed - 1} are missing")
-        return have
+    def _write(self, wave: int, name: str, tensors: Mapping[str, Tensor]) -> None:
+        path = self._folder.path / name
+        write_tensors(path, tensors, self._key(wave, path))
 
-    def _wave(self, wave: int) -> Path:
-        return self.folder / f"wave-{wave:03d}"
+    def _key(self, wave: int, path: Path) -> str:
+        """Say what a file of a wave is for."""
+        return checksum([self._job, self._groups[wave], path.name])
+
+    def _drop_rows(self, wave: int, keep: list[Range]) -> None:
+        """Delete the rows files of a wave that its state does not name."""
+        kept = {self._rows_file(wave, first, last) for first, last in keep}
+        prefix = f"{_prefix(wave)}-rows-"
+        self._folder.delete(n for n in files.names(self._folder.path) if n.startswith(prefix) and n not in kept)
+
+    def _resumed(self, read: Callable[[], Any]) -> Any:
+        """Read a file of an earlier process; where that fails, say what to do."""
+        try:
+            return read()
+        except RunFolderError as error:
+            raise RunFolderError(f"{error} {self._fresh_start}") from error
+
+    def _damaged(self, path: Path, why: str) -> RunFolderError:
+        return RunFolderError(f"The checkpoint {path} is damaged: {why}. {self._fresh_start}")
+
+    @property
+    def _fresh_start(self) -> str:
+        return f"To compute from the beginning, delete {self._folder.path}."
 
     @staticmethod
-    def _damaged(path: Path, why: str) -> RunFolderError:
-        return RunFolderError(f"The checkpoint {path} is damaged: {why}. Delete the run folder and start again.")
+    def _state(wave: int) -> str:
+        return f"{_prefix(wave)}-state.safetensors"
+
+    @staticmethod
+    def _rows_file(wave: int, first: int, last: int) -> str:
+        return f"{_prefix(wave)}-rows-{first:05d}-{last:05d}.safetensors"
+
+
+def _prefix(wave: int) -> str:
+    return f"wave-{wave:03d}"

@@ -7,6 +7,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
+from functools import partial
 from os import PathLike
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
@@ -15,6 +16,7 @@ from hvp_engine.diagnosis.second_derivative import verify
 from hvp_engine.errors import HvpEngineError
 from hvp_engine.jobs.checkpoint import Checkpoint, Resumable
 from hvp_engine.jobs.comparison import refuse_foreign
+from hvp_engine.jobs.folder import sweep_finished
 from hvp_engine.jobs.identity import describe, describe_blocks, facts, values
 from hvp_engine.jobs.sittings import Sittings
 from hvp_engine.kernels.allocator import retained_heap
@@ -23,9 +25,9 @@ from hvp_engine.krylov.settings import JobSettings
 from hvp_engine.operators.operator import CurvatureOperator
 from hvp_engine.scheduling.policy import choose_waves
 from hvp_engine.scheduling.waves import StreamSizes
-from hvp_engine.system.files import read_json
 from hvp_engine.system.memory import budget as free_budget
 from hvp_engine.system.progress import ProgressReporter
+from hvp_engine.system.run_files import is_finished, read_manifest
 from hvp_engine.system.signals import Ending, ending_signals_raise
 
 
@@ -50,7 +52,7 @@ class Result(Protocol):
         """How the result was made."""
 
     def save(self, run: Path) -> None:
-        """Write the result into a run folder, its manifest into manifest.json there, under ``"run"``."""
+        """Write the result into a run folder by ``write_run``, its manifest in the document under ``"run"``."""
 
 
 StateT = TypeVar("StateT", bound=WaveState)
@@ -115,28 +117,21 @@ def run(
     config = {**_kind(job.name, operator.matrix), **job.config(), "blocks": describe_blocks(operator.partition)}
     identity = {**config, **describe(operator)}
     sittings = Sittings(identity["environment"], started)
+    compute = partial(_compute, job, operator, identity, config, progress, sittings)
     if out is None:
-        return _compute(job, operator, identity, config, sittings, None, progress)
+        return compute(None)
     folder = Path(out)
     with ending_signals_raise() as ending:
-        with retained_heap():
-            identity |= values(operator)
-        if (folder / "manifest.json").exists():
-            refuse_foreign(
-                _stored_identity(folder) or identity, identity, folder
-            )  # before reading another kind's result
-            finished = job.load(folder)
-            refuse_foreign(finished.manifest.get("identity", {}), identity, folder)
-            return finished
-        checkpoint = Checkpoint(folder, identity)
-        checkpoint.claim()
-        sittings.follow(checkpoint.recall("sittings"), folder)
-        checkpoint.worked_before = sittings.before
-        keeping = _Keeping(checkpoint, sittings, ending)
-        result = _compute(job, operator, identity, config, sittings, keeping, progress)
-        result.save(folder)
-        checkpoint.remove()
-        return result
+        identity |= values(operator)
+        if is_finished(folder):
+            sweep_finished(folder)
+            return _finished(job, folder, identity)
+        with Checkpoint(folder, identity) as checkpoint:
+            if is_finished(folder):  # by another process, just before this one could lock the folder
+                return _finished(job, folder, identity)
+            sittings.follow(checkpoint.recall("sittings"), folder)
+            checkpoint.worked_before = sittings.before
+            return compute(_Keeping(checkpoint, sittings, ending))
 
 
 @dataclass(frozen=True)
@@ -178,11 +173,11 @@ def _compute(
     operator: CurvatureOperator,
     identity: dict[str, Any],
     config: dict[str, Any],
+    progress: bool | None,
     sittings: Sittings,
     keeping: _Keeping | None,
-    progress: bool | None,
 ) -> ResultT:
-    """Check, form the head's curvature, run all waves, and make the result of them."""
+    """Take a job from its checks to its result, written where there is a folder for it."""
     checkpoint = None if keeping is None else keeping.checkpoint
     try:
         verification = _verify(operator, checkpoint) if job.settings.check else None
@@ -205,7 +200,18 @@ def _compute(
         "seconds": round(sittings.seconds, 3),
         "sittings": sittings.record(),
     }
-    return job.collect(operator, states, manifest)
+    result = job.collect(operator, states, manifest)
+    if checkpoint is not None:
+        checkpoint.complete(result.save)
+    return result
+
+
+def _finished(job: Job[StateT, ResultT], folder: Path, identity: dict[str, Any]) -> ResultT:
+    """Return the result that a folder holds, if it is this job's."""
+    refuse_foreign(_stored_identity(folder) or identity, identity, folder)  # before reading another kind's result
+    finished = job.load(folder)
+    refuse_foreign(finished.manifest.get("identity", {}), identity, folder)
+    return finished
 
 
 def _kind(job: str, matrix: str) -> dict[str, str]:
@@ -216,10 +222,8 @@ def _kind(job: str, matrix: str) -> dict[str, str]:
 
 def _stored_identity(folder: Path) -> dict[str, Any] | None:
     """Return the identity in a finished run's manifest; None where it has none, which its own kind of job explains."""
-    try:
-        identity = read_json(folder / "manifest.json")["run"]["identity"]
-    except (KeyError, TypeError, IndexError):
-        return None
+    facts = read_manifest(folder).get("run")
+    identity = facts.get("identity") if isinstance(facts, dict) else None
     return identity if isinstance(identity, dict) else None
 
 

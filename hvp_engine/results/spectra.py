@@ -7,13 +7,11 @@ from collections.abc import Iterable, Iterator, Mapping
 from functools import cached_property
 from typing import Any
 
-from hvp_engine.errors import ConfigurationError, RunFolderError
-from hvp_engine.results import distances, table
+from hvp_engine.errors import ConfigurationError
+from hvp_engine.results import distances, stored, table
 from hvp_engine.results.smoothing import FloatArray
 from hvp_engine.results.spectrum import Spectrum
-from hvp_engine.system import files
-
-_ARRAYS = ("alphas", "betas", "nodes", "weights", "steps")
+from hvp_engine.system import run_files
 
 
 class Spectra(Mapping[str, Spectrum]):
@@ -67,8 +65,8 @@ class Spectra(Mapping[str, Spectrum]):
         blocks = [
             {"name": name, "numel": s.numel, "probes": s.probes, "m": s.alphas.shape[1]} for name, s in self.items()
         ]
-        tensors = {f"{name}/{key}": getattr(s, key) for name, s in self.items() for key in _ARRAYS}
-        files.write_run(folder, {"run": self.manifest, "blocks": blocks}, tensors)
+        tensors = {f"{name}/{key}": getattr(s, key) for name, s in self.items() for key in stored.ARRAYS}
+        run_files.write_run(folder, {"run": self.manifest, "blocks": blocks}, tensors)
 
     @classmethod
     def load(cls, folder: str | os.PathLike[str]) -> Spectra:
@@ -77,23 +75,8 @@ class Spectra(Mapping[str, Spectrum]):
         Raises:
             RunFolderError: If the folder is missing, damaged, foreign, or of a newer version.
         """
-        document, tensors = files.read_run(folder)
-        try:
-            return cls(
-                (
-                    Spectrum(
-                        name=block["name"],
-                        numel=block["numel"],
-                        **{key: tensors[f"{block['name']}/{key}"].numpy() for key in _ARRAYS},
-                    )
-                    for block in document["blocks"]
-                ),
-                document["run"],
-            )
-        except (KeyError, TypeError, ValueError) as error:
-            raise RunFolderError(
-                f"The run folder {folder} is damaged ({type(error).__name__}: {error}); restore it or run again."
-            ) from error
+        manifest, spectra = stored.read(folder)
+        return cls(spectra, manifest)
 
     def js_distance(self, *, legacy: bool = False) -> FloatArray:
         """Compute the Jensen-Shannon divergences between all pairs of blocks, base 2, in [0, 1], without a square root.

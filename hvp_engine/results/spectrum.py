@@ -16,6 +16,10 @@ from hvp_engine.results.estimate import Estimate
 from hvp_engine.results.smoothing import FloatArray
 
 _MASS_TOLERANCE = 1e-6
+# How far two eigensolvers may be apart, relative to the norm of the matrix: a few hundred units of rounding.
+_SAME_NODE = 1e-11
+# An eigenvector is known to rounding over the gap to its neighbours, so the weights of closer nodes count together.
+_GAP, _SAME_WEIGHT = 1e-5, 1e-7
 
 
 @dataclass(frozen=True, eq=False)
@@ -120,6 +124,21 @@ class Spectrum:
     def probes(self) -> int:
         """Number of probes."""
         return int(self.alphas.shape[0])
+
+    @property
+    def is_quadrature(self) -> bool:
+        """Whether nodes and weights are those of alphas and betas, computed again on the host, but for rounding.
+
+        Raises:
+            HvpEngineError: The eigenvalue iteration did not converge.
+        """
+        nodes, weights = tridiagonal_quadrature(self.alphas, self.betas, self.steps)
+        scale = np.abs(nodes).max(axis=1, keepdims=True)
+        if (np.abs(nodes - self.nodes) > _SAME_NODE * scale).any():
+            return False
+        apart = np.diff(nodes, axis=1, append=np.inf) > _GAP * scale
+        mass = np.abs(weights.cumsum(axis=1) - self.weights.cumsum(axis=1))
+        return not (mass[apart] > _SAME_WEIGHT).any()
 
     @property
     def default_sigma(self) -> float:

@@ -1,228 +1,146 @@
-"""Files of a run folder: atomic writes, and reads that refuse what is damaged, foreign or too new."""
+"""Writing files whole or not at all, and opening them to read without trusting what they are."""
 
 from __future__ import annotations
 
 import errno
-import hashlib
-import json
 import os
 import re
 import secrets
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+import stat
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import BinaryIO
 
-import numpy as np
-import torch
-from numpy.typing import NDArray
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from hvp_engine.errors import RunFolderError
 
-from hvp_engine.errors import ConfigurationError, RunFolderError
+Chunks = Sequence[bytes | memoryview]
 
-FORMAT = "hvp_engine run"
-FORMAT_VERSION = 1
-MANIFEST = "manifest.json"
-SPECTRA = "spectra.safetensors"
-
-Tensors = Mapping[str, "torch.Tensor | NDArray[Any]"]
-_Writer = Callable[[Path], None]
+_TEMPORARY = re.compile(r"\.(?P<name>.+)\.[0-9a-f]{12}\.tmp")
 
 
-def write_json_atomic(path: str | os.PathLike[str], obj: object) -> None:
-    """Write ``obj`` as indented JSON with sorted keys; a failure leaves the earlier file as it was.
-
-    Raises:
-        ConfigurationError: If ``obj`` has something that JSON does not, a nan included.
-        RunFolderError: If the file cannot be written.
-    """
-    _write_atomic({Path(path): _json_writer(obj)})
-
-
-def write_tensors_atomic(
-    path: str | os.PathLike[str], tensors: Tensors, metadata: Mapping[str, str] | None = None
-) -> None:
-    """Write tensors or arrays as a safetensors file; a failure leaves the earlier file as it was.
+def write_atomic(contents: Mapping[Path, Chunks]) -> None:
+    """Write and sync every file under a temporary name beside its own, then rename all of them in order.
 
     Args:
-        path: The file.
-        tensors: Tensors of any dtype and device that share no storage, or numpy arrays.
-        metadata: Strings kept in the file's header.
+        contents: Bytes of each file, in pieces; its folder must be there.
 
     Raises:
-        RunFolderError: If the file cannot be written.
+        RunFolderError: A file cannot be written; the earlier ones are then intact.
     """
-    _write_atomic({Path(path): _tensor_writer(tensors, metadata)})
-
-
-def read_json(path: str | os.PathLike[str]) -> Any:
-    """Read a JSON file.
-
-    Raises:
-        RunFolderError: If it is missing, unreadable or not JSON.
-    """
-    try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise _unreadable(path, error) from error
-    except ValueError as error:
-        raise RunFolderError(f"{path} is damaged, it is not JSON ({error}); restore it or run again.") from error
-
-
-def read_tensors(path: str | os.PathLike[str]) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
-    """Read the tensors (on the CPU) and the metadata of a safetensors file.
-
-    Raises:
-        RunFolderError: If it is missing, unreadable or not a whole safetensors file.
-    """
-    try:
-        with safe_open(path, framework="pt") as file:
-            return {key: file.get_tensor(key) for key in file.keys()}, file.metadata() or {}  # noqa: SIM118
-    except OSError as error:
-        raise _unreadable(path, error) from error
-    except SafetensorError as error:
-        raise RunFolderError(
-            f"{path} is damaged, it is not a whole safetensors file ({error}); restore it or run again."
-        ) from error
-
-
-def write_run(folder: str | os.PathLike[str], document: Mapping[str, object], tensors: Tensors) -> None:
-    """Write a document as the manifest, and tensors; both files are replaced only when both are whole.
-
-    Raises:
-        ConfigurationError: If the document cannot be written as JSON.
-        RunFolderError: If a file cannot be written; the earlier ones are then intact.
-    """
-    root = Path(folder)
-    header = {"format": FORMAT, "format_version": FORMAT_VERSION}
-    checksum: dict[str, str] = {}
-    # One entry: safetensors writes several in an order of its own, and the same numbers would have many checksums.
-    write_tensors = _tensor_writer(tensors, {"format": f"{FORMAT}, version {FORMAT_VERSION}"})
-    _json_writer(document)  # refuses a bad document before anything is written
-
-    def spectra(temporary: Path) -> None:
-        write_tensors(temporary)
-        checksum[SPECTRA] = _sha256(temporary)
-
-    def manifest(temporary: Path) -> None:
-        _json_writer({**document, **header, "sha256": checksum})(temporary)
-
-    _write_atomic({root / SPECTRA: spectra, root / MANIFEST: manifest})
-
-
-def read_run(folder: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
-    """Read the document and the tensors that ``write_run`` wrote.
-
-    Raises:
-        RunFolderError: If the folder is missing, damaged, foreign, or of a newer version.
-    """
-    root = Path(folder)
-    if not root.is_dir():
-        raise RunFolderError(f"There is no run folder {root}; check the path, it is the `out` folder of a run.")
-    if not (root / MANIFEST).exists():
-        raise RunFolderError(f"{root} is not a run folder, it has no {MANIFEST}; check the path.")
-    document = read_json(root / MANIFEST)
-    if not isinstance(document, dict) or document.get("format") != FORMAT:
-        raise RunFolderError(f"{root / MANIFEST} was not written by hvp_engine; check the path.")
-    version = document.get("format_version")
-    if not isinstance(version, int) or version > FORMAT_VERSION:
-        raise RunFolderError(
-            f"{root} has format version {version}, this hvp_engine reads {FORMAT_VERSION}; upgrade hvp-engine."
-        )
-    path = root / SPECTRA
-    tensors, _ = read_tensors(path)
-    checksums = document.get("sha256")
-    if not isinstance(checksums, dict) or checksums.get(SPECTRA) != _sha256(path):
-        raise RunFolderError(
-            f"{path} is not the file that {MANIFEST} describes: it was changed, or comes from another run; "
-            "restore both files from one run, or run again."
-        )
-    return document, tensors
-
-
-def _write_atomic(writers: Mapping[Path, _Writer]) -> None:
-    """Write and sync every file under a temporary name beside its own, then rename all of them."""
     with ExitStack() as stack:
         pending: list[tuple[Path, Path]] = []
-        for path, write in writers.items():
-            with _explained(path):
-                path.parent.mkdir(parents=True, exist_ok=True)
+        for path, chunks in contents.items():
+            with explained(path):
                 temporary = path.with_name(f".{path.name}.{secrets.token_hex(6)}.tmp")
-                stack.callback(temporary.unlink, missing_ok=True)
-                temporary.touch(exist_ok=False)
-                mode = temporary.stat().st_mode
-                write(temporary)
-                temporary.chmod(mode)  # safetensors puts a file of its own there, closed to other users
-                _sync(temporary)
+                with open(temporary, "xb") as file:
+                    stack.callback(_forget, temporary)
+                    for chunk in chunks:
+                        file.write(chunk)
+                    file.flush()
+                    os.fsync(file.fileno())
             pending.append((temporary, path))
         for temporary, path in pending:
-            with _explained(path):
+            with explained(path):
                 os.replace(temporary, path)
-                _sync(path.parent)
+                _sync_folder(path.parent)
+
+
+def temporaries(folder: Path) -> Iterator[tuple[Path, str]]:
+    """List what :func:`write_atomic` leaves in a folder when its process is killed: path, and name of the file meant.
+
+    Raises:
+        RunFolderError: The folder cannot be read.
+    """
+    for name in names(folder):
+        if match := _TEMPORARY.fullmatch(name):
+            yield folder / name, match["name"]
+
+
+def names(folder: Path) -> list[str]:
+    """Return the names in a folder, sorted; none where there is no folder.
+
+    Raises:
+        RunFolderError: The folder cannot be read.
+    """
+    try:
+        return sorted(os.listdir(folder))
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise unreadable(folder, error) from error
 
 
 @contextmanager
-def _explained(path: Path) -> Iterator[None]:
+def open_to_read(path: Path) -> Iterator[tuple[BinaryIO, int]]:
+    """Open a regular file; give it and its size in bytes.
+
+    A pipe or a device of that name would block or never end, so those are refused.
+
+    Raises:
+        RunFolderError: It is missing, no regular file, or cannot be read, also while the context is open.
+    """
+    try:
+        # A pipe without a writer would wait in open().
+        with open(path, "rb", buffering=0, opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
+            status = os.fstat(file.fileno())
+            if not stat.S_ISREG(status.st_mode):
+                raise RunFolderError(f"{path} is not a regular file; check the path.")
+            yield file, status.st_size
+    except (OSError, ValueError) as error:  # ValueError: a path with a null character
+        raise unreadable(path, error) from error
+
+
+def read_whole(path: Path, most: int) -> bytes:
+    """Read a file of at most ``most`` bytes.
+
+    Raises:
+        RunFolderError: It is larger, missing, or cannot be read.
+    """
+    with open_to_read(path) as (file, size):
+        if size > most:
+            raise RunFolderError(f"{path} is damaged, {size} bytes are too many for it; restore it or run again.")
+        return file.read(most)
+
+
+def unreadable(path: Path, error: Exception) -> RunFolderError:
+    """Say that a file cannot be read, why, and what to do."""
+    why = getattr(error, "strerror", None) or error
+    return RunFolderError(f"{path} cannot be read ({why}); check the path and its permissions.")
+
+
+@contextmanager
+def explained(path: Path) -> Iterator[None]:
     """Turn a failure to write ``path`` into a RunFolderError with its cause and fix."""
     try:
         yield
-    except (OSError, SafetensorError) as error:
-        code = error.errno if isinstance(error, OSError) else _error_number(error)
-        if code in (errno.ENOSPC, errno.EDQUOT):
-            raise RunFolderError(
-                f"The disk is full: {path} could not be written ({error}); the earlier files in "
-                f"{path.parent} are intact; free some space there, or choose another folder."
-            ) from error
-        raise RunFolderError(
-            f"{path} could not be written ({error}); earlier files in {path.parent} are intact; "
-            "choose a folder that you may write to."
-        ) from error
+    except (OSError, ValueError) as error:  # ValueError: a path with a null character
+        raise RunFolderError(_explanation(path, error)) from error
 
 
-def _error_number(error: SafetensorError) -> int | None:
-    found = re.search(r"os error (\d+)", str(error))
-    return int(found[1]) if found else None
+def _explanation(path: Path, error: Exception) -> str:
+    code = error.errno if isinstance(error, OSError) else None
+    why = getattr(error, "strerror", None) or error
+    intact = f"the earlier files in {path.parent} are intact"
+    if code in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        return (
+            f"The disk is full: {path} could not be written ({why}); {intact}; free some space there "
+            "(or raise your quota), or choose another folder."
+        )
+    if code == errno.ENOENT:
+        return f"{path} could not be written: {path.parent} is not there any more; do not delete it while a job runs."
+    return f"{path} could not be written ({why}); {intact}; choose a folder that you may write to."
 
 
-def _sync(path: Path) -> None:
+def _forget(temporary: Path) -> None:
+    """Remove a temporary file where that is possible: what stopped its writing must not be hidden by this."""
+    with suppress(OSError):  # swept when the next job starts in this folder
+        temporary.unlink(missing_ok=True)
+
+
+def _sync_folder(path: Path) -> None:
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def _json_writer(obj: object) -> _Writer:
-    try:
-        text = json.dumps(obj, indent=2, sort_keys=True, allow_nan=False, ensure_ascii=False) + "\n"
-    except (TypeError, ValueError) as error:
-        raise ConfigurationError(
-            f"The manifest cannot be written as JSON ({error}); use strings, finite numbers, lists and dictionaries."
-        ) from error
-
-    def write(path: Path) -> None:
-        path.write_text(text, encoding="utf-8")
-
-    return write
-
-
-def _tensor_writer(tensors: Tensors, metadata: Mapping[str, str] | None) -> _Writer:
-    def write(path: Path) -> None:
-        save_file({key: _tensor(value) for key, value in tensors.items()}, path, dict(metadata or {}))
-
-    return write
-
-
-def _tensor(value: torch.Tensor | NDArray[Any]) -> torch.Tensor:
-    if isinstance(value, torch.Tensor):
-        return value.detach().contiguous()
-    return torch.from_numpy(np.array(value, order="C"))
-
-
-def _sha256(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
-
-
-def _unreadable(path: str | os.PathLike[str], error: OSError) -> RunFolderError:
-    return RunFolderError(f"{path} cannot be read ({error.strerror or error}); check the path and its permissions.")

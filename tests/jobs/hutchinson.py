@@ -17,7 +17,7 @@ from hvp_engine.krylov.lanczos import Stream
 from hvp_engine.krylov.probes import probe
 from hvp_engine.krylov.settings import JobSettings
 from hvp_engine.operators.operator import CurvatureOperator
-from hvp_engine.system.files import read_json, write_json_atomic
+from hvp_engine.system.run_files import read_manifest, write_run
 
 
 class Squares:
@@ -71,7 +71,7 @@ class Traces:
     manifest: dict[str, Any]
 
     def save(self, run: Path) -> None:
-        write_json_atomic(run / "manifest.json", {"run": self.manifest, "values": self.values})
+        write_run(run, {"run": self.manifest, "values": self.values})
 
 
 class TraceJob(Job[Squares, Traces]):
@@ -88,5 +88,5 @@ class TraceJob(Job[Squares, Traces]):
         return Traces(values, manifest)
 
     def load(self, run: Path) -> Traces:
-        document = read_json(run / "manifest.json")
+        document = read_manifest(run)
         return Traces(document["values"], document["run"])

@@ -20,7 +20,6 @@ def map_new_file(path: Path, size: int, dtype: torch.dtype) -> Tensor:
     Raises:
         OSError: The file cannot be made that large.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     path.unlink(missing_ok=True)  # an older mapping of it keeps its pages
     try:
         with open(path, "xb") as file:

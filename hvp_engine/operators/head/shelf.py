@@ -1,16 +1,18 @@
 """The head's curvature in a folder, so that a resumed job has it without forming it again.
 
-Every micro-batch's matrices have a file of their own with a checksum, ``matrices-<batch>-<first sample>-<call>``; where
-memory is too small for them their packed triangles are the pages of a second one, ``pages-...``, which serve as memory.
+Every micro-batch's matrices have a file of their own, ``head-<batch>-<first sample>-<call>.safetensors``, with a
+checksum that covers the job; where memory is too small for them their packed triangles are the pages of a second one,
+``head-....pages``, which serve as memory. What is damaged there is said, and formed again.
 """
 
 from __future__ import annotations
 
 import hashlib
 import logging
+import os
+import re
 import shutil
 import warnings
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,11 +23,14 @@ from hvp_engine.errors import RunFolderError
 from hvp_engine.operators.head.pages import map_file, map_new_file, sync
 from hvp_engine.ops.head.curvature import HeadCurvature
 from hvp_engine.ops.head.dropping import Dropped
-from hvp_engine.system.files import read_tensors, write_tensors_atomic
+from hvp_engine.system.files import names
+from hvp_engine.system.tensor_files import read_sealed_tensors, write_tensors
 
 log = logging.getLogger(__name__)
 
 Piece = tuple[int, int, int]  # number of the batch, of its first sample, and of the head's call in the loss
+
+SHELVED = re.compile(r"head-\d{6,}-\d{6,}-\d{2,}\.(safetensors|pages)")  # names of the files
 
 _EVERY = 20.0  # seconds of forming between writings
 _SMALL = 64 << 20  # bytes that are written whatever they took to form ...
@@ -50,9 +55,15 @@ class Formed:
 class Shelf:
     """The folder of one job's matrices."""
 
-    def __init__(self, folder: Path) -> None:
-        """Take a folder; it is made when there is something to put there."""
-        self.folder = folder
+    def __init__(self, folder: Path, job: str) -> None:
+        """Take a folder.
+
+        Args:
+            folder: Where files go.
+            job: What tells the job from others.
+        """
+        self._folder = folder
+        self._job = job
         self._pending: dict[Piece, Formed] = {}
         self._seconds = 0.0
         self._writes = True
@@ -66,8 +77,7 @@ class Shelf:
     @property
     def free_bytes(self) -> int:
         """Room that is left beside it."""
-        nearest = next(folder for folder in (self.folder, *self.folder.parents) if folder.is_dir())
-        return shutil.disk_usage(nearest).free
+        return shutil.disk_usage(self._folder).free
 
     def pages(self, piece: Piece, size: int, dtype: torch.dtype) -> Tensor:
         """Return mapped pages for packed matrices.
@@ -103,9 +113,9 @@ class Shelf:
         try:
             for piece, formed in pending.items():
                 self._write(piece, formed)
-        except RunFolderError as error:
+        except (RunFolderError, OSError) as error:
             self._writes = False
-            warnings.warn(f"The head's curvature is not kept: {error} The job goes on.", RuntimeWarning, stacklevel=2)
+            warnings.warn(f"The head's curvature is not kept ({error}); the job goes on.", RuntimeWarning, stacklevel=2)
 
     def find(self, piece: Piece, tokens: int, dtype: torch.dtype, *, mapped: bool) -> Formed | None:
         """Return matrices of an earlier run of this job, on the CPU.
@@ -117,15 +127,25 @@ class Shelf:
             mapped: Whether they must not take memory.
 
         Returns:
-            None where there are none of so many tokens.
-
-        Raises:
-            RunFolderError: They are damaged.
+            None where there are none of so many tokens, or they are damaged, which is said.
         """
-        path = self._path(piece, "matrices")
-        if not path.exists():
+        try:
+            return self._read(piece, tokens, dtype, mapped=mapped)
+        except (RunFolderError, KeyError, TypeError, ValueError) as error:
+            warnings.warn(f"The head's curvature is formed again: {error}", RuntimeWarning, stacklevel=2)
             return None
-        stored, _ = read_tensors(path)
+
+    def clear(self) -> None:
+        """Delete all matrices; what else is in the folder stays."""
+        self._pending.clear()
+        for path in self._files():
+            path.unlink(missing_ok=True)
+
+    def _read(self, piece: Piece, tokens: int, dtype: torch.dtype, *, mapped: bool) -> Formed | None:
+        path = self._path(piece, "safetensors")
+        if not os.path.lexists(path):
+            return None
+        stored = read_sealed_tensors(path, self._key(path))
         lse = stored["lse"]
         if lse.shape[0] != tokens:
             return None
@@ -139,14 +159,6 @@ class Shelf:
             dropped = Dropped(stored["bound"], *stored["dropped"].tolist())
         curvature = HeadCurvature(packed, int(stored["hidden_size"]), lse, None, dropped)
         return Formed(curvature, *stored["errors"].tolist())
-
-    def clear(self) -> None:
-        """Delete all matrices; what else is in the folder stays."""
-        self._pending.clear()
-        for path in self._files():
-            path.unlink(missing_ok=True)
-        if self.folder.is_dir() and not any(self.folder.iterdir()):
-            self.folder.rmdir()
 
     def _write(self, piece: Piece, formed: Formed) -> None:
         curvature = formed.curvature
@@ -164,7 +176,8 @@ class Shelf:
             tensors["digest"] = _digest(curvature.packed)
         else:
             tensors["packed"] = curvature.packed
-        write_tensors_atomic(self._path(piece, "matrices"), tensors)
+        path = self._path(piece, "safetensors")
+        write_tensors(path, tensors, self._key(path))
 
     def _open_pages(self, piece: Piece, stored: dict[str, Tensor], dtype: torch.dtype) -> Tensor:
         """Map pages that are whole."""
@@ -173,9 +186,9 @@ class Shelf:
         try:
             packed = map_file(path, path.stat().st_size // dtype.itemsize, dtype).view(tokens, -1)
         except (OSError, RuntimeError) as error:
-            raise RunFolderError(f"{path} cannot be read ({error}); delete the run folder and start again.") from error
+            raise RunFolderError(f"{path} cannot be read ({error}).") from error
         if not torch.equal(_digest(packed), stored["digest"]):
-            raise RunFolderError(f"{path} is damaged: its checksum differs; delete the run folder and start again.")
+            raise RunFolderError(f"{path} is damaged, its checksum differs.")
         self._mapped.add(piece)
         return packed
 
@@ -187,16 +200,16 @@ class Shelf:
             log.warning("the head's curvature stays in memory: %s", error)
             return packed
 
-    def _path(self, piece: Piece, kind: str) -> Path:
+    def _path(self, piece: Piece, suffix: str) -> Path:
         batch, first, call = piece
-        return self.folder / f"{kind}-{batch:06d}-{first:06d}-{call:02d}{_SUFFIX[kind]}"
+        return self._folder / f"head-{batch:06d}-{first:06d}-{call:02d}.{suffix}"
 
-    def _files(self) -> Iterator[Path]:
-        for kind, suffix in _SUFFIX.items():
-            yield from self.folder.glob(f"{kind}-*-*-*{suffix}")
+    def _key(self, path: Path) -> str:
+        """Say what a file is for."""
+        return f"{self._job} {path.name}"
 
-
-_SUFFIX = {"matrices": ".safetensors", "pages": ".bin"}
+    def _files(self) -> list[Path]:
+        return [self._folder / name for name in names(self._folder) if SHELVED.fullmatch(name)]
 
 
 def _digest(packed: Tensor) -> Tensor:
