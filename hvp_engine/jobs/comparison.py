@@ -63,10 +63,14 @@ def differences(found: Identity, wanted: Identity) -> list[str]:
             different += _COMPARED.get(key, _values)(key, there, here)
     if different:
         return different
+    same_code = _code(found, exact=same_versions) == _code(wanted, exact=same_versions)
+    if "losses" not in found:  # a result that was saved without a run folder
+        return [] if same_code else _values("loss", found.get("loss"), wanted.get("loss"))
     rounding = _ROUNDING.get(str(wanted.get("precision")), max(_ROUNDING.values()))
-    excused = bool(moved) and found.get("loss") == wanted.get("loss")
-    different = _losses(found.get("losses"), wanted.get("losses"), rounding * (_ELSEWHERE if excused else 1.0))
-    if different or excused:
+    excused = bool(moved) and same_code
+    different = _losses(found["losses"], wanted.get("losses"), rounding * (_ELSEWHERE if excused else 1.0))
+    same_pieces = _microbatch(found) == _microbatch(wanted)
+    if different or excused or not same_pieces:
         return different
     return _products(_mapping(found.get("products")), _mapping(wanted.get("products")), rounding * _PRODUCTS)
 
@@ -80,7 +84,7 @@ def _described(key: str, there: Any, here: Any) -> list[str]:
     old, new = _mapping(there), _mapping(here)
     kind = {"modules": "module ", "hooks": "hooks of "}[key]
     return [
-        f"{kind}{name or 'at the top'} {_both(str(old.get(name)), str(new.get(name)))}"
+        f"{kind + name if name else 'the model'} {_both(_in_words(old.get(name)), _in_words(new.get(name)))}"
         for name in {**old, **new}
         if old.get(name) != new.get(name)
     ]
@@ -138,6 +142,16 @@ def _versions(identity: Identity) -> Any:
     return _mapping(identity.get("environment")).get("versions")
 
 
+def _microbatch(identity: Identity) -> Any:
+    return _mapping(identity.get("environment")).get("microbatch")
+
+
+def _code(identity: Identity, *, exact: bool) -> str:
+    """Return what is known of the loss's code: its name alone where releases of Python compile to different code."""
+    text = str(identity.get("loss"))
+    return text if exact else text.partition(" [")[0]
+
+
 def _classes(described: Any) -> dict[str, Any]:
     """Leave the names of classes and functions, without settings and code."""
     return {
@@ -152,6 +166,10 @@ def _mapping(value: Any) -> Mapping[str, Any]:
 
 def _sequence(value: Any) -> Sequence[Any]:
     return value if isinstance(value, list) else []
+
+
+def _in_words(value: Any) -> str:
+    return "none" if value is None else ", ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
 def _pair(value: Any) -> tuple[float, float]:

@@ -80,6 +80,8 @@ def _module(module: nn.Module, seen: set[int]) -> str:
 def _setting(value: Any, seen: set[int], depth: int) -> str | None:
     """Put a setting into words; None where it is neither plain data nor a function, or was described already."""
     text: str | None = None
+    if isinstance(value, str) and "/" in value:  # a path: where something is, not what
+        return None
     if isinstance(value, _PLAIN):
         text = repr(value)
     elif isinstance(value, (Tensor, nn.Module, np.ndarray)) or depth == 0:
@@ -99,7 +101,7 @@ def _setting(value: Any, seen: set[int], depth: int) -> str | None:
             return None
         seen.add(id(value))
         public = {k: item for k, item in sorted(vars(value).items()) if not k.startswith("_") and k not in _AUTHORS}
-        text = f"{type(value).__name__}{_setting(public, seen, depth - 1)}"
+        text = f"{type(value).__name__}{_setting(public, seen, min(depth, 3) - 1)}"  # not what it refers to in turn
     if text is not None and len(text) > _LONGEST:
         text = f"{text[:_LONGEST]}... [{hashlib.blake2b(text.encode(), digest_size=8).hexdigest()}]"
     return text
@@ -150,6 +152,11 @@ def _collect_code(value: Any, parts: list[bytes], depth: int) -> None:
         _collect([value.__code__, value.__defaults__, value.__kwdefaults__, *held], parts, depth)
     else:
         parts.append(_name(value).encode())
+        if not isinstance(value, (type, types.ModuleType)) and isinstance(
+            call := type(value).__call__, types.FunctionType
+        ):
+            held = [item for _, item in sorted(getattr(value, "__dict__", {}).items()) if isinstance(item, _PLAIN)]
+            _collect([call, *held], parts, depth - 1)
 
 
 def _is_near(value: Any, function: types.FunctionType) -> bool:

@@ -10,9 +10,9 @@ from torch import Tensor
 from hvp_engine.blocks import BlockPart, Partition
 from hvp_engine.jobs.description import describe_function, describe_hooks, describe_modules, digest_of
 from hvp_engine.jobs.environment import environment
+from hvp_engine.kernels.allocator import retained_heap
 from hvp_engine.krylov.probes import probe
 from hvp_engine.operators.operator import CurvatureOperator
-from hvp_engine.system.memory import is_out_of_memory
 
 
 def describe_blocks(partition: Partition) -> dict[str, list[str]]:
@@ -41,7 +41,17 @@ def values(operator: CurvatureOperator) -> dict[str, Any]:
     Its code may be written in many ways, and calls other code; its values for all batches say what it is. What a
     backward pass does that someone wrote shows in no value, but in a product per block with the first micro-batch.
     """
-    return {"losses": _losses(operator), "products": _products(operator)}
+
+    def vector(block: str) -> Tensor:
+        drawn = probe(0, block, 0, operator.numel[block], "rademacher", operator.dtype)
+        return drawn.to(operator.device)[None]
+
+    scheduler = operator.scheduler
+    with retained_heap():
+        return {
+            "losses": scheduler.within_memory(lambda: _losses(operator)),
+            "products": scheduler.within_memory(lambda: scheduler.first_norms(vector)),
+        }
 
 
 def facts(operator: CurvatureOperator, waves: int) -> dict[str, Any]:
@@ -66,21 +76,6 @@ def _losses(operator: CurvatureOperator) -> list[list[float]]:
             batch[1] += weight
             del total
     return list(sums.values())
-
-
-def _products(operator: CurvatureOperator) -> dict[str, float]:
-    """Return the norm of a product with every block of the first micro-batch; none where memory is short."""
-
-    def vector(block: str) -> Tensor:
-        drawn = probe(0, block, 0, operator.numel[block], "rademacher", operator.dtype)
-        return drawn.to(operator.device)[None]
-
-    try:
-        return operator.scheduler.first_norms(vector)
-    except (RuntimeError, MemoryError) as error:
-        if is_out_of_memory(error):
-            return {}
-        raise
 
 
 def _describe(part: BlockPart) -> str:

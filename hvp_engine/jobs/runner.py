@@ -286,12 +286,12 @@ def _advance(
                     reporter.advance(advanced, f"step {state.position} of {most}")
                     if keeping is not None:
                         keeping.after_step(number, state, time.monotonic() - begun)
+                if keeping is not None:
+                    keeping.finish(number, state)
             except BaseException:
                 if keeping is not None and state.consistent:
                     keeping.save(number, state)
                 raise
-            if keeping is not None:
-                keeping.finish(number, state)
             state.release()
             done.append(state)
     return done

@@ -11,7 +11,7 @@ import logging
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -36,6 +36,7 @@ class ProductGraph(Protocol):
         """Add products with (k, numel) vectors to ``out``."""
 
 
+T = TypeVar("T")
 Build = Callable[[MicroBatch], ProductGraph]
 
 
@@ -117,9 +118,17 @@ class Scheduler:
         Raises:
             OutOfMemoryError: One sample with one vector does not fit.
         """
+        return self.within_memory(lambda: self._sweep(vectors))
+
+    def within_memory(self, work: Callable[[], T]) -> T:
+        """Do some work on the micro-batches, again with smaller pieces where memory runs out.
+
+        Raises:
+            OutOfMemoryError: One sample with one vector does not fit.
+        """
         while True:
             try:
-                return self._sweep(vectors)
+                return work()
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error):
                     raise
