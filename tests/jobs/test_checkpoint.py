@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from problems import Case, gpt, mlp, quadratic, symmetric
 import hvp_engine as he
 from hvp_engine.errors import OutOfMemoryError, RunFolderError, SecondDerivativeError
 from hvp_engine.jobs import checkpoint
+from hvp_engine.jobs.folder import FOLDER
 from hvp_engine.krylov.lanczos import BatchedLanczos
 
 OPTIONS = {"steps": 8, "probes": 2, "check": False}
@@ -65,7 +67,7 @@ def test_an_interrupted_job_resumes_to_the_same_bits(
     found = job(gpt(), tmp_path / "run", **options)
     assert steps == 3
     assert same(found, wanted)
-    assert not (tmp_path / "run" / "checkpoint").exists()
+    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == ["manifest.json", "spectra.safetensors"]
 
 
 def test_periodic_checkpoints_survive_a_crash_without_notice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -87,8 +89,8 @@ def test_periodic_checkpoints_survive_a_crash_without_notice(tmp_path: Path, mon
         patch.setattr(checkpoint.Checkpoint, "save", save)
         with pytest.raises(SystemExit):
             job(gpt(), tmp_path)
-    rows = sorted(path.name for path in (tmp_path / "checkpoint" / "wave-000").glob("rows-*"))
-    assert rows[0].startswith("rows-00000-") and len(rows) == 4
+    rows = sorted(path.name for path in (tmp_path / FOLDER).glob("wave-000-rows-*"))
+    assert rows[0].startswith("wave-000-rows-00000-") and len(rows) == 4
     assert same(job(gpt(), tmp_path), wanted)
 
 
@@ -101,7 +103,8 @@ def test_waves_resume_where_they_stopped(tmp_path: Path, monkeypatch: pytest.Mon
         interrupt_after(patch, 70, KeyboardInterrupt())
         with pytest.raises(KeyboardInterrupt):
             he.slq(problem.model, problem.loss, out=tmp_path, **options)
-    assert not list((tmp_path / "checkpoint" / "wave-000").glob("rows-*"))
+    assert not list((tmp_path / FOLDER).glob("wave-000-rows-*"))
+    assert (tmp_path / FOLDER / "wave-000-state.safetensors").exists()
     assert same(he.slq(problem.model, problem.loss, out=tmp_path, **options), wanted)
 
 
@@ -153,23 +156,25 @@ def test_a_damaged_checkpoint_is_refused(tmp_path: Path, monkeypatch: pytest.Mon
             interrupt_after(patch, 3, KeyboardInterrupt())
             with pytest.raises(KeyboardInterrupt):
                 job(gpt(), out)
-        return out / "checkpoint" / "wave-000"
+        return out / FOLDER
 
     folder = interrupted(tmp_path / "a")
-    next(folder.glob("rows-*")).unlink()
-    with pytest.raises(RunFolderError, match="Lanczos vectors 0 to 3 are missing"):
+    next(folder.glob("wave-000-rows-*")).unlink()
+    with pytest.raises(RunFolderError, match="rows-00000-00004.safetensors cannot be read.*delete .*checkpoint"):
         job(gpt(), tmp_path / "a")
     folder = interrupted(tmp_path / "b")
-    (folder / "state.safetensors").write_bytes(b"garbage")
-    with pytest.raises(RunFolderError, match="damaged|not a"):
+    (folder / "wave-000-state.safetensors").write_bytes(b"garbage")
+    with pytest.raises(RunFolderError, match="damaged.*delete .*checkpoint"):
         job(gpt(), tmp_path / "b")
+    shutil.rmtree(folder)  # as the message says
+    assert same(job(gpt(), tmp_path / "b"), job(gpt(), None))
 
 
 def test_a_full_disk_is_said_and_the_last_checkpoint_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     wanted = job(gpt(), None)
     monkeypatch.setattr(checkpoint, "_EVERY", 0.0)
     monkeypatch.setattr(checkpoint, "_OVERHEAD", 0.0)
-    original = checkpoint.write_tensors_atomic
+    original = checkpoint.write_tensors
     calls = 0
 
     def write(path: Path, *arguments: object) -> None:
@@ -180,7 +185,7 @@ def test_a_full_disk_is_said_and_the_last_checkpoint_kept(tmp_path: Path, monkey
         original(path, *arguments)
 
     with monkeypatch.context() as patch:
-        patch.setattr(checkpoint, "write_tensors_atomic", write)
+        patch.setattr(checkpoint, "write_tensors", write)
         interrupt_after(patch, 5, KeyboardInterrupt())
         with (
             pytest.warns(RuntimeWarning, match="no space left on the device. The job goes on"),
@@ -224,9 +229,12 @@ def test_a_full_disk_at_the_end_of_a_wave_keeps_its_vectors(tmp_path: Path, monk
         raise RunFolderError(f"{path}: no space left on the device.")
 
     with monkeypatch.context() as patch:
-        patch.setattr(checkpoint, "write_tensors_atomic", full)
+        patch.setattr(checkpoint, "write_tensors", full)
         patch.setattr(he.Spectra, "save", lambda self, folder: full(folder))
-        with pytest.warns(RuntimeWarning, match="The job goes on"), pytest.raises(RunFolderError, match="no space"):
+        with (
+            pytest.warns(RuntimeWarning, match="The job goes on"),
+            pytest.raises(RunFolderError, match="no space.*What the last checkpoint could write is kept"),
+        ):
             job(gpt(), tmp_path)
     assert same(job(gpt(), tmp_path), wanted)
 

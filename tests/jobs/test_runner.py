@@ -60,7 +60,7 @@ def test_another_kind_of_job_resumes_to_the_same_bits(
         with pytest.raises(KeyboardInterrupt):
             traces(gpt(), tmp_path, memory=memory)
     assert traces(gpt(), tmp_path, memory=memory).values == wanted.values
-    assert not (tmp_path / "checkpoint").exists()
+    assert [path.name for path in tmp_path.iterdir()] == ["manifest.json"]
 
 
 def test_a_folder_of_another_kind_of_job_is_refused(tmp_path: Path) -> None:
