@@ -44,9 +44,10 @@ def refuse_foreign(found: Identity, wanted: Identity, run: Path) -> None:
         )
     different = differences(found, wanted)
     if different:
+        # A stranger's words: nothing of them may steer a terminal.
+        details = "; ".join(ascii(words)[1:-1] if not words.isprintable() else words for words in different[:_SHOWN])
         raise RunFolderError(
-            f"{run} holds another job ({'; '.join(different[:_SHOWN])}). Choose another folder for out=, or delete "
-            "that one."
+            f"{run} holds another job ({details}). Choose another folder for out=, or delete that one."
         )
 
 
@@ -121,11 +122,12 @@ def _losses(there: Any, here: Any, tolerance: float) -> list[str]:
 
 
 def _products(there: Mapping[str, Any], here: Mapping[str, Any], tolerance: float) -> list[str]:
-    noise = _NOISE * max((float(norm) for norm in (*there.values(), *here.values())), default=0.0)
+    old, new = ({name: _number(norm) for name, norm in norms.items()} for norms in (there, here))
+    noise = _NOISE * max(new.values(), default=0.0)
     return [
-        f"curvature of block {name}: {_both(*_digits(float(there[name]), float(here[name])))}"
-        for name in here
-        if name in there and not math.isclose(there[name], here[name], rel_tol=tolerance, abs_tol=noise)
+        f"curvature of block {name}: {_both(*_digits(old[name], norm))}"
+        for name, norm in new.items()
+        if name in old and not math.isclose(old[name], norm, rel_tol=tolerance, abs_tol=noise)
     ]
 
 
@@ -173,12 +175,14 @@ def _in_words(value: Any) -> str:
 
 
 def _pair(value: Any) -> tuple[float, float]:
-    """Read a total and a weight; what is none equals nothing."""
-    try:
-        total, weight = value
-        return float(total), float(weight)
-    except (TypeError, ValueError):
-        return math.nan, math.nan
+    """Read a total and a weight."""
+    total, weight = value if isinstance(value, list) and len(value) == 2 else (None, None)
+    return _number(total), _number(weight)
+
+
+def _number(value: Any) -> float:
+    """Read a number; what is none equals nothing."""
+    return float(value) if isinstance(value, (int, float)) else math.nan
 
 
 def _digits(there: float, here: float) -> tuple[str, str]:

@@ -92,5 +92,3 @@ def run(arguments: dict[str, Any]) -> None:
     BatchedLanczos.step = step  # type: ignore[method-assign]
     spectra = job(Path(arguments["out"]), **arguments["options"])
     print(json.dumps({"steps": steps, "seconds": spectra.manifest["seconds"]}))
-
-

@@ -195,7 +195,7 @@ def test_in_double_precision_a_weight_decay_of_1e_10_is_seen(tmp_path: Path) -> 
 @pytest.mark.parametrize("precision", ["fp64", "fp32", "bf16"])
 def test_the_same_function_in_other_words_is_the_same_job(tmp_path: Path, precision: str) -> None:
     first = run(model(), loss, tmp_path, precision=precision)
-    for other in (the_same_loss, functools.partial(loss), lambda m, b: loss(m, b)):
+    for other in (the_same_loss, functools.partial(loss), scaled(1.0)):
         again = run(model().train(), other, tmp_path, precision=precision)
         assert again.manifest == first.manifest
         assert all(np.array_equal(first[name].alphas, again[name].alphas) for name in first)

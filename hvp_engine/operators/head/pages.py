@@ -31,8 +31,15 @@ def map_new_file(path: Path, size: int, dtype: torch.dtype) -> Tensor:
 
 
 def map_file(path: Path, size: int, dtype: torch.dtype) -> Tensor:
-    """Map the pages of a file of ``size`` numbers, which must be there; writing to them writes to it."""
-    return torch.from_file(str(path), shared=True, size=size, dtype=dtype)
+    """Map the pages of a file of ``size`` numbers, which must be there; writing to them writes to it.
+
+    Raises:
+        OSError: It is not there, or cannot be mapped.
+    """
+    try:
+        return torch.from_file(str(path), shared=True, size=size, dtype=dtype)
+    except RuntimeError as error:
+        raise OSError(f"{path} cannot be mapped: {str(error).splitlines()[0]}") from error
 
 
 def map_temporary_file(size: int, dtype: torch.dtype) -> Tensor:

@@ -146,9 +146,10 @@ class CurvatureStore(FusedHead):
             room = self._pages(piece, hidden)
         except OSError as error:
             self.full = f"no room on the disk: {error.strerror or error}"
+            fix = "set TMPDIR to a folder with more" if self.shelf is None else "choose a folder with more for out="
             warnings.warn(
                 f"The head's curvature does not fit on the disk ({error}). The job goes on without it for the rest of "
-                "the data, which takes longer; free some space, or set TMPDIR to a folder with more.",
+                f"the data, which takes longer; free some space, or {fix}.",
                 RuntimeWarning,
                 stacklevel=2,
             )
