@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +10,8 @@ from pathlib import Path
 import pytest
 
 from hvp_engine import cli
+from hvp_engine.cli.job_file import load_job
+from hvp_engine.errors import ConfigurationError
 
 JOB = """
 import torch
@@ -20,6 +23,21 @@ def job():
     torch.manual_seed(0)
     data = [(torch.randn(6, 4), torch.randint(0, 3, (6,)))]
     return nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 3)), losses.classification, data
+
+
+def talking():
+    print("reading the data ...")
+    model, loss, data = job()
+
+    def loud(model, batch):
+        print("a loss that prints")
+        return loss(model, batch)
+
+    return model, loud, data
+
+
+def ending():
+    raise SystemExit("no data here")
 
 
 def wrong():
@@ -135,3 +153,73 @@ def test_progress_lines_reach_a_log_and_the_help_is_there(target: str) -> None:
     result = subprocess.run([sys.executable, "-m", "hvp_engine", "--help"], capture_output=True, text=True, check=True)
     for name in ("demo", "doctor", "slq", "show", "plot"):
         assert name in result.stdout
+
+
+def test_what_job_files_print_stays_out_of_the_results(target: str) -> None:
+    arguments = [sys.executable, "-m", "hvp_engine", "doctor", "work.py:talking", "--json"]
+    done = subprocess.run(arguments, capture_output=True, text=True, check=True)
+    assert json.loads(done.stdout)["ok"]
+    assert "reading the data" in done.stderr
+    assert "a loss that prints" in done.stderr
+
+
+def test_a_job_file_does_not_see_the_commands_arguments(target: str, tmp_path: Path) -> None:
+    parsing = "import argparse\nparser = argparse.ArgumentParser()\nparser.add_argument({!r})\nparser.parse_args()\n"
+    (tmp_path / "train.py").write_text(parsing.format("--width") + JOB)
+    (tmp_path / "strict.py").write_text(parsing.format("width") + JOB)
+    before = list(sys.argv)
+    assert load_job("train.py:job").blocks is None
+    with pytest.raises(ConfigurationError, match=r"strict.py ended the process.*strict.py, line 4.*command line"):
+        load_job("strict.py:job")
+    assert sys.argv == before
+
+
+def test_a_job_file_named_like_a_module_does_not_take_its_place(target: str, tmp_path: Path) -> None:
+    (tmp_path / "json.py").write_text(JOB)
+    load_job("json.py:job")
+    assert sys.modules["json"] is json
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("work.py:ending",), "ended the process"),
+        (("work.py:job", "--blocks", "w=*.weight", "--blocks", "w=*.bias"), "twice"),
+        (("work.py:job", "--blocks", "w="), "not of the form"),
+        (("work.py:job", "--blocks", "parameter", "--blocks", "w=*"), "leave the other"),
+        (("work.py:job", "--memory", "nan"), "no amount of memory"),
+        (("work.py:job", "--memory", "-1"), "no amount of memory"),
+    ],
+)
+def test_options_that_mean_nothing_are_refused_before_any_work(
+    target: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    options: tuple[str, ...],
+    message: str,
+) -> None:
+    assert call(monkeypatch, "slq", *options, "--quiet") == 1
+    assert message in capsys.readouterr().err
+    assert not Path("runs").exists()
+
+
+def test_the_fix_for_a_block_given_twice_works(
+    target: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    call(monkeypatch, "slq", target, "--blocks", "w=*.weight", "--blocks", "w=*.bias", "--quiet")
+    advice = capsys.readouterr().err.strip().rpartition("--blocks ")[2]
+    assert call(monkeypatch, "slq", target, "--blocks", advice, "--steps", "2", "--probes", "2", "--quiet") == 0
+    assert " 43 " in capsys.readouterr().out
+
+
+def test_a_reader_that_goes_away_is_no_error(target: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    arguments = ("slq", target, "--steps", "2", "--probes", "2", "--quiet", "--out", "run")
+    assert call(monkeypatch, *arguments) == 0
+    show = subprocess.Popen(
+        [sys.executable, "-m", "hvp_engine", "show", "run"], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    show.stdout.close()  # type: ignore[union-attr]
+    assert show.stderr is not None
+    assert b"Traceback" not in show.stderr.read()
+    show.stderr.close()
+    assert show.wait() == 1

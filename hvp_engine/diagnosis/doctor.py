@@ -24,6 +24,7 @@ from hvp_engine.errors import ConfigurationError, HvpEngineError, NotFiniteError
 from hvp_engine.operators.gradient_graph import GradientGraph
 from hvp_engine.problem import batches
 from hvp_engine.problem.checks import check_module
+from hvp_engine.problem.loss_signature import check_loss
 from hvp_engine.problem.objective import Loss, Objective
 from hvp_engine.problem.precision import Precision, check_precision
 from hvp_engine.system.formatting import first_names
@@ -61,17 +62,21 @@ def doctor(
         The report; ``report.ok`` says whether the job can be started.
 
     Raises:
-        ConfigurationError: ``model`` is no module, ``blocks`` is data, or ``precision`` is unknown.
+        ConfigurationError: ``model`` is no module, ``loss`` cannot be called as one, ``blocks`` is data, ``precision``
+            is unknown, or ``seconds`` is below 0.
         BlockError: The block specification does not fit the model.
     """
     started = time.monotonic()
     check_precision(precision)
     check_module(model)
+    if not seconds >= 0:
+        raise ConfigurationError(f"seconds={seconds!r} must be a number of at least 0.")
     if data is None and not _names_blocks(blocks):
         raise ConfigurationError(
             f"The third argument of doctor is blocks, and this {type(blocks).__name__} names none; if it is the data, "
             "pass data=... by name."
         )
+    check_loss(loss, takes_batch=data is not None)
     partition = resolve(model, blocks)
     report = Diagnosis(examine_model(model, partition), block_count=len(partition.blocks))
     with ExitStack() as stack, warnings.catch_warnings():

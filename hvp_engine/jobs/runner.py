@@ -114,13 +114,15 @@ def run(
     """
     started = time.monotonic()
     operator = build()
+    folder = None if out is None else Path(out)
+    if folder is None or not is_finished(folder):
+        operator.make_room(job.streams(operator))
     config = {**_kind(job.name, operator.matrix), **job.config(), "blocks": describe_blocks(operator.partition)}
     identity = {**config, **describe(operator)}
     sittings = Sittings(identity["environment"], started)
     compute = partial(_compute, job, operator, identity, config, progress, sittings)
-    if out is None:
+    if folder is None:
         return compute(None)
-    folder = Path(out)
     with ending_signals_raise() as ending:
         identity |= values(operator)
         if is_finished(folder):

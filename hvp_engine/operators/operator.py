@@ -20,8 +20,9 @@ from hvp_engine.operators.head.shelf import Shelf
 from hvp_engine.ops.head.dropping import check_tolerance
 from hvp_engine.problem.objective import Loss, MicroBatch, Objective
 from hvp_engine.problem.precision import Precision
-from hvp_engine.scheduling.policy import products_past_head
+from hvp_engine.scheduling.policy import choose_waves, products_past_head, spare
 from hvp_engine.scheduling.scheduler import ProductGraph, Scheduler
+from hvp_engine.scheduling.waves import StreamSizes
 from hvp_engine.system.memory import budget as free_budget
 from hvp_engine.system.torch_private import write_count
 
@@ -78,6 +79,7 @@ class CurvatureOperator(ABC):
         self.partition = resolve(self.objective.model, blocks)
         self._parameters = {name: self.objective.parameters[name] for name in self.partition.parameters}
         self._versions = self._state()
+        self._stream_bytes = 0  # vectors that the caller keeps beside the graphs, at least
         budget = free_budget(self.objective.device) if memory is None else memory
         with retained_heap(), self.objective.arithmetic():
             largest = self.objective.largest_batch()
@@ -177,6 +179,17 @@ class CurvatureOperator(ABC):
         with retained_heap():
             return self.scheduler.sweep(vectors)
 
+    def make_room(self, streams: StreamSizes) -> None:
+        """Settle for micro-batches beside whose graph the vectors of a job fit; call before any work is done.
+
+        Raises:
+            OutOfMemoryError: Not even one stream of some block fits.
+        """
+        self._stream_bytes = streams.largest
+        self.scheduler.make_room(streams.largest)
+        plan = self.scheduler.plan
+        choose_waves(streams, plan.budget, plan.graph_bytes, held=0)
+
     def form_head_curvature(
         self,
         products: Mapping[str, int],
@@ -207,7 +220,9 @@ class CurvatureOperator(ABC):
         blocks = self.partition.blocks.items()
         holders = frozenset(name for name, block in blocks if any(part.parameter == head.name for part in block.parts))
         users = products_past_head(products, holders)
-        plan = decide_curvature(head, self.objective, users, self.scheduler.plan.budget, shelf)
+        budget = self.scheduler.plan.budget
+        left = spare(self.scheduler.plan.graph_bytes, budget, self._stream_bytes)
+        plan = decide_curvature(head, self.objective, users, budget, left, shelf)
         if plan is None:
             return
         self.scheduler.release()

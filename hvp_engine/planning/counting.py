@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from hvp_engine.blocks import Partition
 from hvp_engine.errors import HvpEngineError, ObjectiveError
@@ -20,6 +19,7 @@ from hvp_engine.planning.head_shapes import HeadOnShapes
 from hvp_engine.planning.meter import Meter, Work
 from hvp_engine.planning.shapes import ShapesOnly
 from hvp_engine.problem import batches
+from hvp_engine.problem.attention_switches import math_attention
 from hvp_engine.problem.objective import Loss
 from hvp_engine.problem.precision import Precision, forward_mode, working_dtype
 from hvp_engine.system import memory
@@ -276,7 +276,7 @@ def evaluate(model: nn.Module, loss: Loss, batch: Any) -> Tensor:
     Raises:
         ObjectiveError: The model or the loss needs values, or the loss is no scalar.
     """
-    with _in_words("model and the loss are"), torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):
+    with _in_words("model and the loss are"), torch.enable_grad(), math_attention():
         value = loss(model) if batch is None else loss(model, batch)
     total = value[0] if isinstance(value, (tuple, list)) else value
     if not isinstance(total, Tensor) or total.numel() != 1 or not total.requires_grad:

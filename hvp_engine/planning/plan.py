@@ -29,9 +29,10 @@ from hvp_engine.scheduling.policy import (
     HeadSizes,
     choose_curvature,
     choose_microbatch,
-    halve,
     head_tokens,
+    make_room,
     products_past_head,
+    spare,
 )
 from hvp_engine.system import memory as device_memory
 from hvp_engine.system.memory import free_disk
@@ -159,10 +160,10 @@ class _Asked:
 
     def fit(self, job: JobSizes, counted: _Counted, microbatch: int | None) -> Setting:
         """Fit a counted job with a given micro-batch."""
-        curvature = self.curvature(job, counted.head)
+        curvature = self.curvature(job, counted.graph.of(microbatch), counted.head)
         return fit(job, counted.graph, self.budget, microbatch, curvature, on_cpu=self.on_cpu)
 
-    def curvature(self, job: JobSizes, head: CountedHead | None) -> CurvaturePlan | None:
+    def curvature(self, job: JobSizes, graph_bytes: int, head: CountedHead | None) -> CurvaturePlan | None:
         """Say what the engine will do about the head's curvature in this job."""
         settings = job.settings
         if head is None or not settings.head_curvature:
@@ -173,33 +174,25 @@ class _Asked:
             classes=head.classes,
             products=products_past_head(settings.products(job.numel), head.blocks),
         )
-        return choose_curvature(sizes, settings.precision, self.budget, free_disk(), on_cpu=self.on_cpu)
+        left = spare(graph_bytes, self.budget, job.streams.largest)
+        return choose_curvature(sizes, settings.precision, self.budget, left, free_disk(), on_cpu=self.on_cpu)
 
     def _choose(self, job: JobSizes, graph: GraphSize, head: CountedHead | None) -> tuple[Setting, list[str]]:
-        """Take the engine's own setting where it fits; else smaller micro-batches, then half the basis."""
+        """Take the engine's own setting where it fits; else half the basis."""
         settings = job.settings
         largest = choose_microbatch(graph, job.samples, self.budget, settings.microbatch)
-        sizes = [largest]
-        while settings.microbatch is None and (size := sizes[-1]) is not None and size > 1:
-            sizes.append(halve(size))
         halved = settings.basis == "fp32" and settings.precision != "fp64" and settings.reorthogonalize == "full"
-        curvature = self.curvature(job, head)
         reasons: list[OutOfMemoryError] = []
-        names = (settings.basis, "bf16") if halved else (settings.basis,)
-        for name in names:
-            for size in sizes:
-                tried = job.with_settings(basis=name)
-                try:
-                    setting = fit(tried, graph, self.budget, size, curvature, on_cpu=self.on_cpu)
-                except OutOfMemoryError as error:
-                    reasons.append(error)
-                    continue
-                notes = []
-                if size != largest:
-                    notes.append(f"Lanczos vectors fit beside smaller graphs only: pass microbatch={size}")
-                if name != settings.basis:
-                    notes.append("an fp32 basis does not fit: pass basis='bf16'")
-                return setting, notes
+        for name in (settings.basis, "bf16") if halved else (settings.basis,):
+            tried = job.with_settings(basis=name)
+            size = make_room(graph, largest, self.budget, tried.streams.largest)
+            curvature = self.curvature(tried, graph.of(size), head)
+            try:
+                setting = fit(tried, graph, self.budget, size, curvature, on_cpu=self.on_cpu)
+            except OutOfMemoryError as error:
+                reasons.append(error)
+                continue
+            return setting, [] if name == settings.basis else ["an fp32 basis does not fit: pass basis='bf16'"]
         raise reasons[-1]
 
 

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from hvp_engine.errors import ConfigurationError, NonDeterministicError, ObjectiveError
+from hvp_engine.problem.loss_signature import check_loss
 from hvp_engine.system.formatting import first_names
 from hvp_engine.system.torch_private import BATCH_NORMS, DROPOUTS
 
@@ -22,15 +23,12 @@ def check_ingredients(model: nn.Module, loss: object, data: object) -> None:
     """Refuse what cannot be a job, whatever it computes.
 
     Raises:
-        ConfigurationError: The model is no module or has parameters without a shape, or the loss cannot be called.
+        ConfigurationError: The model is no module or has parameters without a shape, or the loss is none.
         ObjectiveError: The data is no collection of batches, or can be read only once.
         NonDeterministicError: A BatchNorm layer is in train mode.
     """
     check_module(model)
-    if not callable(loss):
-        raise ConfigurationError(
-            f"loss must be a function, loss(model, batch), not {type(loss).__name__}; hvp_engine.losses has some."
-        )
+    check_loss(loss, takes_batch=data is not None)
     tensors = (*model.named_parameters(), *model.named_buffers())
     lazy = [name for name, tensor in tensors if is_lazy(tensor)]
     if lazy:

@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from hvp_engine.errors import (
     HvpEngineError,
@@ -20,6 +19,7 @@ from hvp_engine.errors import (
 )
 from hvp_engine.ops.swap import twice_differentiable
 from hvp_engine.problem import batches
+from hvp_engine.problem.attention_switches import math_attention
 from hvp_engine.problem.checks import active_dropout, check_ingredients, refuse_unusable
 from hvp_engine.problem.precision import Precision, check_precision, forward_mode, product_mode, working_dtype
 from hvp_engine.problem.weighing import as_total
@@ -155,7 +155,7 @@ class Objective:
             torch.inference_mode(False),
             torch.enable_grad(),
             product_mode(self.precision),
-            sdpa_kernel(SDPBackend.MATH),
+            math_attention(),
             self.fused,
         ):
             yield
@@ -193,8 +193,10 @@ class Objective:
             if isinstance(error, HvpEngineError) or is_out_of_memory(error):
                 raise
             hint = ""
+            if isinstance(error, (TypeError, AttributeError)):
+                hint = f" It was called as loss(model{'' if self.data is None else ', batch'})."
             if self._cast:
-                hint = (
+                hint += (
                     f" The loss is called with a {self.dtype} copy of the model for precision={self.precision!r}: it "
                     "must use the model it is given, and tensors that it brings itself must have that dtype."
                 )

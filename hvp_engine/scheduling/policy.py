@@ -115,6 +115,29 @@ def choose_microbatch(graph: GraphSize, samples: int | None, budget: int, asked:
     return wanted
 
 
+def make_room(graph: GraphSize, samples: int | None, budget: int, stream_bytes: int) -> int | None:
+    """Halve a micro-batch until one stream's vectors fit beside its graph, so that more memory never serves worse.
+
+    Args:
+        graph: Size of a gradient graph.
+        samples: Samples per micro-batch, as chosen by :func:`choose_microbatch`; None where batches cannot be cut.
+        budget: Bytes for everything.
+        stream_bytes: Vectors of the largest stream.
+
+    Returns:
+        Samples per micro-batch; where no size makes room, ``samples``, for :func:`choose_waves` to refuse in words.
+    """
+    wanted = samples
+    while wanted is not None and wanted > 1 and spare(graph.of(wanted), budget, stream_bytes) < 0:
+        wanted = halve(wanted)
+    return wanted if spare(graph.of(wanted), budget, stream_bytes) >= 0 else samples
+
+
+def spare(graph_bytes: int, budget: int, stream_bytes: int) -> int:
+    """Return what is left of a budget beside one micro-batch's graph and one stream's vectors."""
+    return budget - working_bytes(graph_bytes) - stream_bytes
+
+
 def choose_streams_per_pass(graph_bytes: int, budget: int, *, on_cpu: bool) -> int:
     """Choose how many vectors one second backward pass carries.
 
@@ -246,7 +269,7 @@ def products_past_head(products: Mapping[str, int], holders: frozenset[str]) -> 
 
 
 def choose_curvature(
-    head: HeadSizes, precision: Precision, budget: int, disk: int, *, on_cpu: bool
+    head: HeadSizes, precision: Precision, budget: int, left: int, disk: int, *, on_cpu: bool
 ) -> CurvaturePlan | None:
     """Decide whether forming the head's curvature once pays, and where it goes.
 
@@ -254,6 +277,7 @@ def choose_curvature(
         head: Sizes of the head.
         precision: Arithmetic of the products.
         budget: Bytes of memory for the whole job.
+        left: Bytes of it beside one graph and one stream's vectors, see :func:`spare`.
         disk: Bytes free for temporary files.
         on_cpu: Whether matrices that are too large for memory may go to disk; a GPU keeps them or has none.
 
@@ -263,7 +287,7 @@ def choose_curvature(
     dtype = CURVATURE_DTYPES[precision]
     cost = head_cost(head.tokens, head.hidden_size, head.classes, dtype, kept_logits=True)
     place: CurvaturePlace
-    if cost.stored_bytes <= MEMORY_SHARE * budget:
+    if cost.stored_bytes <= min(MEMORY_SHARE * budget, left):
         place = "memory" if on_cpu else "device memory"
     elif on_cpu and cost.stored_bytes <= DISK_SHARE * disk:
         place = "disk"

@@ -103,6 +103,7 @@ class Scheduler:
         self._keep = True  # until memory runs out
         self._all_kept = False  # every micro-batch of the data has its graph in _kept
         self._parameters: list[Tensor] = [objective.parameters[name] for name in partition.parameters]
+        self._graph_size = policy.GraphSize(0.0)
         self.plan = SweepPlan(microbatch, 1, 0, 0, budget)
         self._choose(largest)
 
@@ -168,6 +169,24 @@ class Scheduler:
     def working_bytes(self) -> int:
         """What building and using one graph needs at most."""
         return policy.working_bytes(self.plan.graph_bytes)
+
+    def make_room(self, stream_bytes: int) -> None:
+        """Halve the micro-batches until the vectors of one stream fit beside a graph.
+
+        Raises:
+            ConfigurationError: The batches cannot be split.
+        """
+        largest = self.objective.largest_batch()
+        size = batches.samples(largest)
+        now = size if self.plan.microbatch is None or size is None else min(size, self.plan.microbatch)
+        wanted = policy.make_room(self._graph_size, now, self.plan.budget, stream_bytes)
+        if wanted == now or size is None or wanted is None:
+            return
+        with self.objective.arithmetic():
+            self._check_split(largest, size)
+        self.release()
+        self.plan.microbatch = wanted
+        self._size_passes(wanted)
 
     def reserve(self, size: int) -> None:
         """Leave ``size`` bytes of the budget to the caller (Lanczos vectors)."""
@@ -238,12 +257,17 @@ class Scheduler:
                 "microbatch was given, but the tensors of a batch do not share their leading dimension; "
                 "split the data yourself or leave microbatch=None."
             )
-        graph = self._measure(largest, size)
+        self._graph_size = graph = self._measure(largest, size)
         wanted = policy.choose_microbatch(graph, size, plan.budget, plan.microbatch)
         if size is not None and wanted is not None and wanted < size:
             self._check_split(largest, size)
             plan.microbatch = wanted
-        plan.graph_bytes = graph.of(wanted)
+        self._size_passes(wanted)
+
+    def _size_passes(self, microbatch: int | None) -> None:
+        """Set what follows from the size of a micro-batch."""
+        plan = self.plan
+        plan.graph_bytes = self._graph_size.of(microbatch)
         on_cpu = self.objective.device.type == "cpu"
         plan.streams_per_pass = policy.choose_streams_per_pass(plan.graph_bytes, plan.budget, on_cpu=on_cpu)
         log.info("plan: %s", plan)

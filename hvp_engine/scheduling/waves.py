@@ -31,6 +31,11 @@ class StreamSizes:
     dtype: torch.dtype
     kept: Storage | None
 
+    @property
+    def largest(self) -> int:
+        """What the largest stream takes."""
+        return max(self.bytes_of(block) for block in self.numel)
+
     def bytes_of(self, block: str) -> int:
         """Return what one stream of a block takes: its basis and its work vectors."""
         numel = self.numel[block]

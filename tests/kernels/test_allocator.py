@@ -39,6 +39,12 @@ def test_large_temporaries_are_reused_inside_and_given_back_after():
     assert inside - resident() > LARGE // 2
 
 
+def test_the_callers_own_temporaries_are_reused_afterwards_as_glibc_does_by_itself():
+    with retained_heap():
+        pass
+    assert fewest_faults_of_a_large_temporary() < PAGES // 8
+
+
 def test_memory_is_given_back_after_an_error():
     def fail():
         with retained_heap():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from types import SimpleNamespace
 from typing import Any
@@ -122,9 +122,11 @@ def engines_choice(sizes: Sizes, monkeypatch: pytest.MonkeyPatch, *, on_cpu: boo
         Model(sizes.numel), loss, "parameter", data=data,
         precision=settings.precision, microbatch=settings.microbatch, memory=settings.memory,
     )  # fmt: skip
+    streams = SlqJob(settings).streams(operator)
+    operator.make_room(streams)
     if settings.head_curvature:
         operator.form_head_curvature(settings.products(operator.numel), False)
-    waves = runner._waves(operator, SlqJob(settings).streams(operator), settings.memory)
+    waves = runner._waves(operator, streams, settings.memory)
     operator.sweep({name: torch.ones(1, size, dtype=operator.dtype) for name, size in operator.numel.items()})
     plan = operator.scheduler.plan
     return {
@@ -179,6 +181,21 @@ def test_engine_and_planner_make_the_same_choices(first: int, on_cpu: bool, monk
         assert not changed, sizes
         found = {name: getattr(setting, name) for name in wanted}
         assert {**found, "waves": list(setting.waves)} == wanted, sizes
+
+
+def test_more_memory_never_fails_where_less_serves() -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        for seed in range(60):
+            sizes = draw(seed)
+            served = []
+            for factor in (0.25, 0.5, 0.7, 1.0, 1.3, 1.7, 2.5, 4.0):
+                settings = replace(sizes.settings, memory=int(factor * (sizes.settings.memory or 0)))
+                try:
+                    engines_choice(replace(sizes, settings=settings), patch, on_cpu=True)
+                    served.append(True)
+                except OutOfMemoryError:
+                    served.append(False)
+            assert served == sorted(served), sizes
 
 
 def test_the_random_sizes_reach_every_rule() -> None:

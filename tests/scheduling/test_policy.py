@@ -34,6 +34,18 @@ def test_the_micro_batch_is_halved_until_its_graph_and_temporaries_fit(
     assert policy.working_bytes(graph.of(chosen)) <= budget
 
 
+@pytest.mark.parametrize(
+    ("budget", "stream", "chosen"),
+    [(10_000, 1_000, 16), (3_300, 1_000, 8), (1_300, 1_000, 1), (1_200, 1_000, 16), (1_240, 1_000, 1)],
+)
+def test_micro_batches_are_halved_until_a_streams_vectors_fit_beside_their_graph(
+    budget: int, stream: int, chosen: int
+) -> None:
+    graph = GraphSize(20.0, 100.0)
+    assert policy.make_room(graph, 16, budget, stream) == chosen  # 16 where nothing helps: refused later, in words
+    assert policy.make_room(graph, None, budget, stream) is None
+
+
 def test_less_than_one_sample_is_refused_with_the_sizes() -> None:
     with pytest.raises(OutOfMemoryError, match="needs about 240 B with the temporaries .* the budget is 100 B"):
         policy.choose_microbatch(GraphSize(20.0, 100.0), 16, 100)
@@ -67,21 +79,23 @@ def test_graphs_stay_in_a_share_of_what_is_left_and_one_always_can_be_built() ->
 
 
 @pytest.mark.parametrize(
-    ("products", "budget", "disk", "on_cpu", "place"),
+    ("products", "budget", "left", "disk", "on_cpu", "place"),
     [
-        (10**7, 10**12, 0, True, "memory"),
-        (10**7, 10**12, 0, False, "device memory"),
-        (10**7, 10**6, 10**12, True, "disk"),
-        (10**7, 10**6, 10**12, False, None),  # a GPU keeps them or has none
-        (10**7, 10**6, 10**6, True, None),
-        (1, 10**12, 0, True, None),  # forming would cost more than it saves
+        (10**7, 10**12, 10**9, 0, True, "memory"),
+        (10**7, 10**12, 10**9, 0, False, "device memory"),
+        (10**7, 10**12, 10**6, 0, True, None),  # Lanczos vectors need it
+        (10**7, 10**12, 10**6, 10**12, True, "disk"),
+        (10**7, 10**6, 10**9, 10**12, True, "disk"),
+        (10**7, 10**6, 10**9, 10**12, False, None),  # a GPU keeps them or has none
+        (10**7, 10**6, 10**9, 10**6, True, None),
+        (1, 10**12, 10**9, 0, True, None),  # forming would cost more than it saves
     ],
 )
 def test_the_heads_curvature_goes_where_it_fits_if_it_pays(
-    products: int, budget: int, disk: int, on_cpu: bool, place: str | None
+    products: int, budget: int, left: int, disk: int, on_cpu: bool, place: str | None
 ) -> None:
     head = HeadSizes(tokens=1000, hidden_size=64, classes=5000, products=products)
-    plan = policy.choose_curvature(head, "fp32", budget, disk, on_cpu=on_cpu)
+    plan = policy.choose_curvature(head, "fp32", budget, left, disk, on_cpu=on_cpu)
     assert (plan and plan.place) == place
     if plan is not None:
         assert plan.bytes == 1000 * 64 * 65 // 2 * 4

@@ -17,7 +17,7 @@ from hvp_engine.system.memory import free_disk
 
 
 def decide_curvature(
-    head: LinearHead, objective: Objective, products: int, budget: int, shelf: Shelf | None
+    head: LinearHead, objective: Objective, products: int, budget: int, left: int, shelf: Shelf | None
 ) -> CurvaturePlan | None:
     """Read the sizes off the data, and apply the rule.
 
@@ -26,6 +26,7 @@ def decide_curvature(
         objective: Gives data, precision and device.
         products: Products with blocks that do not hold the head's weights, over the whole job.
         budget: Bytes of memory for the whole job.
+        left: Bytes of it beside one graph and one stream's vectors.
         shelf: Where the matrices are kept, and those of an earlier run may be; None for temporary files.
 
     Returns:
@@ -36,7 +37,7 @@ def decide_curvature(
     sizes = HeadSizes(tokens, width, classes, products)
     on_cpu = objective.device.type == "cpu"
     disk = free_disk() if shelf is None else shelf.free_bytes
-    plan = choose_curvature(sizes, objective.precision, budget, disk, on_cpu=on_cpu)
+    plan = choose_curvature(sizes, objective.precision, budget, left, disk, on_cpu=on_cpu)
     if plan is None and on_cpu and shelf is not None and shelf.stored_bytes > 0:
         # Formed by an earlier run of the job, and less memory or disk is free now: it serves from where it is.
         return CurvaturePlan(CURVATURE_DTYPES[objective.precision], shelf.stored_bytes, "disk")

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
+import math
+import os
 import sys
-import traceback
-from collections.abc import Callable
 from enum import Enum
-from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 
+from hvp_engine.cli.job_file import JobOfUser, load_job, output_to_errors
 from hvp_engine.errors import ConfigurationError, HvpEngineError
 from hvp_engine.krylov.registry import STORAGES
 from hvp_engine.results.spectra import Spectra
@@ -73,7 +72,8 @@ def demo(
     """Train a small GPT on Python's own sources and compute its Hessian spectra, block by block."""
     from hvp_engine.experiments import demo as driver  # noqa: PLC0415 - keeps the other commands quick to start
 
-    spectra = driver.run(out, progress=not quiet)
+    with output_to_errors():
+        spectra = driver.run(out, progress=not quiet)
     _print(spectra)
     typer.echo(f"Figures and results are in {out}/: spectra.png, js_distance.png, manifest.json, spectra.safetensors")
 
@@ -93,10 +93,16 @@ def doctor(
     from hvp_engine.diagnosis.doctor import doctor as examine  # noqa: PLC0415
 
     try:
-        model, loss, data, own = _load(target)
-        report = examine(
-            model, loss, _blocks(blocks) if blocks else own, data=data, precision=precision.value, seconds=seconds
-        )
+        with output_to_errors():
+            job = load_job(target)
+            report = examine(
+                job.model,
+                job.loss,
+                _blocks(blocks, job),
+                data=job.data,
+                precision=precision.value,
+                seconds=seconds,
+            )
     except HvpEngineError as error:
         typer.echo(f"error: {error}", err=True)
         raise typer.Exit(_NOT_EXAMINED) from None
@@ -136,28 +142,29 @@ def slq(
     """Compute the spectra of a model of your own; the same command again resumes an interrupted run."""
     from hvp_engine.api import slq as compute  # noqa: PLC0415
 
-    model, loss, data, own = _load(target)
     folder = out or Path("runs") / f"{Path(target.rpartition(':')[0]).stem}-{target.rpartition(':')[2]}"
-    spectra = compute(
-        model,
-        loss,
-        _blocks(blocks) if blocks else own,
-        data=data,
-        steps=steps,
-        probes=probes,
-        seed=seed,
-        distribution=distribution.value,
-        precision=precision.value,
-        reorthogonalize=reorthogonalize.value,
-        basis=basis.value,
-        microbatch=microbatch,
-        memory=None if memory is None else int(memory * 2**30),
-        head_curvature=head_curvature,
-        head_curvature_tolerance=head_curvature_tolerance,
-        check=check,
-        progress=not quiet,
-        out=folder,
-    )
+    with output_to_errors():
+        job = load_job(target)
+        spectra = compute(
+            job.model,
+            job.loss,
+            _blocks(blocks, job),
+            data=job.data,
+            steps=steps,
+            probes=probes,
+            seed=seed,
+            distribution=distribution.value,
+            precision=precision.value,
+            reorthogonalize=reorthogonalize.value,
+            basis=basis.value,
+            microbatch=microbatch,
+            memory=_bytes(memory),
+            head_curvature=head_curvature,
+            head_curvature_tolerance=head_curvature_tolerance,
+            check=check,
+            progress=not quiet,
+            out=folder,
+        )
     _print(spectra)
     typer.echo(f"Results are in {folder}/; draw them with: hvp-engine plot {folder}")
 
@@ -179,21 +186,22 @@ def plan(
     """Predict time, memory and setting of a job on a device, without running it; a model on "meta" will do."""
     from hvp_engine.planning.plan import plan as predict  # noqa: PLC0415
 
-    model, loss, data, own = _load(target)
-    planned = predict(
-        model,
-        loss,
-        _blocks(blocks) if blocks else own,
-        data=data,
-        device=device.value,
-        steps=steps,
-        probes=probes,
-        precision=precision.value,
-        basis=basis.value,
-        microbatch=microbatch,
-        batches=batches,
-        tokens=tokens,
-    )
+    with output_to_errors():
+        job = load_job(target)
+        planned = predict(
+            job.model,
+            job.loss,
+            _blocks(blocks, job),
+            data=job.data,
+            device=device.value,
+            steps=steps,
+            probes=probes,
+            precision=precision.value,
+            basis=basis.value,
+            microbatch=microbatch,
+            batches=batches,
+            tokens=tokens,
+        )
     typer.echo(json.dumps(planned.record(), indent=1) if as_json else planned.summary())
 
 
@@ -232,63 +240,45 @@ def _console() -> Console:
     return Console() if sys.stdout.isatty() else Console(width=200)
 
 
-def _blocks(given: list[str] | None) -> Any:
-    """Return the --blocks options as a block specification."""
+def _blocks(given: list[str] | None, job: JobOfUser) -> Any:
+    """Return the --blocks options as a block specification, or else the blocks that the job file asks for.
+
+    Raises:
+        ConfigurationError: An option is malformed, or a block is named twice.
+    """
     if not given:
-        return None
+        return job.blocks
     if len(given) == 1 and given[0] in ("full", "parameter", "module"):
         return given[0]
     named: dict[str, list[str]] = {}
     for item in given:
-        name, equals, globs = item.partition("=")
-        named[name] = globs.split(",") if equals else ["*"] if name == "full" else [name]
+        name, equals, globs = (part.strip() for part in item.partition("="))
+        if not name or (equals and not globs):
+            raise ConfigurationError(f"Option --blocks {item!r} is not of the form NAME=GLOB[,GLOB...].")
+        if not equals and name in ("parameter", "module"):
+            raise ConfigurationError(f"Option --blocks {name} names all blocks; leave the other --blocks out.")
+        if name in named:
+            raise ConfigurationError(
+                f"Option --blocks names {name!r} twice; give its globs in one: --blocks "
+                f"{name}={','.join([*named[name], globs or name])}"
+            )
+        named[name] = [glob.strip() for glob in globs.split(",")] if equals else ["*"] if name == "full" else [name]
     return named
 
 
-def _load(target: str) -> tuple[Any, Any, Any, Any]:
-    """Call FILE:FUNCTION and check that it returned a model, a loss, data and, maybe, blocks."""
-    file, colon, name = target.rpartition(":")
-    if not colon or not file or not name:
-        raise ConfigurationError(f"{target!r} is not of the form FILE:FUNCTION, for instance jobs.py:mnist.")
-    path = Path(file).resolve()
-    if not path.is_file():
-        raise ConfigurationError(f"There is no file {file}.")
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    if spec is None or spec.loader is None:
-        raise ConfigurationError(f"{file} is not a Python file; it must end in .py.")
-    sys.path.insert(0, str(path.parent))  # so that it can import what lies beside it
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[path.stem] = module
-    _of_user(file, partial(spec.loader.exec_module, module))
-    function = getattr(module, name, None)
-    if not callable(function):
-        raise ConfigurationError(f"{file} has no function {name!r}.")
-    result = _of_user(target, function)
-    if not isinstance(result, tuple) or len(result) not in (3, 4):
-        raise ConfigurationError(
-            f"{target} must return (model, loss, data), or (model, loss, data, blocks); "
-            "use data=None for a loss without data."
-        )
-    model, loss, data, *own = result
-    return model, loss, data, own[0] if own else None
-
-
-def _of_user(what: str, function: Callable[[], Any]) -> Any:
-    """Run code of the user's; say where an exception in it came from, which is not the place for a traceback of ours.
+def _bytes(gibibytes: float | None) -> int | None:
+    """Return the --memory option in bytes.
 
     Raises:
-        ConfigurationError: It raised.
+        ConfigurationError: It is no amount of memory.
     """
-    try:
-        return function()
-    except HvpEngineError:
-        raise
-    except Exception as error:
-        last = traceback.extract_tb(error.__traceback__)[-1]
+    if gibibytes is None:
+        return None
+    if not math.isfinite(gibibytes) or gibibytes <= 0:
         raise ConfigurationError(
-            f"{what} raised {type(error).__name__}: {str(error).rstrip('.')} ({last.filename}, line {last.lineno}). It "
-            "must run, without arguments, to give the job."
-        ) from error
+            f"Option --memory {gibibytes:g} is no amount of memory; give GiB, for instance --memory 8."
+        )
+    return max(1, int(gibibytes * 2**30))
 
 
 def main() -> None:
@@ -305,6 +295,9 @@ def main() -> None:
         raise SystemExit(code or 0)
     except HvpEngineError as error:
         typer.echo(f"error: {error}", err=True)
+        raise SystemExit(1) from None
+    except BrokenPipeError:  # whoever read the output, `head` say, has gone
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # so that the interpreter's last flush is quiet
         raise SystemExit(1) from None
     except Exception as error:
         # Usage errors of typer's parser carry their own text and exit code.

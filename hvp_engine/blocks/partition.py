@@ -1,4 +1,4 @@
-"""Blocks: named parts of the parameters, and how flat vectors map onto them."""
+"""Named parts of the parameters, checked against a model, and how flat vectors map onto them."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
+from hvp_engine.blocks.layouts import Index, refuse_mixed
 from hvp_engine.errors import BlockError
 
-Index: TypeAlias = "None | slice | tuple[slice, ...] | Tensor"
 BlockSpec: TypeAlias = "None | str | Block | Sequence[str | Block] | Mapping[str, str | Sequence[str]]"
 
 
@@ -87,10 +87,11 @@ class Partition:
         return {name: block.numel for name, block in self.blocks.items()}
 
 
-class _Names:
+class Names:
     """All names of a model's parameters, with tied names leading to one canonical name."""
 
     def __init__(self, model: nn.Module) -> None:
+        self.model = model
         self.parameters = dict(model.named_parameters())
         canonical = {id(parameter): name for name, parameter in self.parameters.items()}
         self.canonical = {
@@ -104,6 +105,7 @@ class _Names:
             raise BlockError(f"Parameter {lazy[0]!r} is lazy and has no shape yet; run the model on a batch first.")
 
     def trainable(self) -> list[str]:
+        """List the names of the parameters that are trained; the others are noted as left out."""
         names = [name for name, parameter in self.parameters.items() if parameter.requires_grad and parameter.numel()]
         if not names:
             raise BlockError(
@@ -113,11 +115,13 @@ class _Names:
         return names
 
     def note_frozen(self, names: set[str]) -> None:
+        """Note that parameters were left out."""
         if names:
             shown = ", ".join(sorted(names)[:5]) + (", ..." if len(names) > 5 else "")
             self.notes[f"{len(names)} frozen parameter(s) left out: {shown}"] = None
 
     def note_ties(self, used: Iterable[str]) -> None:
+        """Note which of the parameters used have other names, too."""
         chosen = set(used)
         for alias, name in self.canonical.items():
             if alias != name and name in chosen:
@@ -172,7 +176,7 @@ def resolve(model: nn.Module, blocks: BlockSpec = None) -> Partition:
         BlockError: A name is unknown (the message lists near matches), a parameter is frozen, an index is out of range,
             repeated or empty, two blocks share a name, or the specification has none of these forms.
     """
-    names = _Names(model)
+    names = Names(model)
     requested = _expand(model, names, blocks)
     if not requested:
         raise BlockError("The block specification is empty; name at least one block.")
@@ -187,7 +191,7 @@ def resolve(model: nn.Module, blocks: BlockSpec = None) -> Partition:
     return Partition(resolved, ordered, tuple(names.notes))
 
 
-def _expand(model: nn.Module, names: _Names, blocks: BlockSpec) -> list[Block]:
+def _expand(model: nn.Module, names: Names, blocks: BlockSpec) -> list[Block]:
     """Turn every accepted form of specification into Block objects."""
     if isinstance(blocks, Block):
         return [blocks]
@@ -205,8 +209,8 @@ def _expand(model: nn.Module, names: _Names, blocks: BlockSpec) -> list[Block]:
     if isinstance(blocks, Mapping):
         expanded = []
         for name, patterns in blocks.items():
-            listed = _listed(patterns, f"Block {name!r}")
-            expanded.append(Block(name, [(match, None) for match in names.match(listed, name)]))
+            wanted = as_patterns(patterns, f"Block {name!r}")
+            expanded.append(Block(name, [(match, None) for match in names.match(wanted, name)]))
         return expanded
     if not isinstance(blocks, Iterable):
         raise BlockError(
@@ -220,11 +224,14 @@ def _expand(model: nn.Module, names: _Names, blocks: BlockSpec) -> list[Block]:
         elif isinstance(item, str):
             expanded.append(Block(item, [(item, None)]))
         else:
-            raise BlockError(f"A block must be a parameter name or a hvp_engine.Block, not {type(item).__name__}.")
+            raise BlockError(
+                f"A block must be a parameter name or a hvp_engine.Block, not {type(item).__name__}; if blocks is "
+                "meant to be the data, pass it by name: data=..."
+            )
     return expanded
 
 
-def _listed(patterns: object, what: str) -> list[str]:
+def as_patterns(patterns: object, what: str) -> list[str]:
     """List names or globs given as one string or as several."""
     listed: list[object] = [patterns]
     if isinstance(patterns, Iterable) and not isinstance(patterns, str):
@@ -240,7 +247,7 @@ def _listed(patterns: object, what: str) -> list[str]:
     return [str(pattern) for pattern in listed]
 
 
-def _per_module(model: nn.Module, names: _Names) -> list[Block]:
+def _per_module(model: nn.Module, names: Names) -> list[Block]:
     """Make one block per module that owns parameters; a tied parameter stays with its first owner."""
     trainable = set(names.trainable())
     owners: dict[str, list[str]] = {}
@@ -250,7 +257,7 @@ def _per_module(model: nn.Module, names: _Names) -> list[Block]:
     return [Block(owner or type(model).__name__, [(name, None) for name in owned]) for owner, owned in owners.items()]
 
 
-def _resolve_one(names: _Names, block: Block) -> ResolvedBlock:
+def _resolve_one(names: Names, block: Block) -> ResolvedBlock:
     if not isinstance(block.name, str) or not block.name:
         raise BlockError(f"The name of a block must be a non-empty string, not {block.name!r}.")
     if isinstance(block.parts, str) or any(
@@ -264,6 +271,7 @@ def _resolve_one(names: _Names, block: Block) -> ResolvedBlock:
     for name, index in block.parts:
         canonical = names.lookup(name, block.name)
         parts.append(_resolve_part(names.parameters[canonical], canonical, index, block.name))
+        refuse_mixed(names.model, canonical, index, block.name)
     if not parts:
         raise BlockError(f"Block {block.name!r} is empty; give it at least one parameter.")
     _refuse_overlap(names, parts, block.name)
@@ -303,7 +311,7 @@ def _has_integer_bounds(piece: slice) -> bool:
     return all(bound is None or hasattr(bound, "__index__") for bound in (piece.start, piece.stop, piece.step))
 
 
-def _refuse_overlap(names: _Names, parts: list[BlockPart], block: str) -> None:
+def _refuse_overlap(names: Names, parts: list[BlockPart], block: str) -> None:
     """Refuse an entry that stands twice in one block: its Hessian would be singular in a way nobody meant."""
     by_parameter: dict[str, list[BlockPart]] = {}
     for part in parts:
@@ -319,58 +327,3 @@ def _refuse_overlap(names: _Names, parts: list[BlockPart], block: str) -> None:
             if int(taken.sum()) == sum(part.numel for part in shared):
                 continue
         raise BlockError(f"Block {block!r} holds entries of parameter {name!r} more than once; remove the repetition.")
-
-
-def heads(model: nn.Module, names: str | Sequence[str], num_heads: int, *, dim: int = 0) -> list[Block]:
-    """Make one block per attention head of each named projection.
-
-    Args:
-        model: The model.
-        names: Parameter names or glob patterns, for instance ``"*.attn.wq.weight"``.
-        num_heads: Heads that share the tensor; must divide its size along ``dim``.
-        dim: 0 where the head's outputs are rows (query, key, value), 1 where they are columns (output projection).
-
-    Returns:
-        Blocks named ``"<parameter>/head<i>"``.
-
-    Raises:
-        BlockError: A name is unknown or the size is not divisible by ``num_heads``.
-    """
-    return _chunks(model, names, num_heads, dim, "head")
-
-
-def rows(model: nn.Module, names: str | Sequence[str]) -> list[Block]:
-    """Make one block per row of each named tensor: one per output neuron of a linear or convolution weight.
-
-    Args:
-        model: The model.
-        names: Parameter names or glob patterns.
-
-    Returns:
-        Blocks named ``"<parameter>/row<i>"``.
-
-    Raises:
-        BlockError: A name is unknown or frozen.
-    """
-    return _chunks(model, names, None, 0, "row")
-
-
-def _chunks(model: nn.Module, names: str | Sequence[str], count: int | None, dim: int, label: str) -> list[Block]:
-    if count is not None and not isinstance(count, int):
-        raise BlockError(f"num_heads={count!r} must be a whole number.")
-    known = _Names(model)
-    blocks: list[Block] = []
-    for name in known.match(_listed(names, "names"), label):
-        shape = known.parameters[name].shape
-        if not 0 <= dim < len(shape):
-            raise BlockError(f"Parameter {name!r} has shape {tuple(shape)}, so it has no dimension {dim} to cut.")
-        pieces = shape[dim] if count is None else count
-        if pieces < 1 or shape[dim] % pieces:
-            raise BlockError(
-                f"Parameter {name!r} has size {shape[dim]} along dimension {dim}: not {pieces} equal parts."
-            )
-        step = shape[dim] // pieces
-        for i in range(pieces):
-            index = (slice(None),) * dim + (slice(i * step, (i + 1) * step),)
-            blocks.append(Block(f"{name}/{label}{i}", [(name, index)]))
-    return blocks
