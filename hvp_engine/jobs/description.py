@@ -22,6 +22,7 @@ from hvp_engine.system.torch_private import hooks_of_module, hooks_of_tensor
 _PLAIN = (bool, int, float, complex, str, bytes, type(None), torch.dtype, enum.Enum, range)
 _DEPTH = 6  # of settings within settings, and of functions within functions
 _LONGEST = 4000  # characters of one setting; of longer ones a digest stands for the rest
+_MOST = 10_000  # items of one; of more their number stands for them
 _AUTHORS = {"transformers_version"}  # settings that say who wrote a configuration, not what it does
 
 
@@ -86,6 +87,8 @@ def _setting(value: Any, seen: set[int], depth: int) -> str | None:
         text = repr(value)
     elif isinstance(value, (Tensor, nn.Module, np.ndarray)) or depth == 0:
         return None
+    elif isinstance(value, (list, tuple, set, frozenset, Mapping)) and len(value) > _MOST:
+        text = f"{type(value).__name__} of {len(value)}"
     elif isinstance(value, (list, tuple, set, frozenset)):
         items = [_setting(item, seen, depth - 1) or type(item).__name__ for item in value]
         text = f"{type(value).__name__}({', '.join(sorted(items) if isinstance(value, (set, frozenset)) else items)})"
@@ -125,6 +128,8 @@ def _collect(value: Any, parts: list[bytes], depth: int) -> None:
         parts.append(digest_of(value).encode())
     elif isinstance(value, np.ndarray) and value.dtype != object:
         parts += [str(value.dtype).encode(), np.array(value, order="C").tobytes()]
+    elif isinstance(value, (list, tuple, set, frozenset, Mapping)) and len(value) > _MOST:
+        parts.append(str(len(value)).encode())
     elif isinstance(value, (set, frozenset)):
         _collect(sorted(value, key=repr), parts, depth)
     elif isinstance(value, (list, tuple)):
