@@ -29,7 +29,7 @@ from torch import Tensor
 
 from hvp_engine.errors import RunFolderError
 from hvp_engine.jobs.comparison import differences, refuse_foreign
-from hvp_engine.jobs.folder import JobFolder
+from hvp_engine.jobs.folder import FOLDER, JobFolder
 from hvp_engine.krylov.basis import Basis
 from hvp_engine.krylov.lanczos import Stream
 from hvp_engine.operators.head.shelf import Shelf
@@ -117,10 +117,12 @@ class Checkpoint:
 
     def __exit__(self, *_: object) -> None:
         """Give the run folder back: with the work in it, or as it was where there is none."""
-        with contextlib.suppress(RunFolderError):
-            if not self._folder.has_work:
-                self._folder.remove()
-        self._folder.close()
+        try:
+            with contextlib.suppress(RunFolderError):
+                if not self._folder.has_work:
+                    self._folder.remove()
+        finally:
+            self._folder.close()
 
     def waves(self, planned: list[list[Stream]]) -> list[list[Stream]]:
         """Return the grouping of streams that this job started with; how much memory is free may have changed since.
@@ -207,6 +209,10 @@ class Checkpoint:
             kept = "All that was computed is" if self._kept else "What the last checkpoint could write is"
             then = "finishes without a step" if self._kept else "goes on from there"
             raise RunFolderError(f"{error} {kept} kept in {self._folder.path}; the same call again {then}.") from error
+        self.discard()
+
+    def discard(self) -> None:
+        """Delete the checkpoint."""
         self._folder.remove()
 
     def recall(self, name: str) -> dict[str, Any] | None:
@@ -258,10 +264,10 @@ class Checkpoint:
         for key, target in streams.scalars.items():
             value = state[_SCALAR + key]
             if (target.shape, target.dtype) != (value.shape, value.dtype):
-                raise ValueError(f"the shape or the dtype of {key} is another one")
+                raise ValueError(f"{key} has another shape or dtype.")
             target.copy_(value)
         if position < 0:
-            raise ValueError(f"its position is {position}")
+            raise ValueError(f"The position is {position}.")
         streams.resume(position)
         return [(int(first), int(last)) for first, last in state["rows"].tolist()]
 
@@ -278,7 +284,7 @@ class Checkpoint:
             streams.basis.restore(first, last, rows)
             reached = last
         if streams.basis.keeps_all and reached != streams.position + 1:
-            raise ValueError(f"it has {reached} Lanczos vectors for {streams.position} steps")
+            raise ValueError(f"Of {streams.position + 1} Lanczos vectors {reached} are there.")
         streams.basis.restore_window(
             {key.removeprefix(_WINDOW): value for key, value in state.items() if key.startswith(_WINDOW)}
         )
@@ -343,3 +349,11 @@ class Checkpoint:
 
 def _prefix(wave: int) -> str:
     return f"wave-{wave:03d}"
+
+
+def sweep_finished(run: Path, identity: Mapping[str, Any]) -> None:
+    """Delete what this job left in a folder if it was killed after its result was written, where that is possible."""
+    if os.path.lexists(run / FOLDER):
+        # Refused is also the work of another job, which is not lost because a result was put beside it.
+        with contextlib.suppress(RunFolderError), Checkpoint(run, identity) as checkpoint:
+            checkpoint.discard()

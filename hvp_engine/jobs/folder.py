@@ -102,8 +102,10 @@ class JobFolder:
             self.close()
             return
         found = [name for name in files.names(self.path) if _WORK.fullmatch(name)]
-        # The identity goes last: work without one could be taken for another job's.
-        self.delete([*found, RESERVE, *_RECORDS, MARKER])
+        # The identity goes last of them: work without one could be taken for another job's.
+        self.delete([*found, RESERVE, *_RECORDS])
+        if all(name == MARKER or _LOCKS.fullmatch(name) for name in files.names(self.path)):
+            self.delete([MARKER])  # what somebody else put here keeps the folder, and the mark in it
         self._lock.release(remove=True)
         with contextlib.suppress(OSError):
             self.path.rmdir()
@@ -136,13 +138,6 @@ class JobFolder:
                 with contextlib.suppress(OSError):
                     path.unlink()
         self.delete(name for name in files.names(self.path) if name.startswith(OWNER) and name.endswith(".stale"))
-
-
-def sweep_finished(run: Path) -> None:
-    """Delete what a job left that was killed after its result was written, where that is possible."""
-    if os.path.lexists(run / FOLDER):
-        with contextlib.suppress(RunFolderError):
-            JobFolder(run).remove()
 
 
 def _is_marker(path: Path) -> bool:

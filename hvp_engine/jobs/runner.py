@@ -14,9 +14,8 @@ from typing import Any, Generic, Protocol, TypeVar
 
 from hvp_engine.diagnosis.second_derivative import verify
 from hvp_engine.errors import HvpEngineError
-from hvp_engine.jobs.checkpoint import Checkpoint, Resumable
+from hvp_engine.jobs.checkpoint import Checkpoint, Resumable, sweep_finished
 from hvp_engine.jobs.comparison import refuse_foreign
-from hvp_engine.jobs.folder import sweep_finished
 from hvp_engine.jobs.identity import describe, describe_blocks, facts, values
 from hvp_engine.jobs.sittings import Sittings
 from hvp_engine.kernels.allocator import retained_heap
@@ -126,7 +125,6 @@ def run(
     with ending_signals_raise() as ending:
         identity |= values(operator)
         if is_finished(folder):
-            sweep_finished(folder)
             return _finished(job, folder, identity)
         with Checkpoint(folder, identity) as checkpoint:
             if is_finished(folder):  # by another process, just before this one could lock the folder
@@ -213,6 +211,7 @@ def _finished(job: Job[StateT, ResultT], folder: Path, identity: dict[str, Any])
     refuse_foreign(_stored_identity(folder) or identity, identity, folder)  # before reading another kind's result
     finished = job.load(folder)
     refuse_foreign(finished.manifest.get("identity", {}), identity, folder)
+    sweep_finished(folder, identity)
     return finished
 
 

@@ -70,6 +70,6 @@ def _spectrum(folder: Path, block: Mapping[str, Any], tensors: Mapping[str, torc
     if not fits:
         raise RunFolderError(
             f"{folder / SPECTRA} is damaged: the nodes and weights of block {name!r} are not those of its alphas and "
-            "betas; restore the run, or run again."
+            "betas; restore it from a copy, or run again in another folder."
         )
     return spectrum

@@ -99,7 +99,7 @@ def read_whole(path: Path, most: int) -> bytes:
     """
     with open_to_read(path) as (file, size):
         if size > most:
-            raise RunFolderError(f"{path} is damaged, {size} bytes are too many for it; restore it or run again.")
+            raise RunFolderError(f"{path} is damaged, {size} bytes are too many for it; restore it from a copy.")
         return file.read(most)
 
 
@@ -139,8 +139,10 @@ def _forget(temporary: Path) -> None:
 
 
 def _sync_folder(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    """Let a renaming reach the disk; not every file system can do that for a folder, and the file is whole anyway."""
+    with suppress(OSError):
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)

@@ -132,7 +132,7 @@ def parse(data: bytes) -> Any:
 
 def damaged(path: Path, why: str) -> RunFolderError:
     """Say that a file is damaged, why, and what to do."""
-    return RunFolderError(f"{path} is damaged, {why}; restore it or run again.")
+    return RunFolderError(f"{path} is damaged, {why}; restore it from a copy, or run again in another folder.")
 
 
 def _inside(value: dict[str, Any] | list[Any]) -> list[Any]:

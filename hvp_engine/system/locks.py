@@ -54,10 +54,12 @@ class FolderLock:
 
     def release(self, *, remove: bool) -> None:
         """Give the folder back, with or without deleting the lock's file."""
-        if self.held and remove:
-            with contextlib.suppress(OSError):
-                self._file.unlink()
-        self.close()
+        try:
+            if remove and self.held:
+                with contextlib.suppress(OSError):
+                    self._file.unlink()
+        finally:
+            self.close()
 
     def close(self) -> None:
         """Close the lock's file: what a child of this process does with the parent's, which stays locked."""

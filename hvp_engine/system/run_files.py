@@ -99,7 +99,7 @@ def read_spectra(folder: str | os.PathLike[str], document: Mapping[str, Any], la
     if known != found.sha256 or found.note != _note(document["format_version"]):
         raise RunFolderError(
             f"{path} is not the file that {MANIFEST} describes: it was changed, or comes from another run; "
-            "restore both files from one run, or run again."
+            "restore both files from one run, or run again in another folder."
         )
     return found.tensors
 

@@ -65,7 +65,7 @@ def test_every_flipped_bit_is_seen_or_changes_nothing(tmp_path):
 )
 def test_what_is_not_a_sealed_document_is_an_error_of_one_line(tmp_path, text):
     (tmp_path / "a.json").write_bytes(text.encode().replace("\ufffd".encode(), b"\xff"))
-    with pytest.raises(RunFolderError, match=r"a\.json is damaged, .* restore it or run again") as caught:
+    with pytest.raises(RunFolderError, match=r"a\.json is damaged, .* restore it from a copy") as caught:
         read_json(tmp_path / "a.json")
     assert str(caught.value).isprintable()
 
