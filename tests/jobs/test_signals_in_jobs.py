@@ -61,6 +61,12 @@ def test_after_a_kill_the_last_checkpoint_counts(tmp_path: Path, steps: list[int
     assert steps[0] >= 3 and steps[-1] == 7
 
 
+def test_a_second_ctrl_c_while_the_work_is_saved_costs_no_more_than_that(tmp_path: Path) -> None:
+    wanted = job(None)
+    assert Child(tmp_path, hold_before=5, every=0.0).kill(signal.SIGINT, signal.SIGINT) == -signal.SIGINT
+    assert same(job(tmp_path), wanted)
+
+
 def test_a_handler_of_the_caller_is_left_alone(tmp_path: Path) -> None:
     child = Child(tmp_path, hold_before=5, prelude=IGNORING)
     child.wait_until_it_holds()
