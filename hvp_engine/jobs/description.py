@@ -9,6 +9,7 @@ from __future__ import annotations
 import enum
 import functools
 import hashlib
+import sys
 import types
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -46,9 +47,7 @@ def describe_hooks(model: nn.Module) -> dict[str, list[str]]:
 
 def describe_function(function: Callable[..., Any]) -> str:
     """Name a function and digest what it does: code, defaults, and what it closes over as far as that is data."""
-    parts: list[bytes] = []
-    _collect(function, parts, _DEPTH)
-    return f"{_name(function)} [{hashlib.blake2b(b'|'.join(parts), digest_size=8).hexdigest()}]"
+    return f"{_name(function)} [{_CodeDigest(function).hexdigest()}]"
 
 
 def digest_of(tensor: Tensor) -> str:
@@ -100,7 +99,7 @@ def _setting(value: Any, seen: set[int], depth: int) -> str | None:
     elif callable(value):
         text = describe_function(value)
     elif hasattr(value, "__dict__"):  # a configuration: modules share it, one of them describes it
-        if id(value) in seen:
+        if id(value) in seen or isinstance(value, types.ModuleType) or _is_machinery(type(value)):
             return None
         seen.add(id(value))
         public = {k: item for k, item in sorted(vars(value).items()) if not k.startswith("_") and k not in _AUTHORS}
@@ -108,6 +107,12 @@ def _setting(value: Any, seen: set[int], depth: int) -> str | None:
     if text is not None and len(text) > _LONGEST:
         text = f"{text[:_LONGEST]}... [{hashlib.blake2b(text.encode(), digest_size=8).hexdigest()}]"
     return text
+
+
+def _is_machinery(cls: type) -> bool:
+    """Say whether a class is of PyTorch or of Python itself: loggers, locks, optimisers; but for plain records."""
+    package = cls.__module__.partition(".")[0]
+    return package == "torch" or (package in sys.stdlib_module_names and package not in ("types", "argparse"))
 
 
 def _name(function: Any) -> str:
@@ -118,50 +123,64 @@ def _name(function: Any) -> str:
     return str(named)
 
 
-def _collect(value: Any, parts: list[bytes], depth: int) -> None:
-    """Add to ``parts`` what a function does: the bytes of its code, and of the data that it holds."""
-    if depth == 0:
-        parts.append(type(value).__qualname__.encode())
-    elif isinstance(value, _PLAIN):
-        parts.append(repr(value).encode())
-    elif isinstance(value, Tensor):
-        parts.append(digest_of(value).encode())
-    elif isinstance(value, np.ndarray) and value.dtype != object:
-        parts += [str(value.dtype).encode(), np.array(value, order="C").tobytes()]
-    elif isinstance(value, (list, tuple, set, frozenset, Mapping)) and len(value) > _MOST:
-        parts.append(str(len(value)).encode())
-    elif isinstance(value, (set, frozenset)):
-        _collect(sorted(value, key=repr), parts, depth)
-    elif isinstance(value, (list, tuple)):
-        for item in value:
-            _collect(item, parts, depth - 1)
-    elif isinstance(value, Mapping):
-        _collect([*value.keys(), *value.values()], parts, depth)
-    else:
-        _collect_code(value, parts, depth)
+class _CodeDigest:
+    """Digest of what a function does: the bytes of its code, and of the data that it holds."""
 
+    def __init__(self, function: Callable[..., Any]) -> None:
+        self._hasher = hashlib.blake2b(digest_size=8)
+        self._seen: set[int] = set()  # functions, each of which counts once
+        self._add(function, _DEPTH)
 
-def _collect_code(value: Any, parts: list[bytes], depth: int) -> None:
-    """Do the same for what is no data."""
-    if isinstance(value, types.CodeType):
-        parts += [value.co_code, repr(value.co_names).encode()]
-        _collect(value.co_consts, parts, depth)
-    elif isinstance(value, functools.partial):
-        _collect([value.func, value.args, value.keywords], parts, depth)
-    elif isinstance(value, types.MethodType):
-        _collect(value.__func__, parts, depth)
-    elif isinstance(value, types.FunctionType):
-        held = [cell.cell_contents for cell in value.__closure__ or () if _is_filled(cell)]
-        # What it calls beside it; what other modules have is known by its name.
-        held += [found for name in value.__code__.co_names if _is_near(found := value.__globals__.get(name), value)]
-        _collect([value.__code__, value.__defaults__, value.__kwdefaults__, *held], parts, depth)
-    else:
-        parts.append(_name(value).encode())
-        if not isinstance(value, (type, types.ModuleType)) and isinstance(
-            call := type(value).__call__, types.FunctionType
-        ):
-            held = [item for _, item in sorted(getattr(value, "__dict__", {}).items()) if isinstance(item, _PLAIN)]
-            _collect([call, *held], parts, depth - 1)
+    def hexdigest(self) -> str:
+        """Return it in hexadecimal digits."""
+        return self._hasher.hexdigest()
+
+    def _write(self, data: bytes) -> None:
+        self._hasher.update(len(data).to_bytes(8, "little") + data)
+
+    def _add(self, value: Any, depth: int) -> None:
+        if depth == 0:
+            self._write(type(value).__qualname__.encode())
+        elif isinstance(value, _PLAIN):
+            self._write(repr(value).encode())
+        elif isinstance(value, Tensor):
+            self._write(digest_of(value).encode())
+        elif isinstance(value, np.ndarray) and value.dtype != object:
+            self._write(str(value.dtype).encode() + np.array(value, order="C").tobytes())
+        elif isinstance(value, (list, tuple, set, frozenset, Mapping)):
+            self._add_items(value, depth)
+        else:
+            self._add_code(value, depth)
+
+    def _add_items(self, value: Any, depth: int) -> None:
+        self._write(str(len(value)).encode())
+        if len(value) > _MOST:
+            return
+        if isinstance(value, Mapping):
+            value = [*value.keys(), *value.values()]
+        for item in sorted(value, key=repr) if isinstance(value, (set, frozenset)) else value:
+            self._add(item, depth - 1)
+
+    def _add_code(self, value: Any, depth: int) -> None:
+        if isinstance(value, types.CodeType):
+            self._write(value.co_code)
+            self._add([value.co_names, value.co_consts], depth + 1)
+        elif isinstance(value, functools.partial):
+            self._add([value.func, value.args, value.keywords], depth)
+        elif isinstance(value, types.MethodType):
+            self._add_code(value.__func__, depth)
+        elif isinstance(value, types.FunctionType) and id(value) not in self._seen:
+            self._seen.add(id(value))
+            held = [cell.cell_contents for cell in value.__closure__ or () if _is_filled(cell)]
+            # What it calls beside it; what other modules have is known by its name.
+            near = [found for name in value.__code__.co_names if _is_near(found := value.__globals__.get(name), value)]
+            self._add([value.__code__, value.__defaults__, value.__kwdefaults__, *held, *near], depth)
+        else:
+            self._write(_name(value).encode())
+            call = type(value).__call__ if callable(value) else None
+            if isinstance(call, types.FunctionType) and not isinstance(value, nn.Module):
+                held = [item for _, item in sorted(getattr(value, "__dict__", {}).items()) if isinstance(item, _PLAIN)]
+                self._add([call, *held], depth - 1)
 
 
 def _is_near(value: Any, function: types.FunctionType) -> bool:

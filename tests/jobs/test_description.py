@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import functools
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -71,6 +73,16 @@ def test_where_and_by_whom_something_was_written_is_no_setting() -> None:
     )
     assert one == other
     assert one != describe_modules(Block(Config(schedule=[0.1, 0.3])))
+
+
+def test_tools_that_a_module_holds_are_no_settings() -> None:
+    module = nn.Linear(2, 2)
+    plain = describe_modules(module)
+    module.log, module.library = logging.getLogger("model"), torch
+    module.optimizer = torch.optim.SGD(module.parameters(), lr=0.1)
+    assert describe_modules(module) == plain
+    module.options = SimpleNamespace(slope=0.1)
+    assert describe_modules(module)[""].endswith("options=SimpleNamespace{'slope': 0.1})")
 
 
 def test_a_module_that_cannot_show_itself_is_described_all_the_same() -> None:
