@@ -7,12 +7,15 @@ from typing import Any
 
 from hvp_engine.blocks import Partition
 from hvp_engine.diagnosis.report import BlockCheck, Finding
-from hvp_engine.diagnosis.second_derivative import DerivativeCheck, Verification, describe, in_widest_arithmetic
 from hvp_engine.errors import SecondDerivativeError
+from hvp_engine.operators.derivative_check import DerivativeCheck, Verification
+from hvp_engine.operators.verification import describe, in_widest_arithmetic
+from hvp_engine.problem import batches
 from hvp_engine.problem.objective import Objective
 from hvp_engine.system.formatting import first_names
 
 _SUSPECTS = 5
+_SAMPLES = 16  # of two samples, statistics of a batch leave nothing
 
 
 def examine_blocks(
@@ -34,9 +37,9 @@ def examine_blocks(
     failures: dict[str, list[str]] = {}
     deadline = time.monotonic() + seconds
 
-    def examine(widened: Objective, piece: Any) -> None:
+    def examine(test: DerivativeCheck, piece: Any) -> None:
+        del piece
         checks.clear()
-        test = DerivativeCheck(widened, partition.parameters, piece)
         union = test.measure(test.union)
         if len(partition.blocks) > 1:
             checks.append(_check(test.union.name, test.union.numel, union))
@@ -49,7 +52,7 @@ def examine_blocks(
                 failures.setdefault(str(error), []).append(name)
 
     try:
-        in_widest_arithmetic(objective, batch, examine)
+        in_widest_arithmetic(objective, partition.parameters, [batches.few_samples(batch, _SAMPLES), batch], examine)
     except SecondDerivativeError as error:
         message, _, _ = str(error).partition(" check=False")
         code = "curvature-not-finite" if "not finite" in message else "second-derivative-fails"

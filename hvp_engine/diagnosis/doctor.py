@@ -17,6 +17,7 @@ from hvp_engine.diagnosis.curvature import examine_blocks
 from hvp_engine.diagnosis.data import Passes, examine_data
 from hvp_engine.diagnosis.model import eval_and_eager, examine_model
 from hvp_engine.diagnosis.operations import examine_graph, failed_backward, suspects
+from hvp_engine.diagnosis.paths import examine_paths
 from hvp_engine.diagnosis.report import SEVERITIES, Diagnosis, Finding
 from hvp_engine.diagnosis.source import users_line_of_error
 from hvp_engine.diagnosis.trace import Trace, without_reentrancy
@@ -29,7 +30,13 @@ from hvp_engine.problem.objective import Loss, Objective
 from hvp_engine.problem.precision import Precision, check_precision
 from hvp_engine.system.formatting import first_names
 
-_SHARES = {"data": 0.2, "blocks": 0.5, "cost": 0.3}  # of the time
+_SHARES = {"data": 0.2, "blocks": 0.4, "paths": 0.15, "cost": 0.25}  # of the time
+_DERIVATIVES = frozenset(
+    (
+        *("no-second-derivative", "known-wrong-derivative", "compiled-module", "wrong-second-derivative"),
+        *("second-derivative-fails", "curvature-not-finite", "backward-fails", "loss-fails"),
+    )
+)
 
 
 @torch.inference_mode(False)
@@ -111,10 +118,10 @@ class _Examination:
     def run(self) -> None:
         """Run every test that the ones before it leave possible."""
         try:
-            objective = Objective(self._model, self._loss, self._data, self._precision)
+            everything = objective = Objective(self._model, self._loss, self._data, self._precision)
             passes = self._read_data()
             if self._data is not None:
-                # From here on one batch stands for the data.
+                # For what follows one batch stands for the data.
                 objective = Objective(self._model, self._loss, [passes.batch], self._precision)
             _, batch = next(iter(objective.batches()))
         except ObjectiveError as error:
@@ -124,6 +131,9 @@ class _Examination:
         if steady is None:
             return
         self._examine_derivatives(steady, batch)
+        if steady is objective and not any(f.code in _DERIVATIVES for f in self._report.findings):
+            share = _SHARES["paths"] * self._seconds
+            self._report.findings += examine_paths(everything, self._partition.parameters, share)
 
     def _examine_derivatives(self, objective: Objective, batch: Any) -> None:
         """Examine operations, test blocks and measure costs of a loss that is the same in every evaluation."""

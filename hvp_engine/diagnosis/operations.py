@@ -17,9 +17,11 @@ from hvp_engine.diagnosis.report import Finding
 from hvp_engine.diagnosis.source import users_line_of_text
 from hvp_engine.diagnosis.trace import Trace
 from hvp_engine.errors import SecondDerivativeError
-from hvp_engine.operators.autograd_nodes import nodes_behind, operation_of, parent_of, root_of
+from hvp_engine.operators.autograd_nodes import name_of, nodes_behind, operation_of, parent_of, root_of
 from hvp_engine.operators.backward import fix_for
 from hvp_engine.operators.gradient_graph import GradientGraph
+from hvp_engine.operators.inspection import custom_function
+from hvp_engine.operators.known_wrong import known_wrong
 
 _ERROR_NODES = ("Error", "NotImplemented", "DelayedError")
 _PYTORCH_FIX = "use plain PyTorch operations there, or a backward pass that is itself differentiable"
@@ -38,11 +40,16 @@ def examine_graph(graph: GradientGraph, trace: Trace) -> list[Finding]:
     nodes = nodes_behind(graph.gradients.values())
     found: dict[Finding, None] = {}
     for node in nodes:
-        if node.name().rpartition("::")[2] in _ERROR_NODES:
+        if name_of(node) in _ERROR_NODES:
             found[_missing(root_of(node), trace)] = None
     for node in trace.nodes:
-        if node.name() == "CompiledFunctionBackward":
+        if name_of(node) == "CompiledFunctionBackward":
             found[compiled("A function compiled by torch.compile", trace.module_of(node), trace.line_of(node))] = None
+        wrong = known_wrong(node)
+        if wrong is not None:
+            message = f"{wrong.operation} {wrong.fault}."
+            place = trace.module_of(node), trace.line_of(node)
+            found[Finding("error", "known-wrong-derivative", message, *place, wrong.fix)] = None
     error = _second_backward(graph)
     if error is not None:
         # PyTorch stops at the first operation; asking every node by itself finds all of them.
@@ -71,7 +78,7 @@ def suspects(trace: Trace, gradients: list[Tensor | None]) -> list[str]:
     from_inputs = _differentiated_functions(gradients)
     ranked: list[tuple[int, str]] = []
     for node in trace.nodes:
-        if not _is_custom(node):
+        if custom_function(node) is None:
             continue
         rank, why = 2, "a custom autograd.Function"
         if _once_differentiable(node):
@@ -141,12 +148,6 @@ def _refuses(node: Node) -> bool:
     except RuntimeError:  # zeros that it cannot take say nothing about its derivative
         return False
     return False
-
-
-def _is_custom(node: Node) -> bool:
-    """Say whether a node is an autograd.Function that neither PyTorch nor this package wrote."""
-    forward = getattr(node, "_forward_cls", None)
-    return forward is not None and not forward.__module__.startswith(("hvp_engine.", "torch."))
 
 
 def _once_differentiable(node: Node) -> bool:

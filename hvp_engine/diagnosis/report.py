@@ -51,7 +51,7 @@ class Finding:
 
 @dataclass(frozen=True)
 class BlockCheck:
-    """What the tests of one diagonal block measured; see :class:`hvp_engine.diagnosis.second_derivative.Verification`.
+    """What the tests of one diagonal block measured; see :class:`hvp_engine.operators.derivative_check.Verification`.
 
     Attributes:
         name: The block.

@@ -108,7 +108,7 @@ class Checkpoint:
             self._job = self._claim(identity)
             self.shelf = Shelf(self._folder.path, self._job)
         except BaseException:
-            self._folder.close()
+            self.__exit__()
             raise
 
     def __enter__(self) -> Checkpoint:

@@ -50,6 +50,12 @@ def describe_function(function: Callable[..., Any]) -> str:
     return f"{_name(function)} [{_CodeDigest(function).hexdigest()}]"
 
 
+def describe_autograd(function: type) -> str:
+    """Name an autograd function and digest the code of its passes."""
+    passes = [getattr(function, name, None) for name in ("forward", "setup_context", "backward", "vmap", "jvp")]
+    return f"{function.__module__}.{function.__qualname__} [{_CodeDigest(passes).hexdigest()}]"
+
+
 def digest_of(tensor: Tensor) -> str:
     """Digest shape, dtype and content of a tensor."""
     digest = hashlib.blake2b(f"{tuple(tensor.shape)}{tensor.dtype}".encode(), digest_size=16)
@@ -126,7 +132,7 @@ def _name(function: Any) -> str:
 class _CodeDigest:
     """Digest of what a function does: the bytes of its code, and of the data that it holds."""
 
-    def __init__(self, function: Callable[..., Any]) -> None:
+    def __init__(self, function: Any) -> None:
         self._hasher = hashlib.blake2b(digest_size=8)
         self._seen: set[int] = set()  # functions, each of which counts once
         self._add(function, _DEPTH)

@@ -30,7 +30,7 @@ _MARK = {
 }
 _LOCKS = re.compile(rf"{re.escape(LOCK)}|{re.escape(OWNER)}(\.[0-9a-f]{{12}}\.stale)?")
 _WORK = re.compile(rf"wave-\d{{3,}}-(state|rows-\d{{5,}}-\d{{5,}})\.safetensors|{SHELVED.pattern}")
-_RECORDS = ("verification.json", "head.json", "sittings.json", "waves.json", "identity.json")
+_RECORDS = ("verification.json", "functions.json", "head.json", "sittings.json", "waves.json", "identity.json")
 
 
 class JobFolder:
@@ -60,7 +60,7 @@ class JobFolder:
             if not (self.path / MARKER).exists():
                 write_json(self.path / MARKER, _MARK)
         except BaseException:
-            self._lock.release(remove=False)
+            self._give_back()
             raise
 
     @property
@@ -106,13 +106,17 @@ class JobFolder:
         self.delete([*found, RESERVE, *_RECORDS])
         if all(name == MARKER or _LOCKS.fullmatch(name) for name in files.names(self.path)):
             self.delete([MARKER])  # what somebody else put here keeps the folder, and the mark in it
-        self._lock.release(remove=True)
-        with contextlib.suppress(OSError):
-            self.path.rmdir()
+        self._give_back()
 
     def close(self) -> None:
         """Give the folder back with what is in it."""
         self._lock.release(remove=False)
+
+    def _give_back(self) -> None:
+        """Let go of the folder, and delete it where nothing is in it."""
+        self._lock.release(remove=True)
+        with contextlib.suppress(OSError):
+            self.path.rmdir()
 
     def _refuse_stranger(self) -> None:
         """Raise unless the folder is marked, or as empty as one whose job was killed before it set the mark."""

@@ -12,10 +12,10 @@ from os import PathLike
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
 
-from hvp_engine.diagnosis.second_derivative import verify
 from hvp_engine.errors import HvpEngineError
 from hvp_engine.jobs.checkpoint import Checkpoint, Resumable, sweep_finished
 from hvp_engine.jobs.comparison import refuse_foreign
+from hvp_engine.jobs.description import describe_autograd
 from hvp_engine.jobs.identity import describe, describe_blocks, facts, values
 from hvp_engine.jobs.sittings import Sittings
 from hvp_engine.kernels.allocator import retained_heap
@@ -113,6 +113,7 @@ def run(
     """
     started = time.monotonic()
     operator = build()
+    operator.checked = job.settings.check
     folder = None if out is None else Path(out)
     if folder is None or not is_finished(folder):
         operator.make_room(job.streams(operator))
@@ -131,7 +132,7 @@ def run(
                 return _finished(job, folder, identity)
             sittings.follow(checkpoint.recall("sittings"), folder)
             checkpoint.worked_before = sittings.before
-            return compute(_Keeping(checkpoint, sittings, ending))
+            return compute(_Keeping(checkpoint, operator, sittings, ending))
 
 
 @dataclass(frozen=True)
@@ -139,13 +140,14 @@ class _Keeping:
     """What keeps a job's work in its run folder as it goes."""
 
     checkpoint: Checkpoint
+    operator: CurvatureOperator
     sittings: Sittings
     ending: Ending
 
     def save(self, wave: int, state: WaveState) -> None:
         """Write a checkpoint of a wave."""
         if self.checkpoint.save(wave, state):
-            self._note_time()
+            self._note()
 
     def after_step(self, wave: int, state: WaveState, seconds: float) -> None:
         """Write a checkpoint where it is due, and end where the process was told to.
@@ -162,10 +164,12 @@ class _Keeping:
     def finish(self, wave: int, state: WaveState) -> None:
         """Record a completed wave."""
         self.checkpoint.finish(wave, state)
-        self._note_time()
+        self._note()
 
-    def _note_time(self) -> None:
+    def _note(self) -> None:
+        """Keep the time, and which custom functions were tested: by now perhaps more than before the first step."""
         self.checkpoint.remember("sittings", {"sittings": self.sittings.record()})
+        _remember_tested(self.operator, self.checkpoint)
 
 
 def _compute(
@@ -180,7 +184,7 @@ def _compute(
     """Take a job from its checks to its result, written where there is a folder for it."""
     checkpoint = None if keeping is None else keeping.checkpoint
     try:
-        verification = _verify(operator, checkpoint) if job.settings.check else None
+        verification = _verify(job.settings, operator, checkpoint) if job.settings.check else None
         if job.settings.head_curvature:
             _form_head_curvature(job.settings, operator, checkpoint, progress)
         waves = _waves(operator, job.streams(operator), job.settings.memory)
@@ -208,9 +212,10 @@ def _compute(
 
 def _finished(job: Job[StateT, ResultT], folder: Path, identity: dict[str, Any]) -> ResultT:
     """Return the result that a folder holds, if it is this job's."""
-    refuse_foreign(_stored_identity(folder) or identity, identity, folder)  # before reading another kind's result
+    stored = _stored_identity(folder)
+    refuse_foreign(stored or identity, identity, folder)  # before reading another kind's result
     finished = job.load(folder)
-    refuse_foreign(finished.manifest.get("identity", {}), identity, folder)
+    refuse_foreign(stored or {}, identity, folder)
     sweep_finished(folder, identity)
     return finished
 
@@ -228,16 +233,24 @@ def _stored_identity(folder: Path) -> dict[str, Any] | None:
     return identity if isinstance(identity, dict) else None
 
 
-def _verify(operator: CurvatureOperator, checkpoint: Checkpoint | None) -> dict[str, Any]:
-    """Verify on the first batch, or know that an earlier run did; what does not apply (nan) is None, which JSON has."""
-    if checkpoint is not None and (known := checkpoint.recall("verification")) is not None:
-        return known
-    _, batch = next(iter(operator.objective.batches()))
-    measured = asdict(verify(operator.objective, operator.partition, batch))
+def _verify(settings: JobSettings, operator: CurvatureOperator, checkpoint: Checkpoint | None) -> dict[str, Any]:
+    """Verify the operator, or know that an earlier run did; what does not apply (nan) is None, which JSON has."""
+    if checkpoint is not None:
+        tested = set((checkpoint.recall("functions") or {}).get("tested", []))
+        operator.trust(lambda function: describe_autograd(function) in tested)
+        if (known := checkpoint.recall("verification")) is not None:
+            return known
+    measured = asdict(operator.verify(settings.products(operator.numel)))
     found = {key: None if isinstance(value, float) and math.isnan(value) else value for key, value in measured.items()}
     if checkpoint is not None:
         checkpoint.remember("verification", found)
+        _remember_tested(operator, checkpoint)
     return found
+
+
+def _remember_tested(operator: CurvatureOperator, checkpoint: Checkpoint) -> None:
+    if operator.tested_functions:
+        checkpoint.remember("functions", {"tested": sorted(map(describe_autograd, operator.tested_functions))})
 
 
 def _form_head_curvature(

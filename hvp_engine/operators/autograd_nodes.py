@@ -39,9 +39,21 @@ def metadata_of(node: Node) -> dict[str, Any]:
     return cast("dict[str, Any]", node.metadata)  # PyTorch's stubs call this property a method
 
 
+def name_of(node: Node) -> str:
+    """Name a node without its namespace: "CtcLossBackward0".
+
+    The method is taken from the type: in an autograd.Function, whose context is the node, ``ctx.name = ...`` hides it.
+    """
+    return str(type(node).name(node)).rpartition("::")[2]
+
+
+def function_of(node: Node) -> type | None:
+    """Return the autograd.Function in Python whose backward a node is; None for a node of PyTorch's own."""
+    forward: type | None = getattr(type(node), "_forward_cls", None)
+    return forward
+
+
 def operation_of(node: Node) -> str:
     """Name the operation whose backward a node is: "CtcLossBackward0" is CtcLoss."""
-    forward = getattr(node, "_forward_cls", None)
-    if forward is not None:
-        return str(forward.__qualname__)
-    return node.name().rpartition("::")[2].partition("Backward")[0]
+    forward = function_of(node)
+    return name_of(node).partition("Backward")[0] if forward is None else forward.__qualname__

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from hvp_engine.blocks import ResolvedBlock
 from hvp_engine.errors import ObjectiveError
-from hvp_engine.operators.autograd_nodes import nodes_behind
+from hvp_engine.operators.autograd_nodes import name_of, nodes_behind
 from hvp_engine.operators.backward import ONCE, backward, without_second_derivative
 
 
@@ -61,7 +61,7 @@ class GradientGraph:
         Raises:
             SecondDerivativeError: There is such a backward.
         """
-        if any(node.name().rpartition("::")[2] == "Error" for node in nodes_behind(self._gradients.values())):
+        if any(name_of(node) == "Error" for node in nodes_behind(self._gradients.values())):
             raise without_second_derivative(ONCE)
 
     def gradient(self, block: ResolvedBlock) -> Tensor:

@@ -20,11 +20,8 @@ class HessianOperator(CurvatureOperator):
     """
 
     matrix = "hessian"
-    _inspected = False  # whether a graph has been searched for backwards that cut it
 
     def _graph(self, micro: MicroBatch) -> GradientGraph:
         graph = GradientGraph(*self._evaluate(micro), self._parameters)
-        if not self._inspected:  # once: every micro-batch runs the same operations
-            graph.refuse_cuts()
-            self._inspected = True
+        self._inspection.refuse_cuts(micro.key, graph)
         return graph

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, ClassVar
 
 import torch
@@ -13,14 +13,18 @@ from hvp_engine.blocks import BlockSpec, resolve
 from hvp_engine.errors import BlockError, ConfigurationError
 from hvp_engine.kernels.allocator import retained_heap
 from hvp_engine.krylov.settings import check_memory, checked_microbatch
+from hvp_engine.operators.derivative_check import Verification
 from hvp_engine.operators.head.decide import decide_curvature
 from hvp_engine.operators.head.find import LinearHead
 from hvp_engine.operators.head.fusion import HeadFusion
 from hvp_engine.operators.head.shelf import Shelf
+from hvp_engine.operators.inspection import GraphInspection
+from hvp_engine.operators.verification import verify
 from hvp_engine.ops.head.dropping import check_tolerance
+from hvp_engine.problem import batches
 from hvp_engine.problem.objective import Loss, MicroBatch, Objective
 from hvp_engine.problem.precision import Precision
-from hvp_engine.scheduling.policy import choose_waves, products_past_head, spare
+from hvp_engine.scheduling.policy import choose_samples_to_check, choose_waves, products_past_head, spare
 from hvp_engine.scheduling.scheduler import ProductGraph, Scheduler
 from hvp_engine.scheduling.waves import StreamSizes
 from hvp_engine.system.memory import budget as free_budget
@@ -45,6 +49,8 @@ class CurvatureOperator(ABC):
     """
 
     matrix: ClassVar[str]
+    checked = True
+    """Whether custom autograd functions are tested by finite differences before the first product with them."""
 
     @torch.inference_mode(False)  # a caller's inference mode would make every tensor unfit for autograd
     def __init__(
@@ -84,6 +90,7 @@ class CurvatureOperator(ABC):
         with retained_heap(), self.objective.arithmetic():
             largest = self.objective.largest_batch()
             self.objective.check_deterministic(largest)
+            self._inspection = GraphInspection()
             self._fusion = HeadFusion(self.objective, largest)
             self.scheduler = Scheduler(
                 self.objective, self.partition, self._graph, largest, microbatch=microbatch, budget=budget
@@ -96,7 +103,12 @@ class CurvatureOperator(ABC):
     def _evaluate(self, micro: MicroBatch) -> tuple[Tensor, float]:
         """Return total and weight of a micro-batch, attached to the graph, by the head's curvature where it serves."""
         with self._fusion.using(micro.key):
-            return self.objective.evaluate(micro.batch)
+            total, weight = self.objective.evaluate(micro.batch)
+        unknown = self._inspection.unknown_functions(micro.key, total)
+        if unknown and self.checked and not micro.is_sample:
+            _, tested = verify(self.objective, self.partition.parameters, [micro.batch], unknown)
+            self._inspection.trusted |= tested
+        return total, weight
 
     @property
     def head(self) -> LinearHead | None:
@@ -174,6 +186,7 @@ class CurvatureOperator(ABC):
         versions = self._state()
         if versions != self._versions:
             self.release()
+            self._inspection.forget_micros()
             self._versions = versions
             self._parameters = {name: self.objective.parameters[name] for name in self.partition.parameters}
         with retained_heap():
@@ -228,6 +241,42 @@ class CurvatureOperator(ABC):
         self.scheduler.release()
         with retained_heap():
             self._fusion.form(plan, self.scheduler.microbatches, progress, tolerance, shelf)
+
+    def verify(self, products: Mapping[str, int]) -> Verification:
+        """Test the second derivative on as much of the first micro-batch as a job can afford.
+
+        Args:
+            products: How many products of each block the job will ask for.
+
+        Returns:
+            The measured errors.
+
+        Raises:
+            SecondDerivativeError: It is wrong, or cannot be tested.
+        """
+        batch = next(self.scheduler.microbatches()).batch
+        size, plan = batches.samples(batch), self.scheduler.plan
+        pieces = [batch]
+        if size is not None:
+            count = choose_samples_to_check(size, plan.graph_bytes, plan.budget, sum(products.values()))
+            if count < size:
+                pieces.insert(0, batches.cut(batch, 0, count))
+        measured, tested = verify(self.objective, self.partition.parameters, pieces)
+        self._inspection.trusted |= tested
+        return measured
+
+    @property
+    def tested_functions(self) -> set[type]:
+        """The custom autograd functions that need no test any more."""
+        return self._inspection.trusted
+
+    def trust(self, known: Callable[[type], bool]) -> None:
+        """Take the word of an earlier run for custom autograd functions.
+
+        Args:
+            known: Says whether it tested one.
+        """
+        self._inspection.vouched = known
 
     def release(self) -> None:
         """Drop the kept graphs and the head's curvature to free their memory."""

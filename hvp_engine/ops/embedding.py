@@ -106,6 +106,22 @@ class _Scatter(BatchedFunction):
         return table.unflatten(0, (size, table_rows)), 0
 
 
+def padding_tokens(node: Any) -> Tensor | None:
+    """Return the tokens of an embedding that give no gradient to their rows.
+
+    Args:
+        node: A node of an autograd graph.
+
+    Returns:
+        The tokens, some of them several times; None if the node is not a lookup of `embedding`.
+    """
+    if getattr(type(node), "_forward_cls", None) is not _Gather:
+        return None
+    tokens, grad_tokens = node.saved_tensors
+    padding: Tensor = tokens[(grad_tokens == _NOWHERE) & (tokens != _NOWHERE)]
+    return padding
+
+
 def embedding_ref(input: Tensor, weight: Tensor, padding_idx: int | None = None) -> Tensor:
     """Compute `embedding` in plain PyTorch."""
     return F.embedding(input, weight, padding_idx)

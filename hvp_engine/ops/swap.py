@@ -27,7 +27,7 @@ from hvp_engine.ops.head.lazy_logits import FusedHead, HeadLogits, computed, sta
 from hvp_engine.ops.layer_norm import layer_norm
 from hvp_engine.ops.rms_norm import rms_norm
 from hvp_engine.ops.softmax import softmax
-from hvp_engine.system.torch_private import SILU_FUNCTIONS
+from hvp_engine.system.torch_private import SILU_FUNCTIONS, WEIGHT_NORM_FUNCTIONS
 
 __all__ = ["REPLACEMENTS", "TwiceDifferentiable", "fuse_lm_head", "twice_differentiable"]
 
@@ -118,6 +118,11 @@ def _torch_softmax(input: Tensor, dim: int, dtype: torch.dtype | None = None) ->
     return softmax(input, dim, dtype) if isinstance(dim, int) and fused_applies("softmax", input) else NotImplemented
 
 
+def _weight_norm(v: Tensor, g: Tensor, dim: int = 0) -> Tensor:
+    # PyTorch's fused kernel has a wrong second derivative: its backward takes the norm for a constant.
+    return v * (g / torch.norm_except_dim(v, 2, dim))
+
+
 def _linear(head: FusedHead, input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     return HeadLogits(input, weight, bias, head) if head.matches(weight) else F.linear(input, weight, bias)
 
@@ -135,6 +140,7 @@ REPLACEMENTS: dict[Callable[..., Any], tuple[str, Callable[..., Any]]] = _table(
     ("softmax", _torch_softmax, (torch.softmax, Tensor.softmax)),
     ("layer_norm", _layer_norm, (F.layer_norm, torch.layer_norm)),
     ("rms_norm", _rms_norm, (F.rms_norm, torch.rms_norm)),
+    ("weight_norm", _weight_norm, WEIGHT_NORM_FUNCTIONS),
     ("gelu", _gelu, (F.gelu,)),
     ("silu", _silu, (F.silu, *SILU_FUNCTIONS)),
 )

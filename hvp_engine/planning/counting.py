@@ -15,6 +15,7 @@ from hvp_engine.blocks import Partition
 from hvp_engine.errors import HvpEngineError, ObjectiveError
 from hvp_engine.operators.gradient_graph import GradientGraph
 from hvp_engine.operators.head.find import head_candidates
+from hvp_engine.operators.inspection import GraphInspection
 from hvp_engine.planning.head_shapes import HeadOnShapes
 from hvp_engine.planning.meter import Meter, Work
 from hvp_engine.planning.shapes import ShapesOnly
@@ -219,6 +220,7 @@ class JobCounter:
         with memory.graph_size(list(self._parameters.values())) as size:
             with meter.part() as forward:
                 total = self._evaluate(batch)
+            GraphInspection().unknown_functions(samples, total)  # refuses what the engine refuses
             products = dict(meter.products)
             with meter.part() as gradient, _in_words("gradient is"):
                 graph = GradientGraph(total, 1.0, self._parameters)

@@ -72,10 +72,10 @@ def cut(batch: Any, start: int, stop: int) -> Any:
     return map_tensors(lambda tensor: tensor[start:stop] if tensor.dim() > 0 else tensor, batch)
 
 
-def few_samples(batch: Any) -> Any:
-    """Take two samples of a batch, for checks; the batch itself where its tensors share no leading dimension."""
+def few_samples(batch: Any, count: int = 2) -> Any:
+    """Take a few samples of a batch, for checks; the batch itself where its tensors share no leading dimension."""
     size = samples(batch)
-    return batch if size is None else cut(batch, 0, min(size, 2))
+    return batch if size is None else cut(batch, 0, min(size, count))
 
 
 def fingerprint(batch: Any) -> str:

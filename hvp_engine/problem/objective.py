@@ -37,10 +37,12 @@ class MicroBatch:
     Attributes:
         key: Position as (batch number, first sample), the same in every sweep.
         batch: The batch on the model's device, or ``None`` where the loss takes no data.
+        is_sample: Whether it stands for others while their memory is measured, or what it is; no result is made of it.
     """
 
     key: tuple[int, int]
     batch: Any
+    is_sample: bool = False
 
 
 class Objective:

@@ -28,6 +28,10 @@ TRANSIENT = 2.0  # a graph plus the temporaries of its passes, in units of the g
 BATCHED_BYTES = 24 << 20  # CPU: above this a vmapped pass leaves the caches and loses to single passes
 BATCHED_STREAMS = 16
 
+CHECK_PRODUCTS = 9  # what the test of the second derivative costs, in products of the same samples
+CHECK_SHARE = 0.04  # of the job's products that the test may cost
+CHECK_FEWEST = 16
+
 MEMORY_SHARE = 0.25  # of the budget, for a head's matrices in memory; more goes to disk
 DISK_SHARE = 0.5  # of what is free on the temporary folder's disk
 
@@ -136,6 +140,25 @@ def make_room(graph: GraphSize, samples: int | None, budget: int, stream_bytes: 
 def spare(graph_bytes: int, budget: int, stream_bytes: int) -> int:
     """Return what is left of a budget beside one micro-batch's graph and one stream's vectors."""
     return budget - working_bytes(graph_bytes) - stream_bytes
+
+
+def choose_samples_to_check(samples: int, graph_bytes: int, budget: int, products: int) -> int:
+    """Halve a micro-batch until the test of its second derivative, in float64, fits and costs little of the job.
+
+    Args:
+        samples: Samples of the micro-batch.
+        graph_bytes: Bytes of its graph.
+        budget: Bytes for graphs and their temporaries.
+        products: How many products the job multiplies it with.
+    """
+    wanted = samples
+    while wanted > 1:
+        fits = 2 * working_bytes(graph_bytes * wanted // samples) <= budget
+        # The overhead of a handful of samples is that of one.
+        if fits and (wanted <= CHECK_FEWEST or CHECK_PRODUCTS * wanted <= CHECK_SHARE * products * samples):
+            break
+        wanted = halve(wanted)
+    return wanted
 
 
 def choose_streams_per_pass(graph_bytes: int, budget: int, *, on_cpu: bool) -> int:

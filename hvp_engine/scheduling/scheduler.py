@@ -10,7 +10,7 @@ import contextlib
 import logging
 import re
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Protocol, TypeVar
 
 import torch
@@ -156,7 +156,7 @@ class Scheduler:
         norms: dict[str, float] = {}
         with self.objective.arithmetic():
             with _explained():
-                graph = self._build(next(self.microbatches()))
+                graph = self._build(replace(next(self.microbatches()), is_sample=True))
             for name, block in self._blocks.items():
                 vectors = vector(name)
                 out = torch.zeros_like(vectors)
@@ -286,7 +286,7 @@ class Scheduler:
     def _bytes(self, batch: object) -> int:
         with memory.graph_size(self._parameters) as measured:
             with _explained():
-                graph = self._build(MicroBatch((-1, 0), batch))
+                graph = self._build(MicroBatch((-1, 0), batch, is_sample=True))
             size = measured.bytes
             del graph
         return size

@@ -22,6 +22,7 @@ __all__ = [
     "BATCH_NORMS",
     "DROPOUTS",
     "SILU_FUNCTIONS",
+    "WEIGHT_NORM_FUNCTIONS",
     "DispatchMode",
     "add_batch_dim",
     "check_batched_passes",
@@ -127,6 +128,10 @@ make_wrapper: Callable[..., Any] = _find("torch:Tensor._make_wrapper_subclass", 
 
 # torch.nn.functional.silu ends in this function, and some models call it directly.
 SILU_FUNCTIONS: tuple[Callable[..., Any], ...] = tuple(f for f in [_find("torch:_C._nn.silu")] if f is not None)
+
+# Both forms of weight normalization in torch.nn.utils call this function, whose second derivative is wrong. Where it is
+# not found it is not replaced, and its node in a graph is refused.
+WEIGHT_NORM_FUNCTIONS: tuple[Callable[..., Any], ...] = tuple(f for f in [_find("torch:_weight_norm")] if f is not None)
 
 # Dropout and BatchNorm by their base classes, which classes of other packages may share. Without them PyTorch's own
 # classes are recognised.

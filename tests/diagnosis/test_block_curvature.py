@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 import torch.nn.functional as F
 from patients import Frozen, Model, Sound, examine, loss, only
@@ -19,10 +20,11 @@ def test_a_silently_wrong_derivative_names_blocks_and_suspects() -> None:
     assert "wrong" in str(report)
 
 
-def test_kinks_and_inner_float32_are_no_errors() -> None:
+@pytest.mark.parametrize("inner", [torch.float32, torch.bfloat16])
+def test_kinks_and_narrow_inner_arithmetic_are_no_errors(inner: torch.dtype) -> None:
     class Narrow(nn.Module):
         def forward(self, x: Tensor) -> Tensor:
-            y = x.float()
+            y = x.to(inner)
             return (y * torch.rsqrt(y.pow(2).mean(-1, keepdim=True) + 1e-3)).to(x.dtype)
 
     assert examine(Model(F.relu)).ok

@@ -138,6 +138,17 @@ def test_a_full_disk_at_any_operation_is_survived(tmp_path: Path) -> None:
     assert operations > 60
 
 
+def test_a_job_that_the_disk_has_no_room_for_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(path: Path, *_: object) -> None:
+        raise RunFolderError(f"The disk is full: {path}.")
+
+    for module, file in ((folders, MARKER), (checkpoints, "identity.json")):
+        with monkeypatch.context() as patch, pytest.raises(RunFolderError, match=f"full.*{file}"):
+            patch.setattr(module, "write_json", full)
+            count(tmp_path)
+        assert not names(tmp_path)
+
+
 def test_a_disk_that_is_full_at_the_end_keeps_what_was_computed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -247,6 +258,16 @@ def test_a_result_of_somebody_else_is_refused_before_the_work(tmp_path: Path, na
     with pytest.raises(RunFolderError, match=f"{name} .*not written by hvp_engine"):
         he.slq(case.model, case.loss, data=case.data, steps=2, probes=1, check=False, out=tmp_path)
     assert names(tmp_path) == [name] and (tmp_path / name).read_text() == '{"epochs": 3}'
+
+
+@pytest.mark.parametrize("identity", [None, [], [1], "a", {}, {"seed": [[]]}])
+def test_a_result_without_an_identity_is_refused(tmp_path: Path, identity: object) -> None:
+    case = mlp()
+    found = he.slq(case.model, case.loss, data=case.data, steps=2, probes=1, check=False)
+    found.manifest["identity"] = identity
+    found.save(tmp_path)
+    with pytest.raises(RunFolderError, match="holds another job"):
+        he.slq(case.model, case.loss, data=case.data, steps=2, probes=1, check=False, out=tmp_path)
 
 
 def test_a_second_job_in_a_folder_is_refused_and_hurts_nothing(tmp_path: Path) -> None:

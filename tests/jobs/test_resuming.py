@@ -31,10 +31,10 @@ def job(out: Path | None, **options: Any) -> he.Spectra:
 
 
 @pytest.fixture
-def stop(monkeypatch: pytest.MonkeyPatch) -> Callable[[Path, int], None]:
+def stop(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     """Begin a job and interrupt it before a step."""
 
-    def interrupted(out: Path, before: int, **options: Any) -> None:
+    def interrupted(out: Path, before: int, run: Callable[..., he.Spectra] = job, **options: Any) -> None:
         original = BatchedLanczos.step
 
         def step(state: BatchedLanczos) -> int:
@@ -45,7 +45,7 @@ def stop(monkeypatch: pytest.MonkeyPatch) -> Callable[[Path, int], None]:
         with monkeypatch.context() as patch:
             patch.setattr(BatchedLanczos, "step", step)
             with pytest.raises(KeyboardInterrupt):
-                job(out, **options)
+                run(out, **options)
 
     return interrupted
 
@@ -75,10 +75,45 @@ Stop = Callable[..., None]
 def test_the_second_derivative_is_checked_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop: Stop) -> None:
     wanted = job(None)
     stop(tmp_path, 3)
-    monkeypatch.setattr(runner, "verify", lambda *_: pytest.fail("checked again"))
+    monkeypatch.setattr("hvp_engine.operators.operator.verify", lambda *_: pytest.fail("checked again"))
     found = job(tmp_path)
     assert same(found, wanted)
     assert found.manifest["verification"] == wanted.manifest["verification"]
+
+
+class Cube(torch.autograd.Function):
+    """A function that only a test can tell right."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor) -> torch.Tensor:
+        ctx.save_for_backward(x)
+        return x**3
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> torch.Tensor:
+        (x,) = ctx.saved_tensors
+        return 3 * x**2 * gradients[0]
+
+
+@pytest.mark.parametrize("rare", [False, True])
+def test_custom_functions_are_tested_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop: Stop, rare: bool
+) -> None:
+    model = torch.nn.Linear(4, 3)
+    data = [torch.full((5, 4), 0.1), torch.full((5, 4), 2.0)]  # only the second batch is large
+
+    def loss(m: torch.nn.Module, b: torch.Tensor) -> torch.Tensor:
+        out = m(b)
+        return (Cube.apply(out) if not rare or b[0, 0] > 1 else out**2).sum(1).mean()
+
+    def run(out: Path | None) -> he.Spectra:
+        return he.slq(model, loss, data=data, steps=6, probes=1, out=out)
+
+    wanted = run(None)
+    stop(tmp_path, 3, run)
+    monkeypatch.setattr("hvp_engine.operators.operator.verify", lambda *_: pytest.fail("checked again"))
+    found = run(tmp_path)
+    assert np.array_equal(found["full"].alphas, wanted["full"].alphas)
 
 
 @pytest.mark.parametrize("place", ["memory", "disk"])

@@ -109,3 +109,14 @@ def test_rows_of_logits_are_scaled_from_a_few_samples() -> None:
 
 def test_blocks_that_hold_the_head_do_not_use_its_curvature() -> None:
     assert policy.products_past_head({"wte": 100, "wq": 30, "fc": 5}, frozenset({"wte"})) == 35
+
+
+def test_the_test_of_the_second_derivative_takes_as_many_samples_as_the_job_can_afford() -> None:
+    for samples, products, bytes_, expected in (
+        (256, 1000, 1 << 20, 256),  # cheap against the job
+        (256, 100, 1 << 20, 64),  # 9 * 64 products of one sample are within 4 % of 100 * 256
+        (256, 1, 1 << 20, 16),  # a handful costs nothing that matters
+        (256, 1000, 1 << 30, 64),  # in float64 a quarter of the graph and its temporaries fill 1 GiB
+        (256, 1000, 1 << 40, 1),
+    ):
+        assert policy.choose_samples_to_check(samples, bytes_, 1 << 30, products) == expected

@@ -1,4 +1,4 @@
-"""Second derivatives that do not exist, or are wrong without saying so."""
+"""The test of the second derivative: what is wrong is found, what is sound or cannot be told is let through."""
 
 from __future__ import annotations
 
@@ -165,3 +165,117 @@ def test_an_infinite_second_derivative_is_reported() -> None:
     for check in (True, False):
         with pytest.raises(he.HvpEngineError, match="is not finite"):
             he.slq(Wrapped(lambda x: x), norm_at_zero, data=DATA, steps=3, probes=1, check=check)
+
+
+class Text(nn.Module):
+    """Tokens, of which one kind is padding; the table may be the head's, too."""
+
+    def __init__(self, *, tied: bool, row: int) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.table, self.head = nn.Embedding(7, 4, padding_idx=row), nn.Linear(4, 7, bias=False)
+        if tied:
+            self.head.weight = self.table.weight
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        logits: Tensor = self.head(torch.tanh(self.table(tokens)).mean(1))
+        return logits
+
+
+@pytest.mark.parametrize("fused", [False, True], ids=["plain", "fused"])
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("row", [0, 6, -1])
+def test_padding_rows_are_constants_not_faults(row: int, *, tied: bool, fused: bool) -> None:
+    torch.manual_seed(1)
+    tokens, targets = torch.randint(1, 6, (8, 5)), torch.randint(0, 7, (8,))
+    tokens[:, 3:] = row % 7
+    model = Text(tied=tied, row=row)
+
+    def plain(model: Text, batch: tuple[Tensor, Tensor]) -> Tensor:
+        rows = model.table.weight[batch[0]]
+        rows = torch.where((batch[0] == row % 7)[..., None], rows.detach(), rows)
+        return F.cross_entropy(model.head(torch.tanh(rows).mean(1)), batch[1])
+
+    def through_torch(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
+        with torch._C.DisableTorchFunction():  # keeps the engine's own embedding out
+            return loss(model, batch)
+
+    chosen = loss if fused else through_torch
+    measured = he.slq(model, chosen, data=[(tokens, targets)], steps=3, probes=1).manifest["verification"]
+    assert measured["finite_difference"] < 1e-5 and measured["asymmetry"] < 1e-10 and measured["curvature"] > 0
+    v = torch.randn(2, sum(p.numel() for p in model.parameters()))
+    found, right = (he.hvp(model, f, {"full": v}, data=[(tokens, targets)])["full"] for f in (chosen, plain))
+    assert torch.allclose(found, right, rtol=1e-4, atol=1e-6)
+    assert he.doctor(model, chosen, data=[(tokens, targets)], seconds=3).ok
+
+
+@pytest.mark.parametrize("size", [2, 16])
+def test_statistics_of_the_batch_are_no_faults(size: int) -> None:
+    def redundancy(model: nn.Module, batch: Tensor) -> Tensor:
+        z = model(batch)
+        z = (z - z.mean(0)) / z.std(0)
+        return ((z.T @ z.roll(1, 0) / len(z) - torch.eye(3)) ** 2).sum()
+
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 3))
+    data = [torch.randn(size, 4)]
+    measured = he.slq(model, redundancy, data=data, steps=3, probes=1).manifest["verification"]
+    if size == 2:  # two samples have no curvature but rounding: that is not tested
+        assert measured["finite_difference"] is None
+    else:
+        assert measured["finite_difference"] < 1e-4 and measured["asymmetry"] < 1e-8
+    assert he.doctor(model, redundancy, data=data, seconds=3).ok
+
+
+def zeros(model: nn.Module) -> nn.Module:
+    for parameter in model.parameters():
+        if parameter.dim() == 1:
+            nn.init.zeros_(parameter)
+    return model
+
+
+def lasso(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
+    return loss(model, batch) + sum(p.abs().sum() for p in model.parameters())
+
+
+KINKS: dict[str, Any] = {
+    "absolute values at zero": (lambda: zeros(Wrapped(torch.tanh)), lasso),
+    "relu at zero": (lambda: zeros(Wrapped(lambda x: F.relu(x * (x > 1)))), loss),
+    "ties of maxima": (lambda: Wrapped(lambda x: F.max_pool1d(x[:, None] * 0 + x.mean(), 2, 1, 1)[:, 0, :8]), loss),
+    "clamp": (lambda: Wrapped(lambda x: x.clamp(-0.1, 0.1) + x * 0.1), loss),
+    "hardtanh": (lambda: Wrapped(lambda x: F.hardtanh(x) * x), loss),
+}
+
+
+@pytest.mark.parametrize("kind", KINKS)
+def test_kinks_are_no_faults(kind: str) -> None:
+    make, chosen = KINKS[kind]
+    assert he.slq(make(), chosen, data=DATA, steps=3, probes=1).manifest["verification"] is not None
+    assert he.doctor(make(), chosen, data=DATA, seconds=3).ok
+
+
+@pytest.mark.parametrize("kind", ["absolute values at zero", "relu at zero"])
+def test_a_wrong_derivative_beside_kinks_is_found(kind: str) -> None:
+    make, chosen = KINKS[kind]
+
+    def both(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
+        return chosen(model, batch) + SavesItsDerivative.apply(model.second.weight).pow(2).sum()
+
+    with pytest.raises(SecondDerivativeError, match="wrong without an error message"):
+        he.slq(make(), both, data=DATA, steps=3, probes=1)
+
+
+def test_rounding_with_a_straight_through_gradient_is_refused() -> None:
+    def function(x: Tensor) -> Tensor:
+        return (x + ((x * 8).round() / 8 - x).detach()).tanh()
+
+    with pytest.raises(SecondDerivativeError, match="wrong without an error message"):
+        run(function)
+
+
+def test_a_wide_network_of_relus_passes() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(20, 3000), nn.ReLU(), nn.Linear(3000, 300), nn.ReLU(), nn.Linear(300, 3))
+    data = [(torch.randn(256, 20), torch.randint(0, 3, (256,)))]
+    measured = he.slq(model, loss, data=data, steps=2, probes=12).manifest["verification"]
+    assert measured["finite_difference"] < 1e-3

@@ -1,0 +1,169 @@
+"""The test of the second derivative before hours of work: on a piece of the job's data, in the widest arithmetic.
+
+It runs on a float64 copy of the model where that can be made, in which differences of gradients leave neither rounding
+errors nor, in practice, kinks between two points. A copy may compute something else than the job does (another path for
+another dtype, another kernel), so the job's own product is compared with the copy's, and tested by itself where they
+differ.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+from hvp_engine.errors import HvpEngineError, SecondDerivativeError
+from hvp_engine.operators.derivative_check import DerivativeCheck, Verification
+from hvp_engine.problem import batches
+from hvp_engine.problem.objective import Objective
+from hvp_engine.problem.precision import Precision
+from hvp_engine.system.memory import is_out_of_memory
+
+log = logging.getLogger(__name__)
+
+# How far the job's product may be from float64's before it is tested by itself: more than rounding explains.
+_ROUNDINGS: dict[Precision, float] = {"fp64": 1e-3, "fp32": 0.05, "tf32": 0.3, "bf16": 0.5}
+
+T = TypeVar("T")
+
+
+def verify(
+    objective: Objective, names: tuple[str, ...], pieces: list[Any], functions: Iterable[type] = ()
+) -> tuple[Verification, set[type]]:
+    """Check the second derivative with respect to some parameters.
+
+    Args:
+        objective: The job's objective.
+        names: The parameters.
+        pieces: Samples on the model's device; the next ones serve where the loss of those before is not defined.
+        functions: Custom autograd functions that must take part.
+
+    Returns:
+        The measured errors, and the custom functions that took part.
+
+    Raises:
+        SecondDerivativeError: The Hessian is not symmetric or contradicts the gradient, or that cannot be tested.
+        OutOfMemoryError, torch.OutOfMemoryError or RuntimeError: The test does not fit into memory.
+    """
+
+    def measure_union(test: DerivativeCheck, piece: Any) -> tuple[Verification, set[type]]:
+        measured = test.measure(test.union)
+        if measured.wrong:
+            raise SecondDerivativeError(_wrong(measured, test.functions))
+        if not measured.curvature:
+            log.info("second derivative not tested: the curvature of these samples is no more than rounding")
+        taking_part = set(test.functions)
+        if measured.dtype == "float64" and objective.precision != "fp64":
+            product = test.product(test.union, test.direction(test.union))
+            taking_part &= _compare_with_job(objective, names, piece, product)
+        return measured, taking_part
+
+    return in_widest_arithmetic(objective, names, pieces, measure_union, functions)
+
+
+def describe(measured: Verification) -> str:
+    """Put the errors in words."""
+    return (
+        f"asymmetry {measured.asymmetry:.2g}, relative deviation from finite differences of the gradient "
+        f"{measured.finite_difference:.2g}"
+    )
+
+
+def in_widest_arithmetic(
+    objective: Objective,
+    names: tuple[str, ...],
+    pieces: list[Any],
+    use: Callable[[DerivativeCheck, Any], T],
+    functions: Iterable[type] = (),
+) -> T:
+    """Call ``use`` with a check in float64, or else in float32, on the first piece of the data that defines a loss.
+
+    Args:
+        objective: Loss and model.
+        names: The parameters that are checked.
+        pieces: Samples on the model's device, see :func:`verify`.
+        use: Called with the check and its piece; what it returns is passed on.
+        functions: Custom autograd functions without which a check tells nothing.
+
+    Raises:
+        SecondDerivativeError: From ``use``, or because it fails in every arithmetic.
+    """
+    needed = set(functions)
+    failure: Exception | None = None
+    for precision in ("fp64", "fp32"):
+        for piece in pieces:
+            try:
+                test = _check(objective, names, piece, precision)
+                missing = needed - test.functions
+                if not missing:
+                    return use(test, piece)
+                failure = SecondDerivativeError(f"in {precision} the model does not run {_called(missing)}")
+                break
+            except SecondDerivativeError:
+                raise
+            except (HvpEngineError, RuntimeError, TypeError) as error:
+                # Not every model runs in float64 (custom kernels, float32 tensors held by the loss).
+                log.info("second derivative not checked in %s: %s", precision, error)
+                failure = error
+    assert failure is not None
+    if is_out_of_memory(failure):
+        raise failure
+    cause = str(failure).splitlines()[0].rstrip(".")
+    raise SecondDerivativeError(
+        "The second derivative of this model cannot be checked: the passes over a batch fail in float64 and in "
+        f"float32 ({cause}). Mend the model or the loss, or pass check=False to slq to go without the test."
+    ) from failure
+
+
+def _check(objective: Objective, names: tuple[str, ...], piece: Any, precision: Precision) -> DerivativeCheck:
+    data = None if objective.data is None else [piece]
+    own = Objective(objective.model, objective.loss, data, precision)
+    return DerivativeCheck(own, names, piece if precision == objective.precision else _converted(piece, own.dtype))
+
+
+def _compare_with_job(objective: Objective, names: tuple[str, ...], piece: Any, expected: Tensor) -> set[type]:
+    """Compare the product in the job's own arithmetic with that in float64, and test it by itself if they differ.
+
+    Returns:
+        The custom functions that take part in the job.
+
+    Raises:
+        SecondDerivativeError: They differ, and the job's own contradicts its gradient.
+    """
+    test = _check(objective, names, piece, objective.precision)
+    product = test.product(test.union, test.direction(test.union)).double()
+    norm = max(float(expected.norm()), float(product.norm()))
+    difference = float((product - expected).norm())
+    if difference > _ROUNDINGS[objective.precision] * norm:
+        measured = test.measure(test.union)
+        if measured.wrong:
+            raise SecondDerivativeError(_wrong(measured, test.functions))
+        log.warning(
+            "the product in %s differs by %.2g from that in float64: rounding, or the model computes something else",
+            objective.precision,
+            difference / norm,
+        )
+    return test.functions
+
+
+def _wrong(measured: Verification, functions: Iterable[type]) -> str:
+    named = sorted(function.__qualname__ for function in functions)
+    found = f"; this model's are {', '.join(named)}" if named else ""
+    return (
+        f"The second derivative of this model is wrong without an error message: {describe(measured)}. "
+        "Some operation's backward pass is not itself differentiated (fused or compiled kernels such as Liger's or "
+        "Apex's, a custom autograd.Function that is once_differentiable or saves results computed in forward"
+        f"{found}, .data or detach() inside the model). hvp_engine.doctor names the suspects; replace them by plain "
+        "PyTorch operations. check=False of slq skips this test."
+    )
+
+
+def _called(functions: Iterable[type]) -> str:
+    return ", ".join(sorted(function.__qualname__ for function in functions))
+
+
+def _converted(batch: Any, dtype: torch.dtype) -> Any:
+    return batches.map_tensors(lambda tensor: tensor.to(dtype) if tensor.is_floating_point() else tensor, batch)
