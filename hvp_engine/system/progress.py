@@ -65,6 +65,8 @@ class ProgressReporter:
         """Count work that an earlier run finished: done, but no measure of this run's speed."""
         self._done += amount
         self._resumed += amount
+        if amount and self._bar is not None and self._task is not None:
+            self._bar.reset(self._task, completed=self._done)  # its speed is measured from here
 
     def advance(self, amount: int, detail: str = "") -> None:
         """Report finished work.
