@@ -3,8 +3,29 @@
 from __future__ import annotations
 
 
+def printable(text: str, keep: str = "") -> str:
+    r"""Write text of anybody's so that it does nothing but show: what cannot be seen becomes its Python escape.
+
+    Control characters (escape sequences of terminals begin with one), line breaks, and characters that turn the
+    direction of the text or take no room: ``\x1b[31m``, ``\n``, ``\u202e``. Everything else stays as it is. The
+    function stands here, below all rooms, because the messages of errors go through it too.
+
+    Args:
+        text: Any text.
+        keep: Characters to leave alone, for instance line breaks.
+    """
+    if text.isprintable():
+        return text
+    escaped = (c if c in keep or c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
+    return "".join(escaped)
+
+
 class HvpEngineError(Exception):
     """Base class of all errors raised by hvp_engine."""
+
+    def __str__(self) -> str:
+        """Return the message; what it quotes from files and names sends nothing to the terminal."""
+        return printable(super().__str__(), keep="\n")
 
 
 class ConfigurationError(HvpEngineError, ValueError):

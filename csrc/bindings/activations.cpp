@@ -3,74 +3,95 @@
 
 #include <pybind11/pybind11.h>
 
-#include <stdexcept>
-
 #include "arguments.h"
 #include "dispatch.h"
+#include "operands.h"
 
 namespace py = pybind11;
 
 namespace {
 
 using hvp::Address;
+using hvp::Groups;
 using Release = py::call_guard<py::gil_scoped_release>;
 
-hvp::Operand input(Address address, std::int64_t batch_stride) {
-    return {hvp::at<void>(address), batch_stride};
-}
-
-hvp::ElementwiseShape shape(int type, std::int64_t batch, std::int64_t size) {
-    hvp::check_sizes({batch, size});
+Groups groups(int type, std::int64_t batch, std::int64_t size) {
     return {hvp::checked_dtype(type), batch, size};
 }
 
+hvp::ElementwiseShape shape(const Groups& all) { return {all.type, all.batch, all.size}; }
+
 hvp::Activation activation(int kind) {
-    if (kind < 0 || kind > 2) throw std::invalid_argument("The kind of activation must be 0, 1 or 2.");
+    if (kind < 0 || kind > 2) hvp::refuse("The kind of activation must be 0, 1 or 2.");
     return static_cast<hvp::Activation>(kind);
 }
 
 void activation_forward(int kind, int type, std::int64_t batch, std::int64_t size, Address x,
                         std::int64_t x_stride, Address y) {
-    HVP_SELECT(activation_forward)(activation(kind), shape(type, batch, size), input(x, x_stride),
-                                   hvp::at<void>(y));
+    const hvp::Activation function = activation(kind);
+    const Groups all = groups(type, batch, size);
+    const hvp::Operand from = all.input("x", x, x_stride);
+    void* to = all.output("y", y);
+    if (all.empty()) return;
+    HVP_SELECT(activation_forward)(function, shape(all), from, to);
 }
 
 void activation_backward(int kind, int type, std::int64_t batch, std::int64_t size, Address x,
                          std::int64_t x_stride, Address g, std::int64_t g_stride, Address dx) {
-    HVP_SELECT(activation_backward)
-    (activation(kind), shape(type, batch, size), input(x, x_stride), input(g, g_stride), hvp::at<void>(dx));
+    const hvp::Activation function = activation(kind);
+    const Groups all = groups(type, batch, size);
+    const hvp::Operand from = all.input("x", x, x_stride), upstream = all.input("g", g, g_stride);
+    void* to = all.output("dx", dx);
+    if (all.empty()) return;
+    HVP_SELECT(activation_backward)(function, shape(all), from, upstream, to);
 }
 
 void activation_double_backward(int kind, int type, std::int64_t batch, std::int64_t size, Address x,
                                 std::int64_t x_stride, Address g, std::int64_t g_stride, Address u,
                                 std::int64_t u_stride, Address d_g, Address d_x) {
-    HVP_SELECT(activation_double_backward)
-    (activation(kind), shape(type, batch, size), input(x, x_stride), input(g, g_stride), input(u, u_stride),
-     hvp::at<void>(d_g), hvp::at<void>(d_x));
+    const hvp::Activation function = activation(kind);
+    const Groups all = groups(type, batch, size);
+    const hvp::Operand from = all.input("x", x, x_stride), upstream = all.input("g", g, g_stride),
+                       cotangent = all.input("u", u, u_stride);
+    void *to_g = all.optional_output("d_g", d_g), *to_x = all.optional_output("d_x", d_x);
+    if (all.empty()) return;
+    HVP_SELECT(activation_double_backward)(function, shape(all), from, upstream, cotangent, to_g, to_x);
 }
 
 void swiglu_forward(int type, std::int64_t batch, std::int64_t size, Address gate, std::int64_t gate_stride,
                     Address up, std::int64_t up_stride, Address y) {
-    HVP_SELECT(swiglu_forward)
-    (shape(type, batch, size), input(gate, gate_stride), input(up, up_stride), hvp::at<void>(y));
+    const Groups all = groups(type, batch, size);
+    const hvp::Operand gates = all.input("gate", gate, gate_stride), ups = all.input("up", up, up_stride);
+    void* to = all.output("y", y);
+    if (all.empty()) return;
+    HVP_SELECT(swiglu_forward)(shape(all), gates, ups, to);
 }
 
 void swiglu_backward(int type, std::int64_t batch, std::int64_t size, Address gate, std::int64_t gate_stride,
                      Address up, std::int64_t up_stride, Address g, std::int64_t g_stride, Address d_gate,
                      Address d_up) {
-    HVP_SELECT(swiglu_backward)
-    (shape(type, batch, size), input(gate, gate_stride), input(up, up_stride), input(g, g_stride),
-     hvp::at<void>(d_gate), hvp::at<void>(d_up));
+    const Groups all = groups(type, batch, size);
+    const hvp::Operand gates = all.input("gate", gate, gate_stride), ups = all.input("up", up, up_stride),
+                       upstream = all.input("g", g, g_stride);
+    void *to_gate = all.optional_output("d_gate", d_gate), *to_up = all.optional_output("d_up", d_up);
+    if (all.empty()) return;
+    HVP_SELECT(swiglu_backward)(shape(all), gates, ups, upstream, to_gate, to_up);
 }
 
 void swiglu_double_backward(int type, std::int64_t batch, std::int64_t size, Address gate,
                             std::int64_t gate_stride, Address up, std::int64_t up_stride, Address g,
                             std::int64_t g_stride, Address u_gate, std::int64_t u_gate_stride, Address u_up,
                             std::int64_t u_up_stride, Address d_g, Address d_gate, Address d_up) {
+    const Groups all = groups(type, batch, size);
+    const hvp::Operand gates = all.input("gate", gate, gate_stride), ups = all.input("up", up, up_stride),
+                       upstream = all.input("g", g, g_stride),
+                       of_gate = all.optional_input("u_gate", u_gate, u_gate_stride),
+                       of_up = all.optional_input("u_up", u_up, u_up_stride);
+    void *to_g = all.optional_output("d_g", d_g), *to_gate = all.optional_output("d_gate", d_gate),
+         *to_up = all.optional_output("d_up", d_up);
+    if (all.empty()) return;
     HVP_SELECT(swiglu_double_backward)
-    (shape(type, batch, size), input(gate, gate_stride), input(up, up_stride), input(g, g_stride),
-     input(u_gate, u_gate_stride), input(u_up, u_up_stride), hvp::at<void>(d_g), hvp::at<void>(d_gate),
-     hvp::at<void>(d_up));
+    (shape(all), gates, ups, upstream, of_gate, of_up, to_g, to_gate, to_up);
 }
 
 }  // namespace

@@ -9,11 +9,23 @@
 #include <stdexcept>
 #include <vector>
 
+#include "arguments.h"
+#include "hvp/cuda/device.h"
+
 namespace hvp {
 namespace cuda {
 
 inline void check(const char* error) {
     if (error != nullptr) throw std::runtime_error(error);
+}
+
+// The runtime refuses unknown devices itself, but follows any handle: those that can be none are refused
+// here.
+inline Queue queue(int device, std::uintptr_t stream) {
+    constexpr std::uintptr_t kNamed = 2;  // the legacy stream and the threads' own have numbers, as null has
+    struct alignas(8) Handle {};
+    if (stream > kNamed) (void)Address(stream).required<Handle>("the stream", 1);
+    return {device, reinterpret_cast<StreamHandle>(stream)};
 }
 
 // The entries as an int64 array.

@@ -11,17 +11,21 @@ namespace py = pybind11;
 namespace {
 
 using hvp::Address;
-using hvp::at;
-using hvp::check_sizes;
-using hvp::checked_dtype;
+using hvp::Dtype;
 
 void embedding_backward(int dtype, Address order, Address sorted_rows, std::int64_t tokens, Address grad,
                         std::int64_t table_rows, std::int64_t columns, Address table) {
-    check_sizes({tokens, table_rows, columns});
+    const Dtype type = hvp::checked_dtype(dtype);
+    const std::int64_t table_elements = hvp::elements({table_rows, columns});
+    const void* from = grad.required("grad", type, hvp::elements({tokens, columns}));
+    const auto* rows = order.required<const std::int64_t>("order", tokens);
+    const auto* sorted = sorted_rows.required<const std::int64_t>("sorted_rows", tokens);
+    void* to = table.required("table", type, table_elements);
+    if (table_elements == 0) return;
     py::gil_scoped_release release;
-    HVP_SELECT(embedding_backward)
-    (checked_dtype(dtype), at<const std::int64_t>(order), at<const std::int64_t>(sorted_rows), tokens,
-     at<const void>(grad), table_rows, columns, at<void>(table));
+    for (std::int64_t i = 0; i < tokens; ++i)  // the kernel reads many numbers for each of these
+        if (rows[i] < 0 || rows[i] >= tokens) hvp::refuse("Each of order must be the number of a token.");
+    HVP_SELECT(embedding_backward)(type, rows, sorted, tokens, from, table_rows, columns, to);
 }
 
 }  // namespace

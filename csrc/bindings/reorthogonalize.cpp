@@ -17,9 +17,10 @@ namespace {
 using Doubles = py::array_t<double, py::array::c_style>;
 
 void reorthogonalize(const hvp::Table& table, Doubles coefficients, Doubles norms, Doubles lost) {
+    hvp::check_aligned(coefficients, norms, lost);
     if (coefficients.ndim() != 2) throw py::value_error("The coefficients must be (streams, largest count).");
     const std::int64_t max_count = coefficients.shape(1);
-    const std::vector<hvp::ReorthogonalizeStream> streams = hvp::streams_of(table);
+    const std::vector<hvp::ReorthogonalizeStream> streams = hvp::streams_of<hvp::Address>(table);
     for (const hvp::ReorthogonalizeStream& stream : streams)
         if (stream.count > max_count)
             throw py::value_error("A stream has more rows than there are columns of coefficients.");

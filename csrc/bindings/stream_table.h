@@ -19,24 +19,35 @@ using Table = pybind11::array_t<std::int64_t, pybind11::array::c_style>;
 constexpr pybind11::ssize_t kStreamFields = 7;
 
 inline void check_shape(const Table& table, pybind11::ssize_t fields) {
+    check_aligned(table);
     if (table.ndim() != 2 || table.shape(0) < 1 || table.shape(1) != fields)
-        throw pybind11::value_error("The table must be (streams, " + std::to_string(fields) +
-                                    ") with at least one stream.");
+        refuse("The table must be (streams, " + std::to_string(fields) + ") with at least one stream.");
 }
 
 inline Dtype basis_dtype(std::int64_t number) { return checked_dtype(number); }
 inline Dtype vector_dtype(std::int64_t number) { return checked_dtype(number, Dtype::float64); }
 
-inline std::vector<ReorthogonalizeStream> streams_of(const Table& table) {
+// Addresses lie in the memory that Within (Address or DeviceAddress) stands for.
+template <class Within>
+Within address_in(std::int64_t field) {
+    return Within(static_cast<std::uintptr_t>(field));
+}
+
+template <class Within>
+std::vector<ReorthogonalizeStream> streams_of(const Table& table) {
     check_shape(table, kStreamFields);
     std::vector<ReorthogonalizeStream> streams;
     for (pybind11::ssize_t s = 0; s < table.shape(0); ++s) {
         const std::int64_t* f = table.data(s, 0);
-        if (f[3] < 1 || f[4] < 0)
-            throw pybind11::value_error("Stream " + std::to_string(s) +
-                                        " needs a size of at least 1 and a count of at least 0.");
-        streams.push_back({reinterpret_cast<const void*>(f[0]), reinterpret_cast<void*>(f[1]), f[2], f[3],
-                           f[4], basis_dtype(f[5]), vector_dtype(f[6])});
+        const std::int64_t row_stride = f[2], size = f[3], count = f[4];
+        if (size < 1 || count < 0)
+            refuse("Stream " + std::to_string(s) + " needs a size of at least 1 and a count of at least 0.");
+        if (count > 1 && row_stride < size) refuse("The rows of a basis overlap.");
+        const Dtype of_basis = basis_dtype(f[5]), of_vector = vector_dtype(f[6]);
+        streams.push_back(
+            {address_in<Within>(f[0]).required("a basis", of_basis, reach({{count, row_stride}, {size, 1}})),
+             address_in<Within>(f[1]).required("a vector", of_vector, size), row_stride, size, count,
+             of_basis, of_vector});
     }
     return streams;
 }

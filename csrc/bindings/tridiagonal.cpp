@@ -5,7 +5,9 @@
 #include <pybind11/pybind11.h>
 
 #include <new>
+#include <vector>
 
+#include "arguments.h"
 #include "dispatch.h"
 
 namespace py = pybind11;
@@ -15,9 +17,19 @@ namespace {
 using Doubles = py::array_t<double, py::array::c_style>;
 using Integers = py::array_t<std::int64_t, py::array::c_style>;
 
+void check_rows(const std::int64_t* steps, const std::int64_t* order, std::int64_t num, std::int64_t m) {
+    std::vector<bool> seen(static_cast<std::size_t>(num));
+    for (std::int64_t s = 0; s < num; ++s) {
+        if (steps[s] < 1 || steps[s] > m || order[s] < 0 || order[s] >= num || seen[order[s]])
+            throw py::value_error("Each of steps must be in 1..m, and order a permutation.");
+        seen[order[s]] = true;
+    }
+}
+
 // Returns -1, or the number of a matrix (one of its group) that did not converge.
 std::int64_t tridiagonal_quadrature(const Doubles& alphas, const Doubles& betas, const Integers& steps,
                                     const Integers& order, Doubles nodes, Doubles weights) {
+    hvp::check_aligned(alphas, betas, steps, order, nodes, weights);
     if (alphas.ndim() != 2 || alphas.shape(1) < 1)
         throw py::value_error("alphas must be (matrices, m) with m of at least 1.");
     const std::int64_t num = alphas.shape(0);
@@ -25,9 +37,7 @@ std::int64_t tridiagonal_quadrature(const Doubles& alphas, const Doubles& betas,
     if (betas.size() != num * (m - 1) || steps.size() != num || order.size() != num ||
         nodes.size() != num * m || weights.size() != num * m)
         throw py::value_error("The arrays do not match alphas (matrices, m).");
-    for (std::int64_t s = 0; s < num; ++s)
-        if (steps.data()[s] < 1 || steps.data()[s] > m || order.data()[s] < 0 || order.data()[s] >= num)
-            throw py::value_error("Each of steps must be in 1..m, and order a permutation.");
+    check_rows(steps.data(), order.data(), num, m);
     double* x = nodes.mutable_data();
     double* w = weights.mutable_data();
     std::int64_t status = hvp::kTridiagonalDone;

@@ -260,6 +260,8 @@ def _per_module(model: nn.Module, names: Names) -> list[Block]:
 def _resolve_one(names: Names, block: Block) -> ResolvedBlock:
     if not isinstance(block.name, str) or not block.name:
         raise BlockError(f"The name of a block must be a non-empty string, not {block.name!r}.")
+    if any("\ud800" <= character <= "\udfff" for character in block.name):  # seeds and files need its bytes
+        raise BlockError(f"The name of a block must be text, and {block.name!r} has half a character; rename it.")
     if isinstance(block.parts, str) or any(
         not isinstance(part, (tuple, list)) or len(part) != 2 for part in block.parts
     ):

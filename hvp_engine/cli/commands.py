@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
 import os
@@ -14,7 +15,7 @@ import typer
 from rich.console import Console
 
 from hvp_engine.cli.job_file import JobOfUser, load_job, output_to_errors
-from hvp_engine.errors import ConfigurationError, HvpEngineError
+from hvp_engine.errors import ConfigurationError, HvpEngineError, printable
 from hvp_engine.krylov.registry import STORAGES
 from hvp_engine.results.spectra import Spectra
 from hvp_engine.results.table import summary_table
@@ -75,7 +76,7 @@ def demo(
     with output_to_errors():
         spectra = driver.run(out, progress=not quiet)
     _print(spectra)
-    typer.echo(f"Figures and results are in {out}/: spectra.png, js_distance.png, manifest.json, spectra.safetensors")
+    _say(f"Figures and results are in {out}/: spectra.png, js_distance.png, manifest.json, spectra.safetensors")
 
 
 @app.command()
@@ -166,7 +167,7 @@ def slq(
             out=folder,
         )
     _print(spectra)
-    typer.echo(f"Results are in {folder}/; draw them with: hvp-engine plot {folder}")
+    _say(f"Results are in {folder}/; draw them with: hvp-engine plot {folder}")
 
 
 @app.command()
@@ -210,12 +211,12 @@ def show(run: _Run) -> None:
     """Print the table of a run."""
     spectra = Spectra.load(run)
     _print(spectra)
-    config = spectra.manifest.get("config", {})
+    settings, notes = spectra.settings, spectra.manifest.get("notes")
     for key in ("steps", "probes", "seed", "distribution", "precision", "reorthogonalize", "basis"):
-        if key in config:
-            typer.echo(f"{key:16}{config[key]}")
-    for note in spectra.manifest.get("notes", []):
-        typer.echo(f"{'note':16}{note}")
+        if key in settings:
+            _say(f"{key:16}{settings[key]}")
+    for note in notes if isinstance(notes, list) else []:
+        _say(f"{'note':16}{note}")
 
 
 @app.command()
@@ -228,11 +229,21 @@ def plot(
     for name, draw in (("spectra", spectra.plot), ("js_distance", spectra.plot_js)):
         path = run / f"{name}.{suffix}"
         draw(path)
-        typer.echo(str(path))
+        _say(str(path))
 
 
 def _print(spectra: Spectra) -> None:
-    _console().print(summary_table(spectra, spectra.js_distance()))
+    """Print the table as wide as the terminal, or as long as its lines are where there is none."""
+    if sys.stdout.isatty():
+        console = _console()
+        console.print(summary_table(spectra, spectra.js_distance(), console.width))
+    else:
+        typer.echo(spectra.summary())
+
+
+def _say(text: str) -> None:
+    """Print a line that may quote what a stranger wrote."""
+    typer.echo(printable(text))
 
 
 def _console() -> Console:
@@ -283,6 +294,8 @@ def _bytes(gibibytes: float | None) -> int | None:
 
 def main() -> None:
     """Entry point: errors become one message and an exit code."""
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a terminal that lacks a letter shows its number
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         code = app(standalone_mode=False)
         if code == _INTERRUPTED:

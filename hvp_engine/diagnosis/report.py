@@ -13,7 +13,8 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from hvp_engine.system.formatting import format_bytes, format_count, format_number, format_time
+from hvp_engine.errors import printable
+from hvp_engine.system.formatting import abbreviate, format_bytes, format_count, format_number, format_time
 
 Severity = Literal["error", "warning", "note"]
 SEVERITIES: tuple[Severity, ...] = ("error", "warning", "note")
@@ -197,10 +198,10 @@ def _verdict(report: Diagnosis) -> Text:
 def _described(finding: Finding) -> Text:
     text = Text(f"{finding.severity:8}", style=_STYLE[finding.severity])
     text.append(f"{finding.code}: ", style="bold")
-    text.append(finding.message, style="default")
+    text.append(printable(finding.message, keep="\n"), style="default")
     for label, value in (("where", finding.where), ("fix", finding.fix)):
         if value:
-            text.append(f"\n        {label}: {value}", style="default")
+            text.append(f"\n        {label}: {printable(value, keep=chr(10))}", style="default")
     return text
 
 
@@ -210,12 +211,12 @@ def _block_table(checks: list[BlockCheck]) -> Table:
     title = "" if len(shown) == len(checks) else f" (the worst {len(shown)} of {len(checks)})"
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
     table.add_column(f"block{title}", overflow="fold")
-    for name in ("parameters", "asymmetry", "finite difference", "||Hv||", ""):
-        table.add_column(name, justify="right")
-    for check in shown:
+    for name in ("parameters", "asymmetry", "finite\ndifference", "||Hv||", ""):
+        table.add_column(name, justify="right", no_wrap=True)
+    for name, check in zip(abbreviate([check.name for check in shown]), shown, strict=True):
         numbers = (format_number(v, 2) for v in (check.asymmetry, check.finite_difference, check.curvature))
         verdict = "wrong" if check.wrong else "flat" if not check.curvature else "right"
-        table.add_row(Text(check.name), format_count(check.numel), *numbers, verdict)
+        table.add_row(Text(name), format_count(check.numel), *numbers, verdict)
     return table
 
 

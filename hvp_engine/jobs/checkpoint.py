@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import math
 import os
 import time
 import warnings
@@ -29,18 +28,22 @@ import torch
 from torch import Tensor
 
 from hvp_engine.errors import RunFolderError
+from hvp_engine.jobs.comparison import differences, refuse_foreign
 from hvp_engine.jobs.folder import FOLDER, JobFolder
 from hvp_engine.krylov.basis import Basis
 from hvp_engine.krylov.lanczos import Stream
+from hvp_engine.operators.head.shelf import Shelf
 from hvp_engine.system import files
 from hvp_engine.system.json_files import CHECKSUM, checksum, read_json, sealed, write_json
 from hvp_engine.system.tensor_files import read_sealed_tensors, write_tensors
 
 log = logging.getLogger(__name__)
 
-_EVERY = 60.0  # seconds between checkpoints ...
-_OVERHEAD = 20.0  # ... and at least this many times what the last one took to write
+# Seconds between checkpoints: _EVERY, or _OVERHEAD times what the last one took to write where that is more; but then
+# no more than a share of the work so far, which a crash may cost, or _LEAST times the writing, lest it take over.
+_EVERY, _OVERHEAD, _SHARE, _LEAST = 30.0, 20.0, 0.05, 3.0
 _SCALAR, _WINDOW = "scalar/", "window/"
+_JOB = "of job"
 _SPARE = 1 << 20  # bytes kept back on the disk for the manifest
 
 Range = tuple[int, int]  # first and last + 1 of the positions in a rows file
@@ -73,7 +76,12 @@ class Resumable(Protocol):
 
 
 class Checkpoint:
-    """Saves and restores the waves of one job; a context in which the run folder is this job's alone."""
+    """Saves and restores the waves of one job; a context in which the run folder is this job's alone.
+
+    Attributes:
+        shelf: Keeps the head's curvature.
+        worked_before: Seconds that earlier runs of the job took.
+    """
 
     def __init__(self, run: Path, identity: Mapping[str, Any]) -> None:
         """Take the run folder for this job, or refuse it.
@@ -93,10 +101,12 @@ class Checkpoint:
         self._rows: dict[int, list[Range]] = {}
         self._groups: list[list[Stream]] = []
         self._kept = True
-        self._last = time.monotonic()
+        self.worked_before = 0.0
+        self._started = self._last = time.monotonic()
         self._pause = _EVERY
         try:
             self._job = self._claim(identity)
+            self.shelf = Shelf(self._folder.path, self._job)
         except BaseException:
             self.__exit__()
             raise
@@ -155,9 +165,13 @@ class Checkpoint:
         self._rows[wave] = ranges
         self._drop_rows(wave, ranges)
 
-    def due(self) -> bool:
-        """Say whether it is time for the next checkpoint."""
-        return time.monotonic() - self._last >= self._pause
+    def due(self, step: float = 0.0) -> bool:
+        """Say whether it is time for the next checkpoint.
+
+        Args:
+            step: Seconds until it can be asked again: a step that would end too late comes after it.
+        """
+        return time.monotonic() - self._last + step >= self._pause
 
     def save(self, wave: int, streams: Resumable) -> bool:
         """Write what is new since the last checkpoint; on a full disk warn, keep the last one and return False."""
@@ -169,7 +183,8 @@ class Checkpoint:
             written = False
             warnings.warn(f"Checkpoint not written: {error} The job goes on.", RuntimeWarning, stacklevel=2)
         self._last = time.monotonic()
-        self._pause = max(_EVERY, _OVERHEAD * (self._last - started))
+        writing, work = self._last - started, self.worked_before + self._last - self._started
+        self._pause = max(_EVERY, min(_OVERHEAD * writing, max(_LEAST * writing, _SHARE * work)))
         return written
 
     def finish(self, wave: int, streams: Resumable) -> None:
@@ -200,15 +215,46 @@ class Checkpoint:
         """Delete the checkpoint."""
         self._folder.remove()
 
+    def recall(self, name: str) -> dict[str, Any] | None:
+        """Return what :meth:`remember` kept of an earlier run of this job; None where it kept nothing.
+
+        Raises:
+            RunFolderError: It cannot be read, or is damaged.
+        """
+        path = self._folder.path / f"{name}.json"
+        if not os.path.lexists(path):
+            return None
+        found = self._resumed(lambda: read_json(path))
+        if found.pop(_JOB, None) != self._job or not isinstance(found.get(name), dict):
+            raise self._damaged(path, "it is of another job")
+        return dict(found[name])
+
+    def remember(self, name: str, document: Mapping[str, Any]) -> None:
+        """Keep what a run need not find out again; where that cannot be written, it will be."""
+        try:
+            write_json(self._folder.path / f"{name}.json", {_JOB: self._job, name: document})
+        except RunFolderError as error:
+            warnings.warn(f"Not kept for a resumed run: {error} The job goes on.", RuntimeWarning, stacklevel=2)
+
+    def abandon(self) -> None:
+        """Forget what was kept before the first step: a job that was refused may run here again otherwise."""
+        self.shelf.clear()
+
     def _claim(self, identity: Mapping[str, Any]) -> str:
         """Write whose folder this is, or compare; return the checksum that binds the other files to it."""
         path = self._folder.path / "identity.json"
-        if self._folder.has_work and os.path.lexists(path):
-            found = self._resumed(lambda: read_json(path))
+        found: dict[str, Any] | None = None
+        if os.path.lexists(path):
+            try:
+                found = self._resumed(lambda: read_json(path))
+            except RunFolderError:
+                if self._folder.has_work:
+                    raise
+        if found is not None and self._folder.has_work:
             refuse_foreign(found, identity, self.run)
+        if found is not None and not differences(found, identity):
             return checksum(found)
-        if not self._folder.has_work:
-            self._folder.delete(["waves.json"])
+        self._folder.delete_records()
         write_json(path, identity)
         return str(sealed(identity)[CHECKSUM])
 
@@ -311,29 +357,3 @@ def sweep_finished(run: Path, identity: Mapping[str, Any]) -> None:
         # Refused is also the work of another job, which is not lost because a result was put beside it.
         with contextlib.suppress(RunFolderError), Checkpoint(run, identity) as checkpoint:
             checkpoint.discard()
-
-
-def refuse_foreign(found: Mapping[str, Any], wanted: Mapping[str, Any], run: Path) -> None:
-    """Raise unless a stored identity equals this job's.
-
-    Raises:
-        RunFolderError: They differ; the message names in what.
-    """
-    keys = [key for key in {**found, **wanted} if not _same(found.get(key), wanted.get(key))]
-    if keys:
-        details = "; ".join(
-            f"{key}: {_short(found.get(key))} there, {_short(wanted.get(key))} here" for key in keys[:3]
-        )
-        raise RunFolderError(
-            f"{run} holds another job ({details}). Choose another folder for out=, or delete that one."
-        )
-
-
-def _same(a: object, b: object) -> bool:
-    """Say whether two values are equal, but for rounding that thread counts and processors change."""
-    return math.isclose(a, b, rel_tol=1e-5) if isinstance(a, float) and isinstance(b, float) else a == b
-
-
-def _short(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else text[:57] + "..."

@@ -14,6 +14,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from hvp_engine.errors import RunFolderError
+from hvp_engine.operators.head.shelf import SHELVED
 from hvp_engine.system import files
 from hvp_engine.system.json_files import read_json, write_json
 from hvp_engine.system.locks import LOCK, OWNER, FolderLock
@@ -28,8 +29,8 @@ _MARK = {
     "about": "A running job's; hvp_engine deletes it in the end.",
 }
 _LOCKS = re.compile(rf"{re.escape(LOCK)}|{re.escape(OWNER)}(\.[0-9a-f]{{12}}\.stale)?")
-_WORK = re.compile(r"wave-\d{3,}-(state|rows-\d{5,}-\d{5,})\.safetensors")
-_RECORDS = re.compile(r"identity\.json|waves\.json")
+_WORK = re.compile(rf"wave-\d{{3,}}-(state|rows-\d{{5,}}-\d{{5,}})\.safetensors|{SHELVED.pattern}")
+_RECORDS = ("verification.json", "functions.json", "head.json", "sittings.json", "waves.json", "identity.json")
 
 
 class JobFolder:
@@ -91,6 +92,10 @@ class JobFolder:
             with contextlib.suppress(OSError):
                 (self.path / name).unlink()
 
+    def delete_records(self) -> None:
+        """Delete what a job notes beside its work."""
+        self.delete(_RECORDS)
+
     def remove(self) -> None:
         """Delete every file of the job, and the folder where nothing else is in it; give it back."""
         if not self.held:
@@ -98,7 +103,7 @@ class JobFolder:
             return
         found = [name for name in files.names(self.path) if _WORK.fullmatch(name)]
         # The identity goes last of them: work without one could be taken for another job's.
-        self.delete([*found, RESERVE, "waves.json", "identity.json"])
+        self.delete([*found, RESERVE, *_RECORDS])
         if all(name == MARKER or _LOCKS.fullmatch(name) for name in files.names(self.path)):
             self.delete([MARKER])  # what somebody else put here keeps the folder, and the mark in it
         self._give_back()
@@ -147,4 +152,4 @@ def _is_marker(path: Path) -> bool:
 
 
 def _is_ours(name: str) -> bool:
-    return name == MARKER or _WORK.fullmatch(name) is not None or _RECORDS.fullmatch(name) is not None
+    return name == MARKER or _WORK.fullmatch(name) is not None or name in _RECORDS

@@ -5,13 +5,14 @@ from __future__ import annotations
 import hashlib
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from hvp_engine.blocks import BlockPart, Partition
+from hvp_engine.jobs.description import describe_function, describe_hooks, describe_modules, digest_of
+from hvp_engine.jobs.environment import environment
+from hvp_engine.kernels.allocator import retained_heap
+from hvp_engine.krylov.probes import probe
 from hvp_engine.operators.operator import CurvatureOperator
-from hvp_engine.problem.objective import Objective
-from hvp_engine.system.versions import versions
 
 
 def describe_blocks(partition: Partition) -> dict[str, list[str]]:
@@ -19,30 +20,62 @@ def describe_blocks(partition: Partition) -> dict[str, list[str]]:
     return {name: [_describe(part) for part in block.parts] for name, block in partition.blocks.items()}
 
 
-def digests(objective: Objective) -> dict[str, Any]:
-    """Hash the parameters and the data, and take the loss of the first batch (it stands for the loss function)."""
-    digest = hashlib.blake2b(digest_size=16)
-    for name, parameter in objective.parameters.items():
-        digest.update(name.encode())
-        flat = parameter.detach().cpu().contiguous().reshape(-1)
-        digest.update(flat.view(torch.uint8).numpy().data)
-    first: float | None = None
-    for number, batch in objective.batches():
-        if number == 0:
-            first = objective.spot_value(batch)
-    return {"parameters": digest.hexdigest(), "data": objective.data_digest, "first_loss": first}
+def describe(operator: CurvatureOperator) -> dict[str, Any]:
+    """Return what a job is about as plain data: model, data, and the loss by its code."""
+    objective = operator.objective
+    model = objective.model
+    return {
+        "modules": describe_modules(model),
+        "hooks": describe_hooks(model),
+        "parameters": {name: digest_of(parameter) for name, parameter in objective.parameters.items()},
+        "buffers": {name: digest_of(buffer) for name, buffer in model.named_buffers()},
+        "data": objective.data_digests,
+        "loss": describe_function(objective.loss),
+        "environment": environment(operator),
+    }
+
+
+def values(operator: CurvatureOperator) -> dict[str, Any]:
+    """Return what the loss function does, as plain data: one forward pass over the data, and a few products.
+
+    Its code may be written in many ways, and calls other code; its values for all batches say what it is. What a
+    backward pass does that someone wrote shows in no value, but in a product per block with the first micro-batch.
+    """
+
+    def vector(block: str) -> Tensor:
+        drawn = probe(0, block, 0, operator.numel[block], "rademacher", operator.dtype)
+        return drawn.to(operator.device)[None]
+
+    scheduler = operator.scheduler
+    with retained_heap():
+        return {
+            "losses": scheduler.within_memory(lambda: _losses(operator)),
+            "products": scheduler.within_memory(lambda: scheduler.first_norms(vector)),
+        }
 
 
 def facts(operator: CurvatureOperator, waves: int) -> dict[str, Any]:
     """Say how a finished job ran, whatever was asked for."""
     return {
-        "versions": versions(),
-        "device": str(operator.device),
-        "threads": torch.get_num_threads(),
+        **environment(operator),
         "notes": list(operator.notes),
         "fused_operations": sorted(operator.objective.fused.replaced),
         "plan": {**operator.scheduler.plan.record(), "head_curvature": operator.head_curvature, "waves": waves},
     }
+
+
+def _losses(operator: CurvatureOperator) -> list[list[float]]:
+    """Return total and weight of every batch, evaluated in the pieces that the sweeps take."""
+    sums: dict[int, list[float]] = {}
+    objective = operator.objective
+    with objective.arithmetic():  # gradients are on: a loss may need some inside
+        for micro in operator.scheduler.microbatches():
+            total, weight = objective.evaluate(micro.batch)
+            batch = sums.setdefault(micro.key[0], [0.0, 0.0])
+            batch[0] += float(total.detach())
+            batch[1] += weight
+            del total
+    return list(sums.values())
 
 
 def _describe(part: BlockPart) -> str:

@@ -6,14 +6,18 @@ import math
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from functools import partial
 from os import PathLike
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
 
-from hvp_engine.jobs.checkpoint import Checkpoint, Resumable, refuse_foreign, sweep_finished
-from hvp_engine.jobs.identity import describe_blocks, digests, facts
+from hvp_engine.errors import HvpEngineError
+from hvp_engine.jobs.checkpoint import Checkpoint, Resumable, sweep_finished
+from hvp_engine.jobs.comparison import refuse_foreign
+from hvp_engine.jobs.description import describe_autograd
+from hvp_engine.jobs.identity import describe, describe_blocks, facts, values
+from hvp_engine.jobs.sittings import Sittings
 from hvp_engine.kernels.allocator import retained_heap
 from hvp_engine.krylov.lanczos import Stream
 from hvp_engine.krylov.settings import JobSettings
@@ -23,6 +27,7 @@ from hvp_engine.scheduling.waves import StreamSizes
 from hvp_engine.system.memory import budget as free_budget
 from hvp_engine.system.progress import ProgressReporter
 from hvp_engine.system.run_files import is_finished, read_manifest
+from hvp_engine.system.signals import Ending, ending_signals_raise
 
 
 class WaveState(Resumable, Protocol):
@@ -109,18 +114,62 @@ def run(
     started = time.monotonic()
     operator = build()
     operator.checked = job.settings.check
+    folder = None if out is None else Path(out)
+    if folder is None or not is_finished(folder):
+        operator.make_room(job.streams(operator))
     config = {**_kind(job.name, operator.matrix), **job.config(), "blocks": describe_blocks(operator.partition)}
-    identity = {**config, **digests(operator.objective)}
-    compute = partial(_compute, job, operator, identity, config, progress, started)
-    if out is None:
+    identity = {**config, **describe(operator)}
+    sittings = Sittings(identity["environment"], started)
+    compute = partial(_compute, job, operator, identity, config, progress, sittings)
+    if folder is None:
         return compute(None)
-    folder = Path(out)
-    if is_finished(folder):
-        return _finished(job, folder, identity)
-    with Checkpoint(folder, identity) as checkpoint:
-        if is_finished(folder):  # by another process, just before this one could lock the folder
+    with ending_signals_raise() as ending:
+        identity |= values(operator)
+        if is_finished(folder):
             return _finished(job, folder, identity)
-        return compute(checkpoint)
+        with Checkpoint(folder, identity) as checkpoint:
+            if is_finished(folder):  # by another process, just before this one could lock the folder
+                return _finished(job, folder, identity)
+            sittings.follow(checkpoint.recall("sittings"), folder)
+            checkpoint.worked_before = sittings.before
+            return compute(_Keeping(checkpoint, operator, sittings, ending))
+
+
+@dataclass(frozen=True)
+class _Keeping:
+    """What keeps a job's work in its run folder as it goes."""
+
+    checkpoint: Checkpoint
+    operator: CurvatureOperator
+    sittings: Sittings
+    ending: Ending
+
+    def save(self, wave: int, state: WaveState) -> None:
+        """Write a checkpoint of a wave."""
+        if self.checkpoint.save(wave, state):
+            self._note()
+
+    def after_step(self, wave: int, state: WaveState, seconds: float) -> None:
+        """Write a checkpoint where it is due, and end where the process was told to.
+
+        Args:
+            wave: Number of the wave.
+            state: Its state.
+            seconds: What the step took.
+        """
+        if state.consistent and self.checkpoint.due(seconds):
+            self.save(wave, state)
+        self.ending.check()
+
+    def finish(self, wave: int, state: WaveState) -> None:
+        """Record a completed wave."""
+        self.checkpoint.finish(wave, state)
+        self._note()
+
+    def _note(self) -> None:
+        """Keep the time, and which custom functions were tested: by now perhaps more than before the first step."""
+        self.checkpoint.remember("sittings", {"sittings": self.sittings.record()})
+        _remember_tested(self.operator, self.checkpoint)
 
 
 def _compute(
@@ -129,27 +178,31 @@ def _compute(
     identity: dict[str, Any],
     config: dict[str, Any],
     progress: bool | None,
-    started: float,
-    checkpoint: Checkpoint | None,
+    sittings: Sittings,
+    keeping: _Keeping | None,
 ) -> ResultT:
     """Take a job from its checks to its result, written where there is a folder for it."""
-    settings = job.settings
-    operator.make_room(job.streams(operator))
-    verification = _verify(operator, settings) if settings.check else None
-    if settings.head_curvature:
-        products = settings.products(operator.numel)
-        operator.form_head_curvature(products, progress, settings.head_curvature_tolerance)
-    waves = _waves(operator, job.streams(operator), settings.memory)
+    checkpoint = None if keeping is None else keeping.checkpoint
+    try:
+        verification = _verify(job.settings, operator, checkpoint) if job.settings.check else None
+        if job.settings.head_curvature:
+            _form_head_curvature(job.settings, operator, checkpoint, progress)
+        waves = _waves(operator, job.streams(operator), job.settings.memory)
+    except HvpEngineError:
+        if checkpoint is not None:
+            checkpoint.abandon()
+        raise
     if checkpoint is not None:
         waves = checkpoint.waves(waves)
     with retained_heap():
-        states = _advance(job, operator, waves, checkpoint, progress)
+        states = _advance(job, operator, waves, keeping, progress)
     manifest = {
         "identity": identity,
         "config": config,
         "verification": verification,
         **facts(operator, len(waves)),
-        "seconds": round(time.monotonic() - started, 3),
+        "seconds": round(sittings.seconds, 3),
+        "sittings": sittings.record(),
     }
     result = job.collect(operator, states, manifest)
     if checkpoint is not None:
@@ -180,10 +233,38 @@ def _stored_identity(folder: Path) -> dict[str, Any] | None:
     return identity if isinstance(identity, dict) else None
 
 
-def _verify(operator: CurvatureOperator, settings: JobSettings) -> dict[str, Any]:
-    """Verify the operator; a test that does not apply (nan) is recorded as None, which JSON has."""
+def _verify(settings: JobSettings, operator: CurvatureOperator, checkpoint: Checkpoint | None) -> dict[str, Any]:
+    """Verify the operator, or know that an earlier run did; what does not apply (nan) is None, which JSON has."""
+    if checkpoint is not None:
+        tested = set((checkpoint.recall("functions") or {}).get("tested", []))
+        operator.trust(lambda function: describe_autograd(function) in tested)
+        if (known := checkpoint.recall("verification")) is not None:
+            return known
     measured = asdict(operator.verify(settings.products(operator.numel)))
-    return {key: None if isinstance(value, float) and math.isnan(value) else value for key, value in measured.items()}
+    found = {key: None if isinstance(value, float) and math.isnan(value) else value for key, value in measured.items()}
+    if checkpoint is not None:
+        checkpoint.remember("verification", found)
+        _remember_tested(operator, checkpoint)
+    return found
+
+
+def _remember_tested(operator: CurvatureOperator, checkpoint: Checkpoint) -> None:
+    if operator.tested_functions:
+        checkpoint.remember("functions", {"tested": sorted(map(describe_autograd, operator.tested_functions))})
+
+
+def _form_head_curvature(
+    settings: JobSettings, operator: CurvatureOperator, checkpoint: Checkpoint | None, progress: bool | None
+) -> None:
+    """Form the head's curvature, or take it from an earlier run; one that went without goes on without."""
+    earlier = None if checkpoint is None else checkpoint.recall("head")
+    if earlier is not None and not earlier["formed"]:
+        return
+    shelf = None if checkpoint is None else checkpoint.shelf
+    products = settings.products(operator.numel)
+    operator.form_head_curvature(products, progress, settings.head_curvature_tolerance, shelf)
+    if checkpoint is not None:
+        checkpoint.remember("head", {"formed": operator.head_curvature is not None})
 
 
 def _waves(operator: CurvatureOperator, streams: StreamSizes, memory: int | None) -> list[list[Stream]]:
@@ -199,7 +280,7 @@ def _advance(
     job: Job[StateT, ResultT],
     operator: CurvatureOperator,
     waves: list[list[Stream]],
-    checkpoint: Checkpoint | None,
+    keeping: _Keeping | None,
     progress: bool | None,
 ) -> list[StateT]:
     """Run every wave to its end, with checkpoints and progress; return their states without the vectors."""
@@ -209,21 +290,22 @@ def _advance(
     with ProgressReporter(job.name, total, progress) as reporter:
         for number, wave in enumerate(waves):
             state = job.start(operator, wave)
-            if checkpoint is not None:
-                checkpoint.restore(number, state)
+            if keeping is not None:
+                keeping.checkpoint.restore(number, state)
             reporter.resume(int(state.steps.sum()))
             try:
                 while not state.finished:
+                    begun = time.monotonic()
                     advanced = state.step()
                     reporter.advance(advanced, f"step {state.position} of {most}")
-                    if checkpoint is not None and state.consistent and checkpoint.due():
-                        checkpoint.save(number, state)
+                    if keeping is not None:
+                        keeping.after_step(number, state, time.monotonic() - begun)
+                if keeping is not None:
+                    keeping.finish(number, state)
             except BaseException:
-                if checkpoint is not None and state.consistent:
-                    checkpoint.save(number, state)
+                if keeping is not None and state.consistent:
+                    keeping.save(number, state)
                 raise
-            if checkpoint is not None:
-                checkpoint.finish(number, state)
             state.release()
             done.append(state)
     return done

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, ClassVar
 
 import torch
@@ -17,6 +17,7 @@ from hvp_engine.operators.derivative_check import Verification
 from hvp_engine.operators.head.decide import decide_curvature
 from hvp_engine.operators.head.find import LinearHead
 from hvp_engine.operators.head.fusion import HeadFusion
+from hvp_engine.operators.head.shelf import Shelf
 from hvp_engine.operators.inspection import GraphInspection
 from hvp_engine.operators.verification import verify
 from hvp_engine.ops.head.dropping import check_tolerance
@@ -208,7 +209,11 @@ class CurvatureOperator(ABC):
         choose_waves(streams, plan.budget, plan.graph_bytes, held=0)
 
     def form_head_curvature(
-        self, products: Mapping[str, int], progress: bool | None = None, tolerance: float = 0.0
+        self,
+        products: Mapping[str, int],
+        progress: bool | None = None,
+        tolerance: float = 0.0,
+        shelf: Shelf | None = None,
     ) -> None:
         """Spend time once to make the products of a long job cheaper.
 
@@ -221,6 +226,7 @@ class CurvatureOperator(ABC):
             progress: True shows progress, False hides it, None shows it on a terminal.
             tolerance: What dropping classes of little probability may change, see
                 :func:`hvp_engine.ops.head.curvature.form_head_curvature`; 0 drops none.
+            shelf: Keeps it for a resumed job, and may have it from an earlier run.
 
         Raises:
             ConfigurationError: The tolerance is not in [0, 1).
@@ -234,12 +240,12 @@ class CurvatureOperator(ABC):
         users = products_past_head(products, holders)
         budget = self.scheduler.plan.budget
         left = spare(self.scheduler.plan.graph_bytes, budget, self._stream_bytes)
-        plan = decide_curvature(head, self.objective, users, budget, left)
+        plan = decide_curvature(head, self.objective, users, budget, left, shelf)
         if plan is None:
             return
         self.scheduler.release()
         with retained_heap():
-            self._fusion.form(plan, self.scheduler.microbatches, progress, tolerance)
+            self._fusion.form(plan, self.scheduler.microbatches, progress, tolerance, shelf)
 
     def verify(self, products: Mapping[str, int]) -> Verification:
         """Test the second derivative on as much of the first micro-batch as a job can afford.
@@ -263,6 +269,19 @@ class CurvatureOperator(ABC):
         measured, tested = verify(self.objective, self.partition.parameters, pieces)
         self._inspection.trusted |= tested
         return measured
+
+    @property
+    def tested_functions(self) -> set[type]:
+        """The custom autograd functions that need no test any more."""
+        return self._inspection.trusted
+
+    def trust(self, known: Callable[[type], bool]) -> None:
+        """Take the word of an earlier run for custom autograd functions.
+
+        Args:
+            known: Says whether it tested one.
+        """
+        self._inspection.vouched = known
 
     def release(self) -> None:
         """Drop the kept graphs and the head's curvature to free their memory."""

@@ -11,6 +11,7 @@ from rich.console import Console, Group
 from rich.table import Table
 from rich.text import Text
 
+from hvp_engine.errors import printable
 from hvp_engine.planning.cost import Prediction
 from hvp_engine.planning.devices import Device
 from hvp_engine.planning.parts import PartCost
@@ -125,7 +126,7 @@ class JobPlan:
 
     def __rich__(self) -> Group:
         """Return tables for a terminal."""
-        return Group(*map(Text, self._lines()), _parts_table(self), _alternatives_table(self))
+        return Group(*(Text(printable(line)) for line in self._lines()), _parts_table(self), _alternatives_table(self))
 
     def _lines(self) -> list[str]:
         setting, device, probes = self.setting, self.device, self.job.settings.probes
@@ -156,7 +157,7 @@ def _parts_table(plan: JobPlan) -> Table:
     if plan.prediction.head is not None:
         rows["  of second backwards: head"] = plan.prediction.head
     for name, part in rows.items():
-        table.add_row(name, *_cells(part, plan.seconds))
+        table.add_row(Text(name), *_cells(part, plan.seconds))
     return table
 
 
@@ -175,5 +176,6 @@ def _alternatives_table(plan: JobPlan) -> Table:
     table.add_column("", no_wrap=True)
     for other in plan.alternatives:
         flop = "" if other.flop is None else format_flop(other.flop)
-        table.add_row(other.name, flop, "" if other.seconds is None else format_time(other.seconds), other.note)
+        seconds = "" if other.seconds is None else format_time(other.seconds)
+        table.add_row(Text(printable(other.name)), flop, seconds, Text(printable(other.note)))
     return table

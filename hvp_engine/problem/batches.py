@@ -92,8 +92,3 @@ def fingerprint(batch: Any) -> str:
 def layout(batch: Any) -> tuple[tuple[int, ...], ...]:
     """List the shapes of all tensors of a batch."""
     return tuple(tuple(tensor.shape) for tensor in tensors(batch))
-
-
-def combined(digests: list[str]) -> str:
-    """Make one digest of a list of digests."""
-    return hashlib.blake2b("".join(digests).encode(), digest_size=16).hexdigest()

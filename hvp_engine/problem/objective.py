@@ -37,7 +37,7 @@ class MicroBatch:
     Attributes:
         key: Position as (batch number, first sample), the same in every sweep.
         batch: The batch on the model's device, or ``None`` where the loss takes no data.
-        is_sample: Whether it stands for others while their memory is measured; no product is formed with it.
+        is_sample: Whether it stands for others while their memory is measured, or what it is; no result is made of it.
     """
 
     key: tuple[int, int]
@@ -89,9 +89,9 @@ class Objective:
         return dict(self.model.named_parameters())
 
     @property
-    def data_digest(self) -> str:
-        """Digest of all batches; available after the first complete pass."""
-        return batches.combined([digest for digest, _ in self._digests])
+    def data_digests(self) -> list[str]:
+        """Digest of every batch; available after the first complete pass."""
+        return [digest for digest, _ in self._digests]
 
     def batches(self) -> Iterator[tuple[int, Any]]:
         """Yield the number and content of every batch, on the model's device, checked against the first pass.

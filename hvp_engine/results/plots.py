@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import textwrap
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import takewhile
@@ -16,13 +17,15 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.font_manager import FontProperties, findfont, get_font
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator
+from rich.cells import cell_len
 
 from hvp_engine.errors import ConfigurationError, RunFolderError
 from hvp_engine.results.distances import mean_of_pairs
 from hvp_engine.results.smoothing import FloatArray
 from hvp_engine.results.spectrum import Spectrum
-from hvp_engine.system.formatting import format_count, format_number
+from hvp_engine.system.formatting import abbreviate, format_count, format_number
 
 _STYLE: Any = {
     "font.size": 7.0,
@@ -40,11 +43,13 @@ _STYLE: Any = {
     "pdf.fonttype": 42,
     "svg.fonttype": "none",
     "svg.hashsalt": "hvp_engine",
+    "text.usetex": False,
 }
 _LINE = "#1f4e79"
 _BAND = "#e08214"
 _DYNAMIC_RANGE = 1e-6
 _DPI = 200
+_MOST_PIXELS = 20_000  # along a side, whatever the number of blocks
 _LABELLED_CELLS = 16
 _FACTS = ("precision", "distribution", "reorthogonalize", "seed")
 
@@ -68,8 +73,8 @@ def plot_spectra(spectra: Mapping[str, Spectrum], path: str | os.PathLike[str], 
     columns = _columns(len(spectra))
     rows = math.ceil(len(spectra) / columns)
     width, height = (4.2, 2.9) if len(spectra) == 1 else (1.9, 1.5)
-    footer = textwrap.wrap(_facts(spectra, settings), int(columns * width * 18))
-    names = _labels(list(spectra), int(width * 13))
+    footer = textwrap.wrap(_drawable([_facts(spectra, settings)], path)[0], int(columns * width * 18))
+    names = _labels(_drawable(list(spectra), path), int(width * 13))
     with _figure(path, columns * width, rows * height + 0.15 * len(footer) + 0.3) as figure:
         panels = figure.subplots(rows, columns, squeeze=False).ravel()
         for axes, name, spectrum in zip(panels, names, spectra.values(), strict=False):
@@ -77,7 +82,7 @@ def plot_spectra(spectra: Mapping[str, Spectrum], path: str | os.PathLike[str], 
         for axes in panels[len(spectra) :]:
             axes.set_axis_off()
         figure.supylabel("spectral density", fontsize=8)
-        figure.supxlabel("\n".join(["eigenvalue", *footer]), fontsize=6.5)
+        figure.supxlabel("\n".join(["eigenvalue", *footer]), fontsize=6.5, parse_math=False)
 
 
 def plot_js(names: Sequence[str], js_distance: FloatArray, path: str | os.PathLike[str]) -> None:
@@ -96,13 +101,13 @@ def plot_js(names: Sequence[str], js_distance: FloatArray, path: str | os.PathLi
     cell = 0.36 if count <= _LABELLED_CELLS else max(0.1, 0.2 - 0.001 * count)
     side = max(2.2, cell * count)
     font = min(7.0, 62.0 * cell)
-    labels = _labels(names, 32)
-    margin = 0.6 * font / 72.0 * max(map(len, labels))
+    labels = _labels(_drawable(names, path), 32)
+    margin = 0.6 * font / 72.0 * max(map(cell_len, labels))
     with _figure(path, side + margin + 0.9, side + margin + 0.6) as figure:
         axes = figure.subplots()
         image = axes.imshow(js_distance, cmap="cividis", vmin=0.0, vmax=1.0, interpolation="nearest")
-        axes.set_xticks(range(count), labels, rotation=90, fontsize=font)
-        axes.set_yticks(range(count), labels, fontsize=font)
+        axes.set_xticks(range(count), labels, rotation=90, fontsize=font, parse_math=False)
+        axes.set_yticks(range(count), labels, fontsize=font, parse_math=False)
         axes.tick_params(length=0)
         axes.spines[:].set_visible(False)
         if count <= _LABELLED_CELLS:
@@ -122,11 +127,12 @@ def _figure(path: str | os.PathLike[str], width: float, height: float) -> Iterat
     known = FigureCanvasAgg.get_supported_filetypes()
     if kind not in known:
         raise ConfigurationError(f"{path} has no known image suffix; use one of {', '.join(sorted(known))}.")
-    with mpl.rc_context(_STYLE):
+    with mpl.rc_context(_STYLE), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing from")  # of SVG, whose text stays text
         figure = Figure(figsize=(width, height), layout="constrained")
         yield figure
         try:
-            figure.savefig(path, dpi=_DPI, facecolor="white")
+            figure.savefig(path, dpi=min(_DPI, _MOST_PIXELS / max(width, height)), facecolor="white")
         except OSError as error:
             raise RunFolderError(f"{path} could not be written ({error}); choose another place.") from error
 
@@ -162,13 +168,14 @@ def _density_panel(axes: Axes, name: str, spectrum: Spectrum) -> None:
     axes.set_title(
         f"{name}\nn = {format_count(spectrum.numel)}, tr = {format_number(spectrum.trace().value, 3)}",
         linespacing=1.15,
+        parse_math=False,
     )
 
 
 def _facts(spectra: Mapping[str, Spectrum], settings: Mapping[str, object]) -> str:
     steps = _span(int(s) for spectrum in spectra.values() for s in (spectrum.steps.min(), spectrum.steps.max()))
     probes = _span(spectrum.probes for spectrum in spectra.values())
-    known = [f"{key} {settings[key]}" for key in _FACTS if key in settings]
+    known = [f"{key} {abbreviate([str(settings[key])], 32)[0]}" for key in _FACTS if key in settings]
     band = "band: ± 1 standard error over probes"
     facts = [f"{steps} Lanczos steps", f"{probes} probes", *known, "σ = √1e-5 × range", band]
     return ", ".join(fact.replace(" ", "\u00a0") for fact in facts)  # lines break between facts only
@@ -179,24 +186,32 @@ def _span(values: Iterator[int]) -> str:
     return str(ordered[0]) if ordered[0] == ordered[-1] else f"{ordered[0]}–{ordered[-1]}"
 
 
+def _drawable(texts: Sequence[str], path: str | os.PathLike[str]) -> list[str]:
+    """Escape characters that no font at hand has: as boxes, different names would look alike.
+
+    Text of SVG stays text, drawn with the fonts of whoever looks at it.
+    """
+    if Path(path).suffix.lower() == ".svg" or all(map(str.isascii, texts)):
+        return list(texts)
+    fonts = [get_font(findfont(FontProperties(family=[family]))) for family in mpl.rcParams["font.family"]]
+
+    def drawn(character: str) -> str:
+        known = not character.isprintable() or any(font.get_char_index(ord(character)) for font in fonts)
+        return character if known else character.encode("unicode_escape").decode("ascii")
+
+    return ["".join(map(drawn, text)) for text in texts]
+
+
 def _labels(names: Sequence[str], characters: int) -> list[str]:
     """Shorten names to ``characters``; where one is longer, all lose what they share at start and end."""
-    if max(map(len, names)) > characters and len(names) > 1:
+    if max(map(cell_len, names)) > characters and len(names) > 1:
         parts = [name.split(".") for name in names]
         head, tail = _shared(parts), _shared([part[::-1] for part in parts])
         if head + tail < min(map(len, parts)):
             names = ["…" * (head > 0) + ".".join(part[head : len(part) - tail]) + "…" * (tail > 0) for part in parts]
-    return [_shorten(name, characters) for name in names]
+    return abbreviate(names, characters)
 
 
 def _shared(parts: list[list[str]]) -> int:
     """Count the leading components that all names share."""
     return len(list(takewhile(lambda column: len(set(column)) == 1, zip(*parts, strict=False))))
-
-
-def _shorten(name: str, characters: int) -> str:
-    """Cut the middle out of a long name: layers differ at the start, parameters at the end."""
-    if len(name) <= characters:
-        return name
-    head = (characters - 1) // 2
-    return f"{name[:head]}…{name[len(name) - (characters - 1 - head) :]}"

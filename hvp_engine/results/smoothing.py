@@ -28,6 +28,9 @@ GRID_POINTS = 2048
 _RANGE_FLOOR = 1e-4
 """Smallest range that counts, relative to the magnitude: below it, single-precision noise is all there is."""
 
+_LARGEST_SIGMA = 1e290
+"""Beyond it, and below its inverse, six decades of a density do not fit into doubles."""
+
 _WINDOW = 8.0
 """Standard deviations beyond which a Gaussian has no mass left in double precision (6e-16 on each side)."""
 
@@ -42,11 +45,20 @@ def smoothing_sigma(smallest: float, largest: float) -> float:
     It is ``sqrt(1e-5)`` times the range, so that the smoothed spectrum of ``c * H`` is that of ``H``,
     stretched by ``c``. A range below 1e-4 of the magnitude (a single atom, say) is raised to that, and is 1
     if all atoms are zero.
+
+    Raises:
+        ConfigurationError: The atoms are so large or so small that densities leave the range of doubles.
     """
     magnitude = max(abs(smallest), abs(largest))
     if magnitude == 0.0:
         return RELATIVE_SIGMA
-    return RELATIVE_SIGMA * max(largest - smallest, _RANGE_FLOOR * magnitude)
+    sigma = RELATIVE_SIGMA * max(largest - smallest, _RANGE_FLOOR * magnitude)
+    if not 1.0 / _LARGEST_SIGMA < sigma < _LARGEST_SIGMA:
+        raise ConfigurationError(
+            f"Eigenvalues from {smallest:.3g} to {largest:.3g} cannot be smoothed, their densities leave the range of "
+            "double precision; scale the loss."
+        )
+    return sigma
 
 
 def smoothing_grid(smallest: float, largest: float, sigma: float) -> FloatArray:

@@ -12,6 +12,7 @@ from hvp_engine.results import distances, stored, table
 from hvp_engine.results.smoothing import FloatArray
 from hvp_engine.results.spectrum import Spectrum
 from hvp_engine.system import run_files
+from hvp_engine.system.formatting import first_names
 
 
 class Spectra(Mapping[str, Spectrum]):
@@ -29,11 +30,19 @@ class Spectra(Mapping[str, Spectrum]):
             manifest: The facts of the run.
 
         Raises:
-            ConfigurationError: If there is no spectrum, or two have the same name.
+            ConfigurationError: If there is no spectrum, one is something else, two have the same name, or the
+                manifest is not a mapping.
         """
+        if manifest is not None and not isinstance(manifest, Mapping):
+            raise ConfigurationError(f"The manifest must be a mapping of facts, not {type(manifest).__name__}.")
         self.manifest: dict[str, Any] = dict(manifest or {})
         self._spectra: dict[str, Spectrum] = {}
-        for spectrum in spectra:
+        for spectrum in spectra if isinstance(spectra, Iterable) else [spectra]:
+            if not isinstance(spectrum, Spectrum):
+                raise ConfigurationError(
+                    f"Spectra are made of Spectrum objects, not of {type(spectrum).__name__}; "
+                    "build them with Spectrum.from_tridiagonal."
+                )
             if spectrum.name in self._spectra:
                 raise ConfigurationError(f"Two spectra have the name {spectrum.name!r}; name the blocks differently.")
             self._spectra[spectrum.name] = spectrum
@@ -43,7 +52,7 @@ class Spectra(Mapping[str, Spectrum]):
     def __getitem__(self, name: str) -> Spectrum:
         if name not in self._spectra:
             # A mapping's own error: "in" and get() rely on it.
-            raise KeyError(f"{name!r} is none of the blocks {', '.join(self._spectra)}.")
+            raise KeyError(f"{name!r} is none of the blocks {first_names(list(self))}.")
         return self._spectra[name]
 
     def __iter__(self) -> Iterator[str]:
@@ -54,6 +63,12 @@ class Spectra(Mapping[str, Spectrum]):
 
     def __repr__(self) -> str:
         return f"Spectra({list(self)})"
+
+    @property
+    def settings(self) -> Mapping[str, Any]:
+        """What was asked for: the manifest's configuration, empty where it has none."""
+        config = self.manifest.get("config")
+        return config if isinstance(config, Mapping) else {}
 
     def save(self, folder: str | os.PathLike[str]) -> None:
         """Write ``manifest.json`` and ``spectra.safetensors`` into a folder, which is made if needed.
@@ -118,7 +133,7 @@ class Spectra(Mapping[str, Spectrum]):
         """
         from hvp_engine.results import plots  # noqa: PLC0415 - matplotlib takes half a second to import
 
-        plots.plot_spectra(self, path, self.manifest.get("config", {}))
+        plots.plot_spectra(self, path, self.settings)
 
     def plot_js(self, path: str | os.PathLike[str]) -> None:
         """Draw the Jensen-Shannon distances between all blocks as a heat map; the suffix chooses the format.

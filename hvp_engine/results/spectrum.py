@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import operator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,6 +18,7 @@ from hvp_engine.results.estimate import Estimate
 from hvp_engine.results.smoothing import FloatArray
 
 _MASS_TOLERANCE = 1e-6
+_MOST_PARAMETERS = (1 << 62) - 1
 # How far two eigensolvers may be apart, relative to the norm of the matrix: a few hundred units of rounding.
 _SAME_NODE = 1e-11
 # An eigenvector is known to rounding over the gap to its neighbours, so the weights of closer nodes count together.
@@ -57,15 +60,12 @@ class Spectrum:
     steps: NDArray[np.int64]
 
     def __post_init__(self) -> None:
-        for field, dtype in (
-            *((f, np.float64) for f in ("alphas", "betas", "nodes", "weights")),
-            ("steps", np.int64),
-        ):
-            array = np.array(getattr(self, field), dtype=dtype)
+        object.__setattr__(self, "numel", _checked_numel(self.name, self.numel))
+        for field in ("alphas", "betas", "nodes", "weights", "steps"):
+            array = _checked_array(self.name, field, getattr(self, field))
             array.setflags(write=False)
             object.__setattr__(self, field, array)
-        object.__setattr__(self, "numel", int(self.numel))
-        _check_tridiagonal(self.name, self.numel, self.alphas, self.betas, self.steps)
+        _check_tridiagonal(self.name, self.alphas, self.betas, self.steps)
         self._check_quadrature()
 
     @classmethod
@@ -90,15 +90,15 @@ class Spectrum:
 
         Raises:
             ConfigurationError: If shapes disagree, a step count is out of range, or a coefficient is not
-                finite.
+                finite or no number at all.
         """
-        alpha = np.array(alphas, dtype=np.float64)
-        beta = np.array(betas, dtype=np.float64)
-        count = np.array(steps, dtype=np.int64)
+        numel = _checked_numel(name, numel)
+        alpha, beta = _checked_array(name, "alphas", alphas), _checked_array(name, "betas", betas)
+        count = _checked_array(name, "steps", steps)
         if alpha.ndim == 2 and beta.ndim == 2 and count.ndim == 1 and len(alpha) == len(beta) == len(count):
             alpha[np.arange(alpha.shape[1]) >= count[:, None]] = 0.0
             beta[np.arange(beta.shape[1]) >= count[:, None] - 1] = 0.0
-        _check_tridiagonal(name, numel, alpha, beta, count)
+        _check_tridiagonal(name, alpha, beta, count)
         nodes, weights = tridiagonal_quadrature(alpha, beta, count, device)
         return cls(name, numel, alpha, beta, nodes, weights, count)
 
@@ -112,6 +112,11 @@ class Spectrum:
                 )
             if not np.isfinite(array).all():
                 raise ConfigurationError(f"Block {self.name!r}: {field} are not all finite; run the block again.")
+        if (np.diff(self.nodes, axis=1) < 0.0).any():
+            raise ConfigurationError(
+                f"Block {self.name!r}: the nodes of a probe must ascend; build the spectrum with "
+                "Spectrum.from_tridiagonal."
+            )
         padding = np.arange(self.alphas.shape[1]) >= self.steps[:, None]
         excess = abs(self.weights.sum(axis=1) - 1.0)
         if self.weights.min() < 0.0 or self.weights[padding].any() or excess.max() > _MASS_TOLERANCE:
@@ -213,11 +218,47 @@ class Spectrum:
         return float(self.nodes.min()), float(self.nodes.max())
 
 
-def _check_tridiagonal(name: str, numel: int, alphas: FloatArray, betas: FloatArray, steps: NDArray[np.int64]) -> None:
+def _checked_numel(name: str, numel: object) -> int:
+    """Return a number of parameters as an int.
+
+    Raises:
+        ConfigurationError: It is none, or the name is no name.
+    """
     if not isinstance(name, str) or not name:
         raise ConfigurationError(f"The name of a block must be a non-empty string, not {name!r}.")
-    if numel < 1:
-        raise ConfigurationError(f"Block {name!r}: numel must be at least 1, not {numel}.")
+    if any(map(_is_surrogate, name)):
+        raise ConfigurationError(f"The name of a block must be text, and {name!r} has half a character; rename it.")
+    whole = hasattr(numel, "__index__") and not isinstance(numel, bool)
+    if not whole or not 1 <= operator.index(numel) <= _MOST_PARAMETERS:  # type: ignore[arg-type]
+        raise ConfigurationError(f"Block {name!r}: numel must be at least 1, and an integer below 2**62.")
+    return operator.index(numel)  # type: ignore[arg-type]
+
+
+def _is_surrogate(character: str) -> bool:
+    return "\ud800" <= character <= "\udfff"
+
+
+def _checked_array(name: str, field: str, given: ArrayLike) -> NDArray[Any]:
+    """Return a copy as float64, or as int64 for steps.
+
+    Raises:
+        ConfigurationError: It is no array of such numbers: ragged, of text, complex, with fractions of steps.
+    """
+    dtype = np.int64 if field == "steps" else np.float64
+    try:
+        raw = np.asarray(given)
+        array = np.array(raw, dtype=dtype) if raw.dtype.kind in "biuf" else None
+    except (TypeError, ValueError, RuntimeError, OverflowError):  # a tensor that needs gradients is a RuntimeError
+        array = None
+    if array is None or (field == "steps" and (array != raw).any()):
+        raise ConfigurationError(
+            f"Block {name!r}: {field} must be an array of {'integers' if field == 'steps' else 'real numbers'}, whose "
+            f"rows are equally long; {type(given).__name__} does not make one."
+        )
+    return array
+
+
+def _check_tridiagonal(name: str, alphas: FloatArray, betas: FloatArray, steps: NDArray[np.int64]) -> None:
     if alphas.ndim != 2 or 0 in alphas.shape:
         raise ConfigurationError(f"Block {name!r}: alphas must have shape (probes, m), not {alphas.shape}.")
     probes, m = alphas.shape

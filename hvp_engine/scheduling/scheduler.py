@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import asdict, dataclass, replace
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -26,7 +26,7 @@ from hvp_engine.system.memory import is_out_of_memory
 
 log = logging.getLogger(__name__)
 
-
+T = TypeVar("T")
 Build = Callable[[MicroBatch], ProductGraph]
 
 
@@ -112,9 +112,17 @@ class Scheduler:
         Raises:
             OutOfMemoryError: One sample with one vector does not fit.
         """
+        return self.within_memory(lambda: self._sweep(vectors))
+
+    def within_memory(self, work: Callable[[], T]) -> T:
+        """Do some work on the micro-batches, again with smaller pieces where memory runs out.
+
+        Raises:
+            OutOfMemoryError: One sample with one vector does not fit.
+        """
         while True:
             try:
-                return self._sweep(vectors)
+                return work()
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error):
                     raise
@@ -131,6 +139,22 @@ class Scheduler:
                 continue
             for start in range(0, size, step):
                 yield MicroBatch((number, start), batches.cut(batch, start, min(start + step, size)))
+
+    def first_norms(self, vector: Callable[[str], Tensor]) -> dict[str, float]:
+        """Multiply by every Hessian block of the first micro-batch alone, and return the norms of the products.
+
+        Args:
+            vector: Makes the vector (1, numel) for a block, as :meth:`sweep` takes them.
+        """
+        norms: dict[str, float] = {}
+        with self.objective.arithmetic():
+            graph = self._build(replace(next(self.microbatches()), is_sample=True))
+            for name, block in self._blocks.items():
+                vectors = vector(name)
+                out = torch.zeros_like(vectors)
+                graph.product(block, vectors, out, batched=False)
+                norms[name] = float(out.norm()) / graph.weight if graph.weight else 0.0
+        return norms
 
     @property
     def working_bytes(self) -> int:

@@ -1,15 +1,21 @@
-"""Numbers as people read them; every unit that the package prints has its one rule here."""
+"""Numbers and names as people read them; every unit that the package prints has its one rule here."""
 
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Sequence
+
+from rich.cells import cell_len
+
+from hvp_engine.errors import printable
 
 _PLAIN = range(-2, 4)  # decimal exponents that are written without an exponent
 _DIGITS = 3  # significant ones of a number with a unit
 _PREFIXES = ("", "k", "M", "G", "T", "P", "E", "Z")
 _SIZES = ((2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB"))
 _LISTED = 5
+NAME_CELLS = 200  # columns of a terminal that a name gets where there is no other limit
 
 
 def format_number(value: float, digits: int = 4) -> str:
@@ -95,7 +101,40 @@ def format_clock(seconds: float) -> str:
 
 def first_names(names: Sequence[str]) -> str:
     """List the first few of some names, and dots where there are more."""
-    return ", ".join(names[:_LISTED]) + (", ..." if len(names) > _LISTED else "")
+    return ", ".join(abbreviate(names[:_LISTED])) + (", ..." if len(names) > _LISTED else "")
+
+
+def abbreviate(names: Sequence[str], cells: int = NAME_CELLS) -> list[str]:
+    """Write names on one line each, in at most ``cells`` columns of a terminal; names that differ stay different.
+
+    Long ones lose their middle, for layers differ at the start and parameters at the end. What cannot be seen is
+    escaped (:func:`hvp_engine.errors.printable`). Names that would look alike get their place in the list.
+    """
+    literal = [printable(name) if name.strip() else ascii(name) for name in names]
+    short = [shorten(name, cells) for name in literal]
+    alike = Counter(text for _, text in set(zip(names, short, strict=True)))
+    return [
+        text if alike[text] == 1 else f"{shorten(name, cells - len(str(place)) - 2)} #{place}"
+        for place, (name, text) in enumerate(zip(literal, short, strict=True), 1)
+    ]
+
+
+def shorten(text: str, cells: int) -> str:
+    """Cut the middle out of a text that takes more than ``cells`` columns of a terminal."""
+    if cell_len(text) <= cells:
+        return text
+    head = _leading(text, (cells - 1) // 2)
+    return f"{head}…{_leading(text[::-1], cells - 1 - cell_len(head))[::-1]}"
+
+
+def _leading(text: str, cells: int) -> str:
+    """Return as much of the beginning of a text as fits."""
+    taken = 0
+    for place, character in enumerate(text):
+        taken += cell_len(character)
+        if taken > cells:
+            return text[:place]
+    return text
 
 
 def _with_prefix(value: float, unit: str) -> str:

@@ -9,6 +9,7 @@ from types import TracebackType
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from hvp_engine.errors import printable
 from hvp_engine.system.formatting import format_clock
 
 _LINE_EVERY = 10.0  # seconds between lines where there is no terminal
@@ -25,20 +26,20 @@ class ProgressReporter:
             total: Amount of work, in any unit.
             enabled: True shows, False hides, None shows on a terminal only.
         """
-        self._label, self._total, self._done, self._resumed = label, total, 0, 0
+        self._label, self._total, self._done, self._resumed = printable(label), total, 0, 0
         terminal = sys.stderr.isatty()
         self._enabled = terminal if enabled is None else enabled
         self._bar: Progress | None = None
         self._task: TaskID | None = None
         if self._enabled and terminal:
             self._bar = Progress(
-                TextColumn("{task.description}"),
+                TextColumn("{task.description}", markup=False),
                 BarColumn(),
                 TextColumn("{task.percentage:>3.0f}%"),
                 TimeElapsedColumn(),
                 TextColumn("ETA"),
                 TimeRemainingColumn(),
-                TextColumn("{task.fields[detail]}"),
+                TextColumn("{task.fields[detail]}", markup=False),
                 console=Console(stderr=True),
             )
         self._started = self._last = time.monotonic()
@@ -64,6 +65,8 @@ class ProgressReporter:
         """Count work that an earlier run finished: done, but no measure of this run's speed."""
         self._done += amount
         self._resumed += amount
+        if amount and self._bar is not None and self._task is not None:
+            self._bar.reset(self._task, completed=self._done)  # its speed is measured from here
 
     def advance(self, amount: int, detail: str = "") -> None:
         """Report finished work.
@@ -73,6 +76,7 @@ class ProgressReporter:
             detail: A few words on where the work is.
         """
         self._done += amount
+        detail = printable(detail)
         if self._bar is not None and self._task is not None:
             self._bar.update(self._task, completed=self._done, detail=detail)
             return

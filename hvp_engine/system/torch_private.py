@@ -29,6 +29,8 @@ __all__ = [
     "dispatch_modes",
     "enter_vmap",
     "fake_mode",
+    "hooks_of_module",
+    "hooks_of_tensor",
     "is_batched",
     "is_view",
     "leave_vmap",
@@ -229,3 +231,17 @@ def write_count(tensor: Tensor) -> int:
         return counted
     content = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
     return int.from_bytes(hashlib.blake2b(content.tobytes(), digest_size=8).digest(), "big")
+
+
+# Where hooks are kept has no public name; without it a changed hook shows in the losses and products alone.
+_MODULE_HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
+
+
+def hooks_of_module(module: nn.Module) -> list[Callable[..., Any]]:
+    """List the hooks that run with a module's forward and backward pass."""
+    return [hook for kept in _MODULE_HOOKS for hook in (getattr(module, kept, None) or {}).values()]
+
+
+def hooks_of_tensor(tensor: Tensor) -> list[Callable[..., Any]]:
+    """List the hooks that run with the gradient of a tensor."""
+    return list((getattr(tensor, "_backward_hooks", None) or {}).values())

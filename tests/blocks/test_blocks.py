@@ -137,3 +137,10 @@ def test_heads_and_rows_refuse_what_does_not_divide() -> None:
         he.blocks.heads(model, "layers.0.attn.wq.weight", 3)
     with pytest.raises(BlockError, match="no dimension 1"):
         he.blocks.heads(model, "ln_f.weight", 2, dim=1)
+
+
+def test_a_name_with_half_a_character_is_refused_before_anything_is_computed() -> None:
+    model = gpt().model
+    with pytest.raises(BlockError, match="half a character"):
+        resolve(model, {"bad \udc80": "ln_f.weight"})
+    assert list(resolve(model, {"\x1b[31m $x$ 名前": "ln_f.weight"}).blocks) == ["\x1b[31m $x$ 名前"]

@@ -13,10 +13,15 @@ def emulator(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def emulated_device(emulator, tmp_path_factory):
+def device_libraries(emulator, tmp_path_factory):
+    """The emulated device, and the bindings over emulated kernels."""
+    return device_process.build_extension(tmp_path_factory.mktemp("device"), emulator.folder)
+
+
+@pytest.fixture(scope="session")
+def emulated_device(request):
     """A process with a CUDA device, for the tests marked by `device_process.on_device`."""
     if torch.backends.cuda.is_built():
         pytest.skip("PyTorch here has CUDA kernels of its own; benchmarks/gpu_validate.py runs these paths on a card")
-    libraries = device_process.build_extension(tmp_path_factory.mktemp("device"), emulator.folder)
-    with device_process.start(*libraries):
+    with device_process.start(*request.getfixturevalue("device_libraries")):
         yield

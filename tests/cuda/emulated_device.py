@@ -24,7 +24,7 @@ from torch.utils._pytree import tree_map
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda", 0)
 NAME = "NVIDIA A100-SXM4-80GB, emulated"
-STREAM = 0x5EED  # handle of the current stream
+STREAM = 0x5EE8  # handle of the current stream
 _FREE = 1 << 30
 _FIRST_ADDRESS = 1 << 32  # no count, size or stride is as large
 

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import io
 import json
 from pathlib import Path
 
 import pytest
+from rich.console import Console
+from strange_names import STRANGE_NAMES
 from test_cli import call
+
+from hvp_engine.diagnosis.report import BlockCheck, Diagnosis, Finding
 
 JOB = """
 import torch
@@ -59,3 +64,31 @@ def test_the_command_prints_json(
     finding = report["findings"][0]
     assert finding["code"] == "dropout-active" and finding["where"] == "module '1'" and "eval()" in finding["fix"]
     assert report["blocks"][0]["wrong"] is False and report["costs"][0]["microbatch"] == 1
+
+
+def test_names_of_modules_and_blocks_are_shown_literally() -> None:
+    report = Diagnosis(
+        [
+            Finding("error", "code", f"the block {name} is wrong", name, "\x1b[2Jfile.py:1", name)
+            for name in STRANGE_NAMES
+        ],
+        [BlockCheck(name, 66_945_024, "fp64", 1e-16, 2.5e-9, 1.3e4, False) for name in STRANGE_NAMES],
+    )
+    report.findings.append(Finding("note", "code", "do this:\n    loss = 1"))
+    for width in (80, 120):
+        console = Console(file=io.StringIO(), width=width, color_system=None, legacy_windows=False)
+        console.print(report)
+        assert all(line.isprintable() for line in console.file.getvalue().split("\n"))
+    assert all(line.isprintable() for line in str(report).split("\n"))
+    assert "    loss = 1" in str(report).split("\n")
+    assert "[red]markup[/red]" in str(report)
+
+
+def test_a_terminal_of_80_columns_has_the_blocks_names_and_whole_numbers() -> None:
+    names = [f"h.{i}.attn.c_attn.weight" for i in range(3)]
+    report = Diagnosis(blocks=[BlockCheck(name, 66_945_024, "fp64", 1e-16, 2.5e-9, 1.3e4, False) for name in names])
+    console = Console(file=io.StringIO(), width=80, color_system=None, legacy_windows=False)
+    console.print(report)
+    words = console.file.getvalue().split()
+    for word in (*names, "66,945,024", "1.0e-16", "2.5e-09", "right"):
+        assert word in words

@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import re
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from planned import CONFIG, small_gpt
+from strange_names import STRANGE_NAMES
 
 import hvp_engine as he
 from hvp_engine import cli
@@ -81,3 +83,17 @@ def test_a_function_that_fails_is_reported_with_its_place(
         cli.main()
     assert stop.value.code == 1
     assert re.search(message, capsys.readouterr().err)
+
+
+def test_notes_and_names_are_shown_literally() -> None:
+    model, data = small_gpt()
+    plan = he.plan(model, he.losses.causal_lm, None, data=data, device="a100-80gb")
+    strange = replace(
+        plan,
+        notes=STRANGE_NAMES,
+        alternatives=tuple(replace(plan.alternatives[0], name=name, note=name) for name in STRANGE_NAMES),
+    )
+    lines = strange.summary().split("\n")
+    assert all(line.isprintable() for line in lines)
+    assert "note: [red]markup[/red]" in lines
+    assert sum(line.startswith("[red]markup[/red] ") for line in lines) == 1

@@ -1,10 +1,13 @@
-"""Numbers as people read them."""
+"""Numbers and names as people read them."""
 
 import math
 
 import pytest
+from rich.cells import cell_len
+from strange_names import STRANGE_NAMES
 
 from hvp_engine.system.formatting import (
+    abbreviate,
     first_names,
     format_bytes,
     format_clock,
@@ -13,6 +16,7 @@ from hvp_engine.system.formatting import (
     format_time,
     format_traffic,
     format_with_error,
+    shorten,
 )
 
 
@@ -76,3 +80,27 @@ def test_every_unit_has_its_one_form(write, value, text):
 def test_long_lists_of_names_are_cut():
     assert first_names(["a", "b"]) == "a, b"
     assert first_names(list("abcdef")) == "a, b, c, d, e, ..."
+
+
+def test_names_are_shown_on_one_line_without_what_cannot_be_seen():
+    for shown in abbreviate(STRANGE_NAMES):
+        assert shown.isprintable()
+        assert shown.strip()
+        assert cell_len(shown) <= 200
+    assert abbreviate(["layer.0.weight", "$x_1$", "名前"]) == ["layer.0.weight", "$x_1$", "名前"]
+
+
+@pytest.mark.parametrize("cells", [12, 24, 200])
+def test_names_that_differ_stay_different_however_short(cells):
+    names = [*STRANGE_NAMES, *(f"model.layers.{i}.{'deep.' * 50}weight" for i in range(120)), "x" * 500, "x" * 501]
+    shown = abbreviate(names, cells)
+    assert len(set(shown)) == len(names)
+    assert max(map(cell_len, shown)) <= cells
+
+
+def test_long_names_lose_their_middle():
+    assert abbreviate(["abcdefghij"], 5) == ["ab…ij"]
+    assert abbreviate(["名前名前名前"], 6) == ["名…前"]  # two columns each
+    assert abbreviate(["abcdefghij", "abcdefghij"], 5) == ["ab…ij", "ab…ij"]  # the same name twice
+    assert abbreviate(["layer.0.abcde.weight", "layer.1.abcde.weight"], 12) == ["laye…ight #1", "laye…ight #2"]
+    assert shorten("short", 5) == "short"

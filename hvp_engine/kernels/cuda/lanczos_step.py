@@ -35,12 +35,11 @@ def record_step(state: LanczosState, step: Step, vectors: Sequence[NewVector]) -
         row, last = table[place, 4], position + 2
         table[place] = (*addresses, vector.shape[0], row, last, store_type, dtype_number(vector.dtype))
     with queue(device) as on:
-        tasks, words = loader.native.cuda_plan_record(table)
+        plan, words = loader.native.cuda_plan_record(table)
         entries = to_device(words, device)
         loader.native.cuda_record_step(
+            plan,
             entries.data_ptr(),
-            len(step.members),
-            tasks,
             step.alphas.data_ptr(),
             step.alphas.stride(0),
             step.betas.data_ptr(),

@@ -7,9 +7,8 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
-import torch
-
 from hvp_engine.operators.head.find import LinearHead, find_head
+from hvp_engine.operators.head.shelf import Shelf
 from hvp_engine.operators.head.store import CurvatureStore
 from hvp_engine.ops.head.lazy_logits import FusedHead
 from hvp_engine.problem.objective import MicroBatch, Objective
@@ -59,6 +58,7 @@ class HeadFusion:
         microbatches: Callable[[], Iterator[MicroBatch]],
         progress: bool | None,
         tolerance: float,
+        shelf: Shelf | None = None,
     ) -> None:
         """Form the head's curvature for every micro-batch; keep it if it is as accurate as its storage promises.
 
@@ -68,19 +68,24 @@ class HeadFusion:
             progress: True shows progress, False hides it, None shows it on a terminal.
             tolerance: What dropping classes may change, see
                 :func:`hvp_engine.ops.head.curvature.form_head_curvature`.
+            shelf: Keeps them for a resumed job, and has those of an earlier run; None keeps none.
         """
         assert self.head is not None
         general = self._fused.head
-        store = CurvatureStore(self.head.weight, plan, tolerance)
+        store = CurvatureStore(self.head.weight, plan, tolerance, shelf)
         self._fused.head = self._store = store
-        with torch.no_grad(), self._objective.arithmetic():
-            total = sum(1 for _ in microbatches())
-            with ProgressReporter("head curvature", 100 * total, progress) as reporter:
-                for number, micro in enumerate(microbatches()):
-                    store.report = partial(_reach, reporter, number)
-                    with store.using(micro.key), torch.no_grad():
-                        self._objective.evaluate(micro.batch)
-        store.report = None
+        try:
+            with self._objective.arithmetic():  # gradients are on: a loss may need some inside
+                total = sum(1 for _ in microbatches())
+                with ProgressReporter("head curvature", 100 * total, progress) as reporter:
+                    for number, micro in enumerate(microbatches()):
+                        store.report = partial(_reach, reporter, number)
+                        with store.using(micro.key):
+                            self._objective.evaluate(micro.batch)
+        finally:
+            store.report = None
+            if shelf is not None:
+                shelf.flush()
         self.outcome = str(store)
         if not store.accurate:
             self._fused.head, self._store = general, None

@@ -9,7 +9,8 @@ that jobs of many products win, and single products do not.
 from __future__ import annotations
 
 import contextlib
-import tempfile
+import time
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
@@ -18,6 +19,8 @@ import torch
 from torch import Tensor
 
 from hvp_engine.kernels.packed_symmetric import packed_size
+from hvp_engine.operators.head.pages import map_temporary_file
+from hvp_engine.operators.head.shelf import Formed, Piece, Shelf
 from hvp_engine.ops.head.curvature import HeadCurvature, form_head_curvature
 from hvp_engine.ops.head.lazy_logits import FusedHead, HeadLogits
 from hvp_engine.scheduling.policy import CurvaturePlan
@@ -36,18 +39,21 @@ class CurvatureStore(FusedHead):
         error: Largest relative error of a product with them so far, against the general path in float64.
         bound: Largest share of the largest trace that a matrix lost by dropping classes, see `form_head_curvature`.
         report: Called with the share of a micro-batch's matrices that is formed.
+        full: Why there is no room for more matrices; None while there is.
     """
 
-    def __init__(self, weight: Tensor, plan: CurvaturePlan, tolerance: float = 0.0) -> None:
+    def __init__(self, weight: Tensor, plan: CurvaturePlan, tolerance: float = 0.0, shelf: Shelf | None = None) -> None:
         """Make an empty store.
 
         Args:
             weight: The head's weights.
             plan: Where the matrices go.
             tolerance: What dropping classes may change, see `form_head_curvature`.
+            shelf: Keeps them for a resumed job, and has those of an earlier run; None keeps none.
         """
         super().__init__(weight, keep_logits=False)
         self.plan = plan
+        self.shelf = shelf
         self.error = 0.0
         self.bound = 0.0
         self._tolerance = tolerance
@@ -55,7 +61,8 @@ class CurvatureStore(FusedHead):
         self._tokens = 0
         self._kept = 0.0  # share kept, summed over the tokens
         self.report: Callable[[float], None] | None = None
-        self._formed: dict[Key, list[HeadCurvature]] = {}
+        self.full: str | None = None
+        self._formed: dict[Key, list[HeadCurvature | None]] = {}
         self._key: Key | None = None
         self._calls = 0
 
@@ -71,17 +78,20 @@ class CurvatureStore(FusedHead):
     def clear(self) -> None:
         """Drop all matrices: parameters or micro-batches changed."""
         self._formed.clear()
+        if self.shelf is not None:
+            self.shelf.clear()
 
     def curvature(self, hidden: Tensor, weight: Tensor, bias: Tensor | None) -> HeadCurvature | None:
-        """Return the matrices of this call of the loss; None outside of `using`."""
+        """Return the matrices of this call of the loss; None outside of `using`, or where there was no room for any."""
         if self._key is None:
             return None
         formed = self._formed.setdefault(self._key, [])
         number, self._calls = self._calls, self._calls + 1
-        if number < len(formed) and formed[number].packed.shape[0] != hidden.shape[0]:
+        known = formed[number] if number < len(formed) else None
+        if known is not None and known.packed.shape[0] != hidden.shape[0]:
             del formed[number:]  # the micro-batch became smaller: memory ran out
         if number == len(formed):
-            formed.append(self._form(hidden, weight, bias))
+            formed.append(self._take((*self._key, number), hidden, weight, bias))
         return formed[number]
 
     def loss(self, logits: HeadLogits, target: Tensor, **options: Any) -> Tensor:
@@ -105,37 +115,88 @@ class CurvatureStore(FusedHead):
     def __str__(self) -> str:
         """Return words for logs and manifests."""
         words = f"{self.plan}, relative error {self.error:.1e}"
+        if self.full is not None:
+            words = f"{words}, of a part of the data ({self.full})"
         if self._tolerance == 0:
             return words
         return f"{words}, {100 * self.kept:.3g}% of the classes kept, up to {self.bound:.1e} of the largest trace lost"
 
-    def _form(self, hidden: Tensor, weight: Tensor, bias: Tensor | None) -> HeadCurvature:
-        """Form the matrices of hidden states (N, d), and measure them."""
+    def _take(self, piece: Piece, hidden: Tensor, weight: Tensor, bias: Tensor | None) -> HeadCurvature | None:
+        """Find the matrices of hidden states (N, d), or form them; None where there is no room."""
+        mapped = self.plan.place == "disk"
+        formed = None if self.shelf is None else self.shelf.find(piece, len(hidden), self.plan.dtype, mapped=mapped)
+        if formed is not None:
+            formed = self._moved(formed, hidden)
+        elif self.full is None:
+            formed = self._form(piece, hidden, weight, bias)
+        if formed is None:
+            return None
+        matrices, tokens = formed.curvature, hidden.shape[0]
+        self.error = max(self.error, formed.error)
+        self._excess = max(self._excess, formed.error - formed.explained)
+        self._tokens += tokens
+        self._kept += tokens * (1.0 if matrices.dropped is None else matrices.dropped.kept)
+        self.bound = max(self.bound, 0.0 if matrices.dropped is None else matrices.dropped.relative)
+        return matrices
+
+    def _form(self, piece: Piece, hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Formed | None:
+        """Form the matrices of hidden states (N, d), and measure them; None where the disk has no room for them."""
+        started = time.monotonic()
+        try:
+            room = self._pages(piece, hidden)
+        except OSError as error:
+            self.full = f"no room on the disk: {error.strerror or error}"
+            fix = "set TMPDIR to a folder with more" if self.shelf is None else "choose a folder with more for out="
+            warnings.warn(
+                f"The head's curvature does not fit on the disk ({error}). The job goes on without it for the rest of "
+                f"the data, which takes longer; free some space, or {fix}.",
+                RuntimeWarning,
+                stacklevel=2,
+            )
+            return None
         matrices = form_head_curvature(
             hidden,
             weight,
             bias=bias,
             dtype=self.plan.dtype,
-            out=self._pages(hidden),
+            out=room,
             report=self.report,
             tolerance=self._tolerance,
         )
-        error, explained = _error(matrices, hidden, weight, bias)
-        self.error, self._excess = max(self.error, error), max(self._excess, error - explained)
-        tokens, dropped = hidden.shape[0], matrices.dropped
-        self._tokens += tokens
-        self._kept += tokens * (1.0 if dropped is None else dropped.kept)
-        self.bound = max(self.bound, 0.0 if dropped is None else dropped.relative)
-        return matrices
+        formed = Formed(matrices, *_error(matrices, hidden, weight, bias))
+        if self.shelf is not None:
+            self.shelf.add(piece, formed, time.monotonic() - started)
+        return formed
 
-    def _pages(self, hidden: Tensor) -> Tensor | None:
-        """Return a file's pages for the packed matrices of hidden states (N, d), or None for memory."""
+    @staticmethod
+    def _moved(formed: Formed, hidden: Tensor) -> Formed:
+        """Return matrices from the shelf where and as sweeps expect them."""
+        curvature = formed.curvature
+        dropped = curvature.dropped
+        if dropped is not None:
+            dropped = replace(dropped, bound=dropped.bound.to(hidden.device))
+        moved = replace(
+            curvature,
+            packed=curvature.packed.to(hidden.device),
+            lse=curvature.lse.to(hidden.device),
+            dropped=dropped,
+        )
+        return replace(formed, curvature=moved)
+
+    def _pages(self, piece: Piece, hidden: Tensor) -> Tensor | None:
+        """Return a file's pages for the packed matrices of hidden states (N, d), or None for memory.
+
+        Raises:
+            OSError: There is no room for the file.
+        """
         if self.plan.place != "disk":
             return None
         size = hidden.shape[0] * packed_size(hidden.shape[1])
-        with tempfile.NamedTemporaryFile(prefix="hvp_engine_head_") as file:
-            # The mapping keeps the file's pages alive; its name goes now, so that no crash leaves it behind.
-            return torch.from_file(file.name, shared=True, size=size, dtype=self.plan.dtype).view(hidden.shape[0], -1)
+        if self.shelf is None:
+            pages = map_temporary_file(size, self.plan.dtype)
+        else:
+            pages = self.shelf.pages(piece, size, self.plan.dtype)
+        return pages.view(hidden.shape[0], -1)
 
 
 @torch.no_grad()

@@ -12,5 +12,5 @@ PYBIND11_MODULE(emulated_cuda, m) {
     register_cuda_lanczos_step(m);
     register_cuda_reorthogonalize(m);
     register_cuda_tridiagonal(m);
-    m.def("last_stream", [] { return reinterpret_cast<Address>(emulation::last_stream); });
+    m.def("last_stream", [] { return reinterpret_cast<std::uintptr_t>(emulation::last_stream); });
 }

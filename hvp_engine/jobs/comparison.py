@@ -1,0 +1,208 @@
+"""Whether a run folder holds the job that was asked for: two identities compared part by part, differences in words.
+
+Losses and products are compared to rounding. How much that is depends on the arithmetic, and on where the job runs: on
+one machine, with as many threads and the same pieces of data, they repeat almost to the last bit; on another one the
+code of the loss tells whether a small difference is rounding.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from hvp_engine.errors import RunFolderError
+from hvp_engine.jobs.environment import changes
+from hvp_engine.system.formatting import first_names
+
+Identity = Mapping[str, Any]
+
+_ROUNDING = {
+    "fp64": 1e-11,
+    "fp32": 1e-6,
+    "tf32": 1e-5,
+    "bf16": 1e-4,
+}  # of a batch's loss, where nothing else changed ...
+_ELSEWHERE = 1e3  # ... and as many times that on another machine, if the code of the loss is the same
+_PRODUCTS = 1e3  # how much more products are rounded than losses
+_NOISE = 1e-5  # of the largest product: smaller ones may be rounding altogether
+_EVIDENCE = {"environment", "loss", "losses", "products"}  # parts that are not compared for equality
+_SHOWN, _WIDTH, _CONTEXT = 3, 60, 20
+
+
+def refuse_foreign(found: Identity, wanted: Identity, run: Path) -> None:
+    """Raise unless a stored identity is this job's.
+
+    Raises:
+        RunFolderError: They differ; the message names in what.
+    """
+    if "first_loss" in found:
+        raise RunFolderError(
+            f"{run} was written by an earlier hvp_engine, which knew too little of a job to tell whether it is this "
+            "one. Choose another folder for out=; Spectra.load reads that one."
+        )
+    different = differences(found, wanted)
+    if different:
+        # A stranger's words: nothing of them may steer a terminal.
+        details = "; ".join(ascii(words)[1:-1] if not words.isprintable() else words for words in different[:_SHOWN])
+        raise RunFolderError(
+            f"{run} holds another job ({details}). Choose another folder for out=, or delete that one."
+        )
+
+
+def differences(found: Identity, wanted: Identity) -> list[str]:
+    """Say in what two jobs differ: settings, model and data, and only where these are equal losses and products."""
+    moved = changes(_mapping(found.get("environment")), _mapping(wanted.get("environment")))
+    same_versions = _versions(found) == _versions(wanted)
+    different: list[str] = []
+    for key in {**found, **wanted}:
+        if key not in _EVIDENCE:
+            there, here = found.get(key), wanted.get(key)
+            if key in _WORDS and not same_versions:  # releases show settings differently, and compile to other code
+                there, here = _classes(there), _classes(here)
+            different += _COMPARED.get(key, _values)(key, there, here)
+    if different:
+        return different
+    same_code = _code(found, exact=same_versions) == _code(wanted, exact=same_versions)
+    if "losses" not in found:  # a result that was saved without a run folder
+        return [] if same_code else _values("loss", found.get("loss"), wanted.get("loss"))
+    rounding = _ROUNDING.get(str(wanted.get("precision")), max(_ROUNDING.values()))
+    excused = bool(moved) and same_code
+    different = _losses(found["losses"], wanted.get("losses"), rounding * (_ELSEWHERE if excused else 1.0))
+    same_pieces = _microbatch(found) == _microbatch(wanted)
+    if different or excused or not same_pieces:
+        return different
+    return _products(_mapping(found.get("products")), _mapping(wanted.get("products")), rounding * _PRODUCTS)
+
+
+def _values(key: str, there: Any, here: Any) -> list[str]:
+    return [] if there == here else [f"{key}: {_both(repr(there), repr(here))}"]
+
+
+def _described(key: str, there: Any, here: Any) -> list[str]:
+    """Compare what is in words, by name."""
+    old, new = _mapping(there), _mapping(here)
+    kind = {"modules": "module ", "hooks": "hooks of "}[key]
+    return [
+        f"{kind + name if name else 'the model'} {_both(_in_words(old.get(name)), _in_words(new.get(name)))}"
+        for name in {**old, **new}
+        if old.get(name) != new.get(name)
+    ]
+
+
+def _digests(key: str, there: Any, here: Any) -> list[str]:
+    """Compare tensors by name."""
+    old, new = _mapping(there), _mapping(here)
+    names = [name for name in {**old, **new} if old.get(name) != new.get(name)]
+    return [f"{key}: {first_names(names)} changed"] if names else []
+
+
+def _batches(key: str, there: Any, here: Any) -> list[str]:
+    old, new = _sequence(there), _sequence(here)
+    if len(old) != len(new):
+        return [f"{key}: {len(old)} batches there, {len(new)} here"]
+    numbers = [str(number) for number, pair in enumerate(zip(old, new, strict=True)) if pair[0] != pair[1]]
+    return [f"{key}: batch {first_names(numbers)} of {len(new)} changed"] if numbers else []
+
+
+def _losses(there: Any, here: Any, tolerance: float) -> list[str]:
+    old, new = _sequence(there), _sequence(here)
+    if len(old) != len(new):
+        return [f"losses: {len(old)} there, {len(new)} here"]
+    different = []
+    for number, (first, second) in enumerate(zip(old, new, strict=True)):
+        (total, weight), (total_now, weight_now) = _pair(first), _pair(second)
+        if not math.isclose(weight, weight_now, rel_tol=tolerance):
+            different.append(f"weight of batch {number}: {_both(repr(weight), repr(weight_now))}")
+        elif not math.isclose(total, total_now, rel_tol=tolerance):
+            means = [value / weight if weight else value for value in (total, total_now)]
+            different.append(f"loss of batch {number}: {_both(*_digits(*means))}")
+    return different
+
+
+def _products(there: Mapping[str, Any], here: Mapping[str, Any], tolerance: float) -> list[str]:
+    old, new = ({name: _number(norm) for name, norm in norms.items()} for norms in (there, here))
+    noise = _NOISE * max(new.values(), default=0.0)
+    return [
+        f"curvature of block {name}: {_both(*_digits(old[name], norm))}"
+        for name, norm in new.items()
+        if name in old and not math.isclose(old[name], norm, rel_tol=tolerance, abs_tol=noise)
+    ]
+
+
+_Compare = Callable[[str, Any, Any], list[str]]
+_WORDS = ("modules", "hooks")
+_COMPARED: dict[str, _Compare] = {
+    **dict.fromkeys(_WORDS, _described),
+    **dict.fromkeys(("parameters", "buffers"), _digests),
+    "data": _batches,
+}
+
+
+def _versions(identity: Identity) -> Any:
+    return _mapping(identity.get("environment")).get("versions")
+
+
+def _microbatch(identity: Identity) -> Any:
+    return _mapping(identity.get("environment")).get("microbatch")
+
+
+def _code(identity: Identity, *, exact: bool) -> str:
+    """Return what is known of the loss's code: its name alone where releases of Python compile to different code."""
+    text = str(identity.get("loss"))
+    return text if exact else text.partition(" [")[0]
+
+
+def _classes(described: Any) -> dict[str, Any]:
+    """Leave the names of classes and functions, without settings and code."""
+    return {
+        name: [str(text).partition(" [")[0] for text in words] if isinstance(words, list) else words.partition("(")[0]
+        for name, words in _mapping(described).items()
+    }
+
+
+def _mapping(value: Any) -> Mapping[str, Any]:
+    return value if isinstance(value, Mapping) else {}
+
+
+def _sequence(value: Any) -> Sequence[Any]:
+    return value if isinstance(value, list) else []
+
+
+def _in_words(value: Any) -> str:
+    return "none" if value is None else ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+def _pair(value: Any) -> tuple[float, float]:
+    """Read a total and a weight."""
+    total, weight = value if isinstance(value, list) and len(value) == 2 else (None, None)
+    return _number(total), _number(weight)
+
+
+def _number(value: Any) -> float:
+    """Read a number; what is none equals nothing."""
+    return float(value) if isinstance(value, (int, float)) else math.nan
+
+
+def _digits(there: float, here: float) -> tuple[str, str]:
+    """Write two numbers with as many digits as tell them apart."""
+    for digits in range(3, 17):
+        old, new = f"{there:.{digits}g}", f"{here:.{digits}g}"
+        if old != new:
+            return old, new
+    return repr(there), repr(here)
+
+
+def _both(there: str, here: str) -> str:
+    """Show two texts from where they begin to differ."""
+    start = 0
+    if max(len(there), len(here)) > _WIDTH:
+        differ = next((i for i, pair in enumerate(zip(there, here, strict=False)) if pair[0] != pair[1]), 0)
+        start = max(0, differ - _CONTEXT)
+    return " there, ".join(_short(text, start) for text in (there, here)) + " here"
+
+
+def _short(text: str, start: int) -> str:
+    shown = ("..." if start else "") + text[start:]
+    return shown if len(shown) <= _WIDTH else shown[: _WIDTH - 3] + "..."

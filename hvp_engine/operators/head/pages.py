@@ -1,0 +1,72 @@
+"""Files whose pages serve as memory: for matrices that are too large for it."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+_ZEROS = bytes(1 << 20)
+
+
+def map_new_file(path: Path, size: int, dtype: torch.dtype) -> Tensor:
+    """Map a file of ``size`` numbers, made anew; all of its space is reserved before the first one is written.
+
+    A page for which the disk has no room any more ends the process when it is written to: there must be none.
+
+    Raises:
+        OSError: The file cannot be made that large.
+    """
+    path.unlink(missing_ok=True)  # an older mapping of it keeps its pages
+    try:
+        with open(path, "xb") as file:
+            _reserve(file.fileno(), size * dtype.itemsize)
+    except BaseException:
+        path.unlink(missing_ok=True)
+        raise
+    return map_file(path, size, dtype)
+
+
+def map_file(path: Path, size: int, dtype: torch.dtype) -> Tensor:
+    """Map the pages of a file of ``size`` numbers, which must be there; writing to them writes to it.
+
+    Raises:
+        OSError: It is not there, or cannot be mapped.
+    """
+    try:
+        return torch.from_file(str(path), shared=True, size=size, dtype=dtype)
+    except RuntimeError as error:
+        raise OSError(f"{path} cannot be mapped: {str(error).splitlines()[0]}") from error
+
+
+def map_temporary_file(size: int, dtype: torch.dtype) -> Tensor:
+    """Map a file that has no name, so that no crash leaves it behind.
+
+    Raises:
+        OSError: There is no room for it where temporary files go.
+    """
+    folder = Path(tempfile.mkdtemp(prefix="hvp_engine_head_"))
+    try:
+        return map_new_file(folder / "pages", size, dtype)
+    finally:
+        (folder / "pages").unlink(missing_ok=True)
+        folder.rmdir()
+
+
+def sync(path: Path) -> None:
+    """Let the disk have what was written to the pages of a file."""
+    with open(path, "rb") as file:
+        os.fsync(file.fileno())
+
+
+def _reserve(descriptor: int, size: int) -> None:
+    if size == 0:
+        return
+    if hasattr(os, "posix_fallocate"):
+        os.posix_fallocate(descriptor, 0, size)
+        return
+    for start in range(0, size, len(_ZEROS)):
+        os.write(descriptor, _ZEROS[: size - start])
