@@ -17,7 +17,7 @@ import logging
 import os
 import time
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from itertools import chain
 from pathlib import Path
 from typing import Any, Protocol
@@ -33,6 +33,7 @@ from hvp_engine.jobs.folder import FOLDER, JobFolder
 from hvp_engine.krylov.basis import Basis
 from hvp_engine.krylov.lanczos import Stream
 from hvp_engine.operators.head.shelf import Shelf
+from hvp_engine.scheduling.waves import WORK_VECTORS
 from hvp_engine.system import files
 from hvp_engine.system.json_files import CHECKSUM, checksum, read_json, sealed, write_json
 from hvp_engine.system.tensor_files import read_sealed_tensors, write_tensors
@@ -44,6 +45,8 @@ log = logging.getLogger(__name__)
 _EVERY, _OVERHEAD, _SHARE, _LEAST = 30.0, 20.0, 0.05, 3.0
 _SCALAR, _WINDOW = "scalar/", "window/"
 _JOB = "of job"
+# Vectors are copied to be written: no more positions at once than the budget has work vectors for, or than these bytes.
+_PIECE, _PIECE_BYTES = WORK_VECTORS, 4 << 20
 _SPARE = 1 << 20  # bytes kept back on the disk for the manifest
 
 Range = tuple[int, int]  # first and last + 1 of the positions in a rows file
@@ -300,9 +303,9 @@ class Checkpoint:
         if streams.basis is not None and not streams.finished:
             ranges = self._rows.get(wave, [])
             first, last = ranges[-1][1] if ranges else 0, streams.position + 1
-            if first < last and (rows := streams.basis.export(first, last)):
-                self._write(wave, self._rows_file(wave, first, last), rows)
-                ranges = [*ranges, (first, last)]
+            for start, stop in _pieces(streams.basis, first, last):
+                self._write(wave, self._rows_file(wave, start, stop), streams.basis.export(start, stop))
+                ranges = [*ranges, (start, stop)]
             tensors |= {_WINDOW + name: window for name, window in streams.basis.export_window().items()}
         tensors["rows"] = torch.tensor(ranges, dtype=torch.int64).reshape(-1, 2)
         # The state names the progress and its rows, so it is written last: a crash before this line leaves the earlier
@@ -345,6 +348,16 @@ class Checkpoint:
     @staticmethod
     def _rows_file(wave: int, first: int, last: int) -> str:
         return f"{_prefix(wave)}-rows-{first:05d}-{last:05d}.safetensors"
+
+
+def _pieces(basis: Basis, first: int, last: int) -> Iterator[Range]:
+    """Cut a range of positions into pieces that are small beside the basis."""
+    if not basis.keeps_all or first >= last:
+        return
+    one = sum(vectors.nbytes for vectors in basis.export(first, first + 1).values())
+    count = max(_PIECE, _PIECE_BYTES // max(1, one))
+    for start in range(first, last, count):
+        yield start, min(start + count, last)
 
 
 def _prefix(wave: int) -> str:

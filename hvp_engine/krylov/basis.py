@@ -121,7 +121,7 @@ class Basis(ABC):
     def export(self, first: int, last: int) -> dict[str, Tensor]:
         """Return the vectors at positions ``first`` to ``last - 1`` on the CPU, as they are stored.
 
-        They do not change any more: a checkpoint writes them once. Called with ``last - 1`` the newest position.
+        They do not change any more: a checkpoint writes them once, piece by piece up to the newest position.
 
         Returns:
             (streams, positions, numel) by block, for the blocks that have capacity for any of them; a storage may add

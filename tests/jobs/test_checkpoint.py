@@ -94,6 +94,20 @@ def test_periodic_checkpoints_survive_a_crash_without_notice(tmp_path: Path, mon
     assert same(job(gpt(), tmp_path), wanted)
 
 
+def test_vectors_are_written_and_read_in_pieces_that_the_budget_has_room_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(checkpoint, "_PIECE_BYTES", 0)
+    wanted = job(gpt(), None)
+    with monkeypatch.context() as patch:
+        interrupt_after(patch, 5, KeyboardInterrupt())
+        with pytest.raises(KeyboardInterrupt):
+            job(gpt(), tmp_path)
+    rows = sorted(path.name for path in (tmp_path / FOLDER).glob("wave-000-rows-*"))
+    assert rows == ["wave-000-rows-00000-00003.safetensors", "wave-000-rows-00003-00006.safetensors"]
+    assert same(job(gpt(), tmp_path), wanted)
+
+
 def test_waves_resume_where_they_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     problem = quadratic(symmetric(torch.linspace(-1, 2, 400)).float())
     options: dict[str, object] = {"steps": 50, "probes": 6, "check": False}
