@@ -13,6 +13,7 @@ import torch
 
 from hvp_engine.problem.growth import ROUNDING, Value, value_of
 from hvp_engine.problem.objective import Objective
+from hvp_engine.system.memory import is_out_of_memory
 
 _TELLING = 1e-2  # pieces whose losses differ by this much, relatively, show a weight that is wrong by a percent
 
@@ -73,6 +74,11 @@ def disagreement(first: Piece, second: Piece, both: Piece) -> str | None:
         return None
     if abs(a.total / a.weight - b.total / b.weight) > max(_TELLING, 10 * rounding) * scale:
         return None
-    (along_a, norm_a), (along_b, norm_b), (along, _) = first.slope(), second.slope(), both.slope()
+    try:
+        (along_a, norm_a), (along_b, norm_b), (along, _) = first.slope(), second.slope(), both.slope()
+    except RuntimeError as error:
+        if is_out_of_memory(error):
+            raise
+        return None  # there is no gradient: whoever needs it next explains why
     change = abs(along - along_a - along_b) / max(norm_a + norm_b, 1e-300)
     return f"its gradient by about {100 * change:.2g} %" if change > max(1e-3, 5 * rounding) else None
