@@ -127,6 +127,9 @@ def classification(model: nn.Module, batch: Any) -> tuple[Tensor, Tensor]:
     return total, (targets != IGNORE).sum()
 
 
+COUNTED = (causal_lm, masked_lm, seq2seq_lm, classification)  # their weights count what their totals sum over
+
+
 def _of_probabilities(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
     shape = tuple(logits.shape)
     if len(shape) != 2 or tuple(targets.shape) != shape:

@@ -30,6 +30,11 @@ def map_tensors(function: Callable[[Tensor], Tensor], batch: Any) -> Any:
     return map_leaves(mapped, batch)
 
 
+def rebuilt(batch: Any) -> Any:
+    """Return a batch of the same tensors whose containers are new: what a loss takes out of them is still in the old."""
+    return map_leaves(lambda leaf: leaf, batch)
+
+
 def moved(batch: Any, device: torch.device, dtype: torch.dtype | None) -> Any:
     """Bring a batch to a device, and its floating-point numbers to a dtype; None leaves them as they are."""
 

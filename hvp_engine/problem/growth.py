@@ -103,20 +103,26 @@ class _Watch:
         scale = abs(a) + abs(b)
         if min(abs(a), abs(b)) < 5 * self._tolerance * max(abs(a), abs(b)) or abs(a + b) <= 0.1 * scale:
             return None  # a sum and a mean would be the same
-        if abs(whole - (a + b)) <= self._tolerance * scale:
-            return "sum" if self._objective.declares_weight else self._confirmed(a + b, start, width)
+        rest = a + b - whole  # of a sum: what does not depend on the samples, a penalty for large weights, say
+        if abs(rest) <= self._tolerance * scale:
+            return "sum" if self._objective.declares_weight else self._confirmed(whole, 0.0, start, width)
         weights = first.weight + second.weight
         means = [(a + b) / 2, *([(first.weight * a + second.weight * b) / weights] if weights else ())]
-        return "mean" if any(abs(whole - mean) <= self._tolerance * scale for mean in means) else "other"
+        if any(abs(whole - mean) <= self._tolerance * scale for mean in means):
+            return "mean"
+        # A weighted mean lies between a and b, so that one of these would be negative.
+        adds = min((a - rest) * (1 if whole > rest else -1), (b - rest) * (1 if whole > rest else -1)) > 0.05 * scale
+        return self._confirmed(whole, rest, start, width) if adds and not self._objective.declares_weight else "other"
 
-    def _confirmed(self, value: float, start: int, width: int) -> Growth | None:
+    def _confirmed(self, both: float, rest: float, start: int, width: int) -> Growth | None:
         """Say whether a third piece adds too: contrastive losses, log 2 of two and log 4 of four samples, do not."""
         if 3 * width > self._size:
-            return "sum" if width == 1 else None
+            return "sum" if width == 1 and rest == 0 else None
         before = start + 3 * width > self._size
         third = self._raw(self._value(start - width if before else start + 2 * width, width))
         whole = self._raw(self._value(start - width if before else start, 3 * width))
-        return "sum" if abs(whole - value - third) <= self._tolerance * (abs(value) + abs(third)) else "other"
+        adds = abs(whole - both - third + rest) <= self._tolerance * (abs(both) + abs(third) + abs(rest))
+        return "sum" if adds else "other"
 
 
 def _of_weight(first: float, second: float, both: float) -> Growth | None:

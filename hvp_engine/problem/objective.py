@@ -207,7 +207,7 @@ class Objective:
 
     def _call(self, batch: Any) -> Any:
         try:
-            return self.loss(self.model) if self.data is None else self.loss(self.model, batch)
+            return self.loss(self.model) if self.data is None else self.loss(self.model, batches.rebuilt(batch))
         except Exception as error:
             if isinstance(error, HvpEngineError) or is_out_of_memory(error):
                 raise

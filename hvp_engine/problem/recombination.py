@@ -70,15 +70,18 @@ def disagreement(first: Piece, second: Piece, both: Piece) -> str | None:
     scale = (abs(a.total) + abs(b.total)) / weight
     if abs(mean - recombined) > rounding * max(scale, abs(mean)):
         return f"the loss from {mean:.6g} to {recombined:.6g}"
-    if 0 in (a.weight, b.weight):
-        return None
-    if abs(a.total / a.weight - b.total / b.weight) > max(_TELLING, 10 * rounding) * scale:
-        return None
+    alike = min(a.weight, b.weight) > 0 and abs(a.total / a.weight - b.total / b.weight) <= scale * max(
+        _TELLING, 10 * rounding
+    )
+    change = _change_of_gradient(first, second, both) if alike else 0.0
+    return f"its gradient by about {100 * change:.2g} %" if change > max(1e-3, 5 * rounding) else None
+
+
+def _change_of_gradient(first: Piece, second: Piece, both: Piece) -> float:
     try:
         (along_a, norm_a), (along_b, norm_b), (along, _) = first.slope(), second.slope(), both.slope()
     except RuntimeError as error:
         if is_out_of_memory(error):
             raise
-        return None  # there is no gradient: whoever needs it next explains why
-    change = abs(along - along_a - along_b) / max(norm_a + norm_b, 1e-300)
-    return f"its gradient by about {100 * change:.2g} %" if change > max(1e-3, 5 * rounding) else None
+        return 0.0  # there is no gradient: whoever needs it next explains why
+    return abs(along - along_a - along_b) / max(norm_a + norm_b, 1e-300)

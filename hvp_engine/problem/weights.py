@@ -10,7 +10,10 @@ from __future__ import annotations
 
 from typing import Any
 
+from torch import Tensor
+
 from hvp_engine.errors import ConfigurationError, HvpEngineError, ObjectiveError
+from hvp_engine.losses import COUNTED
 from hvp_engine.problem import batches
 from hvp_engine.problem.growth import growth, value_of
 from hvp_engine.problem.objective import Objective
@@ -29,8 +32,8 @@ def check_weights(objective: Objective, largest: Any) -> None:
     """Refuse a loss and data whose batches cannot be weighted for certain.
 
     Call inside the objective's arithmetic, after a complete pass over the data. One batch of a scalar loss costs
-    nothing; batches of equal shapes, and declared weights, four samples; batches of other sizes one evaluation and a
-    half of one batch of every size.
+    nothing, nor do the losses of :mod:`hvp_engine.losses`; batches of equal shapes, and declared weights, four samples;
+    batches of other sizes three evaluations of one batch of every size.
 
     Args:
         objective: Loss, model and data.
@@ -42,9 +45,13 @@ def check_weights(objective: Objective, largest: Any) -> None:
     if objective.declares_weight is None:
         objective.spot_value(largest)
     several = len(objective.layouts) > 1
-    if objective.data is None or not (several or objective.declares_weight):
+    if objective.loss in COUNTED:
+        objective.weight_shown = True
+    if objective.weight_shown or objective.data is None or not (several or objective.declares_weight):
         return
     grown = growth(objective, largest)
+    if several and isinstance(largest, Tensor) and grown.value in (None, "other"):
+        _refuse_rows(objective, largest)
     if objective.declares_weight:
         _check_declared(objective, grown.value, grown.weight)
         objective.weight_shown = grown.weight is not None
@@ -107,6 +114,23 @@ def check_split(objective: Objective, step: int) -> None:
                 )
 
 
+def _refuse_rows(objective: Objective, batch: Tensor) -> None:
+    """Refuse a loss that takes the rows of a tensor for inputs and targets: data=[x, y] in place of data=[(x, y)]."""
+    try:
+        value_of(objective, batches.cut(batch, 0, 1))
+    except HvpEngineError:  # one row is too few, as it is for a loss that takes whole batches only
+        try:
+            two, whole = value_of(objective, batches.cut(batch, 0, 2)), value_of(objective, batch)
+        except HvpEngineError:
+            return
+        if len(batch) == 2 or two.total * whole.weight != whole.total * two.weight:
+            return
+        raise ObjectiveError(
+            "The loss uses nothing of a batch but its first two rows, and every batch is one tensor: if these are "
+            "inputs and targets, they are one batch, data=[(x, y)]."
+        )
+
+
 def _check_declared(objective: Objective, value: str | None, weight: str | None) -> None:
     """Refuse a second value that is no weight: it neither grows with the batch nor stays the same."""
     if weight == "sum" and value == "mean":
@@ -135,15 +159,16 @@ def _refuse_weight(why: str) -> None:
 def _check_sizes(objective: Objective) -> None:
     """Refuse batches that a scalar loss does not weight by their numbers of samples, or whose numbers are unclear."""
     previous: tuple[int, Piece] | None = None
-    seen = set()
+    first_of: dict[tuple[batches.Entry, ...], int] = {}
+    for number, layout in enumerate(objective.layouts):
+        first_of.setdefault(layout, number)
+    chosen = set(first_of.values())
     for number, batch in objective.batches():
-        layout = objective.layouts[number]
-        if layout in seen:
+        if number not in chosen:
             continue
-        seen.add(layout)
         if batches.samples(batch) is None:
             _refuse_batches(objective, "their tensors share no leading dimension that would count the samples")
-        piece = Piece(objective, batch)
+        piece = Piece(objective, batch, value_of(objective, batch))
         if previous is not None:
             _check_joined(objective, previous, (number, piece))
         previous = number, piece
