@@ -31,7 +31,7 @@ def map_tensors(function: Callable[[Tensor], Tensor], batch: Any) -> Any:
 
 
 def rebuilt(batch: Any) -> Any:
-    """Return a batch of the same tensors whose containers are new: what a loss takes out of them is still in the old."""
+    """Return a batch of the same tensors in new containers, which a loss may take them out of."""
     return map_leaves(lambda leaf: leaf, batch)
 
 

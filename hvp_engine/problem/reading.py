@@ -87,9 +87,9 @@ def length_of(data: object) -> int | None:
         return None
 
 
-def refuse_exhausted(known: int) -> ObjectiveError:
+def refuse_exhausted(known: int | None = None) -> ObjectiveError:
     """Make the error for data that had ``known`` batches in the first pass and has none in a later one."""
     return ObjectiveError(
-        f"data had {known} batches in the first pass and none in the second: it can be read only once, and a sweep "
-        "needs it every step. Pass list(data), or data that starts anew whenever it is iterated."
+        f"data had {known or 'its'} batches in the first pass and none in the second: it can be read only once, and a "
+        "sweep needs it every step. Pass list(data), or data that starts anew whenever it is iterated."
     )

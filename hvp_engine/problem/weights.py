@@ -45,7 +45,7 @@ def check_weights(objective: Objective, largest: Any) -> None:
     if objective.declares_weight is None:
         objective.spot_value(largest)
     several = len(objective.layouts) > 1
-    if objective.loss in COUNTED:
+    if any(objective.loss is known for known in COUNTED):
         objective.weight_shown = True
     if objective.weight_shown or objective.data is None or not (several or objective.declares_weight):
         return
@@ -117,18 +117,18 @@ def check_split(objective: Objective, step: int) -> None:
 def _refuse_rows(objective: Objective, batch: Tensor) -> None:
     """Refuse a loss that takes the rows of a tensor for inputs and targets: data=[x, y] in place of data=[(x, y)]."""
     try:
+        two, whole = value_of(objective, batches.cut(batch, 0, 2)), value_of(objective, batch)
+    except HvpEngineError:  # a loss that takes whole batches only
+        return
+    if len(batch) == 2 or two.total * whole.weight != whole.total * two.weight:
+        return
+    try:
         value_of(objective, batches.cut(batch, 0, 1))
-    except HvpEngineError:  # one row is too few, as it is for a loss that takes whole batches only
-        try:
-            two, whole = value_of(objective, batches.cut(batch, 0, 2)), value_of(objective, batch)
-        except HvpEngineError:
-            return
-        if len(batch) == 2 or two.total * whole.weight != whole.total * two.weight:
-            return
+    except HvpEngineError as error:  # one row is too few
         raise ObjectiveError(
             "The loss uses nothing of a batch but its first two rows, and every batch is one tensor: if these are "
             "inputs and targets, they are one batch, data=[(x, y)]."
-        )
+        ) from error
 
 
 def _check_declared(objective: Objective, value: str | None, weight: str | None) -> None:
