@@ -115,7 +115,7 @@ def classification(model: nn.Module, batch: Any) -> tuple[Tensor, Tensor]:
     classes_last = given == shape[:-1]
     if len(shape) < 3 or given != (shape[0], *shape[2:]):
         if not classes_last:
-            raise _misfit("classification", shape, given, "one class index for every row of logits")
+            raise _misfit(shape, given, "one class index for every row of logits")
         return _summed(logits, targets)
     if classes_last:
         raise ObjectiveError(
@@ -133,7 +133,7 @@ COUNTED = (causal_lm, masked_lm, seq2seq_lm, classification)  # their weights co
 def _of_probabilities(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
     shape = tuple(logits.shape)
     if len(shape) != 2 or tuple(targets.shape) != shape:
-        raise _misfit("classification", shape, tuple(targets.shape), "class indices, or probabilities (batch, classes)")
+        raise _misfit(shape, tuple(targets.shape), "class indices, or probabilities (batch, classes)")
     _check_classes(shape[1])
     total = F.cross_entropy(logits, targets.to(logits.dtype), reduction="sum")
     return total, torch.tensor(shape[0])
@@ -147,9 +147,11 @@ def _check_classes(classes: int) -> None:
         )
 
 
-def _misfit(loss: str, logits: tuple[int, ...], targets: tuple[int, ...], wanted: str) -> ObjectiveError:
+def _misfit(logits: tuple[int, ...], targets: tuple[int, ...], wanted: str) -> ObjectiveError:
     hint = "; of one-hot targets pass .argmax(1), or .float()" if logits == targets else ""
-    return ObjectiveError(f"losses.{loss} needs {wanted}; the logits are {logits}, the targets {targets}{hint}.")
+    return ObjectiveError(
+        f"losses.classification needs {wanted}; the logits are {logits}, the targets {targets}{hint}."
+    )
 
 
 def _next_tokens(batch: Mapping[Any, Any]) -> Tensor:

@@ -90,8 +90,11 @@ class _Watch:
         return list(dict.fromkeys([*places, *wider]))
 
     def _value(self, start: int, width: int) -> Value:
+        piece = batches.cut(self._batch, start, start + width)
+        if width > 2:
+            return value_of(self._objective, piece)
         # With a graph: a weight that hangs on the parameters is refused by its own error.
-        total, weight = self._objective.evaluate(batches.cut(self._batch, start, start + width))
+        total, weight = self._objective.evaluate(piece)
         return Value(float(total.detach()), weight)
 
     def _raw(self, value: Value) -> float:
