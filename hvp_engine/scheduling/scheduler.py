@@ -184,7 +184,7 @@ class Scheduler:
         if wanted == now or size is None or wanted is None:
             return
         with self.objective.arithmetic():
-            self._check_split(largest, size)
+            check_split(self.objective, wanted)
         self.release()
         self.plan.microbatch = wanted
         self._size_passes(wanted)
