@@ -83,8 +83,6 @@ def _children(node: Any) -> list[tuple[str, Any]]:
     """Name and value of everything that a node holds."""
     if isinstance(node, (list, tuple)):
         return [(f"[{number}]", value) for number, value in enumerate(node)]
-    if callable(node):
-        return []
     attributes = [(f".{name}", value) for name, value in _attributes(node).items()]
     # A mapping that is no dict keeps its entries in its attributes.
     items = isinstance(node, dict) or (isinstance(node, Mapping) and not attributes)
@@ -118,10 +116,11 @@ def _rebuilt(node: Any, inner: Callable[[Any], Any]) -> Any:
     if isinstance(copied, list):
         copied[:] = [inner(value) for value in copied]
         return copied
+    own = _attributes(copied)  # of the copy, whose parts may know whose parts they are; entries may be attributes too
     if isinstance(copied, dict):
         for key, value in list(copied.items()):
             copied[key] = inner(value)
-    for name, value in _attributes(copied).items():  # of the copy: its own parts may know whose parts they are
+    for name, value in own.items():
         changed = inner(value)
         if changed is not value:
             object.__setattr__(copied, name, changed)

@@ -15,7 +15,7 @@ from torch import Tensor
 from hvp_engine.errors import ConfigurationError, HvpEngineError, ObjectiveError
 from hvp_engine.losses import COUNTED
 from hvp_engine.problem import batches
-from hvp_engine.problem.growth import growth, value_of
+from hvp_engine.problem.growth import Grown, growth, value_of
 from hvp_engine.problem.objective import Objective
 from hvp_engine.problem.recombination import Piece, disagreement
 
@@ -53,7 +53,7 @@ def check_weights(objective: Objective, largest: Any) -> None:
     if several and isinstance(largest, Tensor) and grown.value in (None, "other"):
         _refuse_rows(objective, largest)
     if objective.declares_weight:
-        _check_declared(objective, grown.value, grown.weight)
+        _check_declared(objective, grown, several=several)
         objective.weight_shown = grown.weight is not None
         return
     if grown.value == "sum":
@@ -131,22 +131,27 @@ def _refuse_rows(objective: Objective, batch: Tensor) -> None:
         ) from error
 
 
-def _check_declared(objective: Objective, value: str | None, weight: str | None) -> None:
+def _check_declared(objective: Objective, grown: Grown, *, several: bool) -> None:
     """Refuse a second value that is no weight: it neither grows with the batch nor stays the same."""
-    if weight == "sum" and value == "mean":
+    if grown.weight == "sum" and grown.value == "mean":
         raise ObjectiveError(
             "The loss returned two values, which are read as (total, weight), but the first one looks like a mean: it "
             "does not grow with the batch, as the weight does. Return (mean * weight, weight), or the scalar mean "
             f"alone. {_FIX}"
         )
-    if weight == "other":
+    if grown.weight == "other":
         _refuse_weight("of two samples together is neither what the two weigh alone, added, nor the same for all")
-    if weight != "constant":
+    if grown.weight != "constant":
         return
     for number, batch in objective.batches():
-        whole = value_of(objective, batch).weight
-        if batches.samples(batch) and value_of(objective, batches.cut(batch, 0, 1)).weight != whole:
-            _refuse_weight(f"of batch {number} is {whole:.6g}, and that of its first sample is neither that nor a part")
+        few, whole = value_of(objective, batches.few_samples(batch)).weight, value_of(objective, batch).weight
+        if few != whole:
+            _refuse_weight(f"of batch {number} is {whole:.6g}, that of its first two samples neither that nor a part")
+    if several and grown.value == "sum":
+        raise ObjectiveError(
+            "The loss returned (total, weight), but the total looks like a sum over the samples while the weight is "
+            f"the same for any number of them: let both grow. {_FIX}"
+        )
 
 
 def _refuse_weight(why: str) -> None:

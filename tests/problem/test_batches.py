@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import weakref
 from collections import namedtuple
+from collections.abc import Iterator, MutableMapping
 from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
@@ -12,6 +14,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from transformers import BatchEncoding
+from transformers.utils import ModelOutput
 from weighed import EQUAL, X, Y, classifier, deviation
 
 from hvp_engine.problem import batches
@@ -40,9 +43,58 @@ class Graph:
         return self.store["y"]
 
 
+class Storage(MutableMapping[str, torch.Tensor]):
+    """Keeps its entries in an attribute and knows whose part it is, as the stores of graph libraries do."""
+
+    def __init__(self, parent: Any, **entries: torch.Tensor) -> None:
+        self.entries, self.parent = entries, weakref.ref(parent)
+
+    def __getitem__(self, name: str) -> torch.Tensor:
+        return self.entries[name]
+
+    def __setitem__(self, name: str, value: torch.Tensor) -> None:
+        self.entries[name] = value
+
+    def __delitem__(self, name: str) -> None:
+        del self.entries[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.entries)
+
+    def __len__(self) -> int:
+        return len(self.entries)
+
+
+class Stored:
+    """A batch class that passes attributes on to a store, and can be called."""
+
+    def __init__(self, x: torch.Tensor, y: torch.Tensor) -> None:
+        self.__dict__["store"] = Storage(self, x=x, y=y)
+
+    def __getattr__(self, name: str) -> torch.Tensor:
+        if name not in ("x", "y"):
+            raise AttributeError(name)
+        return self.store.parent().__dict__["store"][name]
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        self.store[name] = value
+
+    def __copy__(self) -> Stored:
+        return Stored(self.x, self.y)
+
+    def __call__(self) -> Iterator[Any]:
+        return iter(self.store.items())
+
+
 class Attributes(dict[str, torch.Tensor]):
     def __getattr__(self, name: str) -> torch.Tensor:
         return self[name]
+
+
+@dataclass
+class BaseOutput(ModelOutput):
+    x: torch.Tensor | None = None
+    y: torch.Tensor | None = None
 
 
 Named = namedtuple("Named", "x y")
@@ -52,6 +104,8 @@ KINDS: dict[str, Any] = {
     "named tuple": Named,
     "namespace": lambda x, y: SimpleNamespace(x=x, y=y),
     "graph": Graph,
+    "graph with a store": Stored,
+    "ordered dictionary": lambda x, y: BaseOutput(x=x, y=y),
     "dictionary with attributes": lambda x, y: Attributes(x=x, y=y),
     "encoding": lambda x, y: BatchEncoding({"x": x, "y": y}),
 }

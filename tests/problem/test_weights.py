@@ -184,6 +184,12 @@ def test_counts_shares_and_constants_are_weights(weight: Any, data: Any) -> None
     assert deviation(classifier(), lambda m, b: (mean_loss(m, b) * weight(b), weight(b)), data) < 1e-6
 
 
+def test_a_sum_with_a_constant_weight_is_refused_over_several_batches() -> None:
+    refuse("let both grow", classifier(), lambda m, b: (summed(m, b), 1.0), EQUAL)
+    right = lambda m: summed(m, (X.double(), Y))  # noqa: E731
+    assert deviation(classifier(), lambda m, b: (summed(m, b), 1.0), [(X, Y)], right) < 1e-6
+
+
 def test_a_constant_weight_does_not_split() -> None:
     with pytest.raises(ConfigurationError, match=r"changes the weight from 1 to 1 \+ 1"):
         he.HessianOperator(classifier(), lambda m, b: (mean_loss(m, b), 1.0), data=EQUAL, microbatch=4)
