@@ -15,7 +15,7 @@ import hvp_engine as he
 from hvp_engine.errors import ConfigurationError, ObjectiveError
 from hvp_engine.problem.batches import map_tensors
 from hvp_engine.problem.objective import Objective
-from hvp_engine.problem.weights import check_weights
+from hvp_engine.problem.weights import check_split, check_weights
 
 CLASS_WEIGHTS = torch.tensor([1.0, 5.0, 0.1])
 
@@ -218,6 +218,19 @@ def test_a_loss_that_takes_things_out_of_its_batch_leaves_the_data_alone() -> No
     data = [{"x": x, "y": y} for x, y in EQUAL]
     assert deviation(classifier(), lambda m, b: F.cross_entropy(m(b["x"]), b.pop("y")), data) < 1e-6
     assert all("y" in batch for batch in data)
+
+
+def test_a_loss_that_takes_gradients_inside_may_be_split_and_averaged() -> None:
+    def slopes(model: nn.Module, batch: Any) -> Tensor:
+        inputs = batch.detach().requires_grad_()
+        (slope,) = torch.autograd.grad(model(inputs).sum(), inputs, create_graph=True)
+        return slope.square().mean()
+
+    objective = Objective(classifier(), slopes, [X[:6], X[6:]], "fp64")
+    with objective.arithmetic():
+        objective.evaluate(objective.largest_batch())
+        check_weights(objective, objective.largest_batch())
+        check_split(objective, 4)
 
 
 def test_a_loss_that_changes_its_mind_about_weights_is_refused() -> None:

@@ -42,14 +42,17 @@ def deviation(
     """Relative error of a product with two vectors, against the dense Hessian of ``right`` in float64."""
     twin = copy.deepcopy(model).double()
     parameters = list(twin.parameters())
-    gradient = torch.cat([g.reshape(-1) for g in torch.autograd.grad(right(twin), parameters, create_graph=True)])
+    gradients = torch.autograd.grad(right(twin), parameters, create_graph=True, materialize_grads=True)
+    gradient = torch.cat([g.reshape(-1) for g in gradients])
     hessian = torch.stack(
         [
             torch.cat(
                 [
                     torch.zeros_like(p).reshape(-1) if row is None else row.reshape(-1)
                     for row, p in zip(
-                        torch.autograd.grad(entry, parameters, retain_graph=True, allow_unused=True),
+                        torch.autograd.grad(entry, parameters, retain_graph=True, allow_unused=True)
+                        if entry.grad_fn is not None
+                        else [None] * len(parameters),
                         parameters,
                         strict=True,
                     )
