@@ -39,7 +39,7 @@ def hvp(
         vectors: (k, numel) per block name; blocks may be left out.
         blocks: ``None``/``"full"``, ``"parameter"``, ``"module"``, parameter names, a mapping of names to globs, or
             :class:`hvp_engine.Block` objects.
-        data: Re-iterable of batches.
+        data: Re-iterable of batches, as for :func:`slq`.
         precision: ``"fp64"``, ``"fp32"``, ``"tf32"`` or ``"bf16"``.
 
     Returns:
@@ -86,7 +86,8 @@ def slq(
             scalar, or ``(total, weight)``; :mod:`hvp_engine.losses` has ready ones.
         blocks: ``None``/``"full"``, ``"parameter"``, ``"module"``, parameter names, a mapping of names to globs, or
             :class:`hvp_engine.Block` objects.
-        data: Re-iterable of batches (tensors, tuples or mappings of tensors), the same in every pass.
+        data: Re-iterable of batches (tensors, or tuples, mappings or objects that hold them), the same in every pass.
+            Data without a length may have 10,000 batches and take 15 seconds to read; more is taken for endless.
         steps: Lanczos steps m; streams of blocks smaller than m end earlier, exactly.
         probes: Random vectors per block; the error bars come from their spread.
         seed: Decides the probes; the same seed gives the same bits on one machine.

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from hvp_engine.blocks import Partition, ResolvedBlock
 from hvp_engine.diagnosis.report import Cost
-from hvp_engine.errors import ObjectiveError
+from hvp_engine.errors import ConfigurationError, ObjectiveError
 from hvp_engine.kernels.allocator import retained_heap
 from hvp_engine.operators.gradient_graph import GradientGraph
 from hvp_engine.problem import batches
@@ -46,7 +46,7 @@ def measure_costs(objective: Objective, partition: Partition, batch: Any, second
             if not costs:
                 _measured_cost(objective, partition, chosen, size, piece)  # the first call of everything is slow
             costs.append(_measured_cost(objective, partition, chosen, size, piece))
-        except ObjectiveError:  # a mean over samples whose targets are all ignored, say
+        except (ObjectiveError, ConfigurationError):  # a mean over samples whose targets are all ignored, say
             continue
         spent = time.monotonic() - started
     return costs

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from hvp_engine.blocks import Block, BlockSpec, Partition, resolve
 from hvp_engine.diagnosis.cost import measure_costs
 from hvp_engine.diagnosis.curvature import examine_blocks
-from hvp_engine.diagnosis.data import Passes, examine_data
+from hvp_engine.diagnosis.data import Passes, examine_data, examine_weights
 from hvp_engine.diagnosis.model import eval_and_eager, examine_model
 from hvp_engine.diagnosis.operations import examine_graph, failed_backward, suspects
 from hvp_engine.diagnosis.products import examine_products, failure
@@ -137,6 +137,8 @@ class _Examination:
         steady = self._without_randomness(objective, batch)
         if steady is None:
             return
+        if passes.complete:
+            self._report.findings += examine_weights(Objective(self._model, steady.loss, self._data, self._precision))
         self._examine_derivatives(steady, batch)
         if steady is objective and not self._is_any(_UNSOUND):
             share = _SHARES["products"] * self._seconds
@@ -210,7 +212,7 @@ class _Examination:
             try:
                 try:
                     total, weight = objective.evaluate(piece)
-                except ObjectiveError:  # a mean over samples whose targets are all ignored, say
+                except (ObjectiveError, ConfigurationError):  # a mean whose targets are all ignored, say
                     total, weight = objective.evaluate(batch)
                 trace.finish(total)
                 with warnings.catch_warnings(record=True) as caught:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import warnings
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +11,7 @@ from hvp_engine.errors import BackwardError, HvpEngineError, SecondDerivativeErr
 from hvp_engine.system.formatting import first_line
 from hvp_engine.system.memory import is_out_of_memory
 from hvp_engine.system.torch_private import check_batched_passes
+from hvp_engine.system.warning_filters import without_loop_warnings
 
 _FIXES = {
     "scaled_dot_product": "use attn_implementation='eager' or the math path of scaled_dot_product_attention",
@@ -44,9 +44,7 @@ def backward(
     try:
         if batched:
             check_batched_passes()
-        with warnings.catch_warnings():
-            # vmap announces operations that it has to loop over; slower, not wrong.
-            warnings.filterwarnings("ignore", message="There is a performance drop")
+        with without_loop_warnings():
             found = torch.autograd.grad(
                 outputs,
                 inputs,

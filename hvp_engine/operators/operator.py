@@ -24,6 +24,7 @@ from hvp_engine.ops.head.dropping import check_tolerance
 from hvp_engine.problem import batches
 from hvp_engine.problem.objective import Loss, MicroBatch, Objective
 from hvp_engine.problem.precision import Precision
+from hvp_engine.problem.weights import check_weights
 from hvp_engine.scheduling.passes import ProductGraph
 from hvp_engine.scheduling.policy import choose_samples_to_check, choose_waves, products_past_head, spare
 from hvp_engine.scheduling.scheduler import Scheduler
@@ -92,6 +93,7 @@ class CurvatureOperator(ABC):
         with retained_heap(), self.objective.arithmetic():
             largest = self.objective.largest_batch()
             self.objective.check_deterministic(largest)
+            check_weights(self.objective, largest)
             self._inspection = GraphInspection()
             self._fusion = HeadFusion(self.objective, largest)
             self.scheduler = Scheduler(

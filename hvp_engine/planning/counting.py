@@ -23,6 +23,7 @@ from hvp_engine.problem import batches
 from hvp_engine.problem.attention_switches import math_attention
 from hvp_engine.problem.objective import Loss
 from hvp_engine.problem.precision import Precision, forward_mode, working_dtype
+from hvp_engine.problem.reading import read
 from hvp_engine.system import memory
 from hvp_engine.system.torch_private import fake_mode, without_mkldnn
 
@@ -116,20 +117,20 @@ def data_shape(data: Iterable[Any] | None, dtype: torch.dtype) -> DataShape:
     """Read shapes and sizes of all batches, once.
 
     Raises:
-        ObjectiveError: There is no batch, or one without tensors.
+        ObjectiveError: There is no batch, or one without tensors, or no end of batches.
     """
     if data is None:
         return DataShape(None, None, 1.0)
     total = 0
 
-    def read() -> Iterator[Any]:
+    def counted() -> Iterator[Any]:
         nonlocal total
-        for number, batch in enumerate(data):
+        for number, batch in enumerate(read(data)):
             batches.check_tensors(number, batch)
             total += batches.numel(batch)
             yield batch
 
-    largest = batches.largest(read())
+    largest = batches.largest(counted())
     if total == 0:
         raise ObjectiveError("data is empty: it yields no batch with an element; pass at least one sample.")
 

@@ -292,5 +292,5 @@ def _is_meta(data: Iterable[Any] | None) -> bool:
     """Say whether the first batch has no contents."""
     if data is None:
         return False
-    first = next(iter(data))
+    first = next(iter(data), None)
     return any(tensor.is_meta for tensor in batch_tools.tensors(first))

@@ -1,65 +1,103 @@
-"""Batches as users give them: tensors, tuples or mappings of tensors; moved, split and fingerprinted here."""
+"""Batches as users give them: moved, cut, joined and fingerprinted here, whatever structure their tensors are in."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import PackedSequence
 
 from hvp_engine.errors import ObjectiveError
+from hvp_engine.problem.tree import ARRAYS, CONSTANTS, leaves, map_leaves
 
 
 def map_tensors(function: Callable[[Tensor], Tensor], batch: Any) -> Any:
     """Apply a function to every tensor of a batch; other leaves are kept as they are."""
-    if isinstance(batch, Tensor):
-        return function(batch)
-    if isinstance(batch, Mapping):
-        return {key: map_tensors(function, value) for key, value in batch.items()}
-    if isinstance(batch, tuple) and hasattr(batch, "_fields"):
-        return type(batch)(*(map_tensors(function, value) for value in batch))
-    if isinstance(batch, (tuple, list)):
-        return type(batch)(map_tensors(function, value) for value in batch)
-    return batch
+
+    def mapped(leaf: Any) -> Any:
+        if isinstance(leaf, Tensor):
+            return function(leaf)
+        if isinstance(leaf, PackedSequence):  # its batch sizes stay where they are, on the CPU
+            order = [None if t is None else function(t) for t in (leaf.sorted_indices, leaf.unsorted_indices)]
+            return PackedSequence(function(leaf.data), leaf.batch_sizes, *order)
+        return leaf
+
+    return map_leaves(mapped, batch)
+
+
+def rebuilt(batch: Any) -> Any:
+    """Return a batch of the same tensors in new containers, which a loss may take them out of."""
+    return map_leaves(lambda leaf: leaf, batch)
+
+
+def moved(batch: Any, device: torch.device, dtype: torch.dtype | None) -> Any:
+    """Bring a batch to a device, and its floating-point numbers to a dtype; None leaves them as they are."""
+
+    def move(tensor: Tensor) -> Tensor:
+        return tensor.to(device, dtype) if dtype is not None and tensor.is_floating_point() else tensor.to(device)
+
+    there = map_tensors(move, batch)
+    return there if dtype is None else map_leaves(lambda leaf: _cast_array(leaf, dtype), there)
+
+
+def _cast_array(leaf: Any, dtype: torch.dtype) -> Any:
+    if not isinstance(leaf, np.ndarray) or leaf.dtype.kind != "f":
+        return leaf
+    return leaf.astype(np.float64 if dtype == torch.float64 else np.float32)
 
 
 def tensors(batch: Any) -> list[Tensor]:
     """List all tensors of a batch, in a fixed order."""
     found: list[Tensor] = []
-
-    def keep(tensor: Tensor) -> Tensor:
-        found.append(tensor)
-        return tensor
-
-    map_tensors(keep, batch)
+    for _, leaf in leaves(batch):
+        found += [leaf] if isinstance(leaf, Tensor) else _packed(leaf) if isinstance(leaf, PackedSequence) else []
     return found
+
+
+def _packed(sequence: PackedSequence) -> list[Tensor]:
+    return [tensor for tensor in sequence if tensor is not None]
 
 
 def check_tensors(number: int, batch: Any) -> None:
     """Raise ObjectiveError for a batch without tensors."""
-    if not tensors(batch):
+    if not any(isinstance(leaf, ARRAYS) for _, leaf in leaves(batch)):
         raise ObjectiveError(
-            f"Batch {number} is a {type(batch).__name__} without tensors; batches must be tensors, or tuples or "
-            "mappings of tensors."
+            f"Batch {number} is a {type(batch).__name__} without tensors; batches must be tensors, or tuples, "
+            "mappings or objects that hold tensors."
         )
 
 
 def samples(batch: Any) -> int | None:
-    """Return the leading dimension shared by all non-scalar tensors of a batch; None where there is none."""
-    sizes = {tensor.shape[0] for tensor in tensors(batch) if tensor.dim() > 0}
+    """Return the leading dimension shared by all non-scalar tensors and arrays of a batch; None where there is none.
+
+    A batch with a sparse or nested tensor, or a packed sequence, has none: its samples cannot be cut out.
+    """
+    sizes: set[int] = set()
+    for _, leaf in leaves(batch):
+        if isinstance(leaf, PackedSequence) or (isinstance(leaf, Tensor) and not _is_dense(leaf)):
+            return None
+        if isinstance(leaf, (Tensor, np.ndarray)) and leaf.ndim > 0:
+            sizes.add(leaf.shape[0])
     return sizes.pop() if len(sizes) == 1 else None
+
+
+def _is_dense(tensor: Tensor) -> bool:
+    return tensor.layout == torch.strided and not tensor.is_nested
 
 
 def leading(batch: Any) -> int | None:
     """Return the leading dimension of the first non-scalar tensor: the samples that a mean loss averages over."""
-    return next((tensor.shape[0] for tensor in tensors(batch) if tensor.dim() > 0), None)
+    return next((tensor.size(0) for tensor in tensors(batch) if tensor.dim() > 0), None)
 
 
 def numel(batch: Any) -> int:
     """Count the numbers in all tensors of a batch."""
-    return sum(tensor.numel() for tensor in tensors(batch))
+    return sum(part.numel() for tensor in tensors(batch) for part in _parts(tensor))
 
 
 def largest(data: Iterable[Any]) -> Any:
@@ -68,8 +106,52 @@ def largest(data: Iterable[Any]) -> Any:
 
 
 def cut(batch: Any, start: int, stop: int) -> Any:
-    """Take samples ``start`` to ``stop`` of a batch (views); scalars are passed on whole."""
-    return map_tensors(lambda tensor: tensor[start:stop] if tensor.dim() > 0 else tensor, batch)
+    """Take samples ``start`` to ``stop`` of a batch (views).
+
+    Lists and tuples of labels are cut with the tensors where they have one entry per sample; scalars and whatever else
+    the batch holds are passed on whole.
+    """
+    size = samples(batch)
+
+    def piece(leaf: Any) -> Any:
+        return leaf[start:stop] if _has_samples(leaf, size) else leaf
+
+    return map_leaves(piece, batch)
+
+
+def _has_samples(leaf: Any, size: int | None) -> bool:
+    """Whether a leaf has one entry per sample of a batch of ``size`` samples."""
+    if isinstance(leaf, (Tensor, np.ndarray)):
+        return leaf.ndim > 0
+    return type(leaf) in (list, tuple) and len(leaf) == size
+
+
+def joined(first: Any, second: Any) -> Any:
+    """Make one batch of the samples of two.
+
+    Returns:
+        The batch; None where the two differ in more than their samples, so that there is no such batch.
+    """
+    sizes = samples(first), samples(second)
+    ones, others = list(leaves(first)), list(leaves(second))
+    if None in sizes or [path for path, _ in ones] != [path for path, _ in others]:
+        return None
+    if layout(first, trailing=True) != layout(second, trailing=True):
+        return None
+    values = []
+    for (_, a), (_, b) in zip(ones, others, strict=True):
+        if _has_samples(a, sizes[0]) != _has_samples(b, sizes[1]):
+            return None
+        if not _has_samples(a, sizes[0]):
+            if _digest(a) != _digest(b):
+                return None
+            values.append(a)
+        elif isinstance(a, Tensor):
+            values.append(torch.cat((a, b)))
+        else:
+            values.append(np.concatenate((a, b)) if isinstance(a, np.ndarray) else a + b)
+    rest = iter(values)
+    return map_leaves(lambda _: next(rest), first)
 
 
 def few_samples(batch: Any, count: int = 2) -> Any:
@@ -81,14 +163,82 @@ def few_samples(batch: Any, count: int = 2) -> Any:
 def fingerprint(batch: Any) -> str:
     """Digest shapes, dtypes and contents, so that a changed batch is noticed between sweeps."""
     digest = hashlib.blake2b(digest_size=16)
-    for tensor in tensors(batch):
-        digest.update(f"{tuple(tensor.shape)}{tensor.dtype}".encode())
-        flat = tensor.detach().contiguous().cpu().reshape(-1)
-        if flat.numel():
-            digest.update(flat.view(torch.uint8).numpy().data)
+    for _, leaf in leaves(batch):
+        for piece in _contents(leaf):
+            digest.update(piece)
     return digest.hexdigest()
 
 
-def layout(batch: Any) -> tuple[tuple[int, ...], ...]:
-    """List the shapes of all tensors of a batch."""
-    return tuple(tuple(tensor.shape) for tensor in tensors(batch))
+def _digest(leaf: Any) -> bytes:
+    return b"".join(bytes(piece) for piece in _contents(leaf))
+
+
+def _contents(leaf: Any) -> Iterator[Any]:
+    """Bytes that change whenever a leaf does; none of an object that nothing is known of."""
+    if isinstance(leaf, (Tensor, PackedSequence)):
+        for tensor in _packed(leaf) if isinstance(leaf, PackedSequence) else [leaf]:
+            yield f"{'' if _is_dense(tensor) else tensor.layout}{_shape(tensor)}{tensor.dtype}".encode()
+            for part in _parts(tensor):
+                flat = part.detach().resolve_conj().resolve_neg().contiguous().cpu().reshape(-1)
+                if flat.numel():
+                    yield flat.view(torch.uint8).numpy().data
+    elif isinstance(leaf, np.ndarray):
+        yield f"{leaf.shape}{leaf.dtype}".encode()
+        if leaf.dtype.hasobject:
+            yield from _contents(leaf.tolist())
+        else:
+            yield np.ascontiguousarray(leaf).tobytes()
+    elif isinstance(leaf, (list, tuple)):
+        yield f"{type(leaf).__name__}{len(leaf)}".encode()
+        for value in leaf:
+            yield from _contents(value)
+    elif isinstance(leaf, CONSTANTS):
+        yield f"{leaf!r},".encode()
+
+
+def _parts(tensor: Tensor) -> list[Tensor]:
+    """Dense tensors that a tensor's numbers are in: itself, or what a sparse or nested one is made of."""
+    if tensor.is_nested:
+        return list(tensor.unbind())
+    if tensor.layout == torch.sparse_coo:
+        return [tensor._indices(), tensor._values()]
+    if tensor.layout in (torch.sparse_csr, torch.sparse_bsr):
+        return [tensor.crow_indices(), tensor.col_indices(), tensor.values()]
+    if tensor.layout in (torch.sparse_csc, torch.sparse_bsc):
+        return [tensor.ccol_indices(), tensor.row_indices(), tensor.values()]
+    return [tensor]
+
+
+def _shape(tensor: Tensor) -> tuple[Any, ...]:
+    """Return a tensor's shape; of a nested one the shapes of its components."""
+    return tuple(tuple(part.shape) for part in _parts(tensor)) if tensor.is_nested else tuple(tensor.shape)
+
+
+@dataclass(frozen=True)
+class Entry:
+    """Where a tensor or array stands in its batch, and what it is like."""
+
+    path: str
+    dtype: str
+    shape: tuple[Any, ...]
+
+
+def layout(batch: Any, *, trailing: bool = False) -> tuple[Entry, ...]:
+    """List the tensors and arrays of a batch.
+
+    Args:
+        batch: The batch.
+        trailing: Leave out the leading dimensions: what is equal then differs in the number of samples alone.
+    """
+    found = []
+    for path, leaf in leaves(batch):
+        for part in _packed(leaf) if isinstance(leaf, PackedSequence) else [leaf]:
+            if isinstance(part, (Tensor, np.ndarray)):
+                shape = _shape(part) if isinstance(part, Tensor) else part.shape
+                found.append(Entry(path, str(part.dtype), shape[1:] if trailing else shape))
+    return tuple(found)
+
+
+def shapes(entries: tuple[Entry, ...]) -> str:
+    """Put a layout into words."""
+    return ", ".join(str(entry.shape) for entry in entries)

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
-
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.parameter import is_lazy
 
-from hvp_engine.errors import ConfigurationError, NonDeterministicError, ObjectiveError
+from hvp_engine.errors import ConfigurationError, NonDeterministicError
 from hvp_engine.problem.loss_signature import check_loss
+from hvp_engine.problem.reading import check_data
 from hvp_engine.system.formatting import first_names
 from hvp_engine.system.torch_private import BATCH_NORMS, DROPOUTS
 
@@ -24,7 +23,7 @@ def check_ingredients(model: nn.Module, loss: object, data: object) -> None:
 
     Raises:
         ConfigurationError: The model is no module or has parameters without a shape, or the loss is none.
-        ObjectiveError: The data is no collection of batches, or can be read only once.
+        ObjectiveError: The data is one batch, no collection of batches, or can be read only once.
         NonDeterministicError: A BatchNorm layer is in train mode.
     """
     check_module(model)
@@ -37,17 +36,7 @@ def check_ingredients(model: nn.Module, loss: object, data: object) -> None:
             "initialises lazy modules."
         )
     _refuse_batchnorm(model)
-    if isinstance(data, (Tensor, Mapping)):
-        raise ObjectiveError("data is a single batch; pass a list of batches: data=[batch].")
-    if isinstance(data, Iterator):
-        raise ObjectiveError(
-            "data is an iterator, which can be read only once; a sweep needs it every step: pass list(data)."
-        )
-    if data is not None and not isinstance(data, Iterable) and not hasattr(data, "__getitem__"):
-        raise ObjectiveError(
-            f"data must be a list of batches or another re-iterable, not {type(data).__name__}; pass data=None for a "
-            "loss without data."
-        )
+    check_data(data)
 
 
 def refuse_unusable(model: nn.Module) -> None:

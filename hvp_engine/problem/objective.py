@@ -22,6 +22,7 @@ from hvp_engine.problem import batches
 from hvp_engine.problem.attention_switches import math_attention
 from hvp_engine.problem.checks import active_dropout, check_ingredients, refuse_unusable
 from hvp_engine.problem.precision import Precision, check_precision, forward_mode, product_mode, working_dtype
+from hvp_engine.problem.reading import read, refuse_exhausted
 from hvp_engine.problem.weighing import as_total
 from hvp_engine.problem.working_copy import working_copy
 from hvp_engine.system.formatting import first_names
@@ -80,8 +81,10 @@ class Objective:
         self.device = first.device if first is not None else torch.device("cpu")
         self.data = data
         self.fused = twice_differentiable()
-        self._digests: list[tuple[str, tuple[tuple[int, ...], ...]]] = []
+        self._digests: list[tuple[str, tuple[batches.Entry, ...]]] = []
         self._complete = False
+        self.declares_weight: bool | None = None  # whether the loss returns (total, weight); None before it is called
+        self.weight_shown = False  # whether a weight that the loss returns was seen to be one, on the data
 
     @property
     def parameters(self) -> dict[str, nn.Parameter]:
@@ -93,23 +96,33 @@ class Objective:
         """Digest of every batch; available after the first complete pass."""
         return [digest for digest, _ in self._digests]
 
+    @property
+    def layouts(self) -> list[tuple[batches.Entry, ...]]:
+        """What every batch is made of; available after the first complete pass."""
+        return [layout for _, layout in self._digests]
+
     def batches(self) -> Iterator[tuple[int, Any]]:
         """Yield the number and content of every batch, on the model's device, checked against the first pass.
 
         Raises:
-            ObjectiveError: There is no batch.
+            ObjectiveError: There is no batch, or no end of batches.
             NonDeterministicError: The data differs from the first pass.
         """
         if self.data is None:
             yield 0, None
             return
         count = 0
-        for number, batch in enumerate(self.data):
+        dtype = self.dtype if self._cast else None
+        for number, batch in enumerate(self.data if self._complete else read(self.data)):
             self._verify(number, batch)
             count += 1
-            yield number, batches.map_tensors(self._moved, batch)
+            yield number, batches.moved(batch, self.device, dtype)
         if count == 0:
-            raise ObjectiveError("data is empty: it yields no batch.")
+            raise (
+                refuse_exhausted(len(self._digests))
+                if self._digests
+                else ObjectiveError("data is empty: it yields no batch.")
+            )
         if self._complete and count != len(self._digests):
             raise NonDeterministicError(
                 f"data had {len(self._digests)} batches in the first sweep and {count} in this one; "
@@ -121,26 +134,24 @@ class Objective:
         """Return the batch with the most numbers in it; None where the loss takes no data."""
         return batches.largest(batch for _, batch in self.batches())
 
-    def _moved(self, tensor: Tensor) -> Tensor:
-        if self._cast and tensor.is_floating_point():
-            return tensor.to(self.device, self.dtype)
-        return tensor.to(self.device)
-
     def _verify(self, number: int, batch: Any) -> None:
         batches.check_tensors(number, batch)
-        digest, shape = batches.fingerprint(batch), batches.layout(batch)
+        digest, layout = batches.fingerprint(batch), batches.layout(batch)
         if number >= len(self._digests):
             if self._complete:
                 raise NonDeterministicError(
                     f"data yields more batches than in the first sweep ({len(self._digests)}); "
                     "it must yield the same batches every time: pass a list."
                 )
-            self._digests.append((digest, shape))
+            self._digests.append((digest, layout))
             return
-        known, known_shape = self._digests[number]
+        known, known_layout = self._digests[number]
         if digest == known:
             return
-        what = f"shapes {shape} instead of {known_shape}" if shape != known_shape else "the same shapes, other values"
+        shapes, known_shapes = batches.shapes(layout), batches.shapes(known_layout)
+        what = (
+            f"shapes {shapes} instead of {known_shapes}" if shapes != known_shapes else "the same shapes, other values"
+        )
         raise NonDeterministicError(
             f"Batch {number} changed between sweeps ({what}). The Hessian of a changing loss is not defined: use "
             "shuffle=False and no random augmentation, or pass list(data)."
@@ -174,7 +185,13 @@ class Objective:
         """
         with forward_mode(self.precision, self.device):
             value = self._call(batch)
-        total, weight = as_total(value, batch)
+        total, weight, declared = as_total(value, batch)
+        if self.declares_weight not in (None, declared):
+            raise ObjectiveError(
+                "The loss returned a scalar for one batch and (total, weight) for another; return (total, weight) for "
+                "all of them."
+            )
+        self.declares_weight = declared
         if not total.requires_grad and torch.is_grad_enabled():
             raise ObjectiveError(
                 "The loss does not depend on the model's trainable parameters. The loss must use the model it is given "
@@ -190,7 +207,7 @@ class Objective:
 
     def _call(self, batch: Any) -> Any:
         try:
-            return self.loss(self.model) if self.data is None else self.loss(self.model, batch)
+            return self.loss(self.model) if self.data is None else self.loss(self.model, batches.rebuilt(batch))
         except Exception as error:
             if isinstance(error, HvpEngineError) or is_out_of_memory(error):
                 raise
@@ -209,7 +226,7 @@ class Objective:
         with self.arithmetic(), torch.no_grad():
             try:
                 return float(self.evaluate(batches.few_samples(batch))[0])
-            except ObjectiveError:  # a mean whose targets are all ignored, say
+            except HvpEngineError:  # a mean whose targets are all ignored, or labels that the loss brings itself, say
                 return float(self.evaluate(batch)[0])
 
     def check_deterministic(self, batch: Any) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
@@ -10,8 +10,26 @@ from hvp_engine.errors import ObjectiveError
 from hvp_engine.problem import batches
 
 
-def as_total(value: Any, batch: Any) -> tuple[Tensor, float]:
-    """Normalise what a loss returned to (total, weight)."""
+class Weighed(NamedTuple):
+    """What a loss returned for a batch.
+
+    Attributes:
+        total: Scalar, attached to the graph.
+        weight: What the objective divides by.
+        declared: Whether the loss gave the weight itself, as ``(total, weight)``; else it is the number of samples.
+    """
+
+    total: Tensor
+    weight: float
+    declared: bool
+
+
+def as_total(value: Any, batch: Any) -> Weighed:
+    """Normalise what a loss returned.
+
+    Raises:
+        ObjectiveError: It is no scalar, no ``(total, weight)``, or a mean over a batch without samples.
+    """
     if isinstance(value, (tuple, list)):
         if len(value) != 2:
             raise ObjectiveError(f"The loss returned {len(value)} values; return a scalar mean or (total, weight).")
@@ -27,10 +45,14 @@ def as_total(value: Any, batch: Any) -> tuple[Tensor, float]:
     if not total.is_floating_point():
         raise ObjectiveError(f"The loss must be a real floating-point tensor, got {total.dtype}.")
     total = total.reshape(())
-    if weight is None:
-        weight = float(batches.leading(batch) or 1)
-        total = total * weight
-    return total, weight
+    if weight is not None:
+        return Weighed(total, weight, declared=True)
+    if batches.samples(batch) == 0:
+        raise ObjectiveError(
+            "A batch has no samples, so the mean over them is not defined; leave empty batches out of the data."
+        )
+    weight = float(batches.leading(batch) or 1)
+    return Weighed(total * weight, weight, declared=False)
 
 
 def _as_weight(weight: Any) -> float:

@@ -18,6 +18,7 @@ from hvp_engine.blocks import Partition, ResolvedBlock
 from hvp_engine.errors import ConfigurationError, ObjectiveError, OutOfMemoryError
 from hvp_engine.problem import batches
 from hvp_engine.problem.objective import MicroBatch, Objective
+from hvp_engine.problem.weights import check_split, check_sum_of_weights
 from hvp_engine.scheduling import policy
 from hvp_engine.scheduling.passes import Key, Passes, ProductGraph
 from hvp_engine.system import memory
@@ -174,7 +175,7 @@ class Scheduler:
         if wanted == now or size is None or wanted is None:
             return
         with self.objective.arithmetic():
-            self._check_split(largest, size)
+            check_split(self.objective, wanted)
         self.release()
         self.plan.microbatch = wanted
         self._size_passes(wanted)
@@ -202,8 +203,7 @@ class Scheduler:
         if self.plan.single_passes is None and self._passes.note is not None:
             self.plan.single_passes = self._passes.note
             log.warning("slower than it might be: %s", self._passes.note)
-        if weight <= 0:
-            raise ObjectiveError("The weights of all batches sum to zero: every target is ignored.")
+        check_sum_of_weights(self.objective, weight)
         for products in out.values():
             products.div_(weight)
         return out
@@ -245,7 +245,7 @@ class Scheduler:
         self._graph_size = graph = self._measure(largest, size)
         wanted = policy.choose_microbatch(graph, size, plan.budget, plan.microbatch)
         if size is not None and wanted is not None and wanted < size:
-            self._check_split(largest, size)
+            check_split(self.objective, wanted)
             plan.microbatch = wanted
         self._size_passes(wanted)
 
@@ -265,7 +265,8 @@ class Scheduler:
 
         try:
             return policy.GraphSize.measured(size, graph_bytes)
-        except ObjectiveError:  # a mean over a sample whose targets are all ignored, say; the whole batch tells too
+        except (ObjectiveError, ConfigurationError):  # a sample whose targets are all ignored, or labels that the loss
+            # brings itself, say; the whole batch tells too
             return policy.GraphSize(0.0, self._bytes(batch) / max(1, size or 1))
 
     def _bytes(self, batch: object) -> int:
@@ -274,21 +275,6 @@ class Scheduler:
             size = measured.bytes
             del graph
         return size
-
-    def _check_split(self, batch: object, size: int) -> None:
-        """Refuse a mean that is not over samples (tokens, for instance): it cannot be recombined from its parts."""
-        half = (size + 1) // 2
-        with torch.no_grad():
-            whole, weight = self.objective.evaluate(batch)
-            parts = [self.objective.evaluate(batches.cut(batch, a, b)) for a, b in ((0, half), (half, size))]
-        mean = float(whole) / max(weight, 1e-300)
-        recombined = sum(float(total) for total, _ in parts) / max(sum(w for _, w in parts), 1e-300)
-        if abs(mean - recombined) > 1e-4 * max(abs(mean), abs(recombined), 1e-6):
-            raise ConfigurationError(
-                f"Splitting a batch of {size} changes the loss from {mean:.6g} to {recombined:.6g}: it is not a plain "
-                "mean over samples. Return (total, weight) from the loss, for instance a sum over tokens and their "
-                "count, or use hvp_engine.losses."
-            )
 
     def _need_less(self, reason: str) -> None:
         """Need less memory next time: fewer streams, then no kept graphs, then smaller micro-batches."""
@@ -310,9 +296,10 @@ class Scheduler:
                 f"Out of memory with one sample and one vector at a time ({reason}); use a smaller model or shorter "
                 "sequences, activation checkpointing (use_reentrant=False), or a machine with more memory."
             )
+        smaller = policy.halve(current)
         with self.objective.arithmetic():
-            self._check_split(batch, size or 1)
+            check_split(self.objective, smaller)
         self.release()  # nothing is kept; what was learnt belongs to other micro-batches
-        plan.microbatch = policy.halve(current)
+        plan.microbatch = smaller
         plan.graph_bytes = max(1, plan.graph_bytes * plan.microbatch // current)
         log.warning("out of memory (%s): micro-batches of %d from here on", reason, plan.microbatch)

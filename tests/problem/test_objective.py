@@ -126,7 +126,7 @@ class Shifting:
 
 def test_data_that_changes_between_sweeps() -> None:
     data = mlp().data
-    steady = [list(data)] * 2
+    steady = [list(data)] * 3
     for later, match in (
         ([data[1], data[0], data[2]], "Batch 0 changed between sweeps"),
         (data[:2], "3 batches in the first sweep and 2"),
@@ -144,8 +144,8 @@ def test_data_that_changes_between_sweeps() -> None:
 def test_shapes_that_change_between_sweeps_are_told_from_values() -> None:
     case = mlp()
     shorter = [(x[:1], y[:1]) for x, y in case.data]
-    operator = he.HessianOperator(case.model, mean_loss, data=Shifting([case.data, shorter]))
-    with pytest.raises(NonDeterministicError, match="shapes"):
+    operator = he.HessianOperator(case.model, mean_loss, data=Shifting([case.data] * 2 + [shorter]))
+    with pytest.raises(NonDeterministicError, match=r"shapes \(1, 5\), \(1,\) instead of \(5, 5\), \(5,\)"):
         operator.matmat({"full": torch.ones(1, operator.numel["full"])})
 
 
