@@ -13,21 +13,54 @@ from torch import Tensor
 
 from hvp_engine.errors import ConfigurationError
 from hvp_engine.kernels.activations import run_elementwise
+from hvp_engine.kernels.tensors import accumulator
 from hvp_engine.ops.applies import fused_applies
-from hvp_engine.ops.autograd import BatchedFunction, LastDerivative, sum_present
+from hvp_engine.ops.autograd import BatchedFunction, sum_present
+from hvp_engine.ops.third import LastDerivative, keep_arguments
 from hvp_engine.ops.vmap import batch_first
+from hvp_engine.ops.written_out import gelu_slopes, silu_slopes
 
 __all__ = ["gelu", "gelu_ref", "silu", "silu_ref", "swiglu", "swiglu_ref"]
 
 # Activations as csrc/include/hvp/activations.h numbers them.
 _GELU = {"none": 0, "tanh": 1}
 _SILU = 2
-_NAMES = ("gelu", "gelu", "silu")
 _aten = torch.ops.aten
 
 
 def _empty(like: Tensor) -> Tensor:
     return torch.empty_like(like, memory_format=torch.contiguous_format)
+
+
+def _slopes(x: Tensor, kind: int) -> tuple[Tensor, Tensor]:
+    if kind == _SILU:
+        return silu_slopes(x)
+    return gelu_slopes(x, "tanh" if kind == _GELU["tanh"] else "none")
+
+
+def _activation_second(
+    u: Tensor, g: Tensor, x: Tensor, kind: int, needs: tuple[bool, bool]
+) -> tuple[Tensor | None, Tensor | None]:
+    """Do what `_ActivationDoubleBackward` does, in plain PyTorch."""
+    acc = accumulator(x.dtype)
+    u, g = u.to(acc), g.to(acc)
+    first, second = _slopes(x.to(acc), kind)
+    return (u * first).to(x.dtype) if needs[0] else None, (u * g * second).to(x.dtype) if needs[1] else None
+
+
+def _swiglu_second(
+    u_gate: Tensor | None, u_up: Tensor | None, g: Tensor, gate: Tensor, up: Tensor, needs: tuple[bool, bool, bool]
+) -> tuple[Tensor | None, ...]:
+    """Do what `_SwiGLUDoubleBackward` does, in plain PyTorch."""
+    acc, dtype = accumulator(gate.dtype), gate.dtype
+    u_gate, u_up = (torch.zeros_like(g, dtype=acc) if u is None else u.to(acc) for u in (u_gate, u_up))
+    g, gate, up = g.to(acc), gate.to(acc), up.to(acc)
+    first, second = silu_slopes(gate)
+    value = gate * torch.sigmoid(gate)
+    d_g = u_gate * up * first + u_up * value
+    d_gate = g * (u_gate * up * second + u_up * first)
+    d_up = u_gate * g * first
+    return tuple(d.to(dtype) if need else None for d, need in zip((d_g, d_gate, d_up), needs, strict=True))
 
 
 class _Activation(BatchedFunction):
@@ -101,7 +134,7 @@ class _ActivationDoubleBackward(LastDerivative):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-        ctx.operation = _NAMES[inputs[3]]
+        keep_arguments(ctx, inputs, _activation_second)
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[Any, Any]:
@@ -197,7 +230,7 @@ class _SwiGLUDoubleBackward(LastDerivative):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-        ctx.operation = "swiglu"
+        keep_arguments(ctx, inputs, _swiglu_second)
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[Any, Any]:
@@ -220,7 +253,6 @@ def gelu(input: Tensor, approximate: str = "none") -> Tensor:
 
     Raises:
         ConfigurationError: `approximate` is neither "none" nor "tanh".
-        SecondDerivativeError: On a third derivative.
     """
     kind = _GELU.get(approximate)
     if kind is None:
@@ -247,9 +279,6 @@ def silu(input: Tensor) -> Tensor:
 
     Returns:
         A tensor of the input's shape and dtype.
-
-    Raises:
-        SecondDerivativeError: On a third derivative.
     """
     output: Tensor = _Activation.apply(input, _SILU) if fused_applies("activations", input) else silu_ref(input)
     return output
@@ -273,9 +302,6 @@ def swiglu(gate: Tensor, up: Tensor) -> Tensor:
 
     Returns:
         A tensor of the broadcast shape.
-
-    Raises:
-        SecondDerivativeError: On a third derivative.
     """
     if gate.dtype != up.dtype or not fused_applies("activations", gate, up):
         return swiglu_ref(gate, up)

@@ -9,7 +9,7 @@ from torch.nn import Parameter
 
 from hvp_engine.kernels.attention import can_run
 from hvp_engine.kernels.registry import is_fused
-from hvp_engine.system.torch_private import dispatch_modes
+from hvp_engine.system.torch_private import dispatch_modes, nested_forward_mode
 
 __all__ = ["attention_applies", "autocast_operands", "fused_applies", "normalize_applies"]
 
@@ -20,9 +20,10 @@ def _are_addressable(*tensors: Tensor | None) -> bool:
     """Say whether a kernel may read and write these tensors at their addresses; None stands for an absent one.
 
     It may if they are plain strided tensors with at least one element. Under tracing or any other dispatch mode
-    (counters, fake tensors, make_fx) the plain operations are used, because raw addresses would hide the work.
+    (counters, fake tensors, make_fx) the plain operations are used, because raw addresses would hide the work; so they
+    are in nested forward mode, which no autograd function survives.
     """
-    if dispatch_modes() or torch.compiler.is_compiling():
+    if dispatch_modes() or torch.compiler.is_compiling() or nested_forward_mode():
         return False
     for tensor in tensors:
         if tensor is not None and (

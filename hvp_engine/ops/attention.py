@@ -55,7 +55,6 @@ def attention(
 
     Raises:
         ConfigurationError: Dropout, or shapes, dtypes or masks that do not fit together.
-        SecondDerivativeError: From a third derivative; `attention_ref` has all of them.
     """
     query, key, value, attn_mask = _autocast(query, key, value, attn_mask)
     _check(query, key, value, attn_mask, dropout_p, is_causal)

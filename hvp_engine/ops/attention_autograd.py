@@ -6,7 +6,7 @@ dimension to the front as one more leading dimension; a tensor without it is exp
 
 from __future__ import annotations
 
-from typing import Any, NoReturn
+from typing import Any
 
 from torch import Tensor
 
@@ -19,12 +19,12 @@ from hvp_engine.kernels.attention import (
 from hvp_engine.kernels.records import AttentionInputs
 from hvp_engine.ops.autograd import (
     BatchedFunction,
-    LastDerivative,
-    refuse_forward_over_forward,
     tensor_arguments,
     wanted_gradients,
 )
+from hvp_engine.ops.third import LastDerivative, keep_arguments
 from hvp_engine.ops.vmap import batch_first
+from hvp_engine.ops.written_out import attention_second as plain_second
 
 __all__ = ["fused_attention"]
 
@@ -73,6 +73,25 @@ def _spread(values: tuple[Tensor | None, ...], wanted: tuple[bool, ...]) -> list
     """Undo `_present`: put the values back to the wanted places, None elsewhere."""
     rest = iter(values)
     return [next(rest) if want else None for want in wanted]
+
+
+def _second(
+    grad_out: Tensor,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    query_tangent: Tensor | None,
+    key_tangent: Tensor | None,
+    value_tangent: Tensor | None,
+    mask: Tensor | None,
+    statistics: Tensor,
+    settings: _Settings,
+    wanted: tuple[bool, bool, bool, bool],
+) -> tuple[Tensor | None, ...]:
+    """Do what `_AttentionDoubleBackward` does, in plain PyTorch."""
+    tangents = (query_tangent, key_tangent, value_tangent)
+    found = plain_second(grad_out, (query, key, value), tangents, mask, *settings)
+    return tuple(part.to(query.dtype) for part, want in zip(found, wanted, strict=True) if want)
 
 
 class _Attention(BatchedFunction):
@@ -205,10 +224,6 @@ class _AttentionTangent(BatchedFunction):
         return (*_spread(second, of_inputs), *_spread(first, of_tangents), None, None, None)
 
     @staticmethod
-    def jvp(ctx: Any, *tangents: Any) -> NoReturn:
-        refuse_forward_over_forward("attention")
-
-    @staticmethod
     def vmap(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[Tensor, int]:
         return _AttentionTangent.apply(*batch_first(info.batch_size, in_dims, args[:8]), args[8]), 0
 
@@ -234,7 +249,7 @@ class _AttentionDoubleBackward(LastDerivative):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        ctx.operation = "attention"
+        keep_arguments(ctx, inputs, _second)
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:

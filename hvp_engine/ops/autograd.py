@@ -5,17 +5,17 @@ from __future__ import annotations
 import functools
 from collections.abc import Sequence
 from types import SimpleNamespace
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from hvp_engine.errors import SecondDerivativeError
 from hvp_engine.system.torch_private import (
     add_batch_dim,
     enter_vmap,
     is_batched,
+    is_zero_tensor,
     leave_vmap,
     remove_batch_dim,
     transforms_active,
@@ -26,8 +26,6 @@ from hvp_engine.system.torch_private import (
 
 __all__ = [
     "BatchedFunction",
-    "LastDerivative",
-    "refuse_forward_over_forward",
     "sum_present",
     "tensor_arguments",
     "wanted_gradients",
@@ -52,15 +50,24 @@ class BatchedFunction(Function):
                 if is_batched(value):
                     with without_torch_functions():
                         return _through_vmap_rule(cls, args)
-                # What torch.func.vjp returns runs after its transform has ended: its tensors may be dead wrappers.
-                plain.append(unwrap_if_dead(value))
+                plain.append(_with_memory(value))
             else:
                 plain.append(value)
         if transforms_active():
-            return super().apply(*args)  # type: ignore[no-untyped-call]
+            return super().apply(*plain)  # type: ignore[no-untyped-call]
         # A mode such as `twice_differentiable` has nothing to do inside, but would be called for every tensor method.
         with without_torch_functions():
             return super(Function, cls).apply(*plain)  # type: ignore[misc]
+
+
+def _with_memory(tensor: Tensor) -> Tensor:
+    """Return what a kernel can read in place of a tensor that transforms of torch.func left without an address.
+
+    What torch.func.vjp returns runs after its transform has ended: its tensors may be dead wrappers, also of each other.
+    """
+    while (inner := unwrap_if_dead(tensor)) is not tensor:
+        tensor = inner
+    return tensor.new_zeros(tensor.shape) if is_zero_tensor(tensor) else tensor
 
 
 def _through_vmap_rule(function: type[BatchedFunction], args: tuple[Any, ...]) -> Any:
@@ -91,39 +98,6 @@ def _through_vmap_rule(function: type[BatchedFunction], args: tuple[Any, ...]) -
         output if dim is None else add_batch_dim(output, dim, level)
         for output, dim in zip(outputs, out_dims, strict=True)
     )
-
-
-def refuse_forward_over_forward(operation: str) -> NoReturn:
-    """Refuse to differentiate a forward-mode derivative in forward mode.
-
-    Args:
-        operation: The public operation's name.
-
-    Raises:
-        SecondDerivativeError: Always.
-    """
-    raise SecondDerivativeError(
-        f"hvp_engine.ops.{operation} has no forward-over-forward derivative. Take forward-over-reverse (torch.func.jvp "
-        f"of torch.func.grad), or use hvp_engine.ops.{operation}_ref, which is plain PyTorch."
-    )
-
-
-class LastDerivative(BatchedFunction):
-    """A function that has no derivatives; its `setup_context` names the public operation in `ctx.operation`."""
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor | None) -> NoReturn:
-        """Refuse a third derivative.
-
-        Raises:
-            SecondDerivativeError: Always.
-        """
-        raise SecondDerivativeError(
-            f"hvp_engine.ops.{ctx.operation} is differentiable twice, and a third derivative was asked for. Use "
-            f"hvp_engine.ops.{ctx.operation}_ref, which is plain PyTorch, for derivatives of any order."
-        )
-
-    jvp = backward
 
 
 def tensor_arguments(inputs: Sequence[Any]) -> tuple[bool, ...]:

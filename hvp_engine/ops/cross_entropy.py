@@ -12,9 +12,11 @@ from hvp_engine.errors import ConfigurationError
 from hvp_engine.kernels.cross_entropy import cross_entropy_backward, cross_entropy_forward, cross_entropy_hvp
 from hvp_engine.kernels.tensors import accumulator
 from hvp_engine.ops.applies import fused_applies
-from hvp_engine.ops.autograd import BatchedFunction, LastDerivative
+from hvp_engine.ops.autograd import BatchedFunction
 from hvp_engine.ops.class_targets import ClassTargets, check_options, check_targets, reduce_rows
+from hvp_engine.ops.third import LastDerivative, keep_arguments
 from hvp_engine.ops.vmap import fold_rows, vmap_by_loop
+from hvp_engine.ops.written_out import cross_entropy_hvp as plain_hvp
 
 __all__ = ["cross_entropy", "cross_entropy_ref"]
 
@@ -176,7 +178,7 @@ class _CrossEntropyHvp(LastDerivative):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-        ctx.operation = "cross_entropy"
+        keep_arguments(ctx, inputs, _second)
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[Any, Any]:
@@ -195,6 +197,25 @@ class _CrossEntropyHvp(LastDerivative):
             (unfold(product) if wants_product else product, unfold(slope) if wants_slope else slope),
             (0 if wants_product else None, 0 if wants_slope else None),
         )
+
+
+def _second(
+    logits: Tensor,
+    statistics: Tensor,
+    scale: Tensor,
+    tangent: Tensor,
+    target: Tensor,
+    class_weight: Tensor | None,
+    options: ClassTargets,
+    wants_product: bool,
+    wants_slope: bool,
+) -> tuple[Tensor, Tensor]:
+    """Do what `_CrossEntropyHvp` does, in plain PyTorch."""
+    product, slope, _ = plain_hvp(logits, scale, tangent, target, class_weight, options)
+    return (
+        product.to(tangent.dtype) if wants_product else tangent.new_empty(tangent.shape[0], 0),
+        slope if wants_slope else statistics.new_empty(0),
+    )
 
 
 def cross_entropy_ref(
@@ -228,9 +249,8 @@ def cross_entropy(
 
     Semantics of `torch.nn.functional.cross_entropy`. Two numbers per row are saved (log-sum-exp in two
     parts), never probabilities; the gradient and its derivative p * (u - <p, u>) are one pass over the logits
-    each. Third derivatives raise SecondDerivativeError. Class-probability targets (floating point, shape of
-    the input), dtypes other than float32, float64 and bfloat16, and devices without fused kernels run
-    `cross_entropy_ref`.
+    each. Class-probability targets (floating point, shape of the input), dtypes other than float32, float64
+    and bfloat16, and devices without fused kernels run `cross_entropy_ref`.
 
     Args:
         input: Logits (C), (N, C) or (N, C, d1, ...); bfloat16 is accumulated in float32. Classes in the last

@@ -39,7 +39,6 @@ def layer_norm(
 
     Raises:
         ConfigurationError: The shapes do not fit together.
-        SecondDerivativeError: On a third derivative; a second forward-mode derivative counts as one.
     """
     size = check_shapes("layer_norm", input, normalized_shape, weight, bias)
     if normalize_applies(input, weight, bias):

@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Sequence
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -25,13 +25,13 @@ from hvp_engine.kernels.records import NormalizeShape, Operand, is_shared
 from hvp_engine.kernels.tensors import accumulator
 from hvp_engine.ops.autograd import (
     BatchedFunction,
-    LastDerivative,
-    refuse_forward_over_forward,
     sum_present,
     tensor_arguments,
     wanted_gradients,
 )
+from hvp_engine.ops.third import LastDerivative, keep_arguments
 from hvp_engine.ops.vmap import batch_first
+from hvp_engine.ops.written_out import normalize_second
 
 __all__ = ["NormalizeSpec", "check_shapes", "normalize"]
 
@@ -95,9 +95,6 @@ def normalize(x: Tensor, w: Tensor | None, b: Tensor | None, spec: NormalizeSpec
 
     Returns:
         A tensor of x's shape and dtype.
-
-    Raises:
-        SecondDerivativeError: On a third derivative.
     """
     y: Tensor = _Normalize.apply(x, w, b, spec)[0]
     return y
@@ -149,6 +146,33 @@ def _vmap_rule(
     outputs = function.apply(*flat, *args[tensors:])
     outputs = tuple(None if output is None else output.unflatten(0, (info.batch_size, -1)) for output in outputs)
     return outputs, tuple(None if output is None else 0 for output in outputs)
+
+
+def _second(
+    u: Tensor | None,
+    u_w: Tensor | None,
+    u_b: Tensor | None,
+    g: Tensor,
+    x: Tensor,
+    w: Tensor | None,
+    statistics: Tensor,
+    spec: NormalizeSpec,
+    needs: tuple[bool, bool],
+) -> tuple[Tensor | None, ...]:
+    """Do what `_NormalizeDoubleBackward` does, in plain PyTorch."""
+    acc = accumulator(x.dtype)
+
+    def rows(tensor: Tensor | None) -> Tensor | None:
+        return None if tensor is None else tensor.to(acc).reshape(x.shape[0] if spec.batched else 1, -1, spec.size)
+
+    wide_g, wide_x = rows(g), rows(x)
+    assert wide_g is not None and wide_x is not None
+    cotangents = (rows(u), rows(u_w), rows(u_b))
+    found = normalize_second(cotangents, wide_g, wide_x, rows(w), centered=spec.centered, eps=spec.eps, needs=needs)
+    return tuple(
+        None if part is None or like is None else part.reshape(like.shape).to(like.dtype)
+        for part, like in zip(found, (x, x, w), strict=True)
+    )
 
 
 class _Normalize(BatchedFunction):
@@ -281,7 +305,7 @@ class _NormalizeDoubleBackward(LastDerivative):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-        ctx.operation = inputs[7].name
+        keep_arguments(ctx, inputs, _second)
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[Any, ...], *args: Any) -> Any:
@@ -321,10 +345,6 @@ class _NormalizeTangent(BatchedFunction):
         tangents = _NormalizeBackward.apply(g, x, w, statistics, ctx.spec, needs[:3])
         args = (t_x, t_w, None, g, x, w, statistics, ctx.spec, needs[3:5])
         return *tangents, *_NormalizeDoubleBackward.apply(*args)[1:], None, None
-
-    @staticmethod
-    def jvp(ctx: Any, *_: Tensor | None) -> NoReturn:
-        refuse_forward_over_forward(ctx.spec.name)
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[Any, ...], *args: Any) -> Any:

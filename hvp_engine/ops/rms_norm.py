@@ -38,7 +38,6 @@ def rms_norm(
 
     Raises:
         ConfigurationError: The shapes do not fit together.
-        SecondDerivativeError: On a third derivative; a second forward-mode derivative counts as one.
     """
     size = check_shapes("rms_norm", input, normalized_shape, weight, None)
     if normalize_applies(input, weight, None):

@@ -10,8 +10,10 @@ from torch import Tensor
 from hvp_engine.errors import ConfigurationError
 from hvp_engine.kernels.softmax import softmax_backward, softmax_double_backward, softmax_forward
 from hvp_engine.ops.applies import fused_applies
-from hvp_engine.ops.autograd import BatchedFunction, LastDerivative
+from hvp_engine.ops.autograd import BatchedFunction
+from hvp_engine.ops.third import LastDerivative, keep_arguments
 from hvp_engine.ops.vmap import fold_rows
+from hvp_engine.ops.written_out import softmax_second
 
 __all__ = ["softmax", "softmax_ref"]
 
@@ -71,7 +73,7 @@ class _SoftmaxBackward(BatchedFunction):
         if grads[0] is None or not (wants_x or wants_g):
             return None, None, None
         x, p, g = ctx.saved_tensors
-        wrt_x, wrt_g = _SoftmaxDoubleBackward.apply(p, g, grads[0], wants_x, wants_g)
+        wrt_x, wrt_g = _SoftmaxDoubleBackward.apply(x, p, g, grads[0], wants_x, wants_g)
         if wants_x and g.shape[0] != x.shape[0]:
             wrt_x = wrt_x.unflatten(0, (-1, x.shape[0])).sum(0)
         return wrt_x if wants_x else None, None, wrt_g if wants_g else None
@@ -83,7 +85,7 @@ class _SoftmaxBackward(BatchedFunction):
         result = None
         if x_t is not None:  # the third derivative of log-sum-exp is symmetric: the same pass serves both directions
             repeated = x_t.repeat(g.shape[0] // max(x.shape[0], 1), 1)
-            result = _SoftmaxDoubleBackward.apply(p, g, repeated, True, False)[0]
+            result = _SoftmaxDoubleBackward.apply(x, p, g, repeated, True, False)[0]
         if g_t is not None:
             part = _SoftmaxBackward.apply(x, p, g_t)
             result = part if result is None else result + part
@@ -98,10 +100,11 @@ class _SoftmaxBackward(BatchedFunction):
 
 
 class _SoftmaxDoubleBackward(LastDerivative):
-    """Gradients of <u, p * (g - <p, g>)> wrt the softmax's input and wrt g; empty where not wanted."""
+    """Gradients of <u, p * (g - <p, g>)> wrt the softmax's input x and wrt g; empty where not wanted."""
 
     @staticmethod
-    def forward(p: Tensor, g: Tensor, u: Tensor, wants_x: bool, wants_g: bool) -> tuple[Tensor, Tensor]:
+    def forward(x: Tensor, p: Tensor, g: Tensor, u: Tensor, wants_x: bool, wants_g: bool) -> tuple[Tensor, Tensor]:
+        del x  # takes part for its derivative only
         p, g, u = p.contiguous(), g.contiguous(), u.contiguous()
         rows, columns = u.shape
         wrt_x = u.new_empty(rows, columns if wants_x else 0)
@@ -111,15 +114,20 @@ class _SoftmaxDoubleBackward(LastDerivative):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        ctx.operation = "softmax"
+        keep_arguments(ctx, inputs, _second)
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[Any, Any]:
         base, rows, unfold = fold_rows(
-            info.batch_size, [(args[0], in_dims[0])], [(args[1], in_dims[1]), (args[2], in_dims[2])]
+            info.batch_size, [(args[i], in_dims[i]) for i in (0, 1)], [(args[i], in_dims[i]) for i in (2, 3)]
         )
-        wrt_x, wrt_g = _SoftmaxDoubleBackward.apply(*base, *rows, *args[3:])
+        wrt_x, wrt_g = _SoftmaxDoubleBackward.apply(*base, *rows, *args[4:])
         return (unfold(wrt_x), unfold(wrt_g)), (0, 0)
+
+
+def _second(x: Tensor, p: Tensor, g: Tensor, u: Tensor, wants_x: bool, wants_g: bool) -> tuple[Tensor, Tensor]:
+    del p  # a constant to autograd
+    return softmax_second(x, g, u, wants_x, wants_g)
 
 
 def softmax_ref(input: Tensor, dim: int = -1, dtype: torch.dtype | None = None) -> Tensor:
@@ -130,8 +138,8 @@ def softmax_ref(input: Tensor, dim: int = -1, dtype: torch.dtype | None = None) 
 def softmax(input: Tensor, dim: int = -1, dtype: torch.dtype | None = None) -> Tensor:
     """Compute the softmax with fused first and second derivatives.
 
-    Semantics of `torch.nn.functional.softmax`. Third derivatives raise SecondDerivativeError. Dtypes other
-    than float32, float64 and bfloat16, and devices without fused kernels, run `softmax_ref`.
+    Semantics of `torch.nn.functional.softmax`. Dtypes other than float32, float64 and bfloat16, and
+    devices without fused kernels, run `softmax_ref`.
 
     Args:
         input: Values of any shape; bfloat16 is accumulated in float32.

@@ -33,8 +33,10 @@ __all__ = [
     "hooks_of_tensor",
     "is_batched",
     "is_view",
+    "is_zero_tensor",
     "leave_vmap",
     "make_wrapper",
+    "nested_forward_mode",
     "remove_batch_dim",
     "storage_key",
     "transforms_active",
@@ -74,6 +76,26 @@ transforms_active: Callable[[], bool] = _find("torch:_C._are_functorch_transform
 unwrap_if_dead: Callable[[Tensor], Tensor] = _find("torch:_C._functorch.unwrap_if_dead")
 if None in (transforms_active, unwrap_if_dead, _find("torch:_C._FunctionBase")):
     transforms_active, unwrap_if_dead = _always, _unchanged
+
+_levels: Callable[[], list[Any]] | None = _find("torch._functorch.pyfunctorch:retrieve_all_functorch_interpreters")
+_FORWARD: Any = _find("torch:_C._functorch.TransformType.Jvp")
+
+
+def nested_forward_mode() -> bool:
+    """Say whether torch.func differentiates in forward mode twice or more at once (jvp of jvp, jacfwd of jacfwd).
+
+    What an autograd.Function saves has lost its tangents by then: PyTorch 2.9 to 2.13 give zeros for the second
+    derivative, or crash. Where the levels cannot be asked for, any transform counts.
+    """
+    if not transforms_active():
+        return False
+    if _levels is None or _FORWARD is None:
+        return True
+    return sum(level.key() == _FORWARD for level in _levels()) > 1
+
+
+# Forward mode stands for tangents that are zero by tensors without memory, which must not meet a kernel.
+is_zero_tensor: Callable[[Tensor], bool] = _find("torch:Tensor._is_zerotensor", _never)
 
 # `torch.autograd.grad(..., is_grads_batched=True)` runs on the older vmap, which knows no rules for autograd functions:
 # BatchedFunction recognises its tensors, takes its dimension off them and puts it back on by these five names. Without

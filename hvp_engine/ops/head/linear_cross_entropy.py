@@ -11,11 +11,13 @@ from torch import Tensor
 from hvp_engine.errors import ConfigurationError
 from hvp_engine.kernels.tensors import accumulator
 from hvp_engine.ops.applies import autocast_operands, fused_applies
-from hvp_engine.ops.autograd import BatchedFunction, LastDerivative, tensor_arguments, wanted_gradients
+from hvp_engine.ops.autograd import BatchedFunction, tensor_arguments, wanted_gradients
 from hvp_engine.ops.class_targets import ClassTargets, check_options, check_targets, reduce_rows
 from hvp_engine.ops.head.by_classes import head_hidden_hvp, mean_weights
 from hvp_engine.ops.head.by_tokens import HeadInputs, Tangents, Wanted, head_backward, head_forward, head_hvp
 from hvp_engine.ops.head.curvature import HeadCurvature
+from hvp_engine.ops.head.written_out import linear_cross_entropy_hvp
+from hvp_engine.ops.third import LastDerivative, keep_arguments
 from hvp_engine.ops.vmap import batch_first, fold_rows, vmap_by_loop
 
 __all__ = ["linear_cross_entropy", "linear_cross_entropy_ref"]
@@ -228,13 +230,13 @@ class _LinearCrossEntropyHvp(LastDerivative):
                 product = head_hidden_hvp(head, statistics, row_weight, mean_weight, hidden_t)
             else:
                 product = curvature.matvec(hidden_t, row_weight).to(hidden.dtype)
-            empty = weight.new_empty(count, 0)
-            return product, empty, empty.clone(), scale.new_empty(count, 0)
+            empty = weight.new_empty(count, 0, hidden.shape[1])
+            return product, empty, weight.new_empty(count, 0), scale.new_empty(count, 0)
         return head_hvp(head, statistics, scale, Tangents(hidden_t, weight_t, bias_t), count, wanted)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        ctx.operation = "linear_cross_entropy"
+        keep_arguments(ctx, inputs, linear_cross_entropy_hvp)
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[Any, Any]:
@@ -305,8 +307,8 @@ def linear_cross_entropy(
 
     The tokens go through in chunks: logits, gradients and tangents of shape tokens x classes exist for one
     chunk at a time, and are computed again where they are needed. A pass computes the gradients that the
-    running backward pass will use, no others. Third derivatives raise SecondDerivativeError. Dtypes other
-    than float32, float64 and bfloat16, and devices without fused kernels, run `linear_cross_entropy_ref`.
+    running backward pass will use, no others. Dtypes other than float32, float64 and bfloat16, and devices
+    without fused kernels, run `linear_cross_entropy_ref`.
 
     Args:
         hidden: Hidden states (..., d).
