@@ -63,7 +63,7 @@ class BatchedFunction(Function):
 def _with_memory(tensor: Tensor) -> Tensor:
     """Return what a kernel can read in place of a tensor that transforms of torch.func left without an address.
 
-    What torch.func.vjp returns runs after its transform has ended: its tensors may be dead wrappers, also of each other.
+    What torch.func.vjp returns runs after its transform has ended: its tensors may be dead wrappers, also of others.
     """
     while (inner := unwrap_if_dead(tensor)) is not tensor:
         tensor = inner

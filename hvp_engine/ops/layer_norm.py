@@ -7,8 +7,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from hvp_engine.kernels.tensors import accumulator
 from hvp_engine.ops.applies import normalize_applies
 from hvp_engine.ops.normalize_autograd import NormalizeSpec, check_shapes, normalize
+from hvp_engine.system.torch_private import nested_forward_mode
 
 __all__ = ["layer_norm", "layer_norm_ref"]
 
@@ -41,9 +43,21 @@ def layer_norm(
         ConfigurationError: The shapes do not fit together.
     """
     size = check_shapes("layer_norm", input, normalized_shape, weight, bias)
+    if nested_forward_mode():
+        return _written_out(input, size, weight, bias, eps)
     if normalize_applies(input, weight, bias):
         return normalize(input, weight, bias, NormalizeSpec("layer_norm", True, size, eps))
     return layer_norm_ref(input, normalized_shape, weight, bias, eps)
+
+
+def _written_out(input: Tensor, size: int, weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:
+    """Compute `layer_norm` in elementary operations: PyTorch's own is wrong in nested forward mode (2.9 to 2.13)."""
+    rows = input.to(accumulator(input.dtype)).reshape(-1, size)
+    shifted = rows - rows.mean(-1, keepdim=True)
+    y = shifted * torch.rsqrt((shifted * shifted).mean(-1, keepdim=True) + eps)
+    y = y if weight is None else y * weight.reshape(-1)
+    y = y if bias is None else y + bias.reshape(-1)
+    return y.to(input.dtype).reshape(input.shape)
 
 
 def layer_norm_ref(

@@ -81,11 +81,10 @@ def linear_cross_entropy_hvp(
             of_weight = of_weight + scaled.t() @ hidden_t.to(acc)
     if wanted.bias:
         of_bias = product.sum(1)
-    empty = weight.new_empty(count, 0)
-    found = [empty if value is None else value.to(dtype) for value in (of_hidden, of_weight, of_bias)]
+    empty = weight.new_empty(count, 0, hidden.shape[1])
     return (
-        found[0],
-        found[1],
-        found[2],
+        empty if of_hidden is None else of_hidden.to(dtype),
+        empty.clone() if of_weight is None else of_weight.to(dtype),
+        weight.new_empty(count, 0) if of_bias is None else of_bias.to(dtype),
         slope.unflatten(0, (count, rows)) if wanted.slope else scale.new_empty(count, 0),
     )
