@@ -17,6 +17,7 @@ from hvp_engine.operators.gradient_graph import GradientGraph
 from hvp_engine.problem import batches
 from hvp_engine.problem.objective import Objective
 from hvp_engine.system import memory
+from hvp_engine.system.measured_graph import build_and_weigh
 
 _BLOCKS = 6  # measured per size, spread over the model
 
@@ -87,9 +88,8 @@ def _measured_cost(
             multiply(graph)
             ended = _now(objective.device)
             del graph
-        with memory.peak_memory(objective.device) as peak, memory.graph_size(kept) as weighed:
-            graph = build()
-            graph_bytes = weighed.bytes
+        with memory.peak_memory(objective.device) as peak:
+            graph, graph_bytes = build_and_weigh(build, lambda built: built.gradients.values(), kept)
             multiply(graph)
             del graph
     return Cost(size, built - begun, (ended - built) / len(blocks), graph_bytes, peak.bytes)

@@ -28,7 +28,7 @@ from hvp_engine.operators.head.fusion import HeadFusion
 from hvp_engine.operators.inspection import custom_functions, refuse_known_wrong
 from hvp_engine.operators.padding import padding_rows
 from hvp_engine.problem.objective import Objective
-from hvp_engine.system import memory
+from hvp_engine.system.measured_graph import build_and_list_dtypes
 
 _TOLERANCE = {"float64": 1e-3, "float32": 0.2, "half": 0.3}
 # Relative to ||theta||. The large ones are for models that compute a part in float32 whatever they are given, the small
@@ -94,16 +94,8 @@ class DerivativeCheck:
         parts = tuple(BlockPart(name, None, p.shape, p.numel()) for name, p in self._parameters.items())
         self.union = ResolvedBlock("union of all blocks", parts, sum(part.numel for part in parts))
         with objective.arithmetic():
-            with memory.saved_dtypes() as dtypes:
-                HeadFusion(objective, batch)  # as the job's products are formed
-                total, weight = objective.evaluate(batch)
-                nodes = nodes_behind([total])
-                for node in nodes:
-                    refuse_known_wrong(node)
-                self.functions = custom_functions(nodes)
-                self._padding = padding_rows(nodes, self._parameters)
-                del nodes
-                self._graph = GradientGraph(total, weight, self._parameters)
+            HeadFusion(objective, batch)  # as the job's products are formed
+            self._graph, dtypes = build_and_list_dtypes(self._build, lambda graph: graph.gradients.values())
             # A model may compute a part in float32 or bfloat16 whatever it is given.
             own = str(objective.dtype).removeprefix("torch.")
             self._arithmetic = "half" if dtypes & {torch.bfloat16, torch.float16} else own
@@ -121,6 +113,16 @@ class DerivativeCheck:
         """Multiply a diagonal block by a vector (numel,), both without what no gradient goes to by design."""
         with self._objective.arithmetic():
             return self._product(self._graph, block, vector)
+
+    def _build(self) -> GradientGraph:
+        total, weight = self._objective.evaluate(self._batch)
+        nodes = nodes_behind([total])
+        for node in nodes:
+            refuse_known_wrong(node)
+        self.functions = custom_functions(nodes)
+        self._padding = padding_rows(nodes, self._parameters)
+        del nodes
+        return GradientGraph(total, weight, self._parameters)
 
     def measure(self, block: ResolvedBlock, curvature: float = 0.0) -> Verification:
         """Test one diagonal block of the Hessian.

@@ -24,7 +24,7 @@ from hvp_engine.problem.attention_switches import math_attention
 from hvp_engine.problem.objective import Loss
 from hvp_engine.problem.precision import Precision, forward_mode, working_dtype
 from hvp_engine.problem.reading import read
-from hvp_engine.system import memory
+from hvp_engine.system.measured_graph import build_and_weigh
 from hvp_engine.system.torch_private import fake_mode, without_mkldnn
 
 Products = dict[tuple[int, int, int], int]  # FLOP by (rows, inner, columns)
@@ -218,14 +218,22 @@ class JobCounter:
     def _graph(self, meter: Meter, samples: int | None) -> tuple[GradientGraph, Work, Work, int, Products]:
         """Gradient graph of a micro-batch, its two passes' work, its size, and the forward's matrix products."""
         batch = self._batch(samples)
-        with memory.graph_size(list(self._parameters.values())) as size:
+
+        def build() -> tuple[GradientGraph, Work, Work, Products]:
+            meter.products.clear()
             with meter.part() as forward:
                 total = self._evaluate(batch)
             GraphInspection().unknown_functions(samples, total)  # refuses what the engine refuses
             products = dict(meter.products)
             with meter.part() as gradient, _in_words("gradient is"):
                 graph = GradientGraph(total, 1.0, self._parameters)
-        return graph, forward, gradient, size.bytes, products
+            return graph, forward, gradient, products
+
+        kept: list[Tensor] = list(self._parameters.values())
+        (graph, forward, gradient, products), size = build_and_weigh(
+            build, lambda built: built[0].gradients.values(), kept
+        )
+        return graph, forward, gradient, size, products
 
     def _find_head(self, parameters: dict[str, nn.Parameter]) -> tuple[str, nn.Parameter, int] | None:
         """Find the linear head that the engine will fuse with its loss, by its rule, on shapes.

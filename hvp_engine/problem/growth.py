@@ -5,9 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
-import torch
-
-from hvp_engine.errors import HvpEngineError, ObjectiveError
+from hvp_engine.errors import HvpEngineError
 from hvp_engine.problem import batches
 from hvp_engine.problem.objective import Objective
 from hvp_engine.problem.precision import Precision
@@ -46,10 +44,7 @@ class Grown:
 
 def value_of(objective: Objective, batch: Any) -> Value:
     """Evaluate a batch, without a graph where the loss allows it; call inside the objective's arithmetic."""
-    try:
-        with torch.no_grad():
-            total, weight = objective.evaluate(batch)
-    except ObjectiveError:  # a loss may need gradients inside
+    with objective.looking(batch):
         total, weight = objective.evaluate(batch)
     return Value(float(total.detach()), weight)
 

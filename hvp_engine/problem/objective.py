@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +22,7 @@ from hvp_engine.ops.swap import twice_differentiable
 from hvp_engine.problem import batches
 from hvp_engine.problem.attention_switches import math_attention
 from hvp_engine.problem.checks import active_dropout, check_ingredients, refuse_unusable
+from hvp_engine.problem.looking import needs_gradients
 from hvp_engine.problem.precision import Precision, check_precision, forward_mode, product_mode, working_dtype
 from hvp_engine.problem.reading import read, refuse_exhausted
 from hvp_engine.problem.weighing import as_total
@@ -85,6 +87,7 @@ class Objective:
         self._complete = False
         self.declares_weight: bool | None = None  # whether the loss returns (total, weight); None before it is called
         self.weight_shown = False  # whether a weight that the loss returns was seen to be one, on the data
+        self._needs_gradients: bool | None = None  # to be looked at; unknown so far
 
     @property
     def parameters(self) -> dict[str, nn.Parameter]:
@@ -223,11 +226,22 @@ class Objective:
 
     def spot_value(self, batch: Any) -> float:
         """Compute the total of a batch's first samples, or of the whole batch where those define no loss; no graph."""
-        with self.arithmetic(), torch.no_grad():
+        with self.arithmetic():
             try:
-                return float(self.evaluate(batches.few_samples(batch))[0])
+                return float(self.evaluate(batches.few_samples(batch))[0].detach())
             except HvpEngineError:  # a mean whose targets are all ignored, or labels that the loss brings itself, say
-                return float(self.evaluate(batch)[0])
+                with self.looking(batch):
+                    return float(self.evaluate(batch)[0].detach())
+
+    def looking(self, batch: Any) -> AbstractContextManager[None]:
+        """Hold gradients off while values are looked at, unless the loss needs them; call inside :meth:`arithmetic`.
+
+        Args:
+            batch: A batch on which to find that out, the first time.
+        """
+        if self._needs_gradients is None:
+            self._needs_gradients = needs_gradients(self.evaluate, batch)
+        return torch.enable_grad() if self._needs_gradients else torch.no_grad()
 
     def check_deterministic(self, batch: Any) -> None:
         """Evaluate a batch's first samples twice; the same parameters must give the same loss.

@@ -7,7 +7,7 @@ A sweep goes over the data once. Graphs are kept between sweeps while the memory
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any, TypeVar
 
@@ -21,8 +21,8 @@ from hvp_engine.problem.objective import MicroBatch, Objective
 from hvp_engine.problem.weights import check_split, check_sum_of_weights
 from hvp_engine.scheduling import policy
 from hvp_engine.scheduling.passes import Key, Passes, ProductGraph
-from hvp_engine.system import memory
 from hvp_engine.system.formatting import first_line
+from hvp_engine.system.measured_graph import build_and_weigh
 from hvp_engine.system.memory import is_out_of_memory
 
 log = logging.getLogger(__name__)
@@ -270,11 +270,8 @@ class Scheduler:
             return policy.GraphSize(0.0, self._bytes(batch) / max(1, size or 1))
 
     def _bytes(self, batch: object) -> int:
-        with memory.graph_size(self._parameters) as measured:
-            graph = self._build(MicroBatch((-1, 0), batch, is_sample=True))
-            size = measured.bytes
-            del graph
-        return size
+        micro = MicroBatch((-1, 0), batch, is_sample=True)
+        return build_and_weigh(lambda: self._build(micro), _roots, self._parameters)[1]
 
     def _need_less(self, reason: str) -> None:
         """Need less memory next time: fewer streams, then no kept graphs, then smaller micro-batches."""
@@ -303,3 +300,9 @@ class Scheduler:
         plan.microbatch = smaller
         plan.graph_bytes = max(1, plan.graph_bytes * plan.microbatch // current)
         log.warning("out of memory (%s): micro-batches of %d from here on", reason, plan.microbatch)
+
+
+def _roots(graph: ProductGraph) -> Iterable[Tensor | None]:
+    """Return the tensors that hold a graph, as far as it says."""
+    gradients: Mapping[str, Tensor | None] = getattr(graph, "gradients", {})
+    return gradients.values()
