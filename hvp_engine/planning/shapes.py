@@ -21,6 +21,7 @@ from hvp_engine.ops.autograd import tensor_arguments, wanted_gradients
 from hvp_engine.ops.head.lazy_logits import FusedHead, HeadLogits
 from hvp_engine.ops.swap import REPLACEMENTS, TwiceDifferentiable
 from hvp_engine.planning.meter import Meter, traffic
+from hvp_engine.system.torch_private import transforms_active
 
 _TILE = 64  # rows and keys of an attention tile: what of the triangle's edge is computed too
 
@@ -171,14 +172,42 @@ class _Backward(Function):
         grad, *tensors = ctx.saved_tensors
         needed = wanted_gradients(ctx, ctx.is_tensor)[2:]
         of_grad, of_inputs = needed[0], needed[1 : 1 + ctx.kernel.operands]
-        parts = _like((*tensors[: len(of_inputs)], grad), (*of_inputs, of_grad))
         places = iter(tangents)
-        given = [next(places) is not None if want else False for want in ctx.wanted]
-        flop = ctx.kernel.second_flop(tensors, given, (*of_inputs, of_grad))
-        ctx.kernel.count(flop, (*tangents, grad, *tensors, *parts))
+        given = tuple(next(places) is not None if want else False for want in ctx.wanted)
+        wanted = (*of_inputs, of_grad)
+        if not any(wanted):
+            return (None,) * (3 + len(tensors))
+        arguments = (ctx.kernel, len(tensors), given, wanted, grad, *tangents, *tensors)
+        parts = _Second.apply(*arguments)  # type: ignore[no-untyped-call]
         rest = iter(parts)
         found = [next(rest) if want else None for want in of_inputs]
         return (None, None, next(rest, None), *found, *(None,) * (len(tensors) - len(found)))
+
+
+class _Second(Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        kernel: Kernel,
+        inputs: int,
+        given: tuple[bool, ...],
+        wanted: tuple[bool, ...],
+        grad: Tensor,
+        *rest: Tensor | None,
+    ) -> tuple[Tensor, ...]:
+        tensors = rest[len(rest) - inputs :]
+        parts = _like((*tensors[: len(wanted) - 1], grad), wanted)
+        kernel.count(kernel.second_flop(tensors, given, wanted), (*rest, grad, *parts))
+        ctx.kernel = kernel
+        ctx.save_for_backward(grad, *rest)
+        return tuple(parts)
+
+    @staticmethod
+    def backward(ctx: Any, *cotangents: Tensor) -> tuple[Tensor | None, ...]:
+        # A third derivative runs as plain PyTorch: this counts its operands, not the temporaries in between.
+        parts = [None if t is None or not t.is_floating_point() else torch.empty_like(t) for t in ctx.saved_tensors]
+        ctx.kernel.count(0.0, (*cotangents, *ctx.saved_tensors, *parts))
+        return (None, None, None, None, *parts)
 
 
 def _like(tensors: Sequence[Tensor | None], wanted: Sequence[bool]) -> list[Tensor]:
@@ -212,7 +241,8 @@ class ShapesOnly(TwiceDifferentiable):
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
         """Run one intercepted call; calls without a kernel run as they are."""
-        name, replacement = REPLACEMENTS.get(func, ("", None))
+        # Transforms of torch.func know no rules for these stand-ins; inside them PyTorch's own operations are counted.
+        name, replacement = ("", None) if transforms_active() else REPLACEMENTS.get(func, ("", None))
         is_lazy = any(issubclass(kind, HeadLogits) for kind in types)
         shaped = None if replacement is None or is_lazy else getattr(self, f"_{name}", None)
         result = NotImplemented if shaped is None else shaped(*args, **(kwargs or {}))
