@@ -54,9 +54,11 @@ class Trace:
 
     @contextlib.contextmanager
     def recording(self, model: nn.Module) -> Iterator[None]:
-        """Record what runs inside; the model's modules carry hooks meanwhile."""
+        """Record what runs inside; the model's modules carry hooks meanwhile, except scripted ones, which take none."""
         handles = []
         for name, module in model.named_modules():
+            if isinstance(module, torch.jit.ScriptModule):
+                continue
             handles.append(module.register_forward_pre_hook(self._enter(name), with_kwargs=True))
             handles.append(module.register_forward_hook(self._leave, with_kwargs=True, always_call=True))
         try:

@@ -98,19 +98,35 @@ def meta_copy(model: nn.Module, dtype: torch.dtype, device: str = "meta") -> nn.
         device: Where the copy says that it is; other than ``"meta"`` inside :func:`fake_mode` only.
 
     Raises:
-        ObjectiveError: The model cannot be copied.
+        ObjectiveError: The model cannot be copied, or holds tensors that are sparse, nested or quantised.
     """
-
-    def shell(tensor: Tensor) -> Tensor:
-        return torch.empty_like(tensor, device=device, dtype=dtype if tensor.is_floating_point() else tensor.dtype)
-
     # deepcopy takes a tensor's copy from the memo where there is one: nothing of the weights is read.
-    memo: dict[int, Any] = {id(buffer): shell(buffer) for buffer in model.buffers()}
-    memo.update({id(p): nn.Parameter(shell(p), requires_grad=p.requires_grad) for p in model.parameters()})
+    memo: dict[int, Any] = {id(buffer): _shell(buffer, device, dtype) for buffer in model.buffers()}
+    memo.update(
+        {id(p): nn.Parameter(_shell(p, device, dtype), requires_grad=p.requires_grad) for p in model.parameters()}
+    )
     try:
         return copy.deepcopy(model, memo)
     except Exception as error:
         raise ObjectiveError(f"The model cannot be copied, which counting needs: {error}.") from error
+
+
+def _shell(tensor: Tensor, device: str, dtype: torch.dtype) -> Tensor:
+    """Return a tensor without data, in the working dtype if it is a floating-point one.
+
+    Raises:
+        ObjectiveError: PyTorch has no such tensors of this kind.
+    """
+    kind = "nested" if tensor.is_nested else "quantised" if tensor.is_quantized else None
+    if tensor.layout != torch.strided:
+        kind = kind or "sparse"
+    if kind is not None:
+        raise ObjectiveError(
+            f"The model or the data hold a {kind} tensor of shape {tuple(tensor.shape)}; work is counted on tensors "
+            f"without data, and there are none that are {kind}. Time a job with steps=1 instead: its progress shows "
+            "what a step takes."
+        )
+    return torch.empty_like(tensor, device=device, dtype=dtype if tensor.is_floating_point() else tensor.dtype)
 
 
 def data_shape(data: Iterable[Any] | None, dtype: torch.dtype) -> DataShape:
@@ -134,10 +150,8 @@ def data_shape(data: Iterable[Any] | None, dtype: torch.dtype) -> DataShape:
     if total == 0:
         raise ObjectiveError("data is empty: it yields no batch with an element; pass at least one sample.")
 
-    def shell(tensor: Tensor) -> Tensor:
-        return torch.empty(tensor.shape, device="meta", dtype=dtype if tensor.is_floating_point() else tensor.dtype)
-
-    return DataShape(batches.map_tensors(shell, largest), batches.samples(largest), total / batches.numel(largest))
+    shells = batches.map_tensors(lambda tensor: _shell(tensor, "meta", dtype).contiguous(), largest)
+    return DataShape(shells, batches.samples(largest), total / batches.numel(largest))
 
 
 class JobCounter:

@@ -11,6 +11,9 @@ from hvp_engine.problem.reading import check_data
 from hvp_engine.system.formatting import first_names
 from hvp_engine.system.torch_private import BATCH_NORMS, DROPOUTS
 
+# The packages of PyTorch's modules that compute with integers.
+_QUANTISED = ("torch.ao.nn.quantized", "torch.ao.nn.intrinsic.quantized", "torch.nn.quantized")
+
 
 def check_module(model: object) -> None:
     """Raise ConfigurationError unless the model is a module."""
@@ -43,8 +46,16 @@ def refuse_unusable(model: nn.Module) -> None:
     """Refuse a model that cannot be differentiated, whatever the loss.
 
     Raises:
-        ConfigurationError: The model is on the meta device, or was made in inference mode.
+        ConfigurationError: The model is on the meta device, was made in inference mode, or has quantised modules.
     """
+    quantised = [
+        name or type(m).__name__ for name, m in model.named_modules() if type(m).__module__.startswith(_QUANTISED)
+    ]
+    if quantised:
+        raise ConfigurationError(
+            f"The model has quantised modules ({first_names(quantised)}): they round to integers and have no "
+            "derivative, so that nothing before them would have one. Use the model as it was before quantisation."
+        )
     tensors = [*model.parameters(), *model.buffers()]
     if any(tensor.is_meta for tensor in tensors):
         raise ConfigurationError(

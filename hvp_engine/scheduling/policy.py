@@ -16,7 +16,7 @@ from typing import Literal
 
 import torch
 
-from hvp_engine.errors import OutOfMemoryError
+from hvp_engine.errors import ConfigurationError, ObjectiveError, OutOfMemoryError
 from hvp_engine.krylov.lanczos import Stream
 from hvp_engine.ops.head.curvature import head_cost
 from hvp_engine.problem.precision import Precision
@@ -57,7 +57,10 @@ class GraphSize:
 
     @classmethod
     def measured(cls, samples: int | None, graph_bytes: Callable[[int | None], int]) -> GraphSize:
-        """Draw the line through the graphs of one and of two samples.
+        """Draw the line through the graphs of one and of two samples, or from zero to the whole batch's.
+
+        The second where few samples define no loss: all of their targets are ignored, they are nodes of one
+        graph, or the loss brings labels for all.
 
         Args:
             samples: Samples of the largest batch; None where it cannot be cut, and counts as a whole.
@@ -65,7 +68,10 @@ class GraphSize:
         """
         if samples is None or samples < 2:
             return cls(float(graph_bytes(samples)))
-        one, two = graph_bytes(1), graph_bytes(2)
+        try:
+            one, two = graph_bytes(1), graph_bytes(2)
+        except (ObjectiveError, ConfigurationError):
+            return cls(0.0, graph_bytes(None) / samples)
         slope = max(0.0, float(two - one))
         return cls(max(0.0, one - slope), slope)
 

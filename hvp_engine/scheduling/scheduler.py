@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from hvp_engine.blocks import Partition, ResolvedBlock
-from hvp_engine.errors import ConfigurationError, ObjectiveError, OutOfMemoryError
+from hvp_engine.errors import ConfigurationError, OutOfMemoryError
 from hvp_engine.problem import batches
 from hvp_engine.problem.objective import MicroBatch, Objective
 from hvp_engine.problem.weights import check_split, check_sum_of_weights
@@ -263,11 +263,7 @@ class Scheduler:
         def graph_bytes(samples: int | None) -> int:
             return self._bytes(batch if samples is None else batches.cut(batch, 0, samples))
 
-        try:
-            return policy.GraphSize.measured(size, graph_bytes)
-        except (ObjectiveError, ConfigurationError):  # a sample whose targets are all ignored, or labels that the loss
-            # brings itself, say; the whole batch tells too
-            return policy.GraphSize(0.0, self._bytes(batch) / max(1, size or 1))
+        return policy.GraphSize.measured(size, graph_bytes)
 
     def _bytes(self, batch: object) -> int:
         micro = MicroBatch((-1, 0), batch, is_sample=True)
