@@ -24,11 +24,12 @@ from hvp_engine.ops.attention import attention
 from hvp_engine.ops.cross_entropy import cross_entropy
 from hvp_engine.ops.embedding import embedding
 from hvp_engine.ops.embedding_bag import embedding_bag
+from hvp_engine.ops.grouped_mm import grouped_mm_ref
 from hvp_engine.ops.head.lazy_logits import FusedHead, HeadLogits, computed, stay_lazy
 from hvp_engine.ops.layer_norm import layer_norm
 from hvp_engine.ops.rms_norm import rms_norm
 from hvp_engine.ops.softmax import softmax
-from hvp_engine.system.torch_private import SILU_FUNCTIONS, WEIGHT_NORM_FUNCTIONS, nested_forward_mode
+from hvp_engine.system.torch_private import GROUPED_PRODUCTS, SILU_FUNCTIONS, WEIGHT_NORM_FUNCTIONS, nested_forward_mode
 
 __all__ = ["REPLACEMENTS", "TwiceDifferentiable", "fuse_lm_head", "twice_differentiable"]
 
@@ -146,6 +147,21 @@ def _weight_norm(v: Tensor, g: Tensor, dim: int = 0) -> Tensor:
     return v * (g / torch.norm_except_dim(v, 2, dim))
 
 
+def _grouped_mm(
+    input: Tensor,
+    mat2: Tensor,
+    offs: Tensor | None = None,
+    bias: Tensor | None = None,
+    out_dtype: torch.dtype | None = None,
+) -> Any:
+    # PyTorch's kernel has no float64.
+    if input.dtype != torch.float64 or bias is not None or out_dtype not in (None, torch.float64):
+        return NotImplemented
+    if offs is None or input.dim() != 2 or mat2.dim() != 3:
+        return NotImplemented
+    return grouped_mm_ref(input, mat2, offs.tolist())
+
+
 def _linear(head: FusedHead, input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     return HeadLogits(input, weight, bias, head) if head.matches(weight) else F.linear(input, weight, bias)
 
@@ -166,6 +182,7 @@ REPLACEMENTS: dict[Callable[..., Any], tuple[str, Callable[..., Any]]] = _table(
     ("rms_norm", _rms_norm, (F.rms_norm, torch.rms_norm)),
     ("weight_norm", _weight_norm, WEIGHT_NORM_FUNCTIONS),
     ("gelu", _gelu, (F.gelu,)),
+    ("grouped_mm", _grouped_mm, GROUPED_PRODUCTS),
     ("silu", _silu, (F.silu, *SILU_FUNCTIONS)),
 )
 

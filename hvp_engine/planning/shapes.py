@@ -18,6 +18,7 @@ from torch.autograd import Function
 from hvp_engine.kernels.tensors import accumulator
 from hvp_engine.ops.applies import autocast_operands
 from hvp_engine.ops.autograd import tensor_arguments, wanted_gradients
+from hvp_engine.ops.grouped_mm import grouped_mm_ref
 from hvp_engine.ops.head.lazy_logits import FusedHead, HeadLogits
 from hvp_engine.ops.swap import REPLACEMENTS, TwiceDifferentiable
 from hvp_engine.planning.meter import Meter, traffic
@@ -295,5 +296,12 @@ class ShapesOnly(TwiceDifferentiable):
     def _softmax(self, input: Tensor, *rest: Any, dtype: torch.dtype | None = None, **_: Any) -> Any:
         dtype = next((value for value in rest if isinstance(value, torch.dtype)), dtype)  # third or fourth argument
         return run_shapes(SoftmaxKernel(self._meter, 1), input if dtype is None else input.to(dtype))
+
+    def _grouped_mm(self, input: Tensor, mat2: Tensor, offs: Tensor | None = None, **_: Any) -> Any:
+        # As many rows for every expert: how many there are is not known without data, nor does the work depend on it.
+        if offs is None or input.dim() != 2 or mat2.dim() != 3:
+            return NotImplemented
+        count = mat2.shape[0]
+        return grouped_mm_ref(input, mat2, [(group + 1) * input.shape[0] // count for group in range(count)])
 
     _gelu = _silu = _pointwise

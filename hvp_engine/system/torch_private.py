@@ -21,6 +21,7 @@ from hvp_engine.errors import ConfigurationError
 __all__ = [
     "BATCH_NORMS",
     "DROPOUTS",
+    "GROUPED_PRODUCTS",
     "SILU_FUNCTIONS",
     "WEIGHT_NORM_FUNCTIONS",
     "DispatchMode",
@@ -154,6 +155,9 @@ SILU_FUNCTIONS: tuple[Callable[..., Any], ...] = tuple(f for f in [_find("torch:
 # Both forms of weight normalization in torch.nn.utils call this function, whose second derivative is wrong. Where it is
 # not found it is not replaced, and its node in a graph is refused.
 WEIGHT_NORM_FUNCTIONS: tuple[Callable[..., Any], ...] = tuple(f for f in [_find("torch:_weight_norm")] if f is not None)
+
+# Mixtures of experts multiply by all their experts at once; torch.nn.functional.grouped_mm ends in this function.
+GROUPED_PRODUCTS: tuple[Callable[..., Any], ...] = tuple(f for f in [_find("torch:_grouped_mm")] if f is not None)
 
 # Dropout and BatchNorm by their base classes, which classes of other packages may share. Without them PyTorch's own
 # classes are recognised.
