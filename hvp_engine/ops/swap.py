@@ -7,6 +7,7 @@ it is.
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from types import FunctionType
@@ -135,11 +136,25 @@ def _embedding_bag(
 
 
 def _softmax(input: Tensor, dim: int | None = None, _stacklevel: int = 3, dtype: torch.dtype | None = None) -> Any:
-    return softmax(input, dim, dtype) if dim is not None and fused_applies("softmax", input) else NotImplemented
+    return NotImplemented if dim is None else _torch_softmax(input, dim, dtype)
 
 
 def _torch_softmax(input: Tensor, dim: int, dtype: torch.dtype | None = None) -> Any:
-    return softmax(input, dim, dtype) if isinstance(dim, int) and fused_applies("softmax", input) else NotImplemented
+    narrower = input.dtype == torch.float64 and dtype in (torch.float32, torch.bfloat16, torch.float16)
+    if not isinstance(dim, int) or not (narrower or fused_applies("softmax", input)):
+        return NotImplemented
+    return softmax(_in_range(input, dtype) if narrower and dtype is not None else input, dim, dtype)
+
+
+def _in_range(scores: Tensor, dtype: torch.dtype) -> Tensor:
+    """Keep finite scores finite in a narrower dtype, with their derivatives.
+
+    Models mask with the smallest number of the dtype they run in and then take the softmax in float32. In float64 that
+    number becomes -inf, and a row of them, as left padding has, becomes NaN in place of the mean that it is in float32.
+    """
+    lowest = torch.finfo(dtype).min
+    below = (scores < lowest) & (scores != -math.inf)
+    return torch.where(below, scores - scores.detach() + lowest, scores)
 
 
 def _weight_norm(v: Tensor, g: Tensor, dim: int = 0) -> Tensor:
