@@ -15,6 +15,7 @@ from hvp_engine.errors import ConfigurationError
 from hvp_engine.kernels.activations import run_elementwise
 from hvp_engine.kernels.tensors import accumulator
 from hvp_engine.ops.applies import fused_applies
+from hvp_engine.ops.arguments import check_tensor, run_plain
 from hvp_engine.ops.autograd import BatchedFunction, sum_present
 from hvp_engine.ops.third import LastDerivative, keep_arguments
 from hvp_engine.ops.vmap import batch_first
@@ -252,7 +253,8 @@ def gelu(input: Tensor, approximate: str = "none") -> Tensor:
         A tensor of the input's shape and dtype.
 
     Raises:
-        ConfigurationError: `approximate` is neither "none" nor "tanh".
+        ConfigurationError: `approximate` is neither "none" nor "tanh", or the input is not of real floating-point
+            numbers.
     """
     kind = _GELU.get(approximate)
     if kind is None:
@@ -260,7 +262,7 @@ def gelu(input: Tensor, approximate: str = "none") -> Tensor:
     if fused_applies("activations", input):
         output: Tensor = _Activation.apply(input, kind)
         return output
-    return gelu_ref(input, approximate)
+    return run_plain("gelu", lambda: gelu_ref(input, approximate), {"input": input})
 
 
 def gelu_ref(input: Tensor, approximate: str = "none") -> Tensor:
@@ -279,9 +281,14 @@ def silu(input: Tensor) -> Tensor:
 
     Returns:
         A tensor of the input's shape and dtype.
+
+    Raises:
+        ConfigurationError: The input is not of real floating-point numbers.
     """
-    output: Tensor = _Activation.apply(input, _SILU) if fused_applies("activations", input) else silu_ref(input)
-    return output
+    if fused_applies("activations", input):
+        output: Tensor = _Activation.apply(input, _SILU)
+        return output
+    return run_plain("silu", lambda: silu_ref(input), {"input": input})
 
 
 def silu_ref(input: Tensor) -> Tensor:
@@ -302,11 +309,22 @@ def swiglu(gate: Tensor, up: Tensor) -> Tensor:
 
     Returns:
         A tensor of the broadcast shape.
+
+    Raises:
+        ConfigurationError: The operands are not of real floating-point numbers, or do not broadcast.
     """
+    check_tensor("swiglu", "gate", gate)
+    check_tensor("swiglu", "up", up)
     if gate.dtype != up.dtype or not fused_applies("activations", gate, up):
-        return swiglu_ref(gate, up)
+        return run_plain("swiglu", lambda: swiglu_ref(gate, up), {"gate": gate, "up": up})
     if gate.shape != up.shape:
-        gate, up = torch.broadcast_tensors(gate, up)  # type: ignore[no-untyped-call]
+        try:
+            gate, up = torch.broadcast_tensors(gate, up)  # type: ignore[no-untyped-call]
+        except RuntimeError as error:
+            raise ConfigurationError(
+                f"swiglu got operands of shapes {tuple(gate.shape)} and {tuple(up.shape)}, which do not broadcast; "
+                "make them equal."
+            ) from error
     output: Tensor = _SwiGLU.apply(gate, up)
     return output
 

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from hvp_engine.errors import ConfigurationError
 from hvp_engine.ops.applies import attention_applies, autocast_operands
+from hvp_engine.ops.arguments import check_operands, check_tensor
 from hvp_engine.ops.attention_autograd import fused_attention
 
 __all__ = ["attention", "attention_ref"]
@@ -56,6 +57,7 @@ def attention(
     Raises:
         ConfigurationError: Dropout, or shapes, dtypes or masks that do not fit together.
     """
+    _check_kinds(query, key, value, attn_mask)
     query, key, value, attn_mask = _autocast(query, key, value, attn_mask)
     _check(query, key, value, attn_mask, dropout_p, is_causal)
     scale = 1.0 / math.sqrt(max(query.shape[-1], 1)) if scale is None else float(scale)
@@ -87,6 +89,7 @@ def attention_ref(
     Raises:
         ConfigurationError: Dropout, or shapes, dtypes or masks that do not fit together.
     """
+    _check_kinds(query, key, value, attn_mask)
     query, key, value, attn_mask = _autocast(query, key, value, attn_mask)
     _check(query, key, value, attn_mask, dropout_p, is_causal)
     scale = 1.0 / math.sqrt(max(query.shape[-1], 1)) if scale is None else float(scale)
@@ -120,6 +123,17 @@ def _autocast(
     cast = autocast_operands(query.device, query, key, value, mask)
     assert cast[0] is not None and cast[1] is not None and cast[2] is not None
     return cast[0], cast[1], cast[2], cast[3]
+
+
+def _check_kinds(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> None:
+    check_operands("attention", {"query": query, "key": key, "value": value})
+    if mask is not None:
+        check_tensor("attention", "attn_mask", mask)
+        if mask.device != query.device or mask.layout != torch.strided:
+            raise ConfigurationError(
+                f"attention got attn_mask on {mask.device} in layout {mask.layout}; it must be a dense tensor on "
+                f"{query.device}."
+            )
 
 
 def _check(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, dropout_p: float, causal: bool) -> None:

@@ -12,6 +12,7 @@ from hvp_engine.errors import ConfigurationError
 from hvp_engine.kernels.cross_entropy import cross_entropy_backward, cross_entropy_forward, cross_entropy_hvp
 from hvp_engine.kernels.tensors import accumulator
 from hvp_engine.ops.applies import fused_applies
+from hvp_engine.ops.arguments import check_operands, check_tensor, run_plain
 from hvp_engine.ops.autograd import BatchedFunction
 from hvp_engine.ops.class_targets import ClassTargets, check_options, check_targets, reduce_rows
 from hvp_engine.ops.third import LastDerivative, keep_arguments
@@ -268,10 +269,17 @@ def cross_entropy(
         ConfigurationError: Unknown reduction, label smoothing outside of [0, 1], or shapes, dtypes or class
             indices that do not fit.
     """
+    check_operands("cross_entropy", {"input": input, "weight": weight}, ("weight",))
+    check_tensor("cross_entropy", "target", target)
     if input.dim() == 0:
         raise ConfigurationError("The logits are a scalar; their shape must be (C), (N, C) or (N, C, d1, ...).")
     if target.is_floating_point() or not fused_applies("cross_entropy", input):
-        return cross_entropy_ref(input, target, weight, ignore_index, reduction, label_smoothing)
+        return run_plain(
+            "cross_entropy",
+            lambda: cross_entropy_ref(input, target, weight, ignore_index, reduction, label_smoothing),
+            {"input": input, "weight": weight},
+            ("weight",),
+        )
     class_dim = 0 if input.dim() == 1 else 1
     classes = input.shape[class_dim]
     check_options(reduction, label_smoothing, weight, classes)

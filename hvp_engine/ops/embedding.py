@@ -11,6 +11,7 @@ from torch import Tensor
 from hvp_engine.errors import ConfigurationError
 from hvp_engine.kernels.embedding import gather_rows, sum_rows
 from hvp_engine.ops.applies import fused_applies
+from hvp_engine.ops.arguments import check_operands, check_tensor, run_plain
 from hvp_engine.ops.autograd import BatchedFunction
 from hvp_engine.ops.vmap import to_front
 
@@ -146,7 +147,9 @@ def embedding(input: Tensor, weight: Tensor, padding_idx: int | None = None) -> 
     Raises:
         ConfigurationError: The table is not a matrix, or an index is not a row of it.
     """
-    if weight.dim() != 2 or input.is_floating_point() or input.dtype == torch.bool:
+    check_operands("embedding", {"weight": weight})
+    check_tensor("embedding", "input", input)
+    if weight.dim() != 2 or input.is_floating_point() or input.is_complex() or input.dtype == torch.bool:
         raise ConfigurationError(
             f"embedding needs integer indices and a table (V, d), not {input.dtype} and shape {tuple(weight.shape)}."
         )
@@ -154,7 +157,7 @@ def embedding(input: Tensor, weight: Tensor, padding_idx: int | None = None) -> 
     if padding_idx is not None and not -rows <= padding_idx < rows:
         raise ConfigurationError(f"padding_idx is {padding_idx}, but the table has {rows} rows.")
     if not fused_applies("embedding", weight):
-        return embedding_ref(input, weight, padding_idx)
+        return run_plain("embedding", lambda: embedding_ref(input, weight, padding_idx), {"weight": weight})
     tokens = input.reshape(-1).long()
     grad_tokens = tokens if padding_idx is None else tokens.masked_fill(tokens == padding_idx % rows, _NOWHERE)
     output: Tensor = _Gather.apply(weight, tokens, grad_tokens)

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from hvp_engine.kernels.tensors import accumulator
 from hvp_engine.ops.applies import normalize_applies
+from hvp_engine.ops.arguments import run_plain
 from hvp_engine.ops.normalize_autograd import NormalizeSpec, check_shapes, normalize
 from hvp_engine.system.torch_private import nested_forward_mode
 
@@ -40,14 +41,17 @@ def layer_norm(
         A tensor of the input's shape and dtype.
 
     Raises:
-        ConfigurationError: The shapes do not fit together.
+        ConfigurationError: The shapes do not fit together, or a tensor is not of real floating-point numbers.
     """
     size = check_shapes("layer_norm", input, normalized_shape, weight, bias)
     if nested_forward_mode():
         return _written_out(input, size, weight, bias, eps)
     if normalize_applies(input, weight, bias):
         return normalize(input, weight, bias, NormalizeSpec("layer_norm", True, size, eps))
-    return layer_norm_ref(input, normalized_shape, weight, bias, eps)
+    operands = {"input": input, "weight": weight, "bias": bias}
+    return run_plain(
+        "layer_norm", lambda: layer_norm_ref(input, normalized_shape, weight, bias, eps), operands, ("weight", "bias")
+    )
 
 
 def _written_out(input: Tensor, size: int, weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:

@@ -23,6 +23,7 @@ from hvp_engine.kernels.normalize import (
 )
 from hvp_engine.kernels.records import NormalizeShape, Operand, is_shared
 from hvp_engine.kernels.tensors import accumulator
+from hvp_engine.ops.arguments import check_tensor
 from hvp_engine.ops.autograd import (
     BatchedFunction,
     sum_present,
@@ -70,6 +71,7 @@ def check_shapes(name: str, x: Tensor, normalized_shape: Sequence[int], w: Tenso
     Raises:
         ConfigurationError: The shapes do not fit together.
     """
+    check_tensor(name, "input", x)
     shape = tuple(normalized_shape)
     if not shape or x.shape[-len(shape) :] != shape:
         raise ConfigurationError(
@@ -77,7 +79,10 @@ def check_shapes(name: str, x: Tensor, normalized_shape: Sequence[int], w: Tenso
             "the sizes of the trailing dimensions to normalise."
         )
     for label, parameter in (("weight", w), ("bias", b)):
-        if parameter is not None and parameter.shape != shape:
+        if parameter is None:
+            continue
+        check_tensor(name, label, parameter)
+        if parameter.shape != shape:
             raise ConfigurationError(
                 f"{name} got {label} of shape {tuple(parameter.shape)} and normalized_shape={shape}; make them equal."
             )

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from hvp_engine.kernels.tensors import accumulator
 from hvp_engine.ops.applies import normalize_applies
+from hvp_engine.ops.arguments import run_plain
 from hvp_engine.ops.normalize_autograd import NormalizeSpec, check_shapes, normalize
 
 __all__ = ["rms_norm", "rms_norm_ref"]
@@ -37,14 +38,15 @@ def rms_norm(
         A tensor of the input's shape and dtype.
 
     Raises:
-        ConfigurationError: The shapes do not fit together.
+        ConfigurationError: The shapes do not fit together, or a tensor is not of real floating-point numbers.
     """
     size = check_shapes("rms_norm", input, normalized_shape, weight, None)
     if normalize_applies(input, weight, None):
         if eps is None:
             eps = torch.finfo(accumulator(input.dtype)).eps
         return normalize(input, weight, None, NormalizeSpec("rms_norm", False, size, eps))
-    return rms_norm_ref(input, normalized_shape, weight, eps)
+    operands = {"input": input, "weight": weight}
+    return run_plain("rms_norm", lambda: rms_norm_ref(input, normalized_shape, weight, eps), operands, ("weight",))
 
 
 def rms_norm_ref(

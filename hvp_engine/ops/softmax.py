@@ -10,6 +10,7 @@ from torch import Tensor
 from hvp_engine.errors import ConfigurationError
 from hvp_engine.kernels.softmax import softmax_backward, softmax_double_backward, softmax_forward
 from hvp_engine.ops.applies import fused_applies
+from hvp_engine.ops.arguments import check_tensor, run_plain
 from hvp_engine.ops.autograd import BatchedFunction
 from hvp_engine.ops.third import LastDerivative, keep_arguments
 from hvp_engine.ops.vmap import fold_rows
@@ -150,8 +151,9 @@ def softmax(input: Tensor, dim: int = -1, dtype: torch.dtype | None = None) -> T
         Probabilities in the input's shape.
 
     Raises:
-        ConfigurationError: The input has no such dimension.
+        ConfigurationError: The input has no such dimension, or is not of real floating-point numbers.
     """
+    check_tensor("softmax", "input", input)
     if not -max(input.dim(), 1) <= dim < max(input.dim(), 1):
         raise ConfigurationError(
             f"dim={dim} is none of the input's {input.dim()} dimensions; use -{max(input.dim(), 1)} to "
@@ -159,7 +161,7 @@ def softmax(input: Tensor, dim: int = -1, dtype: torch.dtype | None = None) -> T
         )
     values = input if dtype is None else input.to(dtype)
     if input.dim() == 0 or not fused_applies("softmax", values):
-        return softmax_ref(input, dim, dtype)
+        return run_plain("softmax", lambda: softmax_ref(input, dim, dtype), {"input": values})
     moved = values.movedim(dim, -1)
     output: Tensor = _Softmax.apply(moved.reshape(-1, moved.shape[-1]))
     return output.view(moved.shape).movedim(-1, dim)

@@ -116,7 +116,7 @@ def _push_forward(plain: Plain, arguments: Sequence[Any], tangents: Sequence[Ten
         return tuple(output for output in found if output is not None)
 
     with without_torch_functions():
-        results, pull = torch.func.vjp(outputs, *[arguments[index] for index in moving])
-        _, push = torch.func.vjp(lambda *w: pull(w), *[torch.zeros_like(result) for result in results])
+        results, pull = torch.func.vjp(outputs, *[arguments[index] for index in moving])[:2]
+        push = torch.func.vjp(lambda *w: pull(w), *[torch.zeros_like(result) for result in results])[1]
         pushed = iter(push(tuple(tangents[index] for index in moving)))
     return tuple(next(pushed) if there else None for there in present)

@@ -212,7 +212,7 @@ def attention_second(
     of_scores = scale * (_softmax_curvature(p, along_v, slope) + p * last)
 
     def ungrouped(values: Tensor) -> Tensor:
-        return values if groups == 1 else values.unflatten(-3, (-1, groups)).sum(-3)
+        return values if groups == 1 else torch.unflatten(values, -3, (-1, groups)).sum(-3)
 
     of_q = of_slope @ tk + of_scores @ k
     of_k = ungrouped(of_slope.transpose(-2, -1) @ tq + of_scores.transpose(-2, -1) @ q)

@@ -92,7 +92,7 @@ def nested_forward_mode() -> bool:
         return False
     if _levels is None or _FORWARD is None:
         return True
-    return sum(level.key() == _FORWARD for level in _levels()) > 1
+    return len([level for level in _levels() if level.key() == _FORWARD]) > 1
 
 
 # Forward mode stands for tangents that are zero by tensors without memory, which must not meet a kernel.

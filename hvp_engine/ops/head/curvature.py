@@ -16,6 +16,7 @@ from torch import Tensor
 
 from hvp_engine.errors import ConfigurationError
 from hvp_engine.kernels.packed_symmetric import pack_covariance, packed_matvec, packed_size, pair_products
+from hvp_engine.ops.arguments import check_operands
 from hvp_engine.ops.head.dropping import Dropped, Dropping, Moments, check_tolerance
 
 __all__ = [
@@ -174,12 +175,19 @@ def _form_chunk(chunk: Moments, packed: Tensor) -> Iterator[float]:
         yield last / packed_size(d)
 
 
-def _check_arguments(hidden: Tensor, weight: Tensor, row_weight: Tensor | None, dtype: torch.dtype) -> None:
+def _check_arguments(
+    hidden: Tensor, weight: Tensor, row_weight: Tensor | None, bias: Tensor | None, dtype: torch.dtype
+) -> None:
     if weight.dim() != 2 or hidden.dim() == 0 or hidden.shape[-1] != weight.shape[1]:
         raise ConfigurationError(
             f"Hidden states of shape {tuple(hidden.shape)} and head weights of shape "
             f"{tuple(weight.shape)} do not fit: "
             "they must be (..., d) and (classes, d)."
+        )
+    if bias is not None and bias.shape != weight.shape[:1]:
+        raise ConfigurationError(
+            f"The bias has shape {tuple(bias.shape)}; the head has {weight.shape[0]} classes, so "
+            f"({weight.shape[0]},) is needed."
         )
     if dtype not in _STORAGE:
         raise ConfigurationError(f"A head curvature cannot be stored as {dtype}; use float32, bfloat16 or float64.")
@@ -227,7 +235,9 @@ def form_head_curvature(
     Raises:
         ConfigurationError: Shapes do not fit, the storage type is none of these, or the tolerance is not in [0, 1).
     """
-    _check_arguments(hidden, weight, row_weight, dtype)
+    operands = {"hidden": hidden, "weight": weight, "row_weight": row_weight, "bias": bias}
+    check_operands("form_head_curvature", operands, ("row_weight", "bias"))
+    _check_arguments(hidden, weight, row_weight, bias, dtype)
     check_tolerance(tolerance)
     rows = hidden.detach().reshape(-1, hidden.shape[-1])
     moment_dtype = torch.float64 if dtype == torch.float64 else torch.float32

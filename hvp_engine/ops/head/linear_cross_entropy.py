@@ -11,6 +11,7 @@ from torch import Tensor
 from hvp_engine.errors import ConfigurationError
 from hvp_engine.kernels.tensors import accumulator
 from hvp_engine.ops.applies import autocast_operands, fused_applies
+from hvp_engine.ops.arguments import check_operands, check_tensor, run_plain
 from hvp_engine.ops.autograd import BatchedFunction, tensor_arguments, wanted_gradients
 from hvp_engine.ops.class_targets import ClassTargets, check_options, check_targets, reduce_rows
 from hvp_engine.ops.head.by_classes import head_hidden_hvp, mean_weights
@@ -333,15 +334,17 @@ def linear_cross_entropy(
         ConfigurationError: Shapes, dtypes, options or class indices that do not fit, or a curvature of other
             tokens.
     """
+    operands = {"hidden": hidden, "weight": weight, "bias": bias, "class_weight": class_weight}
+    check_operands("linear_cross_entropy", operands, ("bias", "class_weight"))
+    check_tensor("linear_cross_entropy", "target", target)
     hidden_, weight_, bias_ = autocast_operands(hidden.device, hidden, weight, bias)
     assert hidden_ is not None and weight_ is not None
     _check_shapes(hidden_, weight_, bias_)
     check_options(reduction, label_smoothing, class_weight, weight.shape[0])
     check_targets(target, hidden.shape[:-1])
     if not fused_applies("cross_entropy", hidden_, weight_):
-        return linear_cross_entropy_ref(
-            hidden, weight, target, bias, class_weight, ignore_index, reduction, label_smoothing
-        )
+        arguments = (hidden, weight, target, bias, class_weight, ignore_index, reduction, label_smoothing)
+        return run_plain("linear_cross_entropy", lambda: linear_cross_entropy_ref(*arguments), {"hidden": hidden})
     flat = target.reshape(-1).long()
     class_weight = None if class_weight is None else class_weight.to(accumulator(hidden_.dtype)).contiguous()
     options = ClassTargets(ignore_index, float(label_smoothing))

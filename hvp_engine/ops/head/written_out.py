@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -70,7 +71,7 @@ def linear_cross_entropy_hvp(
     product, slope, gradient = cross_entropy_hvp(
         z, scale.repeat(count), tangent.flatten(0, 1), target, class_weight, options
     )
-    product = product.unflatten(0, (count, rows))
+    product = torch.unflatten(product, 0, (count, rows))
     scaled = scale.to(acc)[:, None] * gradient
     of_hidden = of_weight = of_bias = None
     if wanted.hidden:
@@ -86,5 +87,5 @@ def linear_cross_entropy_hvp(
         empty if of_hidden is None else of_hidden.to(dtype),
         empty.clone() if of_weight is None else of_weight.to(dtype),
         weight.new_empty(count, 0) if of_bias is None else of_bias.to(dtype),
-        slope.unflatten(0, (count, rows)) if wanted.slope else scale.new_empty(count, 0),
+        torch.unflatten(slope, 0, (count, rows)) if wanted.slope else scale.new_empty(count, 0),
     )
