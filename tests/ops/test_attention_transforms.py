@@ -15,7 +15,6 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils.checkpoint import checkpoint
 
 import hvp_engine.kernels.attention as kernels
-from hvp_engine.errors import SecondDerivativeError
 from hvp_engine.kernels import loader
 from hvp_engine.ops import attention_autograd
 from hvp_engine.ops.attention import attention, attention_ref
@@ -191,18 +190,3 @@ def test_traced_graphs_contain_the_reference():
 def test_half_precision_goes_to_the_reference():
     x = make_qkv((2,), 3, 3, 5, 5, 4, 4, dtype=torch.float16)
     assert torch.equal(attention(*x), attention_ref(*x))
-
-
-def test_a_third_derivative_is_refused():
-    x = randn(1, 3, 2).requires_grad_()
-    (first,) = torch.autograd.grad(attention(x, x, x).pow(2).sum(), x, create_graph=True)
-    (second,) = torch.autograd.grad(first.sum(), x, create_graph=True)
-    with pytest.raises(SecondDerivativeError, match="attention_ref"):
-        torch.autograd.grad(second.sum(), x)
-
-
-def test_forward_over_forward_is_refused():
-    x = randn(1, 3, 2)
-    inner = lambda y: jvp(lambda z: attention(z, z, z), (y,), (x,))[1]  # noqa: E731
-    with pytest.raises(SecondDerivativeError, match="forward-over-reverse"):
-        jvp(inner, (x,), (x,))

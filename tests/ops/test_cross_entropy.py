@@ -10,7 +10,7 @@ from loss_checks import (
 )
 from torch.utils.checkpoint import checkpoint
 
-from hvp_engine.errors import ConfigurationError, SecondDerivativeError
+from hvp_engine.errors import ConfigurationError
 from hvp_engine.ops.cross_entropy import cross_entropy, cross_entropy_ref
 
 pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning")
@@ -233,15 +233,6 @@ def test_the_bits_do_not_depend_on_the_number_of_threads():
     )
     many, targets = make(70000, 3, torch.float32)
     assert same_bits_on_any_threads(lambda: [cross_entropy(many, targets)])
-
-
-def test_a_third_derivative_says_what_to_use_instead():
-    logits, target = make(3, 5)
-    logits.requires_grad_()
-    (gradient,) = torch.autograd.grad(cross_entropy(logits, target), logits, create_graph=True)
-    (product,) = torch.autograd.grad(gradient.sum().square(), logits, create_graph=True)
-    with pytest.raises(SecondDerivativeError, match="cross_entropy_ref"):
-        torch.autograd.grad(product.square().sum(), logits)
 
 
 def test_probabilities_are_not_saved():

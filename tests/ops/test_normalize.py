@@ -6,7 +6,7 @@ from torch.autograd import gradcheck, gradgradcheck
 from torch.func import grad, hessian, jacfwd, jacrev, jvp, vjp, vmap
 from torch.utils.checkpoint import checkpoint
 
-from hvp_engine.errors import ConfigurationError, SecondDerivativeError
+from hvp_engine.errors import ConfigurationError
 from hvp_engine.ops import layer_norm, layer_norm_ref, rms_norm, rms_norm_ref
 
 # Forward-mode differentiation makes torch itself use its deprecated scripting.
@@ -219,17 +219,6 @@ def test_tensors_without_kernel_take_the_reference():
     bias = torch.randn(4)
     torch.testing.assert_close(layer_norm(x.float(), (4,), None, bias), F.layer_norm(x.float(), (4,), None, bias))
     assert rms_norm(torch.empty(0, 4), (4,)).shape == (0, 4)
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_third_and_second_forward_derivatives_are_refused_with_the_way_out(kind):
-    inputs = make_inputs(kind, (3, 4))
-    first = torch.autograd.grad(KINDS[kind][0](*inputs).pow(3).sum(), inputs, create_graph=True)
-    second = torch.autograd.grad(first[0].pow(2).sum(), inputs, create_graph=True)
-    with pytest.raises(SecondDerivativeError, match=f"{kind}_ref"):
-        torch.autograd.grad(second[0].sum(), inputs)
-    with pytest.raises(SecondDerivativeError, match=f"{kind}_ref"):
-        jacfwd(jacfwd(lambda x: KINDS[kind][0](x).pow(3).sum()))(inputs[0].detach())
 
 
 def test_shapes_that_do_not_fit_are_refused():

@@ -5,7 +5,7 @@ import torch
 from loss_checks import assert_error_rule, check_derivatives, same_bits_on_any_threads, values_and_products
 from torch.utils.checkpoint import checkpoint
 
-from hvp_engine.errors import ConfigurationError, SecondDerivativeError
+from hvp_engine.errors import ConfigurationError
 from hvp_engine.ops.softmax import softmax, softmax_ref
 
 pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning")
@@ -100,11 +100,3 @@ def test_batched_gradients_checkpointing_and_autocast_agree_with_plain_calls():
 def test_the_bits_do_not_depend_on_the_number_of_threads():
     x = torch.randn(257, 1031)
     assert same_bits_on_any_threads(lambda: values_and_products(weighted_squares(softmax), [x], [x])[1:])
-
-
-def test_a_third_derivative_says_what_to_use_instead():
-    x = torch.randn(3, 4, requires_grad=True)
-    (gradient,) = torch.autograd.grad(weighted_squares(softmax)(x), x, create_graph=True)
-    (product,) = torch.autograd.grad(gradient.sum().square(), x, create_graph=True)
-    with pytest.raises(SecondDerivativeError, match="softmax_ref"):
-        torch.autograd.grad(product.square().sum(), x)

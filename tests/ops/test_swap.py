@@ -143,3 +143,32 @@ def test_modes_are_not_asked_about_the_inside_of_an_operation():
         torch.autograd.grad(g, x, torch.ones_like(y))
     assert torch.empty_like in seen.functions
     assert Tensor.data_ptr not in seen.functions
+
+
+def masked_weights(scores, seen):
+    """Attention weights as models write them: masked by the smallest number, softmax in float32."""
+    scores = scores.masked_fill(~seen, torch.finfo(scores.dtype).min)
+    return F.softmax(scores, -1, dtype=torch.float32).to(scores.dtype)
+
+
+def test_a_row_that_sees_nothing_is_the_same_in_float64_as_in_float32():
+    seen = torch.tensor([[False, False, False], [False, True, True]])
+    narrow = torch.randn(2, 3)
+    results = []
+    for given in (narrow, narrow.double()):
+        scores = given.requires_grad_()
+        with twice_differentiable():
+            weights = masked_weights(scores, seen)
+        (gradient,) = torch.autograd.grad((weights * weights.exp()).sum(), scores, create_graph=True)
+        results.append([weights, gradient, *torch.autograd.grad(gradient.square().sum(), scores)])
+    torch.testing.assert_close(results[0], [t.float() for t in results[1]])
+    assert torch.isnan(masked_weights(narrow.double(), seen)).any()  # PyTorch's own
+    assert torch.equal(results[1][0][0], torch.full((3,), 1 / 3, dtype=torch.float32).double())
+
+
+def test_scores_within_range_keep_their_bits_in_a_narrower_softmax():
+    scores = torch.randn(4, 7, dtype=torch.float64) * 100
+    scores[0, 0] = -torch.inf
+    with twice_differentiable():
+        ours = F.softmax(scores, -1, dtype=torch.float32)
+    assert torch.equal(ours, ops.softmax(scores, -1, torch.float32))

@@ -13,7 +13,7 @@ from loss_checks import (
 from torch.autograd import grad
 from torch.utils.checkpoint import checkpoint
 
-from hvp_engine.errors import ConfigurationError, SecondDerivativeError
+from hvp_engine.errors import ConfigurationError
 from hvp_engine.ops.head import by_tokens
 from hvp_engine.ops.head.linear_cross_entropy import linear_cross_entropy, linear_cross_entropy_ref
 
@@ -222,15 +222,6 @@ def test_bad_input_is_a_clear_error():
     for args, message in cases:
         with pytest.raises(ConfigurationError, match=message):
             linear_cross_entropy(*args)
-
-
-def test_a_third_derivative_says_what_to_use_instead():
-    (hidden, weight, _), target = make(4, 3, 5)
-    hidden.requires_grad_()
-    (gradient,) = grad(linear_cross_entropy(hidden, weight, target), hidden, create_graph=True)
-    (product,) = grad(gradient.sum().square(), hidden, create_graph=True)
-    with pytest.raises(SecondDerivativeError, match="linear_cross_entropy_ref"):
-        grad(product.square().sum(), hidden)
 
 
 def test_the_torch_backend_runs_the_reference(monkeypatch):
