@@ -11,7 +11,7 @@ from hvp_engine.kernels.tensors import accumulator
 from hvp_engine.ops.applies import normalize_applies
 from hvp_engine.ops.arguments import run_plain
 from hvp_engine.ops.normalize_autograd import NormalizeSpec, check_shapes, normalize
-from hvp_engine.system.torch_private import nested_forward_mode
+from hvp_engine.system.torch_private import transforms_active
 
 __all__ = ["layer_norm", "layer_norm_ref"]
 
@@ -44,10 +44,10 @@ def layer_norm(
         ConfigurationError: The shapes do not fit together, or a tensor is not of real floating-point numbers.
     """
     size = check_shapes("layer_norm", input, normalized_shape, weight, bias)
-    if nested_forward_mode():
-        return _written_out(input, size, weight, bias, eps)
     if normalize_applies(input, weight, bias):
         return normalize(input, weight, bias, NormalizeSpec("layer_norm", True, size, eps))
+    if transforms_active():
+        return _written_out(input, size, weight, bias, eps)
     operands = {"input": input, "weight": weight, "bias": bias}
     return run_plain(
         "layer_norm", lambda: layer_norm_ref(input, normalized_shape, weight, bias, eps), operands, ("weight", "bias")
@@ -55,7 +55,7 @@ def layer_norm(
 
 
 def _written_out(input: Tensor, size: int, weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:
-    """Compute `layer_norm` in elementary operations: PyTorch's own is wrong in nested forward mode (2.9 to 2.13)."""
+    """Compute `layer_norm` in elementary operations: the third derivative of PyTorch's own is wrong (2.9 to 2.13)."""
     rows = input.to(accumulator(input.dtype)).reshape(-1, size)
     shifted = rows - rows.mean(-1, keepdim=True)
     y = shifted * torch.rsqrt((shifted * shifted).mean(-1, keepdim=True) + eps)

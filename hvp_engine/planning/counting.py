@@ -279,6 +279,18 @@ class JobCounter:
         return CountedHead(few if tokens is None else tokens, width, classes, holders)
 
 
+def _fix_for(error: Exception) -> str:
+    if "DeviceMismatch" in type(error).__name__:
+        return (
+            "derivatives in forward mode (torch.func.jvp, jacfwd, hessian) cannot be counted, while those in reverse "
+            "mode (jacrev, grad) can, and tensors that the loss makes must be on the device of the batch"
+        )
+    return (
+        "the model and the loss must not read values (.item(), float(), branches on data), and tensors of their own "
+        "must be parameters or buffers of the model, or be made on the device of the batch"
+    )
+
+
 @contextlib.contextmanager
 def _in_words(what: str) -> Iterator[None]:
     """Say of an exception that it came while something was counted, and what may be the cause."""
@@ -289,9 +301,7 @@ def _in_words(what: str) -> Iterator[None]:
     except Exception as error:
         raise ObjectiveError(
             f"The {what} counted on tensors without data, where {type(error).__name__} was raised: "
-            f"{str(error).rstrip('.')}. If the job runs with data: the model and the loss must not read values "
-            "(.item(), float(), branches on data), and tensors of their own must be parameters or buffers of the "
-            "model, or be made on the device of the batch."
+            f"{str(error).rstrip('.')}. If the job runs with data: {_fix_for(error)}."
         ) from error
 
 
