@@ -19,6 +19,7 @@ def test_every_section_but_the_last_has_one_reproduction() -> None:
     assert len(TITLES) == len(REPRODUCTIONS)
 
 
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning")
 @pytest.mark.parametrize("number", range(len(REPRODUCTIONS)), ids=TITLES)
 def test_the_derivative_is_still_wrong(number: int) -> None:
     namespace: dict[str, Any] = {}
