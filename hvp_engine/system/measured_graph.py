@@ -56,7 +56,7 @@ def build_and_list_dtypes(build: Callable[[], T], roots: Roots[T]) -> tuple[T, s
 def _refuses_hooks(error: BaseException | None) -> bool:
     """Say whether a transform of torch.func stopped because saved tensors are watched, in this error or its causes."""
     while error is not None:
-        if "saved tensor hooks" in str(error):
+        if any(isinstance(text, str) and "saved tensor hooks" in text for text in error.args):
             return True
         error = error.__cause__
     return False
