@@ -15,6 +15,7 @@ from hvp_engine.errors import ConfigurationError, NonDeterministicError, Objecti
 from hvp_engine.problem import batches
 from hvp_engine.problem.growth import value_of
 from hvp_engine.problem.objective import Objective
+from hvp_engine.problem.randomness import UndisturbedData
 from hvp_engine.problem.reading import length_of, read
 from hvp_engine.problem.weights import check_split, check_sum_of_weights, check_weights, looks_like_a_sum
 from hvp_engine.scheduling.policy import halve
@@ -62,9 +63,10 @@ def examine_data(data: Iterable[Any], seconds: float) -> Passes:
     first: list[str] = []
     sizes: list[int | None] = []
     deadline = time.monotonic() + seconds
+    source = UndisturbedData(data)
 
     def in_time() -> Iterator[Any]:
-        for number, batch in enumerate(read(data)):
+        for number, batch in enumerate(read(source)):
             if first and time.monotonic() > deadline:
                 passes.complete = False
                 return
@@ -76,7 +78,7 @@ def examine_data(data: Iterable[Any], seconds: float) -> Passes:
     passes.batch = batches.largest(in_time())
     complete = passes.complete
     # Of a complete pass, a second one that goes on is noticed too.
-    second = [batches.fingerprint(batch) for batch in islice(data, len(first) + 1 if complete else len(first))]
+    second = [batches.fingerprint(batch) for batch in islice(source, len(first) + 1 if complete else len(first))]
     passes.findings += _compare(data, first, second)
     if complete and None not in sizes:
         passes.samples = sum(size for size in sizes if size is not None)

@@ -21,13 +21,21 @@ from hvp_engine.diagnosis.products import examine_products, failure
 from hvp_engine.diagnosis.report import SEVERITIES, Diagnosis, Finding
 from hvp_engine.diagnosis.source import users_line_of_error
 from hvp_engine.diagnosis.trace import Trace, without_reentrancy
-from hvp_engine.errors import ConfigurationError, NotFiniteError, ObjectiveError, SecondDerivativeError
+from hvp_engine.errors import (
+    ConfigurationError,
+    NonDeterministicError,
+    NotFiniteError,
+    ObjectiveError,
+    SecondDerivativeError,
+)
 from hvp_engine.operators.gradient_graph import GradientGraph
 from hvp_engine.problem import batches
 from hvp_engine.problem.checks import check_module
 from hvp_engine.problem.loss_signature import check_loss
 from hvp_engine.problem.objective import Loss, Objective
+from hvp_engine.problem.obstacles import obstacles
 from hvp_engine.problem.precision import Precision, check_precision
+from hvp_engine.problem.randomness import fixed_numbers
 from hvp_engine.system.formatting import first_names
 
 _SHARES = {"data": 0.2, "blocks": 0.35, "products": 0.2, "cost": 0.25}  # of the time
@@ -91,7 +99,10 @@ def doctor(
         warnings.simplefilter("ignore")  # what PyTorch warns of here is reported in other words, or harmless
         stack.enter_context(eval_and_eager(model))
         stack.enter_context(without_reentrancy())
-        _Examination(report, model, loss, partition, data, precision, seconds).run()
+        if any(obstacles(model)):
+            report.findings.append(Finding("note", "not-examined", "The model was not run: see the errors."))
+        else:
+            _Examination(report, model, loss, partition, data, precision, seconds).run()
     report.findings.sort(key=lambda finding: SEVERITIES.index(finding.severity))
     report.seconds = time.monotonic() - started
     return report
@@ -180,25 +191,24 @@ class _Examination:
         trace = Trace()
         try:
             with trace.recording(objective.model):
-                differing = objective.differing_values(batch)
+                objective.check_deterministic(batch)
+            return objective
+        except NonDeterministicError as error:
+            lines = [f"{name} at {line}" for line, name in trace.draws.items()]
+            cause = f"The calls that draw: {first_names(lines)}." if lines else "No call of PyTorch's functions draws."
+            fix = "call model.eval(), or draw the numbers once and keep them in the data"
+            self._add("error", "random-loss", f"{error} {cause}", line=next(iter(trace.draws), None), fix=fix)
+        except ConfigurationError as error:
+            self._add("error", "unsuitable-model", str(error))
+            return None
         except ObjectiveError as error:
             self._add_failure(error)
             return None
-        if differing is None:
-            return objective
-        lines = [f"{name} at {line}" for line, name in trace.draws.items()]
-        cause = f": {first_names(lines)}" if lines else ", outside PyTorch's functions"
-        self._add(
-            "error",
-            "random-loss",
-            f"Two evaluations of the same batch gave {differing[0]:.9g} and {differing[1]:.9g}: the loss draws random "
-            f"numbers{cause}.",
-            line=next(iter(trace.draws), None),
-            fix="call model.eval(), or draw the numbers once and keep them in the data",
-        )
         data = None if self._data is None else [batch]
         fixed = Objective(self._model, _seeded(self._loss), data, self._precision)
-        if fixed.differing_values(batch) is not None:
+        try:
+            fixed.check_deterministic(batch)
+        except ObjectiveError:
             self._add("note", "not-examined", "The second derivative was not examined: the loss stays random.")
             return None
         return fixed
@@ -278,8 +288,7 @@ def _seeded(loss: Loss) -> Loss:
     """Give the loss the same random numbers in every call."""
 
     def fixed(*arguments: Any) -> Any:
-        with torch.random.fork_rng():
-            torch.manual_seed(0)
+        with fixed_numbers():
             return loss(*arguments)
 
     return fixed

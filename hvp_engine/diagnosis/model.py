@@ -13,6 +13,7 @@ from hvp_engine.blocks import Partition
 from hvp_engine.diagnosis.operations import compiled
 from hvp_engine.diagnosis.report import Finding
 from hvp_engine.problem.checks import active_dropout, training_batchnorm
+from hvp_engine.problem.obstacles import obstacles
 from hvp_engine.system.formatting import first_names
 
 _NARROW = (torch.bfloat16, torch.float16)
@@ -43,6 +44,10 @@ def examine_model(model: nn.Module, partition: Partition) -> list[Finding]:
             fix="call model.eval()",
         )
         for name in training_batchnorm(model)
+    ]
+    findings += [
+        Finding("error", obstacle.code, obstacle.message, obstacle.module, fix=obstacle.fix)
+        for obstacle in obstacles(model)
     ]
     findings += [compiled("A compiled module", name) for name in compiled_modules(model)]
     narrow: dict[torch.dtype, list[str]] = {}

@@ -114,6 +114,7 @@ def run(
     started = time.monotonic()
     operator = build()
     operator.checked = job.settings.check
+    operator.hold_steady()
     folder = None if out is None else Path(out)
     if folder is None or not is_finished(folder):
         operator.make_room(job.streams(operator))

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from hvp_engine.errors import BackwardError, HvpEngineError, SecondDerivativeError
+from hvp_engine.problem.model_state import renew_active
 from hvp_engine.system.formatting import first_line
 from hvp_engine.system.memory import is_out_of_memory
 from hvp_engine.system.torch_private import check_batched_passes
@@ -41,6 +42,7 @@ def backward(
         SecondDerivativeError: The pass failed, in a function of PyTorch's or of the user's, whatever that raised.
             Only a lack of memory and this package's own errors go through as they are.
     """
+    renew_active()
     try:
         if batched:
             check_batched_passes()

@@ -24,6 +24,7 @@ from hvp_engine.ops.head.dropping import check_tolerance
 from hvp_engine.problem import batches
 from hvp_engine.problem.objective import Loss, MicroBatch, Objective
 from hvp_engine.problem.precision import Precision
+from hvp_engine.problem.watch import changed_during_job
 from hvp_engine.problem.weights import check_weights
 from hvp_engine.scheduling.passes import ProductGraph
 from hvp_engine.scheduling.policy import choose_samples_to_check, choose_waves, products_past_head, spare
@@ -31,7 +32,6 @@ from hvp_engine.scheduling.scheduler import Scheduler
 from hvp_engine.scheduling.waves import StreamSizes
 from hvp_engine.system.formatting import first_names
 from hvp_engine.system.memory import budget as free_budget
-from hvp_engine.system.torch_private import write_count
 
 
 class CurvatureOperator(ABC):
@@ -87,7 +87,7 @@ class CurvatureOperator(ABC):
         self.objective = Objective(model, loss, data, precision)
         self.partition = resolve(self.objective.model, blocks)
         self._parameters = {name: self.objective.parameters[name] for name in self.partition.parameters}
-        self._versions = self._state()
+        self._steady = False
         self._stream_bytes = 0  # vectors that the caller keeps beside the graphs, at least
         budget = free_budget(self.objective.device) if memory is None else memory
         with retained_heap(), self.objective.arithmetic():
@@ -107,7 +107,7 @@ class CurvatureOperator(ABC):
     def _evaluate(self, micro: MicroBatch) -> tuple[Tensor, float]:
         """Return total and weight of a micro-batch, attached to the graph, by the head's curvature where it serves."""
         with self._fusion.using(micro.key):
-            total, weight = self.objective.evaluate(micro.batch)
+            total, weight = self.objective.evaluate(micro.batch, micro.identity)
         unknown = self._inspection.unknown_functions(micro.key, total)
         if unknown and self.checked and not micro.is_sample:
             _, tested = verify(self.objective, self.partition.parameters, [micro.batch], unknown)
@@ -168,6 +168,7 @@ class CurvatureOperator(ABC):
             BlockError: A block is unknown.
             ConfigurationError: A shape is wrong, or a vector is complex or not finite.
             NotFiniteError: A product is not finite.
+            NonDeterministicError: The loss or the data is not what it was in an earlier sweep.
         """
         if not isinstance(vectors, Mapping):
             raise ConfigurationError(
@@ -190,14 +191,14 @@ class CurvatureOperator(ABC):
         Returns:
             As `matmat`.
         """
-        versions = self._state()
-        if versions != self._versions:
-            self.release()
-            self._inspection.forget_micros()
-            self._versions = versions
-            self._parameters = {name: self.objective.parameters[name] for name in self.partition.parameters}
+        if not self._steady or self.objective.watch.touched():
+            self._look()
+        self.objective.held_data.check()
         with retained_heap():
-            return self.scheduler.sweep(vectors)
+            products = self.scheduler.sweep(vectors)
+        if self._steady:
+            self._look()
+        return products
 
     def make_room(self, streams: StreamSizes) -> None:
         """Settle for micro-batches beside whose graph the vectors of a job fit; call before any work is done.
@@ -290,10 +291,27 @@ class CurvatureOperator(ABC):
         self.scheduler.release()
         self._fusion.clear()
 
-    def _state(self) -> list[tuple[int, int]]:
-        """Return what changes whenever a parameter or buffer is written to or replaced."""
-        model = self.objective.model
-        return [(t.data_ptr(), write_count(t)) for t in (*model.parameters(), *model.buffers())]
+    def hold_steady(self) -> None:
+        """Take the model as it is for that of a job: from here on a change of it is an error."""
+        self._look()
+        self._steady = True
+
+    def _look(self) -> None:
+        """See what was written to the model since the last look, and drop what no longer belongs to it.
+
+        Raises:
+            NonDeterministicError: Something changed during a job.
+        """
+        watch = self.objective.watch
+        changed = watch.look()
+        if not watch.stale:
+            return
+        self.release()
+        self._inspection.forget_micros()
+        self.objective.forget()
+        self._parameters = {name: self.objective.parameters[name] for name in self.partition.parameters}
+        if changed and self._steady:
+            raise changed_during_job(changed)
 
     def _refuse_nonfinite(self, products: Mapping[str, Tensor]) -> None:
         if not products or bool(torch.stack([product.isfinite().all() for product in products.values()]).all()):

@@ -22,6 +22,7 @@ from hvp_engine.planning.parts import operations
 from hvp_engine.planning.setting import Setting
 from hvp_engine.problem import batches
 from hvp_engine.problem.objective import Loss
+from hvp_engine.problem.randomness import UndisturbedData
 from hvp_engine.problem.reading import refuse_exhausted
 
 _BLOCKS = 4  # measured at most, from the cheapest to the dearest
@@ -69,7 +70,7 @@ def _one(data: Iterable[Any] | None, setting: Setting) -> list[Any] | None:
     """Return one micro-batch of the job's data, its largest."""
     if data is None:
         return None
-    largest = batches.largest(data)
+    largest = batches.largest(UndisturbedData(data))
     if largest is None:
         raise refuse_exhausted()
     return [largest if setting.microbatch is None else batches.cut(largest, 0, setting.microbatch)]

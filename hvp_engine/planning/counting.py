@@ -23,7 +23,9 @@ from hvp_engine.problem import batches
 from hvp_engine.problem.attention_switches import math_attention
 from hvp_engine.problem.objective import Loss
 from hvp_engine.problem.precision import Precision, forward_mode, working_dtype
+from hvp_engine.problem.randomness import UndisturbedData
 from hvp_engine.problem.reading import read
+from hvp_engine.problem.state_walk import StateWalk
 from hvp_engine.system.measured_graph import build_and_weigh
 from hvp_engine.system.torch_private import fake_mode, without_mkldnn
 
@@ -101,7 +103,9 @@ def meta_copy(model: nn.Module, dtype: torch.dtype, device: str = "meta") -> nn.
         ObjectiveError: The model cannot be copied, or holds tensors that are sparse, nested or quantised.
     """
     # deepcopy takes a tensor's copy from the memo where there is one: nothing of the weights is read.
-    memo: dict[int, Any] = {id(buffer): _shell(buffer, device, dtype) for buffer in model.buffers()}
+    plain = StateWalk(model).tensors.items()
+    memo: dict[int, Any] = {key: torch.empty_like(tensor, device=device) for key, tensor in plain}
+    memo.update({id(buffer): _shell(buffer, device, dtype) for buffer in model.buffers()})
     memo.update(
         {id(p): nn.Parameter(_shell(p, device, dtype), requires_grad=p.requires_grad) for p in model.parameters()}
     )
@@ -141,7 +145,7 @@ def data_shape(data: Iterable[Any] | None, dtype: torch.dtype) -> DataShape:
 
     def counted() -> Iterator[Any]:
         nonlocal total
-        for number, batch in enumerate(read(data)):
+        for number, batch in enumerate(read(UndisturbedData(data))):
             batches.check_tensors(number, batch)
             total += batches.numel(batch)
             yield batch

@@ -23,6 +23,7 @@ from hvp_engine.problem import batches as batch_tools
 from hvp_engine.problem.checks import check_ingredients
 from hvp_engine.problem.objective import Loss
 from hvp_engine.problem.precision import Precision, product_dtype
+from hvp_engine.problem.randomness import UndisturbedData
 from hvp_engine.scheduling.policy import (
     CurvaturePlan,
     GraphSize,
@@ -292,5 +293,5 @@ def _is_meta(data: Iterable[Any] | None) -> bool:
     """Say whether the first batch has no contents."""
     if data is None:
         return False
-    first = next(iter(data), None)
+    first = next(iter(UndisturbedData(data)), None)
     return any(tensor.is_meta for tensor in batch_tools.tensors(first))

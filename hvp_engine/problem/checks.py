@@ -7,6 +7,7 @@ from torch.nn.parameter import is_lazy
 
 from hvp_engine.errors import ConfigurationError, NonDeterministicError
 from hvp_engine.problem.loss_signature import check_loss
+from hvp_engine.problem.obstacles import refuse_obstacles
 from hvp_engine.problem.reading import check_data
 from hvp_engine.system.formatting import first_names
 from hvp_engine.system.torch_private import BATCH_NORMS, DROPOUTS
@@ -25,7 +26,8 @@ def check_ingredients(model: nn.Module, loss: object, data: object) -> None:
     """Refuse what cannot be a job, whatever it computes.
 
     Raises:
-        ConfigurationError: The model is no module or has parameters without a shape, or the loss is none.
+        ConfigurationError: The model is no module, has parameters without a shape, is wrapped for several processes,
+            has hooks on gradients or embeddings with max_norm; or the loss is none.
         ObjectiveError: The data is one batch, no collection of batches, or can be read only once.
         NonDeterministicError: A BatchNorm layer is in train mode.
     """
@@ -38,6 +40,7 @@ def check_ingredients(model: nn.Module, loss: object, data: object) -> None:
             f"The model has parameters that have no shape yet ({first_names(lazy)}): run it on one batch first, which "
             "initialises lazy modules."
         )
+    refuse_obstacles(model)
     _refuse_batchnorm(model)
     check_data(data)
 

@@ -21,13 +21,15 @@ from hvp_engine.errors import (
 from hvp_engine.ops.swap import twice_differentiable
 from hvp_engine.problem import batches
 from hvp_engine.problem.attention_switches import math_attention
-from hvp_engine.problem.checks import active_dropout, check_ingredients, refuse_unusable
+from hvp_engine.problem.checks import check_ingredients, refuse_unusable
 from hvp_engine.problem.looking import needs_gradients
 from hvp_engine.problem.precision import Precision, check_precision, forward_mode, product_mode, working_dtype
+from hvp_engine.problem.randomness import UndisturbedData
 from hvp_engine.problem.reading import read, refuse_exhausted
+from hvp_engine.problem.steady import Key, SteadyLoss
+from hvp_engine.problem.watch import HeldData, ModelWatch
 from hvp_engine.problem.weighing import as_total
 from hvp_engine.problem.working_copy import working_copy
-from hvp_engine.system.formatting import first_names
 from hvp_engine.system.memory import is_out_of_memory
 
 Loss = Callable[..., Any]
@@ -46,6 +48,12 @@ class MicroBatch:
     key: tuple[int, int]
     batch: Any
     is_sample: bool = False
+
+    @property
+    def identity(self) -> Key | None:
+        """Batch, first sample and samples; None for a piece that is measured and is no part of a sweep."""
+        number, start = self.key
+        return None if self.is_sample else (number, start, batches.leading(self.batch) or 0)
 
 
 class Objective:
@@ -81,7 +89,10 @@ class Objective:
         self._cast = self.model is not model
         first = next(iter(model.parameters()), None)
         self.device = first.device if first is not None else torch.device("cpu")
-        self.data = data
+        self.data = None if data is None else UndisturbedData(data)
+        self.watch = ModelWatch(model, self.model)
+        self.held_data = HeldData()
+        self._steady = SteadyLoss(model, self.model, loss, precision)
         self.fused = twice_differentiable()
         self._digests: list[tuple[str, tuple[batches.Entry, ...]]] = []
         self._complete = False
@@ -173,11 +184,20 @@ class Objective:
             product_mode(self.precision),
             math_attention(),
             self.fused,
+            self._steady.held(),
         ):
             yield
 
-    def evaluate(self, batch: Any) -> tuple[Tensor, float]:
+    def forget(self) -> None:
+        """Expect other totals from here on: the model changed."""
+        self._steady.forget()
+
+    def evaluate(self, batch: Any, key: Key | None = None) -> tuple[Tensor, float]:
         """Compute total and weight of one (micro-)batch; call inside :meth:`arithmetic`.
+
+        Args:
+            batch: The batch, or a piece of it, on the model's device.
+            key: Which micro-batch of a sweep it is: its total must be the same in every sweep.
 
         Returns:
             Scalar total, attached to the graph, and its weight: the loss's own, or for a mean loss the leading
@@ -185,7 +205,12 @@ class Objective:
 
         Raises:
             ObjectiveError: The loss fails, or is not a finite scalar attached to the model's parameters.
+            NonDeterministicError: It draws random numbers, or has another total than in an earlier sweep.
+            ConfigurationError: The forward pass writes to parameters.
         """
+        return self._steady(lambda: self._evaluate(batch), key)
+
+    def _evaluate(self, batch: Any) -> tuple[Tensor, float]:
         with forward_mode(self.precision, self.device):
             value = self._call(batch)
         total, weight, declared = as_total(value, batch)
@@ -229,6 +254,8 @@ class Objective:
         with self.arithmetic():
             try:
                 return float(self.evaluate(batches.few_samples(batch))[0].detach())
+            except NonDeterministicError:
+                raise
             except HvpEngineError:  # a mean whose targets are all ignored, or labels that the loss brings itself, say
                 with self.looking(batch):
                     return float(self.evaluate(batch)[0].detach())
@@ -247,21 +274,17 @@ class Objective:
         """Evaluate a batch's first samples twice; the same parameters must give the same loss.
 
         Raises:
-            NonDeterministicError: They differ; the message names layers that draw random numbers.
+            NonDeterministicError: They differ, or the loss draws random numbers.
+            ConfigurationError: The forward pass writes to parameters, or a backward hook changes their gradients.
         """
+        with self.arithmetic():
+            self._steady.refuse_hooks(lambda: self._evaluate(batches.few_samples(batch)))
         values = self.differing_values(batch)
         if values is None:
             return
-        drawing = active_dropout(self.model)
-        cause = (
-            f"dropout is active in {first_names(drawing)}"
-            if drawing
-            else "the loss draws random numbers (functional dropout, noise, sampling), or it changes a buffer or the "
-            "batch that it depends on"
-        )
         raise NonDeterministicError(
-            f"Two evaluations of the same batch gave {values[0]:.9g} and {values[1]:.9g}: {cause}. "
-            "Call model.eval(), set the dropout probability to 0, or mend the loss."
+            f"Two evaluations of the same batch gave {values[0]:.9g} and {values[1]:.9g}: the loss depends on "
+            "something that it changes itself, such as a counter, a cache or the batch. Mend the loss or the model."
         )
 
     def differing_values(self, batch: Any) -> tuple[float, float] | None:

@@ -56,7 +56,11 @@ def product_mode(precision: Precision) -> AbstractContextManager[None]:
 def forward_mode(precision: Precision, device: torch.device) -> Iterator[None]:
     """Hold autocast on for ``"bf16"`` and off otherwise while a loss is evaluated.
 
-    The backward passes follow the dtypes that the forward recorded, so that only the forward runs in here.
+    The backward passes follow the dtypes that the forward recorded, so that only the forward runs in here. Casts of
+    parameters are kept no longer, also where the caller's own autocast would keep them.
     """
     with torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16"):
-        yield
+        try:
+            yield
+        finally:
+            torch.clear_autocast_cache()

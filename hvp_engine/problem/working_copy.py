@@ -5,9 +5,12 @@ from __future__ import annotations
 import copy
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from hvp_engine.errors import ConfigurationError
+from hvp_engine.system.formatting import first_names
+
+_SETTINGS = frozenset((bool, int, float, str, type(None)))
 
 
 def working_copy(model: nn.Module, dtype: torch.dtype) -> nn.Module:
@@ -24,3 +27,37 @@ def working_copy(model: nn.Module, dtype: torch.dtype) -> nn.Module:
         ) from error
     # Not Module.to, which drops the imaginary part of complex buffers (rotary embeddings, say).
     return copied.double() if dtype == torch.float64 else copied.float()
+
+
+def settings(module: nn.Module) -> dict[str, object]:
+    """Return a module's plain attributes: its mode, and whatever numbers and words it computes with."""
+    return {key: value for key, value in vars(module).items() if type(value) in _SETTINGS}
+
+
+@torch.no_grad()
+def refresh(copied: nn.Module, model: nn.Module) -> None:
+    """Give a converted copy the content of the model's parameters and buffers, and its plain attributes.
+
+    Raises:
+        ConfigurationError: The model has other parameters or buffers than the copy.
+    """
+    targets, sources = _tensors(copied), _tensors(model)
+    odd = [name for name in {**targets, **sources} if not _fits(targets.get(name), sources.get(name))]
+    if odd:
+        raise ConfigurationError(
+            f"The model has other parameters or buffers than when the operator was made ({first_names(odd)}), and the "
+            "operator computes with a converted copy; make a new operator."
+        )
+    for name, target in targets.items():
+        target.copy_(sources[name])
+    modules = dict(model.named_modules())
+    for name, module in copied.named_modules():
+        vars(module).update(settings(modules[name]))
+
+
+def _tensors(model: nn.Module) -> dict[str, Tensor]:
+    return dict((*model.named_parameters(), *model.named_buffers()))
+
+
+def _fits(target: Tensor | None, source: Tensor | None) -> bool:
+    return target is not None and source is not None and target.shape == source.shape

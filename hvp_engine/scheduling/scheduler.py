@@ -188,6 +188,7 @@ class Scheduler:
         """Drop every kept graph."""
         self._kept.clear()
         self._passes = Passes(self.objective.precision)
+        self.objective.held_data.release()
         self._all_kept = False
         self.plan.kept_graphs = 0
 
@@ -227,6 +228,7 @@ class Scheduler:
                 graph = self._build(micro)
                 if len(self._kept) < fits:
                     self._kept[micro.key] = graph
+                    self.objective.held_data.hold(micro.key, micro.batch)
                     self.plan.kept_graphs = len(self._kept)
                 else:
                     complete = False

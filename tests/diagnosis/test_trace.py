@@ -23,7 +23,7 @@ def test_random_numbers_are_located_and_the_rest_is_examined_too() -> None:
 def test_randomness_outside_pytorch_is_found() -> None:
     numbers = iter(range(1000))
     report = examine(Model(), lambda m, b: loss(m, b) * (1 + next(numbers)))
-    assert "outside PyTorch" in only(report, "random-loss").message
+    assert "No call of PyTorch" in only(report, "random-loss").message
     assert "not-examined" in codes(report)
 
 

@@ -1,0 +1,121 @@
+"""What a forward pass must not do: write to parameters, and compute in other arithmetic than asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any, NoReturn
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from hvp_engine.errors import ConfigurationError
+from hvp_engine.system.torch_private import storage_key
+
+_HARMLESS = ("requires_grad_", "retain_grad_", "detach_", "share_memory_")
+_GIVING = frozenset((Tensor.numpy, Tensor.__array__, Tensor.__dlpack__))
+_EMBEDDINGS = {F.embedding: 3, F.embedding_bag: 4}  # at which place max_norm may be given
+
+
+class ForwardGuard(TorchFunctionMode):
+    """Sees the calls of a forward pass; refuses writes to parameters before they happen, and keeps autocast out.
+
+    Attributes:
+        autocast: Whether the forward pass switched autocast on.
+    """
+
+    def __init__(self, model: nn.Module, device: torch.device, *, plain: bool) -> None:
+        """Take the model.
+
+        Args:
+            model: The caller's model, or what is differentiated in its place.
+            device: Where it is.
+            plain: Whether its calls run without autocast.
+        """
+        super().__init__()
+        self.autocast = False
+        self._plain, self._device = plain, device.type
+        self._parameters = dict(model.named_parameters())
+        self._names = {key: name for name, p in self._parameters.items() if (key := _key(p)) is not None}
+        self._shared: dict[str, Tensor] = {}  # content of parameters whose memory was given away
+        self._writers: dict[Any, bool] = {}
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Iterable[type],
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        """Look at one call, and make it."""
+        kwargs = kwargs or {}
+        writes = self._writers.get(func)
+        if writes is None:
+            writes = self._writers[func] = _writes(func)
+        if writes:
+            self._refuse_write(args[:1])
+        elif func in _EMBEDDINGS:
+            position = _EMBEDDINGS[func]
+            if kwargs.get("max_norm", args[position] if len(args) > position else None) is not None:
+                self._refuse_write((kwargs.get("weight", args[1] if len(args) > 1 else None),), norm=True)
+        elif func in _GIVING:
+            name = self._names.get(_key(args[0]))
+            if name is not None and name not in self._shared:
+                self._shared[name] = self._parameters[name].detach().clone()
+        if "out" in kwargs:
+            self._refuse_write((kwargs["out"],))
+        if self._plain and torch.is_autocast_enabled(self._device):
+            self.autocast = True
+            with torch.autocast(self._device, enabled=False):
+                return func(*args, **kwargs)
+        return func(*args, **kwargs)
+
+    def refuse_foreign_writes(self) -> None:
+        """Undo what was written to parameters through the memory that they shared, with NumPy say, and refuse it.
+
+        Raises:
+            ConfigurationError: Something was.
+        """
+        for name, content in self._shared.items():
+            if not torch.equal(self._parameters[name], content):
+                self._parameters[name].data.copy_(content)
+                refuse_write(name, norm=False)
+
+    def _refuse_write(self, targets: Iterable[Any], *, norm: bool = False) -> None:
+        for target in targets:
+            if isinstance(target, (tuple, list)):
+                self._refuse_write(target, norm=norm)
+            elif isinstance(target, Tensor) and (name := self._names.get(_key(target))) is not None:
+                refuse_write(name, norm=norm)
+
+
+def refuse_write(name: str, *, norm: bool) -> NoReturn:
+    """Refuse a model whose forward pass writes to one of its parameters."""
+    if norm:
+        raise ConfigurationError(
+            f"The embedding {name!r} has max_norm: its forward pass shortens the rows that it reads, so that the loss "
+            "changes the parameters it is evaluated at. Shorten the rows once (torch.renorm(weight, 2, 0, max_norm)) "
+            "and set max_norm=None."
+        )
+    raise ConfigurationError(
+        f"The forward pass writes to the parameter {name!r}, so that the loss changes the parameters it is evaluated "
+        "at. Write to a parameter after an optimiser's step, or compute with a changed copy (weight.clamp(-1, 1))."
+    )
+
+
+def _key(tensor: Tensor) -> Any:
+    try:
+        return storage_key(tensor.untyped_storage())
+    except (RuntimeError, NotImplementedError):  # sparse, or of a subclass without memory of its own
+        return None
+
+
+def _writes(func: Any) -> bool:
+    """Say whether a function writes to its first argument; a setter of ``.data`` does, too."""
+    name = getattr(func, "__name__", "")
+    if name in ("__set__", "__setitem__"):
+        return name == "__setitem__" or getattr(func, "__self__", None) is Tensor.data
+    if name.startswith("__i") and name.endswith("__"):
+        return name in ("__iadd__", "__isub__", "__imul__", "__itruediv__", "__ifloordiv__", "__ipow__", "__imod__")
+    return name.endswith("_") and not name.endswith("__") and name not in _HARMLESS

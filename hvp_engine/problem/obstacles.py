@@ -1,0 +1,93 @@
+"""What a model must not be or carry, told from its modules and parameters without running it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from torch import nn
+
+from hvp_engine.errors import ConfigurationError
+from hvp_engine.system.formatting import first_names
+from hvp_engine.system.torch_private import hooks_of_tensor
+
+# By name: importing what defines them takes longer than most checks, and other packages have their own.
+_WRAPPERS = frozenset(
+    (
+        *("DistributedDataParallel", "DataParallel", "FullyShardedDataParallel", "FSDPModule", "ShardedDataParallel"),
+        *("DeepSpeedEngine", "PipelineParallel"),
+    )
+)
+
+
+@dataclass(frozen=True)
+class Obstacle:
+    """Something that makes products wrong.
+
+    Attributes:
+        code: Short name, for the doctor's report.
+        message: What it is, and what it does.
+        fix: What to do about it.
+        module: Where it is; None for the whole model.
+    """
+
+    code: str
+    message: str
+    fix: str
+    module: str | None = None
+
+    def __str__(self) -> str:
+        """Return cause and fix."""
+        return f"{self.message} {self.fix[0].upper()}{self.fix[1:]}."
+
+
+def obstacles(model: nn.Module) -> Iterator[Obstacle]:
+    """Yield wrappers for several processes or GPUs, hooks on gradients, and embeddings that change when they are read.
+
+    Args:
+        model: The caller's model.
+    """
+    for name, module in model.named_modules():
+        wrapper = next((kind.__name__ for kind in type(module).__mro__ if kind.__name__ in _WRAPPERS), None)
+        if wrapper is not None:
+            yield _distributed(wrapper, name)
+        if isinstance(module, (nn.Embedding, nn.EmbeddingBag)) and module.max_norm is not None:
+            yield Obstacle(
+                "embedding-max-norm",
+                f"The embedding {name or type(module).__name__!r} has max_norm={module.max_norm:g}: its forward pass "
+                "shortens the rows that it reads, so that the loss changes the parameters it is evaluated at.",
+                "shorten the rows once (torch.renorm(weight, norm_type, 0, max_norm)) and set max_norm to None",
+                name,
+            )
+    hooked = [name for name, parameter in model.named_parameters() if hooks_of_tensor(parameter)]
+    if hooked:
+        yield Obstacle(
+            "gradient-hook",
+            f"Gradient hooks are registered on {first_names(hooked)}: what they change is no gradient of the loss, and "
+            "its derivative is no Hessian.",
+            "remove the hooks (handle.remove()), and compute a mask or scale in the forward pass instead",
+        )
+
+
+def refuse_obstacles(model: nn.Module) -> None:
+    """Refuse a model whose products would be wrong, whatever the loss.
+
+    Raises:
+        ConfigurationError: See :func:`obstacles`.
+    """
+    obstacle = next(obstacles(model), None)
+    if obstacle is not None:
+        raise ConfigurationError(str(obstacle))
+
+
+def _distributed(wrapper: str, name: str) -> Obstacle:
+    kind = "DDP" if wrapper == "DistributedDataParallel" else "distributed"
+    place = f" ({name})" if name else ""
+    return Obstacle(
+        "distributed-wrapper",
+        f"The model is wrapped in {wrapper}{place} ({kind}): this process would compute the product of its own share "
+        "of the data or of the parameters alone, and report it as that of all.",
+        "pass the module inside (model.module, with all of its parameters) and all the data; or let every process "
+        "compute the product with its own data, and average the products weighted by the data's size",
+        name or None,
+    )

@@ -1,0 +1,218 @@
+"""Does a loss draw random numbers that matter? Seen by the states of the generators, before and after an evaluation.
+
+Two values of a loss often agree although it is random: a layer that is dropped one time in twenty is there both times.
+The states of the generators tell every draw. Not every draw matters: some models draw and do not use it (Hugging Face's
+layer drop in eval mode), a loss may seed its generators itself, and another thread may have drawn. So what changed a
+state is evaluated again, from states whose next numbers are smallest and largest, and two ordinary ones.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
+from typing import Any
+
+from torch import nn
+
+from hvp_engine.errors import HvpEngineError
+from hvp_engine.problem.generators import HIGH, LOW, Source, shared_sources, source_of, states
+
+_BEGINNINGS: tuple[Callable[[Source], None], ...] = (
+    lambda source: source.extreme(LOW),
+    lambda source: source.extreme(HIGH),
+    lambda source: source.seed(1),
+    lambda source: source.seed(2),
+)
+_REPEATS = 3  # evaluations while another thread may draw: one without any draw shows that the loss does not
+_VALUES = 8  # evaluations compared while another thread draws
+
+
+def held_sources(model: nn.Module, loss: object) -> list[Source]:
+    """Find the generators that a model's modules, their code and a loss hold.
+
+    Looked at are attributes, and what the code of the loss and of the modules' ``forward`` refers to: closures,
+    defaults, and global names.
+    """
+    found: dict[int, Source] = {}
+
+    def look(values: Iterable[object]) -> None:
+        for value in values:
+            source = source_of(value)
+            if source is not None:
+                found[id(value)] = source
+
+    classes = {type(module) for module in model.modules() if not type(module).__module__.startswith("torch.")}
+    for module in model.modules():
+        look(vars(module).values())
+    for code in (loss, *(kind.forward for kind in classes)):
+        look(_referred(code))
+    return list(found.values())
+
+
+def _referred(code: Any) -> Iterator[object]:
+    """Yield what a callable refers to, one level deep."""
+    while isinstance(code, partial):
+        yield from (*code.args, *code.keywords.values())
+        code = code.func
+    yield from getattr(getattr(code, "__self__", code), "__dict__", {}).values()
+    function = getattr(code, "__func__", code)
+    if not hasattr(function, "__code__"):  # an object that can be called
+        function = type(code).__call__
+    body = getattr(function, "__code__", None)
+    if body is None:
+        return
+    for cell in function.__closure__ or ():
+        with contextlib.suppress(ValueError):  # a name that is not bound yet
+            yield cell.cell_contents
+    yield from function.__defaults__ or ()
+    yield from (function.__globals__[name] for name in body.co_names if name in function.__globals__)
+
+
+class RandomnessWatch:
+    """The states of all generators that one objective's loss can reach, from one evaluation to the next."""
+
+    def __init__(self, held: list[Source]) -> None:
+        """Watch the generators of the process, and those that model and loss hold."""
+        self._held = held
+        self._sources: tuple[Source, ...] = ()
+        self._known: list[Any] = []
+
+    def begin(self) -> None:
+        """Take the states as they are; what changes them from here on is an evaluation, or another thread."""
+        self._sources = (*shared_sources(), *self._held)
+        self._known = states(self._sources)
+
+    def changed(self) -> list[int]:
+        """Return which generators have other states than known."""
+        return [n for n, source in enumerate(self._sources) if source.read() != self._known[n]]
+
+    def put_back(self) -> None:
+        """Give the generators the states that they had."""
+        for number in self.changed():
+            self._sources[number].write(self._known[number])
+
+    def snapshot(self) -> list[Any]:
+        """Return all states."""
+        return states(self._sources)
+
+    def restore(self, before: list[Any]) -> None:
+        """Put all states back, and take them as known."""
+        for source, state in zip(self._sources, before, strict=True):
+            source.write(state)
+        self._known = before
+
+    def matters(self, drawn: list[int], value: float, again: Callable[[], float], *, training: bool) -> bool:
+        """Say whether the numbers drawn decide a loss's value; the states are what they were afterwards.
+
+        Args:
+            drawn: The generators that changed.
+            value: What the loss gave.
+            again: Evaluates it again.
+            training: Whether a module is in train mode: then a draw that shows in no value is still taken to matter,
+                unless the loss seeds the generator itself.
+        """
+        if threading.active_count() > 1:
+            somebody, certain = self._somebody_else(again, value)
+            if somebody:
+                self._known = states(self._sources)
+                return certain
+        ends: list[list[Any]] = []
+        try:
+            for begin in _BEGINNINGS:
+                for number in drawn:
+                    begin(self._sources[number])
+                try:
+                    other = again()
+                except HvpEngineError:  # not what it did before
+                    return True
+                if abs(other - value) > 1e-6 * max(abs(other), abs(value)):
+                    return True
+                ends.append([self._sources[number].read() for number in drawn])
+        finally:
+            self.put_back()
+        return training and any(end != ends[0] for end in ends)
+
+    def _somebody_else(self, again: Callable[[], float], value: float) -> tuple[bool, bool]:
+        """Find out whether another thread draws; its generators are left alone then.
+
+        Returns:
+            Whether one does, or nothing is drawn any more; and whether the loss is random all the same, by its values.
+        """
+        begun = time.monotonic()
+        for _ in range(_REPEATS):
+            before = states(self._sources)
+            again()
+            if states(self._sources) == before:
+                return True, False
+        before = states(self._sources)
+        time.sleep(max(time.monotonic() - begun, 1e-3))
+        if states(self._sources) == before:
+            return False, False
+        others = [again() for _ in range(_VALUES)]
+        return True, any(abs(other - value) > 1e-6 * max(abs(other), abs(value)) for other in others)
+
+
+@contextlib.contextmanager
+def fixed_numbers() -> Iterator[None]:
+    """Give the process's generators the same states inside, and their own afterwards."""
+    sources = shared_sources()
+    before = states(sources)
+    try:
+        for source in sources:
+            source.seed(0)
+        yield
+    finally:
+        for source, state in zip(sources, before, strict=True):
+            source.write(state)
+
+
+class UndisturbedData:
+    """Data whose reading draws its random numbers from a sequence of its own.
+
+    A DataLoader draws from the process's generator whenever a pass begins, and augmentations do at every batch. The
+    caller's generators have their states back after every batch; the next one goes on where the last one ended.
+    """
+
+    def __init__(self, data: Iterable[Any]) -> None:
+        """Wrap the data; a list or tuple is read as it is."""
+        self._data = data
+        self._own: list[Any] | None = None
+
+    def __len__(self) -> int:
+        """Return how many batches the data says that it has."""
+        return len(self._data)  # type: ignore[arg-type]
+
+    def __iter__(self) -> Iterator[Any]:
+        """Read a pass."""
+        if type(self._data) in (list, tuple):
+            yield from self._data
+            return
+        end = object()
+        with self._drawing():
+            iterator = iter(self._data)
+        while True:
+            with self._drawing():
+                batch = next(iterator, end)
+            if batch is end:
+                return
+            yield batch
+
+    @contextlib.contextmanager
+    def _drawing(self) -> Iterator[None]:
+        sources = shared_sources()
+        before = states(sources)
+        try:
+            if self._own is not None:
+                for source, state in zip(sources, self._own, strict=False):
+                    source.write(state)
+            yield
+        finally:
+            after = states(sources)
+            if after != (self._own or before):
+                self._own = after
+            for source, state, now in zip(sources, before, after, strict=True):
+                if now != state:
+                    source.write(state)
