@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import hvp_engine as he
-from hvp_engine import cli
+from hvp_engine.cli import commands as cli
 from hvp_engine.errors import ConfigurationError
 from hvp_engine.krylov.probes import Distribution
 from hvp_engine.krylov.registry import STORAGES, Storage
