@@ -25,7 +25,7 @@ def fingerprint(tensor: Tensor) -> int:
     Args:
         tensor: Any dtype, layout and device; on a GPU the host waits for the result.
     """
-    if tensor.layout != torch.strided:
+    if tensor.layout != torch.strided or tensor.is_nested:
         return _combined([fingerprint(part) for part in _parts(tensor.detach())])
     if tensor.nbytes <= _FEW and tensor.device.type == "cpu" and not tensor.is_complex():
         flat = tensor.detach().resolve_neg().contiguous().reshape(-1).view(torch.uint8)
@@ -57,14 +57,14 @@ def _words(tensor: Tensor) -> tuple[Tensor, int]:
 
 def _parts(tensor: Tensor) -> tuple[Tensor, ...]:
     """Return the strided tensors that a sparse one consists of; other layouts are made dense."""
+    if tensor.is_nested:
+        return tuple(tensor.unbind())
     if tensor.layout == torch.sparse_coo:
         return tensor._indices(), tensor._values()
     if tensor.layout in (torch.sparse_csr, torch.sparse_bsr):
         return tensor.crow_indices(), tensor.col_indices(), tensor.values()
     if tensor.layout in (torch.sparse_csc, torch.sparse_bsc):
         return tensor.ccol_indices(), tensor.row_indices(), tensor.values()
-    if tensor.is_nested:
-        return tuple(tensor.unbind())
     return (tensor.to_dense(),)
 
 

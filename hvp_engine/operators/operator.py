@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from hvp_engine.blocks import BlockSpec, resolve
-from hvp_engine.errors import BlockError, ConfigurationError, NotFiniteError, not_finite
+from hvp_engine.errors import BlockError, ConfigurationError, HvpEngineError, NotFiniteError, not_finite
 from hvp_engine.kernels.allocator import retained_heap
 from hvp_engine.krylov.settings import check_memory, checked_microbatch
 from hvp_engine.operators.derivative_check import Verification
@@ -194,8 +194,13 @@ class CurvatureOperator(ABC):
         if not self._steady or self.objective.watch.touched():
             self._look()
         self.objective.held_data.check()
-        with retained_heap():
-            products = self.scheduler.sweep(vectors)
+        try:
+            with retained_heap():
+                products = self.scheduler.sweep(vectors)
+        except HvpEngineError:
+            if self._steady:
+                self._look()  # what changed is the cause, and is named in place of what came of it
+            raise
         if self._steady:
             self._look()
         return products

@@ -60,3 +60,13 @@ def test_sparse_tensors_have_fingerprints() -> None:
     for convert in (torch.Tensor.to_sparse, torch.Tensor.to_sparse_csr, torch.Tensor.to_sparse_csc):
         assert fingerprint(convert(dense)) == fingerprint(convert(dense.clone()))
         assert fingerprint(convert(dense)) != fingerprint(convert(changed))
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
+@pytest.mark.parametrize("layout", [torch.strided, torch.jagged])
+def test_nested_tensors_have_fingerprints(layout: torch.layout) -> None:
+    parts = [torch.ones(2, 3), torch.ones(4, 3)]
+    known = fingerprint(torch.nested.nested_tensor(parts, layout=layout))
+    assert fingerprint(torch.nested.nested_tensor(parts, layout=layout)) == known
+    parts[1][3, 2] = 2.0
+    assert fingerprint(torch.nested.nested_tensor(parts, layout=layout)) != known

@@ -154,7 +154,7 @@ def test_a_change_during_a_job_ends_it_with_the_last_sound_state_saved(
     assert whole.manifest["plan"]["kept_graphs"] == (len(data) if keeps_all else 1)
     sound = whole["full"]
     untouched = copy.deepcopy(model)
-    with pytest.raises(NonDeterministicError, match="changed"):
+    with pytest.raises(NonDeterministicError, match="The model changed during the job"):
         run_with(lambda: CHANGES[change](model), 3, monkeypatch, model=model, out=tmp_path / "run", **options)
     steps = 0
     original = BatchedLanczos.step

@@ -134,7 +134,7 @@ def test_a_loss_that_seeds_its_numbers_itself_is_the_same_every_time() -> None:
         return F.cross_entropy(F.dropout(model(batch[0]), 0.2), batch[1])
 
     before = states()
-    first, second = (CALLS["hvp"](case.model.train(), seeded, case.data)["full"] for _ in range(2))
+    first, second = (CALLS["hvp"](case.model.train(), seeded, case.data[:1])["full"] for _ in range(2))
     assert torch.equal(first, second)
     assert states() == before
 
