@@ -104,7 +104,7 @@ def meta_copy(model: nn.Module, dtype: torch.dtype, device: str = "meta") -> nn.
     """
     # deepcopy takes a tensor's copy from the memo where there is one: nothing of the weights is read.
     plain = StateWalk(model).tensors.items()
-    memo: dict[int, Any] = {key: torch.empty_like(tensor, device=device) for key, tensor in plain}
+    memo: dict[int, Any] = {key: _shell(tensor, device, tensor.dtype) for key, tensor in plain}
     memo.update({id(buffer): _shell(buffer, device, dtype) for buffer in model.buffers()})
     memo.update(
         {id(p): nn.Parameter(_shell(p, device, dtype), requires_grad=p.requires_grad) for p in model.parameters()}
