@@ -26,7 +26,7 @@ def working_copy(model: nn.Module, dtype: torch.dtype) -> nn.Module:
     except Exception as error:
         raise ConfigurationError(
             f"The model has {floating[0].dtype} tensors, the precision asks for {dtype}, and the model cannot be "
-            f"copied ({error}); convert it yourself with model.to({dtype})."
+            f"copied ({error}); convert it yourself with model.to({dtype}), and the data likewise."
         ) from error
     # Not Module.to, which drops the imaginary part of complex buffers (rotary embeddings, say).
     return copied.double() if dtype == torch.float64 else copied.float()
