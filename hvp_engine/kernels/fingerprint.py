@@ -8,6 +8,8 @@ import hashlib
 import torch
 from torch import Tensor
 
+from hvp_engine.system.layouts import dense_parts, kind_of
+
 _CHUNK = 1 << 15  # words: products of a chunk stay in the processor's cache
 _WORD = 4
 _FEW = 1 << 13  # bytes: PyTorch's calls would take longer than to digest them
@@ -25,8 +27,8 @@ def fingerprint(tensor: Tensor) -> int:
     Args:
         tensor: Any dtype, layout and device; on a GPU the host waits for the result.
     """
-    if tensor.layout != torch.strided or tensor.is_nested:
-        return _combined([fingerprint(part) for part in _parts(tensor.detach())])
+    if kind_of(tensor) is not None:
+        return _combined([fingerprint(part) for part in dense_parts(tensor.detach())])
     if tensor.nbytes <= _FEW and tensor.device.type == "cpu" and not tensor.is_complex():
         flat = tensor.detach().resolve_neg().contiguous().reshape(-1).view(torch.uint8)
         return int.from_bytes(hashlib.blake2b(flat.numpy().data, digest_size=8).digest(), "little")
@@ -53,19 +55,6 @@ def _words(tensor: Tensor) -> tuple[Tensor, int]:
     if body.storage_offset() % _WORD:  # a view of words must begin at one
         body = body.clone()
     return body.view(torch.int32), int.from_bytes(bytes(rest.tolist()), "little")
-
-
-def _parts(tensor: Tensor) -> tuple[Tensor, ...]:
-    """Return the strided tensors that a sparse one consists of; other layouts are made dense."""
-    if tensor.is_nested:
-        return tuple(tensor.unbind())
-    if tensor.layout == torch.sparse_coo:
-        return tensor._indices(), tensor._values()
-    if tensor.layout in (torch.sparse_csr, torch.sparse_bsr):
-        return tensor.crow_indices(), tensor.col_indices(), tensor.values()
-    if tensor.layout in (torch.sparse_csc, torch.sparse_bsc):
-        return tensor.ccol_indices(), tensor.row_indices(), tensor.values()
-    return (tensor.to_dense(),)
 
 
 @functools.cache

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from hvp_engine.errors import ConfigurationError, HvpEngineError
+from hvp_engine.system.layouts import kind_of
 from hvp_engine.system.memory import is_out_of_memory
 
 __all__ = ["check_operands", "check_tensor", "run_plain"]
@@ -88,5 +89,5 @@ def _check_numbers(operation: str, name: str, value: Tensor) -> None:
             f"{operation} got {name} of {value.dtype}; it must be of a floating-point dtype of at least 16 bits: "
             f"convert it with .float()."
         )
-    if value.layout != torch.strided and not value.is_nested:
+    if kind_of(value) == "sparse":
         raise ConfigurationError(f"{operation} got a sparse {name} ({value.layout}); convert it with .to_dense().")

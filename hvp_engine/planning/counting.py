@@ -26,6 +26,7 @@ from hvp_engine.problem.precision import Precision, forward_mode, working_dtype
 from hvp_engine.problem.randomness import UndisturbedData
 from hvp_engine.problem.reading import read
 from hvp_engine.problem.state_walk import StateWalk
+from hvp_engine.system.layouts import kind_of
 from hvp_engine.system.measured_graph import build_and_weigh
 from hvp_engine.system.torch_private import fake_mode, without_mkldnn
 
@@ -121,14 +122,11 @@ def _shell(tensor: Tensor, device: str, dtype: torch.dtype) -> Tensor:
     Raises:
         ObjectiveError: PyTorch has no such tensors of this kind.
     """
-    kind = "nested" if tensor.is_nested else "quantised" if tensor.is_quantized else None
-    if tensor.layout != torch.strided:
-        kind = kind or "sparse"
+    kind = kind_of(tensor)
     if kind is not None:
         raise ObjectiveError(
-            f"The model or the data hold a {kind} tensor of shape {tuple(tensor.shape)}; work is counted on tensors "
-            f"without data, and there are none that are {kind}. Time a job with steps=1 instead: its progress shows "
-            "what a step takes."
+            f"The model or the data hold a {kind} tensor; work is counted on tensors without data, and there are none "
+            f"that are {kind}. Time a job with steps=1 instead: its progress shows what a step takes."
         )
     return torch.empty_like(tensor, device=device, dtype=dtype if tensor.is_floating_point() else tensor.dtype)
 

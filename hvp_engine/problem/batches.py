@@ -14,6 +14,7 @@ from torch.nn.utils.rnn import PackedSequence
 
 from hvp_engine.errors import ObjectiveError
 from hvp_engine.problem.tree import ARRAYS, CONSTANTS, leaves, map_leaves
+from hvp_engine.system.layouts import dense_parts, kind_of
 
 
 def map_tensors(function: Callable[[Tensor], Tensor], batch: Any) -> Any:
@@ -79,15 +80,11 @@ def samples(batch: Any) -> int | None:
     """
     sizes: set[int] = set()
     for _, leaf in leaves(batch):
-        if isinstance(leaf, PackedSequence) or (isinstance(leaf, Tensor) and not _is_dense(leaf)):
+        if isinstance(leaf, PackedSequence) or (isinstance(leaf, Tensor) and kind_of(leaf) is not None):
             return None
         if isinstance(leaf, (Tensor, np.ndarray)) and leaf.ndim > 0:
             sizes.add(leaf.shape[0])
     return sizes.pop() if len(sizes) == 1 else None
-
-
-def _is_dense(tensor: Tensor) -> bool:
-    return tensor.layout == torch.strided and not tensor.is_nested
 
 
 def leading(batch: Any) -> int | None:
@@ -97,7 +94,7 @@ def leading(batch: Any) -> int | None:
 
 def numel(batch: Any) -> int:
     """Count the numbers in all tensors of a batch."""
-    return sum(part.numel() for tensor in tensors(batch) for part in _parts(tensor))
+    return sum(part.numel() for tensor in tensors(batch) for part in dense_parts(tensor))
 
 
 def largest(data: Iterable[Any]) -> Any:
@@ -177,8 +174,8 @@ def _contents(leaf: Any) -> Iterator[Any]:
     """Bytes that change whenever a leaf does; none of an object that nothing is known of."""
     if isinstance(leaf, (Tensor, PackedSequence)):
         for tensor in _packed(leaf) if isinstance(leaf, PackedSequence) else [leaf]:
-            yield f"{'' if _is_dense(tensor) else tensor.layout}{_shape(tensor)}{tensor.dtype}".encode()
-            for part in _parts(tensor):
+            yield f"{'' if kind_of(tensor) is None else tensor.layout}{_shape(tensor)}{tensor.dtype}".encode()
+            for part in dense_parts(tensor):
                 flat = part.detach().resolve_conj().resolve_neg().contiguous().cpu().reshape(-1)
                 if flat.numel():
                     yield flat.view(torch.uint8).numpy().data
@@ -196,22 +193,9 @@ def _contents(leaf: Any) -> Iterator[Any]:
         yield f"{leaf!r},".encode()
 
 
-def _parts(tensor: Tensor) -> list[Tensor]:
-    """Dense tensors that a tensor's numbers are in: itself, or what a sparse or nested one is made of."""
-    if tensor.is_nested:
-        return list(tensor.unbind())
-    if tensor.layout == torch.sparse_coo:
-        return [tensor._indices(), tensor._values()]
-    if tensor.layout in (torch.sparse_csr, torch.sparse_bsr):
-        return [tensor.crow_indices(), tensor.col_indices(), tensor.values()]
-    if tensor.layout in (torch.sparse_csc, torch.sparse_bsc):
-        return [tensor.ccol_indices(), tensor.row_indices(), tensor.values()]
-    return [tensor]
-
-
 def _shape(tensor: Tensor) -> tuple[Any, ...]:
     """Return a tensor's shape; of a nested one the shapes of its components."""
-    return tuple(tuple(part.shape) for part in _parts(tensor)) if tensor.is_nested else tuple(tensor.shape)
+    return tuple(tuple(part.shape) for part in dense_parts(tensor)) if tensor.is_nested else tuple(tensor.shape)
 
 
 @dataclass(frozen=True)

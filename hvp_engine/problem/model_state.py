@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from hvp_engine.errors import ObjectiveError
 from hvp_engine.problem.state_walk import StateWalk
+from hvp_engine.system.layouts import kind_of
 from hvp_engine.system.torch_private import write_count
 
 _LARGE = 1 << 26  # bytes cloned of any model; beyond that, a quarter of what the parameters take
@@ -218,7 +219,7 @@ class _Clones:
 
 def _size(tensor: Tensor) -> int:
     """Return the bytes of a tensor; sparse and nested ones, which do not tell, count as small."""
-    return tensor.nbytes if tensor.layout == torch.strided and not tensor.is_nested else 0
+    return tensor.nbytes if kind_of(tensor) is None else 0
 
 
 def _same_content(a: Tensor, b: Tensor) -> bool:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from hvp_engine.errors import ConfigurationError
 from hvp_engine.system.formatting import first_names
+from hvp_engine.system.layouts import kind_of
 
 _SETTINGS = frozenset((bool, int, float, str, type(None)))
 
@@ -18,12 +19,14 @@ def working_copy(model: nn.Module, dtype: torch.dtype) -> nn.Module:
     floating = [t for t in (*model.parameters(), *model.buffers()) if t.is_floating_point()]
     if all(tensor.dtype == dtype for tensor in floating):
         return model
+    # Tensors that deepcopy does not know are copied for it.
+    odd: dict[int, object] = {id(b): b.detach().clone() for b in model.buffers() if kind_of(b) is not None}
     try:
-        copied = copy.deepcopy(model)
+        copied = copy.deepcopy(model, odd)
     except Exception as error:
         raise ConfigurationError(
             f"The model has {floating[0].dtype} tensors, the precision asks for {dtype}, and the model cannot be "
-            f"copied ({error}); convert it yourself with model.to({dtype})."
+            f"copied ({error}); convert it yourself with model.to({dtype}), and the data likewise."
         ) from error
     # Not Module.to, which drops the imaginary part of complex buffers (rotary embeddings, say).
     return copied.double() if dtype == torch.float64 else copied.float()
