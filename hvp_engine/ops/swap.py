@@ -222,6 +222,9 @@ _TRANSPARENT: dict[Any, Callable[..., Any]] = {
 }
 
 
+_PLAIN = frozenset((Tensor, nn.Parameter))
+
+
 class TwiceDifferentiable(TorchFunctionMode):
     """The context manager that `twice_differentiable` returns.
 
@@ -247,7 +250,8 @@ class TwiceDifferentiable(TorchFunctionMode):
         if func in _TRANSPARENT:
             with self:
                 return _TRANSPARENT[func](*args, **kwargs)
-        if any(issubclass(kind, HeadLogits) for kind in types):
+        # Every access to a tensor comes by here: what is plain must pass quickly.
+        if not _PLAIN.issuperset(types) and any(issubclass(kind, HeadLogits) for kind in types):
             result = stay_lazy(func, args, kwargs)
             if result is not NotImplemented:
                 if func is F.cross_entropy:
