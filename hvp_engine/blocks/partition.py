@@ -234,7 +234,7 @@ def _expand(model: nn.Module, names: Names, blocks: BlockSpec) -> list[Block]:
 def as_patterns(patterns: object, what: str) -> list[str]:
     """List names or globs given as one string or as several."""
     listed: list[object] = [patterns]
-    if isinstance(patterns, Iterable) and not isinstance(patterns, str):
+    if isinstance(patterns, Iterable) and not isinstance(patterns, (str, Mapping)):
         listed = list(patterns)
     strange = [pattern for pattern in listed if not isinstance(pattern, str)]
     if strange:

@@ -2,7 +2,8 @@
 
 Losses and products are compared to rounding. How much that is depends on the arithmetic, and on where the job runs: on
 one machine, with as many threads and the same pieces of data, they repeat almost to the last bit; on another one the
-code of the loss tells whether a small difference is rounding.
+code of the loss tells whether a small difference is rounding. Where they repeat to the very last bit, a setting that is
+shown otherwise changed nothing: a counter, a number drawn for a name, a configuration that was read from a file again.
 """
 
 from __future__ import annotations
@@ -59,7 +60,8 @@ def differences(found: Identity, wanted: Identity) -> list[str]:
     for key in {**found, **wanted}:
         if key not in _EVIDENCE:
             there, here = found.get(key), wanted.get(key)
-            if key in _WORDS and not same_versions:  # releases show settings differently, and compile to other code
+            # Releases show settings differently, and compile to other code.
+            if key in _WORDS and (not same_versions or _same_bits(found, wanted)):
                 there, here = _classes(there), _classes(here)
             different += _COMPARED.get(key, _values)(key, there, here)
     if different:
@@ -74,6 +76,11 @@ def differences(found: Identity, wanted: Identity) -> list[str]:
     if different or excused or not same_pieces:
         return different
     return _products(_mapping(found.get("products")), _mapping(wanted.get("products")), rounding * _PRODUCTS)
+
+
+def _same_bits(found: Identity, wanted: Identity) -> bool:
+    """Say whether both were computed, and nothing that was differs."""
+    return bool(found.get("losses")) and all(found.get(key) == wanted.get(key) for key in ("losses", "products"))
 
 
 def _values(key: str, there: Any, here: Any) -> list[str]:
@@ -157,7 +164,9 @@ def _code(identity: Identity, *, exact: bool) -> str:
 def _classes(described: Any) -> dict[str, Any]:
     """Leave the names of classes and functions, without settings and code."""
     return {
-        name: [str(text).partition(" [")[0] for text in words] if isinstance(words, list) else words.partition("(")[0]
+        name: [str(text).partition(" [")[0] for text in words]
+        if isinstance(words, list)
+        else str(words).partition("(")[0]
         for name, words in _mapping(described).items()
     }
 

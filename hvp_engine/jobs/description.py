@@ -9,6 +9,7 @@ from __future__ import annotations
 import enum
 import functools
 import hashlib
+import re
 import sys
 import types
 from collections.abc import Callable, Mapping
@@ -25,6 +26,7 @@ _DEPTH = 6  # of settings within settings, and of functions within functions
 _LONGEST = 4000  # characters of one setting; of longer ones a digest stands for the rest
 _MOST = 10_000  # items of one; of more their number stands for them
 _AUTHORS = {"transformers_version"}  # settings that say who wrote a configuration, not what it does
+_ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")
 
 
 def describe_modules(model: nn.Module) -> dict[str, str]:
@@ -70,7 +72,7 @@ def digest_of(tensor: Tensor) -> str:
 
 def _module(module: nn.Module, seen: set[int]) -> str:
     try:
-        shown = " ".join(module.extra_repr().split())
+        shown = " ".join(_without_addresses(module.extra_repr()).split())
     except Exception:  # someone else's code, which may be for the eye alone
         shown = ""
     settings = {
@@ -89,7 +91,7 @@ def _setting(value: Any, seen: set[int], depth: int) -> str | None:
     if isinstance(value, str) and "/" in value:  # a path: where something is, not what
         return None
     if isinstance(value, _PLAIN):
-        text = repr(value)
+        text = _without_addresses(repr(value))
     elif isinstance(value, (Tensor, nn.Module, np.ndarray)) or depth == 0:
         return None
     elif isinstance(value, (list, tuple, set, frozenset, Mapping)) and len(value) > _MOST:
@@ -98,8 +100,8 @@ def _setting(value: Any, seen: set[int], depth: int) -> str | None:
         items = [_setting(item, seen, depth - 1) or type(item).__name__ for item in value]
         text = f"{type(value).__name__}({', '.join(sorted(items) if isinstance(value, (set, frozenset)) else items)})"
     elif isinstance(value, Mapping):
-        pairs = ((key, _setting(item, seen, depth - 1)) for key, item in value.items())
-        text = f"{{{', '.join(f'{key!r}: {item}' for key, item in pairs if item is not None)}}}"
+        pairs = ((_without_addresses(repr(key)), _setting(item, seen, depth - 1)) for key, item in value.items())
+        text = f"{{{', '.join(sorted(f'{key}: {item}' for key, item in pairs if item is not None))}}}"
     elif isinstance(value, type):
         text = value.__name__
     elif callable(value):
@@ -113,6 +115,11 @@ def _setting(value: Any, seen: set[int], depth: int) -> str | None:
     if text is not None and len(text) > _LONGEST:
         text = f"{text[:_LONGEST]}... [{hashlib.blake2b(text.encode(), digest_size=8).hexdigest()}]"
     return text
+
+
+def _without_addresses(shown: str) -> str:
+    """Leave out where in memory an object lies, which its text may say: elsewhere in every process."""
+    return _ADDRESS.sub("", shown)
 
 
 def _is_machinery(cls: type) -> bool:
@@ -148,7 +155,7 @@ class _CodeDigest:
         if depth == 0:
             self._write(type(value).__qualname__.encode())
         elif isinstance(value, _PLAIN):
-            self._write(repr(value).encode())
+            self._write(_without_addresses(repr(value)).encode())
         elif isinstance(value, Tensor):
             self._write(digest_of(value).encode())
         elif isinstance(value, np.ndarray) and value.dtype != object:

@@ -158,9 +158,12 @@ def few_samples(batch: Any, count: int = 2) -> Any:
 
 
 def fingerprint(batch: Any) -> str:
-    """Digest shapes, dtypes and contents, so that a changed batch is noticed between sweeps."""
+    """Digest shapes, dtypes and contents, so that a changed batch is noticed between sweeps.
+
+    The order of a mapping's keys does not count, nor whether labels are in a list or a tuple.
+    """
     digest = hashlib.blake2b(digest_size=16)
-    for _, leaf in leaves(batch):
+    for _, leaf in sorted(leaves(batch), key=lambda found: found[0]):
         for piece in _contents(leaf):
             digest.update(piece)
     return digest.hexdigest()
@@ -186,7 +189,7 @@ def _contents(leaf: Any) -> Iterator[Any]:
         else:
             yield np.ascontiguousarray(leaf).tobytes()
     elif isinstance(leaf, (list, tuple)):
-        yield f"{type(leaf).__name__}{len(leaf)}".encode()
+        yield f"[{len(leaf)}]".encode()
         for value in leaf:
             yield from _contents(value)
     elif isinstance(leaf, CONSTANTS):

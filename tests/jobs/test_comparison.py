@@ -56,6 +56,15 @@ def test_another_release_may_show_settings_differently_but_not_other_classes() -
     ]
 
 
+def test_a_setting_that_changes_no_bit_is_none_of_the_job() -> None:
+    for changed in ("Net(eps=1e-05, calls=7)", "Net(eps=1e-12)"):
+        assert differences(identity(), identity(modules={"": changed})) == []
+        assert differences(identity(), identity(2.0 + 1e-14, modules={"": changed}))
+        assert differences(identity(), identity(product=1.0 + 1e-14, modules={"": changed}))
+    assert differences(identity(), identity(modules={"": "Other(eps=1e-05)"})) == ["the model Net there, Other here"]
+    assert differences(identity(losses=[]), identity(losses=[], modules={"": "Net(eps=1)"}))
+
+
 def test_causes_are_said_and_not_their_consequences() -> None:
     changed = identity(3.0, parameters={"a": "1", "b": "3"})
     assert differences(identity(), changed) == ["parameters: b changed"]
@@ -63,7 +72,8 @@ def test_causes_are_said_and_not_their_consequences() -> None:
 
 def test_long_descriptions_are_shown_from_where_they_differ() -> None:
     words = "Net(" + ", ".join(f"setting_{i}={i}" for i in range(40))
-    (difference,) = differences(identity(modules={"": words + ")"}), identity(modules={"": words + ", last=1)"}))
+    longer = identity(product=1.5, modules={"": words + ", last=1)"})
+    (difference,) = differences(identity(modules={"": words + ")"}), longer)
     assert difference == "the model ...38=38, setting_39=39) there, ...38=38, setting_39=39, last=1) here"
 
 

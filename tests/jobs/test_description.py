@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import enum
 import functools
 import logging
+import types
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from types import SimpleNamespace
@@ -140,3 +142,38 @@ def test_a_function_that_refers_to_itself_has_an_end() -> None:
     nested: list[Any] = [recursive]
     nested.append(nested)
     assert describe_function(closing_over(nested)) == describe_function(closing_over(nested))
+
+
+class Choice(enum.Enum):
+    RELU = functools.partial(torch.relu)
+
+
+def copy_of(function: types.FunctionType) -> types.FunctionType:
+    return types.FunctionType(function.__code__, function.__globals__)
+
+
+class Told(nn.Module):
+    def __init__(self, order: list[str]) -> None:
+        super().__init__()
+        self.choice = Choice.RELU
+        self.keyed = {helper: 1, Config: 2}
+        self.sizes = {name: len(name) for name in order}
+        self.wrapped = functools.partial(helper, Choice.RELU)
+
+    def extra_repr(self) -> str:
+        return f"function={helper}, tool={object()}, words={self.wrapped}"
+
+
+def test_neither_an_address_nor_the_order_of_a_mapping_is_a_setting() -> None:
+    found = describe_modules(Told(["b", "a", "cc"]))
+    assert "0x" not in str(found) and "function=<function helper>" in found[""]
+    assert found == describe_modules(Told(["cc", "a", "b"]))
+    assert found != describe_modules(Told(["ccc", "a", "b"]))
+
+
+def test_the_digest_of_a_function_does_not_depend_on_where_objects_lie(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = describe_function(closing_over(Choice.RELU))
+    monkeypatch.setattr(Choice.RELU, "_value_", functools.partial(copy_of(helper)))
+    first = describe_function(closing_over(Choice.RELU))
+    monkeypatch.setattr(Choice.RELU, "_value_", functools.partial(copy_of(helper)))
+    assert describe_function(closing_over(Choice.RELU)) == first != before

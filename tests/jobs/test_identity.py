@@ -150,11 +150,11 @@ CHANGES: dict[str, tuple[nn.Module, Any, nn.Module, Any, str]] = {
         "hooks of module 2 none there, <lambda>",
     ),
     "a backward hook": (
+        model(),
+        loss,
         hooked("register_full_backward_hook", lambda module, gradients, outer: None),
         loss,
-        hooked("register_full_backward_hook", lambda module, gradients, outer: module and None),
-        loss,
-        "hooks of module 2 <lambda>",
+        "hooks of module 2 none there, <lambda>",
     ),
     "a gradient that someone wrote": (model(), scaled(1.0), model(), scaled(2.0), "curvature of block 0.weight"),
 }
@@ -228,3 +228,37 @@ def test_a_folder_of_an_earlier_version_is_refused_for_what_it_is(tmp_path: Path
     with pytest.raises(RunFolderError, match="earlier hvp_engine.*Spectra.load"):
         run(model(), loss, tmp_path)
     assert he.Spectra.load(tmp_path)
+
+
+class Counting(nn.Module):
+    """Keeps what it has seen, and a label that is drawn for it."""
+
+    def __init__(self, label: str) -> None:
+        super().__init__()
+        self.net = model()
+        self.label, self.calls, self.seen = label, 0, torch.zeros(())
+        self.widths = {name: len(name) for name in (label, "second", "third")}
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        return self.net(x)
+
+
+def test_a_model_that_was_used_in_between_is_the_same_job(tmp_path: Path) -> None:
+    network, kept = Counting("7f3a"), []
+    network.net[0].register_forward_hook(lambda module, args, output: kept.append(float(output.detach().mean())))
+    first = run(network, loss, tmp_path)
+    network(INPUTS)
+    network.label = "09bc"
+    assert run(network, loss, tmp_path).manifest == first.manifest
+
+
+def test_batches_are_the_same_whatever_the_order_of_their_keys(tmp_path: Path) -> None:
+    def keyed(network: nn.Module, batch: Any) -> Tensor:
+        return loss(network, (batch["x"], batch["y"]))
+
+    first = run(model(), keyed, tmp_path, [{"x": x, "y": y, "names": ["a", "b"] * 3} for x, y in DATA])
+    again = run(model(), keyed, tmp_path, [{"names": ("a", "b") * 3, "y": y, "x": x} for x, y in DATA])
+    assert again.manifest == first.manifest
+    with pytest.raises(RunFolderError, match="data: batch 1"):
+        run(model(), keyed, tmp_path, [{"x": x, "y": y, "names": ["a", "b"] * 3} for x, y in [DATA[0], DATA[0]]])
