@@ -7,11 +7,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from hvp_engine import cli
 from hvp_engine.cli.job_file import load_job
 from hvp_engine.errors import ConfigurationError
+from hvp_engine.results.spectra import Spectra
+from hvp_engine.results.spectrum import Spectrum
 
 JOB = """
 import torch
@@ -223,3 +226,16 @@ def test_a_reader_that_goes_away_is_no_error(target: str, monkeypatch: pytest.Mo
     assert b"Traceback" not in show.stderr.read()
     show.stderr.close()
     assert show.wait() == 1
+
+
+def test_what_a_run_says_of_itself_is_cut(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ones = np.ones((1, 1))
+    spectrum = Spectrum.from_tridiagonal("a", 5, ones, ones[:, :0], np.array([1]))
+    facts = {"config": {"seed": list(range(100_000)), "basis": "fp32"}, "notes": ["x" * 100_000, "short"]}
+    Spectra([spectrum], facts).save(tmp_path / "run")
+    assert call(monkeypatch, "show", str(tmp_path / "run")) == 0
+    shown = capsys.readouterr().out
+    assert max(map(len, shown.splitlines())) < 1100
+    assert "99999]" in shown and "fp32" in shown and "short" in shown

@@ -19,9 +19,11 @@ from hvp_engine.errors import ConfigurationError, HvpEngineError, printable
 from hvp_engine.krylov.registry import STORAGES
 from hvp_engine.results.spectra import Spectra
 from hvp_engine.results.table import summary_table
+from hvp_engine.system.formatting import shorten
 
 _NOT_FIT, _NOT_EXAMINED = 1, 2  # exit codes of the doctor
 _INTERRUPTED = 130  # the shell's code for an end by Ctrl-C, which typer returns
+_LONGEST = 1000  # columns of what a run says of itself: it may be a stranger's
 
 app = typer.Typer(
     add_completion=False,
@@ -214,9 +216,9 @@ def show(run: _Run) -> None:
     settings, notes = spectra.settings, spectra.manifest.get("notes")
     for key in ("steps", "probes", "seed", "distribution", "precision", "reorthogonalize", "basis"):
         if key in settings:
-            _say(f"{key:16}{settings[key]}")
+            _say(f"{key:16}{shorten(str(settings[key]), _LONGEST)}")
     for note in notes if isinstance(notes, list) else []:
-        _say(f"{'note':16}{note}")
+        _say(f"{'note':16}{shorten(str(note), _LONGEST)}")
 
 
 @app.command()

@@ -104,6 +104,7 @@ class Checkpoint:
         self._rows: dict[int, list[Range]] = {}
         self._groups: list[list[Stream]] = []
         self._kept = True
+        self._resumes = False
         self.worked_before = 0.0
         self._started = self._last = time.monotonic()
         self._pause = _EVERY
@@ -240,8 +241,12 @@ class Checkpoint:
             warnings.warn(f"Not kept for a resumed run: {error} The job goes on.", RuntimeWarning, stacklevel=2)
 
     def abandon(self) -> None:
-        """Forget what was kept before the first step: a job that was refused may run here again otherwise."""
-        self.shelf.clear()
+        """Forget what was kept before the first step: a job that was refused may run here again otherwise.
+
+        What an earlier run has kept stays: a resumed job is refused for its settings of memory, say, not for its work.
+        """
+        if not self._resumes:
+            self.shelf.clear()
 
     def _claim(self, identity: Mapping[str, Any]) -> str:
         """Write whose folder this is, or compare; return the checksum that binds the other files to it."""
@@ -253,7 +258,8 @@ class Checkpoint:
             except RunFolderError:
                 if self._folder.has_work:
                     raise
-        if found is not None and self._folder.has_work:
+        self._resumes = found is not None and self._folder.has_work
+        if found is not None and self._resumes:
             refuse_foreign(found, identity, self.run)
         if found is not None and not differences(found, identity):
             return checksum(found)

@@ -13,7 +13,7 @@ import stat
 from collections.abc import Iterable
 from pathlib import Path
 
-from hvp_engine.errors import RunFolderError
+from hvp_engine.errors import ConfigurationError, RunFolderError
 from hvp_engine.operators.head.shelf import SHELVED
 from hvp_engine.system import files
 from hvp_engine.system.json_files import read_json, write_json
@@ -31,6 +31,23 @@ _MARK = {
 _LOCKS = re.compile(rf"{re.escape(LOCK)}|{re.escape(OWNER)}(\.[0-9a-f]{{12}}\.stale)?")
 _WORK = re.compile(rf"wave-\d{{3,}}-(state|rows-\d{{5,}}-\d{{5,}})\.safetensors|{SHELVED.pattern}")
 _RECORDS = ("verification.json", "functions.json", "head.json", "sittings.json", "waves.json", "identity.json")
+
+
+def located(out: str | os.PathLike[str]) -> Path:
+    """Say where a run folder is, from wherever the process goes meanwhile: a loss may change its directory.
+
+    Raises:
+        ConfigurationError: It is no path.
+        RunFolderError: It is relative to a directory that is not there any more.
+    """
+    try:
+        return Path(out).absolute()
+    except TypeError as error:
+        raise ConfigurationError(f"out={out!r} is no path; give the folder as a string or a pathlib.Path.") from error
+    except OSError as error:
+        raise RunFolderError(
+            f"{out} cannot be found: the process's working directory was deleted; give out= from the root."
+        ) from error
 
 
 class JobFolder:
@@ -78,7 +95,7 @@ class JobFolder:
         self.free_reserve()
         try:
             with open(self.path / RESERVE, "xb") as file:
-                os.posix_fallocate(file.fileno(), 0, size)
+                files.allocate(file.fileno(), size)
         except OSError:  # the disk is full already, and what it still has is not to be held back
             self.free_reserve()
 

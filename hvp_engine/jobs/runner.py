@@ -16,6 +16,7 @@ from hvp_engine.errors import HvpEngineError
 from hvp_engine.jobs.checkpoint import Checkpoint, Resumable, sweep_finished
 from hvp_engine.jobs.comparison import refuse_foreign
 from hvp_engine.jobs.description import describe_autograd
+from hvp_engine.jobs.folder import located
 from hvp_engine.jobs.identity import describe, describe_blocks, facts, values
 from hvp_engine.jobs.sittings import Sittings
 from hvp_engine.kernels.allocator import retained_heap
@@ -112,10 +113,10 @@ def run(
         HvpEngineError: One of its subclasses, with cause and fix.
     """
     started = time.monotonic()
+    folder = None if out is None else located(out)
     operator = build()
     operator.checked = job.settings.check
     operator.hold_steady()
-    folder = None if out is None else Path(out)
     if folder is None or not is_finished(folder):
         operator.make_room(job.streams(operator))
     config = {**_kind(job.name, operator.matrix), **job.config(), "blocks": describe_blocks(operator.partition)}

@@ -16,6 +16,7 @@ from hvp_engine.errors import RunFolderError
 
 Chunks = Sequence[bytes | memoryview]
 
+_ZEROS = bytes(1 << 20)
 _TEMPORARY = re.compile(r"\.(?P<name>.+)\.[0-9a-f]{12}\.tmp")
 
 
@@ -107,6 +108,21 @@ def unreadable(path: Path, error: Exception) -> RunFolderError:
     """Say that a file cannot be read, why, and what to do."""
     why = getattr(error, "strerror", None) or error
     return RunFolderError(f"{path} cannot be read ({why}); check the path and its permissions.")
+
+
+def allocate(descriptor: int, size: int) -> None:
+    """Take ``size`` bytes of disk space for a file that is open to be written.
+
+    Raises:
+        OSError: There is no room for them.
+    """
+    if size == 0:
+        return
+    if hasattr(os, "posix_fallocate"):
+        os.posix_fallocate(descriptor, 0, size)
+        return
+    for start in range(0, size, len(_ZEROS)):
+        os.write(descriptor, _ZEROS[: size - start])
 
 
 @contextmanager

@@ -88,6 +88,8 @@ def test_malformed_specifications() -> None:
         resolve(model, [weight, weight])
     with pytest.raises(BlockError, match="not int"):
         resolve(model, [3])
+    with pytest.raises(BlockError, match=r"not dict;.*blocks=\[he\.Block"):
+        resolve(model, {"b": {weight: slice(0, 3)}})  # type: ignore[dict-item]
     with pytest.raises(BlockError, match="specification is empty"):
         resolve(model, [])
     with pytest.raises(BlockError, match="no parameters"):

@@ -227,6 +227,22 @@ def test_a_job_refused_after_its_curvature_leaves_the_folder_to_another(
     job(tmp_path, check=False, steps=3)
 
 
+def test_a_resumed_job_that_is_refused_keeps_its_curvature(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop: Stop, forming: list[int]
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OutOfMemoryError("Give it more memory.")
+
+    stop(tmp_path, 3, check=False)
+    with monkeypatch.context() as patch:
+        patch.setattr(runner, "_waves", refuse)
+        with pytest.raises(OutOfMemoryError):
+            job(tmp_path, check=False)
+    forming.clear()
+    job(tmp_path, check=False)
+    assert forming == []
+
+
 def test_a_note_of_another_job_is_not_taken(tmp_path: Path, stop: Stop) -> None:
     stop(tmp_path / "a", 3)
     stop(tmp_path / "b", 3, seed=5)

@@ -19,6 +19,7 @@ import hvp_engine as he
 from hvp_engine.operators.head import pages
 from hvp_engine.ops.head.curvature import head_cost
 from hvp_engine.scheduling import policy
+from hvp_engine.system import files
 
 BLOCKS = ["layers.0.attn.wq.weight", "ln_f.weight"]
 
@@ -65,7 +66,7 @@ def test_a_file_that_cannot_be_that_large_is_an_error_and_leaves_nothing(tmp_pat
 
 def test_without_reservations_zeros_are_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delattr(os, "posix_fallocate")
-    size = len(pages._ZEROS) // 4 + 5
+    size = len(files._ZEROS) // 4 + 5
     assert not pages.map_new_file(tmp_path / "pages", size, torch.float32).any()
     assert (tmp_path / "pages").stat().st_size == 4 * size
 
@@ -86,7 +87,7 @@ def test_a_disk_that_fills_up_between_micro_batches_keeps_what_is_formed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, out: str | None
 ) -> None:
     wanted = job(head_curvature=False)
-    original, calls = pages._reserve, 0
+    original, calls = pages.allocate, 0
 
     def reserve(descriptor: int, size: int) -> None:
         nonlocal calls
@@ -95,7 +96,7 @@ def test_a_disk_that_fills_up_between_micro_batches_keeps_what_is_formed(
             raise OSError(28, "No space left on device")
         original(descriptor, size)
 
-    monkeypatch.setattr(pages, "_reserve", reserve)
+    monkeypatch.setattr(pages, "allocate", reserve)
     fix = "set TMPDIR" if out is None else "choose a folder with more for out="
     with pytest.warns(RuntimeWarning, match=f"does not fit on the disk .*{fix}"):
         found = job(None if out is None else tmp_path / out)

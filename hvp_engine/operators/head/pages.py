@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-_ZEROS = bytes(1 << 20)
+from hvp_engine.system.files import allocate
 
 
 def map_new_file(path: Path, size: int, dtype: torch.dtype) -> Tensor:
@@ -23,7 +23,7 @@ def map_new_file(path: Path, size: int, dtype: torch.dtype) -> Tensor:
     path.unlink(missing_ok=True)  # an older mapping of it keeps its pages
     try:
         with open(path, "xb") as file:
-            _reserve(file.fileno(), size * dtype.itemsize)
+            allocate(file.fileno(), size * dtype.itemsize)
     except BaseException:
         path.unlink(missing_ok=True)
         raise
@@ -60,13 +60,3 @@ def sync(path: Path) -> None:
     """Let the disk have what was written to the pages of a file."""
     with open(path, "rb") as file:
         os.fsync(file.fileno())
-
-
-def _reserve(descriptor: int, size: int) -> None:
-    if size == 0:
-        return
-    if hasattr(os, "posix_fallocate"):
-        os.posix_fallocate(descriptor, 0, size)
-        return
-    for start in range(0, size, len(_ZEROS)):
-        os.write(descriptor, _ZEROS[: size - start])
