@@ -17,7 +17,7 @@ from counting import STEPS, WAVES, count
 from problems import mlp
 
 import hvp_engine as he
-from hvp_engine.errors import ConfigurationError, RunFolderError
+from hvp_engine.errors import RunFolderError
 from hvp_engine.jobs import checkpoint as checkpoints
 from hvp_engine.jobs import folder as folders
 from hvp_engine.jobs.checkpoint import Checkpoint
@@ -189,47 +189,6 @@ def test_the_space_for_the_end_is_held_back_while_the_job_runs(
     count(tmp_path, saves=(2,))
     held = [size for size in sizes if size]
     assert min(held) > 1 << 20 and sizes[-1] == 0 and len(held) == 4  # rows and state of two waves
-
-
-@pytest.mark.parametrize("step", [3, 8, 20])
-def test_a_loss_that_changes_the_directory_does_not_move_the_run_folder(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "elsewhere").mkdir()
-    case, calls = mlp(), 0
-
-    def loss(model: Any, batch: Any) -> Any:
-        nonlocal calls
-        calls += 1
-        if calls == step:
-            os.chdir(tmp_path / "elsewhere")
-        return case.loss(model, batch)
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        he.slq(case.model, loss, data=case.data, steps=3, probes=1, out="run", check=False)
-    assert calls > step
-    assert names(tmp_path / "run") == ["manifest.json", "spectra.safetensors"]
-    assert names(tmp_path / "elsewhere") == []
-
-
-@pytest.mark.parametrize("out", [5, b"run", Path])
-def test_what_is_no_path_is_said_before_the_work(out: Any) -> None:
-    case = mlp()
-    with pytest.raises(ConfigurationError, match="out=.* is no path; give the folder as a string"):
-        he.slq(case.model, lambda *_: pytest.fail("evaluated"), data=case.data, steps=3, probes=1, out=out)
-
-
-def test_a_directory_that_was_deleted_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "gone").mkdir()
-    os.chdir("gone")
-    (tmp_path / "gone").rmdir()
-    case = mlp()
-    with pytest.raises(RunFolderError, match="the process's working directory was deleted; give out= from the root"):
-        he.slq(case.model, case.loss, data=case.data, steps=3, probes=1, out="run")
-    assert he.slq(case.model, case.loss, data=case.data, steps=3, probes=1, out=tmp_path / "run")
 
 
 def test_a_folder_of_the_users_is_left_alone(tmp_path: Path) -> None:
