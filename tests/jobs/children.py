@@ -18,13 +18,13 @@ BLOCKS = ["wte.weight", "ln_f.weight"]
 HOLDING = "holding"
 
 
-def job(out: Path | None, **options: Any) -> he.Spectra:
+def job(out: Path | None, *, case: str = "gpt", blocks: Any = BLOCKS, **options: Any) -> he.Spectra:
     """Run the job that the children run."""
-    from problems import gpt
+    from problems import CASES
 
-    case = gpt()
+    made = CASES[case]()
     settings = {"steps": 8, "probes": 2, "check": False, **options}
-    return he.slq(case.model, case.loss, BLOCKS, data=case.data, out=out, **settings)
+    return he.slq(made.model, made.loss, blocks, data=made.data, out=out, **settings)
 
 
 class Child:
