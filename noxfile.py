@@ -5,6 +5,8 @@ The environments are fresh ones of pip. ``TORCH`` has the ends of the range of `
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import nox
 
 PYTHON = ["3.10", "3.11", "3.12", "3.13"]
@@ -42,6 +44,13 @@ def benchmarks(session: nox.Session) -> None:
     """Run the benchmarks at their smallest sizes; ``nox -s benchmarks -- --size medium --write`` at larger ones."""
     session.install(".[test]")
     session.run("pytest", "benchmarks", *(session.posargs or ["--size", "tiny"]))
+
+
+@nox.session(reuse_venv=True)
+def torture(session: nox.Session) -> None:
+    """Kill jobs, share their folders, fill their disks, run them in threads and for long: about a quarter of an hour."""
+    session.install(".[test]")
+    session.run("pytest", *sorted(map(str, Path("tests/torture").glob("torture_*.py"))), *session.posargs)
 
 
 @nox.session

@@ -55,9 +55,7 @@ KINDS = {
     "gpt": _kind("gpt", None, check=True),
     "head in memory": _kind("gpt", BLOCKS, head="memory", check=True),
     "head in memory, bf16": _kind("gpt", BLOCKS, head="memory", precision="bf16", basis="bf16"),
-    "head in memory, classes dropped": _kind(
-        "gpt", BLOCKS, head="memory", head_curvature_tolerance=0.1, microbatch=1
-    ),
+    "head in memory, classes dropped": _kind("gpt", BLOCKS, head="memory", head_curvature_tolerance=0.1, microbatch=1),
     "head on disk": _kind("gpt", BLOCKS, head="disk", microbatch=1, check=True),
     "head on disk, fp64": _kind("gpt", ["ln_f.weight"], head="disk", precision="fp64"),
 }

@@ -6,6 +6,7 @@ The server never runs a backward pass and has one thread, so that its children m
 from __future__ import annotations
 
 import contextlib
+import gc
 import importlib
 import json
 import os
@@ -124,6 +125,8 @@ def serve() -> None:
     import campaign  # noqa: F401
     import sympy  # noqa: F401
 
+    gc.collect()
+    gc.freeze()  # what is loaded stays: children need not look through it
     signal.signal(signal.SIGINT, signal.default_int_handler)  # shells let what runs in the background ignore it
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     while line := sys.stdin.buffer.readline():

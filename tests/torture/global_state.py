@@ -62,8 +62,9 @@ def generators() -> dict[str, str]:
 def snapshot() -> dict[str, Any]:
     """Everything that can be asked for without changing it, to be compared with ``==``."""
     hooks = {
-        name: len(getattr(nn.modules.module, name)) for name in dir(nn.modules.module) if name.startswith("_global_")
-        and hasattr(getattr(nn.modules.module, name), "__len__")
+        name: len(getattr(nn.modules.module, name))
+        for name in dir(nn.modules.module)
+        if name.startswith("_global_") and hasattr(getattr(nn.modules.module, name), "__len__")
     }
     return {
         **{name: answer() for name, answer in ANSWERS.items()},

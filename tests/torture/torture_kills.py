@@ -47,7 +47,11 @@ def left_in(out: Path) -> str:
     if (out / "manifest.json").exists():
         return "with its result written"
     names = [path.name for path in (out / FOLDER).iterdir()] if (out / FOLDER).exists() else []
-    for start, words in (("wave-001", "in its second wave"), ("wave-", "in its first wave"), ("head-", "with curvature")):
+    for start, words in (
+        ("wave-001", "in its second wave"),
+        ("wave-", "in its first wave"),
+        ("head-", "with curvature"),
+    ):
         if any(name.startswith(start) for name in names):
             return words
     return "before its first step"
