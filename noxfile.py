@@ -48,7 +48,7 @@ def benchmarks(session: nox.Session) -> None:
 
 @nox.session(reuse_venv=True)
 def torture(session: nox.Session) -> None:
-    """Kill jobs, share their folders, fill their disks, run them in threads and for long: about a quarter of an hour."""
+    """Kill jobs, share their folders, fill their disks, repeat calls and thread them: a quarter of an hour."""
     session.install(".[test]")
     session.run("pytest", *sorted(map(str, Path("tests/torture").glob("torture_*.py"))), *session.posargs)
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from forks import Outcome, Server
+from forks import Server
 
 import hvp_engine as he
 from hvp_engine.jobs import checkpoint

@@ -121,7 +121,7 @@ class Server:
 
 def serve() -> None:
     """Do a server's work."""
-    # Once for all children: with the first PyTorch and the product, with the second what PyTorch loads at the first pass.
+    # Once for all children: PyTorch and the product, and what PyTorch loads at the first backward pass.
     import campaign  # noqa: F401
     import sympy  # noqa: F401
 

@@ -31,8 +31,8 @@ ANSWERS = {  # what PyTorch says of itself
     "matmul precision": torch.get_float32_matmul_precision,
     "autocast": lambda: [torch.is_autocast_enabled(device) for device in ("cpu", "cuda")],
     "autocast cache": torch.is_autocast_cache_enabled,
-    "function modes": lambda: torch._C._len_torch_function_stack(),
-    "dispatch modes": lambda: torch._C._len_torch_dispatch_stack(),
+    "function modes": torch._C._len_torch_function_stack,
+    "dispatch modes": torch._C._len_torch_dispatch_stack,
     **{name: getattr(torch.backends.cuda, name) for name in ATTENTION},
     "cudnn": lambda: [getattr(torch.backends.cudnn, name) for name in ("enabled", "benchmark", "deterministic")],
     "mkldnn": lambda: torch.backends.mkldnn.enabled,
@@ -89,9 +89,9 @@ def snapshot() -> dict[str, Any]:
 def changes(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
     """Say in words what differs."""
     found = []
-    for name in before:
-        if before[name] != after[name]:
-            one, other = before[name], after[name]
+    for name, one in before.items():
+        other = after[name]
+        if one != other:
             if isinstance(one, dict):
                 keys = [key for key in one.keys() | other.keys() if one.get(key) != other.get(key)]
                 found.append(f"{name}: {keys}")
