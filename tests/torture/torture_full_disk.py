@@ -40,7 +40,7 @@ class Disk:
 
     def close(self) -> None:
         if self.mounted:
-            subprocess.run(["umount", str(self.root)], check=True)
+            subprocess.run(["umount", "--lazy", str(self.root)], check=True)  # also with a child in it
 
     def _mount(self, options: str) -> bool:
         command = ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(self.root)]

@@ -20,6 +20,7 @@ KILL, TERM, INT = signal.SIGKILL, signal.SIGTERM, signal.SIGINT
 # What is sent, one after the other: the first is what ends the child, unless the second comes before it has cleaned up.
 VOLLEYS = [(KILL,), (KILL,), (TERM,), (INT,), (INT, INT), (TERM, TERM), (INT, KILL), (TERM, KILL), (TERM, INT)]
 CADENCES = (0.0, 0.0, 0.05, 1e9)  # seconds between checkpoints
+PHASES = {"wave-001": "in its second wave", "wave-": "in its first wave", "head-": "with the head's curvature"}
 MOST = 12  # kills of one job, after which it is let go on to its end
 
 History = list[str]
@@ -47,11 +48,7 @@ def left_in(out: Path) -> str:
     if (out / "manifest.json").exists():
         return "with its result written"
     names = [path.name for path in (out / FOLDER).iterdir()] if (out / FOLDER).exists() else []
-    for start, words in (
-        ("wave-001", "in its second wave"),
-        ("wave-", "in its first wave"),
-        ("head-", "with curvature"),
-    ):
+    for start, words in PHASES.items():
         if any(name.startswith(start) for name in names):
             return words
     return "before its first step"

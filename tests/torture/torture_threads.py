@@ -17,7 +17,7 @@ from problems import CASES, Case
 
 import hvp_engine as he
 
-THREADS, ROUNDS = 4, 6
+THREADS, ROUNDS = 4, 4
 LARGE = 96 << 20  # bytes that an allocator which keeps nothing returns at once
 
 Task = Callable[[], Any]
