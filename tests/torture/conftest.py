@@ -28,6 +28,8 @@ def pytest_report_header(config: pytest.Config) -> str:
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    if not TALLY:  # a run of other tests
+        return
     terminalreporter.section(f"torture, --seed {config.getoption('seed')}")
     for what, count in sorted(TALLY.items()):
         terminalreporter.write_line(f"{count:6d} {what}")
@@ -42,6 +44,7 @@ def tally() -> Counter[str]:
 @pytest.fixture
 def chance(request: pytest.FixtureRequest) -> random.Random:
     """Chance that depends on ``--seed`` and the test alone."""
+    TALLY["tests that depend on the seed"] += 1
     return random.Random(f"{request.config.getoption('seed')} {request.node.name}")
 
 
