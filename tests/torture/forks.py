@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 TESTS = Path(__file__).parents[1]
+INTERRUPTED = 130  # exit code of a child that Ctrl-C ended
 PATIENCE = 240.0  # seconds after which a child hangs
 
 
@@ -143,7 +144,7 @@ def serve() -> None:
 
 def _child(request: dict[str, Any]) -> None:
     """Call the function, leave word of it, and end."""
-    code = 1
+    code = INTERRUPTED
     try:
         log = os.open(request["log"], os.O_WRONLY | os.O_CREAT, 0o666)
         for descriptor in (1, 2):
@@ -162,9 +163,13 @@ def _child(request: dict[str, Any]) -> None:
             answer["warnings"] = [f"{one.category.__name__}: {one.message}" for one in caught]
         _leave(Path(request["answer"]), answer)
         code = 0
+    except KeyboardInterrupt:  # after which another one may come at any moment
+        traceback.print_exc()
     except BaseException:
+        code = 1
         traceback.print_exc()
     finally:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 from campaign import CLEAN, KINDS, JobKind, Referee, same_bits
-from forks import Outcome, Server
+from forks import INTERRUPTED, Outcome, Server
 
 from hvp_engine.jobs.folder import FOLDER
 
@@ -40,7 +40,7 @@ def shoot(server: Server, chance: random.Random, duration: float, history: Histo
 
 def was_killed(outcome: Outcome) -> bool:
     """Whether a child ended as a signal ends a Python program that does not catch it."""
-    return outcome.status in (-KILL, -TERM) or (outcome.status == 1 and "KeyboardInterrupt" in outcome.log)
+    return outcome.status in (-KILL, -TERM, -INT, INTERRUPTED)
 
 
 def left_in(out: Path) -> str:
