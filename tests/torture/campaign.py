@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import resource
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -78,8 +80,6 @@ def perform(out: str | None, kind: dict[str, Any], every: float = 0.0, file_limi
     import children
 
     checkpoint._EVERY = shelf._EVERY = every
-    if file_limit is not None:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (file_limit, file_limit))
     if kind["head"] is not None:
         policy.head_cost = lambda *a, **k: replace(head_cost(*a, **k), form_flop=-1e30)  # type: ignore[assignment]
     if kind["head"] == "disk":
@@ -92,8 +92,20 @@ def perform(out: str | None, kind: dict[str, Any], every: float = 0.0, file_limi
         return original(state)
 
     BatchedLanczos.step = step  # type: ignore[method-assign]
-    spectra = children.job(None if out is None else Path(out), **kind["options"])
+    with files_of_at_most(file_limit):
+        spectra = children.job(None if out is None else Path(out), **kind["options"])
     return {"numbers": numbers(spectra), "plan": spectra.manifest["plan"], "steps": steps}
+
+
+@contextmanager
+def files_of_at_most(size: int | None) -> Iterator[None]:
+    """Let the system refuse to make a file larger than ``size`` bytes."""
+    most, allowed = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (most if size is None else size, allowed))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (most, allowed))
 
 
 def numbers(spectra: he.Spectra) -> Numbers:

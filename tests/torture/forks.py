@@ -24,7 +24,7 @@ from typing import Any
 
 TESTS = Path(__file__).parents[1]
 INTERRUPTED = 130  # exit code of a child that Ctrl-C ended
-PATIENCE = 240.0  # seconds after which a child hangs
+PATIENCE = 900.0  # seconds after which a child hangs
 
 
 @dataclass
