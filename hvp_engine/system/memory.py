@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import shutil
 import tempfile
-from collections.abc import Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -153,12 +153,7 @@ class GraphSize:
 def graph_size(parameters: list[Tensor]) -> Iterator[GraphSize]:
     """Count what autograd saves while the context is open; valid as long as the graph is alive."""
     size = GraphSize(parameters)
-
-    def pack(tensor: Tensor) -> Tensor:
-        size.see(tensor)
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+    with _seen(size.see):
         yield size
 
 
@@ -167,10 +162,21 @@ def saved_dtypes() -> Iterator[set[torch.dtype]]:
     """Collect the floating-point dtypes of what autograd saves while the context is open."""
     found: set[torch.dtype] = set()
 
-    def pack(tensor: Tensor) -> Tensor:
+    def see(tensor: Tensor) -> None:
         if tensor.is_floating_point():
             found.add(tensor.dtype)
-        return tensor
 
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+    with _seen(see):
         yield found
+
+
+def _seen(see: Callable[[Tensor], None]) -> torch.autograd.graph.saved_tensors_hooks:
+    """Show everything that autograd saves inside the context."""
+
+    def pack(tensor: Tensor) -> Tensor:
+        see(tensor)
+        # Not the tensor itself: the result of an operation such as tanh, which saves it, would keep its own graph alive
+        # for ever, in a circle that no garbage collector sees. Autograd puts the graph back when it unpacks.
+        return tensor.detach()
+
+    return torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor)
