@@ -62,7 +62,8 @@ def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Server, 
 def server(servers: tuple[Server, Server]) -> Iterator[Server]:
     """One of them; what its children leave in the folder of temporary files is a fault."""
     yield servers[0]
-    assert not list(servers[0].temporary.iterdir())
+    left = [path.name for path in servers[0].temporary.iterdir()]
+    assert not [name for name in left if not name.startswith("torchinductor_")]  # PyTorch makes that one for itself
 
 
 @pytest.fixture(scope="session")
