@@ -14,6 +14,7 @@ import pytest
 import torch
 from bad_inputs import ARGUMENTS, SIZE, batch, mean_loss, net
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 import hvp_engine as he
 from hvp_engine.errors import HvpEngineError
@@ -78,7 +79,9 @@ def products(model: nn.Module, loss: Any, data: Any, vectors: Tensor) -> Tensor:
 
 
 def state(model: Any) -> dict[str, Tensor] | None:
-    return {name: value.clone() for name, value in model.state_dict().items()} if isinstance(model, nn.Module) else None
+    if not isinstance(model, nn.Module) or any(is_lazy(value) for value in model.parameters()):
+        return None
+    return {name: value.clone() for name, value in model.state_dict().items()}
 
 
 @pytest.mark.parametrize("number", range(CALLS))

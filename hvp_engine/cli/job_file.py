@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from hvp_engine.errors import ConfigurationError, HvpEngineError
+from hvp_engine.system.formatting import raised
 
 
 class JobOfUser(NamedTuple):
@@ -119,8 +120,7 @@ def _of_user(what: str, function: Callable[[], Any]) -> Any:
         ) from error
     except Exception as error:
         raise ConfigurationError(
-            f"{what} raised {type(error).__name__}: {str(error).rstrip('.')}{_place(error)}. It "
-            "must run, without arguments, to give the job."
+            f"{what} raised {raised(error)}{_place(error)}. It must run, without arguments, to give the job."
         ) from error
 
 

@@ -70,7 +70,7 @@ def examine_data(data: Iterable[Any], seconds: float) -> Passes:
             if first and time.monotonic() > deadline:
                 passes.complete = False
                 return
-            batches.check_tensors(number, batch)
+            batches.check_values(number, batch)
             first.append(batches.fingerprint(batch))
             sizes.append(batches.samples(batch))
             yield batch

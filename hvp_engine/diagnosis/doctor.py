@@ -37,6 +37,7 @@ from hvp_engine.problem.obstacles import obstacles
 from hvp_engine.problem.precision import Precision, check_precision
 from hvp_engine.problem.randomness import fixed_numbers
 from hvp_engine.system.formatting import first_names
+from hvp_engine.system.memory import shortage_in_words
 
 _SHARES = {"data": 0.2, "blocks": 0.35, "products": 0.2, "cost": 0.25}  # of the time
 _STOPPED = frozenset(  # what makes products impossible
@@ -48,6 +49,7 @@ _STOPPED = frozenset(  # what makes products impossible
 _UNSOUND = _STOPPED | {"known-wrong-derivative", "wrong-second-derivative", "second-derivative-fails", "loss-fails"}
 
 
+@shortage_in_words("the model was examined")
 @torch.inference_mode(False)
 def doctor(
     model: nn.Module,
@@ -85,7 +87,7 @@ def doctor(
     started = time.monotonic()
     check_precision(precision)
     check_module(model)
-    if not seconds >= 0:
+    if not isinstance(seconds, (int, float)) or not seconds >= 0:
         raise ConfigurationError(f"seconds={seconds!r} must be a number of at least 0.")
     if data is None and not _names_blocks(blocks):
         raise ConfigurationError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from operator import index
@@ -19,6 +20,7 @@ Reorthogonalize = Literal["full", "none"]
 # The error of an average falls with the root of their number; more than this is a slip, and lists of streams would take
 # minutes and gigabytes before it shows.
 _MOST_PROBES = 100_000
+_MOST_STEPS = 10_000_000  # the same of these
 
 
 @dataclass(frozen=True)
@@ -74,6 +76,10 @@ class JobSettings:
         if self.probes > _MOST_PROBES:
             raise ConfigurationError(
                 f"probes={self.probes!r} is more than {_MOST_PROBES:,}; tens to hundreds are enough."
+            )
+        if self.steps > _MOST_STEPS:
+            raise ConfigurationError(
+                f"steps={self.steps!r} is more than {_MOST_STEPS:,}; tens to thousands are enough."
             )
         if self.reorthogonalize not in get_args(Reorthogonalize):
             raise ConfigurationError(f"reorthogonalize={self.reorthogonalize!r} is neither 'full' nor 'none'.")
@@ -155,5 +161,5 @@ def check_memory(memory: float | None) -> None:
     Raises:
         ConfigurationError: It is none.
     """
-    if memory is not None and not (isinstance(memory, (int, float)) and memory > 0):
+    if memory is not None and not (isinstance(memory, (int, float)) and 0 < memory < math.inf):
         raise ConfigurationError(f"memory={memory!r} must be a positive number of bytes.")

@@ -32,6 +32,7 @@ from hvp_engine.scheduling.scheduler import Scheduler
 from hvp_engine.scheduling.waves import StreamSizes
 from hvp_engine.system.formatting import first_names
 from hvp_engine.system.memory import budget as free_budget
+from hvp_engine.system.memory import shortage_in_words
 
 
 class CurvatureOperator(ABC):
@@ -55,6 +56,7 @@ class CurvatureOperator(ABC):
     checked = True
     """Whether custom autograd functions are tested by finite differences before the first product with them."""
 
+    @shortage_in_words("the model, the loss and the data were looked at")
     @torch.inference_mode(False)  # a caller's inference mode would make every tensor unfit for autograd
     def __init__(
         self,
@@ -181,6 +183,7 @@ class CurvatureOperator(ABC):
         self._refuse_nonfinite(products)
         return products
 
+    @shortage_in_words("products were formed")
     @torch.inference_mode(False)
     def sweep(self, vectors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Do the same as `matmat` without looking at vectors and products, which on a GPU would wait for them.
@@ -331,6 +334,9 @@ class CurvatureOperator(ABC):
         if name not in self.partition.blocks:
             raise BlockError(f"There is no block {name!r}; the blocks are {', '.join(self.blocks)}.")
         size = self.partition.blocks[name].numel
+        if isinstance(vectors, Tensor) and (vectors.is_meta or vectors.is_nested or vectors.layout != torch.strided):
+            kind = "on the meta device, without numbers" if vectors.is_meta else f"no dense tensor ({vectors.layout})"
+            raise ConfigurationError(f"Vectors of block {name!r} are {kind}; give a dense tensor of shape (k, {size}).")
         if not isinstance(vectors, Tensor) or vectors.dim() != 2 or vectors.shape[1] != size:
             shape = tuple(vectors.shape) if isinstance(vectors, Tensor) else type(vectors).__name__
             raise ConfigurationError(f"Vectors of block {name!r} must have shape (k, {size}), got {shape}.")

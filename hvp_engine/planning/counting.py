@@ -26,6 +26,7 @@ from hvp_engine.problem.precision import Precision, forward_mode, working_dtype
 from hvp_engine.problem.randomness import UndisturbedData
 from hvp_engine.problem.reading import read
 from hvp_engine.problem.state_walk import StateWalk
+from hvp_engine.system.formatting import raised
 from hvp_engine.system.layouts import kind_of
 from hvp_engine.system.measured_graph import build_and_weigh
 from hvp_engine.system.torch_private import fake_mode, without_mkldnn
@@ -302,8 +303,8 @@ def _in_words(what: str) -> Iterator[None]:
         raise
     except Exception as error:
         raise ObjectiveError(
-            f"The {what} counted on tensors without data, where {type(error).__name__} was raised: "
-            f"{str(error).rstrip('.')}. If the job runs with data: {_fix_for(error)}."
+            f"The {what} counted on tensors without data, where an exception was raised "
+            f"({raised(error)}). If the job runs with data: {_fix_for(error)}."
         ) from error
 
 
@@ -315,7 +316,8 @@ def evaluate(model: nn.Module, loss: Loss, batch: Any) -> Tensor:
     """
     with _in_words("model and the loss are"), torch.enable_grad(), math_attention():
         value = loss(model) if batch is None else loss(model, batch)
-    total = value[0] if isinstance(value, (tuple, list)) else value
+    pair = isinstance(value, (tuple, list)) and len(value) == 2
+    total = value[0] if pair else value
     if not isinstance(total, Tensor) or total.numel() != 1 or not total.requires_grad:
         raise ObjectiveError(
             "The loss must return a scalar tensor, or (total, weight), that depends on the model's parameters."

@@ -99,7 +99,7 @@ def gpu(name: str) -> Device:
     Raises:
         ConfigurationError: It is not in the table.
     """
-    if name not in GPUS:
+    if not isinstance(name, str) or name not in GPUS:
         raise ConfigurationError(f"device={name!r} is not one of {', '.join(NAMES)}.")
     return GPUS[name]
 

@@ -36,9 +36,10 @@ from hvp_engine.scheduling.policy import (
     spare,
 )
 from hvp_engine.system import memory as device_memory
-from hvp_engine.system.memory import free_disk
+from hvp_engine.system.memory import free_disk, shortage_in_words
 
 
+@shortage_in_words("the job was counted")
 def plan(
     model: nn.Module,
     loss: Loss,

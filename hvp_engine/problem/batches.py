@@ -73,6 +73,16 @@ def check_tensors(number: int, batch: Any) -> None:
         )
 
 
+def check_values(number: int, batch: Any) -> None:
+    """Raise ObjectiveError for a batch without tensors, or with one that has a shape and no numbers."""
+    check_tensors(number, batch)
+    if any(tensor.is_meta for tensor in tensors(batch)):
+        raise ObjectiveError(
+            f'Batch {number} has tensors on the "meta" device, which have shapes and no numbers; give the data itself, '
+            "or use hvp_engine.plan, which needs none."
+        )
+
+
 def samples(batch: Any) -> int | None:
     """Return the leading dimension shared by all non-scalar tensors and arrays of a batch; None where there is none.
 

@@ -30,6 +30,7 @@ from hvp_engine.problem.steady import Key, SteadyLoss
 from hvp_engine.problem.watch import HeldData, ModelWatch
 from hvp_engine.problem.weighing import as_total
 from hvp_engine.problem.working_copy import working_copy
+from hvp_engine.system.formatting import raised
 from hvp_engine.system.memory import is_out_of_memory
 
 Loss = Callable[..., Any]
@@ -149,7 +150,7 @@ class Objective:
         return batches.largest(batch for _, batch in self.batches())
 
     def _verify(self, number: int, batch: Any) -> None:
-        batches.check_tensors(number, batch)
+        batches.check_values(number, batch)
         digest, layout = batches.fingerprint(batch), batches.layout(batch)
         if number >= len(self._digests):
             if self._complete:
@@ -247,7 +248,7 @@ class Objective:
                     f" The loss is called with a {self.dtype} copy of the model for precision={self.precision!r}: it "
                     "must use the model it is given, and tensors that it brings itself must have that dtype."
                 )
-            raise ObjectiveError(f"The loss raised {type(error).__name__}: {str(error).rstrip('.')}.{hint}") from error
+            raise ObjectiveError(f"The loss raised {raised(error)}.{hint}") from error
 
     def spot_value(self, batch: Any) -> float:
         """Compute the total of a batch's first samples, or of the whole batch where those define no loss; no graph."""

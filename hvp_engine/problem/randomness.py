@@ -13,12 +13,15 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
+from itertools import count
 from typing import Any
 
 from torch import nn
 
-from hvp_engine.errors import HvpEngineError
+from hvp_engine.errors import HvpEngineError, ObjectiveError
 from hvp_engine.problem.generators import HIGH, LOW, Source, shared_sources, source_of, states
+from hvp_engine.system.formatting import raised
+from hvp_engine.system.memory import is_out_of_memory
 
 _BEGINNINGS: tuple[Callable[[Source], None], ...] = (
     lambda source: source.extreme(LOW),
@@ -169,6 +172,17 @@ def fixed_numbers() -> Iterator[None]:
             source.write(state)
 
 
+@contextlib.contextmanager
+def _of_the_data(what: str, failed: str) -> Iterator[None]:
+    """Say of an exception that the user's data raised it."""
+    try:
+        yield
+    except Exception as error:
+        if isinstance(error, HvpEngineError) or is_out_of_memory(error):
+            raise
+        raise ObjectiveError(f"{what} {failed}: {raised(error)}. Mend the data, or pass a list of batches.") from error
+
+
 class UndisturbedData:
     """Data whose reading draws its random numbers from a sequence of its own.
 
@@ -186,15 +200,19 @@ class UndisturbedData:
         return len(self._data)  # type: ignore[arg-type]
 
     def __iter__(self) -> Iterator[Any]:
-        """Read a pass."""
+        """Read a pass.
+
+        Raises:
+            ObjectiveError: The data fails.
+        """
         if type(self._data) in (list, tuple):
             yield from self._data
             return
         end = object()
-        with self._drawing():
+        with self._drawing(), _of_the_data("The data", "could not be iterated"):
             iterator = iter(self._data)
-        while True:
-            with self._drawing():
+        for number in count():
+            with self._drawing(), _of_the_data(f"Batch {number} of the data", "could not be read"):
                 batch = next(iterator, end)
             if batch is end:
                 return

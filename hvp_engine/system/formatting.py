@@ -57,6 +57,16 @@ def first_line(error: BaseException) -> str:
     return lines[0].rstrip(".") if lines else type(error).__name__
 
 
+def raised(error: BaseException) -> str:
+    """Return an exception's type and the whole of its text on one line, without its full stop."""
+    name = type(error).__name__
+    try:
+        text = " ".join(str(error).split()).rstrip(".")
+    except Exception:  # a foreign exception whose own text fails
+        text = ""
+    return f"{name}: {text}" if text else name
+
+
 def format_count(count: int) -> str:
     """Write a count with separated thousands: ``66,945,024``."""
     return f"{count:,}"
