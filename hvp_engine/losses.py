@@ -136,7 +136,7 @@ def _of_probabilities(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         raise _misfit(shape, tuple(targets.shape), "class indices, or probabilities (batch, classes)")
     _check_classes(shape[1])
     total = F.cross_entropy(logits, targets.to(logits.dtype), reduction="sum")
-    return total, torch.tensor(shape[0])
+    return total, torch.tensor(shape[0], device="cpu")
 
 
 def _check_classes(classes: int) -> None:

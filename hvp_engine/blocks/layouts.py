@@ -175,7 +175,7 @@ def refuse_mixed(model: nn.Module, parameter: str, index: Index, block: str) -> 
     heads = fused.heads if fused.layout == "per_head" else None
     if fused.layout == "per_head" and heads is None:
         return
-    mine = torch.zeros(_size(model, parameter), dtype=torch.bool)
+    mine = torch.zeros(_size(model, parameter), dtype=torch.bool, device="cpu")
     for piece in dict(pieces_of(fused, fused.layout, heads))[role]:
         mine[piece] = True
     if bool((taken & ~mine).any()):
@@ -190,7 +190,7 @@ def refuse_mixed(model: nn.Module, parameter: str, index: Index, block: str) -> 
 
 def _taken(index: Index, dimension: int, size: int) -> Tensor:
     """Mark the outputs that an index takes anything of."""
-    taken = torch.zeros(size, dtype=torch.bool)
+    taken = torch.zeros(size, dtype=torch.bool, device="cpu")
     along = index if isinstance(index, tuple) else (index,)
     if dimension >= len(along):  # nothing is left out along the outputs
         taken[:] = True

@@ -323,7 +323,7 @@ def _refuse_overlap(names: Names, parts: list[BlockPart], block: str) -> None:
             continue
         parameter = names.parameters[name]
         if all(part.index is not None for part in shared):
-            taken = torch.zeros(parameter.shape, dtype=torch.bool)
+            taken = torch.zeros(parameter.shape, dtype=torch.bool, device="cpu")
             for part in shared:
                 taken[part.index.cpu() if isinstance(part.index, Tensor) else part.index] = True
             if int(taken.sum()) == sum(part.numel for part in shared):

@@ -304,7 +304,7 @@ class Checkpoint:
                 f"{self._folder.path} was deleted or replaced while the job ran, or this process is a child of its own."
             )
         tensors = {_SCALAR + key: value.cpu().clone() for key, value in streams.scalars.items()}
-        tensors["position"] = torch.tensor(streams.position)
+        tensors["position"] = torch.tensor(streams.position, device="cpu")
         ranges: list[Range] = []
         if streams.basis is not None and not streams.finished:
             ranges = self._rows.get(wave, [])
@@ -313,7 +313,7 @@ class Checkpoint:
                 self._write(wave, self._rows_file(wave, start, stop), streams.basis.export(start, stop))
                 ranges = [*ranges, (start, stop)]
             tensors |= {_WINDOW + name: window for name, window in streams.basis.export_window().items()}
-        tensors["rows"] = torch.tensor(ranges, dtype=torch.int64).reshape(-1, 2)
+        tensors["rows"] = torch.tensor(ranges, dtype=torch.int64, device="cpu").reshape(-1, 2)
         # The state names the progress and its rows, so it is written last: a crash before this line leaves the earlier
         # checkpoint, and rows that nobody names.
         self._write(wave, self._state(wave), tensors)

@@ -46,7 +46,7 @@ def record_step_ref(state: LanczosState, step: Step, vectors: Sequence[NewVector
         vectors: As in `record_step`.
     """
     j, beta = step.position, step.betas
-    s = torch.tensor(step.members, dtype=torch.int64).to(beta.device, non_blocking=True)
+    s = torch.tensor(step.members, dtype=torch.int64, device="cpu").to(beta.device, non_blocking=True)
     live, norms, lost = state.live[s], state.norms[s], state.lost[s]
     size = step.alphas.abs() + beta
     if j > 0:

@@ -40,7 +40,7 @@ def _rows(node: Any) -> Tensor | None:
         return padding_tokens(node)
     row, rows = int(node._saved_padding_idx), int(node._saved_weight_sym_argsize_0)
     # PyTorch has -1 for none, and shows it as a large number without a sign.
-    return torch.tensor([row]) if 0 <= row < rows else None
+    return torch.tensor([row], device="cpu") if 0 <= row < rows else None
 
 
 def _source(node: Node) -> Tensor | None:

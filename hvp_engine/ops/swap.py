@@ -66,6 +66,12 @@ def _silu(input: Tensor, inplace: bool = False) -> Any:
     return NotImplemented if inplace or not fused_applies("activations", input) else silu(input)
 
 
+def _hardsigmoid(input: Tensor, inplace: bool = False) -> Any:
+    # PyTorch's has no second derivative: that of its backward is missing.
+    result = F.relu6(input + 3) / 6
+    return input.copy_(result) if inplace else result
+
+
 def _attention(
     query: Tensor,
     key: Tensor,
@@ -198,6 +204,7 @@ REPLACEMENTS: dict[Callable[..., Any], tuple[str, Callable[..., Any]]] = _table(
     ("weight_norm", _weight_norm, WEIGHT_NORM_FUNCTIONS),
     ("gelu", _gelu, (F.gelu,)),
     ("grouped_mm", _grouped_mm, GROUPED_PRODUCTS),
+    ("hardsigmoid", _hardsigmoid, (F.hardsigmoid,)),
     ("silu", _silu, (F.silu, *SILU_FUNCTIONS)),
 )
 

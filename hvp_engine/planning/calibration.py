@@ -88,7 +88,9 @@ def _measure(operator: HessianOperator, names: list[str], setting: Setting) -> t
     generator = torch.Generator().manual_seed(0)
 
     def vectors(name: str) -> dict[str, Tensor]:
-        drawn = torch.randn(setting.vectors_per_pass, operator.numel[name], generator=generator, dtype=operator.dtype)
+        drawn = torch.randn(
+            setting.vectors_per_pass, operator.numel[name], generator=generator, dtype=operator.dtype, device="cpu"
+        )
         return {name: drawn / drawn.norm(dim=1, keepdim=True)}
 
     points: dict[str, float] = {}

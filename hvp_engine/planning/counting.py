@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from hvp_engine.blocks import Partition
-from hvp_engine.errors import HvpEngineError, ObjectiveError
+from hvp_engine.errors import BackwardError, HvpEngineError, ObjectiveError
 from hvp_engine.operators.gradient_graph import GradientGraph
 from hvp_engine.operators.head.find import head_candidates
 from hvp_engine.operators.inspection import GraphInspection
@@ -199,7 +199,7 @@ class JobCounter:
         with self._shapes(meter, head):
             graph, forward, gradient, size, products = self._graph(meter, samples)
             for name, block in self._partition.blocks.items():
-                vectors = torch.empty(1, block.numel, dtype=self._dtype)
+                vectors = torch.empty(1, block.numel, dtype=self._dtype, device="cpu")
                 with meter.part() as works[name], _in_words("second derivative is"):
                     graph.product(block, vectors, torch.empty_like(vectors), batched=False)
         tokens = None if self._head is None or head is None else head.rows[id(self._head[1])]
@@ -220,7 +220,7 @@ class JobCounter:
     @contextlib.contextmanager
     def _shapes(self, meter: Meter, head: HeadOnShapes | None) -> Iterator[None]:
         """Everything runs without data, and without oneDNN's own operations, which only CPUs have."""
-        with without_mkldnn(), self._fake, ShapesOnly(meter, head):
+        with without_mkldnn(), torch.autograd.set_detect_anomaly(False), self._fake, ShapesOnly(meter, head):
             yield
 
     def _batch(self, samples: int | None) -> Any:
@@ -282,8 +282,8 @@ class JobCounter:
         return CountedHead(few if tokens is None else tokens, width, classes, holders)
 
 
-def _fix_for(error: Exception) -> str:
-    if "DeviceMismatch" in type(error).__name__:
+def _fix_for(error: BaseException) -> str:
+    if "DeviceMismatch" in type(error).__name__ or "on the same device" in str(error):
         return (
             "derivatives in forward mode (torch.func.jvp, jacfwd, hessian) cannot be counted, while those in reverse "
             "mode (jacrev, grad) can, and tensors that the loss makes must be on the device of the batch"
@@ -299,13 +299,15 @@ def _in_words(what: str) -> Iterator[None]:
     """Say of an exception that it came while something was counted, and what may be the cause."""
     try:
         yield
-    except HvpEngineError:
-        raise
-    except Exception as error:
+    except Exception as failure:
+        if isinstance(failure, HvpEngineError) and not isinstance(failure, BackwardError):
+            raise
+        error = failure.__cause__ if isinstance(failure, BackwardError) and failure.__cause__ else failure
         raise ObjectiveError(
             f"The {what} counted on tensors without data, where an exception was raised "
-            f"({raised(error)}). If the job runs with data: {_fix_for(error)}."
-        ) from error
+            f"({raised(error)}). If the job runs with data: {_fix_for(error)}. Where that cannot be, time a job with "
+            "steps=1: its progress shows what a step takes."
+        ) from failure
 
 
 def evaluate(model: nn.Module, loss: Loss, batch: Any) -> Tensor:

@@ -116,9 +116,9 @@ def measure_cpu(precision: Precision, product: tuple[int, int, int] | None = Non
     """
     rows, inner, columns = (max(1, min(size, 1024)) for size in product or (512, 512, 512))
     rates = {precision: _product_rate(rows, inner, columns, product_dtype(precision))}
-    data = torch.ones(1 << 26)  # 256 MiB: larger than any cache
+    data = torch.ones(1 << 26, device="cpu")  # 256 MiB: larger than any cache
     bandwidth = data.nbytes / _seconds(data.sum)
-    tiny = torch.ones(8)
+    tiny = torch.ones(8, device="cpu")
     launch = _seconds(lambda: [tiny + tiny for _ in range(100)]) / 100
     # Bookkeeping of autograd and of the fused operations around each kernel: a few plain operations' worth.
     return Device("cpu", 0, bandwidth, rates, dict.fromkeys(rates, 1.0), 0.9, 4 * launch, measured=True)
@@ -126,15 +126,15 @@ def measure_cpu(precision: Precision, product: tuple[int, int, int] | None = Non
 
 def _product_rate(rows: int, inner: int, columns: int, dtype: torch.dtype) -> float:
     """FLOP per second of one matrix product."""
-    left, right = torch.ones(rows, inner, dtype=dtype), torch.ones(inner, columns, dtype=dtype)
-    out = torch.empty(rows, columns, dtype=dtype)
+    left, right = (torch.ones(size, dtype=dtype, device="cpu") for size in ((rows, inner), (inner, columns)))
+    out = torch.empty(rows, columns, dtype=dtype, device="cpu")
     return 2.0 * rows * inner * columns / _seconds(lambda: torch.mm(left, right, out=out))
 
 
 def touch_rate() -> float:
     """Measure the bytes per second at which fresh memory is written for the first time, page faults included."""
     size = 1 << 24
-    return 4 * size / _seconds(lambda: torch.empty(size).fill_(0.0), rounds=3)
+    return 4 * size / _seconds(lambda: torch.empty(size, device="cpu").fill_(0.0), rounds=3)
 
 
 def _seconds(function: Callable[[], object], rounds: int = 5) -> float:

@@ -40,6 +40,8 @@ from hvp_engine.system.memory import free_disk, shortage_in_words
 
 
 @shortage_in_words("the job was counted")
+@torch.inference_mode(False)
+@torch.enable_grad()
 def plan(
     model: nn.Module,
     loss: Loss,

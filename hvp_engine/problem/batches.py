@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -65,12 +66,24 @@ def _packed(sequence: PackedSequence) -> list[Tensor]:
 
 
 def check_tensors(number: int, batch: Any) -> None:
-    """Raise ObjectiveError for a batch without tensors."""
-    if not any(isinstance(leaf, ARRAYS) for _, leaf in leaves(batch)):
+    """Raise ObjectiveError for a batch without tensors, or one nested too deeply to be walked."""
+    with _to_the_end():
+        found = any(isinstance(leaf, ARRAYS) for _, leaf in leaves(batch))
+    if not found:
         raise ObjectiveError(
             f"Batch {number} is a {type(batch).__name__} without tensors; batches must be tensors, or tuples, "
             "mappings or objects that hold tensors."
         )
+
+
+@contextlib.contextmanager
+def _to_the_end() -> Iterator[None]:
+    try:
+        yield
+    except RecursionError as error:
+        raise ObjectiveError(
+            "A batch is nested too deeply, or holds a list that holds itself; give its tensors in a tuple or a mapping."
+        ) from error
 
 
 def check_values(number: int, batch: Any) -> None:
@@ -173,9 +186,10 @@ def fingerprint(batch: Any) -> str:
     The order of a mapping's keys does not count, nor whether labels are in a list or a tuple.
     """
     digest = hashlib.blake2b(digest_size=16)
-    for _, leaf in sorted(leaves(batch), key=lambda found: found[0]):
-        for piece in _contents(leaf):
-            digest.update(piece)
+    with _to_the_end():
+        for _, leaf in sorted(leaves(batch), key=lambda found: found[0]):
+            for piece in _contents(leaf):
+                digest.update(piece)
     return digest.hexdigest()
 
 

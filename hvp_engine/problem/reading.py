@@ -83,7 +83,7 @@ def length_of(data: object) -> int | None:
     """Return how many batches data says that it has; None where it does not know."""
     try:
         return len(data)  # type: ignore[arg-type]
-    except (TypeError, NotImplementedError, AttributeError):
+    except Exception:  # a user's own __len__ may raise anything
         return None
 
 

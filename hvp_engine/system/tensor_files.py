@@ -205,7 +205,7 @@ def _entries(header: Any, size: int) -> tuple[list[_Entry], str]:
 
 def _allocate(path: Path, entry: _Entry) -> Tensor:
     try:
-        return torch.empty(entry.shape, dtype=entry.dtype)
+        return torch.empty(entry.shape, dtype=entry.dtype, device="cpu")
     except (RuntimeError, TypeError, MemoryError) as error:
         raise damaged(path, f"no tensor has the shape of {entry.name!r}, or the memory is too small") from error
 

@@ -164,13 +164,13 @@ class Shelf:
         curvature = formed.curvature
         tensors = {
             "lse": curvature.lse,
-            "hidden_size": torch.tensor(curvature.hidden_size),
-            "errors": torch.tensor([formed.error, formed.explained], dtype=torch.float64),
+            "hidden_size": torch.tensor(curvature.hidden_size, device="cpu"),
+            "errors": torch.tensor([formed.error, formed.explained], dtype=torch.float64, device="cpu"),
         }
         if curvature.dropped is not None:
             dropped = curvature.dropped
             tensors["bound"] = dropped.bound
-            tensors["dropped"] = torch.tensor([dropped.relative, dropped.kept], dtype=torch.float64)
+            tensors["dropped"] = torch.tensor([dropped.relative, dropped.kept], dtype=torch.float64, device="cpu")
         if piece in self._mapped:
             sync(self._path(piece, "pages"))
             tensors["digest"] = _digest(curvature.packed)
@@ -214,4 +214,4 @@ class Shelf:
 
 def _digest(packed: Tensor) -> Tensor:
     hasher = hashlib.blake2b(packed.reshape(-1).view(torch.uint8).numpy().data, digest_size=16)
-    return torch.tensor(list(hasher.digest()), dtype=torch.uint8)
+    return torch.tensor(list(hasher.digest()), dtype=torch.uint8, device="cpu")
