@@ -93,8 +93,15 @@ def complex_model() -> nn.Module:
     return nn.Sequential(nn.Linear(4, 3, dtype=torch.complex64))
 
 
+class Mute(Exception):
+    """An exception whose own text fails."""
+
+    def __str__(self) -> str:
+        raise ValueError
+
+
 ERRORS = (ValueError("no"), TypeError(), KeyError("logits"), RuntimeError("a\nb"), AssertionError(), StopIteration())
-ERRORS += (RecursionError("deep"), NotImplementedError(), ZeroDivisionError("x"), OSError(5, "disk"))
+ERRORS += (MemoryError(), RecursionError("deep"), NotImplementedError(), ZeroDivisionError("x"), OSError(5, "disk"))
 
 MODELS: list[Make] = [
     *each(None, 3, "model", nn.Linear, [net], {}),
@@ -197,7 +204,7 @@ LOSSES: list[Make] = [
     *each(None, 3, "cross_entropy", nn.CrossEntropyLoss, F.mse_loss, max),
     nn.CrossEntropyLoss,
     *(lambda value=value: loss_returning(value) for value in RESULTS),
-    *(lambda error=error: loss_raising(error) for error in ERRORS),
+    *(lambda error=error: loss_raising(error) for error in (*ERRORS, Mute(), torch.OutOfMemoryError("no room"))),
     *each(
         drawing,
         rarely_drawing,
@@ -247,6 +254,36 @@ class Once:
         return self.iterator
 
 
+class Lying:
+    """Data that says something wrong about its length."""
+
+    def __init__(self, length: int) -> None:
+        self.length = length
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter([batch()])
+
+
+class Unreadable:
+    """Data that cannot even be begun."""
+
+    def __init__(self, error: BaseException) -> None:
+        self.error = error
+
+    def __iter__(self) -> Iterator[Any]:
+        raise self.error
+
+
+def deep(levels: int) -> Any:
+    nest: Any = batch()
+    for _ in range(levels):
+        nest = [nest]
+    return nest
+
+
 def recursive() -> list[Any]:
     data: list[Any] = []
     data.append(data)
@@ -286,6 +323,10 @@ DATA: list[Make] = [
     lambda: [batch(), 3],
     *(lambda error=error: Failing(0, error) for error in ERRORS[:6]),
     *(lambda error=error: Failing(2, error) for error in ERRORS[:6]),
+    *(lambda error=error: Unreadable(error) for error in (*ERRORS, Mute())),
+    *(lambda length=length: Lying(length) for length in (-3, 0, 7)),
+    lambda: [deep(5000)],
+    lambda: [(*batch(), recursive())],
     Changing,
     Once,
 ]
@@ -306,6 +347,7 @@ VECTORS: list[Make] = [
     lambda: {"full": torch.ones(1, SIZE, requires_grad=True)},
     lambda: {"full": torch.ones(1, SIZE).to_sparse()},
     lambda: {"full": torch.ones(1, SIZE, device="meta")},
+    lambda: {"full": torch.nested.nested_tensor([torch.ones(SIZE)])},
     lambda: {"full": torch.ones(SIZE, 2).T},
     lambda: {"full": torch.ones(1, 1).expand(2, SIZE)},
     lambda: {0: torch.ones(1, SIZE)},

@@ -113,7 +113,9 @@ class _Trial:
                 self._inspection.trusted |= tested
             count = 1 if graph.batchable or self._streams <= FEW else FEW + 1
             generator = torch.Generator().manual_seed(0)
-            vectors = torch.randn(count, union.numel, generator=generator, dtype=objective.dtype).to(objective.device)
+            vectors = torch.randn(count, union.numel, generator=generator, dtype=objective.dtype, device="cpu").to(
+                objective.device
+            )
             products = torch.zeros_like(vectors)
             self._passes.multiply(micro.key, graph, union, vectors, products)
             pieces = zip(union.parts, union.split(products), strict=True)

@@ -38,9 +38,14 @@ def rebuilt(batch: Any) -> Any:
 
 
 def moved(batch: Any, device: torch.device, dtype: torch.dtype | None) -> Any:
-    """Bring a batch to a device, and its floating-point numbers to a dtype; None leaves them as they are."""
+    """Bring a batch to a device, and its floating-point numbers to a dtype; None leaves them as they are.
+
+    Complex numbers get parts of that dtype.
+    """
 
     def move(tensor: Tensor) -> Tensor:
+        if dtype is not None and tensor.is_complex():
+            return tensor.to(device, torch.promote_types(dtype, torch.complex32))
         return tensor.to(device, dtype) if dtype is not None and tensor.is_floating_point() else tensor.to(device)
 
     there = map_tensors(move, batch)

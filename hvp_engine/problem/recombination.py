@@ -45,7 +45,7 @@ class Piece:
                 continue
             flat = (gradient.to_dense() if gradient.layout != torch.strided else gradient).reshape(-1)
             flat = torch.view_as_real(flat).reshape(-1) if flat.is_complex() else flat
-            signs = torch.randint(0, 2, flat.shape, generator=generator, dtype=torch.int8).to(flat.device)
+            signs = torch.randint(0, 2, flat.shape, generator=generator, dtype=torch.int8, device="cpu").to(flat.device)
             slope += float((flat * (2 * signs - 1)).sum(dtype=torch.float64))
             square += float(flat.double().square().sum())
         return slope, square**0.5

@@ -22,14 +22,18 @@ def working_copy(model: nn.Module, dtype: torch.dtype) -> nn.Module:
     # Tensors that deepcopy does not know are copied for it.
     odd: dict[int, object] = {id(b): b.detach().clone() for b in model.buffers() if kind_of(b) is not None}
     try:
-        copied = copy.deepcopy(model, odd)
+        with torch.no_grad():  # else the parameters of a scripted model's copy are computed from the model's own
+            copied = copy.deepcopy(model, odd)
     except Exception as error:
         raise ConfigurationError(
             f"The model has {floating[0].dtype} tensors, the precision asks for {dtype}, and the model cannot be "
             f"copied ({error}); convert it yourself with model.to({dtype}), and the data likewise."
         ) from error
     # Not Module.to, which drops the imaginary part of complex buffers (rotary embeddings, say).
-    return copied.double() if dtype == torch.float64 else copied.float()
+    copied = copied.double() if dtype == torch.float64 else copied.float()
+    for parameter, original in zip(copied.parameters(), model.parameters(), strict=True):
+        parameter.requires_grad_(original.requires_grad)
+    return copied
 
 
 def settings(module: nn.Module) -> dict[str, object]:

@@ -16,6 +16,7 @@ _PREFIXES = ("", "k", "M", "G", "T", "P", "E", "Z")
 _SIZES = ((2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB"))
 _LISTED = 5
 NAME_CELLS = 200  # columns of a terminal that a name gets where there is no other limit
+_TEXT = 500  # characters quoted of an exception: PyTorch lists forty backends in one
 
 
 def format_number(value: float, digits: int = 4) -> str:
@@ -54,7 +55,11 @@ def first_line(error: BaseException) -> str:
         lines = str(error).strip().splitlines()
     except Exception:  # a foreign exception whose own text fails
         lines = []
-    return lines[0].rstrip(".") if lines else type(error).__name__
+    return _cut(lines[0].rstrip(".")) if lines else type(error).__name__
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= _TEXT else text[: _TEXT - 1] + "…"
 
 
 def raised(error: BaseException) -> str:
@@ -64,7 +69,7 @@ def raised(error: BaseException) -> str:
         text = " ".join(str(error).split()).rstrip(".")
     except Exception:  # a foreign exception whose own text fails
         text = ""
-    return f"{name}: {text}" if text else name
+    return f"{name}: {_cut(text)}" if text else name
 
 
 def format_count(count: int) -> str:

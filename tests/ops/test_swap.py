@@ -1,3 +1,4 @@
+import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -172,3 +173,29 @@ def test_scores_within_range_keep_their_bits_in_a_narrower_softmax():
     with twice_differentiable():
         ours = F.softmax(scores, -1, dtype=torch.float32)
     assert torch.equal(ours, ops.softmax(scores, -1, torch.float32))
+
+
+@pytest.mark.parametrize("inplace", [False, True])
+def test_hardsigmoid_has_a_second_derivative(inplace):
+    class Gate(nn.Module):
+        def __init__(self, gate):
+            super().__init__()
+            self.first, self.last, self.gate = nn.Linear(4, 5), nn.Linear(5, 3), gate
+
+        def forward(self, x):
+            x = self.first(x) * 3
+            return self.last(x * self.gate(x.clone()))
+
+    x = torch.linspace(-2, 2, 24, dtype=torch.float64).reshape(6, 4)
+    expected = derivatives(seeded(Gate(lambda y: (y / 6 + 0.5).clamp(0, 1))), x)
+    with twice_differentiable():
+        found = derivatives(seeded(Gate(nn.Hardsigmoid(inplace))), x)
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other)
+
+
+def test_hardsigmoid_in_place_writes_to_its_argument():
+    with twice_differentiable():
+        x = torch.tensor([-4.0, 0.0, 1.5])
+        assert F.hardsigmoid(x, inplace=True) is x
+    assert torch.equal(x, torch.tensor([0.0, 0.5, 0.75]))

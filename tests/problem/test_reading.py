@@ -91,3 +91,62 @@ def test_long_data_that_knows_its_length_is_read_to_its_end(monkeypatch: pytest.
     monkeypatch.setattr(reading, "MOST_BATCHES", 2)
     monkeypatch.setattr(reading, "MOST_SECONDS", 0.0)
     assert deviation(classifier(), mean_loss, DataLoader(TensorDataset(X, Y), batch_size=2)) < 1e-6
+
+
+class Broken:
+    """Data that raises where it is begun, or at a batch."""
+
+    def __init__(self, error: BaseException, at: int | None) -> None:
+        self.error, self.at = error, at
+
+    def __iter__(self):
+        if self.at is None:
+            raise self.error
+        return self.batches()
+
+    def batches(self):
+        for number in range(3):
+            if number == self.at:
+                raise self.error
+            yield X, Y
+
+
+@pytest.mark.parametrize(
+    ("error", "at", "words"),
+    [
+        (KeyError("split"), None, "The data could not be iterated: KeyError: 'split'"),
+        (StopIteration(), None, "The data could not be iterated: StopIteration"),
+        (ValueError("no\nfile."), 1, "Batch 1 of the data could not be read: ValueError: no file. Mend"),
+    ],
+)
+def test_what_the_data_raise_is_said_of_the_data(error: BaseException, at: int | None, words: str) -> None:
+    data = Broken(error, at)
+    for call in (
+        lambda: he.hvp(classifier(), mean_loss, {}, data=data),
+        lambda: he.slq(classifier(), mean_loss, data=data, steps=2, probes=1),
+        lambda: he.plan(classifier(), mean_loss, data=data, device="a100-80gb"),
+    ):
+        with pytest.raises(ObjectiveError, match=words):
+            call()
+    assert words in str(he.doctor(classifier(), mean_loss, data=data, seconds=0.1)).replace("\n", " ")
+
+
+def test_a_length_that_cannot_be_told_is_none() -> None:
+    class Lying:
+        def __len__(self) -> int:
+            raise ValueError("not yet")
+
+        def __iter__(self):
+            return iter([(X, Y)])
+
+    assert deviation(classifier(), mean_loss, Lying()) < 1e-6
+
+
+def test_data_without_numbers_are_refused_where_numbers_are_needed() -> None:
+    refuse('has tensors on the "meta" device', classifier(), mean_loss, [(X.to("meta"), Y)])
+
+
+def test_a_batch_that_cannot_be_walked_to_its_end_is_refused() -> None:
+    endless: list[object] = []
+    endless.append(endless)
+    refuse("nested too deeply", classifier(), mean_loss, [(X, Y, endless)])
