@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
+from bad_data import Changing, Failing, Lying, Once, Unreadable, batch, deep, recursive
 from torch import Tensor, nn
 
 Make = Callable[[], Any]
@@ -24,11 +25,6 @@ def each(*values: Any) -> list[Make]:
 def net() -> nn.Module:
     torch.manual_seed(0)
     return nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 3))
-
-
-def batch(samples: int = 8, seed: int = 1) -> tuple[Tensor, Tensor]:
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randn(samples, 4, generator=generator), torch.randint(0, 3, (samples,), generator=generator)
 
 
 def mean_loss(model: nn.Module, batch: Any) -> Tensor:
@@ -218,76 +214,6 @@ LOSSES: list[Make] = [
         lambda a, b, c: 0,
     ),
 ]
-
-
-class Failing:
-    """Data that fails, or says something wrong about itself."""
-
-    def __init__(self, fails_at: int, error: BaseException) -> None:
-        self.fails_at, self.error = fails_at, error
-
-    def __iter__(self) -> Iterator[Any]:
-        for number in range(3):
-            if number == self.fails_at:
-                raise self.error
-            yield batch(seed=number)
-
-
-class Changing:
-    """Data that is another in every pass."""
-
-    def __init__(self) -> None:
-        self.passes = 0
-
-    def __iter__(self) -> Iterator[Any]:
-        self.passes += 1
-        yield batch(seed=self.passes)
-
-
-class Once:
-    """Data that is used up after one pass."""
-
-    def __init__(self) -> None:
-        self.iterator = iter([batch(), batch(seed=2)])
-
-    def __iter__(self) -> Iterator[Any]:
-        return self.iterator
-
-
-class Lying:
-    """Data that says something wrong about its length."""
-
-    def __init__(self, length: int) -> None:
-        self.length = length
-
-    def __len__(self) -> int:
-        return self.length
-
-    def __iter__(self) -> Iterator[Any]:
-        return iter([batch()])
-
-
-class Unreadable:
-    """Data that cannot even be begun."""
-
-    def __init__(self, error: BaseException) -> None:
-        self.error = error
-
-    def __iter__(self) -> Iterator[Any]:
-        raise self.error
-
-
-def deep(levels: int) -> Any:
-    nest: Any = batch()
-    for _ in range(levels):
-        nest = [nest]
-    return nest
-
-
-def recursive() -> list[Any]:
-    data: list[Any] = []
-    data.append(data)
-    return data
 
 
 DATA: list[Make] = [

@@ -69,10 +69,12 @@ def products(model: nn.Module, loss: Any, data: Any, vectors: Tensor) -> Tensor:
     """Products of vectors with the mean loss's Hessian, by double backward in fp64; batches of equal weight."""
     wide = copy.deepcopy(model).double()
     parameters = list(wide.parameters())
-    total = torch.zeros((), dtype=torch.float64)
+    total, weight = torch.zeros((), dtype=torch.float64), 0.0
     for piece in data:
-        total = total + loss(wide, (torch.as_tensor(piece[0]).double(), torch.as_tensor(piece[1]))) / len(data)
-    gradients = torch.autograd.grad(total, parameters, create_graph=True)
+        value = loss(wide, (torch.as_tensor(piece[0]).double(), torch.as_tensor(piece[1])))
+        value, part = value if isinstance(value, tuple) else (value, 1.0)
+        total, weight = total + value, weight + float(part)
+    gradients = torch.autograd.grad(total / weight, parameters, create_graph=True)
     flat = torch.cat([gradient.reshape(-1) for gradient in gradients])
     rows = [torch.autograd.grad(flat @ vector.double(), parameters, retain_graph=True) for vector in vectors]
     return torch.stack([torch.cat([piece.reshape(-1) for piece in row]) for row in rows])

@@ -29,11 +29,9 @@ SURROUNDINGS: dict[str, Callable[[], Any]] = {
     "another default device": lambda: default_device("meta"),
     "no_grad": torch.no_grad,
     "inference_mode": torch.inference_mode,
-    "anomaly detection": lambda: torch.autograd.set_detect_anomaly(True),
 }
 
 
-@pytest.mark.filterwarnings("ignore:Anomaly Detection")
 @pytest.mark.parametrize("name", SURROUNDINGS)
 def test_every_call_gives_what_it_gives_elsewhere(name: str, tmp_path: Any) -> None:
     vectors = {"full": torch.linspace(-1, 1, SIZE).repeat(2, 1)}
@@ -47,6 +45,13 @@ def test_every_call_gives_what_it_gives_elsewhere(name: str, tmp_path: Any) -> N
     assert spectra.manifest["config"] == plain[1]
     assert report.ok
     assert plan.job.samples == 8
+
+
+@pytest.mark.filterwarnings("ignore:Anomaly Detection")
+def test_a_plan_is_made_amid_anomaly_detection() -> None:
+    with torch.autograd.set_detect_anomaly(True):
+        assert he.plan(*JOB, data=DATA, device="a100-80gb", steps=3).job.samples == 8
+        assert torch.is_anomaly_enabled()
 
 
 def exhausted(model: Any, batch: Any) -> Any:
