@@ -313,9 +313,16 @@ class CurvatureOperator(ABC):
             return
         self.release()
         self._inspection.forget_micros()
-        self.objective.forget()
         self._parameters = {name: self.objective.parameters[name] for name in self.partition.parameters}
-        if changed and self._steady:
+        frozen = [name for name, parameter in self._parameters.items() if not parameter.requires_grad]
+        if frozen:
+            raise ConfigurationError(
+                f"Parameters of the blocks no longer require gradients: {first_names(frozen)}. Set requires_grad=True "
+                "on them, or make a new operator, whose blocks leave them out."
+            )
+        if not self._steady:
+            self.objective.forget()
+        elif changed:
             raise changed_during_job(changed)
 
     def _refuse_nonfinite(self, products: Mapping[str, Tensor]) -> None:

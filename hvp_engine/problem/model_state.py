@@ -72,7 +72,6 @@ class ModelState:
                 clones.put_in()
                 yield
             finally:
-                _active.states = tuple(state for state in getattr(_active, "states", ()) if state is not self)
                 try:
                     clones.put_back()
                 except BaseException:  # Ctrl-C: from the beginning
@@ -80,6 +79,7 @@ class ModelState:
                     raise
                 finally:
                     self._depth, self._clones = 0, None
+                    _active.states = tuple(state for state in getattr(_active, "states", ()) if state is not self)
 
     @contextlib.contextmanager
     def evaluation(self) -> Iterator[None]:

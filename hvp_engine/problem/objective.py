@@ -90,7 +90,7 @@ class Objective:
         first = next(iter(model.parameters()), None)
         self.device = first.device if first is not None else torch.device("cpu")
         self.data = None if data is None else UndisturbedData(data)
-        self.watch = ModelWatch(model, self.model)
+        self.watch = ModelWatch(model, self.model, self.dtype)
         self.held_data = HeldData()
         self._steady = SteadyLoss(model, self.model, loss, precision)
         self.fused = twice_differentiable()
@@ -130,7 +130,10 @@ class Objective:
         for number, batch in enumerate(self.data if self._complete else read(self.data)):
             self._verify(number, batch)
             count += 1
-            yield number, batches.moved(batch, self.device, dtype)
+            moved = batches.moved(batch, self.device, dtype)
+            if self.data.kept and any(a is not b for a, b in zip(batches.tensors(batch), batches.tensors(moved), strict=True)):
+                self.held_data.hold_source(number, batch)
+            yield number, moved
         if count == 0:
             raise (
                 refuse_exhausted(len(self._digests))

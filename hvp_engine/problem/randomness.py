@@ -18,7 +18,7 @@ from typing import Any
 from torch import nn
 
 from hvp_engine.errors import HvpEngineError
-from hvp_engine.problem.generators import HIGH, LOW, Source, shared_sources, source_of, states
+from hvp_engine.problem.generators import HIGH, LOW, Source, shared_sources, source_of, states, write_back
 
 _BEGINNINGS: tuple[Callable[[Source], None], ...] = (
     lambda source: source.extreme(LOW),
@@ -91,8 +91,7 @@ class RandomnessWatch:
 
     def put_back(self) -> None:
         """Give the generators the states that they had."""
-        for number in self.changed():
-            self._sources[number].write(self._known[number])
+        write_back(self._sources, self._known)
 
     def snapshot(self) -> list[Any]:
         """Return all states."""
@@ -100,9 +99,8 @@ class RandomnessWatch:
 
     def restore(self, before: list[Any]) -> None:
         """Put all states back, and take them as known."""
-        for source, state in zip(self._sources, before, strict=True):
-            source.write(state)
         self._known = before
+        write_back(self._sources, before)
 
     def matters(self, drawn: list[int], value: float, again: Callable[[], float], *, training: bool) -> bool:
         """Say whether the numbers drawn decide a loss's value; the states are what they were afterwards.
@@ -165,8 +163,7 @@ def fixed_numbers() -> Iterator[None]:
             source.seed(0)
         yield
     finally:
-        for source, state in zip(sources, before, strict=True):
-            source.write(state)
+        write_back(sources, before)
 
 
 class UndisturbedData:
@@ -181,13 +178,18 @@ class UndisturbedData:
         self._data = data
         self._own: list[Any] | None = None
 
+    @property
+    def kept(self) -> bool:
+        """Whether every pass yields the very same objects."""
+        return type(self._data) in (list, tuple)
+
     def __len__(self) -> int:
         """Return how many batches the data says that it has."""
         return len(self._data)  # type: ignore[arg-type]
 
     def __iter__(self) -> Iterator[Any]:
         """Read a pass."""
-        if type(self._data) in (list, tuple):
+        if self.kept:
             yield from self._data
             return
         end = object()
@@ -210,9 +212,9 @@ class UndisturbedData:
                     source.write(state)
             yield
         finally:
-            after = states(sources)
-            if after != (self._own or before):
-                self._own = after
-            for source, state, now in zip(sources, before, after, strict=True):
-                if now != state:
-                    source.write(state)
+            try:
+                after = states(sources)
+                if after != (self._own or before):
+                    self._own = after
+            finally:
+                write_back(sources, before)
