@@ -23,6 +23,7 @@ from hvp_engine.problem import batches
 from hvp_engine.problem.attention_switches import math_attention
 from hvp_engine.problem.checks import check_ingredients, refuse_unusable
 from hvp_engine.problem.looking import needs_gradients
+from hvp_engine.problem.model_state import turn
 from hvp_engine.problem.precision import Precision, check_precision, forward_mode, product_mode, working_dtype
 from hvp_engine.problem.randomness import UndisturbedData
 from hvp_engine.problem.reading import read, refuse_exhausted
@@ -85,12 +86,13 @@ class Objective:
         self.precision = precision
         self.loss = loss
         self.dtype = working_dtype(precision)
-        self.model = working_copy(model, self.dtype)
+        with turn(model):
+            self.model = working_copy(model, self.dtype)
+            self.watch = ModelWatch(model, self.model, self.dtype)
         self._cast = self.model is not model
         first = next(iter(model.parameters()), None)
         self.device = first.device if first is not None else torch.device("cpu")
         self.data = None if data is None else UndisturbedData(data)
-        self.watch = ModelWatch(model, self.model, self.dtype)
         self.held_data = HeldData()
         self._steady = SteadyLoss(model, self.model, loss, precision)
         self.fused = twice_differentiable()
@@ -131,7 +133,9 @@ class Objective:
             self._verify(number, batch)
             count += 1
             moved = batches.moved(batch, self.device, dtype)
-            if self.data.kept and any(a is not b for a, b in zip(batches.tensors(batch), batches.tensors(moved), strict=True)):
+            if self.data.kept and any(
+                a is not b for a, b in zip(batches.tensors(batch), batches.tensors(moved), strict=True)
+            ):
                 self.held_data.hold_source(number, batch)
             yield number, moved
         if count == 0:

@@ -5,13 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from hvp_engine.errors import ConfigurationError, NonDeterministicError
 from hvp_engine.kernels.fingerprint import fingerprint
 from hvp_engine.problem import batches
+from hvp_engine.problem.model_state import turn
 from hvp_engine.problem.state_walk import StateWalk
+from hvp_engine.problem.tree import leaves
 from hvp_engine.problem.working_copy import copy_again, refresh
 from hvp_engine.system.formatting import first_names
 from hvp_engine.system.torch_private import write_count
@@ -36,6 +39,7 @@ class ModelWatch:
             dtype: What its tensors have.
         """
         self._model, self._copied, self._dtype = model, copied, dtype
+        self._turn = turn(model)
         self.stale = False
         self._looks = 0
         self._forms = _forms(model)
@@ -60,6 +64,10 @@ class ModelWatch:
         Raises:
             ConfigurationError: The parameters are of other names, shapes or kinds, or the converted copy cannot follow.
         """
+        with self._turn:
+            return self._look()
+
+    def _look(self) -> list[str]:
         first, whole = not self._looks, self._looks % _EVERY == 0
         moved = not self._walk.current
         if moved:
@@ -129,12 +137,13 @@ class HeldData:
     """The data that kept graphs refer to; a graph gives wrong products once somebody writes there."""
 
     def __init__(self) -> None:
-        self._held: dict[tuple[int, int], tuple[list[Tensor], list[int]]] = {}
+        self._held: dict[tuple[int, int], tuple[list[Tensor | np.ndarray], list[int]]] = {}
 
     def hold(self, key: tuple[int, int], batch: Any) -> None:
         """Remember a micro-batch, and what is in it now."""
-        tensors = [tensor for tensor in batches.tensors(batch) if not tensor.is_meta]
-        self._held[key] = tensors, _contents(tensors)
+        held: list[Tensor | np.ndarray] = [tensor for tensor in batches.tensors(batch) if not tensor.is_meta]
+        held += [leaf for _, leaf in leaves(batch) if isinstance(leaf, np.ndarray) and not leaf.dtype.hasobject]
+        self._held[key] = held, _contents(held)
 
     def hold_source(self, number: int, batch: Any) -> None:
         """Remember a batch of the caller's, of which micro-batches are converted copies."""
@@ -154,13 +163,13 @@ class HeldData:
         if changed:
             number, start = changed[0]
             raise NonDeterministicError(
-                f"Batch {number} was overwritten while it was in use (from sample {max(start, 0)} on). The Hessian of a "
-                "changing loss is not defined: pass a copy of the data, or do not write to it during the job."
+                f"Batch {number} was overwritten while it was in use (from sample {max(start, 0)} on). The Hessian "
+                "of a changing loss is not defined: pass a copy of the data, or do not write to it during the job."
             )
 
 
-def _contents(tensors: Iterable[Tensor]) -> list[int]:
-    return [fingerprint(tensor) for tensor in tensors]
+def _contents(held: Iterable[Tensor | np.ndarray]) -> list[int]:
+    return [fingerprint(item) if isinstance(item, Tensor) else hash(item.tobytes()) for item in held]
 
 
 def changed_during_job(names: list[str]) -> NonDeterministicError:
