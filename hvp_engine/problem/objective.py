@@ -28,6 +28,7 @@ from hvp_engine.problem.precision import Precision, check_precision, forward_mod
 from hvp_engine.problem.randomness import UndisturbedData
 from hvp_engine.problem.reading import read, refuse_exhausted
 from hvp_engine.problem.steady import Key, SteadyLoss
+from hvp_engine.problem.tree import leaves
 from hvp_engine.problem.watch import HeldData, ModelWatch
 from hvp_engine.problem.weighing import as_total
 from hvp_engine.problem.working_copy import working_copy
