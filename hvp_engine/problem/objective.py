@@ -134,9 +134,7 @@ class Objective:
             self._verify(number, batch)
             count += 1
             moved = batches.moved(batch, self.device, dtype)
-            if self.data.kept and any(
-                a is not b for a, b in zip(batches.tensors(batch), batches.tensors(moved), strict=True)
-            ):
+            if self.data.kept and any(a is not b for (_, a), (_, b) in zip(leaves(batch), leaves(moved), strict=True)):
                 self.held_data.hold_source(number, batch)
             yield number, moved
         if count == 0:
