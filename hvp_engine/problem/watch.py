@@ -13,11 +13,12 @@ from hvp_engine.errors import ConfigurationError, NonDeterministicError
 from hvp_engine.kernels.fingerprint import fingerprint
 from hvp_engine.problem import batches
 from hvp_engine.problem.model_state import turn
+from hvp_engine.problem.obstacles import refuse_obstacles
 from hvp_engine.problem.state_walk import StateWalk
 from hvp_engine.problem.tree import leaves
 from hvp_engine.problem.working_copy import copy_again, refresh
 from hvp_engine.system.formatting import first_names
-from hvp_engine.system.torch_private import write_count
+from hvp_engine.system.torch_private import hooks_of_tensor, write_count
 
 _EVERY = 8  # looks: a GPU's content is read once in so many, since the host waits for it
 
@@ -45,7 +46,7 @@ class ModelWatch:
         self._forms = _forms(model)
         self._walk = StateWalk(model)
         self._names, self._tensors = _watched(model, self._walk)
-        self._writes: list[tuple[int, bool]] = []
+        self._writes: list[tuple[int, bool, bool]] = []
         self._contents: dict[str, int] = {}
         self._modes: dict[str, bool] = {}
         if copied is not model:
@@ -62,7 +63,8 @@ class ModelWatch:
         copy has the same content and attributes afterwards.
 
         Raises:
-            ConfigurationError: The parameters are of other names, shapes or kinds, or the converted copy cannot follow.
+            ConfigurationError: The parameters are of other names, shapes or kinds, have hooks on their gradients, or
+                the converted copy cannot follow.
         """
         with self._turn:
             return self._look()
@@ -83,6 +85,7 @@ class ModelWatch:
         changed = [] if first else _differing(self._contents, contents) + _differing(self._modes, modes)
         if written or changed:
             self._refuse_other_forms()
+            refuse_obstacles(self._model)
         self.stale = not first and bool(written or changed)
         if self.stale and self._copied is not self._model:
             known = dict(self._model.named_buffers()) | self._forms
@@ -120,9 +123,9 @@ def _watched(model: nn.Module, walk: StateWalk) -> tuple[list[str], list[Tensor]
     return list(kept), list(kept.values())
 
 
-def _writes(tensors: list[Tensor]) -> list[tuple[int, bool]]:
-    """Say how often tensors were written to, and whether they are differentiated."""
-    return [(write_count(tensor), tensor.requires_grad) for tensor in tensors]
+def _writes(tensors: list[Tensor]) -> list[tuple[int, bool, bool]]:
+    """Say how often tensors were written to, whether they are differentiated, and whether hooks change that."""
+    return [(write_count(tensor), tensor.requires_grad, bool(hooks_of_tensor(tensor))) for tensor in tensors]
 
 
 def _forms(model: nn.Module) -> dict[str, tuple[torch.Size, torch.device, torch.dtype]]:

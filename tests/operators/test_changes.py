@@ -132,6 +132,19 @@ def test_a_frozen_block_is_refused_and_both_fixes_work(precision: Any) -> None:
     torch.testing.assert_close(operator.matmat(VECTORS)["full"], known)
 
 
+@pytest.mark.parametrize("precision", ["fp32", "fp64"])
+def test_hooks_on_gradients_are_refused_when_they_come_later_too(precision: Any) -> None:
+    model = Scaled()
+    operator = he.HessianOperator(model, mean_loss, data=batches(), precision=precision)
+    known = operator.matmat(VECTORS)["full"]
+    handle = model.first.weight.register_hook(lambda gradient: gradient * 2)
+    for _ in range(2):
+        with pytest.raises(ConfigurationError, match=r"Gradient hooks are registered on first\.weight"):
+            operator.matmat(VECTORS)
+    handle.remove()
+    torch.testing.assert_close(operator.matmat(VECTORS)["full"], known)
+
+
 def test_activations_that_a_forward_pass_left_in_the_model_do_not_keep_it_from_being_copied() -> None:
     class Remembering(Scaled):
         def forward(self, x: Tensor) -> Tensor:
