@@ -95,9 +95,9 @@ def doctor(
             "pass data=... by name."
         )
     check_loss(loss, takes_batch=data is not None)
-    partition = resolve(model, blocks)
-    report = Diagnosis(examine_model(model, partition), block_count=len(partition.blocks))
     with _examining, turn(model), ExitStack() as stack, warnings.catch_warnings():
+        partition = resolve(model, blocks)
+        report = Diagnosis(examine_model(model, partition), block_count=len(partition.blocks))
         warnings.simplefilter("ignore")  # what PyTorch warns of here is reported in other words, or harmless
         stack.enter_context(eval_and_eager(model))
         stack.enter_context(without_reentrancy())
