@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
@@ -32,6 +33,7 @@ from hvp_engine.operators.gradient_graph import GradientGraph
 from hvp_engine.problem import batches
 from hvp_engine.problem.checks import check_module
 from hvp_engine.problem.loss_signature import check_loss
+from hvp_engine.problem.model_state import turn
 from hvp_engine.problem.objective import Loss, Objective
 from hvp_engine.problem.obstacles import obstacles
 from hvp_engine.problem.precision import Precision, check_precision
@@ -95,9 +97,9 @@ def doctor(
             "pass data=... by name."
         )
     check_loss(loss, takes_batch=data is not None)
-    partition = resolve(model, blocks)
-    report = Diagnosis(examine_model(model, partition), block_count=len(partition.blocks))
-    with ExitStack() as stack, warnings.catch_warnings():
+    with _examining, turn(model), ExitStack() as stack, warnings.catch_warnings():
+        partition = resolve(model, blocks)
+        report = Diagnosis(examine_model(model, partition), block_count=len(partition.blocks))
         warnings.simplefilter("ignore")  # what PyTorch warns of here is reported in other words, or harmless
         stack.enter_context(eval_and_eager(model))
         stack.enter_context(without_reentrancy())
@@ -108,6 +110,10 @@ def doctor(
     report.findings.sort(key=lambda finding: SEVERITIES.index(finding.severity))
     report.seconds = time.monotonic() - started
     return report
+
+
+# Warning filters, anomaly mode and the switch of checkpointing are the process's: two examinations wait for each other.
+_examining = threading.RLock()
 
 
 class _Examination:

@@ -6,10 +6,12 @@ import functools
 import hashlib
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from hvp_engine.kernels import loader
 from hvp_engine.system.layouts import dense_parts, kind_of
 
+_PLAIN = frozenset((Tensor, nn.Parameter, nn.Buffer))  # subclasses may keep their content elsewhere
 _CHUNK = 1 << 15  # words: products of a chunk stay in the processor's cache
 _WORD = 4
 _FEW = 1 << 13  # bytes: PyTorch's calls would take longer than to digest them
@@ -29,6 +31,10 @@ def fingerprint(tensor: Tensor) -> int:
     """
     if kind_of(tensor) is not None:
         return _combined([fingerprint(part) for part in dense_parts(tensor.detach())])
+    if loader.missing_reason is None and type(tensor) in _PLAIN and tensor.is_cpu:
+        if not tensor.is_contiguous() or tensor.is_neg() or tensor.is_conj():
+            tensor = tensor.detach().resolve_conj().resolve_neg().contiguous()
+        return loader.native.fingerprint(tensor.data_ptr(), tensor.nbytes)
     if tensor.nbytes <= _FEW and tensor.device.type == "cpu" and not tensor.is_complex():
         flat = tensor.detach().resolve_neg().contiguous().reshape(-1).view(torch.uint8)
         return int.from_bytes(hashlib.blake2b(flat.numpy().data, digest_size=8).digest(), "little")

@@ -195,13 +195,22 @@ class DerivativeCheck:
 
     @contextlib.contextmanager
     def _restored(self, names: Iterable[str]) -> Iterator[dict[str, Tensor]]:
-        """Yield copies of some parameters, and write them back at the end."""
-        saved = {name: self._parameters[name].detach().clone() for name in names}
+        """Let some parameters be written to: clones stand in for their content, which is yielded, until the end."""
+        saved = {name: self._parameters[name].data for name in names}
         try:
+            for name, origin in saved.items():
+                self._parameters[name].data = origin.clone()
             yield saved
         finally:
-            for name, origin in saved.items():
-                self._parameters[name].data.copy_(origin)
+            try:
+                self._put_back(saved)
+            except BaseException:  # Ctrl-C: from the beginning
+                self._put_back(saved)
+                raise
+
+    def _put_back(self, saved: dict[str, Tensor]) -> None:
+        for name, origin in saved.items():
+            self._parameters[name].data = origin
 
     def _difference(
         self, graph: GradientGraph, block: ResolvedBlock, direction: Tensor, product: Tensor, floor: float

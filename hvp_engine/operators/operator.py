@@ -22,6 +22,7 @@ from hvp_engine.operators.inspection import GraphInspection
 from hvp_engine.operators.verification import verify
 from hvp_engine.ops.head.dropping import check_tolerance
 from hvp_engine.problem import batches
+from hvp_engine.problem.model_state import turn
 from hvp_engine.problem.objective import Loss, MicroBatch, Objective
 from hvp_engine.problem.precision import Precision
 from hvp_engine.problem.watch import changed_during_job
@@ -86,9 +87,10 @@ class CurvatureOperator(ABC):
         """
         microbatch = checked_microbatch(microbatch)
         check_memory(memory)
-        self.objective = Objective(model, loss, data, precision)
-        self.partition = resolve(self.objective.model, blocks)
-        self._parameters = {name: self.objective.parameters[name] for name in self.partition.parameters}
+        with turn(model):
+            self.objective = Objective(model, loss, data, precision)
+            self.partition = resolve(self.objective.model, blocks)
+            self._parameters = {name: self.objective.parameters[name] for name in self.partition.parameters}
         self._steady = False
         self._stream_bytes = 0  # vectors that the caller keeps beside the graphs, at least
         budget = free_budget(self.objective.device) if memory is None else memory
@@ -316,9 +318,16 @@ class CurvatureOperator(ABC):
             return
         self.release()
         self._inspection.forget_micros()
-        self.objective.forget()
         self._parameters = {name: self.objective.parameters[name] for name in self.partition.parameters}
-        if changed and self._steady:
+        frozen = [name for name, parameter in self._parameters.items() if not parameter.requires_grad]
+        if frozen:
+            raise ConfigurationError(
+                f"Parameters of the blocks no longer require gradients: {first_names(frozen)}. Set requires_grad=True "
+                "on them, or make a new operator, whose blocks leave them out."
+            )
+        if not self._steady:
+            self.objective.forget()
+        elif changed:
             raise changed_during_job(changed)
 
     def _refuse_nonfinite(self, products: Mapping[str, Tensor]) -> None:

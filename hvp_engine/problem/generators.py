@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import random
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -250,3 +250,18 @@ def source_of(value: object) -> Source | None:
 def states(sources: Iterable[Source]) -> list[Any]:
     """Read several generators."""
     return [source.read() for source in sources]
+
+
+def write_back(sources: Sequence[Source], before: Sequence[Any]) -> None:
+    """Put several states back where they differ; an interrupt on the way leaves none behind."""
+    try:
+        _write_differing(sources, before)
+    except BaseException:  # Ctrl-C: from the beginning
+        _write_differing(sources, before)
+        raise
+
+
+def _write_differing(sources: Sequence[Source], before: Sequence[Any]) -> None:
+    for source, state in zip(sources, before, strict=True):
+        if source.read() != state:
+            source.write(state)

@@ -14,6 +14,7 @@ import contextlib
 import threading
 import weakref
 from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager
 
 import torch
 from torch import Tensor, nn
@@ -28,6 +29,14 @@ _LARGE = 1 << 26  # bytes cloned of any model; beyond that, a quarter of what th
 _active = threading.local()  # .states: what this thread holds, the innermost last
 _lock = threading.Lock()
 _locks: weakref.WeakKeyDictionary[nn.Module, threading.RLock] = weakref.WeakKeyDictionary()
+
+
+def turn(model: nn.Module) -> AbstractContextManager[object]:
+    """Return the lock of all who evaluate a model or look at it: meanwhile another thread would see clones in it."""
+    if not isinstance(model, nn.Module):  # to be refused
+        return contextlib.nullcontext()
+    with _lock:
+        return _locks.setdefault(model, threading.RLock())
 
 
 def renew_active() -> None:
@@ -49,8 +58,7 @@ class ModelState:
         self._depth = 0
         self._walk: StateWalk | None = None
         self._clones: _Clones | None = None
-        with _lock:
-            self._turn = _locks.setdefault(model, threading.RLock())
+        self._turn = turn(model)
 
     @contextlib.contextmanager
     def held(self) -> Iterator[None]:
@@ -72,7 +80,6 @@ class ModelState:
                 clones.put_in()
                 yield
             finally:
-                _active.states = tuple(state for state in getattr(_active, "states", ()) if state is not self)
                 try:
                     clones.put_back()
                 except BaseException:  # Ctrl-C: from the beginning
@@ -80,6 +87,7 @@ class ModelState:
                     raise
                 finally:
                     self._depth, self._clones = 0, None
+                    _active.states = tuple(state for state in getattr(_active, "states", ()) if state is not self)
 
     @contextlib.contextmanager
     def evaluation(self) -> Iterator[None]:

@@ -23,10 +23,12 @@ from hvp_engine.problem import batches
 from hvp_engine.problem.attention_switches import math_attention
 from hvp_engine.problem.checks import check_ingredients, refuse_unusable
 from hvp_engine.problem.looking import needs_gradients
+from hvp_engine.problem.model_state import turn
 from hvp_engine.problem.precision import Precision, check_precision, forward_mode, product_mode, working_dtype
 from hvp_engine.problem.randomness import UndisturbedData
 from hvp_engine.problem.reading import read, refuse_exhausted
 from hvp_engine.problem.steady import Key, SteadyLoss
+from hvp_engine.problem.tree import leaves
 from hvp_engine.problem.watch import HeldData, ModelWatch
 from hvp_engine.problem.weighing import as_total
 from hvp_engine.problem.working_copy import working_copy
@@ -86,12 +88,13 @@ class Objective:
         self.precision = precision
         self.loss = loss
         self.dtype = working_dtype(precision)
-        self.model = working_copy(model, self.dtype)
+        with turn(model):
+            self.model = working_copy(model, self.dtype)
+            self.watch = ModelWatch(model, self.model, self.dtype)
         self._cast = self.model is not model
         first = next(iter(model.parameters()), None)
         self.device = first.device if first is not None else torch.device("cpu")
         self.data = None if data is None else UndisturbedData(data)
-        self.watch = ModelWatch(model, self.model)
         self.held_data = HeldData()
         self._steady = SteadyLoss(model, self.model, loss, precision)
         self.fused = twice_differentiable()
@@ -131,7 +134,10 @@ class Objective:
         for number, batch in enumerate(self.data if self._complete else read(self.data)):
             self._verify(number, batch)
             count += 1
-            yield number, batches.moved(batch, self.device, dtype)
+            moved = batches.moved(batch, self.device, dtype)
+            if self.data.kept and any(a is not b for (_, a), (_, b) in zip(leaves(batch), leaves(moved), strict=True)):
+                self.held_data.hold_source(number, batch)
+            yield number, moved
         if count == 0:
             raise (
                 refuse_exhausted(len(self._digests))

@@ -19,7 +19,7 @@ from typing import Any
 from torch import nn
 
 from hvp_engine.errors import HvpEngineError, ObjectiveError
-from hvp_engine.problem.generators import HIGH, LOW, Source, shared_sources, source_of, states
+from hvp_engine.problem.generators import HIGH, LOW, Source, shared_sources, source_of, states, write_back
 from hvp_engine.system.formatting import raised
 from hvp_engine.system.memory import is_out_of_memory
 
@@ -94,8 +94,7 @@ class RandomnessWatch:
 
     def put_back(self) -> None:
         """Give the generators the states that they had."""
-        for number in self.changed():
-            self._sources[number].write(self._known[number])
+        write_back(self._sources, self._known)
 
     def snapshot(self) -> list[Any]:
         """Return all states."""
@@ -103,9 +102,8 @@ class RandomnessWatch:
 
     def restore(self, before: list[Any]) -> None:
         """Put all states back, and take them as known."""
-        for source, state in zip(self._sources, before, strict=True):
-            source.write(state)
         self._known = before
+        write_back(self._sources, before)
 
     def matters(self, drawn: list[int], value: float, again: Callable[[], float], *, training: bool) -> bool:
         """Say whether the numbers drawn decide a loss's value; the states are what they were afterwards.
@@ -168,8 +166,7 @@ def fixed_numbers() -> Iterator[None]:
             source.seed(0)
         yield
     finally:
-        for source, state in zip(sources, before, strict=True):
-            source.write(state)
+        write_back(sources, before)
 
 
 @contextlib.contextmanager
@@ -195,6 +192,11 @@ class UndisturbedData:
         self._data = data
         self._own: list[Any] | None = None
 
+    @property
+    def kept(self) -> bool:
+        """Whether every pass yields the very same objects."""
+        return type(self._data) in (list, tuple)
+
     def __len__(self) -> int:
         """Return how many batches the data says that it has."""
         return len(self._data)  # type: ignore[arg-type]
@@ -205,7 +207,7 @@ class UndisturbedData:
         Raises:
             ObjectiveError: The data fails.
         """
-        if type(self._data) in (list, tuple):
+        if self.kept:
             yield from self._data
             return
         end = object()
@@ -228,9 +230,9 @@ class UndisturbedData:
                     source.write(state)
             yield
         finally:
-            after = states(sources)
-            if after != (self._own or before):
-                self._own = after
-            for source, state, now in zip(sources, before, after, strict=True):
-                if now != state:
-                    source.write(state)
+            try:
+                after = states(sources)
+                if after != (self._own or before):
+                    self._own = after
+            finally:
+                write_back(sources, before)

@@ -70,6 +70,7 @@ class StateWalk:
         names: Their names.
         slots: Where each tensor is: (container, key).
         parameters: The parameters.
+        graphed: Tensors among the attributes that require gradients, by name.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -82,6 +83,7 @@ class StateWalk:
         self.names: dict[int, str] = {}
         self.slots: dict[int, list[tuple[Any, Any]]] = {}
         self.parameters = list(model.parameters())
+        self.graphed: dict[str, Tensor] = {}
         self._seen: set[int] = set()
         self._visit_modules(model, "")
 
@@ -144,7 +146,9 @@ class StateWalk:
     def _visit(self, container: Any, place: Any, value: Any, name: str, depth: int) -> None:
         """Take what is at one place."""
         if isinstance(value, Tensor):
-            if not isinstance(value, nn.Parameter) and not value.requires_grad:
+            if value.requires_grad and not isinstance(value, nn.Parameter):
+                self.graphed[name] = value
+            elif not isinstance(value, nn.Parameter):
                 self.tensors[id(value)] = value
                 self.names[id(value)] = name
                 self.slots.setdefault(id(value), []).append((container, place))

@@ -66,6 +66,8 @@ class SteadyLoss:
     def forget(self) -> None:
         """Expect other totals from here on: the model changed."""
         self._totals.clear()
+        self._guard = None
+        self._attached = self._source is self._model
 
     def __call__(self, evaluate: Evaluation, key: Key | None) -> tuple[Tensor, float]:
         """Evaluate; call inside :meth:`held`.
@@ -82,6 +84,13 @@ class SteadyLoss:
         if not self._begun:
             self._randomness.begin()
             self._begun = True
+        try:
+            return self._checked(evaluate, key)
+        except BaseException:
+            self._randomness.put_back()
+            raise
+
+    def _checked(self, evaluate: Evaluation, key: Key | None) -> tuple[Tensor, float]:
         versions = self._versions()
         total, weight = self._once(evaluate)
         value = float(total.detach())
@@ -107,9 +116,13 @@ class SteadyLoss:
             return
         parameters = [p for p in self._model.parameters() if p.requires_grad]
         self._randomness.begin()
-        plain = torch.autograd.grad(self._once(evaluate)[0], parameters, allow_unused=True)
-        with self._state.with_hooks():
-            hooked = torch.autograd.grad(evaluate()[0], parameters, allow_unused=True)
+        try:
+            plain = torch.autograd.grad(self._once(evaluate)[0], parameters, allow_unused=True)
+            self._randomness.put_back()
+            with self._state.with_hooks():
+                hooked = torch.autograd.grad(evaluate()[0], parameters, allow_unused=True)
+        finally:
+            self._randomness.put_back()
         for one, other in zip(plain, hooked, strict=True):
             if (one is None) is not (other is None) or (
                 one is not None and other is not None and not torch.allclose(one, other, rtol=1e-4, atol=1e-30)
@@ -124,20 +137,16 @@ class SteadyLoss:
         return [write_count(p) for p in self._state.parameters]
 
     def _once(self, evaluate: Evaluation) -> tuple[Tensor, float]:
-        try:
-            with self._state.evaluation():
-                if not self._guarded:
-                    return evaluate()
-                if self._guard is None:
-                    self._guard = ForwardGuard(self._model, self._device, plain=self._precision != "bf16")
-                with self._guard:
-                    found = evaluate()
-                self._guard.refuse_foreign_writes()
-                self._guarded = self._guard.autocast
-                return found
-        except BaseException:
-            self._randomness.put_back()
-            raise
+        with self._state.evaluation():
+            if not self._guarded:
+                return evaluate()
+            if self._guard is None:
+                self._guard = ForwardGuard(self._model, self._device, plain=self._precision != "bf16")
+            with self._guard:
+                found = evaluate()
+            self._guard.refuse_foreign_writes()
+            self._guarded = self._guard.autocast
+            return found
 
     def _refuse_randomness(self, evaluate: Evaluation, value: float) -> None:
         drawn = self._randomness.changed()

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
+import numpy as np
+import torch
 from torch import Tensor, nn
 
-from hvp_engine.errors import NonDeterministicError
+from hvp_engine.errors import ConfigurationError, NonDeterministicError
 from hvp_engine.kernels.fingerprint import fingerprint
 from hvp_engine.problem import batches
-from hvp_engine.problem.working_copy import refresh, settings
+from hvp_engine.problem.model_state import turn
+from hvp_engine.problem.obstacles import refuse_obstacles
+from hvp_engine.problem.state_walk import StateWalk
+from hvp_engine.problem.tree import leaves
+from hvp_engine.problem.working_copy import copy_again, refresh
 from hvp_engine.system.formatting import first_names
-from hvp_engine.system.torch_private import write_count
+from hvp_engine.system.torch_private import hooks_of_tensor, write_count
 
 _EVERY = 8  # looks: a GPU's content is read once in so many, since the host waits for it
 
@@ -22,83 +28,129 @@ class ModelWatch:
 
     Attributes:
         stale: Whether the last look found graphs made before it to be of no use: also after a write that changed
-            nothing, since autograd counts writes, and after a change of a plain attribute.
+            nothing, since autograd counts writes, and after a change of an attribute, a hook or a module.
     """
 
-    def __init__(self, model: nn.Module, copied: nn.Module) -> None:
+    def __init__(self, model: nn.Module, copied: nn.Module, dtype: torch.dtype) -> None:
         """Watch a model.
 
         Args:
             model: The caller's model.
             copied: What is differentiated: the model itself, or a copy in another dtype, made just now.
+            dtype: What its tensors have.
         """
-        self._model, self._copied = model, copied
+        self._model, self._copied, self._dtype = model, copied, dtype
+        self._turn = turn(model)
         self.stale = False
         self._looks = 0
-        self._places: dict[str, tuple[int, int]] = {}
+        self._forms = _forms(model)
+        self._walk = StateWalk(model)
+        self._names, self._tensors = _watched(model, self._walk)
+        self._writes: list[tuple[int, bool, bool]] = []
         self._contents: dict[str, int] = {}
-        self._settings: dict[str, Any] = {}
+        self._modes: dict[str, bool] = {}
         if copied is not model:
             self.look()
 
     def touched(self) -> bool:
         """Say whether anything was written to as PyTorch counts it, which takes no reading."""
-        return bool(self._looks) and _places(_tensors(self._model)) != self._places
+        return bool(self._looks) and _writes(self._tensors) != self._writes
 
     def look(self) -> list[str]:
-        """Return the names of parameters and buffers that changed since the last look, and of modules whose mode did.
+        """Return the names of tensors that changed since the last look, and of modules whose mode did.
 
-        The first look finds nothing. A converted copy has the same content and plain attributes afterwards.
+        Watched are parameters, buffers, and tensors among the attributes. The first look finds nothing. A converted
+        copy has the same content and attributes afterwards.
 
         Raises:
-            ConfigurationError: The converted copy cannot follow.
+            ConfigurationError: The parameters are of other names, shapes or kinds, have hooks on their gradients, or
+                the converted copy cannot follow.
         """
+        with self._turn:
+            return self._look()
+
+    def _look(self) -> list[str]:
         first, whole = not self._looks, self._looks % _EVERY == 0
-        tensors, plain = _tensors(self._model), _settings(self._model)
-        places = _places(tensors)
-        self._looks += 1
+        moved = not self._walk.current
+        if moved:
+            self._walk = StateWalk(self._model)
+            self._names, self._tensors = _watched(self._model, self._walk)
+        writes = _writes(self._tensors)
+        written = moved or writes != self._writes
         contents = {
-            name: fingerprint(tensor)
-            if whole or tensor.device.type == "cpu" or places[name] != self._places.get(name)
-            else self._contents[name]
-            for name, tensor in tensors.items()
+            name: fingerprint(tensor) if whole or written or tensor.is_cpu else self._contents[name]
+            for name, tensor in zip(self._names, self._tensors, strict=True)
         }
-        changed = [name for name in {**self._contents, **contents} if self._contents.get(name) != contents.get(name)]
-        attributes = [name for name in plain if name not in self._settings or self._settings[name] != plain[name]]
-        self.stale = not first and bool(changed or attributes or places != self._places)
-        self._places, self._contents, self._settings = places, contents, plain
-        if first:
-            return []
-        if (changed or attributes) and self._copied is not self._model:
-            refresh(self._copied, self._model)
-        return changed + [name for name in attributes if name.rpartition(".")[2] == "training"]
+        modes = {f"{n}.training": m.training for n, m in self._model.named_modules()} if moved or first else self._modes
+        changed = [] if first else _differing(self._contents, contents) + _differing(self._modes, modes)
+        if written or changed:
+            self._refuse_other_forms()
+            refuse_obstacles(self._model)
+        self.stale = not first and bool(written or changed)
+        if self.stale and self._copied is not self._model:
+            known = dict(self._model.named_buffers()) | self._forms
+            if moved or any(name not in known for name in changed):
+                copy_again(self._copied, self._model, self._dtype)
+            else:
+                refresh(self._copied, self._model)
+        self._looks += 1
+        self._writes, self._contents, self._modes = writes, contents, modes
+        return changed
+
+    def _refuse_other_forms(self) -> None:
+        """Refuse a model that no longer has the parameters for which the blocks were made."""
+        forms = _forms(self._model)
+        odd = [
+            name
+            for name, (shape, device, dtype) in self._forms.items()
+            if name not in forms
+            or forms[name][:2] != (shape, device)
+            or (self._copied is self._model and forms[name][2] != dtype)
+        ]
+        if odd:
+            raise ConfigurationError(
+                f"The model has other parameters than when the operator was made ({first_names(odd)} differ in name, "
+                "shape, dtype or device); make a new operator."
+            )
 
 
-def _tensors(model: nn.Module) -> dict[str, Tensor]:
-    named = (*model.named_parameters(), *model.named_buffers())
-    return {name: tensor for name, tensor in named if not tensor.is_meta}
+def _watched(model: nn.Module, walk: StateWalk) -> tuple[list[str], list[Tensor]]:
+    """Return the tensors that decide a model's function, and their names."""
+    attributes = {walk.names[key]: tensor for key, tensor in walk.tensors.items()}
+    leaves = {name: tensor for name, tensor in walk.graphed.items() if tensor.is_leaf}
+    named = {**dict(model.named_parameters()), **attributes, **leaves}
+    kept = {name: tensor for name, tensor in named.items() if not tensor.is_meta}
+    return list(kept), list(kept.values())
 
 
-def _places(tensors: dict[str, Tensor]) -> dict[str, tuple[int, int]]:
-    """Say which object a tensor is, and how often it was written to."""
-    return {name: (id(tensor), write_count(tensor)) for name, tensor in tensors.items()}
+def _writes(tensors: list[Tensor]) -> list[tuple[int, bool, bool]]:
+    """Say how often tensors were written to, whether they are differentiated, and whether hooks change that."""
+    return [(write_count(tensor), tensor.requires_grad, bool(hooks_of_tensor(tensor))) for tensor in tensors]
 
 
-def _settings(model: nn.Module) -> dict[str, Any]:
-    """Return the plain attributes of all modules by name."""
-    return {f"{name}.{key}": value for name, module in model.named_modules() for key, value in settings(module).items()}
+def _forms(model: nn.Module) -> dict[str, tuple[torch.Size, torch.device, torch.dtype]]:
+    return {name: (p.shape, p.device, p.dtype) for name, p in model.named_parameters()}
+
+
+def _differing(before: Mapping[str, object], now: Mapping[str, object]) -> list[str]:
+    return [name for name in {**before, **now} if before.get(name) != now.get(name)]
 
 
 class HeldData:
     """The data that kept graphs refer to; a graph gives wrong products once somebody writes there."""
 
     def __init__(self) -> None:
-        self._held: dict[tuple[int, int], tuple[list[Tensor], list[int]]] = {}
+        self._held: dict[tuple[int, int], tuple[list[Tensor | np.ndarray], list[int]]] = {}
 
     def hold(self, key: tuple[int, int], batch: Any) -> None:
         """Remember a micro-batch, and what is in it now."""
-        tensors = [tensor for tensor in batches.tensors(batch) if not tensor.is_meta]
-        self._held[key] = tensors, _contents(tensors)
+        held: list[Tensor | np.ndarray] = [tensor for tensor in batches.tensors(batch) if not tensor.is_meta]
+        held += [leaf for _, leaf in leaves(batch) if isinstance(leaf, np.ndarray) and not leaf.dtype.hasobject]
+        self._held[key] = held, _contents(held)
+
+    def hold_source(self, number: int, batch: Any) -> None:
+        """Remember a batch of the caller's, of which micro-batches are converted copies."""
+        self.hold((number, -1), batch)
 
     def release(self) -> None:
         """Forget all micro-batches."""
@@ -114,13 +166,13 @@ class HeldData:
         if changed:
             number, start = changed[0]
             raise NonDeterministicError(
-                f"Batch {number} was overwritten while it was in use (from sample {start} on). The Hessian of a "
-                "changing loss is not defined: pass a copy of the data, or do not write to it during the job."
+                f"Batch {number} was overwritten while it was in use (from sample {max(start, 0)} on). The Hessian "
+                "of a changing loss is not defined: pass a copy of the data, or do not write to it during the job."
             )
 
 
-def _contents(tensors: Iterable[Tensor]) -> list[int]:
-    return [fingerprint(tensor) for tensor in tensors]
+def _contents(held: Iterable[Tensor | np.ndarray]) -> list[int]:
+    return [fingerprint(item) if isinstance(item, Tensor) else hash(item.tobytes()) for item in held]
 
 
 def changed_during_job(names: list[str]) -> NonDeterministicError:

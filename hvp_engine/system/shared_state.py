@@ -25,7 +25,7 @@ class SharedState(Generic[StateT]):
         self._change = change
         self._restore = restore
         self._lock = threading.RLock()  # the garbage collector may end a context while the thread begins another
-        self._inside: set[Hold[StateT]] = set()
+        self._inside: set[int] = set()  # by number, so that a lost one can go
         self._before: list[StateT] = []
 
     def held(self) -> Hold[StateT]:
@@ -37,12 +37,12 @@ class SharedState(Generic[StateT]):
         with self._lock:
             if not self._before:
                 self._before.append(self._change())
-            self._inside.add(hold)
+            self._inside.add(id(hold))
 
     def leave(self, hold: Hold[StateT]) -> None:
         """Take one out, wherever an interrupt may have stopped it, and restore the state if nobody is inside."""
         with self._lock:
-            self._inside.discard(hold)
+            self._inside.discard(id(hold))
             if self._before and not self._inside:
                 try:
                     self._restore(self._before[-1])
@@ -70,4 +70,8 @@ class Hold(Generic[StateT]):
 
     def __exit__(self, *_: object) -> None:
         """Leave."""
+        self._state.leave(self)
+
+    def __del__(self) -> None:
+        """Leave, where an interrupt came just before that."""
         self._state.leave(self)

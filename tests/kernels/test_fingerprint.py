@@ -5,9 +5,17 @@ from __future__ import annotations
 import pytest
 import torch
 
+from hvp_engine.kernels import loader
 from hvp_engine.kernels.fingerprint import fingerprint
 
 SIZES = (0, 1, 3, 7, 1000, 9001, 70_001)
+
+
+@pytest.fixture(params=["native", "torch"], autouse=True)
+def with_and_without_the_extension(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make fingerprints both ways."""
+    if request.param == "torch":
+        monkeypatch.setattr(loader, "missing_reason", "left out by the test")
 
 
 @pytest.mark.parametrize(

@@ -27,10 +27,12 @@ class Scaled(nn.Module):
         super().__init__()
         torch.manual_seed(0)
         self.first, self.last, self.factor = nn.Linear(4, 5), nn.Linear(5, 3), 1.0
+        self.act, self.gains = nn.Tanh(), [torch.ones(()), torch.ones((), requires_grad=True)]
         self.register_buffer("scale", torch.ones(()))
 
     def forward(self, x: Tensor) -> Tensor:
-        found: Tensor = self.last(F.dropout(torch.tanh(self.first(x)), 0.0, self.training)) * self.scale * self.factor
+        hidden = F.dropout(self.act(self.first(x)), 0.0, self.training)
+        found: Tensor = self.last(hidden) * self.scale * self.factor * self.gains[0] * self.gains[1]
         return found
 
 
@@ -74,8 +76,15 @@ CHANGES: dict[str, Callable[[Scaled], object]] = {
     "a buffer": lambda m: m.scale.mul_(2),
     "a buffer's .data": lambda m: m.scale.data.mul_(2),
     "a new buffer": lambda m: setattr(m, "scale", torch.tensor(3.0)),
+    "a tensor in a list": lambda m: m.gains[0].mul_(2),
+    "a leaf that is no parameter": lambda m: m.gains[1].data.mul_(2),
+    "another tensor in a list": lambda m: m.gains.__setitem__(0, torch.tensor(2.0)),
     "an attribute": lambda m: setattr(m, "factor", 2.0),
+    "a module": lambda m: setattr(m, "act", nn.Sigmoid()),
+    "a method": lambda m: setattr(m.act, "forward", torch.sin),
+    "a forward hook": lambda m: m.act.register_forward_hook(lambda module, args, output: output * 2),
 }
+UNNAMED = ("an attribute", "a new parameter", "a module", "a method", "a forward hook")  # seen by what comes of it
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp64"])
@@ -110,10 +119,60 @@ def test_a_copy_that_cannot_follow_is_refused() -> None:
         operator.matmat(VECTORS)
 
 
-def test_data_written_under_a_kept_graph_is_refused() -> None:
+@pytest.mark.parametrize("precision", ["fp32", "fp64"])
+def test_a_frozen_block_is_refused_and_both_fixes_work(precision: Any) -> None:
+    model, data = Scaled(), batches()
+    operator = he.HessianOperator(model, mean_loss, data=data, precision=precision)
+    known = operator.matmat(VECTORS)["full"]
+    model.last.bias.requires_grad_(False)
+    with pytest.raises(ConfigurationError, match=r"no longer require gradients: last\.bias"):
+        operator.matmat(VECTORS)
+    assert he.HessianOperator(model, mean_loss, data=data, precision=precision).numel == {"full": 40}
+    model.last.bias.requires_grad_(True)
+    torch.testing.assert_close(operator.matmat(VECTORS)["full"], known)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp64"])
+def test_hooks_on_gradients_are_refused_when_they_come_later_too(precision: Any) -> None:
+    model = Scaled()
+    operator = he.HessianOperator(model, mean_loss, data=batches(), precision=precision)
+    known = operator.matmat(VECTORS)["full"]
+    handle = model.first.weight.register_hook(lambda gradient: gradient * 2)
+    for _ in range(2):
+        with pytest.raises(ConfigurationError, match=r"Gradient hooks are registered on first\.weight"):
+            operator.matmat(VECTORS)
+    handle.remove()
+    torch.testing.assert_close(operator.matmat(VECTORS)["full"], known)
+
+
+def test_activations_that_a_forward_pass_left_in_the_model_do_not_keep_it_from_being_copied() -> None:
+    class Remembering(Scaled):
+        def forward(self, x: Tensor) -> Tensor:
+            self.last_output = super().forward(x)
+            return self.last_output
+
+    model, data = Remembering(), batches()
+    operator = he.HessianOperator(model, mean_loss, data=data, precision="fp64")
+    operator.matmat(VECTORS)
+    train_a_step(model)
+    found = operator.matmat(VECTORS)["full"]
+    plain = Scaled()
+    plain.load_state_dict(model.state_dict())
+    torch.testing.assert_close(found, dense_product(plain, data), rtol=1e-6, atol=1e-8)
+    assert model.last_output.requires_grad
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp64"])
+@pytest.mark.parametrize("kind", ["tensor", "array"])
+def test_data_written_under_a_kept_graph_is_refused(precision: Any, kind: str) -> None:
     arrays = [x.numpy().copy() for x, _ in batches()]
-    data = [(torch.from_numpy(array), y) for array, (_, y) in zip(arrays, batches(), strict=True)]
-    operator = he.HessianOperator(Scaled(), mean_loss, data=data)
+    pairs = zip(arrays, batches(), strict=True)
+    data = [(torch.from_numpy(array) if kind == "tensor" else array, y) for array, (_, y) in pairs]
+
+    def loss(model: nn.Module, batch: Any) -> Tensor:
+        return mean_loss(model, (torch.as_tensor(batch[0]), batch[1]))
+
+    operator = he.HessianOperator(Scaled(), loss, data=data, precision=precision)
     operator.matmat(VECTORS)
     arrays[1][0, 0] += 1.0
     with pytest.raises(NonDeterministicError, match="Batch 1 was overwritten"):
@@ -144,7 +203,7 @@ def keeps_all(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -
     return bool(request.param == "all graphs kept")
 
 
-@pytest.mark.parametrize("change", [name for name in CHANGES if name not in ("an attribute", "a new parameter")])
+@pytest.mark.parametrize("change", [name for name in CHANGES if name not in UNNAMED])
 def test_a_change_during_a_job_ends_it_with_the_last_sound_state_saved(
     change: str, keeps_all: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -168,6 +227,13 @@ def test_a_change_during_a_job_ends_it_with_the_last_sound_state_saved(
     resumed = he.slq(untouched, steps=6, probes=1, progress=False, out=tmp_path / "run", **options)["full"]
     assert steps == 3
     assert np.array_equal(resumed.nodes, sound.nodes)
+
+
+@pytest.mark.parametrize("change", UNNAMED)
+def test_a_change_of_the_function_during_a_job_ends_it(change: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = Scaled()
+    with pytest.raises(NonDeterministicError, match="changed"):
+        run_with(lambda: CHANGES[change](model), 3, monkeypatch, model=model, loss=mean_loss, data=batches())
 
 
 def test_a_change_of_mode_during_a_job_ends_it(monkeypatch: pytest.MonkeyPatch) -> None:

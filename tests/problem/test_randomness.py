@@ -163,6 +163,19 @@ def test_an_interrupted_evaluation_leaves_the_generators_alone() -> None:
     assert states() == before
 
 
+def test_numbers_drawn_while_backward_hooks_are_looked_at_are_put_back() -> None:
+    case = mlp()
+    case.model[-1].register_full_backward_hook(lambda module, into, out: None)
+
+    def wasteful(model: nn.Module, batch: Any) -> torch.Tensor:
+        random.random(), torch.rand(3), np.random.rand()
+        return case.loss(model, batch)
+
+    before = states()
+    CALLS["hvp"](case.model.eval(), wasteful, case.data)
+    assert states() == before
+
+
 @pytest.mark.parametrize("call", [*CALLS, "doctor", "plan"])
 def test_reading_the_data_draws_from_a_sequence_of_its_own(call: str) -> None:
     case = mlp()
