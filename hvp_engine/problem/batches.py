@@ -16,6 +16,7 @@ from torch.nn.utils.rnn import PackedSequence
 from hvp_engine.errors import ObjectiveError
 from hvp_engine.problem.tree import ARRAYS, CONSTANTS, leaves, map_leaves
 from hvp_engine.system.layouts import dense_parts, kind_of
+from hvp_engine.system.torch_private import without_torch_functions
 
 
 def map_tensors(function: Callable[[Tensor], Tensor], batch: Any) -> Any:
@@ -107,11 +108,12 @@ def samples(batch: Any) -> int | None:
     A batch with a sparse or nested tensor, or a packed sequence, has none: its samples cannot be cut out.
     """
     sizes: set[int] = set()
-    for _, leaf in leaves(batch):
-        if isinstance(leaf, PackedSequence) or (isinstance(leaf, Tensor) and kind_of(leaf) is not None):
-            return None
-        if isinstance(leaf, (Tensor, np.ndarray)) and leaf.ndim > 0:
-            sizes.add(leaf.shape[0])
+    with without_torch_functions():
+        for _, leaf in leaves(batch):
+            if isinstance(leaf, PackedSequence) or (isinstance(leaf, Tensor) and kind_of(leaf) is not None):
+                return None
+            if isinstance(leaf, (Tensor, np.ndarray)) and leaf.ndim > 0:
+                sizes.add(leaf.shape[0])
     return sizes.pop() if len(sizes) == 1 else None
 
 

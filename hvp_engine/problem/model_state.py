@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from hvp_engine.errors import ObjectiveError
 from hvp_engine.problem.state_walk import StateWalk
 from hvp_engine.system.layouts import kind_of
-from hvp_engine.system.torch_private import write_count
+from hvp_engine.system.torch_private import without_torch_functions, write_count
 
 _LARGE = 1 << 26  # bytes cloned of any model; beyond that, a quarter of what the parameters take
 
@@ -216,12 +216,13 @@ class _Clones:
 
     def _restore(self, standing_in: Mapping[int, Tensor]) -> bool:
         """Put everything but gradients and hooks back, with some clones in place; return whether anything was not."""
-        found = self._walk.restore(standing_in)
-        for parameter, flag in zip(self._walk.parameters, self._flags, strict=True):
-            if parameter.requires_grad is not flag:
-                parameter.requires_grad_(flag)
-            if parameter.grad is not None:
-                parameter.grad = None
+        with without_torch_functions():
+            found = self._walk.restore(standing_in)
+            for parameter, flag in zip(self._walk.parameters, self._flags, strict=True):
+                if parameter.requires_grad is not flag:
+                    parameter.requires_grad_(flag)
+                if parameter.grad is not None:
+                    parameter.grad = None
         return found
 
 

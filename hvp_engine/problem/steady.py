@@ -15,7 +15,7 @@ from hvp_engine.problem.model_state import ModelState
 from hvp_engine.problem.precision import Precision
 from hvp_engine.problem.randomness import RandomnessWatch, held_sources
 from hvp_engine.system.formatting import first_names
-from hvp_engine.system.torch_private import write_count
+from hvp_engine.system.torch_private import without_torch_functions, write_count
 
 Key = tuple[int, int, int]  # batch, first sample, samples
 Evaluation = Callable[[], tuple[Tensor, float]]
@@ -134,7 +134,8 @@ class SteadyLoss:
                 )
 
     def _versions(self) -> list[int]:
-        return [write_count(p) for p in self._state.parameters]
+        with without_torch_functions():
+            return [write_count(p) for p in self._state.parameters]
 
     def _once(self, evaluate: Evaluation) -> tuple[Tensor, float]:
         with self._state.evaluation():
