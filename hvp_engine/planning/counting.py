@@ -240,7 +240,7 @@ class JobCounter:
             meter.products.clear()
             with meter.part() as forward:
                 total = self._evaluate(batch)
-            GraphInspection().unknown_functions(samples, total)  # refuses what the engine refuses
+            GraphInspection().unknown(samples, total, ())  # refuses what the engine refuses
             products = dict(meter.products)
             with meter.part() as gradient, _in_words("gradient is"):
                 graph = GradientGraph(total, 1.0, self._parameters)

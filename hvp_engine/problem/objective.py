@@ -22,6 +22,7 @@ from hvp_engine.ops.swap import twice_differentiable
 from hvp_engine.problem import batches
 from hvp_engine.problem.attention_switches import math_attention
 from hvp_engine.problem.checks import check_ingredients, refuse_unusable
+from hvp_engine.problem.cuts import Cut
 from hvp_engine.problem.looking import needs_gradients
 from hvp_engine.problem.model_state import turn
 from hvp_engine.problem.precision import Precision, check_precision, forward_mode, product_mode, working_dtype
@@ -195,6 +196,11 @@ class Objective:
         ):
             yield
 
+    @property
+    def cuts(self) -> frozenset[Cut]:
+        """Where the latest evaluation took values out of the graph; empty where its micro-batch was known."""
+        return self._steady.cuts
+
     def forget(self) -> None:
         """Expect other totals from here on: the model changed."""
         self._steady.forget()
@@ -232,11 +238,11 @@ class Objective:
                 "The loss does not depend on the model's trainable parameters. The loss must use the model it is given "
                 "as its first argument (the engine may pass a converted copy), without no_grad, detach or .item()."
             )
-        value_now = float(total.detach())
-        if not math.isfinite(value_now) or not math.isfinite(weight):
+        if not bool(total.isfinite()) or not math.isfinite(weight):
+            value = float(total.detach())
             raise NotFiniteError(
-                f"The loss is not finite (total {value_now}, weight {weight}); check the model's parameters, "
-                "the batch, and that no batch has all of its targets ignored under a mean loss."
+                f"The loss is not finite (total {value}, weight {weight}); check the model's parameters, the batch, "
+                "and that no batch has all of its targets ignored under a mean loss."
             )
         return total, weight
 
