@@ -201,6 +201,12 @@ class Objective:
         """Where the latest evaluation took values out of the graph; empty where its micro-batch was known."""
         return self._steady.cuts
 
+    def exact(self) -> Objective:
+        """Return the same objective without the rounding of bfloat16 and TF32, in which wrong weights hide."""
+        if self.precision in ("fp64", "fp32"):
+            return self
+        return Objective(self.model, self.loss, self.data, "fp32")
+
     def forget(self) -> None:
         """Expect other totals from here on: the model changed."""
         self._steady.forget()
