@@ -12,9 +12,10 @@ from hvp_engine.errors import ConfigurationError, NonDeterministicError
 from hvp_engine.problem.checks import active_dropout
 from hvp_engine.problem.cuts import Cut
 from hvp_engine.problem.forward_guard import ForwardGuard, refuse_write
+from hvp_engine.problem.held_generators import held_sources
 from hvp_engine.problem.model_state import ModelState
 from hvp_engine.problem.precision import Precision
-from hvp_engine.problem.randomness import RandomnessWatch, held_sources
+from hvp_engine.problem.randomness import RandomnessWatch
 from hvp_engine.system.formatting import first_names
 from hvp_engine.system.torch_private import write_count
 
