@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 _OURS = str(Path(__file__).parents[1])
-_HERE = str(Path(__file__).parent)
+_WATCHING = (__file__, str(Path(__file__).with_name("forward_guard.py")))
 _CUTTING = frozenset(
     (
         Tensor.detach,
@@ -83,7 +83,7 @@ def _depends(value: Any) -> bool:
 def _place() -> Cut | None:
     """Find the line of the model or the loss that made the present call; None in a custom function or one of ours."""
     frame: FrameType | None = sys._getframe(1)
-    while frame is not None and frame.f_code.co_filename.startswith(_HERE):
+    while frame is not None and frame.f_code.co_filename in _WATCHING:
         frame = frame.f_back
     if frame is None or frame.f_code.co_filename.startswith(_OURS):
         return None

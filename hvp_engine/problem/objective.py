@@ -244,11 +244,11 @@ class Objective:
                 "The loss does not depend on the model's trainable parameters. The loss must use the model it is given "
                 "as its first argument (the engine may pass a converted copy), without no_grad, detach or .item()."
             )
-        if not bool(total.isfinite()) or not math.isfinite(weight):
-            value = float(total.detach())
+        value_now = float(total.detach())
+        if not math.isfinite(value_now) or not math.isfinite(weight):
             raise NotFiniteError(
-                f"The loss is not finite (total {value}, weight {weight}); check the model's parameters, the batch, "
-                "and that no batch has all of its targets ignored under a mean loss."
+                f"The loss is not finite (total {value_now}, weight {weight}); check the model's parameters, "
+                "the batch, and that no batch has all of its targets ignored under a mean loss."
             )
         return total, weight
 
