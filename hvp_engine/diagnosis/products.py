@@ -103,8 +103,8 @@ class _Trial:
     def multiply(self, micro: MicroBatch) -> None:
         objective, union = self._objective, self._union
         with objective.arithmetic():
-            total, weight = objective.evaluate(micro.batch)
-            unknown = self._inspection.unknown_functions(micro.key, total)
+            total, weight = objective.evaluate(micro.batch, micro.identity)
+            unknown = self._inspection.unknown(micro.key, total, objective.cuts)
             graph = GradientGraph(total, weight, self._parameters)
             graph.refuse_cuts()
             del total

@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from hvp_engine.problem.cuts import Cut
 from hvp_engine.system.torch_private import hooks_of_module, hooks_of_tensor
 
 _PLAIN = (bool, int, float, complex, str, bytes, type(None), torch.dtype, enum.Enum, range)
@@ -52,8 +53,10 @@ def describe_function(function: Callable[..., Any]) -> str:
     return f"{_name(function)} [{_CodeDigest(function).hexdigest()}]"
 
 
-def describe_autograd(function: type) -> str:
-    """Name an autograd function and digest the code of its passes."""
+def describe_suspect(function: type | Cut) -> str:
+    """Name an autograd function and digest the code of its passes; a place that cuts graphs is its line."""
+    if isinstance(function, Cut):
+        return str(function)
     passes = [getattr(function, name, None) for name in ("forward", "setup_context", "backward", "vmap", "jvp")]
     return f"{function.__module__}.{function.__qualname__} [{_CodeDigest(passes).hexdigest()}]"
 

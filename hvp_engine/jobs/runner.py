@@ -15,7 +15,7 @@ from typing import Any, Generic, Protocol, TypeVar
 from hvp_engine.errors import HvpEngineError
 from hvp_engine.jobs.checkpoint import Checkpoint, Resumable, sweep_finished
 from hvp_engine.jobs.comparison import refuse_foreign
-from hvp_engine.jobs.description import describe_autograd
+from hvp_engine.jobs.description import describe_suspect
 from hvp_engine.jobs.folder import located
 from hvp_engine.jobs.identity import describe, describe_blocks, facts, values
 from hvp_engine.jobs.sittings import Sittings
@@ -241,7 +241,7 @@ def _verify(settings: JobSettings, operator: CurvatureOperator, checkpoint: Chec
     """Verify the operator, or know that an earlier run did; what does not apply (nan) is None, which JSON has."""
     if checkpoint is not None:
         tested = set((checkpoint.recall("functions") or {}).get("tested", []))
-        operator.trust(lambda function: describe_autograd(function) in tested)
+        operator.trust(lambda suspect: describe_suspect(suspect) in tested)
         if (known := checkpoint.recall("verification")) is not None:
             return known
     measured = asdict(operator.verify(settings.products(operator.numel)))
@@ -253,8 +253,8 @@ def _verify(settings: JobSettings, operator: CurvatureOperator, checkpoint: Chec
 
 
 def _remember_tested(operator: CurvatureOperator, checkpoint: Checkpoint) -> None:
-    if operator.tested_functions:
-        checkpoint.remember("functions", {"tested": sorted(map(describe_autograd, operator.tested_functions))})
+    if operator.tested:
+        checkpoint.remember("functions", {"tested": sorted(map(describe_suspect, operator.tested))})
 
 
 def _form_head_curvature(

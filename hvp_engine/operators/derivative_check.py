@@ -25,7 +25,7 @@ from hvp_engine.operators.autograd_nodes import nodes_behind
 from hvp_engine.operators.backward import backward
 from hvp_engine.operators.gradient_graph import GradientGraph
 from hvp_engine.operators.head.fusion import HeadFusion
-from hvp_engine.operators.inspection import custom_functions, refuse_known_wrong
+from hvp_engine.operators.inspection import Suspect, custom_functions, refuse_known_wrong
 from hvp_engine.operators.padding import padding_rows
 from hvp_engine.problem.objective import Objective
 from hvp_engine.system.measured_graph import build_and_list_dtypes
@@ -74,7 +74,7 @@ class DerivativeCheck:
 
     Attributes:
         union: All blocks as one.
-        functions: The custom autograd functions that the loss went through.
+        suspects: The custom autograd functions that the loss went through, and where its graph was cut.
     """
 
     def __init__(self, objective: Objective, names: tuple[str, ...], batch: Any) -> None:
@@ -115,11 +115,11 @@ class DerivativeCheck:
             return self._product(self._graph, block, vector)
 
     def _build(self) -> GradientGraph:
-        total, weight = self._objective.evaluate(self._batch)
+        total, weight = self._objective.evaluate(self._batch, (0, 0, 0))  # under a key, so that it is watched
         nodes = nodes_behind([total])
         for node in nodes:
             refuse_known_wrong(node)
-        self.functions = custom_functions(nodes)
+        self.suspects: set[Suspect] = {*custom_functions(nodes), *self._objective.cuts}
         self._padding = padding_rows(nodes, self._parameters)
         del nodes
         return GradientGraph(total, weight, self._parameters)

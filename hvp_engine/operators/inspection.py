@@ -16,10 +16,14 @@ from hvp_engine.errors import SecondDerivativeError
 from hvp_engine.operators.autograd_nodes import function_of, name_of, nodes_behind
 from hvp_engine.operators.gradient_graph import GradientGraph
 from hvp_engine.operators.known_wrong import KNOWN_WRONG, known_wrong
+from hvp_engine.problem.cuts import Cut
 
 _TRUSTED = ("hvp_engine.", "torch.")
 # Operations that users register with torch.library get an autograd.Function of PyTorch's, with their own backward.
 _REGISTERED = "torch._library."
+
+Suspect = type | Cut
+"""What only a comparison with finite differences can clear: a custom autograd function, or a place that cuts graphs."""
 
 
 class GraphInspection:
@@ -29,31 +33,32 @@ class GraphInspection:
         self._micros: set[Hashable] = set()
         self._gradients: set[Hashable] = set()
         self._plain: set[type] = set()  # types of nodes that there is nothing to say about
-        self.trusted: set[type] = set()
-        self.vouched: Callable[[type], bool] = lambda function: False  # whether an earlier run has tested a function
+        self.trusted: set[Suspect] = set()
+        self.vouched: Callable[[Suspect], bool] = lambda suspect: False  # whether an earlier run has tested it
 
     def forget_micros(self) -> None:
         """Look at every micro-batch again: at other parameters a model may take other paths."""
         self._micros.clear()
         self._gradients.clear()
 
-    def unknown_functions(self, micro: Hashable, total: Tensor) -> set[type]:
+    def unknown(self, micro: Hashable, total: Tensor, cuts: Iterable[Cut]) -> set[Suspect]:
         """Look at the graph of a micro-batch's total, the first time that it is seen.
 
         Args:
             micro: What tells the micro-batch from others.
             total: Its total, attached to the graph.
+            cuts: Where its forward pass took values out of the graph.
 
         Returns:
-            The custom functions in it that only a comparison with finite differences can tell right from wrong. They
-            are returned until they are among ``trusted``.
+            These, and the custom functions in the graph: only a comparison with finite differences can tell right from
+            wrong. They are returned until they are among ``trusted``.
 
         Raises:
             SecondDerivativeError: An operation's derivative is known to be wrong.
         """
         if micro in self._micros:
             return set()
-        found: set[type] = set()
+        found: set[Suspect] = set(cuts)
         for node in nodes_behind([total]):
             kind = type(node)
             if kind in self._plain:
@@ -64,7 +69,7 @@ class GraphInspection:
                 found.add(function)
             elif name_of(node) not in KNOWN_WRONG:
                 self._plain.add(kind)
-        self.trusted |= {function for function in found - self.trusted if self.vouched(function)}
+        self.trusted |= {suspect for suspect in found - self.trusted if self.vouched(suspect)}
         found -= self.trusted
         if not found:
             self._micros.add(micro)

@@ -18,7 +18,7 @@ from hvp_engine.operators.head.decide import decide_curvature
 from hvp_engine.operators.head.find import LinearHead
 from hvp_engine.operators.head.fusion import HeadFusion
 from hvp_engine.operators.head.shelf import Shelf
-from hvp_engine.operators.inspection import GraphInspection
+from hvp_engine.operators.inspection import GraphInspection, Suspect
 from hvp_engine.operators.verification import verify
 from hvp_engine.ops.head.dropping import check_tolerance
 from hvp_engine.problem import batches
@@ -55,7 +55,7 @@ class CurvatureOperator(ABC):
 
     matrix: ClassVar[str]
     checked = True
-    """Whether custom autograd functions are tested by finite differences before the first product with them."""
+    """Whether custom autograd functions and cut graphs are tested by finite differences before the first product."""
 
     @shortage_in_words("the model, the loss and the data were looked at")
     @torch.inference_mode(False)  # a caller's inference mode would make every tensor unfit for autograd
@@ -112,7 +112,9 @@ class CurvatureOperator(ABC):
         """Return total and weight of a micro-batch, attached to the graph, by the head's curvature where it serves."""
         with self._fusion.using(micro.key):
             total, weight = self.objective.evaluate(micro.batch, micro.identity)
-        unknown = self._inspection.unknown_functions(micro.key, total)
+        # A sample is looked at, so that what is known to be wrong is refused before the work, and is not the job's.
+        key = ("sample", micro.key) if micro.is_sample else micro.key
+        unknown = self._inspection.unknown(key, total, self.objective.cuts)
         if unknown and self.checked and not micro.is_sample:
             _, tested = verify(self.objective, self.partition.parameters, [micro.batch], unknown)
             self._inspection.trusted |= tested
@@ -284,12 +286,12 @@ class CurvatureOperator(ABC):
         return measured
 
     @property
-    def tested_functions(self) -> set[type]:
-        """The custom autograd functions that need no test any more."""
+    def tested(self) -> set[Suspect]:
+        """The custom autograd functions, and the places that cut graphs, which need no test any more."""
         return self._inspection.trusted
 
-    def trust(self, known: Callable[[type], bool]) -> None:
-        """Take the word of an earlier run for custom autograd functions.
+    def trust(self, known: Callable[[Suspect], bool]) -> None:
+        """Take the word of an earlier run for custom autograd functions and places that cut graphs.
 
         Args:
             known: Says whether it tested one.

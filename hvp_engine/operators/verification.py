@@ -17,10 +17,12 @@ from torch import Tensor
 
 from hvp_engine.errors import BackwardError, SecondDerivativeError
 from hvp_engine.operators.derivative_check import DerivativeCheck, Verification
+from hvp_engine.operators.inspection import Suspect
 from hvp_engine.problem import batches
+from hvp_engine.problem.cuts import Cut
 from hvp_engine.problem.objective import Objective
 from hvp_engine.problem.precision import Precision
-from hvp_engine.system.formatting import first_line
+from hvp_engine.system.formatting import first_line, first_names
 from hvp_engine.system.memory import is_out_of_memory
 
 log = logging.getLogger(__name__)
@@ -32,37 +34,37 @@ T = TypeVar("T")
 
 
 def verify(
-    objective: Objective, names: tuple[str, ...], pieces: list[Any], functions: Iterable[type] = ()
-) -> tuple[Verification, set[type]]:
+    objective: Objective, names: tuple[str, ...], pieces: list[Any], suspects: Iterable[Suspect] = ()
+) -> tuple[Verification, set[Suspect]]:
     """Check the second derivative with respect to some parameters.
 
     Args:
         objective: The job's objective.
         names: The parameters.
         pieces: Samples on the model's device; the next ones serve where the loss of those before is not defined.
-        functions: Custom autograd functions that must take part.
+        suspects: Custom autograd functions, and places that cut the graph, that must take part.
 
     Returns:
-        The measured errors, and the custom functions that took part.
+        The measured errors, and the custom functions and places that took part.
 
     Raises:
         SecondDerivativeError: The Hessian is not symmetric or contradicts the gradient, or that cannot be tested.
         OutOfMemoryError, torch.OutOfMemoryError or RuntimeError: The test does not fit into memory.
     """
 
-    def measure_union(test: DerivativeCheck, piece: Any) -> tuple[Verification, set[type]]:
+    def measure_union(test: DerivativeCheck, piece: Any) -> tuple[Verification, set[Suspect]]:
         measured = test.measure(test.union)
         if measured.wrong:
-            raise SecondDerivativeError(_wrong(measured, test.functions))
+            raise SecondDerivativeError(_wrong(measured, test.suspects))
         if not measured.curvature:
             log.info("second derivative not tested: the curvature of these samples is no more than rounding")
-        taking_part = set(test.functions)
+        taking_part = set(test.suspects)
         if measured.dtype == "float64" and objective.precision != "fp64":
             product = test.product(test.union, test.direction(test.union))
             taking_part &= _compare_with_job(objective, names, piece, product)
         return measured, taking_part
 
-    return in_widest_arithmetic(objective, names, pieces, measure_union, functions)
+    return in_widest_arithmetic(objective, names, pieces, measure_union, suspects)
 
 
 def describe(measured: Verification) -> str:
@@ -78,7 +80,7 @@ def in_widest_arithmetic(
     names: tuple[str, ...],
     pieces: list[Any],
     use: Callable[[DerivativeCheck, Any], T],
-    functions: Iterable[type] = (),
+    suspects: Iterable[Suspect] = (),
 ) -> T:
     """Call ``use`` with a check in float64, or else in float32, on the first piece of the data that defines a loss.
 
@@ -87,18 +89,18 @@ def in_widest_arithmetic(
         names: The parameters that are checked.
         pieces: Samples on the model's device, see :func:`verify`.
         use: Called with the check and its piece; what it returns is passed on.
-        functions: Custom autograd functions without which a check tells nothing.
+        suspects: Custom functions, and places that cut the graph, without which a check tells nothing.
 
     Raises:
         SecondDerivativeError: From ``use``, or because it or the passes fail in every arithmetic.
     """
-    needed = set(functions)
+    needed = set(suspects)
     failure: Exception | None = None
     for precision in ("fp64", "fp32"):
         for piece in pieces:
             try:
                 test = _check(objective, names, piece, precision)
-                missing = needed - test.functions
+                missing = needed - test.suspects
                 if not missing:
                     return use(test, piece)
                 failure = SecondDerivativeError(f"in {precision} the model does not run {_called(missing)}")
@@ -124,11 +126,11 @@ def _check(objective: Objective, names: tuple[str, ...], piece: Any, precision: 
     return DerivativeCheck(own, names, piece if precision == objective.precision else _converted(piece, own.dtype))
 
 
-def _compare_with_job(objective: Objective, names: tuple[str, ...], piece: Any, expected: Tensor) -> set[type]:
+def _compare_with_job(objective: Objective, names: tuple[str, ...], piece: Any, expected: Tensor) -> set[Suspect]:
     """Compare the product in the job's own arithmetic with that in float64, and test it by itself if they differ.
 
     Returns:
-        The custom functions that take part in the job.
+        The custom functions and places that take part in the job.
 
     Raises:
         SecondDerivativeError: They differ, and the job's own contradicts its gradient.
@@ -140,29 +142,32 @@ def _compare_with_job(objective: Objective, names: tuple[str, ...], piece: Any, 
     if difference > _ROUNDINGS[objective.precision] * norm:
         measured = test.measure(test.union)
         if measured.wrong:
-            raise SecondDerivativeError(_wrong(measured, test.functions))
+            raise SecondDerivativeError(_wrong(measured, test.suspects))
         log.warning(
             "the product in %s differs by %.2g from that in float64: rounding, or the model computes something else",
             objective.precision,
             difference / norm,
         )
-    return test.functions
+    return test.suspects
 
 
-def _wrong(measured: Verification, functions: Iterable[type]) -> str:
-    named = sorted(function.__qualname__ for function in functions)
+def _wrong(measured: Verification, suspects: Iterable[Suspect]) -> str:
+    named = sorted(suspect.__qualname__ for suspect in suspects if not isinstance(suspect, Cut))
     found = f"; this model's are {', '.join(named)}" if named else ""
+    places = sorted(str(suspect) for suspect in suspects if isinstance(suspect, Cut))
+    cuts = f" (here: {first_names(places)})" if places else ""
     return (
         f"The second derivative of this model is wrong without an error message: {describe(measured)}. "
         "Some operation's backward pass is not itself differentiated (fused or compiled kernels such as Liger's or "
         "Apex's, a custom autograd.Function that is once_differentiable or saves results computed in forward"
-        f"{found}, .data or detach() inside the model). hvp_engine.doctor names the suspects; replace them by plain "
-        "PyTorch operations. check=False of slq skips this test."
+        f"{found}), or a value is cut out of the graph, by .data, detach(), item() or no_grad in the model or the loss"
+        f"{cuts}. hvp_engine.doctor names the suspects; replace them by plain PyTorch operations, and give what is "
+        "meant to be constant with the data. check=False of slq skips this test."
     )
 
 
-def _called(functions: Iterable[type]) -> str:
-    return ", ".join(sorted(function.__qualname__ for function in functions))
+def _called(suspects: Iterable[Suspect]) -> str:
+    return ", ".join(sorted(str(s) if isinstance(s, Cut) else s.__qualname__ for s in suspects))
 
 
 def _converted(batch: Any, dtype: torch.dtype) -> Any:

@@ -105,8 +105,9 @@ def meta_copy(model: nn.Module, dtype: torch.dtype, device: str = "meta") -> nn.
         ObjectiveError: The model cannot be copied, or holds tensors that are sparse, nested or quantised.
     """
     # deepcopy takes a tensor's copy from the memo where there is one: nothing of the weights is read.
-    plain = StateWalk(model).tensors.items()
-    memo: dict[int, Any] = {key: _shell(tensor, device, tensor.dtype) for key, tensor in plain}
+    state = StateWalk(model)
+    kept = (*state.tensors.values(), *state.graphed.values())  # an earlier forward pass may have left some in a graph
+    memo: dict[int, Any] = {id(tensor): _shell(tensor, device, tensor.dtype) for tensor in kept}
     memo.update({id(buffer): _shell(buffer, device, dtype) for buffer in model.buffers()})
     memo.update(
         {id(p): nn.Parameter(_shell(p, device, dtype), requires_grad=p.requires_grad) for p in model.parameters()}
@@ -240,7 +241,7 @@ class JobCounter:
             meter.products.clear()
             with meter.part() as forward:
                 total = self._evaluate(batch)
-            GraphInspection().unknown_functions(samples, total)  # refuses what the engine refuses
+            GraphInspection().unknown(samples, total, ())  # refuses what the engine refuses
             products = dict(meter.products)
             with meter.part() as gradient, _in_words("gradient is"):
                 graph = GradientGraph(total, 1.0, self._parameters)

@@ -1,4 +1,4 @@
-"""What a forward pass must not do: write to parameters, and compute in other arithmetic than asked for."""
+"""What a forward pass must not do: write to parameters, compute in other arithmetic than asked for, cut its graph."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from hvp_engine.errors import ConfigurationError
+from hvp_engine.problem.cuts import Cut, cut_by
 from hvp_engine.system.torch_private import storage_key
 
 _HARMLESS = ("requires_grad_", "retain_grad_", "detach_", "share_memory_")
@@ -23,6 +24,7 @@ class ForwardGuard(TorchFunctionMode):
 
     Attributes:
         autocast: Whether the forward pass switched autocast on.
+        cuts: Where the latest forward pass took values out of the graph.
     """
 
     def __init__(self, model: nn.Module, device: torch.device, *, plain: bool) -> None:
@@ -35,11 +37,20 @@ class ForwardGuard(TorchFunctionMode):
         """
         super().__init__()
         self.autocast = False
+        self.cuts: set[Cut] = set()
+        self._grad = True
         self._plain, self._device = plain, device.type
         self._parameters = dict(model.named_parameters())
         self._names = {key: name for name, p in self._parameters.items() if (key := _key(p)) is not None}
         self._shared: dict[str, Tensor] = {}  # content of parameters whose memory was given away
         self._writers: dict[Any, bool] = {}
+
+    def __enter__(self) -> ForwardGuard:
+        """Begin to look, at a new forward pass."""
+        self._grad = torch.is_grad_enabled()
+        self.cuts.clear()
+        super().__enter__()  # type: ignore[no-untyped-call]
+        return self
 
     def __torch_function__(
         self,
@@ -68,8 +79,13 @@ class ForwardGuard(TorchFunctionMode):
         if self._plain and torch.is_autocast_enabled(self._device):
             self.autocast = True
             with torch.autocast(self._device, enabled=False):
-                return func(*args, **kwargs)
-        return func(*args, **kwargs)
+                result = func(*args, **kwargs)
+        else:
+            result = func(*args, **kwargs)
+        cut = cut_by(func, (*args, *kwargs.values()), result, within_no_grad=self._grad and not torch.is_grad_enabled())
+        if cut is not None:
+            self.cuts.add(cut)
+        return result
 
     def refuse_foreign_writes(self) -> None:
         """Undo what was written to parameters through the memory that they shared, with NumPy say, and refuse it.

@@ -22,6 +22,7 @@ from hvp_engine.ops.swap import twice_differentiable
 from hvp_engine.problem import batches
 from hvp_engine.problem.attention_switches import math_attention
 from hvp_engine.problem.checks import check_ingredients, refuse_unusable
+from hvp_engine.problem.cuts import Cut
 from hvp_engine.problem.looking import needs_gradients
 from hvp_engine.problem.model_state import turn
 from hvp_engine.problem.precision import Precision, check_precision, forward_mode, product_mode, working_dtype
@@ -194,6 +195,17 @@ class Objective:
             self._steady.held(),
         ):
             yield
+
+    @property
+    def cuts(self) -> frozenset[Cut]:
+        """Where the latest evaluation took values out of the graph; empty where its micro-batch was known."""
+        return self._steady.cuts
+
+    def exact(self) -> Objective:
+        """Return the same objective without the rounding of bfloat16 and TF32, in which wrong weights hide."""
+        if self.precision in ("fp64", "fp32"):
+            return self
+        return Objective(self.model, self.loss, self.data, "fp32")
 
     def forget(self) -> None:
         """Expect other totals from here on: the model changed."""

@@ -12,14 +12,11 @@ import contextlib
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
-from functools import partial
 from itertools import count
 from typing import Any
 
-from torch import nn
-
 from hvp_engine.errors import HvpEngineError, ObjectiveError
-from hvp_engine.problem.generators import HIGH, LOW, Source, shared_sources, source_of, states, write_back
+from hvp_engine.problem.generators import HIGH, LOW, Source, shared_sources, states, write_back
 from hvp_engine.system.formatting import raised
 from hvp_engine.system.memory import is_out_of_memory
 
@@ -31,47 +28,6 @@ _BEGINNINGS: tuple[Callable[[Source], None], ...] = (
 )
 _REPEATS = 3  # evaluations while another thread may draw: one without any draw shows that the loss does not
 _VALUES = 8  # evaluations compared while another thread draws
-
-
-def held_sources(model: nn.Module, loss: object) -> list[Source]:
-    """Find the generators that a model's modules, their code and a loss hold.
-
-    Looked at are attributes, and what the code of the loss and of the modules' ``forward`` refers to: closures,
-    defaults, and global names.
-    """
-    found: dict[int, Source] = {}
-
-    def look(values: Iterable[object]) -> None:
-        for value in values:
-            source = source_of(value)
-            if source is not None:
-                found[id(value)] = source
-
-    classes = {type(module) for module in model.modules() if not type(module).__module__.startswith("torch.")}
-    for module in model.modules():
-        look(vars(module).values())
-    for code in (loss, *(kind.forward for kind in classes)):
-        look(_referred(code))
-    return list(found.values())
-
-
-def _referred(code: Any) -> Iterator[object]:
-    """Yield what a callable refers to, one level deep."""
-    while isinstance(code, partial):
-        yield from (*code.args, *code.keywords.values())
-        code = code.func
-    yield from getattr(getattr(code, "__self__", code), "__dict__", {}).values()
-    function = getattr(code, "__func__", code)
-    if not hasattr(function, "__code__"):  # an object that can be called
-        function = type(code).__call__
-    body = getattr(function, "__code__", None)
-    if body is None:
-        return
-    for cell in function.__closure__ or ():
-        with contextlib.suppress(ValueError):  # a name that is not bound yet
-            yield cell.cell_contents
-    yield from function.__defaults__ or ()
-    yield from (function.__globals__[name] for name in body.co_names if name in function.__globals__)
 
 
 class RandomnessWatch:

@@ -10,10 +10,12 @@ from torch import Tensor, nn
 
 from hvp_engine.errors import ConfigurationError, NonDeterministicError
 from hvp_engine.problem.checks import active_dropout
+from hvp_engine.problem.cuts import Cut
 from hvp_engine.problem.forward_guard import ForwardGuard, refuse_write
+from hvp_engine.problem.held_generators import held_sources
 from hvp_engine.problem.model_state import ModelState
 from hvp_engine.problem.precision import Precision
-from hvp_engine.problem.randomness import RandomnessWatch, held_sources
+from hvp_engine.problem.randomness import RandomnessWatch
 from hvp_engine.system.formatting import first_names
 from hvp_engine.system.torch_private import without_torch_functions, write_count
 
@@ -26,8 +28,12 @@ _TOLERANCE = {"fp64": 1e-9, "fp32": 1e-5, "tf32": 1e-3, "bf16": 1e-2}  # relativ
 class SteadyLoss:
     """Evaluates one objective's loss, and refuses a loss that is another one the next time.
 
-    The first evaluation is watched closely: writes to parameters are refused before they happen, and autocast inside
-    the model is noticed and, where the precision is not ``"bf16"``, kept out of this and of all later evaluations.
+    The first evaluation, and the first one of every micro-batch, is watched closely: writes to parameters are refused
+    before they happen, and autocast inside the model is noticed and, where the precision is not ``"bf16"``, kept out of
+    this and of all later evaluations.
+
+    Attributes:
+        cuts: Where the latest evaluation took values out of the graph; empty for one that was not watched.
     """
 
     def __init__(self, source: nn.Module, model: nn.Module, loss: object, precision: Precision) -> None:
@@ -46,6 +52,7 @@ class SteadyLoss:
         self._randomness = RandomnessWatch(held_sources(model, loss))
         self._guard: ForwardGuard | None = None
         self._guarded = True
+        self.cuts: frozenset[Cut] = frozenset()
         self._attached = source is model
         self._totals: dict[Key, float] = {}
         self._depth = 0
@@ -92,7 +99,7 @@ class SteadyLoss:
 
     def _checked(self, evaluate: Evaluation, key: Key | None) -> tuple[Tensor, float]:
         versions = self._versions()
-        total, weight = self._once(evaluate)
+        total, weight = self._once(evaluate, watched=key is not None and key not in self._totals)
         value = float(total.detach())
         if self._versions() != versions:
             names = [name for name, _ in self._model.named_parameters()]
@@ -137,16 +144,19 @@ class SteadyLoss:
         with without_torch_functions():
             return [write_count(p) for p in self._state.parameters]
 
-    def _once(self, evaluate: Evaluation) -> tuple[Tensor, float]:
+    def _once(self, evaluate: Evaluation, *, watched: bool = False) -> tuple[Tensor, float]:
+        self.cuts = frozenset()
         with self._state.evaluation():
-            if not self._guarded:
+            if not self._guarded and not watched:
                 return evaluate()
             if self._guard is None:
                 self._guard = ForwardGuard(self._model, self._device, plain=self._precision != "bf16")
             with self._guard:
                 found = evaluate()
             self._guard.refuse_foreign_writes()
-            self._guarded = self._guard.autocast
+            if torch.is_grad_enabled():  # else nothing is cut
+                self._guarded = self._guard.autocast
+                self.cuts = frozenset(self._guard.cuts)
             return found
 
     def _refuse_randomness(self, evaluate: Evaluation, value: float) -> None:

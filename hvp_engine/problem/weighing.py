@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 
 from hvp_engine.errors import ObjectiveError
@@ -61,6 +62,11 @@ def _as_weight(weight: Any) -> float:
         raise ObjectiveError(
             "The loss returned (total, weight) with a weight that depends on the model's parameters; the weight is a "
             "plain count, for instance of tokens. Fold anything else into the total."
+        )
+    if isinstance(weight, bool) or (isinstance(weight, Tensor) and weight.dtype == torch.bool):
+        raise ObjectiveError(
+            "The loss returned two values, which are read as (total, weight), but the second one is a truth value; "
+            "return the scalar mean alone, or (total, weight)."
         )
     try:
         return float(weight)

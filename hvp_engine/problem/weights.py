@@ -49,11 +49,17 @@ def check_weights(objective: Objective, largest: Any) -> None:
         objective.weight_shown = True
     if objective.weight_shown or objective.data is None or not (several or objective.declares_weight):
         return
-    grown = growth(objective, largest)
+    exact = objective.exact()
+    with exact.arithmetic():
+        _check(objective, exact, largest, several=several)
+
+
+def _check(objective: Objective, exact: Objective, largest: Any, *, several: bool) -> None:
+    grown = growth(exact, largest)
     if several and isinstance(largest, Tensor) and grown.value in (None, "other"):
-        _refuse_rows(objective, largest)
+        _refuse_rows(exact, largest)
     if objective.declares_weight:
-        _check_declared(objective, grown, several=several)
+        _check_declared(exact, grown, several=several)
         objective.weight_shown = grown.weight is not None
         return
     if grown.value == "sum":
@@ -62,12 +68,16 @@ def check_weights(objective: Objective, largest: Any) -> None:
             f"several batches cannot be averaged: every batch counts as one mean. {_FIX}"
         )
     if len(set(objective.layouts)) > 1:
-        _check_sizes(objective)
+        _check_sizes(objective, exact)
 
 
 def looks_like_a_sum(objective: Objective, batch: Any) -> bool:
     """Say whether a scalar loss adds up over the samples of a batch; call inside the objective's arithmetic."""
-    return objective.declares_weight is False and growth(objective, batch).value == "sum"
+    if objective.declares_weight is not False:
+        return False
+    exact = objective.exact()
+    with exact.arithmetic():
+        return growth(exact, batch).value == "sum"
 
 
 def check_sum_of_weights(objective: Objective, weight: float) -> None:
@@ -99,12 +109,18 @@ def check_split(objective: Objective, step: int) -> None:
     Raises:
         ConfigurationError: Some pieces do not recombine.
     """
+    exact = objective.exact()
+    with exact.arithmetic():
+        _check_split(exact, step, declared=bool(objective.declares_weight))
+
+
+def _check_split(objective: Objective, step: int, *, declared: bool) -> None:
     for number, batch in objective.batches():
         size = batches.samples(batch)
         if size is None or size <= step:
             continue
         pieces = [Piece(objective, batches.cut(batch, a, min(a + step, size))) for a in range(0, size, step)]
-        for k in range(1 if objective.declares_weight else len(pieces) - 1):
+        for k in range(1 if declared else len(pieces) - 1):
             both = Piece(objective, batches.cut(batch, k * step, min((k + 2) * step, size)))
             changed = _changed(pieces[k], pieces[k + 1], both)
             if changed is not None:
@@ -161,7 +177,7 @@ def _refuse_weight(why: str) -> None:
     )
 
 
-def _check_sizes(objective: Objective) -> None:
+def _check_sizes(objective: Objective, exact: Objective) -> None:
     """Refuse batches that a scalar loss does not weight by their numbers of samples, or whose numbers are unclear."""
     previous: tuple[int, Piece] | None = None
     first_of: dict[tuple[batches.Entry, ...], int] = {}
@@ -173,7 +189,7 @@ def _check_sizes(objective: Objective) -> None:
             continue
         if batches.samples(batch) is None:
             _refuse_batches(objective, "their tensors share no leading dimension that would count the samples")
-        piece = Piece(objective, batch, value_of(objective, batch))
+        piece = Piece(exact, batch, value_of(exact, batch))
         if previous is not None:
             _check_joined(objective, previous, (number, piece))
         previous = number, piece
@@ -183,7 +199,7 @@ def _check_joined(objective: Objective, one: tuple[int, Piece], other: tuple[int
     union = batches.joined(one[1].batch, other[1].batch)
     if union is None:
         _refuse_batches(objective, "they differ in more than their number of samples")
-    changed = _changed(one[1], other[1], Piece(objective, union))
+    changed = _changed(one[1], other[1], Piece(one[1].objective, union))
     if changed is not None:
         which = f"batches {one[0]} and {other[0]}"
         _refuse_batches(objective, f"putting {which} together, weighted by their samples, changes {changed}")

@@ -6,7 +6,7 @@ import pytest
 import torch
 from planned import CONFIG, small_gpt
 from problems import quadratic, symmetric
-from torch import nn
+from torch import Tensor, nn
 
 import hvp_engine as he
 from hvp_engine.errors import BlockError, ConfigurationError, NonDeterministicError, ObjectiveError
@@ -101,3 +101,16 @@ def test_a_loss_without_data_is_planned_on_this_machine() -> None:
     plan = he.plan(problem.model, problem.loss, device="cpu", steps=5, probes=2)
     assert plan.calibrated and plan.device.measured and 0 < plan.seconds < 60
     assert "predicted" in plan.summary().splitlines()[0] and "limited by" in plan.summary()
+
+
+def test_what_an_earlier_forward_pass_left_in_a_model_is_no_hindrance() -> None:
+    class Penalised(nn.Linear):
+        def forward(self, x: Tensor) -> Tensor:
+            logits = super().forward(x)
+            self.penalty = logits.square().mean()
+            return logits
+
+    model, data = Penalised(4, 3), [torch.randn(5, 4)]
+    model(data[0])
+    assert model.penalty.grad_fn is not None
+    assert he.plan(model, lambda m, x: m(x).sin().mean() + m.penalty, data=data, steps=2, probes=1).seconds > 0

@@ -61,6 +61,24 @@ def test_a_mean_is_seen_through_the_rounding_of_lower_precisions(precision: str)
     assert deviation(classifier(), mean_loss, RAGGED, microbatch=2, precision=precision) < 2e-2
 
 
+@pytest.mark.parametrize("precision", ["fp32", "tf32", "bf16"])
+@pytest.mark.parametrize("microbatch", [None, 3])
+def test_a_weight_that_is_wrong_by_less_than_bfloat16_rounds_is_refused(precision: Any, microbatch: int | None) -> None:
+    weights = torch.tensor([1.0, 1.01, 0.99])
+
+    def loss(model: nn.Module, batch: Any) -> Tensor:
+        return F.cross_entropy(model(batch[0]), batch[1], weight=weights.to(batch[0].dtype))
+
+    data, error = (RAGGED, ObjectiveError) if microbatch is None else (EQUAL, ConfigurationError)
+    with pytest.raises(error, match="changes"):
+        he.slq(classifier(), loss, data=data, steps=2, probes=1, precision=precision, microbatch=microbatch)
+
+
+@pytest.mark.parametrize("flag", [True, torch.tensor(True)])
+def test_a_truth_value_is_no_weight(flag: Any) -> None:
+    refuse("truth value", classifier(), lambda model, batch: (mean_loss(model, batch), flag), EQUAL)
+
+
 class Recurrent(nn.Module):
     def __init__(self) -> None:
         super().__init__()
