@@ -30,7 +30,7 @@ from hvp_engine.ops.head.lazy_logits import FusedHead, HeadLogits, computed, sta
 from hvp_engine.ops.layer_norm import layer_norm
 from hvp_engine.ops.rms_norm import rms_norm
 from hvp_engine.ops.softmax import softmax
-from hvp_engine.system.torch_private import GROUPED_PRODUCTS, SILU_FUNCTIONS, WEIGHT_NORM_FUNCTIONS, transforms_active
+from hvp_engine.system.torch_private import GROUPED_PRODUCTS, SILU_FUNCTIONS, WEIGHT_NORM_FUNCTIONS, inside_transform
 
 __all__ = ["REPLACEMENTS", "TwiceDifferentiable", "fuse_lm_head", "twice_differentiable"]
 
@@ -48,7 +48,7 @@ def _layer_norm(
     cudnn_enable: bool = True,
 ) -> Any:
     del cudnn_enable  # torch.layer_norm has it; it chooses an implementation, not a result
-    if not (normalize_applies(input, weight, bias) or transforms_active()):
+    if not (normalize_applies(input, weight, bias) or inside_transform()):
         return NotImplemented
     return layer_norm(input, normalized_shape, weight, bias, eps)
 
