@@ -123,6 +123,7 @@ def in_widest_arithmetic(
 def _check(objective: Objective, names: tuple[str, ...], piece: Any, precision: Precision) -> DerivativeCheck:
     data = None if objective.data is None else [piece]
     own = Objective(objective.model, objective.loss, data, precision)
+    own.fused.hidden_rows_are_constant = True
     return DerivativeCheck(own, names, piece if precision == objective.precision else _converted(piece, own.dtype))
 
 

@@ -11,7 +11,7 @@ from hvp_engine.kernels.tensors import accumulator
 from hvp_engine.ops.applies import normalize_applies
 from hvp_engine.ops.arguments import run_plain
 from hvp_engine.ops.normalize_autograd import NormalizeSpec, check_shapes, normalize
-from hvp_engine.system.torch_private import transforms_active
+from hvp_engine.system.torch_private import inside_transform
 
 __all__ = ["layer_norm", "layer_norm_ref"]
 
@@ -46,7 +46,7 @@ def layer_norm(
     size = check_shapes("layer_norm", input, normalized_shape, weight, bias)
     if normalize_applies(input, weight, bias):
         return normalize(input, weight, bias, NormalizeSpec("layer_norm", True, size, eps))
-    if transforms_active():
+    if inside_transform():
         return _written_out(input, size, weight, bias, eps)
     operands = {"input": input, "weight": weight, "bias": bias}
     return run_plain(

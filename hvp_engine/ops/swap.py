@@ -30,9 +30,12 @@ from hvp_engine.ops.head.lazy_logits import FusedHead, HeadLogits, computed, sta
 from hvp_engine.ops.layer_norm import layer_norm
 from hvp_engine.ops.rms_norm import rms_norm
 from hvp_engine.ops.softmax import softmax
-from hvp_engine.system.torch_private import GROUPED_PRODUCTS, SILU_FUNCTIONS, WEIGHT_NORM_FUNCTIONS, transforms_active
+from hvp_engine.system.torch_private import GROUPED_PRODUCTS, SILU_FUNCTIONS, WEIGHT_NORM_FUNCTIONS, inside_transform
 
 __all__ = ["REPLACEMENTS", "TwiceDifferentiable", "fuse_lm_head", "twice_differentiable"]
+
+
+_HIDDEN = -1e20  # no score is as low; one added to it is lost in every dtype
 
 
 # A replacement has the signature of what it replaces, and returns NotImplemented where it cannot serve.
@@ -45,7 +48,7 @@ def _layer_norm(
     cudnn_enable: bool = True,
 ) -> Any:
     del cudnn_enable  # torch.layer_norm has it; it chooses an implementation, not a result
-    if not (normalize_applies(input, weight, bias) or transforms_active()):
+    if not (normalize_applies(input, weight, bias) or inside_transform()):
         return NotImplemented
     return layer_norm(input, normalized_shape, weight, bias, eps)
 
@@ -152,6 +155,14 @@ def _torch_softmax(input: Tensor, dim: int, dtype: torch.dtype | None = None) ->
     return softmax(_in_range(input, dtype) if narrower and dtype is not None else input, dim, dtype)
 
 
+def _without_hidden_rows(input: Tensor, dim: Any = None, *rest: Any, **options: Any) -> tuple[Any, dict[str, Any]]:
+    """Detach the rows of a softmax whose every score is a mask's, and return its arguments."""
+    if isinstance(dim, int) and input.is_floating_point():
+        hidden = (input <= _HIDDEN).all(dim, keepdim=True)
+        input = torch.where(hidden, input.detach(), input)
+    return (input, dim, *rest), options
+
+
 def _in_range(scores: Tensor, dtype: torch.dtype) -> Tensor:
     """Keep finite scores finite in a narrower dtype, with their derivatives.
 
@@ -238,12 +249,16 @@ class TwiceDifferentiable(TorchFunctionMode):
     Attributes:
         replaced: How often each operation was replaced so far.
         head: The linear head whose logits stay uncomputed for the cross-entropy, or None.
+        hidden_rows_are_constant: Whether a softmax gives no gradient to rows that a mask hides whole. Their scores are
+            lost in the mask's huge number, so that differences of the gradient see constants where autograd, which
+            passes the number by, does not; tests by differences leave such rows out.
     """
 
     def __init__(self, head: FusedHead | None = None) -> None:
         super().__init__()
         self.replaced: dict[str, int] = Counter()
         self.head = head
+        self.hidden_rows_are_constant = False
 
     def __torch_function__(
         self,
@@ -270,6 +285,8 @@ class TwiceDifferentiable(TorchFunctionMode):
         entry = REPLACEMENTS.get(func)
         if entry is not None:
             name, replacement = entry
+            if name == "softmax" and self.hidden_rows_are_constant:
+                args, kwargs = _without_hidden_rows(*args, **kwargs)
             result = replacement(*args, **kwargs)
             if result is not NotImplemented:
                 self.replaced[name] += 1

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from hvp_engine.ops.autograd import BatchedFunction, tensor_arguments, wanted_gradients
-from hvp_engine.system.torch_private import transforms_active, without_torch_functions
+from hvp_engine.system.torch_private import inside_transform, without_torch_functions
 
 __all__ = ["LastDerivative", "keep_arguments"]
 
@@ -65,7 +65,7 @@ def _pull_back(
     given = tuple(cotangent for cotangent in cotangents if cotangent is not None)
     gradients: list[Tensor | None] = [None] * len(arguments)
     if given and wanted:
-        pull = _pull_through_transforms if transforms_active() else _pull
+        pull = _pull_through_transforms if inside_transform() else _pull
         for index, gradient in zip(wanted, pull(outputs, [arguments[index] for index in wanted], given), strict=True):
             gradients[index] = gradient
     return tuple(gradients)

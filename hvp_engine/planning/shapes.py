@@ -22,7 +22,7 @@ from hvp_engine.ops.grouped_mm import grouped_mm_ref
 from hvp_engine.ops.head.lazy_logits import FusedHead, HeadLogits
 from hvp_engine.ops.swap import REPLACEMENTS, TwiceDifferentiable
 from hvp_engine.planning.meter import Meter, traffic
-from hvp_engine.system.torch_private import transforms_active
+from hvp_engine.system.torch_private import inside_transform
 
 _TILE = 64  # rows and keys of an attention tile: what of the triangle's edge is computed too
 
@@ -243,7 +243,7 @@ class ShapesOnly(TwiceDifferentiable):
     ) -> Any:
         """Run one intercepted call; calls without a kernel run as they are."""
         # Transforms of torch.func know no rules for these stand-ins; inside them PyTorch's own operations are counted.
-        name, replacement = ("", None) if transforms_active() else REPLACEMENTS.get(func, ("", None))
+        name, replacement = ("", None) if inside_transform() else REPLACEMENTS.get(func, ("", None))
         is_lazy = any(issubclass(kind, HeadLogits) for kind in types)
         shaped = None if replacement is None or is_lazy else getattr(self, f"_{name}", None)
         result = NotImplemented if shaped is None else shaped(*args, **(kwargs or {}))

@@ -32,6 +32,7 @@ __all__ = [
     "fake_mode",
     "hooks_of_module",
     "hooks_of_tensor",
+    "inside_transform",
     "is_batched",
     "is_view",
     "is_zero_tensor",
@@ -82,13 +83,18 @@ _levels: Callable[[], list[Any]] | None = _find("torch._functorch.pyfunctorch:re
 _FORWARD: Any = _find("torch:_C._functorch.TransformType.Jvp")
 
 
+def inside_transform() -> bool:
+    """Say whether a transform of torch.func (vmap, grad, jvp, ...) is active; true where that cannot be known."""
+    return transforms_active() and (_levels is None or bool(_levels()))
+
+
 def nested_forward_mode() -> bool:
     """Say whether torch.func differentiates in forward mode twice or more at once (jvp of jvp, jacfwd of jacfwd).
 
     What an autograd.Function saves has lost its tangents by then: PyTorch 2.9 to 2.13 give zeros for the second
     derivative, or crash. Where the levels cannot be asked for, any transform counts.
     """
-    if not transforms_active():
+    if not inside_transform():
         return False
     if _levels is None or _FORWARD is None:
         return True

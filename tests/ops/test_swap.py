@@ -199,3 +199,24 @@ def test_hardsigmoid_in_place_writes_to_its_argument():
         x = torch.tensor([-4.0, 0.0, 1.5])
         assert F.hardsigmoid(x, inplace=True) is x
     assert torch.equal(x, torch.tensor([0.0, 0.5, 0.75]))
+
+
+def test_rows_that_a_mask_hides_whole_can_be_left_out_of_tests_by_differences():
+    scores = torch.randn(2, 3, dtype=torch.float64, requires_grad=True)
+    values = torch.randn(3, dtype=torch.float64)
+    mask = torch.tensor([[1.0, 1.0, 1.0], [0.0, 0.0, 1.0]], dtype=torch.float64) * torch.finfo(torch.float64).min
+
+    def gradient(mode):
+        with mode:
+            for weights in (
+                F.softmax(scores + mask, dim=-1),
+                torch.softmax(scores + mask, -1),
+                (scores + mask).softmax(-1),
+            ):
+                yield torch.autograd.grad((weights @ values).square().sum(), scores)[0]
+
+    constant = twice_differentiable()
+    constant.hidden_rows_are_constant = True
+    for kept, left_out in zip(gradient(twice_differentiable()), gradient(constant), strict=True):
+        assert kept[0].abs().max() > 0 and not left_out[0].any()
+        assert torch.equal(kept[1], left_out[1])

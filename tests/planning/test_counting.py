@@ -122,3 +122,25 @@ def test_traffic_of_bf16_products_is_half_and_that_of_their_casts_is_counted() -
     found = JobCounter(model, lambda m, b: m(b).sum(), shape, partition, "bf16").count(None)
     matrices = n * d + d * d
     assert found.forward.bytes == (4 + 2) * matrices + 2 * (matrices + n * d) + 2 * (n * d + 1)
+
+
+def penalty(model: nn.Module, x: torch.Tensor) -> torch.Tensor:
+    x = x.detach().requires_grad_(True)
+    (slope,) = torch.autograd.grad(model(x).sum(), x, create_graph=True)
+    return slope.square().mean()
+
+
+def slopes(model: nn.Module, x: torch.Tensor) -> torch.Tensor:
+    return torch.func.vmap(torch.func.grad(lambda point: model(point).sum()))(x).square().mean()
+
+
+@pytest.mark.parametrize("loss", [penalty, slopes])
+def test_losses_that_differentiate_inside_are_counted_as_the_passes_they_take(loss: object) -> None:
+    n, d = 8, 16
+    model = nn.Sequential(nn.Linear(d, d), nn.SiLU(), nn.LayerNorm(d), nn.Linear(d, d))
+    found = counted(model, loss, [torch.randn(n, d)], ["0.weight"])
+    layer = 2 * n * d * d
+    assert found.forward.flop >= 4 * layer  # two layers, forward and to the input
+    assert found.gradient.flop >= 3 * layer
+    assert found.blocks["0.weight"].flop >= 4 * layer
+    assert found.graph_bytes > n * d * 4
