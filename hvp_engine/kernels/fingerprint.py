@@ -45,7 +45,7 @@ def fingerprint(tensor: Tensor) -> int:
         torch.mul(chunk, factors[: chunk.numel()], out=products[: chunk.numel()]).sum()
         for chunk in torch.split(words, _CHUNK)
     ]
-    found = [int(tail)] if not sums else [*torch.stack(sums).tolist(), int(tail)]
+    found = [int(tail)] if not sums else [*(int(total) for total in torch.stack(sums).cpu()), int(tail)]
     return _combined([tensor.numel(), *found])
 
 
@@ -60,7 +60,7 @@ def _words(tensor: Tensor) -> tuple[Tensor, int]:
     body, rest = data[:whole], data[whole:]
     if body.storage_offset() % _WORD:  # a view of words must begin at one
         body = body.clone()
-    return body.view(torch.int32), int.from_bytes(bytes(rest.tolist()), "little")
+    return body.view(torch.int32), int.from_bytes(bytes(int(byte) for byte in rest.cpu()), "little")
 
 
 @functools.cache

@@ -79,7 +79,7 @@ def test_data_that_raises_is_a_finding() -> None:
             yield DATA[0]
             raise Peculiar("the disk is gone")
 
-    found = only(he.doctor(Model(), loss, data=Broken(), seconds=1.0), "examination-fails")
+    found = only(he.doctor(Model(), loss, data=Broken(), seconds=1.0), "data-unusable")
     assert "Peculiar: the disk is gone" in found.message
 
 

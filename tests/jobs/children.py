@@ -41,7 +41,9 @@ class Child:
             options: Of :func:`job`.
         """
         arguments = {"out": str(out), "hold_before": hold_before, "every": every, "options": options}
-        code = f"{prelude}\nimport children; children.run({arguments!r})"
+        # A shell lets what it starts in the background ignore Ctrl-C, and so would this child.
+        heed = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"
+        code = f"{heed}\n{prelude}\nimport children; children.run({arguments!r})"
         paths = os.pathsep.join([str(Path(__file__).parent), *sys.path])
         self._process = subprocess.Popen(
             [sys.executable, "-c", code],
