@@ -312,4 +312,5 @@ def _advance(
                 raise
             state.release()
             done.append(state)
+    operator.look()
     return done

@@ -183,12 +183,10 @@ class CurvatureOperator(ABC):
             )
         with torch.inference_mode(False):
             converted = {name: self._vectors(name, block_vectors) for name, block_vectors in vectors.items()}
-        products = self.sweep(converted)
+        products = self._sweep(converted, waiting=True)
         self._refuse_nonfinite(products)
         return products
 
-    @shortage_in_words("products were formed")
-    @torch.inference_mode(False)
     def sweep(self, vectors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Do the same as `matmat` without looking at vectors and products, which on a GPU would wait for them.
 
@@ -198,8 +196,13 @@ class CurvatureOperator(ABC):
         Returns:
             As `matmat`.
         """
+        return self._sweep(vectors, waiting=False)
+
+    @shortage_in_words("products were formed")
+    @torch.inference_mode(False)
+    def _sweep(self, vectors: Mapping[str, Tensor], *, waiting: bool) -> dict[str, Tensor]:
         if not self._steady or self.objective.watch.touched():
-            self._look()
+            self._look(waiting=waiting)
         self.objective.held_data.check()
         try:
             with retained_heap():
@@ -209,7 +212,7 @@ class CurvatureOperator(ABC):
                 self._look()  # what changed is the cause, and is named in place of what came of it
             raise
         if self._steady:
-            self._look()
+            self._look(waiting=False)
         return products
 
     def make_room(self, streams: StreamSizes) -> None:
@@ -308,14 +311,22 @@ class CurvatureOperator(ABC):
         self._look()
         self._steady = True
 
-    def _look(self) -> None:
+    def look(self) -> None:
+        """See that a job's model is still what it was, on a GPU by its content, which sweeps do not read.
+
+        Raises:
+            NonDeterministicError: It changed.
+        """
+        self._look()
+
+    def _look(self, *, waiting: bool = True) -> None:
         """See what was written to the model since the last look, and drop what no longer belongs to it.
 
         Raises:
             NonDeterministicError: Something changed during a job.
         """
         watch = self.objective.watch
-        changed = watch.look()
+        changed = watch.look(waiting=waiting)
         if not watch.stale:
             return
         self.release()

@@ -20,8 +20,6 @@ from hvp_engine.problem.working_copy import copy_again, refresh
 from hvp_engine.system.formatting import first_names
 from hvp_engine.system.torch_private import hooks_of_tensor, write_count
 
-_EVERY = 8  # looks: a GPU's content is read once in so many, since the host waits for it
-
 
 class ModelWatch:
     """Notices what is written to a model, however it is written, and passes it on to a converted copy.
@@ -56,21 +54,24 @@ class ModelWatch:
         """Say whether anything was written to as PyTorch counts it, which takes no reading."""
         return bool(self._looks) and _writes(self._tensors) != self._writes
 
-    def look(self) -> list[str]:
+    def look(self, *, waiting: bool = True) -> list[str]:
         """Return the names of tensors that changed since the last look, and of modules whose mode did.
 
         Watched are parameters, buffers, and tensors among the attributes. The first look finds nothing. A converted
         copy has the same content and attributes afterwards.
+
+        Args:
+            waiting: Read what is on a GPU, for which the host waits; else writes are seen there as PyTorch counts them.
 
         Raises:
             ConfigurationError: The parameters are of other names, shapes or kinds, have hooks on their gradients, or
                 the converted copy cannot follow.
         """
         with self._turn:
-            return self._look()
+            return self._look(waiting=waiting)
 
-    def _look(self) -> list[str]:
-        first, whole = not self._looks, self._looks % _EVERY == 0
+    def _look(self, *, waiting: bool) -> list[str]:
+        first = not self._looks
         moved = not self._walk.current
         if moved:
             self._walk = StateWalk(self._model)
@@ -78,7 +79,7 @@ class ModelWatch:
         writes = _writes(self._tensors)
         written = moved or writes != self._writes
         contents = {
-            name: fingerprint(tensor) if whole or written or tensor.is_cpu else self._contents[name]
+            name: fingerprint(tensor) if waiting or first or written or tensor.is_cpu else self._contents[name]
             for name, tensor in zip(self._names, self._tensors, strict=True)
         }
         modes = {f"{n}.training": m.training for n, m in self._model.named_modules()} if moved or first else self._modes
@@ -172,7 +173,13 @@ class HeldData:
 
 
 def _contents(held: Iterable[Tensor | np.ndarray]) -> list[int]:
-    return [fingerprint(item) if isinstance(item, Tensor) else hash(item.tobytes()) for item in held]
+    """Tell what is in memory now; on a GPU, for whose content the host would wait, how often it was written to."""
+    return [
+        hash(item.tobytes())
+        if not isinstance(item, Tensor)
+        else (fingerprint(item) if item.is_cpu else write_count(item))
+        for item in held
+    ]
 
 
 def changed_during_job(names: list[str]) -> NonDeterministicError:

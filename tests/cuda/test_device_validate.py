@@ -58,7 +58,7 @@ def test_the_command_checks_times_and_reports(backend, tmp_path):
         "cuda": ["hvp, bf16", "slq, bf16", "waits for the device | 0 |", "sweep", "quadrature"],
         "triton": ["attention", "gelu", "head curvature", "cross_entropy", "second_backward"],
     }[backend] + ["reorthogonalize", "record step"]
-    assert [name for name in named if name not in text] == []
+    assert [name for name in named if name not in text] == [], text
     assert "not measured" not in text.lower(), text
 
 

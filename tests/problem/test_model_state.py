@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 import hvp_engine as he
-from hvp_engine.errors import ConfigurationError, ObjectiveError
+from hvp_engine.errors import ConfigurationError, ObjectiveError, SecondDerivativeError
 
 torch.manual_seed(0)
 DATA = [(torch.randn(6, 4), torch.randint(0, 3, (6,)))]
@@ -158,13 +158,16 @@ def test_gradients_flags_and_hooks_are_what_they_were() -> None:
     assert not model[2].bias.requires_grad
 
 
-def test_spectral_norm_in_train_mode_is_deterministic_and_untouched() -> None:
+def test_spectral_norm_is_untouched_and_refused_in_train_mode_where_its_iteration_is_cut_out_of_the_graph() -> None:
     norm = nn.utils.parametrizations.spectral_norm
     torch.manual_seed(0)
     model = nn.Sequential(norm(nn.Linear(4, 5)), nn.Tanh(), nn.Linear(5, 3)).train()
     before = copy.deepcopy(model.state_dict())
-    first, second = product(model), product(model)
-    assert torch.equal(first, second)
+    with pytest.raises(SecondDerivativeError, match="cut out of the graph"):
+        product(model)
+    assert same(dict(model.state_dict()), dict(before))
+    model.eval()  # a function of constant singular vectors
+    assert torch.equal(product(model), product(model))
     assert same(dict(model.state_dict()), dict(before))
 
 

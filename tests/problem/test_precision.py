@@ -169,4 +169,5 @@ def test_a_model_that_reads_the_older_switches(precision: Any) -> None:
 
     product(Case(case.model, reading, case.data), precision)
     tf32 = precision == "tf32"
-    assert set(seen) == {(tf32, tf32, "high" if tf32 else "highest")}
+    assert seen[-1] == (tf32, tf32, "high" if tf32 else "highest")
+    assert set(seen) <= {seen[-1], (False, False, "highest")}  # whether weights add up is looked at in float32
