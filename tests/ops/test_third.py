@@ -3,10 +3,10 @@
 import pytest
 import torch
 from torch.func import grad, hessian, jacfwd, jacrev, vjp, vmap
+from written_out_cases import CASES, normal
 
 from hvp_engine import ops
 from hvp_engine.ops.swap import twice_differentiable
-from tests.ops.written_out_cases import CASES, normal
 
 # PyTorch scripts some of its own forward-mode formulas.
 pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning")
