@@ -41,8 +41,8 @@ class Child:
             options: Of :func:`job`.
         """
         arguments = {"out": str(out), "hold_before": hold_before, "every": every, "options": options}
-        # A shell lets what it starts in the background ignore Ctrl-C, and so would this child.
-        heed = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"
+        # A shell lets what it starts in the background ignore Ctrl-C, nohup SIGHUP, and so would this child.
+        heed = "import signal as s; s.signal(s.SIGINT, s.default_int_handler); s.signal(s.SIGHUP, s.SIG_DFL)"
         code = f"{heed}\n{prelude}\nimport children; children.run({arguments!r})"
         paths = os.pathsep.join([str(Path(__file__).parent), *sys.path])
         self._process = subprocess.Popen(

@@ -17,7 +17,8 @@ def delivered(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
     """List what would have ended this process."""
     found: list[int] = []
     monkeypatch.setattr(signals.os, "kill", lambda process, number: found.append(number))
-    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
+    # Whoever started the tests, nohup say, may have had these signals ignored.
+    before = {number: signal.signal(number, signal.SIG_DFL) for number in (signal.SIGTERM, signal.SIGHUP)}
     yield found
     for number, handler in before.items():
         signal.signal(number, handler)
