@@ -69,7 +69,7 @@ def _measured_cost(
     objective: Objective, partition: Partition, blocks: list[ResolvedBlock], size: int | None, batch: Any
 ) -> Cost:
     """Time one size with a heap that keeps its memory, as the engine does, then weigh it with one that does not."""
-    parameters = {name: objective.parameters[name] for name in partition.parameters}
+    parameters = objective.parameters_named(partition.parameters)
     kept: list[Tensor] = list(parameters.values())
 
     def build() -> GradientGraph:

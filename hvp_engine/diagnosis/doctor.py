@@ -223,7 +223,7 @@ class _Examination:
 
     def _trace(self, objective: Objective, batch: Any, trace: Trace) -> GradientGraph | None:
         """Run the passes under observation: operations, checkpoints, unused parameters, gradients not finite."""
-        parameters = {name: objective.parameters[name] for name in self._partition.parameters}
+        parameters = objective.parameters_named(self._partition.parameters)
         graph = None
         piece = batches.few_samples(batch)
         with trace.recording(objective.model), objective.arithmetic():

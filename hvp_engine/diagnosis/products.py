@@ -34,7 +34,7 @@ _EPSILON = "add a small epsilon to sqrt, norm, log or division by a vanishing nu
 
 def union_of(objective: Objective, partition: Partition) -> ResolvedBlock:
     """Return the block of all parameters that some block touches."""
-    sizes = {name: objective.parameters[name] for name in partition.parameters}
+    sizes = objective.parameters_named(partition.parameters)
     parts = tuple(BlockPart(name, None, p.shape, p.numel()) for name, p in sizes.items())
     return ResolvedBlock("union of all blocks", parts, sum(part.numel for part in parts))
 
@@ -76,7 +76,7 @@ class _Trial:
     def __init__(self, objective: Objective, partition: Partition, largest: Any) -> None:
         self._objective, self._partition = objective, partition
         self._union = union_of(objective, partition)
-        self._parameters = {name: objective.parameters[name] for name in partition.parameters}
+        self._parameters = objective.parameters_named(partition.parameters)
         self._passes = Passes(objective.precision)
         self._inspection = GraphInspection()
         with objective.arithmetic():

@@ -89,7 +89,7 @@ class DerivativeCheck:
             HvpEngineError: The loss cannot be evaluated or has no gradient.
         """
         self._objective = objective
-        self._parameters = {name: objective.parameters[name] for name in names}
+        self._parameters = objective.parameters_named(names)
         self._batch = batch
         parts = tuple(BlockPart(name, None, p.shape, p.numel()) for name, p in self._parameters.items())
         self.union = ResolvedBlock("union of all blocks", parts, sum(part.numel for part in parts))

@@ -90,7 +90,7 @@ class CurvatureOperator(ABC):
         with turn(model):
             self.objective = Objective(model, loss, data, precision)
             self.partition = resolve(self.objective.model, blocks)
-            self._parameters = {name: self.objective.parameters[name] for name in self.partition.parameters}
+            self._parameters = self.objective.parameters_named(self.partition.parameters)
         self._steady = False
         self._stream_bytes = 0  # vectors that the caller keeps beside the graphs, at least
         budget = free_budget(self.objective.device) if memory is None else memory
@@ -331,7 +331,7 @@ class CurvatureOperator(ABC):
             return
         self.release()
         self._inspection.forget_micros()
-        self._parameters = {name: self.objective.parameters[name] for name in self.partition.parameters}
+        self._parameters = self.objective.parameters_named(self.partition.parameters)
         frozen = [name for name, parameter in self._parameters.items() if not parameter.requires_grad]
         if frozen:
             raise ConfigurationError(

@@ -110,6 +110,11 @@ class Objective:
         """The working copy's parameters by canonical name."""
         return dict(self.model.named_parameters())
 
+    def parameters_named(self, names: Iterable[str]) -> dict[str, nn.Parameter]:
+        """Return some of the parameters, in the order of their names; the model is walked once."""
+        found = self.parameters
+        return {name: found[name] for name in names}
+
     @property
     def data_digests(self) -> list[str]:
         """Digest of every batch; available after the first complete pass."""

@@ -96,7 +96,7 @@ class Scheduler:
         self._keep = True  # until memory runs out
         self._all_kept = False  # every micro-batch of the data has its graph in _kept
         self._passes = Passes(objective.precision)
-        self._parameters: list[Tensor] = [objective.parameters[name] for name in partition.parameters]
+        self._parameters: list[Tensor] = list(objective.parameters_named(partition.parameters).values())
         self._graph_size = policy.GraphSize(0.0)
         self.plan = SweepPlan(microbatch, 1, 0, 0, budget)
         self._choose(largest)
