@@ -64,6 +64,11 @@ _Blocks = Annotated[
         "--blocks", help="full, parameter, module, a parameter name, or NAME=GLOB[,GLOB...]; repeat for more."
     ),
 ]
+_Steps = Annotated[int, typer.Option(help="Lanczos steps.")]
+_Probes = Annotated[int, typer.Option(help="Random vectors per block.")]
+_Arithmetic = Annotated[_Precision, typer.Option(help="Arithmetic of the products.")]
+_Kept = Annotated[_Basis, typer.Option(help="Dtype of the kept Lanczos vectors.")]
+_Microbatch = Annotated[int | None, typer.Option(help="Samples differentiated at once.")]
 _Quiet = Annotated[bool, typer.Option("--quiet", help="Show no progress.")]
 
 
@@ -85,7 +90,7 @@ def demo(
 def doctor(
     target: _Target,
     blocks: _Blocks = None,
-    precision: Annotated[_Precision, typer.Option(help="Arithmetic of the products.")] = _Precision.fp32,
+    precision: _Arithmetic = _Precision.fp32,
     seconds: Annotated[float, typer.Option(help="About how long to examine.")] = 60.0,
     json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
 ) -> None:
@@ -121,16 +126,16 @@ def doctor(
 def slq(
     target: _Target,
     blocks: _Blocks = None,
-    steps: Annotated[int, typer.Option(help="Lanczos steps.")] = 100,
-    probes: Annotated[int, typer.Option(help="Random vectors per block.")] = 10,
+    steps: _Steps = 100,
+    probes: _Probes = 10,
     seed: Annotated[int, typer.Option(help="Seed of the probes.")] = 0,
     distribution: Annotated[_Distribution, typer.Option(help="Of the probes.")] = _Distribution.rademacher,
-    precision: Annotated[_Precision, typer.Option(help="Arithmetic of the products.")] = _Precision.fp32,
+    precision: _Arithmetic = _Precision.fp32,
     reorthogonalize: Annotated[
         _Reorthogonalize, typer.Option(help="Against all vectors or two.")
     ] = _Reorthogonalize.full,
-    basis: Annotated[_Basis, typer.Option(help="Dtype of the kept Lanczos vectors.")] = _PLAIN_BASIS,
-    microbatch: Annotated[int | None, typer.Option(help="Samples differentiated at once.")] = None,
+    basis: _Kept = _PLAIN_BASIS,
+    microbatch: _Microbatch = None,
     memory: Annotated[float | None, typer.Option(help="Memory budget in GiB.")] = None,
     head_curvature: Annotated[
         bool, typer.Option(help="Form a linear head's curvature once, where that is cheaper.")
@@ -177,11 +182,11 @@ def plan(
     target: _Target,
     device: Annotated[_Device, typer.Option(help="Where the job would run.")] = _Device.cpu,
     blocks: _Blocks = None,
-    steps: Annotated[int, typer.Option(help="Lanczos steps.")] = 100,
-    probes: Annotated[int, typer.Option(help="Random vectors per block.")] = 10,
-    precision: Annotated[_Precision, typer.Option(help="Arithmetic of the products.")] = _Precision.fp32,
-    basis: Annotated[_Basis, typer.Option(help="Dtype of the kept Lanczos vectors.")] = _PLAIN_BASIS,
-    microbatch: Annotated[int | None, typer.Option(help="Samples differentiated at once.")] = None,
+    steps: _Steps = 100,
+    probes: _Probes = 10,
+    precision: _Arithmetic = _Precision.fp32,
+    basis: _Kept = _PLAIN_BASIS,
+    microbatch: _Microbatch = None,
     batches: Annotated[int | None, typer.Option(help="Batches to plan for, in place of those in the data.")] = None,
     tokens: Annotated[int | None, typer.Option(help="The same in entries of a batch's first tensor.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
-from patients import Frozen, Model, Sound, examine, loss, only
+from custom_functions import Frozen, Sound
+from patients import Model, examine, loss, only
 from torch import Tensor, nn
 
 import hvp_engine as he

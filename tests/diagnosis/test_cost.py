@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from patients import Model, Sound, examine
+from custom_functions import Sound
+from patients import Model, examine
 
 
 def test_every_micro_batch_size_is_measured_and_a_job_extrapolated() -> None:

@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 import torch
-from patients import DATA, Model, Sound, X, codes, examine, loss, only
+from custom_functions import Sound
+from patients import DATA, Model, X, codes, examine, loss, only
 
 import hvp_engine as he
 

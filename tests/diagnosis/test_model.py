@@ -5,7 +5,8 @@ from __future__ import annotations
 import copy
 
 import torch
-from patients import Model, Once, codes, examine, only
+from custom_functions import Once
+from patients import Model, codes, examine, only
 from problems import gpt, mlp
 from torch import nn
 

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from patients import Model, Once, examine, only, points_at
+from custom_functions import Once
+from patients import Model, examine, only, points_at
 from torch import Tensor
 
 

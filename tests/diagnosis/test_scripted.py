@@ -7,7 +7,8 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from patients import DATA, Frozen, X, loss
+from custom_functions import Frozen
+from patients import DATA, X, loss
 from torch import Tensor, nn
 
 import hvp_engine as he

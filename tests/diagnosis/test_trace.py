@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from patients import Frozen, Model, codes, examine, loss, only, points_at
+from custom_functions import Frozen
+from patients import Model, codes, examine, loss, only, points_at
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 

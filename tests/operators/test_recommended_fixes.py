@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
+from custom_functions import Once, Sound
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import hvp_engine as he
@@ -77,26 +76,8 @@ def test_interpolation_in_place_of_grid_sample() -> None:
     assert torch.isfinite(product(interpolated)).all()
 
 
-class Once(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        ctx.save_for_backward(x)
-        return x.sin()
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, g: Tensor) -> Tensor:
-        return g * ctx.saved_tensors[0].cos()
-
-
-class Twice(Once):
-    @staticmethod
-    def backward(ctx: Any, g: Tensor) -> Tensor:
-        return g * ctx.saved_tensors[0].cos()
-
-
 def test_a_backward_that_is_itself_differentiable() -> None:
-    check("once_differentiable", Once.apply, Twice.apply)
+    check("once_differentiable", Once.apply, Sound.apply)
 
 
 def test_recurrent_layers_without_cudnn() -> None:

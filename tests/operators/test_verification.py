@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from custom_functions import Frozen, Once
 from problems import mlp
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
@@ -39,32 +40,6 @@ def run(function: Any) -> he.Spectra:
     return he.slq(Wrapped(function), loss, data=DATA, steps=3, probes=1)
 
 
-class OnceDifferentiable(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        ctx.save_for_backward(x)
-        return x.sin()
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> Tensor:
-        (x,) = ctx.saved_tensors
-        return grad * x.cos()
-
-
-class SavesItsDerivative(torch.autograd.Function):
-    """The fused-kernel mistake: the derivative is computed in forward and saved as a constant."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        ctx.derivative = (3 * x * x).detach()
-        return x**3
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Tensor:
-        return grad * ctx.derivative
-
-
 class WrongScale(torch.autograd.Function):
     """A gradient that is not the function's: symmetric second derivative, contradicted by differences."""
 
@@ -87,17 +62,17 @@ def test_sound_models_pass_with_small_errors() -> None:
 
 def test_an_operation_without_second_derivative_is_refused() -> None:
     with pytest.raises(SecondDerivativeError, match="marked once_differentiable"):
-        run(OnceDifferentiable.apply)
+        run(Once.apply)
 
 
-@pytest.mark.parametrize("function", [SavesItsDerivative, WrongScale])
+@pytest.mark.parametrize("function", [Frozen, WrongScale])
 def test_a_silently_wrong_second_derivative_is_refused(function: Any) -> None:
     with pytest.raises(SecondDerivativeError, match="wrong without an error message"):
         run(function.apply)
 
 
 def test_the_check_can_be_switched_off() -> None:
-    spectra = he.slq(Wrapped(SavesItsDerivative.apply), loss, data=DATA, steps=3, probes=1, check=False)
+    spectra = he.slq(Wrapped(Frozen.apply), loss, data=DATA, steps=3, probes=1, check=False)
     assert spectra.manifest["verification"] is None
 
 
@@ -260,7 +235,7 @@ def test_a_wrong_derivative_beside_kinks_is_found(kind: str) -> None:
     make, chosen = KINKS[kind]
 
     def both(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
-        return chosen(model, batch) + SavesItsDerivative.apply(model.second.weight).pow(2).sum()
+        return chosen(model, batch) + Frozen.apply(model.second.weight).pow(2).sum()
 
     with pytest.raises(SecondDerivativeError, match="wrong without an error message"):
         he.slq(make(), both, data=DATA, steps=3, probes=1)
