@@ -96,10 +96,10 @@ class CurvatureOperator(ABC):
         budget = free_budget(self.objective.device) if memory is None else memory
         with retained_heap(), self.objective.arithmetic():
             largest = self.objective.largest_batch()
-            self.objective.check_deterministic(largest)
+            plain = self.objective.check_deterministic(largest)
             check_weights(self.objective, largest)
             self._inspection = GraphInspection()
-            self._fusion = HeadFusion(self.objective, largest)
+            self._fusion = HeadFusion(self.objective, largest, plain)
             self.scheduler = Scheduler(
                 self.objective, self.partition, self._graph, largest, microbatch=microbatch, budget=budget
             )

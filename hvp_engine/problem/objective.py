@@ -294,8 +294,11 @@ class Objective:
             self._needs_gradients = needs_gradients(self.evaluate, batch)
         return torch.enable_grad() if self._needs_gradients else torch.no_grad()
 
-    def check_deterministic(self, batch: Any) -> None:
+    def check_deterministic(self, batch: Any) -> float:
         """Evaluate a batch's first samples twice; the same parameters must give the same loss.
+
+        Returns:
+            The loss.
 
         Raises:
             NonDeterministicError: They differ, or the loss draws random numbers.
@@ -303,16 +306,11 @@ class Objective:
         """
         with self.arithmetic():
             self._steady.refuse_hooks(lambda: self._evaluate(batches.few_samples(batch)))
-        values = self.differing_values(batch)
-        if values is None:
-            return
-        raise NonDeterministicError(
-            f"Two evaluations of the same batch gave {values[0]:.9g} and {values[1]:.9g}: the loss depends on "
-            "something that it changes itself, such as a counter, a cache or the batch. Mend the loss or the model."
-        )
-
-    def differing_values(self, batch: Any) -> tuple[float, float] | None:
-        """Return two values of a batch's first samples at the same parameters where they differ, else None."""
         first, second = self.spot_value(batch), self.spot_value(batch)
         # Atomics on a GPU may reorder sums: allow rounding, no more.
-        return None if abs(first - second) <= 1e-6 * max(abs(first), abs(second)) else (first, second)
+        if abs(first - second) > 1e-6 * max(abs(first), abs(second)):
+            raise NonDeterministicError(
+                f"Two evaluations of the same batch gave {first:.9g} and {second:.9g}: the loss depends on something "
+                "that it changes itself, such as a counter, a cache or the batch. Mend the loss or the model."
+            )
+        return first

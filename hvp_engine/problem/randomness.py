@@ -74,7 +74,6 @@ class RandomnessWatch:
         if threading.active_count() > 1:
             somebody, certain = self._somebody_else(again, value)
             if somebody:
-                self._known = states(self._sources)
                 return certain
         ends: list[list[Any]] = []
         try:
@@ -103,13 +102,29 @@ class RandomnessWatch:
             before = states(self._sources)
             again()
             if states(self._sources) == before:
+                self._settle(before, again)
                 return True, False
         before = states(self._sources)
         time.sleep(max(time.monotonic() - begun, 1e-3))
         if states(self._sources) == before:
             return False, False
         others = [again() for _ in range(_VALUES)]
+        self._known = states(self._sources)
         return True, any(abs(other - value) > 1e-6 * max(abs(other), abs(value)) for other in others)
+
+    def _settle(self, after: list[Any], again: Callable[[], float]) -> None:
+        """Tell a loss that seeds its generators itself from another thread's draws, by an evaluation from where it was.
+
+        Only the former arrives at the same states from both; it has the first ones put back, the latter's are left.
+        """
+        self.put_back()
+        again()
+        if states(self._sources) == after:
+            self.put_back()
+            return
+        if not self.changed():
+            write_back(self._sources, after)
+        self._known = states(self._sources)
 
 
 @contextlib.contextmanager

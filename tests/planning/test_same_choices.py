@@ -104,7 +104,7 @@ def engines_choice(sizes: Sizes, monkeypatch: pytest.MonkeyPatch, *, on_cpu: boo
     monkeypatch.setattr(decide, "free_disk", lambda: DISK)
     found: list[CurvaturePlan] = []
 
-    def find(objective: Any, batch: Tensor, serving: Any) -> LinearHead | None:
+    def find(objective: Any, batch: Tensor, serving: Any, plain: float) -> LinearHead | None:
         if sizes.head is None:
             return None
         rows, width, classes = sizes.head

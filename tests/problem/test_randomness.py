@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
@@ -52,6 +52,23 @@ class LayerDrop(nn.Module):
 def states() -> tuple[Any, ...]:
     kind, keys, *rest = np.random.get_state()
     return random.getstate(), kind, keys.tolist(), tuple(rest), torch.get_rng_state().tolist()
+
+
+@pytest.fixture
+def another_thread() -> Iterator[None]:
+    """A thread of the process that does nothing."""
+    end = threading.Event()
+    thread = threading.Thread(target=end.wait)
+    thread.start()
+    yield
+    end.set()
+    thread.join()
+
+
+@pytest.fixture(params=["alone", "another_thread"])
+def company(request: pytest.FixtureRequest) -> None:
+    if request.param == "another_thread":
+        request.getfixturevalue("another_thread")
 
 
 @pytest.mark.parametrize("call", CALLS)
@@ -115,6 +132,7 @@ def test_generators_held_by_a_model_or_a_loss_are_watched() -> None:
         assert source.read() == before
 
 
+@pytest.mark.usefixtures("company")
 def test_numbers_that_are_drawn_and_not_used_do_no_harm() -> None:
     case = mlp()
 
@@ -126,6 +144,7 @@ def test_numbers_that_are_drawn_and_not_used_do_no_harm() -> None:
     assert torch.equal(found, CALLS["hvp"](case.model, case.loss, case.data)["full"])
 
 
+@pytest.mark.usefixtures("company")
 def test_a_loss_that_seeds_its_numbers_itself_is_the_same_every_time() -> None:
     case = mlp()
 

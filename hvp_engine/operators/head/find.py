@@ -55,22 +55,26 @@ def head_candidates(parameters: Mapping[str, Tensor]) -> dict[int, str]:
     return {id(p): name for name, p in parameters.items() if p.dim() == 2 and p.shape[0] > p.shape[1]}
 
 
-def find_head(objective: Objective, batch: Any, serving: Serving) -> LinearHead | None:
+def find_head(objective: Objective, batch: Any, serving: Serving, plain: float | None = None) -> LinearHead | None:
     """Run the loss on a few samples with every wide linear layer's output left uncomputed; see which one is a head.
 
     Args:
         objective: Loss and parameters.
         batch: A batch of the data.
         serving: Context in which a head, or none, serves the losses.
+        plain: What :meth:`hvp_engine.problem.objective.Objective.spot_value` gave without a head, where that is known.
 
     Returns:
         The head, or None: no such layer, several, or a loss that differs from the one with logits.
     """
     names = head_candidates(objective.parameters)
+    if not names:
+        return None
     search = _Search(set(names))
     try:
-        with serving(None):
-            plain = objective.spot_value(batch)
+        if plain is None:
+            with serving(None):
+                plain = objective.spot_value(batch)
         with serving(search):
             lazy = objective.spot_value(batch)
     except (HvpEngineError, RuntimeError) as error:  # a loss that fails without it too says so when it runs next

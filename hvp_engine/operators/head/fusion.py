@@ -27,16 +27,17 @@ class HeadFusion:
             formed.
     """
 
-    def __init__(self, objective: Objective, batch: Any) -> None:
+    def __init__(self, objective: Objective, batch: Any, plain: float | None = None) -> None:
         """Find the head and fuse it.
 
         Args:
             objective: Loss, model and data.
             batch: A batch of the data.
+            plain: Its first samples' loss without a head, where that is known.
         """
         self._fused = objective.fused
         self._objective = objective
-        self.head: LinearHead | None = find_head(objective, batch, self._serving)
+        self.head: LinearHead | None = find_head(objective, batch, self._serving, plain)
         self.outcome: str | None = None
         self._store: CurvatureStore | None = None
         if self.head is not None:
