@@ -38,21 +38,21 @@ class Matrix:
 
     @property
     def mean(self) -> float:
-        """The mean eigenvalue."""
+        """Mean of the eigenvalues."""
         return float(self.counts @ self.values) / self.numel
 
     @property
     def sd(self) -> float:
-        """The standard deviation of the eigenvalues."""
+        """Standard deviation of the eigenvalues."""
         return float(np.sqrt(self.counts @ (self.values - self.mean) ** 2 / self.numel))
 
     def cdf(self, points: Floats) -> Floats:
-        """Share of the eigenvalues at or below each point."""
+        """Compute the share of the eigenvalues at or below each point."""
         below = np.concatenate(([0], self.counts.cumsum())) / self.numel
         return np.asarray(below[np.searchsorted(self.values, points, side="right")])
 
     def top(self, k: int) -> Floats:
-        """The k largest eigenvalues in descending order, with repetitions."""
+        """Return the k largest eigenvalues in descending order, with repetitions."""
         return np.repeat(self.values[::-1], np.minimum(self.counts[::-1], k))[:k]
 
 
@@ -93,7 +93,9 @@ def chosen() -> list[Matrix]:
         Matrix("laplace + 10, 5k", *_times(_laplace(5000), 1, 10.0 * ten), chosen_on=True),
         Matrix("power -1, 2k", *_times(_power(2000, 1.0)), chosen_on=True),
         Matrix("power -0.5, 50k", *_times(_power(2500, 0.5)[500:], 25, _power(500, 0.5)), chosen_on=True),
-        Matrix("two bands, 5k", *_times(np.concatenate((_semicircle(1000), 6.0 + _semicircle(250))), 4), chosen_on=True),
+        Matrix(
+            "two bands, 5k", *_times(np.concatenate((_semicircle(1000), 6.0 + _semicircle(250))), 4), chosen_on=True
+        ),
         Matrix("five exact clusters, 2k", *_times(np.repeat([0.0, 1.0, 3.0, 7.0, 20.0], 400)), chosen_on=True),
     ]
 

@@ -7,25 +7,23 @@ from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, fields
 from numbers import Real
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from hvp_engine.errors import ConfigurationError
-from hvp_engine.kernels.tridiagonal import tridiagonal_quadrature
-
-if TYPE_CHECKING:
-    from hvp_engine.results.coefficients import Coefficients
-
-FloatArray = NDArray[np.float64]
+from hvp_engine.krylov.needs import Need, distribution
+from hvp_engine.results.coefficients import Coefficients
+from hvp_engine.results.reading import Reading
+from hvp_engine.results.smoothing import FloatArray
 
 FIRST_CHECK, CHECK_EVERY = 10, 5  # steps before the first check, and from one check to the next
 DEFAULT_TOLERANCE = 0.02
 _FRACTIONS = ("w1", "js")  # targets that say nothing at 1 and above
+_ZERO = 1e-12  # a block so much smaller than the largest one has no curvature but rounding
 
 
 @dataclass(frozen=True)
@@ -80,7 +78,7 @@ class Verdict:
         probes: Streams that the targets need in all, at these steps; no fewer than there are.
         singles: Single products that the targets need in all.
         errors: Estimated half-width of the bar, by the name of its target.
-        reason: Why more work would not help, where that is so; empty elsewhere.
+        reason: What is out of reach, and why; empty where nothing is.
     """
 
     reached: bool
@@ -92,7 +90,12 @@ class Verdict:
 
 
 def judge(
-    blocks: Mapping[str, Coefficients], targets: Targets, singles: Mapping[str, FloatArray] | None = None
+    blocks: Mapping[str, Coefficients],
+    targets: Targets,
+    singles: Mapping[str, FloatArray] | None = None,
+    *,
+    asked: Collection[str] | None = None,
+    most_probes: int | None = None,
 ) -> dict[str, Verdict]:
     """Say for every block whether its targets are met, and what they need where they are not.
 
@@ -100,43 +103,42 @@ def judge(
         blocks: What the streams of each block have found so far.
         targets: What is asked for.
         singles: Single products of the blocks that have some: rows as in ``Spectrum.singles``.
+        asked: The blocks to judge; None for all.
+        most_probes: The most streams that a block may have: one that would need more is not made to take steps that
+            these could not use.
     """
-    return {name: _judge_block(coefficients, targets) for name, coefficients in blocks.items()}
+    scale = max((float(abs(found.alphas).max()) for found in blocks.values()), default=0.0)
+    chosen = blocks if asked is None else asked
+    return {name: _judge_block(blocks[name], targets, scale, most_probes or math.inf) for name in chosen}
 
 
-def _judge_block(found: Coefficients, targets: Targets) -> Verdict:
-    tolerance = targets.w1 or targets.js or targets.trace or targets.density or DEFAULT_TOLERANCE
-    nodes, weights = tridiagonal_quadrature(found.alphas, found.betas, found.steps)
-    half = np.maximum(found.steps // 2, 1)
-    halved = tridiagonal_quadrature(found.alphas, found.betas, half)
-    mean = float((nodes * weights).sum() / len(nodes))
-    sd = math.sqrt(float((weights * (nodes - mean) ** 2).sum()) / len(nodes))
-    if sd <= 1e-12 * float(abs(nodes).max()):
-        return Verdict(True, True, len(nodes), 0, {"w1": 0.0})
-    krylov = max(
-        _w1(nodes[i], weights[i], halved[0][i], halved[1][i]) if found.residuals[i] != 0.0 else 0.0
-        for i in range(len(nodes))
+def _judge_block(found: Coefficients, targets: Targets, scale: float, most: float) -> Verdict:
+    reading = Reading(found)
+    probes = len(found.steps)
+    if reading.exact or float(abs(reading.ritz.nodes).max()) <= _ZERO * scale:
+        return Verdict(True, True, probes, 0, dict.fromkeys(targets.record(), 0.0))
+    needs = {}
+    if targets.w1 is not None:
+        needs["w1"] = distribution(reading, targets.w1)
+    steps = int(found.steps.max())
+    exhausted = bool((found.residuals == 0.0).all())
+    errors = {name: need.error(probes) for name, need in needs.items()}
+    return Verdict(
+        reached=all(errors[name] <= need.allowed for name, need in needs.items()),
+        steps_suffice=exhausted or all(need.steps_suffice(steps, CHECK_EVERY, most) for need in needs.values()),
+        probes=max([probes, *(need.probes(most) for need in needs.values())]),
+        singles=0,
+        errors=errors,
+        reason="; ".join(filter(None, (_reason(name, need, most) for name, need in needs.items()))),
     )
-    values = np.sort(nodes.ravel())
-    below = weights.ravel()[np.argsort(nodes.ravel())].cumsum()[:-1] / len(nodes)
-    spread = float((np.sqrt(np.clip(below * (1.0 - below), 0.0, None)) * np.diff(values)).sum())
-    probe = math.sqrt(2.0 / math.pi) * math.sqrt(2.0 / (found.numel + 2)) * spread
-    if found.steps.min() >= found.numel:
-        krylov = probe = 0.0
-    allowed = tolerance * sd
-    error = math.hypot(krylov, 2.0 * probe / math.sqrt(len(nodes)))
-    steps_suffice = krylov <= 0.7 * allowed
-    left = math.sqrt(max(allowed**2 - krylov**2, 0.5 * allowed**2))
-    needed = max(len(nodes), math.ceil((2.0 * probe / left) ** 2))
-    return Verdict(error <= allowed, steps_suffice, needed, 0, {"w1": error / sd})
 
 
-def _w1(x: FloatArray, p: FloatArray, y: FloatArray, q: FloatArray) -> float:
-    """Compute the Wasserstein-1 distance of two discrete distributions."""
-    points = np.concatenate((x, y))
-    order = np.argsort(points)
-    difference = np.concatenate((p, -q))[order].cumsum()[:-1]
-    return float((abs(difference) * np.diff(points[order])).sum())
+def _reason(name: str, need: Need, most: float) -> str:
+    if need.hopeless:
+        return f"{name}: the noise of the products alone is an error of {need.floor:.2g}"
+    if need.fewest > most:
+        return f"{name}: {need.fewest:,} probes would be needed"
+    return ""
 
 
 def _checked(name: str, value: Any, alone: bool) -> float:

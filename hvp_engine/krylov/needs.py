@@ -1,0 +1,138 @@
+"""How far one block is from one target, and what would take it there: steps or streams."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from hvp_engine.results.reading import Quadrature, Reading
+
+# What the last third of the steps changed stands for what is left to change.
+_EARLIER = 2.0 / 3.0
+# The integral of |G|, G a Gaussian process, is below its mean and this many standard deviations in 95 %: by 1.93 where
+# all of G goes up and down together, by 1.96 for a Brownian bridge.
+_OF_INTEGRALS = 1.95
+_ROUNDING = 64.0 * float(np.finfo(np.float64).eps)
+
+
+@dataclass(frozen=True)
+class Need:
+    """How far a block is from a target; all lengths are in one unit.
+
+    Attributes:
+        allowed: Half-width of the bar that was asked for.
+        krylov: The part of the error that only more steps take away.
+        spread: The part of one stream; p streams have ``spread / sqrt(p)``.
+        floor: The part that nothing takes away, the noise of the products.
+    """
+
+    allowed: float
+    krylov: float
+    spread: float
+    floor: float = 0.0
+
+    @property
+    def hopeless(self) -> bool:
+        """Whether the noise of the products alone is too much."""
+        return self.floor >= self.allowed
+
+    @property
+    def fewest(self) -> int:
+        """Streams that chance alone asks for, however many steps they take."""
+        return _count(self.spread, self.allowed - self.floor)
+
+    def error(self, probes: int) -> float:
+        """Return the half-width of the bar with so many streams."""
+        return math.hypot(self.krylov, self.spread / math.sqrt(probes)) + self.floor
+
+    def probes(self, most: float) -> int:
+        """Return how many streams, of at most so many, meet the target; or come as near to it as is worth while."""
+        if self.hopeless:
+            return int(min(most, _count(self.spread, 0.5 * self.floor)))
+        left = self.allowed - self.floor
+        room = math.sqrt(left**2 - self.krylov**2) if left > self.krylov else left
+        return int(min(most, _count(self.spread, room)))
+
+    def steps_suffice(self, steps: int, every: int, most: float) -> bool:
+        """Say whether the streams are cheapest at this length: products are their number times their steps.
+
+        Args:
+            steps: Their length.
+            every: By how many steps they would be longer at the next check.
+            most: The most streams that there may be. Where these are too few, or the noise is too much, steps that
+                would take away less than an eighth of the error are not worth while.
+        """
+        if self.hopeless or self.fewest > most:
+            return self.krylov <= 0.5 * max(self.floor, self.spread / math.sqrt(most))
+        needed = self.probes(math.inf)
+        enough = self.krylov < self.allowed - self.floor and needed <= most
+        return enough and steps * needed <= (steps + every) * self.fewest
+
+
+def _count(spread: float, room: float) -> int:
+    return max(1, math.ceil((spread / room) ** 2 * (1.0 - _ROUNDING))) if room > 0.0 else 1
+
+
+def distribution(reading: Reading, tolerance: float) -> Need:
+    """Measure a block against a target for its distribution, in Wasserstein-1 distance.
+
+    Noise of the products moves eigenvalues by its root of squares at most, on average (Hoffman and Wielandt, "The
+    variation of the spectrum of a normal matrix", Duke Math. J. 20, 1953).
+
+    Args:
+        reading: What is known.
+        tolerance: Half-width, relative to the standard deviation of the eigenvalues.
+    """
+    rule = reading.variance_reduced
+    mean, square = float(rule.weights @ rule.nodes), float(rule.weights @ rule.nodes**2)
+    deviation = math.sqrt(float(rule.weights @ (rule.nodes - mean) ** 2))
+    if deviation <= _ROUNDING * math.sqrt(square):
+        return Need(tolerance, 0.0, 0.0)
+    spread = chance_of_distance(reading.averaged) / deviation
+    floor = reading.found.noise * math.sqrt(square) / deviation
+    return Need(tolerance, left_to_change(reading) / deviation, spread, floor=floor)
+
+
+def left_to_change(reading: Reading) -> float:
+    """Return how far the distribution is from that of two thirds of the steps, which is about what more would change.
+
+    Streams whose Krylov space is exhausted have nothing left to change.
+    """
+    found = reading.found
+    live = np.isnan(found.residuals) | (found.residuals > 0.0)
+    if reading.exact or not live.any():
+        return 0.0
+    now = reading
+    if not live.all():
+        arrays = {name: getattr(found, name)[live] for name in ("alphas", "betas", "steps", "residuals")}
+        found = replace(found, **arrays)
+        now = Reading(found)
+    before = Reading(found.truncated(max(1, int(_EARLIER * int(found.steps.max())))))
+    return float(live.mean()) * now.smooth.distance(before.smooth)
+
+
+def chance_of_distance(rule: Quadrature) -> float:
+    """Return what 95 % of streams are at most off in Wasserstein-1 distance, by chance alone.
+
+    The share of the free eigenvalues below x that a stream sees is off by a Brownian bridge G(F(x)), nearly, with
+    variance ``2 / (d + 2)``; the distance is the integral of ``|G|``, whose mean and variance are known.
+    """
+    total = 0.0
+    for probe, free in enumerate(rule.free):
+        own = (rule.probe == probe) & ~rule.accepted
+        if own.sum() < 2:
+            continue
+        nodes, weights = rule.nodes[own], rule.weights[own]
+        below, width = (weights.cumsum() / weights.sum())[:-1], np.diff(nodes)
+        deviation = np.sqrt(np.clip(below * (1.0 - below), 0.0, None))
+        scale = deviation * width
+        above = np.where(below < 1.0, 1.0 - below, 1.0)
+        odds = np.sqrt(np.clip(below / above, 0.0, None))
+        together = np.minimum(odds[:, None], odds) / np.maximum(np.maximum(odds[:, None], odds), 1e-300)
+        covariance = np.sqrt(1.0 - together**2) + together * np.arcsin(together) - 1.0
+        mean, variance = math.sqrt(2.0 / math.pi) * scale.sum(), 2.0 / math.pi * (scale @ covariance @ scale)
+        share = float(free) / rule.numel
+        total += share * math.sqrt(2.0 / (free + 2.0)) * (mean + _OF_INTEGRALS * math.sqrt(max(variance, 0.0)))
+    return total / len(rule.free)
