@@ -138,6 +138,7 @@ def test_without_reorthogonalisation_short_runs_agree_and_long_ones_show_ghosts(
     matrix = symmetric(SPECTRA["outliers"]).float()
     full, short = (run(matrix, steps=12, probes=1, reorthogonalize=mode, check=False) for mode in ("full", "none"))
     np.testing.assert_allclose(short.alphas, full.alphas, rtol=1e-3, atol=1e-3)
+    assert (full.reorthogonalized, short.reorthogonalized) == (True, False)
     long = run(matrix, steps=150, probes=1, reorthogonalize="none", check=False)
     assert np.sum(long.nodes[0] > 5) > 10
 
@@ -153,6 +154,16 @@ def test_blocks_smaller_than_the_steps_end_exactly() -> None:
             assert spectrum.nodes.shape == (2, 30)
             largest = float(torch.linalg.eigvalsh(hessian)[-1])
             assert spectrum.extremes()[1] == pytest.approx(largest, rel=1e-8, abs=1e-10 * exact)
+
+
+def test_residuals_are_the_next_off_diagonals_of_a_longer_run() -> None:
+    problem = mlp()
+    shorter, longer = (
+        he.slq(problem.model, problem.loss, "parameter", data=problem.data, steps=steps, probes=3) for steps in (7, 8)
+    )
+    for name, spectrum in shorter.items():
+        assert (spectrum.residuals > 0.0).all() or spectrum.numel <= 7
+        assert np.array_equal(spectrum.residuals, longer[name].coefficients.truncated(7).residuals)
 
 
 def test_same_seed_same_bits_and_other_seed_other_probes() -> None:
