@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import get_args
+
 import numpy as np
 import pytest
 import torch
@@ -9,7 +11,7 @@ from problems import Case, dense_hessian, gpt, mlp, quadratic, symmetric
 
 import hvp_engine as he
 from hvp_engine.krylov.lanczos import BatchedLanczos
-from hvp_engine.krylov.probes import probe
+from hvp_engine.krylov.probes import Distribution, probe
 from hvp_engine.krylov.registry import Storage
 from hvp_engine.krylov.settings import LanczosSettings
 
@@ -206,7 +208,7 @@ def test_small_memory_budget_runs_in_waves_with_the_same_result() -> None:
     assert np.array_equal(roomy["full"].alphas, tight["full"].alphas)
 
 
-@pytest.mark.parametrize("distribution", ["rademacher", "gaussian"])
+@pytest.mark.parametrize("distribution", get_args(Distribution))
 def test_probes_are_unit_vectors_that_depend_on_seed_block_and_number(distribution: str) -> None:
     def draw(*key: object) -> torch.Tensor:
         return probe(*key, 1001, distribution, torch.float64)
@@ -221,6 +223,19 @@ def test_probes_are_unit_vectors_that_depend_on_seed_block_and_number(distributi
     assert abs(float(second.diagonal().mean()) - 1) < 0.01
     off = second - torch.diag(second.diagonal())
     assert float(off.abs().max()) < 0.35
+
+
+def test_signs_miss_an_eigenvector_on_two_coordinates_and_the_sphere_does_not() -> None:
+    matrix = torch.linspace(-1, 1, 60, dtype=torch.float64).diag()
+    matrix[:2] = matrix[:, :2] = 0.0
+    matrix[:2, :2] = torch.tensor([[5.0, -5.0], [-5.0, 5.0]])  # eigenvalue 10, eigenvector (1, -1) / sqrt(2)
+    options = {"steps": 6, "probes": 1, "precision": "fp64", "check": False}
+    missed = {
+        distribution: sum(run(matrix, seed=seed, **chosen, **options).extremes()[1] < 9.0 for seed in range(24))
+        for distribution, chosen in {"signs": {"distribution": "rademacher"}, "the default": {}}.items()
+    }
+    assert missed["signs"] >= 6
+    assert missed["the default"] == 0
 
 
 def test_manifest_says_how_the_numbers_came_about() -> None:
