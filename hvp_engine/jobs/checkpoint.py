@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import os
 import time
 import warnings
@@ -43,7 +44,7 @@ log = logging.getLogger(__name__)
 # Seconds between checkpoints: _EVERY, or _OVERHEAD times what the last one took to write where that is more; but then
 # no more than a share of the work so far, which a crash may cost, or _LEAST times the writing, lest it take over.
 _EVERY, _OVERHEAD, _SHARE, _LEAST = 30.0, 20.0, 0.05, 3.0
-_SCALAR, _WINDOW = "scalar/", "window/"
+_SCALAR, _WINDOW, _KEEPS = "scalar/", "window/", "keeps_"
 _JOB = "of job"
 # Vectors are copied to be written: no more positions at once than the budget has work vectors for, or than these bytes.
 _PIECE, _PIECE_BYTES = WORK_VECTORS, 4 << 20
@@ -268,10 +269,14 @@ class Checkpoint:
         return str(sealed(identity)[CHECKSUM])
 
     def _restore_state(self, state: Mapping[str, Tensor], streams: Resumable) -> list[Range]:
-        """Put the scalars and the position back; return the ranges of the rows files."""
+        """Put the scalars and the position back; return the ranges of the rows files.
+
+        A scalar that says what a version keeps, ``keeps_...``, is nan where an earlier one wrote the file.
+        """
         position = int(state["position"])
         for key, target in streams.scalars.items():
-            value = state[_SCALAR + key]
+            name = _SCALAR + key
+            value = torch.full_like(target, math.nan) if key.startswith(_KEEPS) and name not in state else state[name]
             if (target.shape, target.dtype) != (value.shape, value.dtype):
                 raise ValueError(f"{key} has another shape or dtype.")
             target.copy_(value)

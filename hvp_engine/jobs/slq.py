@@ -37,13 +37,24 @@ class SlqJob(Job[BatchedLanczos, Spectra]):
         for block, numel in operator.numel.items():
             alphas = np.zeros((probes, most))
             betas = np.zeros((probes, most - 1))
-            steps = np.zeros(probes, dtype=np.int64)
+            steps, residuals = np.zeros(probes, dtype=np.int64), np.zeros(probes)
             for lanczos in states:
                 for s, (name, k) in enumerate(lanczos.streams):
                     if name == block:
                         alphas[k], betas[k] = lanczos.alphas[s], lanczos.betas[s, : most - 1]
-                        steps[k] = lanczos.steps[s]
-            spectra.append(Spectrum.from_tridiagonal(block, numel, alphas, betas, steps, operator.device))
+                        steps[k], residuals[k] = lanczos.steps[s], lanczos.residuals[s]
+            spectra.append(
+                Spectrum.from_tridiagonal(
+                    block,
+                    numel,
+                    alphas,
+                    betas,
+                    steps,
+                    operator.device,
+                    residuals=residuals,
+                    reorthogonalized=self.settings.reorthogonalize == "full",
+                )
+            )
         loss = max(float(lanczos.orthogonality_loss.max()) for lanczos in states)
         return Spectra(spectra, {**manifest, "lost_orthogonality": loss})
 

@@ -76,6 +76,9 @@ class BatchedLanczos:
         for slot, (block, number) in zip(self._slots, self.streams, strict=True):
             self.basis.append(0, slot, starts[block][number].to(device, dtype))
         self._last = np.array([shapes[block].capacity for block, _ in self.streams])
+        # Steps that find everything; without reorthogonalisation no number of them does.
+        self._whole = np.array([np.inf if kept is None else shapes[block].numel for block, _ in self.streams])
+        self._keeps_residuals = torch.ones(1, dtype=torch.float64, device="cpu")  # nan: restored, and not known
         self.state = _initial_state(self._last, settings.steps, device)
         self.resume(0)
 
@@ -86,8 +89,20 @@ class BatchedLanczos:
 
     @property
     def betas(self) -> npt.NDArray[np.float64]:
-        """(streams, steps) float64; ``betas[s, j]`` couples vectors j and j + 1."""
+        """(streams, steps) float64; ``betas[s, j]`` couples vectors j and j + 1, or is what the last step left."""
         return self.state.betas.numpy(force=True)
+
+    @property
+    def residuals(self) -> npt.NDArray[np.float64]:
+        """(streams,) float64: norm of what each stream's last step left; 0 where its Krylov space is exhausted.
+
+        A stream that was kept orthogonal for as many steps as its block has parameters has found everything: what it
+        left is rounding. nan where an earlier version took the last step, which did not keep it.
+        """
+        steps = self.steps
+        left = self.betas[np.arange(len(steps)), np.maximum(steps, 1) - 1]
+        unknown = (left == 0.0) & (steps == self._last) & bool(self._keeps_residuals.isnan())
+        return np.where(steps >= self._whole, 0.0, np.where(unknown, np.nan, left))
 
     @property
     def steps(self) -> npt.NDArray[np.int64]:
@@ -113,7 +128,8 @@ class BatchedLanczos:
     @property
     def scalars(self) -> dict[str, Tensor]:
         """What a checkpoint keeps of the state: written to where one is restored. Last steps follow from the job."""
-        return {name: value for name, value in self.state._asdict().items() if name != "last"}
+        kept = {name: value for name, value in self.state._asdict().items() if name != "last"}
+        return {**kept, "keeps_residuals": self._keeps_residuals}
 
     @property
     def finished(self) -> bool:

@@ -54,7 +54,7 @@ class JobSettings:
     steps: int = 100
     probes: int = 10
     seed: int = 0
-    distribution: Distribution = "rademacher"
+    distribution: Distribution = "gaussian"
     precision: Precision = "fp32"
     reorthogonalize: Reorthogonalize = "full"
     basis: str = "fp32"
