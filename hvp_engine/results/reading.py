@@ -1,0 +1,175 @@
+"""What one block's Lanczos coefficients say about its spectrum: quadratures that differ in how they read the same T.
+
+A Gauss quadrature gives an outlier the squared component of a random vector, though one that has converged is known to
+be a single eigenvalue of n. The variance-reduced reading gives it 1 / n, and the rest of the mass to the other nodes:
+given the eigenvectors of the values taken, the rest of the probe is uniform on the sphere of their complement.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hvp_engine.results import acceptance
+from hvp_engine.results.coefficients import Coefficients
+from hvp_engine.results.ritz import BoolArray, Ritz, averaged_rule, ritz
+from hvp_engine.results.smooth_cdf import SmoothCdf, mean_of, smooth_cdf
+from hvp_engine.results.smoothing import FloatArray
+
+Kind = Literal["gauss", "vr", "averaged", "exact"]
+
+
+@dataclass(frozen=True, eq=False)
+class Quadrature:
+    """Weighted atoms that stand for the eigenvalues of a block, of all its probes together.
+
+    Attributes:
+        nodes: The atoms, ascending within a probe, float64 of shape (N,).
+        weights: Their weights, which sum to 1 over all probes, shape (N,).
+        accepted: Whether an atom is known to be one eigenvalue, shape (N,).
+        probe: Which probe an atom comes from, int64 of shape (N,).
+        numel: Number of eigenvalues, n.
+        free: How many of them are not among the accepted ones, for each probe, int64 of shape (probes,).
+        kind: ``"gauss"``, ``"vr"``, ``"averaged"``, or ``"exact"`` where every eigenvalue is known.
+    """
+
+    nodes: FloatArray
+    weights: FloatArray
+    accepted: BoolArray
+    probe: NDArray[np.int64]
+    numel: int
+    free: NDArray[np.int64]
+    kind: Kind
+
+
+class Reading:
+    """The readings of one block's coefficients, each computed when it is first asked for.
+
+    Attributes:
+        found: The coefficients that are read: those given, or, where a probe knows every eigenvalue, that probe
+            alone; a probe whose last residual is unknown is read one step short.
+        exact: Whether every eigenvalue is known.
+    """
+
+    def __init__(self, found: Coefficients) -> None:
+        """Read coefficients."""
+        complete = found.steps >= found.numel
+        self.exact = bool(complete.any())
+        self.found = _only(found, int(complete.argmax())) if self.exact else _without_unknown_residuals(found)
+
+    @cached_property
+    def ritz(self) -> Ritz:
+        """Ritz values, weights and residuals, shape (probes, m)."""
+        return ritz(self.found)
+
+    @cached_property
+    def accepted(self) -> BoolArray:
+        """Which Ritz values are taken as one eigenvalue each, shape (probes, m)."""
+        return self.ritz.used.copy() if self.exact else acceptance.accepted(self.found, self.ritz)
+
+    @property
+    def free(self) -> NDArray[np.int64]:
+        """How many eigenvalues are not among the accepted ones, shape (probes,)."""
+        return np.asarray(self.found.numel - self.accepted.sum(axis=1))
+
+    @cached_property
+    def gauss(self) -> Quadrature:
+        """Gauss quadrature: nothing is taken as known."""
+        pairs = self.ritz
+        return self._quadrature(pairs.nodes, pairs.weights, np.zeros_like(pairs.used), pairs.used, "gauss")
+
+    @cached_property
+    def variance_reduced(self) -> Quadrature:
+        """Gauss nodes, of which every accepted one has weight 1 / n: for moments, traces and norms."""
+        pairs = self.ritz
+        kind: Kind = "exact" if self.exact else "vr"
+        return self._quadrature(pairs.nodes, self._reduced(pairs.weights), self.accepted, pairs.used, kind)
+
+    @cached_property
+    def averaged(self) -> Quadrature:
+        """Accepted values with weight 1 / n each, and between them the nodes of the averaged Gauss rule: for shapes."""
+        if self.exact:
+            return self.variance_reduced
+        nodes, weights = averaged_rule(self.found)
+        low, high = self._borders
+        between = (weights > 0.0) & (nodes > low[:, None]) & (nodes < high[:, None])
+        shares = np.where(between, weights, 0.0)
+        shares *= (self.free / self.found.numel)[:, None] / np.maximum(shares.sum(axis=1, keepdims=True), 1e-300)
+        taken = np.where(self.accepted, 1.0 / self.found.numel, 0.0)
+        nodes = np.concatenate((self.ritz.nodes, nodes), axis=1)
+        weights = np.concatenate((taken, shares), axis=1)
+        accepted = np.concatenate((self.accepted, np.zeros_like(between)), axis=1)
+        used = np.concatenate((self.accepted, between), axis=1)
+        order = (np.arange(len(nodes))[:, None], np.argsort(nodes, axis=1, kind="stable"))
+        nodes, weights, accepted, used = nodes[order], weights[order], accepted[order], used[order]
+        return self._quadrature(nodes, weights, accepted, used, "averaged")
+
+    @cached_property
+    def smooth(self) -> SmoothCdf:
+        """The distribution function with a smooth part between the atoms that are known: for itself and for W1."""
+        rule = self.averaged
+        if self.exact:
+            return smooth_cdf(rule.nodes, rule.weights, rule.accepted)
+        heavy = acceptance.converged(self.ritz) & ~self.accepted if self.found.reorthogonalized else None
+        return mean_of([self._smooth(rule, probe, heavy) for probe in range(len(self.found.steps))])
+
+    def _smooth(self, rule: Quadrature, probe: int, heavy: BoolArray | None) -> SmoothCdf:
+        own = rule.probe == probe
+        nodes, weights, atoms = rule.nodes[own], rule.weights[own] * len(self.found.steps), rule.accepted[own]
+        if heavy is not None:  # converged and yet no single eigenvalue: a cluster is an atom too
+            mine = heavy[probe]
+            for node, gap in zip(self.ritz.nodes[probe, mine], self.ritz.gaps[probe, mine], strict=True):
+                near = (abs(nodes - node) < 0.5 * gap) & ~rule.accepted[own]
+                nodes, atoms = np.where(near, node, nodes), atoms | near
+        return smooth_cdf(nodes, weights, atoms)
+
+    @property
+    def _borders(self) -> tuple[FloatArray, FloatArray]:
+        """Between which points the eigenvalues that are not accepted lie: half way to the next Ritz value."""
+        pairs, free = self.ritz, self.ritz.used & ~self.accepted
+        row, m = np.arange(len(free)), free.shape[1]
+        first, last = free.argmax(axis=1), m - 1 - free[:, ::-1].argmax(axis=1)
+        inner = pairs.nodes[row, first], pairs.nodes[row, last]
+        low = np.where(first > 0, 0.5 * (pairs.nodes[row, np.maximum(first - 1, 0)] + inner[0]), -np.inf)
+        above = pairs.nodes[row, np.minimum(last + 1, m - 1)]
+        high = np.where(last + 1 < self.found.steps, 0.5 * (above + inner[1]), np.inf)
+        return low, high
+
+    def _reduced(self, weights: FloatArray) -> FloatArray:
+        n = self.found.numel
+        rest = np.where(self.accepted, 0.0, weights)
+        share = (self.free / n)[:, None] / np.maximum(rest.sum(axis=1, keepdims=True), 1e-300)
+        return np.asarray(np.where(self.accepted, 1.0 / n, rest * share))
+
+    def _quadrature(
+        self, nodes: FloatArray, weights: FloatArray, accepted: BoolArray, used: BoolArray, kind: Kind
+    ) -> Quadrature:
+        probe = np.broadcast_to(np.arange(len(nodes))[:, None], nodes.shape)[used]
+        free = self.found.numel - accepted.sum(axis=1)
+        shares = weights[used] / len(nodes)
+        return Quadrature(nodes[used], shares, accepted[used], probe, self.found.numel, free, kind)
+
+
+def _only(found: Coefficients, probe: int) -> Coefficients:
+    rows = slice(probe, probe + 1)
+    arrays = (found.alphas[rows], found.betas[rows], found.steps[rows], found.residuals[rows])
+    return Coefficients(found.numel, *arrays, found.noise, found.reorthogonalized)
+
+
+def _without_unknown_residuals(found: Coefficients) -> Coefficients:
+    """Drop the last step of probes whose beta_m is unknown: then it is that of the step before."""
+    unknown = np.isnan(found.residuals)
+    if not unknown.any():
+        return found
+    shorter = unknown & (found.steps > 1)
+    steps, residuals = found.steps - shorter, found.residuals.copy()
+    residuals[unknown] = np.inf  # after one step nothing is known of what was left
+    residuals[shorter] = found.betas[shorter, steps[shorter] - 1]
+    alphas, betas = found.alphas.copy(), found.betas.copy()
+    alphas[np.arange(alphas.shape[1]) >= steps[:, None]] = 0.0
+    betas[np.arange(betas.shape[1]) >= steps[:, None] - 1] = 0.0
+    return Coefficients(found.numel, alphas, betas, steps, residuals, found.noise, found.reorthogonalized)
