@@ -7,7 +7,7 @@ given the eigenvectors of the values taken, the rest of the probe is uniform on 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Literal
 
@@ -156,8 +156,13 @@ class Reading:
 
 def _only(found: Coefficients, probe: int) -> Coefficients:
     rows = slice(probe, probe + 1)
-    arrays = (found.alphas[rows], found.betas[rows], found.steps[rows], found.residuals[rows])
-    return Coefficients(found.numel, *arrays, found.noise, found.reorthogonalized)
+    return replace(
+        found,
+        alphas=found.alphas[rows],
+        betas=found.betas[rows],
+        steps=found.steps[rows],
+        residuals=found.residuals[rows],
+    )
 
 
 def _without_unknown_residuals(found: Coefficients) -> Coefficients:
@@ -172,4 +177,4 @@ def _without_unknown_residuals(found: Coefficients) -> Coefficients:
     alphas, betas = found.alphas.copy(), found.betas.copy()
     alphas[np.arange(alphas.shape[1]) >= steps[:, None]] = 0.0
     betas[np.arange(betas.shape[1]) >= steps[:, None] - 1] = 0.0
-    return Coefficients(found.numel, alphas, betas, steps, residuals, found.noise, found.reorthogonalized)
+    return replace(found, alphas=alphas, betas=betas, steps=steps, residuals=residuals)
