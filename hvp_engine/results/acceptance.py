@@ -12,20 +12,16 @@ import numpy as np
 from hvp_engine.results.coefficients import Coefficients
 from hvp_engine.results.ritz import BoolArray, Ritz
 from hvp_engine.results.smoothing import FloatArray
+from hvp_engine.results.sphere import excess
 
 _RESIDUAL = 0.03  # of the gap; four times larger takes bulk for eigenvalues, four times smaller changes little
 _HEAVIEST = 25.0  # n w is chi-square with one degree of freedom for one eigenvector: beyond with chance 6e-7
-_UNLIKELY = 3.5  # standard deviations of a normal, at which weights are too heavy for the eigenvalues they stand for
+_UNLIKELY = 3.0  # standard deviations of a normal, at which weights are too heavy for the eigenvalues they stand for
 _NO_MASS_LEFT = 1e-6  # share of the weight that the eigenvalues not taken should have, below which they have none
 
 
-def converged(pairs: Ritz) -> BoolArray:
-    """Say which Ritz values have a residual that is small against their gap, shape (probes, m)."""
-    return np.asarray(pairs.used & (pairs.residuals <= _RESIDUAL * pairs.gaps))
-
-
-def accepted(found: Coefficients, pairs: Ritz) -> BoolArray:
-    """Say which Ritz values are taken as one eigenvalue each, shape (probes, m).
+def candidates(found: Coefficients, pairs: Ritz) -> BoolArray:
+    """Say which Ritz values may be taken as one eigenvalue each before their weights are compared, shape (probes, m).
 
     None is where the Lanczos vectors were not kept orthogonal: converged values then come back as copies of themselves,
     of which none has a weight that could be trusted.
@@ -33,9 +29,31 @@ def accepted(found: Coefficients, pairs: Ritz) -> BoolArray:
     if not found.reorthogonalized:
         return np.zeros_like(pairs.used)
     light = found.numel * pairs.weights <= _HEAVIEST
-    taken = _contiguous(converged(pairs) & light, pairs.used)
-    taken = _contiguous(taken & ~_contradicted(found.numel, pairs, taken), pairs.used)
+    taken = _contiguous(pairs.used & (pairs.residuals <= _RESIDUAL * pairs.gaps) & light, pairs.used)
+    return _contiguous(taken & ~_seen_by_others(found.numel, pairs, taken)[0], pairs.used)
+
+
+def accepted(found: Coefficients, pairs: Ritz, taken: BoolArray) -> BoolArray:
+    """Say which of the candidates have the weights of as many single eigenvalues, shape (probes, m)."""
+    taken = _contiguous(taken & ~_seen_by_others(found.numel, pairs, taken)[1], pairs.used)
     return _with_room(found.numel, pairs, _contiguous(taken & ~_heavy_together(found.numel, pairs, taken), pairs.used))
+
+
+def clusters(pairs: Ritz, taken: BoolArray) -> tuple[BoolArray, FloatArray]:
+    """Find Ritz values that have converged and are no single eigenvalue: repeated ones, of rank-deficient blocks say.
+
+    Returns:
+        Which they are, and the distance of every Ritz value to the next one that rounding does not make equal to it.
+    """
+    gaps = np.zeros_like(pairs.gaps)
+    for row, nodes in enumerate(pairs.nodes):
+        own = nodes[pairs.used[row]]
+        edges = np.concatenate(([-np.inf], own, [np.inf]))
+        before = edges[np.searchsorted(own, own - pairs.floor[row])]
+        after = edges[np.searchsorted(own, own + pairs.floor[row], side="right") + 1]
+        gaps[row, : own.size] = np.minimum(own - before, after - own)
+    gaps[np.isinf(gaps)] = 0.0
+    return np.asarray(pairs.used & ~taken & (pairs.residuals <= _RESIDUAL * gaps)), gaps
 
 
 def _contiguous(taken: BoolArray, used: BoolArray) -> BoolArray:
@@ -46,11 +64,11 @@ def _contiguous(taken: BoolArray, used: BoolArray) -> BoolArray:
     return np.asarray((below | above) & used)
 
 
-def _contradicted(numel: int, pairs: Ritz, taken: BoolArray) -> BoolArray:
-    """Say which values other streams see as two, or which are too heavy in all of them to be one."""
-    wrong = np.zeros_like(taken)
+def _seen_by_others(numel: int, pairs: Ritz, taken: BoolArray) -> tuple[BoolArray, BoolArray]:
+    """Say which values some other stream sees as two, and which are too heavy in all of them to be one."""
+    double, repeated = np.zeros_like(taken), np.zeros_like(taken)
     if len(taken) == 1 or not taken.any():
-        return wrong
+        return double, repeated
     values, weights, half = pairs.nodes[taken], pairs.weights[taken], 0.5 * pairs.gaps[taken]
     mass, seen, twice = np.zeros(values.size), np.zeros(values.size), np.zeros(values.size, dtype=np.bool_)
     for own, other, mine in zip(pairs.nodes, pairs.weights, taken, strict=True):
@@ -62,8 +80,8 @@ def _contradicted(numel: int, pairs: Ritz, taken: BoolArray) -> BoolArray:
         twice |= last - first > 1
     alone = np.maximum(seen, 1.0)
     heavy = excess(np.where(seen > 0, mass / alone, weights), alone, (numel - 1.0) * alone) > _UNLIKELY
-    wrong[taken] = twice | (heavy & (seen > 1))
-    return wrong
+    double[taken], repeated[taken] = twice, heavy & (seen > 1)
+    return double, repeated
 
 
 def _heavy_together(numel: int, pairs: Ritz, taken: BoolArray) -> BoolArray:
@@ -82,21 +100,3 @@ def _with_room(numel: int, pairs: Ritz, taken: BoolArray) -> BoolArray:
     left = numel - taken.sum(axis=1)
     room = 1.0 - np.where(taken, pairs.weights, 0.0).sum(axis=1)
     return np.asarray(taken & (room > _NO_MASS_LEFT * left / numel)[:, None])
-
-
-def excess(mass: FloatArray, inside: FloatArray, outside: FloatArray) -> FloatArray:
-    """Compare the weight on some directions with that of a point drawn uniformly from the sphere.
-
-    Args:
-        mass: The share of the squared length on ``inside`` of the ``inside + outside`` directions, Beta distributed.
-        inside: Number of those directions.
-        outside: Number of the others.
-
-    Returns:
-        By how many standard deviations it is too heavy, as for a normal variable (Paulson, "An approximate
-        normalization of the analysis of variance distribution", Ann. Math. Stat. 13, 1942).
-    """
-    inside, outside = np.maximum(inside, 1), np.maximum(outside, 1)
-    ratio = np.cbrt((mass / inside) / (np.maximum(1.0 - mass, 1e-300) / outside))
-    a, b = 2.0 / (9.0 * inside), 2.0 / (9.0 * outside)
-    return np.asarray(((1.0 - b) * ratio - (1.0 - a)) / np.sqrt(b * ratio**2 + a))

@@ -14,13 +14,18 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from hvp_engine.results import acceptance
+from hvp_engine.results import acceptance, deflation
 from hvp_engine.results.coefficients import Coefficients
 from hvp_engine.results.ritz import BoolArray, Ritz, averaged_rule, ritz
 from hvp_engine.results.smooth_cdf import SmoothCdf, mean_of, smooth_cdf
 from hvp_engine.results.smoothing import FloatArray
+from hvp_engine.results.sphere import traces
 
 Kind = Literal["gauss", "vr", "averaged", "exact"]
+
+_DOUBT = 2.5  # standard deviations between a stream and its single products, at which its reading is doubted
+_PRODUCT = 1e-5  # relative error of a product in single precision, beyond which nothing contradicts anything
+_STREAM_COUNTS = 4.0  # single products whose scatter the free part of a stream is worth
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,11 +60,18 @@ class Reading:
         exact: Whether every eigenvalue is known.
     """
 
-    def __init__(self, found: Coefficients) -> None:
-        """Read coefficients."""
+    def __init__(self, found: Coefficients, singles: FloatArray | None = None, deflated: int = 0) -> None:
+        """Read coefficients.
+
+        Args:
+            found: The coefficients.
+            singles: Single products, as in ``Spectrum.singles``; None for none.
+            deflated: How many Lanczos vectors of probe 0 they are orthogonal to.
+        """
         complete = found.steps >= found.numel
         self.exact = bool(complete.any())
         self.found = _only(found, int(complete.argmax())) if self.exact else _without_unknown_residuals(found)
+        self.deflated = None if singles is None else deflation.deflated(found, singles, deflated)
 
     @cached_property
     def ritz(self) -> Ritz:
@@ -69,7 +81,64 @@ class Reading:
     @cached_property
     def accepted(self) -> BoolArray:
         """Which Ritz values are taken as one eigenvalue each, shape (probes, m)."""
-        return self.ritz.used.copy() if self.exact else acceptance.accepted(self.found, self.ritz)
+        if self.exact:
+            return self.ritz.used.copy()
+        return np.zeros_like(self.ritz.used) if self.doubted else self._plausible
+
+    @cached_property
+    def doubted(self) -> bool:
+        """Whether single products contradict what is taken for single eigenvalues: then none is."""
+        single, taken = self.deflated, self._plausible[:1]
+        if single is None or not taken.any():
+            return False
+        n, first, nodes = self.found.numel, self._first, self.ritz.nodes[:1]
+        square, scatter = traces(n, first, taken, nodes**2)
+        (trace,), (variance,) = traces(n, first, taken, nodes)
+        (fourth,), _ = traces(n, first, taken, nodes**4)
+        accuracy = max(self.found.noise, _PRODUCT)
+        apart = (trace - single.trace) ** 2, (square[0] - single.square) ** 2
+        chance = (
+            variance + single.trace_variance + accuracy**2 * square[0],
+            scatter[0] + self.square_variance + 4.0 * accuracy**2 * fourth,
+        )
+        return any(distance > _DOUBT**2 * variance for distance, variance in zip(apart, chance, strict=True))
+
+    @cached_property
+    def square_variance(self) -> float:
+        """Variance of ``tr H^2`` from single products: by their scatter, and by the free part of the stream.
+
+        A handful of products shows too little of its own scatter, and what is left after deflation scatters no more
+        than the free part does.
+        """
+        single = self.deflated
+        assert single is not None
+        _, free = traces(self.found.numel, self._first, self._plausible[:1], self.ritz.nodes[:1] ** 2)
+        seen = single.products - 1
+        return (
+            float(_STREAM_COUNTS * free[0] + seen * single.square_scatter) / (_STREAM_COUNTS + seen) / single.products
+        )
+
+    @cached_property
+    def candidates(self) -> BoolArray:
+        """Which Ritz values would be taken as one eigenvalue each, were it not for their weights, shape (probes, m)."""
+        return acceptance.candidates(self.found, self.ritz)
+
+    @cached_property
+    def _plausible(self) -> BoolArray:
+        return acceptance.accepted(self.found, self.ritz, self.candidates)
+
+    @property
+    def _first(self) -> Ritz:
+        """The Ritz values of probe 0."""
+        pairs, row = self.ritz, slice(1)
+        return Ritz(
+            pairs.nodes[row],
+            pairs.weights[row],
+            pairs.residuals[row],
+            pairs.gaps[row],
+            pairs.used[row],
+            pairs.floor[row],
+        )
 
     @property
     def free(self) -> NDArray[np.int64]:
@@ -114,18 +183,18 @@ class Reading:
         rule = self.averaged
         if self.exact:
             return smooth_cdf(rule.nodes, rule.weights, rule.accepted)
-        heavy = acceptance.converged(self.ritz) & ~self.accepted if self.found.reorthogonalized else None
-        return mean_of([self._smooth(rule, probe, heavy) for probe in range(len(self.found.steps))])
-
-    def _smooth(self, rule: Quadrature, probe: int, heavy: BoolArray | None) -> SmoothCdf:
-        own = rule.probe == probe
-        nodes, weights, atoms = rule.nodes[own], rule.weights[own] * len(self.found.steps), rule.accepted[own]
-        if heavy is not None:  # converged and yet no single eigenvalue: a cluster is an atom too
-            mine = heavy[probe]
-            for node, gap in zip(self.ritz.nodes[probe, mine], self.ritz.gaps[probe, mine], strict=True):
-                near = (abs(nodes - node) < 0.5 * gap) & ~rule.accepted[own]
+        clusters, gaps = acceptance.clusters(self.ritz, self.accepted)
+        if not self.found.reorthogonalized:
+            clusters[:] = False
+        functions = []
+        for probe, mine in enumerate(clusters):
+            own = rule.probe == probe
+            nodes, atoms, free = rule.nodes[own], rule.accepted[own], ~rule.accepted[own]
+            for node, gap in zip(self.ritz.nodes[probe, mine], gaps[probe, mine], strict=True):
+                near = (abs(nodes - node) < 0.5 * gap) & free
                 nodes, atoms = np.where(near, node, nodes), atoms | near
-        return smooth_cdf(nodes, weights, atoms)
+            functions.append(smooth_cdf(nodes, rule.weights[own] * len(clusters), atoms))
+        return mean_of(functions)
 
     @property
     def _borders(self) -> tuple[FloatArray, FloatArray]:

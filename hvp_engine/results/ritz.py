@@ -13,6 +13,8 @@ from hvp_engine.results.smoothing import FloatArray
 
 BoolArray = NDArray[np.bool_]
 
+_ROUNDING = 1e-7  # relative error of a product in single precision
+
 
 @dataclass(frozen=True, eq=False)
 class Ritz:
@@ -21,9 +23,10 @@ class Ritz:
     Attributes:
         nodes: Ritz values; past the steps of a probe they repeat its largest one.
         weights: Squared first components of the eigenvectors, zero there.
-        residuals: ``|H y - x y|`` of every Ritz pair (x, y), no smaller than the noise of a product; zero there.
+        residuals: ``|H y - x y|`` of every Ritz pair (x, y), no smaller than ``floor``; zero there.
         gaps: Distances to the nearest other Ritz value of the same probe; zero there, and where there is no other.
         used: Whether the entry is a Ritz value.
+        floor: How far an eigenvalue of each probe may be off by the error of the products, of shape (probes, 1).
     """
 
     nodes: FloatArray
@@ -31,6 +34,7 @@ class Ritz:
     residuals: FloatArray
     gaps: FloatArray
     used: BoolArray
+    floor: FloatArray
 
 
 def ritz(found: Coefficients) -> Ritz:
@@ -51,9 +55,9 @@ def ritz(found: Coefficients) -> Ritz:
     )
     nodes, weights, last = nodes[:probes], weights[:probes], np.sqrt(weights[probes:])
     used = column < steps[:, None]
-    floor = found.noise * np.abs(nodes).max(axis=1, keepdims=True)
+    floor = max(found.noise, _ROUNDING) * np.abs(nodes).max(axis=1, keepdims=True)
     residuals = np.maximum(found.residuals[:, None] * last, floor)
-    return Ritz(nodes, weights, np.where(used, residuals, 0.0), _gaps(nodes, used), used)
+    return Ritz(nodes, weights, np.where(used, residuals, 0.0), _gaps(nodes, used), used, floor)
 
 
 def averaged_rule(found: Coefficients) -> tuple[FloatArray, FloatArray]:
