@@ -12,6 +12,7 @@ from hvp_engine.jobs.runner import Job
 from hvp_engine.krylov.lanczos import BatchedLanczos, Stream
 from hvp_engine.krylov.probes import probe
 from hvp_engine.operators.operator import CurvatureOperator
+from hvp_engine.operators.verification import product_noise
 from hvp_engine.results.spectra import Spectra
 from hvp_engine.results.spectrum import Spectrum
 
@@ -33,6 +34,7 @@ class SlqJob(Job[BatchedLanczos, Spectra]):
     def collect(self, operator: CurvatureOperator, states: list[BatchedLanczos], manifest: dict[str, Any]) -> Spectra:
         """Collect each block's streams from the waves and turn them into spectra."""
         probes, most = self.settings.probes, self.settings.steps
+        noise = product_noise(manifest["verification"], self.settings.precision)
         spectra: list[Spectrum] = []
         for block, numel in operator.numel.items():
             alphas = np.zeros((probes, most))
@@ -52,6 +54,7 @@ class SlqJob(Job[BatchedLanczos, Spectra]):
                     steps,
                     operator.device,
                     residuals=residuals,
+                    noise=noise,
                     reorthogonalized=self.settings.reorthogonalize == "full",
                 )
             )

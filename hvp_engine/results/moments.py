@@ -17,8 +17,6 @@ from hvp_engine.results.sphere import student, traces
 
 Function = Callable[[FloatArray], FloatArray]
 
-_NUDGE = 1e-4  # how far eigenvalues are moved, relatively, to see how much an error of theirs matters
-
 
 @dataclass(frozen=True)
 class _Part:
@@ -42,14 +40,15 @@ def power_sum(reading: Reading, k: int) -> Estimate:
     if single is not None:
         parts.append(single)
     exact = 2 * int(reading.found.steps.min()) > k
-    return _estimate(reading, lambda x: x**k, parts, 0.0 if exact else _between_rules(reading, lambda x: x**k))
+    bias = 0.0 if exact else _between_rules(reading, lambda x: x**k)
+    return _estimate(reading, lambda x: x**k, parts, bias, _noise_of_power(reading, k))
 
 
 def trace_of(reading: Reading, function: Function) -> Estimate:
     """Estimate ``tr f(H)``.
 
-    The bar counts the chance of the probes, the error of the products, and how far the Gauss rule is from the averaged
-    one: what more steps could change.
+    The bar counts the chance of the probes, how far the Gauss rule is from the averaged one (what more steps could
+    change), and the error of the products, all of whose eigenvalues it takes to move the same way.
 
     Raises:
         ConfigurationError: f does not give one finite number for every Ritz value.
@@ -61,12 +60,13 @@ def trace_of(reading: Reading, function: Function) -> Estimate:
         if values.shape != x.shape or not np.isfinite(values).all():
             raise ConfigurationError(
                 "trace_of needs a function that gives a finite number for every element of an array of eigenvalues, "
-                f"which lie between {reading.gauss.nodes.min():.3g} and {reading.gauss.nodes.max():.3g} here; "
-                "for a logarithm or a root, shift or clip them first."
+                f"here {x.min():.3g} to {x.max():.3g}; for a logarithm or a root, shift or clip them first."
             )
         return values
 
-    return _estimate(reading, f, [_streams(reading, f, reading.accepted)], _between_rules(reading, f))
+    return _estimate(
+        reading, f, [_streams(reading, f, reading.accepted)], _between_rules(reading, f) + _noise_of(reading, f), 0.0
+    )
 
 
 def root(square: Estimate) -> Estimate:
@@ -109,7 +109,7 @@ def _single_products(reading: Reading, k: int) -> _Part | None:
     return _Part(single.square, reading.square_variance)
 
 
-def _estimate(reading: Reading, f: Function, parts: list[_Part], bias: float) -> Estimate:
+def _estimate(reading: Reading, f: Function, parts: list[_Part], bias: float, noise: float) -> Estimate:
     """Weigh independent parts by their variances, and put the bar around them."""
     whole = sum(part.variance for part in parts)
     if any(part.variance == 0.0 for part in parts):
@@ -120,7 +120,6 @@ def _estimate(reading: Reading, f: Function, parts: list[_Part], bias: float) ->
     value = sum(share * part.value for share, part in zip(shares, parts, strict=True))
     uncertain = sum(share**2 / part.freedom for share, part in zip(shares, parts, strict=True))
     variance = 1.0 / precision if whole else 0.0
-    noise = _noise(reading, f)
     stderr = math.hypot(math.sqrt(variance), noise)
     half = math.hypot((student(1.0 / uncertain) if uncertain else student(math.inf)) * math.sqrt(variance), 2.0 * noise)
     kind = "exact" if reading.exact else "deflated" if len(parts) > 1 else "vr"
@@ -133,13 +132,21 @@ def _estimate(reading: Reading, f: Function, parts: list[_Part], bias: float) ->
     return Estimate(value, stderr, low - bias, high + bias, kind)
 
 
-def _noise(reading: Reading, f: Function) -> float:
-    """Return the error that products bring: each Ritz value off by the relative noise, all in the root of squares."""
+def _noise_of_power(reading: Reading, k: int) -> float:
+    """Return the error of ``tr H^k`` that products bring, as independent of each other as their directions are."""
+    rule = reading.variance_reduced
+    return k * reading.found.noise * math.sqrt(rule.numel * float(rule.weights @ rule.nodes ** (2 * k)))
+
+
+def _noise_of(reading: Reading, f: Function) -> float:
+    """Return the most by which ``tr f(H)`` moves where every eigenvalue moves as far as a product is wrong."""
     if not reading.found.noise:
         return 0.0
     rule = reading.variance_reduced
-    slope = (f(rule.nodes * (1.0 + _NUDGE)) - f(rule.nodes)) / _NUDGE
-    return reading.found.noise * math.sqrt(rule.numel * float(rule.weights @ slope**2))
+    reach = reading.found.noise * (np.abs(rule.nodes) + math.sqrt(float((rule.nodes**2).mean())))
+    here = f(rule.nodes)
+    moved = np.maximum(np.abs(f(rule.nodes + reach) - here), np.abs(f(rule.nodes - reach) - here))
+    return float(rule.numel * (rule.weights @ moved))
 
 
 def _between_rules(reading: Reading, f: Function) -> float:

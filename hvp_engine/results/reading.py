@@ -23,7 +23,7 @@ from hvp_engine.results.sphere import traces
 
 Kind = Literal["gauss", "vr", "averaged", "exact"]
 
-_DOUBT = 2.5  # standard deviations between a stream and its single products, at which its reading is doubted
+_DOUBT = 3.0  # standard deviations between a stream and its single products, at which its reading is doubted
 _PRODUCT = 1e-5  # relative error of a product in single precision, beyond which nothing contradicts anything
 _STREAM_COUNTS = 4.0  # single products whose scatter the free part of a stream is worth
 
@@ -87,36 +87,35 @@ class Reading:
 
     @cached_property
     def doubted(self) -> bool:
-        """Whether single products contradict what is taken for single eigenvalues: then none is."""
+        """Whether single products contradict what is taken for single eigenvalues: then none is.
+
+        Were it right, what is left after deflation would scatter no more than the free part of the stream does.
+        """
         single, taken = self.deflated, self._plausible[:1]
         if single is None or not taken.any():
             return False
         n, first, nodes = self.found.numel, self._first, self.ritz.nodes[:1]
-        square, scatter = traces(n, first, taken, nodes**2)
-        (trace,), (variance,) = traces(n, first, taken, nodes)
-        (fourth,), _ = traces(n, first, taken, nodes**4)
         accuracy = max(self.found.noise, _PRODUCT)
-        apart = (trace - single.trace) ** 2, (square[0] - single.square) ** 2
-        chance = (
-            variance + single.trace_variance + accuracy**2 * square[0],
-            scatter[0] + self.square_variance + 4.0 * accuracy**2 * fourth,
-        )
-        return any(distance > _DOUBT**2 * variance for distance, variance in zip(apart, chance, strict=True))
+        for k, seen in ((1, single.trace), (2, single.square)):
+            (value,), (scatter,) = traces(n, first, taken, nodes**k)
+            (size,), _ = traces(n, first, taken, nodes ** (2 * k))
+            chance = scatter * (1.0 + 1.0 / single.products) + (k * accuracy) ** 2 * size
+            if (value - seen) ** 2 > _DOUBT**2 * chance:
+                return True
+        return False
 
     @cached_property
     def square_variance(self) -> float:
         """Variance of ``tr H^2`` from single products: by their scatter, and by the free part of the stream.
 
-        A handful of products shows too little of its own scatter, and what is left after deflation scatters no more
-        than the free part does.
+        A handful of products shows too little of its own scatter.
         """
         single = self.deflated
         assert single is not None
-        _, free = traces(self.found.numel, self._first, self._plausible[:1], self.ritz.nodes[:1] ** 2)
+        _, free = traces(self.found.numel, self._first, self.accepted[:1], self.ritz.nodes[:1] ** 2)
         seen = single.products - 1
-        return (
-            float(_STREAM_COUNTS * free[0] + seen * single.square_scatter) / (_STREAM_COUNTS + seen) / single.products
-        )
+        pooled = float(_STREAM_COUNTS * free[0] + seen * single.square_scatter) / (_STREAM_COUNTS + seen)
+        return pooled / single.products
 
     @cached_property
     def candidates(self) -> BoolArray:
