@@ -1,4 +1,4 @@
-"""How far one block is from one target, and what would take it there: steps or streams."""
+"""How far one block is from one target, and what would take it there: steps, streams or single products."""
 
 from __future__ import annotations
 
@@ -7,13 +7,17 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from hvp_engine.results.moments import power_sum
 from hvp_engine.results.reading import Quadrature, Reading
+from hvp_engine.results.sphere import student, traces
 
-# Twice what the last quarter of the steps changed stands for what is left to change: an error that falls like a power of
-# the steps, the 1.4th or a higher one, is smaller. (Half of the steps, once, takes a fifth more products and holds less.)
+# Twice what the last quarter of the steps changed stands for what is left to change: an error that falls like a power
+# of the steps, the 1.4th or a higher one, is smaller. (Half of the steps, once, takes a fifth more products and holds
+# less.)
 _EARLIER, _LEFT = 0.75, 2.0
 # The integral of |G|, G a Gaussian process, is below its mean and this many standard deviations in 95 %: by 1.93 where
-# all of G goes up and down together, by 1.96 for a Brownian bridge. Few outliers are not Gaussian: twice the mean at least.
+# all of G goes up and down together, by 1.96 for a Brownian bridge. Few outliers are not Gaussian: twice the mean at
+# least.
 _OF_INTEGRALS, _OF_MEANS = 1.95, 2.0
 _ROUNDING = 64.0 * float(np.finfo(np.float64).eps)
 
@@ -26,12 +30,14 @@ class Need:
         allowed: Half-width of the bar that was asked for.
         krylov: The part of the error that only more steps take away.
         spread: The part of one stream; p streams have ``spread / sqrt(p)``.
+        single: The part of one single product, an estimate beside those of the streams; inf where there is none.
         floor: The part that nothing takes away, the noise of the products.
     """
 
     allowed: float
     krylov: float
     spread: float
+    single: float = math.inf
     floor: float = 0.0
 
     @property
@@ -44,17 +50,23 @@ class Need:
         """Streams that chance alone asks for, however many steps they take."""
         return _count(self.spread, self.allowed - self.floor)
 
-    def error(self, probes: int) -> float:
-        """Return the half-width of the bar with so many streams."""
-        return math.hypot(self.krylov, self.spread / math.sqrt(probes)) + self.floor
+    def error(self, probes: int, singles: int) -> float:
+        """Return the half-width of the bar with so many streams and single products."""
+        if self.spread == 0.0:
+            return self.krylov + self.floor
+        precision = probes / self.spread**2 + singles / self.single**2
+        return math.hypot(self.krylov, 1.0 / math.sqrt(precision)) + self.floor
 
-    def probes(self, most: float) -> int:
-        """Return how many streams, of at most so many, meet the target; or come as near to it as is worth while."""
-        if self.hopeless:
-            return int(min(most, _count(self.spread, 0.5 * self.floor)))
-        left = self.allowed - self.floor
-        room = math.sqrt(left**2 - self.krylov**2) if left > self.krylov else left
-        return int(min(most, _count(self.spread, room)))
+    def probes(self) -> int:
+        """Return how many streams meet the target, or come as near to it as is worth while."""
+        return _count(self.spread, self._room)
+
+    def singles(self, probes: int) -> int:
+        """Return how many single products beside so many streams do the same; 0 where these help nothing."""
+        if math.isinf(self.single):
+            return 0
+        lacking = self.single**2 * (1.0 / self._room**2 - probes / self.spread**2) if self.spread > 0.0 else 0.0
+        return max(0, math.ceil(lacking * (1.0 - _ROUNDING)))
 
     def steps_suffice(self, steps: int, every: int, most: float) -> bool:
         """Say whether the streams are cheapest at this length: products are their number times their steps.
@@ -67,9 +79,16 @@ class Need:
         """
         if self.hopeless or self.fewest > most:
             return self.krylov <= 0.5 * max(self.floor, self.spread / math.sqrt(most))
-        needed = self.probes(math.inf)
-        enough = self.krylov < self.allowed - self.floor and needed <= most
-        return enough and steps * needed <= (steps + every) * self.fewest
+        enough = self.krylov < self.allowed - self.floor and self.probes() <= most
+        return enough and steps * self.probes() <= (steps + every) * self.fewest
+
+    @property
+    def _room(self) -> float:
+        """Half-width that is left for chance."""
+        if self.hopeless:
+            return self.floor
+        left = self.allowed - self.floor
+        return math.sqrt(left**2 - self.krylov**2) if left > self.krylov else left
 
 
 def _count(spread: float, room: float) -> int:
@@ -138,3 +157,21 @@ def chance_of_distance(rule: Quadrature) -> float:
         most = max(_OF_MEANS * mean, mean + _OF_INTEGRALS * math.sqrt(max(variance, 0.0)))
         total += share * math.sqrt(2.0 / (free + 2.0)) * most
     return total / len(rule.free)
+
+
+def trace(reading: Reading, tolerance: float) -> Need:
+    """Measure a block against a target for its trace, relative to its magnitude.
+
+    No step is missing for it, as every stream estimates the trace without a bias. Single products are estimates beside
+    those of the streams, for one product each: after deflation they scatter no more than a stream's free part.
+    """
+    whole = power_sum(reading, 1)
+    values, variances = traces(reading.found.numel, reading.ritz, reading.accepted, reading.ritz.nodes)
+    spread = student(math.inf) * math.sqrt(float(variances.mean()))
+    single = spread if reading.found.reorthogonalized and not reading.exact else math.inf
+    if (known := reading.deflated) is not None:
+        single = student(known.freedom) * math.sqrt(known.trace_variance * known.products)
+    rule = reading.variance_reduced
+    floor = 2.0 * reading.found.noise * math.sqrt(rule.numel * float(rule.weights @ rule.nodes**2))
+    size = abs(whole.value) if whole.value else float(abs(values).max()) or 1.0
+    return Need(tolerance, 0.0, spread / size, single / size, floor / size)

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from hvp_engine.errors import ConfigurationError
-from hvp_engine.krylov.needs import Need, distribution
+from hvp_engine.krylov.needs import Need, distribution, trace
 from hvp_engine.results.coefficients import Coefficients
 from hvp_engine.results.reading import Reading
 from hvp_engine.results.smoothing import FloatArray
@@ -78,7 +78,7 @@ class Verdict:
         probes: Streams that the targets need in all, at these steps; no fewer than there are.
         singles: Single products that the targets need in all.
         errors: Estimated half-width of the bar, by the name of its target.
-        reason: What is out of reach, and why; empty where nothing is.
+        reason: Why nothing more would help, where a target is not met and nothing would; else empty.
     """
 
     reached: bool
@@ -89,56 +89,110 @@ class Verdict:
     reason: str = ""
 
 
+@dataclass(frozen=True)
+class Ceilings:
+    """The most that a block may have: what these could not use is not asked for.
+
+    Attributes:
+        probes: Streams.
+        singles: Single products.
+    """
+
+    probes: float = math.inf
+    singles: float = math.inf
+
+
 def judge(
     blocks: Mapping[str, Coefficients],
     targets: Targets,
     singles: Mapping[str, FloatArray] | None = None,
     *,
     asked: Collection[str] | None = None,
-    most_probes: int | None = None,
+    ceilings: Ceilings | None = None,
 ) -> dict[str, Verdict]:
     """Say for every block whether its targets are met, and what they need where they are not.
 
     Args:
         blocks: What the streams of each block have found so far.
         targets: What is asked for.
-        singles: Single products of the blocks that have some: rows as in ``Spectrum.singles``.
+        singles: Single products of the blocks that have some, rows as in ``Spectrum.singles``; deflated were all
+            Lanczos vectors of probe 0 but the last.
         asked: The blocks to judge; None for all.
-        most_probes: The most streams that a block may have: one that would need more is not made to take steps that
-            these could not use.
+        ceilings: What a block may have; None for no end. Steps beyond what so many streams could use are not asked
+            for; the numbers of a verdict are those that the targets need, whatever the ceilings are.
     """
     scale = max((float(abs(found.alphas).max()) for found in blocks.values()), default=0.0)
-    chosen = blocks if asked is None else asked
-    return {name: _judge_block(blocks[name], targets, scale, most_probes or math.inf) for name in chosen}
+    rule = _Rule(targets, scale, ceilings or Ceilings())
+    given = singles or {}
+    return {name: rule.verdict(blocks[name], given.get(name)) for name in (blocks if asked is None else asked)}
 
 
-def _judge_block(found: Coefficients, targets: Targets, scale: float, most: float) -> Verdict:
-    reading = Reading(found)
-    probes = len(found.steps)
-    if reading.exact or float(abs(reading.ritz.nodes).max()) <= _ZERO * scale:
-        return Verdict(True, True, probes, 0, dict.fromkeys(targets.record(), 0.0))
-    needs = {}
-    if targets.w1 is not None:
-        needs["w1"] = distribution(reading, targets.w1)
-    steps = int(found.steps.max())
-    exhausted = bool((found.residuals == 0.0).all())
-    errors = {name: need.error(probes) for name, need in needs.items()}
-    return Verdict(
-        reached=all(errors[name] <= need.allowed for name, need in needs.items()),
-        steps_suffice=exhausted or all(need.steps_suffice(steps, CHECK_EVERY, most) for need in needs.values()),
-        probes=max([probes, *(need.probes(most) for need in needs.values())]),
-        singles=0,
-        errors=errors,
-        reason="; ".join(filter(None, (_reason(name, need, most) for name, need in needs.items()))),
-    )
+class _Rule:
+    """Targets, and what is the same for all blocks.
+
+    Attributes:
+        targets: What is asked for.
+        scale: The largest curvature of any block.
+        ceilings: What a block may have.
+    """
+
+    def __init__(self, targets: Targets, scale: float, ceilings: Ceilings) -> None:
+        self.targets, self.scale, self.ceilings = targets, scale, ceilings
+
+    def verdict(self, found: Coefficients, singles: FloatArray | None) -> Verdict:
+        reading = Reading(found, singles, int(found.steps[0]) - 1)
+        probes, done = len(found.steps), 0 if singles is None else len(singles)
+        if reading.exact or float(abs(reading.ritz.nodes).max()) <= _ZERO * self.scale:
+            return Verdict(True, True, probes, done, dict.fromkeys(self.targets.record(), 0.0))
+        needs = self._needs(reading)
+        errors = {name: need.error(probes, done) for name, need in needs.items()}
+        reached = all(errors[name] <= need.allowed for name, need in needs.items())
+        wanted = max([probes, *(self._probes(need) for need in needs.values())])
+        more = max([done, *(need.singles(wanted) for need in needs.values())])
+        return Verdict(
+            reached=reached,
+            steps_suffice=bool((found.residuals == 0.0).all()) or self._steps_suffice(reading, needs),
+            probes=wanted,
+            singles=more,
+            errors=errors,
+            reason="" if reached or wanted > probes or more > done else _noise(needs),
+        )
+
+    def _needs(self, reading: Reading) -> dict[str, Need]:
+        needs = {}
+        if self.targets.w1 is not None:
+            needs["w1"] = distribution(reading, self.targets.w1)
+        if self.targets.trace is not None:
+            needs["trace"] = trace(reading, self.targets.trace)
+        return needs
+
+    def _probes(self, need: Need) -> int:
+        """Return how many streams one target needs: where single products help they come first."""
+        if math.isinf(need.single) or need.singles(1) <= self.ceilings.singles:
+            return 1 if not math.isinf(need.single) else need.probes()
+        return need.probes()
+
+    def _steps_suffice(self, reading: Reading, needs: Mapping[str, Need]) -> bool:
+        found = reading.found
+        steps = int(found.steps.max())
+        for name, need in needs.items():
+            if name != "trace":
+                if not need.steps_suffice(steps, CHECK_EVERY, self.ceilings.probes):
+                    return False
+            elif steps > CHECK_EVERY:
+                before = trace(Reading(found.truncated(steps - CHECK_EVERY)), self.targets.trace or 0.0)
+                if self._products(need, steps) < self._products(before, steps - CHECK_EVERY):
+                    return False  # the last steps paid for themselves: so may the next
+        return True
+
+    def _products(self, need: Need, steps: int) -> int:
+        probes = self._probes(need)
+        return probes * steps + need.singles(probes)
 
 
-def _reason(name: str, need: Need, most: float) -> str:
-    if need.hopeless:
-        return f"{name}: the noise of the products alone is an error of {need.floor:.2g}"
-    if need.fewest > most:
-        return f"{name}: {need.fewest:,} probes would be needed"
-    return ""
+def _noise(needs: Mapping[str, Need]) -> str:
+    parts = [f"{need.floor:.2g} of {name}" for name, need in needs.items() if need.hopeless]
+    return f"the noise of the products alone is an error of {' and '.join(parts)}" if parts else ""
 
 
 def _checked(name: str, value: Any, alone: bool) -> float:

@@ -11,7 +11,7 @@ import pytest
 
 from hvp_engine.errors import ConfigurationError
 from hvp_engine.krylov.needs import chance_of_distance
-from hvp_engine.krylov.stopping import Targets, Verdict, judge
+from hvp_engine.krylov.stopping import Ceilings, Targets, Verdict, judge
 from hvp_engine.results.coefficients import Coefficients
 from hvp_engine.results.reading import Quadrature, Reading
 from hvp_engine.results.smooth_cdf import SmoothCdf
@@ -100,17 +100,34 @@ def test_chance_asks_for_probes_once_steps_suffice() -> None:
 def test_steps_that_few_probes_could_not_use_are_not_asked_for() -> None:
     found = streams(BULK, 1, 10)
     assert not verdict(found, Targets(w1=0.004)).steps_suffice
-    limited = verdict(found, Targets(w1=0.004), most_probes=4)
-    assert limited.steps_suffice and limited.probes == 4
-    assert not limited.reached and "probes would be needed" in limited.reason
+    limited = verdict(found, Targets(w1=0.004), ceilings=Ceilings(probes=4))
+    assert limited.steps_suffice and not limited.reached
+    assert limited.probes > 4 and not limited.reason
 
 
 def test_noise_above_the_tolerance_is_said_and_ends_the_steps() -> None:
     found = replace(streams(SKEWED, 1, 40), noise=0.1)
     noisy = verdict(found)
-    assert not noisy.reached and noisy.steps_suffice
+    assert not noisy.reached and noisy.steps_suffice and noisy.probes == 1
     assert "noise" in noisy.reason
     assert verdict(replace(found, noise=1e-3)).reached
+
+
+def test_a_trace_asks_for_single_products_in_place_of_streams() -> None:
+    found = streams(SKEWED, 1, 40)
+    asks = verdict(found, Targets(trace=0.2))
+    assert asks.steps_suffice and not asks.reached
+    assert asks.probes == 1 and 2 <= asks.singles <= 10
+
+
+def test_a_trace_of_streams_that_are_not_orthogonal_asks_for_streams() -> None:
+    found = replace(streams(SKEWED, 1, 40), reorthogonalized=False)
+    asks = verdict(found, Targets(trace=0.2))
+    assert asks.probes > 1 and asks.singles == 0
+
+
+def test_steps_that_pay_in_single_products_go_on() -> None:
+    assert not verdict(streams(SKEWED, 1, 15), Targets(trace=0.05)).steps_suffice
 
 
 def test_an_exhausted_stream_asks_for_no_steps() -> None:
