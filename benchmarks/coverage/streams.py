@@ -5,8 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from benchmarks.coverage.matrices import Floats, Matrix
+from hvp_engine.results.spectrum import Spectrum
 
 _BREAKDOWN = 16.0 * float(np.finfo(np.float64).eps)
 _TOGETHER = 50  # streams in lock step: their bases then take some hundred megabytes
@@ -26,7 +28,7 @@ class Streams:
 
     alphas: Floats
     betas: Floats
-    steps: np.ndarray
+    steps: NDArray[np.int64]
     inner: Floats
     squares: Floats
 
@@ -67,3 +69,43 @@ def _run(matrix: Matrix, streams: int, steps: int, singles: int, rng: np.random.
     square = along**2 + rest
     squares = np.stack([(square * values**power).sum(axis=2) for power in range(3)], axis=2)
     return Streams(alphas, betas, ended, along @ basis.transpose(0, 2, 1), squares)
+
+
+def spectrum(matrix: Matrix, found: Streams, rows: list[int], steps: int, singles: int) -> Spectrum:
+    """Build what a job would return: some streams cut to so many steps, and single products beside the first."""
+    index = np.array(rows)
+    taken = np.minimum(found.steps[index], steps)
+    residuals = found.betas[index, taken - 1]
+    deflated = max(0, int(taken[0]) - 1)
+    return Spectrum.from_tridiagonal(
+        matrix.name,
+        matrix.numel,
+        found.alphas[index, :steps],
+        found.betas[index, : steps - 1],
+        taken,
+        residuals=residuals,
+        singles=_singles(found, rows[0], deflated, singles) if singles and deflated else None,
+        deflated=deflated if singles else 0,
+    )
+
+
+def _singles(found: Streams, row: int, deflated: int, count: int) -> Floats:
+    """Deflate the single products of a stream: everything but their squares follows from its coefficients.
+
+    With Q the vectors taken out, q the next one and c = Q'g, H Q = Q T + beta q e' gives h'Hh and |Hh|^2, h = g - Q c.
+    """
+    alphas, betas = found.alphas[row], found.betas[row]
+    inner = found.inner[row, :count]
+    length, form, square = found.squares[row, :count].T
+    c, after, beta = inner[:, :deflated], inner[:, deflated], betas[deflated - 1]
+    tc = c * alphas[:deflated]
+    tc[:, 1:] += c[:, :-1] * betas[: deflated - 1]
+    tc[:, :-1] += c[:, 1:] * betas[: deflated - 1]
+    qg = tc.copy()  # Q'Hg
+    qg[:, -1] += beta * after
+    ahead = beta * c[:, -1] + alphas[deflated] * after + betas[deflated] * inner[:, deflated + 1]  # q'Hg
+    length = length - (c**2).sum(axis=1)
+    form = form - (c * tc).sum(axis=1) - 2.0 * beta * c[:, -1] * after
+    square = square - 2.0 * ((qg * tc).sum(axis=1) + beta * c[:, -1] * ahead) + (tc**2).sum(axis=1)
+    square += (beta * c[:, -1]) ** 2
+    return np.stack([form, square, after**2], axis=1) / length[:, None]
