@@ -118,7 +118,6 @@ def _from_outside(reading: Reading, sign: int) -> Iterator[_Outermost]:
         outwards = slice(steps - 1, None, -1) if sign > 0 else slice(steps)
         taken = reading.accepted[row, outwards]
         sure = taken & (reading.exact | (pairs.residuals[row, outwards] <= _RANK * pairs.gaps[row, outwards]))
-        sure[0] = taken[0]  # which has no neighbour further out that it could be taken for
         yield _Outermost(
             nodes=sign * pairs.nodes[row, outwards],
             residuals=pairs.residuals[row, outwards],
