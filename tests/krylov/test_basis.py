@@ -228,7 +228,7 @@ def test_vectors_are_deflated_by_the_first_of_a_stream_alone(kind: StorageCase, 
     for vector, result in zip(further, results, strict=True):
         wanted = vector.double() - kept.T @ (kept @ vector.double())
         assert float((result - wanted).norm()) <= 32 * eps + 2 * kind.rounding
-        assert float(abs(vectors[slot][count].double() @ (vector - result))) <= 32 * eps + 2 * kind.rounding
+        assert float(abs(vectors[slot][count].double() @ (vector - result).double())) <= 32 * eps + 2 * kind.rounding
 
 
 def test_a_released_block_is_neither_exported_nor_wanted_back(kind: StorageCase) -> None:
