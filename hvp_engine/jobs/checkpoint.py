@@ -103,7 +103,8 @@ class Checkpoint:
         self.run = run
         self._folder = JobFolder(run)
         self._rows: dict[int, list[Range]] = {}
-        self._groups: list[list[Stream]] = []
+        self._groups: list[list[Stream]] = []  # of all rounds so far
+        self._recorded: list[list[Stream]] | None = None  # of an earlier process, perhaps of rounds to come
         self._kept = True
         self._resumes = False
         self.worked_before = 0.0
@@ -130,24 +131,40 @@ class Checkpoint:
             self._folder.close()
 
     def waves(self, planned: list[list[Stream]]) -> list[list[Stream]]:
-        """Return the grouping of streams that this job started with; how much memory is free may have changed since.
+        """Return the grouping of a round's streams that this job started with; free memory may have changed since.
+
+        A job asks once per round, in order, before the round's first step.
 
         Raises:
             RunFolderError: The folder cannot be read or written.
         """
         path = self._folder.path / "waves.json"
-        self._groups = planned
-        if self._folder.has_work and os.path.lexists(path):
-            found = self._resumed(lambda: read_json(path)).get("waves")
-            try:
-                self._groups = [[(str(block), int(probe)) for block, probe in wave] for wave in found or []]
-            except (TypeError, ValueError) as error:
-                raise self._damaged(path, "it is no grouping of streams") from error
-            if sorted(chain(*self._groups)) != sorted(chain(*planned)):
-                raise self._damaged(path, "its streams are not those of this job")
-        else:
-            write_json(path, {"waves": planned})
-        return self._groups
+        if self._recorded is None:
+            self._recorded = self._recorded_waves(path)
+        before, streams = len(self._groups), sorted(chain(*planned))
+        groups: list[list[Stream]] = []
+        for wave in self._recorded[before:]:
+            if sum(map(len, groups)) < len(streams):
+                groups.append(wave)
+        if groups and sorted(chain(*groups)) != streams:
+            raise self._damaged(path, "its streams are not those of this job")
+        self._groups += groups or planned
+        if not groups:
+            write_json(path, {"waves": self._groups})
+        return groups or planned
+
+    def _recorded_waves(self, path: Path) -> list[list[Stream]]:
+        """Read the waves of an earlier process; none where it had not begun its work."""
+        if not (self._folder.has_work and os.path.lexists(path)):
+            return []
+        found = self._resumed(lambda: read_json(path)).get("waves")
+        try:
+            waves = [[(str(block), int(probe)) for block, probe in wave] for wave in found or []]
+        except (TypeError, ValueError) as error:
+            raise self._damaged(path, "it is no grouping of streams") from error
+        if not waves:
+            raise self._damaged(path, "its streams are not those of this job")
+        return waves
 
     def restore(self, wave: int, streams: Resumable) -> None:
         """Continue a wave where its last checkpoint left it; a wave without one is left alone.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,9 @@ class SlqJob(Job[BatchedLanczos, Spectra]):
 
     name = "slq"
 
-    def start(self, operator: CurvatureOperator, wave: list[Stream]) -> BatchedLanczos:
+    def start(
+        self, operator: CurvatureOperator, wave: list[Stream], finished: Sequence[BatchedLanczos]
+    ) -> BatchedLanczos:
         """Draw the start vectors of a wave."""
         settings = self.settings
         starts: dict[str, dict[int, Tensor]] = {}

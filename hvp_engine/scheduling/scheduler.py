@@ -102,6 +102,7 @@ class Scheduler:
         self._parameters: list[Tensor] = list(objective.parameters_named(partition.parameters).values())
         self._graph_size = policy.GraphSize(0.0)
         self.plan = SweepPlan(microbatch, 1, 0, 0, budget)
+        self._budget = budget  # of graphs and vectors together
         self._choose(largest)
 
     def sweep(self, vectors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -184,8 +185,11 @@ class Scheduler:
         self._size_passes(wanted)
 
     def reserve(self, size: int) -> None:
-        """Leave ``size`` bytes of the budget to the caller (Lanczos vectors)."""
-        self.plan.budget = policy.budget_of_graphs(self.plan.budget, self.plan.graph_bytes, size)
+        """Leave ``size`` bytes of the whole budget to the caller (Lanczos vectors), in place of what was left before."""
+        plan = self.plan
+        plan.budget = policy.budget_of_graphs(self._budget, plan.graph_bytes, size)
+        if plan.kept_graphs > policy.count_kept_graphs(plan.graph_bytes, plan.budget):
+            self.release()
 
     def release(self) -> None:
         """Drop every kept graph."""
@@ -236,16 +240,16 @@ class Scheduler:
         fits = policy.count_kept_graphs(self.plan.graph_bytes, self.plan.budget) if self._keep else 0
         complete = True
         for micro in self.microbatches():
-            graph, passes = self._kept.get(micro.key), of_all
-            if graph is None and len(self._kept) < fits:
-                graph = self._kept[micro.key] = self._build(micro)
+            kept = self._kept.get(micro.key)
+            if kept is None and len(self._kept) < fits:
+                kept = self._kept[micro.key] = self._build(micro)
                 self.objective.held_data.hold(micro.key, micro.batch)
                 self.plan.kept_graphs = len(self._kept)
-            elif graph is None:
-                graph, passes = self._build(replace(micro, blocks=served)), self._passes_of(served)
+            if kept is not None:
+                yield micro.key, kept, of_all
+            else:
                 complete = False
-            yield micro.key, graph, passes
-            del graph
+                yield micro.key, self._build(replace(micro, blocks=served)), self._passes_of(served)
         self._all_kept = complete
 
     def _passes_of(self, served: frozenset[str] | None) -> Passes:
