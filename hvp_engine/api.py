@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from hvp_engine.blocks import BlockSpec
+from hvp_engine.jobs.adaptive_slq import AdaptiveSlqJob
 from hvp_engine.jobs.runner import run
 from hvp_engine.jobs.slq import SlqJob
 from hvp_engine.krylov.probes import Distribution
@@ -152,4 +153,7 @@ def slq(
         microbatch=settings.microbatch,
         memory=settings.memory,
     )
-    return run(SlqJob(settings), build, out, progress)
+    targets = settings.targets
+    if targets is None:
+        return run(SlqJob(settings), build, out, progress)
+    return run(AdaptiveSlqJob(settings, targets), build, out, progress)

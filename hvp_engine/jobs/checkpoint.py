@@ -56,8 +56,9 @@ Range = tuple[int, int]  # first and last + 1 of the positions in a rows file
 class Resumable(Protocol):
     """What a checkpoint keeps of a wave: scalars, rewritten every time, and Lanczos vectors, written once."""
 
-    position: int
-    """Steps done by the live streams."""
+    @property
+    def position(self) -> int:
+        """Steps done by the live streams."""
 
     @property
     def steps(self) -> npt.NDArray[np.int64]:

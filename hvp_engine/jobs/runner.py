@@ -265,9 +265,7 @@ def _stored_identity(folder: Path) -> dict[str, Any] | None:
     return identity if isinstance(identity, dict) else None
 
 
-def _verify(
-    products: Mapping[str, int], operator: CurvatureOperator, checkpoint: Checkpoint | None
-) -> dict[str, Any]:
+def _verify(products: Mapping[str, int], operator: CurvatureOperator, checkpoint: Checkpoint | None) -> dict[str, Any]:
     """Verify the operator, or know that an earlier run did; what does not apply (nan) is None, which JSON has."""
     if checkpoint is not None:
         tested = set((checkpoint.recall("functions") or {}).get("tested", []))

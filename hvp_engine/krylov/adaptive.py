@@ -79,9 +79,7 @@ class AdaptiveWave:
         self._full = settings.kept is not None
         sync_every = sync_every or (1 if device.type == "cpu" else CHECK_EVERY)
         starts = {block: {0: vector} for block, vector in plan.starts.items()}
-        self.lanczos = (
-            BatchedLanczos(self._multiply, starts, settings, dtype, device, sync_every) if starts else None
-        )
+        self.lanczos = BatchedLanczos(self._multiply, starts, settings, dtype, device, sync_every) if starts else None
         self.matrices = {block: BlockMatrix(numel, dtype, device) for block, numel in plan.small.items()}
         self.singles = SingleProducts(list(starts), settings.steps if self._full else 0, plan.seed, device)
         self._company: dict[str, Tensor] = {}  # vectors that go along with the streams, in this sweep
@@ -129,7 +127,11 @@ class AdaptiveWave:
     def scalars(self) -> dict[str, Tensor]:
         """What a checkpoint keeps beside the vectors: written to where one is restored."""
         kept = {} if self.lanczos is None else self.lanczos.scalars
-        kept |= {"singles": self.singles.values, "singles_wanted": self.singles.wanted, "singles_done": self.singles.done}
+        kept |= {
+            "singles": self.singles.values,
+            "singles_wanted": self.singles.wanted,
+            "singles_done": self.singles.done,
+        }
         for number, matrix in enumerate(self.matrices.values()):
             kept |= {f"matrix_{number}": matrix.rows, f"columns_{number}": matrix.done}
         return kept
