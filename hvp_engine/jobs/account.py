@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 from hvp_engine.krylov.settings import JobSettings
 from hvp_engine.krylov.stopping import Targets, Verdict
@@ -12,31 +12,34 @@ from hvp_engine.results.spectrum import Spectrum
 from hvp_engine.system.formatting import first_names
 
 
-def account(found: Spectrum, verdict: Verdict | None, settings: JobSettings, targets: Targets) -> dict[str, Any]:
+class Taken(NamedTuple):
+    """Products that a block took: of streams, single ones, and of its whole matrix."""
+
+    streams: int
+    singles: int
+    exact: int
+
+
+def account(found: Spectrum, taken: Taken, verdict: Verdict | None, settings: JobSettings) -> dict[str, Any]:
     """Say what a block took, and what ended it.
 
     Args:
         found: What is known of it.
+        taken: Its products.
         verdict: The last one; None for a block that was multiplied out.
         settings: What was asked for.
-        targets: What was to be reached.
     """
-    products = {
-        "streams": 0 if verdict is None else int(found.steps.sum()),
-        "singles": len(found.singles),
-        "exact": found.numel if verdict is None else 0,
-    }
-    spent = sum(products.values())
+    spent = sum(taken)
     ceiling = settings.probes * min(settings.steps, found.numel)
     errors = {} if verdict is None else {name: _plain(error) for name, error in verdict.errors.items()}
     return {
         "products": spent,
-        "products_by_kind": products,
+        "products_by_kind": taken._asdict(),
         "ceiling": ceiling,
         "saved": ceiling - spent,
         "stopped_by": _rule(found, verdict, settings),
         "errors": errors,
-        "not_reached": [] if verdict is None or verdict.reached else _missed(errors, targets.record()),
+        "not_reached": [] if verdict is None or verdict.reached else _missed(errors, settings.targets or Targets()),
         **({"why": verdict.reason} if verdict is not None and verdict.reason else {}),
     }
 
@@ -79,10 +82,11 @@ def _rule(found: Spectrum, verdict: Verdict | None, settings: JobSettings) -> st
     return "noise" if verdict.reason else "ceiling of steps"
 
 
-def _missed(errors: Mapping[str, float | None], targets: Mapping[str, float]) -> list[str]:
+def _missed(errors: Mapping[str, float | None], targets: Targets) -> list[str]:
     """Return the targets whose errors are too large or not known; all of them where none is."""
-    missed = [name for name, target in targets.items() if (error := errors.get(name)) is None or error > target]
-    return missed or list(targets)
+    asked = targets.record()
+    missed = [name for name, target in asked.items() if (error := errors.get(name)) is None or error > target]
+    return missed or list(asked)
 
 
 def _plain(error: float) -> float | None:

@@ -1,4 +1,4 @@
-"""The same spectra to a tolerance: streams stop when they have found enough, and more are started where they are needed.
+"""The same spectra to a tolerance: streams stop when they have found enough, more are started where needed.
 
 Round 1 gives every block one stream, see :mod:`hvp_engine.krylov.adaptive`; small blocks are multiplied out. Further
 rounds give more streams to the blocks that need them, all at once, each with as many steps as the block's first took.
@@ -11,29 +11,31 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from hvp_engine.jobs.account import account, not_reached
+from hvp_engine.jobs.account import Taken, account, not_reached
 from hvp_engine.jobs.runner import Job
 from hvp_engine.jobs.slq import collected, lost_orthogonality, spectrum, start_vectors
 from hvp_engine.krylov import stopping
-from hvp_engine.krylov.adaptive import AdaptiveWave, WavePlan
+from hvp_engine.krylov.adaptive import AdaptiveWave, Rule
 from hvp_engine.krylov.companions import COLUMNS_AT_ONCE, SINGLES_AT_ONCE
 from hvp_engine.krylov.lanczos import BatchedLanczos, Stream
 from hvp_engine.krylov.settings import JobSettings
 from hvp_engine.krylov.stopping import Targets, Verdict
+from hvp_engine.krylov.wave import Wave, WavePlan, Where
 from hvp_engine.operators.operator import CurvatureOperator
 from hvp_engine.results.coefficients import Coefficients
 from hvp_engine.results.smoothing import FloatArray
 from hvp_engine.results.spectra import Spectra
 from hvp_engine.results.spectrum import Spectrum
-from hvp_engine.scheduling.expected import expected_products, is_exact
+from hvp_engine.scheduling.expected import expected_products, is_better_exactly, is_exact
 from hvp_engine.scheduling.waves import WORK_VECTORS, StreamSizes
 
 log = logging.getLogger(__name__)
 
-State = AdaptiveWave | BatchedLanczos  # of round 1, and of further ones
+MATRIX = -1  # in a wave, in place of a probe's number: the whole matrix of a block
+_WHOLE = range(MATRIX, MATRIX + 1)
 
 
-class AdaptiveSlqJob(Job[State, Spectra]):
+class AdaptiveSlqJob(Job[Wave, Spectra]):
     """Spectra of every block, with error bars that are small enough."""
 
     name = "slq"
@@ -55,78 +57,77 @@ class AdaptiveSlqJob(Job[State, Spectra]):
 
     def streams(self, operator: CurvatureOperator) -> StreamSizes:
         """Return the sizes of the first streams: one per block, and none for the small ones."""
-        item = operator.dtype.itemsize
-        limits, beside = {}, {}
-        for block, numel in operator.numel.items():
-            if is_exact(numel, self.settings):
-                limits[block], beside[block] = 0, (numel + 2 * COLUMNS_AT_ONCE) * numel * item
-            else:  # single products have the place of the work vectors, whose stream has stopped
-                beside[block] = max(0, 2 * SINGLES_AT_ONCE - WORK_VECTORS) * numel * item
-        settings = self.settings
-        return StreamSizes(
-            operator.numel, settings.steps, 1, operator.dtype, settings.lanczos.kept, limits=limits, beside=beside
-        )
+        numel, settings = operator.numel, self.settings
+        small = [block for block, size in numel.items() if is_exact(size, settings)]
+        probes = {block: _WHOLE if block in small else range(1) for block in numel}
+        return self._sizes(operator, probes, dict.fromkeys(numel, settings.steps))
 
-    def more(self, operator: CurvatureOperator, states: Sequence[State]) -> StreamSizes | None:
-        """Return the sizes of the streams that blocks still need; None where all have what they need, or may have."""
-        found = self._found(operator, states)
-        verdicts = self._judged(list(found), found, self._singles(states), states)
-        wanted: dict[str, range] = {}
-        for block, coefficients in found.items():
-            most = min(self.settings.probes, verdicts[block].probes)
-            if not verdicts[block].reached and most > coefficients.probes:
-                wanted[block] = range(coefficients.probes, most)
-        if not wanted:
-            return None
-        settings = self.settings
-        return StreamSizes(
-            {block: operator.numel[block] for block in wanted},
-            settings.steps,
-            wanted,
-            operator.dtype,
-            settings.lanczos.kept,
-            limits={block: int(found[block].steps[0]) for block in wanted},
-        )
+    def more(self, operator: CurvatureOperator, states: Sequence[Wave]) -> StreamSizes | None:
+        """Return the sizes of the streams that blocks still need; None where all have what they need, or may have.
 
-    def start(self, operator: CurvatureOperator, wave: list[Stream], finished: Sequence[State]) -> State:
+        A block whose further streams would cost more products than its whole matrix, or that may get none, gets that in
+        their place, where it costs no more than the ceilings allow.
+        """
+        found, singles = self._found(operator, states), self._singles(states)
+        exact = self._exact_spectra(states)
+        open_blocks = [block for block in found if block not in exact]
+        verdicts = self._judged(open_blocks, found, singles, states)
+        probes: dict[str, range] = {}
+        for block in open_blocks:
+            there, verdict = found[block], verdicts[block]
+            if verdict.reached or verdict.reason:
+                continue
+            spent = int(there.steps.sum()) + len(singles[block])
+            wanted = range(there.probes, min(self.settings.probes, verdict.probes))
+            lacking = verdict.probes - there.probes if len(wanted) else None
+            if is_better_exactly(there.numel, int(there.steps[0]), lacking, spent, self.settings):
+                probes[block] = _WHOLE
+            elif wanted:
+                probes[block] = wanted
+        limits = {block: int(found[block].steps[0]) for block in probes}
+        return self._sizes(operator, probes, limits) if probes else None
+
+    def start(self, operator: CurvatureOperator, wave: list[Stream], finished: Sequence[Wave]) -> Wave:
         """Draw the start vectors of a wave."""
-        settings, numel = self.settings, operator.numel
-        small = {block: numel[block] for block, _ in wave if is_exact(numel[block], settings)}
+        settings, where = self.settings, Where(operator.dtype, operator.device)
+        small = {block: operator.numel[block] for block, k in wave if k == MATRIX}
         starts = start_vectors(operator, [stream for stream in wave if stream[0] not in small], settings)
-        if any(k > 0 for _, k in wave):
-            found = self._found(operator, finished)
+        found = self._found(operator, finished)
+        if any(block in found for block, _ in wave):
             limits = {block: int(found[block].steps[0]) for block in starts}
-            return BatchedLanczos(
-                operator.sweep, starts, settings.lanczos, operator.dtype, operator.device, limits=limits
-            )
-        earlier = self._found(operator, finished) if self._targets.js is not None else {}
+            return Wave(operator.sweep, WavePlan(starts, small, limits), settings.lanczos, where)
 
         def judge(
             asked: Collection[str], blocks: Mapping[str, Coefficients], singles: Mapping[str, FloatArray]
         ) -> dict[str, Verdict]:
-            return self._judged(asked, {**earlier, **blocks}, singles, finished)
+            return self._judged(asked, {**found, **blocks}, singles, finished)
 
-        plan = WavePlan({block: probes[0] for block, probes in starts.items()}, small, settings.seed, {})
-        return AdaptiveWave(operator.sweep, plan, settings.lanczos, judge, operator.dtype, operator.device)
+        rule = Rule(judge, settings.seed, {})
+        return AdaptiveWave(operator.sweep, WavePlan(starts, small, {}), settings.lanczos, where, rule)
 
-    def collect(self, operator: CurvatureOperator, states: list[State], manifest: dict[str, Any]) -> Spectra:
+    def collect(self, operator: CurvatureOperator, states: list[Wave], manifest: dict[str, Any]) -> Spectra:
         """Collect what each block has, and say what it took and whether it is enough."""
         found, singles = self._found(operator, states), self._singles(states)
-        verdicts = self._judged(list(found), found, singles, states)
-        spectra: dict[str, Spectrum] = self._exact_spectra(states)
-        for block, coefficients in found.items():
-            deflated = int(coefficients.steps[0]) - 1
-            spectra[block] = spectrum(operator, block, coefficients, singles=singles[block], deflated=deflated)
-        ordered = [spectra[block] for block in operator.numel]
-        blocks = {s.name: account(s, verdicts.get(s.name), self.settings, self._targets) for s in ordered}
+        spectra = self._exact_spectra(states)
+        verdicts = self._judged([block for block in found if block not in spectra], found, singles, states)
+        blocks: dict[str, dict[str, Any]] = {}
+        for block, numel in operator.numel.items():
+            taken = Taken(
+                streams=int(found[block].steps.sum()) if block in found else 0,
+                singles=len(singles.get(block, ())),
+                exact=numel if block in spectra else 0,
+            )
+            if block not in spectra:
+                deflated = int(found[block].steps[0]) - 1
+                spectra[block] = spectrum(operator, block, found[block], singles=singles[block], deflated=deflated)
+            blocks[block] = account(spectra[block], taken, verdicts.get(block), self.settings)
         adaptive = {"targets": self._targets.record(), "blocks": blocks}
         notes = list(manifest.get("notes", []))
         if (missing := not_reached(adaptive)) is not None:
             log.warning("%s", missing)
             notes.append(missing)
-        return Spectra(
-            ordered, {**manifest, "notes": notes, **lost_orthogonality(_streams(states)), "adaptive": adaptive}
-        )
+        facts = {"notes": notes, **lost_orthogonality(_streams(states)), "adaptive": adaptive}
+        return Spectra([spectra[block] for block in operator.numel], {**manifest, **facts})
 
     def load(self, run: Path) -> Spectra:
         """Read the spectra of a finished run."""
@@ -137,7 +138,7 @@ class AdaptiveSlqJob(Job[State, Spectra]):
         asked: Collection[str],
         blocks: Mapping[str, Coefficients],
         singles: Mapping[str, FloatArray],
-        finished: Sequence[State],
+        finished: Sequence[Wave],
     ) -> dict[str, Verdict]:
         """Judge some blocks; the others count where it is the distances between blocks that are to be reached."""
         if self._targets.js is None:
@@ -147,29 +148,46 @@ class AdaptiveSlqJob(Job[State, Spectra]):
         verdicts = stopping.judge(blocks, self._targets, singles)
         return {block: verdicts[block] for block in asked}
 
-    def _found(self, operator: CurvatureOperator, states: Sequence[State]) -> dict[str, Coefficients]:
-        full = self.settings.reorthogonalize == "full"
-        return collected(_streams(states), operator.numel, full)
+    def _sizes(
+        self, operator: CurvatureOperator, probes: Mapping[str, range], limits: Mapping[str, int]
+    ) -> StreamSizes:
+        """Return the sizes of some streams and whole matrices."""
+        item = operator.dtype.itemsize
+        numel = {block: operator.numel[block] for block in probes}
+        beside: dict[str, int] = {}
+        for block, size in numel.items():
+            if probes[block] == _WHOLE:
+                beside[block] = (size + 2 * COLUMNS_AT_ONCE) * size * item
+            elif 0 in probes[block]:  # single products have the place of the work vectors, whose stream has stopped
+                beside[block] = max(0, 2 * SINGLES_AT_ONCE - WORK_VECTORS) * size * item
+        limits = {block: 0 if probes[block] == _WHOLE else limits[block] for block in probes}
+        settings = self.settings
+        return StreamSizes(
+            numel, settings.steps, probes, operator.dtype, settings.lanczos.kept, limits=limits, beside=beside
+        )
 
-    def _singles(self, states: Sequence[State]) -> dict[str, FloatArray]:
+    def _found(self, operator: CurvatureOperator, states: Sequence[Wave]) -> dict[str, Coefficients]:
+        """Return what the streams of the finished waves found, by block in block order."""
+        return collected(_streams(states), operator.numel, self.settings.reorthogonalize == "full")
+
+    def _singles(self, states: Sequence[Wave]) -> dict[str, FloatArray]:
         return {
             block: state.singles.of(block).numpy()
             for state in states
-            if isinstance(state, AdaptiveWave) and state.lanczos is not None
-            for block, _ in state.lanczos.streams
+            if isinstance(state, AdaptiveWave)
+            for block in state.coefficients()
         }
 
-    def _exact_spectra(self, states: Sequence[State]) -> dict[str, Spectrum]:
-        """Return the spectra of the small blocks that are finished."""
+    def _exact_spectra(self, states: Sequence[Wave]) -> dict[str, Spectrum]:
+        """Return the spectra of the blocks that were multiplied out."""
         for state in states:
-            for block, matrix in state.matrices.items() if isinstance(state, AdaptiveWave) else ():
+            for block, matrix in state.matrices.items():
                 if block not in self._exact:
                     values, noise = matrix.eigenvalues(block)
                     self._exact[block] = Spectrum.exact(block, len(values), values.numpy(), noise)
         return dict(self._exact)
 
 
-def _streams(states: Sequence[State]) -> list[BatchedLanczos]:
+def _streams(states: Sequence[Wave]) -> list[BatchedLanczos]:
     """Return what ran the streams of some waves."""
-    lanczos = [state.lanczos if isinstance(state, AdaptiveWave) else state for state in states]
-    return [streams for streams in lanczos if streams is not None]
+    return [state.lanczos for state in states if state.lanczos is not None]

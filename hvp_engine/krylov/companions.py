@@ -1,4 +1,4 @@
-"""What goes along with the streams in a sweep: single products that a basis deflates, and the columns of small blocks."""
+"""What goes along with streams in a sweep: single products that a basis deflates, and columns of small blocks."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How many products an adaptive job is expected to take, from sizes alone: engine and planner decide by the same numbers.
+"""How many products an adaptive job is expected to take, from sizes alone: engine and planner decide by these.
 
 A stream's steps and a block's probes are found out as the job goes. What can be said before comes from two facts: once
 the outliers are found, a block's bulk needs about fifty steps whatever its size; and what is left of the error falls
@@ -18,7 +18,7 @@ EXPECTED_STEPS = 50
 # Probes times parameters that a tolerance of 1 takes: twice the probe part of the error, for a bulk of one standard
 # deviation, in W1; twice the spread of an entry, about 0.3 / sqrt(probes * parameters), in Jensen-Shannon divergences.
 _W1, _JS = 10.0, 0.4
-_MOST_EXACT = 4096  # rows of a matrix whose eigenvalues are computed at once
+_MOST_EXACT = 2048  # rows of a matrix whose eigenvalues are computed at once
 
 
 def expected_steps(numel: int, settings: JobSettings) -> int:
@@ -36,6 +36,21 @@ def expected_probes(numel: int, settings: JobSettings) -> int:
 def is_exact(numel: int, settings: JobSettings) -> bool:
     """Say whether a block is so small that its whole matrix costs no more products than its streams would."""
     return settings.targets is not None and numel <= min(_MOST_EXACT, _products_of_streams(numel, settings))
+
+
+def is_better_exactly(numel: int, steps: int, probes: int | None, spent: int, settings: JobSettings) -> bool:
+    """Say whether a block that did not reach its tolerance gets its whole matrix rather than further streams.
+
+    Args:
+        numel: Length of its vectors.
+        steps: Of each further stream.
+        probes: How many further streams it needs, ceiling or not; None where it may get none.
+        spent: Products that it has taken.
+        settings: What was asked for: its ceilings hold for the whole matrix, too.
+    """
+    ceiling = settings.probes * min(settings.steps, numel) - spent
+    streams = ceiling if probes is None or probes > settings.probes else probes * steps
+    return numel <= min(_MOST_EXACT, ceiling, streams)
 
 
 def expected_products(numel: Mapping[str, int], settings: JobSettings) -> dict[str, int]:

@@ -223,8 +223,9 @@ def choose_waves(streams: StreamSizes, budget: int, graph_bytes: int, held: int)
     room = budget - working_bytes(graph_bytes) - held
 
     def refuse(block: str, need: int) -> OutOfMemoryError:
+        numel, steps = streams.numel[block], streams.steps_of(block)
         return OutOfMemoryError(
-            f"One stream of block {block!r} ({streams.numel[block]:,} parameters, {streams.steps_of(block)} steps) needs "
+            f"One stream of block {block!r} ({numel:,} parameters, {steps} steps) needs "
             f"{format_bytes(need)}; {format_bytes(max(room, 0))} are left beside the gradient graph. Use basis='bf16', "
             "reorthogonalize='none', fewer steps, smaller blocks, a smaller micro-batch, raise memory=, or take a "
             "device with more."

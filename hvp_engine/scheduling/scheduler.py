@@ -96,7 +96,7 @@ class Scheduler:
         self._kept: dict[tuple[int, int], ProductGraph] = {}
         self._keep = True  # until memory runs out
         self._all_kept = False  # every micro-batch of the data has its graph in _kept
-        # By the blocks that a graph serves: what is learnt from a graph must not depend on which blocks were there before,
+        # By the blocks that a graph serves: what is learnt from it must not depend on which blocks were there before,
         # which a resumed job did not see.
         self._passes: dict[frozenset[str] | None, Passes] = {}
         self._parameters: list[Tensor] = list(objective.parameters_named(partition.parameters).values())
@@ -185,7 +185,7 @@ class Scheduler:
         self._size_passes(wanted)
 
     def reserve(self, size: int) -> None:
-        """Leave ``size`` bytes of the whole budget to the caller (Lanczos vectors), in place of what was left before."""
+        """Leave ``size`` bytes of the whole budget to the caller (Lanczos vectors), in place of those left before."""
         plan = self.plan
         plan.budget = policy.budget_of_graphs(self._budget, plan.graph_bytes, size)
         if plan.kept_graphs > policy.count_kept_graphs(plan.graph_bytes, plan.budget):
