@@ -79,7 +79,7 @@ class AdaptiveSlqJob(Job[Wave, Spectra]):
                 continue
             spent = int(there.steps.sum()) + len(singles[block])
             wanted = range(there.probes, min(self.settings.probes, verdict.probes))
-            lacking = verdict.probes - there.probes if len(wanted) else None
+            lacking = verdict.probes - there.probes if wanted else None
             if is_better_exactly(there.numel, int(there.steps[0]), lacking, spent, self.settings):
                 probes[block] = _WHOLE
             elif wanted:
