@@ -102,7 +102,7 @@ class AdaptiveSlqJob(Job[Wave, Spectra]):
         ) -> dict[str, Verdict]:
             return self._judged(asked, {**found, **blocks}, singles, finished)
 
-        rule = Rule(judge, settings.seed, {})
+        rule = Rule(judge, settings.seed, self.noise)
         return AdaptiveWave(operator.sweep, WavePlan(starts, small, {}), settings.lanczos, where, rule)
 
     def collect(self, operator: CurvatureOperator, states: list[Wave], manifest: dict[str, Any]) -> Spectra:
@@ -168,7 +168,7 @@ class AdaptiveSlqJob(Job[Wave, Spectra]):
 
     def _found(self, operator: CurvatureOperator, states: Sequence[Wave]) -> dict[str, Coefficients]:
         """Return what the streams of the finished waves found, by block in block order."""
-        return collected(_streams(states), operator.numel, self.settings.reorthogonalize == "full")
+        return collected(_streams(states), operator.numel, self.settings.reorthogonalize == "full", self.noise)
 
     def _singles(self, states: Sequence[Wave]) -> dict[str, FloatArray]:
         return {

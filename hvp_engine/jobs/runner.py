@@ -23,6 +23,7 @@ from hvp_engine.kernels.allocator import retained_heap
 from hvp_engine.krylov.lanczos import Stream
 from hvp_engine.krylov.settings import JobSettings
 from hvp_engine.operators.operator import CurvatureOperator
+from hvp_engine.operators.verification import product_noise
 from hvp_engine.scheduling.policy import choose_waves
 from hvp_engine.scheduling.waves import StreamSizes
 from hvp_engine.system.memory import budget as free_budget
@@ -71,9 +72,11 @@ class Job(ABC, Generic[StateT, ResultT]):
     Attributes:
         name: Shown with the progress.
         settings: What was asked for.
+        noise: Relative error of one product; known before the first step.
     """
 
     name: str
+    noise: float = 0.0
 
     def __init__(self, settings: JobSettings) -> None:
         """Take the settings."""
@@ -212,6 +215,7 @@ def _compute(
     try:
         products = job.products(operator)
         verification = _verify(products, operator, checkpoint) if job.settings.check else None
+        job.noise = _noise(verification, job.settings, checkpoint)
         if job.settings.head_curvature:
             _form_head_curvature(products, job.settings, operator, checkpoint, progress)
         memory = job.settings.memory
@@ -278,6 +282,17 @@ def _verify(products: Mapping[str, int], operator: CurvatureOperator, checkpoint
         checkpoint.remember("verification", found)
         _remember_tested(operator, checkpoint)
     return found
+
+
+def _noise(verification: Mapping[str, Any] | None, settings: JobSettings, checkpoint: Checkpoint | None) -> float:
+    """Return the relative error of one product, as the first run of the job knew it: decisions rest on it."""
+    noise = product_noise(verification, settings.precision)
+    if checkpoint is None:
+        return noise
+    if (known := checkpoint.recall("noise")) is not None:
+        return float(known["relative"])
+    checkpoint.remember("noise", {"relative": noise})
+    return noise
 
 
 def _remember_tested(operator: CurvatureOperator, checkpoint: Checkpoint) -> None:

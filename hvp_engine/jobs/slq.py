@@ -34,7 +34,8 @@ class SlqJob(Job[BatchedLanczos, Spectra]):
     def collect(self, operator: CurvatureOperator, states: list[BatchedLanczos], manifest: dict[str, Any]) -> Spectra:
         """Collect each block's streams from the waves and turn them into spectra."""
         settings = self.settings
-        found = collected(states, operator.numel, settings.reorthogonalize == "full", settings.steps)
+        full = settings.reorthogonalize == "full"
+        found = collected(states, operator.numel, full, self.noise, settings.steps)
         spectra = [spectrum(operator, block, coefficients) for block, coefficients in found.items()]
         return Spectra(spectra, {**manifest, **lost_orthogonality(states)})
 
@@ -55,7 +56,11 @@ def start_vectors(
 
 
 def collected(
-    states: Iterable[BatchedLanczos], numel: Mapping[str, int], reorthogonalized: bool, columns: int | None = None
+    states: Iterable[BatchedLanczos],
+    numel: Mapping[str, int],
+    reorthogonalized: bool,
+    noise: float,
+    columns: int | None = None,
 ) -> dict[str, Coefficients]:
     """Bring the streams of each block together, in the order of their probes.
 
@@ -63,6 +68,7 @@ def collected(
         states: The waves that have streams of these blocks.
         numel: Length of the vectors of each block, in block order; blocks without a stream are left out.
         reorthogonalized: Whether the Lanczos vectors were kept orthogonal.
+        noise: Relative error of one product.
         columns: Steps that the arrays have room for; None takes as many as the longest stream of a block has.
     """
     rows: dict[str, dict[int, tuple[Any, ...]]] = {}
@@ -79,7 +85,7 @@ def collected(
             m = int(steps.max()) if columns is None else columns
             betas = np.where(np.arange(betas.shape[1]) < steps[:, None] - 1, betas, 0.0)  # without the residuals
             blocks[block] = Coefficients(
-                numel[block], alphas[:, :m], betas[:, : m - 1], steps, residuals, reorthogonalized=reorthogonalized
+                numel[block], alphas[:, :m], betas[:, : m - 1], steps, residuals, noise, reorthogonalized
             )
     return blocks
 

@@ -34,12 +34,12 @@ class Rule(NamedTuple):
     Attributes:
         judge: Says what blocks need, given what their streams have found.
         seed: Of the job, for the single products.
-        noise: Relative error of one product, by block.
+        noise: Relative error of one product.
     """
 
     judge: Judge
     seed: int
-    noise: Mapping[str, float]
+    noise: float
 
 
 class AdaptiveWave(Wave):
@@ -104,7 +104,7 @@ class AdaptiveWave(Wave):
                 betas[s : s + 1, : steps[s] - 1],
                 steps[s : s + 1],
                 residuals[s : s + 1],
-                self._rule.noise.get(block, 0.0),
+                self._rule.noise,
                 self._full,
             )
             for s, (block, _) in enumerate(lanczos.streams)
