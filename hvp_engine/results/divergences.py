@@ -3,24 +3,23 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from hvp_engine.results.estimate import Estimate, MatrixEstimate
-from hvp_engine.results.reading import Reading
 from hvp_engine.results.resampling import RESAMPLINGS
-from hvp_engine.results.smoothed import Smoothed, smoothed
+from hvp_engine.results.smoothed import Smoothed, Smoother
 from hvp_engine.results.smoothing import FloatArray, cell_widths
 
 READING = "blended"
 
 _CHANCE = 2.201  # standard deviations that hold 95 % where they were found from 12 resamplings: Student's t, 11 degrees
 _UNSETTLED = 0.5  # share of what a block's own density changed over some steps that a divergence from it may be off
-_SHAPE = 0.3  # share of the difference to what the smooth distribution functions give
-_ROWS = 3 + RESAMPLINGS  # the blend, resampled ones, the smooth function, the blend some steps before
+_UNSETTLED_MEAN = 0.25  # the same for a mean over pairs, whose errors partly cancel
+_ROWS = 2 + RESAMPLINGS  # the blend, resampled ones, the blend of what was known before
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,7 +27,7 @@ class Divergences:
     """Divergences between all pairs of blocks by every row of their ``Smoothed``.
 
     Attributes:
-        rows: float64 of shape (3 + RESAMPLINGS, blocks, blocks), each symmetric with a zero diagonal.
+        rows: float64 of shape (2 + RESAMPLINGS, blocks, blocks), each symmetric with a zero diagonal.
         own: Divergence of each block from itself some steps before, shape (blocks,).
     """
 
@@ -37,10 +36,10 @@ class Divergences:
 
     def entries(self) -> MatrixEstimate:
         """Estimate every divergence."""
-        value, low, high = _with_bars(self.rows, self.own[:, None] + self.own)
-        for matrix in (value, low, high):
-            np.fill_diagonal(matrix, 0.0)
-        return MatrixEstimate(value, low, high, READING)
+        value, chance, krylov = _parts(self.rows)
+        half = chance + krylov + _UNSETTLED * (self.own[:, None] + self.own)
+        np.fill_diagonal(half, 0.0)
+        return MatrixEstimate(value, np.clip(value - half, 0.0, 1.0), np.clip(value + half, 0.0, 1.0), READING)
 
     def mean(self, pairs: NDArray[np.bool_]) -> Estimate:
         """Estimate the mean over some pairs; errors of pairs that share a block are not independent, and not taken so.
@@ -50,13 +49,13 @@ class Divergences:
         """
         if not pairs.any():
             return Estimate(math.nan, math.nan, reading=READING)
-        own = float((self.own[:, None] + self.own)[pairs].mean())
-        rows = self.rows[:, pairs].mean(axis=1)
-        value, low, high = map(float, _with_bars(rows, np.float64(own)))
-        return Estimate(value, float(rows[1 : 1 + RESAMPLINGS].std(ddof=1)), low, high, READING)
+        value, chance, krylov = map(float, _parts(self.rows[:, pairs].mean(axis=1)))
+        unsettled = _UNSETTLED_MEAN * float((self.own[:, None] + self.own)[pairs].mean())
+        half = math.hypot(chance, krylov + unsettled)
+        return Estimate(value, chance / _CHANCE, max(0.0, value - half), min(1.0, value + half), READING)
 
 
-def divergences(readings: Mapping[str, Reading]) -> Divergences:
+def divergences(blocks: Iterable[Smoother]) -> Divergences:
     """Compare all pairs of blocks.
 
     Each is smoothed with its own sigma, ``sqrt(1e-5)`` times its range, so that blocks that differ in scale are far
@@ -64,9 +63,9 @@ def divergences(readings: Mapping[str, Reading]) -> Divergences:
     are constant in the cells of their own grids, and compared on the union of all cell edges. No square root is taken.
 
     Args:
-        readings: The readings of the blocks by name; the names seed what is drawn.
+        blocks: The blocks.
     """
-    steps = [_steps(smoothed(reading, name)) for name, reading in readings.items()]
+    steps = [_steps(block.default) for block in blocks]
     rows = np.zeros((_ROWS, len(steps), len(steps)))
     for i, one in enumerate(steps):
         for j in range(i):
@@ -76,7 +75,7 @@ def divergences(readings: Mapping[str, Reading]) -> Divergences:
 
 @dataclass(frozen=True, eq=False)
 class _Steps:
-    """Densities that are constant between edges, of shape (_ROWS, K + 1): the last column is that outside, zero."""
+    """Densities that are constant between edges, of shape (2 + RESAMPLINGS, K + 1): the last column is that outside, zero."""
 
     edges: FloatArray
     heights: FloatArray
@@ -85,7 +84,7 @@ class _Steps:
 
 
 def _steps(block: Smoothed) -> _Steps:
-    masses = np.concatenate((block.masses[None], block.resampled, block.smooth[None], block.earlier[None]))
+    masses = np.concatenate((block.masses[None], block.resampled, block.earlier[None]))
     masses /= masses.sum(axis=1, keepdims=True)
     grid = block.grid
     edges = np.concatenate((grid[:1], grid[:-1] + 0.5 * np.diff(grid), grid[-1:]))
@@ -115,12 +114,11 @@ def _log(heights: FloatArray) -> FloatArray:
     return logarithms
 
 
-def _with_bars(rows: FloatArray, own: FloatArray | np.float64) -> tuple[FloatArray, FloatArray, FloatArray]:
-    """Return values and ends of bars from the rows; ``own`` is what both blocks changed by themselves.
+def _parts(rows: FloatArray) -> tuple[FloatArray, FloatArray, FloatArray]:
+    """Return values, what chance may change of them in 95 %, and what was changed since before.
 
     Errors of two densities make them less alike, not more: what resampling adds on average is taken off the value.
     """
-    blend, drawn, smooth, earlier = rows[0], rows[1 : 1 + RESAMPLINGS], rows[-2], rows[-1]
+    blend, drawn, before = rows[0], rows[1:-1], rows[-1]
     value = np.clip(2.0 * blend - drawn.mean(axis=0), 0.0, 1.0)
-    half = _CHANCE * drawn.std(axis=0, ddof=1) + abs(blend - earlier) + _UNSETTLED * own + _SHAPE * abs(blend - smooth)
-    return value, np.clip(value - half, 0.0, 1.0), np.clip(value + half, 0.0, 1.0)
+    return value, _CHANCE * drawn.std(axis=0, ddof=1), np.abs(blend - before)

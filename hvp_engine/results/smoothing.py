@@ -136,6 +136,34 @@ def cell_masses(nodes: FloatArray, weights: FloatArray, grid: FloatArray, sigma:
     return np.maximum(masses, 0.0, out=masses)
 
 
+def shared_masses(nodes: FloatArray, weights: FloatArray, grid: FloatArray, sigma: float) -> FloatArray:
+    """Integrate Gaussian mixtures with the same centres over every cell of ``grid``, as ``cell_masses`` does.
+
+    Args:
+        nodes: Centres, float64 of shape (atoms,).
+        weights: Their masses in every mixture, shape (rows, atoms).
+        grid: As in ``cell_masses``.
+        sigma: As in ``cell_masses``.
+
+    Returns:
+        Masses, float64 of shape (rows, points); a row sums to the sum of its weights.
+    """
+    edges = grid[:-1] + 0.5 * np.diff(grid)
+    first = np.searchsorted(edges, nodes - _WINDOW * sigma)
+    last = np.searchsorted(edges, nodes + _WINDOW * sigma)
+    distribution = np.zeros((len(weights), edges.size))
+    for row, mass in zip(distribution, weights, strict=True):
+        row += np.bincount(last, weights=mass, minlength=edges.size + 1)[:-1].cumsum()
+    for chunk in _chunks(last - first):
+        index, edge = _windows(first[chunk], last[chunk])
+        argument = (edges[edge] - nodes[chunk][index]) * (math.sqrt(0.5) / sigma)
+        share = 0.5 + 0.5 * torch.special.erf(torch.from_numpy(argument)).numpy()
+        for row, mass in zip(distribution, weights[:, chunk], strict=True):
+            row += np.bincount(edge, weights=share * mass[index], minlength=edges.size)
+    masses = np.diff(distribution, axis=1, prepend=0.0, append=weights.sum(axis=1, keepdims=True))
+    return np.maximum(masses, 0.0, out=masses)
+
+
 def line_masses(knots: FloatArray, values: FloatArray, grid: FloatArray, sigma: float) -> FloatArray:
     """Integrate a density of constant pieces, smoothed by a Gaussian, over every cell of ``grid``.
 
