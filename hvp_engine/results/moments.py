@@ -55,18 +55,26 @@ def trace_of(reading: Reading, function: Function) -> Estimate:
     """
 
     def f(x: FloatArray) -> FloatArray:
-        with np.errstate(all="ignore"):
-            values = np.asarray(function(x), dtype=np.float64)
-        if values.shape != x.shape or not np.isfinite(values).all():
-            raise ConfigurationError(
-                "trace_of needs a function that gives a finite number for every element of an array of eigenvalues, "
-                f"here {x.min():.3g} to {x.max():.3g}; for a logarithm or a root, shift or clip them first."
-            )
-        return values
+        return evaluated(function, x)
 
-    return _estimate(
-        reading, f, [_streams(reading, f, reading.accepted)], _between_rules(reading, f) + _noise_of(reading, f), 0.0
-    )
+    bias = _between_rules(reading, f) + _noise_of(reading, f)
+    return _estimate(reading, f, [_streams(reading, f, reading.accepted)], bias, 0.0)
+
+
+def evaluated(function: Function, x: FloatArray) -> FloatArray:
+    """Evaluate a user's function.
+
+    Raises:
+        ConfigurationError: It does not give one finite number for every element of x.
+    """
+    with np.errstate(all="ignore"):
+        values = np.asarray(function(x), dtype=np.float64)
+    if values.shape != x.shape or not np.isfinite(values).all():
+        raise ConfigurationError(
+            "trace_of needs a function that gives a finite number for every element of an array of eigenvalues, "
+            f"here {x.min():.3g} to {x.max():.3g}; for a logarithm or a root, shift or clip them first."
+        )
+    return values
 
 
 def root(square: Estimate) -> Estimate:
@@ -134,6 +142,8 @@ def _estimate(reading: Reading, f: Function, parts: list[_Part], bias: float, no
 
 def _noise_of_power(reading: Reading, k: int) -> float:
     """Return the error of ``tr H^k`` that products bring, as independent of each other as their directions are."""
+    if not reading.found.noise:
+        return 0.0
     rule = reading.variance_reduced
     return k * reading.found.noise * math.sqrt(rule.numel * float(rule.weights @ rule.nodes ** (2 * k)))
 

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
+from hvp_engine.errors import ConfigurationError
 from hvp_engine.results import acceptance, deflation
 from hvp_engine.results.coefficients import Coefficients
 from hvp_engine.results.ritz import BoolArray, Ritz, averaged_rule, ritz
@@ -22,10 +23,22 @@ from hvp_engine.results.smoothing import FloatArray
 from hvp_engine.results.sphere import traces
 
 Kind = Literal["gauss", "vr", "averaged", "exact"]
+ReadingName = Literal["auto", "gauss"]
 
 _DOUBT = 3.0  # standard deviations between a stream and its single products, at which its reading is doubted
 _PRODUCT = 1e-5  # relative error of a product in single precision, beyond which nothing contradicts anything
 _STREAM_COUNTS = 4.0  # single products whose scatter the free part of a stream is worth
+
+
+def is_gauss(reading: str) -> bool:
+    """Say whether the plain Gauss reading is asked for, or the best one of each quantity.
+
+    Raises:
+        ConfigurationError: There is no such reading.
+    """
+    if reading not in get_args(ReadingName):
+        raise ConfigurationError(f"reading={reading!r} is neither 'auto' nor 'gauss'.")
+    return reading == "gauss"
 
 
 @dataclass(frozen=True, eq=False)
