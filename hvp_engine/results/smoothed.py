@@ -21,6 +21,7 @@ from hvp_engine.results.smoothing import FloatArray
 _BACK = 10  # steps between a quadrature and the earlier one it is compared with; half of them where there are fewer
 _SETTLED = 1e-6  # divergence of two densities that are the same
 _FINE = 0.25  # cells of a grid, in sigmas, in which a density may be taken as constant before it is smoothed
+_ALIKE = 2.0  # standard deviations of Gaussians that overlap
 _WEIGHT = 1e-12  # too little to be compared
 
 
@@ -35,6 +36,7 @@ class Smoothed:
         resampled: The same with weights drawn again, shape (RESAMPLINGS, points).
         earlier: The same blend of what was known before: by the quadrature ten steps ago, by the smooth function, which
             converges as a power of the steps, after half of them; shape (points,).
+        reach: Over which distance errors are alike: two sigmas, or half of that of two nodes on average.
     """
 
     grid: FloatArray
@@ -42,6 +44,7 @@ class Smoothed:
     masses: FloatArray
     resampled: FloatArray
     earlier: FloatArray
+    reach: float
 
 
 class Smoother:
@@ -94,8 +97,10 @@ class Smoother:
 
     def _blend(self, grid: FloatArray, sigma: float, spiky: FloatArray, was: FloatArray) -> Smoothed:
         share = self.share
+        found = self._reading.found
+        reach = max(_ALIKE * sigma, 0.5 * float(np.ptp(self._reading.gauss.nodes)) / int(found.steps.max()))
         if share == 0.0:
-            return Smoothed(grid, sigma, spiky[0], spiky[1:], was)
+            return Smoothed(grid, sigma, spiky[0], spiky[1:], was, reach)
         lines, atoms = _lines_and_atoms(self._reading.smooth, grid, sigma)
         drawn = _reweighted(lines, atoms, grid, sigma, self._reading.averaged, self._weights)
         before = np.add(*_lines_and_atoms(self._half.smooth, grid, sigma))
@@ -105,6 +110,7 @@ class Smoother:
             (1.0 - share) * spiky[0] + share * (lines + atoms),
             (1.0 - share) * spiky[1:] + share * drawn,
             (1.0 - share) * was + share * before,
+            reach,
         )
 
     @cached_property
