@@ -23,7 +23,9 @@ from hvp_engine.results.smoothing import FloatArray
 FIRST_CHECK, CHECK_EVERY = 10, 5  # steps before the first check, and from one check to the next
 DEFAULT_TOLERANCE = 0.02
 _FRACTIONS = ("w1", "js")  # targets that say nothing at 1 and above
-_ZERO = 1e-12  # a block so much smaller than the largest one has no curvature but rounding
+# A block so much smaller than the largest one has no curvature but rounding, nor has one whose products are wrong by so
+# much of themselves.
+_ZERO, _ALL_NOISE = 1e-12, 0.5
 
 
 @dataclass(frozen=True)
@@ -142,7 +144,8 @@ class _Rule:
     def verdict(self, found: Coefficients, singles: FloatArray | None) -> Verdict:
         reading = Reading(found, singles, int(found.steps[0]) - 1)
         probes, done = len(found.steps), 0 if singles is None else len(singles)
-        if reading.exact or float(abs(reading.ritz.nodes).max()) <= _ZERO * self.scale:
+        flat = found.noise >= _ALL_NOISE or float(abs(reading.ritz.nodes).max()) <= _ZERO * self.scale
+        if reading.exact or flat:
             return Verdict(True, True, probes, done, dict.fromkeys(self.targets.record(), 0.0))
         needs = self._needs(reading)
         errors = {name: need.error(probes, done) for name, need in needs.items()}
