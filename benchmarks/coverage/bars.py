@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -9,8 +10,13 @@ import numpy as np
 
 from benchmarks.coverage.matrices import Floats, Matrix
 from hvp_engine.errors import ConfigurationError
+from hvp_engine.results import smoothing
+from hvp_engine.results.bands import density_band
 from hvp_engine.results.estimate import Estimate
+from hvp_engine.results.smooth_cdf import SmoothCdf
+from hvp_engine.results.smoothed import Smoother
 from hvp_engine.results.spectrum import Spectrum
+from hvp_engine.results.wasserstein import distance_from_truth
 
 _SLACK = 1e-9  # of the range: rounding of what is exact
 
@@ -78,3 +84,24 @@ def _outliers(matrix: Matrix) -> int:
         if (now == inside).all() or not now.any():
             return int(matrix.counts[~inside].sum())
         inside = now
+
+
+def shape_bars(matrix: Matrix, spectrum: Spectrum) -> Iterator[Bar]:
+    """Compare the distribution and the density of one block with the truth.
+
+    A band holds the share of its points where it holds; points without an eigenvalue nearby do not count.
+    """
+    below = np.concatenate(([0], matrix.counts.cumsum())) / matrix.numel
+    truth = SmoothCdf(matrix.values, below[:-1], below[1:])
+    bar = distance_from_truth(spectrum.reading)
+    yield Bar("W1 from the truth", float(spectrum.reading.smooth.distance(truth) <= bar), bar / matrix.sd)
+    block = Smoother(spectrum.reading, matrix.name)
+    band = density_band(block, matrix.numel, spectrum.reading.exact, None, None)
+    weights = matrix.counts[None] / matrix.numel
+    density = smoothing.shared_masses(matrix.values, weights, band.points, block.sigma)[0]
+    density /= smoothing.cell_widths(band.points)
+    seen = density > 0.1 / (matrix.numel * math.sqrt(2.0 * math.pi) * block.sigma)
+    held = (band.low <= density) & (density <= band.high)
+    inside = seen & (band.low > 0.0)
+    width = 0.5 * float(np.log10(band.high[inside] / band.low[inside]).mean()) if inside.any() else math.nan
+    yield Bar("density", float(held[seen].mean()), width)

@@ -131,3 +131,8 @@ def _normal(count: int) -> Floats:
 
 def _mixture(count: int) -> Floats:
     return np.sort(np.concatenate((_semicircle(count // 2), 2.0 * _laplace(count // 2))))
+
+
+def every() -> list[Matrix]:
+    """All matrices."""
+    return chosen() + held_out()

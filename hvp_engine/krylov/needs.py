@@ -3,22 +3,15 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
 from hvp_engine.results.moments import power_sum
-from hvp_engine.results.reading import Quadrature, Reading
+from hvp_engine.results.reading import Reading
 from hvp_engine.results.sphere import student, traces
+from hvp_engine.results.wasserstein import chance_of_distance, left_to_change
 
-# Twice what the last quarter of the steps changed stands for what is left to change: an error that falls like a power
-# of the steps, the 1.4th or a higher one, is smaller. (Half of the steps, once, takes a fifth more products and holds
-# less.)
-_EARLIER, _LEFT = 0.75, 2.0
-# The integral of |G|, G a Gaussian process, is below its mean and this many standard deviations in 95 %: by 1.93 where
-# all of G goes up and down together, by 1.96 for a Brownian bridge. Few outliers are not Gaussian: twice the mean at
-# least.
-_OF_INTEGRALS, _OF_MEANS = 1.95, 2.0
 _ROUNDING = 64.0 * float(np.finfo(np.float64).eps)
 
 
@@ -32,6 +25,7 @@ class Need:
         spread: The part of one stream; p streams have ``spread / sqrt(p)``.
         single: The part of one single product, an estimate beside those of the streams; inf where there is none.
         floor: The part that nothing takes away, the noise of the products.
+        bar: Half-width of the bar that is published, where that is not what the parts make; nan elsewhere.
     """
 
     allowed: float
@@ -39,6 +33,7 @@ class Need:
     spread: float
     single: float = math.inf
     floor: float = 0.0
+    bar: float = math.nan
 
     @property
     def hopeless(self) -> bool:
@@ -51,7 +46,9 @@ class Need:
         return _count(self.spread, self.allowed - self.floor)
 
     def error(self, probes: int, singles: int) -> float:
-        """Return the half-width of the bar with so many streams and single products."""
+        """Return the half-width of the bar, where there are so many streams and single products."""
+        if not math.isnan(self.bar):
+            return self.bar
         if self.spread == 0.0:
             return self.krylov + self.floor
         precision = probes / self.spread**2 + singles / self.single**2
@@ -92,7 +89,9 @@ class Need:
 
 
 def _count(spread: float, room: float) -> int:
-    return max(1, math.ceil((spread / room) ** 2 * (1.0 - _ROUNDING))) if room > 0.0 else 1
+    if not 0.0 < room < math.inf or math.isinf(spread):
+        return 1
+    return max(1, math.ceil((spread / room) ** 2 * (1.0 - _ROUNDING)))
 
 
 def distribution(reading: Reading, tolerance: float) -> Need:
@@ -113,50 +112,6 @@ def distribution(reading: Reading, tolerance: float) -> Need:
     spread = chance_of_distance(reading.averaged) / deviation
     floor = reading.found.noise * math.sqrt(square) / deviation
     return Need(tolerance, left_to_change(reading) / deviation, spread, floor=floor)
-
-
-def left_to_change(reading: Reading) -> float:
-    """Return what more steps would change of the distribution, in Wasserstein-1 distance.
-
-    Streams whose Krylov space is exhausted have nothing left to change.
-    """
-    found = reading.found
-    live = np.isnan(found.residuals) | (found.residuals > 0.0)
-    if reading.exact or not live.any():
-        return 0.0
-    now = reading
-    if not live.all():
-        arrays = {name: getattr(found, name)[live] for name in ("alphas", "betas", "steps", "residuals")}
-        found = replace(found, **arrays)
-        now = Reading(found)
-    before = Reading(found.truncated(max(1, int(_EARLIER * int(found.steps.max())))))
-    return _LEFT * float(live.mean()) * now.smooth.distance(before.smooth)
-
-
-def chance_of_distance(rule: Quadrature) -> float:
-    """Return what 95 % of streams are at most off in Wasserstein-1 distance, by chance alone.
-
-    The share of the free eigenvalues below x that a stream sees is off by a Brownian bridge G(F(x)), nearly, with
-    variance ``2 / (d + 2)``; the distance is the integral of ``|G|``, whose mean and variance are known.
-    """
-    total = 0.0
-    for probe, free in enumerate(rule.free):
-        own = (rule.probe == probe) & ~rule.accepted
-        if own.sum() < 2:
-            continue
-        nodes, weights = rule.nodes[own], rule.weights[own]
-        below, width = (weights.cumsum() / weights.sum())[:-1], np.diff(nodes)
-        deviation = np.sqrt(np.clip(below * (1.0 - below), 0.0, None))
-        scale = deviation * width
-        above = np.where(below < 1.0, 1.0 - below, 1.0)
-        odds = np.sqrt(np.clip(below / above, 0.0, None))
-        together = np.minimum(odds[:, None], odds) / np.maximum(np.maximum(odds[:, None], odds), 1e-300)
-        covariance = np.sqrt(1.0 - together**2) + together * np.arcsin(together) - 1.0
-        mean, variance = math.sqrt(2.0 / math.pi) * scale.sum(), 2.0 / math.pi * (scale @ covariance @ scale)
-        share = float(free) / rule.numel
-        most = max(_OF_MEANS * mean, mean + _OF_INTEGRALS * math.sqrt(max(variance, 0.0)))
-        total += share * math.sqrt(2.0 / (free + 2.0)) * most
-    return total / len(rule.free)
 
 
 def trace(reading: Reading, tolerance: float) -> Need:

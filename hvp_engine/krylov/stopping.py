@@ -9,12 +9,14 @@ import difflib
 import math
 from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, fields
+from functools import cached_property
 from numbers import Real
 from typing import Any
 
 import numpy as np
 
 from hvp_engine.errors import ConfigurationError
+from hvp_engine.krylov import shape_needs
 from hvp_engine.krylov.needs import Need, distribution, trace
 from hvp_engine.results.coefficients import Coefficients
 from hvp_engine.results.reading import Reading
@@ -23,7 +25,9 @@ from hvp_engine.results.smoothing import FloatArray
 FIRST_CHECK, CHECK_EVERY = 10, 5  # steps before the first check, and from one check to the next
 DEFAULT_TOLERANCE = 0.02
 _FRACTIONS = ("w1", "js")  # targets that say nothing at 1 and above
-_ZERO = 1e-12  # a block so much smaller than the largest one has no curvature but rounding
+# A block so much smaller than the largest one has no curvature but rounding, nor has one whose products are wrong by so
+# much of themselves.
+_ZERO, _ALL_NOISE = 1e-12, 0.5
 
 
 @dataclass(frozen=True)
@@ -121,50 +125,72 @@ def judge(
         ceilings: What a block may have; None for no end. Steps beyond what so many streams could use are not asked
             for; the numbers of a verdict are those that the targets need, whatever the ceilings are.
     """
-    scale = max((float(abs(found.alphas).max()) for found in blocks.values()), default=0.0)
-    rule = _Rule(targets, scale, ceilings or Ceilings())
-    given = singles or {}
-    return {name: rule.verdict(blocks[name], given.get(name)) for name in (blocks if asked is None else asked)}
+    rule = _Rule(blocks, targets, singles or {}, ceilings or Ceilings())
+    return {name: rule.verdict(name) for name in (blocks if asked is None else asked)}
 
 
 class _Rule:
-    """Targets, and what is the same for all blocks.
+    """Targets, and what is known of all blocks.
 
     Attributes:
-        targets: What is asked for.
-        scale: The largest curvature of any block.
+        asked: The targets by name.
+        readings: Of the blocks.
+        singles: How many single products each has.
         ceilings: What a block may have.
     """
 
-    def __init__(self, targets: Targets, scale: float, ceilings: Ceilings) -> None:
-        self.targets, self.scale, self.ceilings = targets, scale, ceilings
+    def __init__(
+        self,
+        blocks: Mapping[str, Coefficients],
+        targets: Targets,
+        singles: Mapping[str, FloatArray],
+        ceilings: Ceilings,
+    ) -> None:
+        self.asked, self.ceilings = targets.record(), ceilings
+        self.singles = {name: len(singles.get(name, ())) for name in blocks}
+        self.readings = {
+            name: Reading(found, singles.get(name), int(found.steps[0]) - 1) for name, found in blocks.items()
+        }
+        scale = max((float(abs(found.alphas).max()) for found in blocks.values()), default=0.0)
+        self.zero = {name for name, found in blocks.items() if _is_zero(found, scale)}
 
-    def verdict(self, found: Coefficients, singles: FloatArray | None) -> Verdict:
-        reading = Reading(found, singles, int(found.steps[0]) - 1)
-        probes, done = len(found.steps), 0 if singles is None else len(singles)
-        if reading.exact or float(abs(reading.ritz.nodes).max()) <= _ZERO * self.scale:
-            return Verdict(True, True, probes, done, dict.fromkeys(self.targets.record(), 0.0))
-        needs = self._needs(reading)
-        errors = {name: need.error(probes, done) for name, need in needs.items()}
-        reached = all(errors[name] <= need.allowed for name, need in needs.items())
+    def verdict(self, name: str) -> Verdict:
+        reading, done = self.readings[name], self.singles[name]
+        found, probes = reading.found, len(reading.found.steps)
+        if reading.exact or name in self.zero:
+            return Verdict(True, True, probes, done, dict.fromkeys(self.asked, 0.0))
+        needs = self._needs(name)
+        errors = {target: need.error(probes, done) for target, need in needs.items()}
+        reached = all(errors[target] <= self.asked[target] for target in needs)
         wanted = max([probes, *(self._probes(need) for need in needs.values())])
         more = max([done, *(need.singles(wanted) for need in needs.values())])
         return Verdict(
             reached=reached,
-            steps_suffice=bool((found.residuals == 0.0).all()) or self._steps_suffice(reading, needs),
+            steps_suffice=bool((found.residuals == 0.0).all()) or self._steps_suffice(found, needs),
             probes=wanted,
             singles=more,
             errors=errors,
             reason="" if reached or wanted > probes or more > done else _noise(needs),
         )
 
-    def _needs(self, reading: Reading) -> dict[str, Need]:
-        needs = {}
-        if self.targets.w1 is not None:
-            needs["w1"] = distribution(reading, self.targets.w1)
-        if self.targets.trace is not None:
-            needs["trace"] = trace(reading, self.targets.trace)
+    def _needs(self, name: str) -> dict[str, Need]:
+        reading, needs = self.readings[name], {}
+        for target, tolerance in self.asked.items():
+            if target == "w1":
+                needs[target] = distribution(reading, tolerance)
+            elif target == "trace":
+                needs[target] = trace(reading, tolerance)
+            elif target == "density":
+                needs[target] = shape_needs.density(reading, name, tolerance)
+            elif name in self._pairs:
+                needs[target] = self._pairs[name]
         return needs
+
+    @cached_property
+    def _pairs(self) -> dict[str, Need]:
+        """What each block needs for its divergences from the others; none where there is no other."""
+        readings = {name: reading for name, reading in self.readings.items() if name not in self.zero}
+        return shape_needs.divergence(readings, self.asked["js"]) if len(readings) > 1 else {}
 
     def _probes(self, need: Need) -> int:
         """Return how many streams one target needs: where single products help they come first."""
@@ -172,15 +198,14 @@ class _Rule:
             return 1 if not math.isinf(need.single) else need.probes()
         return need.probes()
 
-    def _steps_suffice(self, reading: Reading, needs: Mapping[str, Need]) -> bool:
-        found = reading.found
+    def _steps_suffice(self, found: Coefficients, needs: Mapping[str, Need]) -> bool:
         steps = int(found.steps.max())
         for name, need in needs.items():
             if name != "trace":
                 if not need.steps_suffice(steps, CHECK_EVERY, self.ceilings.probes):
                     return False
             elif steps > CHECK_EVERY:
-                before = trace(Reading(found.truncated(steps - CHECK_EVERY)), self.targets.trace or 0.0)
+                before = trace(Reading(found.truncated(steps - CHECK_EVERY)), self.asked[name])
                 if self._products(need, steps) < self._products(before, steps - CHECK_EVERY):
                     return False  # the last steps paid for themselves: so may the next
         return True
@@ -188,6 +213,12 @@ class _Rule:
     def _products(self, need: Need, steps: int) -> int:
         probes = self._probes(need)
         return probes * steps + need.singles(probes)
+
+
+def _is_zero(found: Coefficients, scale: float) -> bool:
+    return (
+        found.noise >= _ALL_NOISE or float(abs(found.alphas).max() + abs(found.betas).max(initial=0.0)) <= _ZERO * scale
+    )
 
 
 def _noise(needs: Mapping[str, Need]) -> str:

@@ -10,11 +10,13 @@ import numpy as np
 import pytest
 
 from hvp_engine.errors import ConfigurationError
-from hvp_engine.krylov.needs import chance_of_distance
 from hvp_engine.krylov.stopping import Ceilings, Targets, Verdict, judge
 from hvp_engine.results.coefficients import Coefficients
+from hvp_engine.results.divergences import divergences
 from hvp_engine.results.reading import Quadrature, Reading
 from hvp_engine.results.smooth_cdf import SmoothCdf
+from hvp_engine.results.smoothed import Smoother
+from hvp_engine.results.wasserstein import chance_of_distance
 
 
 def test_a_number_is_the_target_of_the_distribution() -> None:
@@ -181,3 +183,38 @@ def test_the_distance_stays_below_what_the_verdict_says(seed: int) -> None:
         np.sort(SKEWED), np.arange(SKEWED.size) / SKEWED.size, np.arange(1, SKEWED.size + 1) / SKEWED.size
     )
     assert Reading(found).smooth.distance(truth) <= verdict(found).errors["w1"] * SKEWED.std()
+
+
+PAIR = {"skewed": streams(SKEWED, 1, 40), "bulk": streams(BULK, 1, 40, seed=1)}
+
+
+def test_divergences_are_judged_by_their_published_bars() -> None:
+    entries = divergences(Smoother(Reading(found), name) for name, found in PAIR.items()).entries()
+    half = max(entries.high[0, 1] - entries.value[0, 1], entries.value[0, 1] - entries.low[0, 1])
+    for tolerance, reached in ((1.1 * half, True), (0.9 * half, False)):
+        for judged in judge(PAIR, Targets(js=tolerance)).values():
+            assert judged.reached is reached
+            assert judged.errors["js"] == pytest.approx(half)
+
+
+def test_a_pair_of_blocks_gets_streams_for_its_smaller_one() -> None:
+    blocks = {"large": streams(np.repeat(BULK, 20), 1, 60), "small": streams(BULK[::2], 1, 60, seed=1)}
+    judged = judge(blocks, Targets(js=0.02))
+    assert judged["small"].probes > judged["large"].probes
+
+
+def test_one_block_has_no_divergence_to_judge() -> None:
+    alone = verdict(PAIR["bulk"], Targets(js=0.01))
+    assert alone.reached and alone.errors == {}
+
+
+def test_densities_are_judged_by_the_mean_width_of_their_band() -> None:
+    rough = verdict(streams(BULK, 1, 40), Targets(density=0.01))
+    assert not rough.reached and rough.errors["density"] > 0.01
+    assert verdict(streams(BULK, 1, 40), Targets(density=2.0 * rough.errors["density"])).reached
+
+
+def test_every_target_has_to_be_met() -> None:
+    both = verdict(streams(SKEWED, 1, 60), Targets(w1=0.05, trace=0.01))
+    assert set(both.errors) == {"w1", "trace"}
+    assert both.errors["w1"] <= 0.05 and not both.reached
