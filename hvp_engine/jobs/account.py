@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+from hvp_engine.krylov.adaptive import is_zero
 from hvp_engine.krylov.settings import JobSettings
 from hvp_engine.krylov.stopping import Targets, Verdict
 from hvp_engine.results.spectrum import Spectrum
@@ -71,7 +72,7 @@ def _rule(found: Spectrum, verdict: Verdict | None, settings: JobSettings) -> st
     """Name the rule that ended a block."""
     if verdict is None:
         return "exact"
-    if not found.alphas.any():
+    if is_zero(verdict) and int(found.steps[0]) < found.numel:
         return "zero"
     if verdict.reached:
         return "tolerance"

@@ -19,7 +19,7 @@ from hvp_engine.krylov.adaptive import AdaptiveWave, Rule
 from hvp_engine.krylov.companions import COLUMNS_AT_ONCE, SINGLES_AT_ONCE
 from hvp_engine.krylov.lanczos import BatchedLanczos, Stream
 from hvp_engine.krylov.settings import JobSettings
-from hvp_engine.krylov.stopping import Targets, Verdict
+from hvp_engine.krylov.stopping import Ceilings, Targets, Verdict
 from hvp_engine.krylov.wave import Wave, WavePlan, Where
 from hvp_engine.operators.operator import CurvatureOperator
 from hvp_engine.results.coefficients import Coefficients
@@ -140,13 +140,12 @@ class AdaptiveSlqJob(Job[Wave, Spectra]):
         singles: Mapping[str, FloatArray],
         finished: Sequence[Wave],
     ) -> dict[str, Verdict]:
-        """Judge some blocks; the others count where it is the distances between blocks that are to be reached."""
-        if self._targets.js is None:
-            blocks = {block: blocks[block] for block in asked}
-        else:
-            blocks = {**blocks, **{name: s.coefficients for name, s in self._exact_spectra(finished).items()}}
-        verdicts = stopping.judge(blocks, self._targets, singles)
-        return {block: verdicts[block] for block in asked}
+        """Judge some of the blocks, beside all others of which something is known."""
+        settings = self.settings
+        most = settings.steps if settings.lanczos.kept is not None else 0
+        known = {**blocks, **{name: found.coefficients for name, found in self._exact_spectra(finished).items()}}
+        ceilings = Ceilings(settings.probes, most)
+        return stopping.judge(known, self._targets, singles, asked=asked, ceilings=ceilings)
 
     def _sizes(
         self, operator: CurvatureOperator, probes: Mapping[str, range], limits: Mapping[str, int]

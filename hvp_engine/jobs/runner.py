@@ -13,11 +13,12 @@ from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
 
 from hvp_engine.errors import HvpEngineError
-from hvp_engine.jobs.checkpoint import Checkpoint, Resumable, sweep_finished
+from hvp_engine.jobs.checkpoint import Checkpoint, sweep_finished
 from hvp_engine.jobs.comparison import refuse_foreign
 from hvp_engine.jobs.description import describe_suspect
 from hvp_engine.jobs.folder import located
 from hvp_engine.jobs.identity import describe, describe_blocks, facts, values
+from hvp_engine.jobs.resumable import Resumable
 from hvp_engine.jobs.sittings import Sittings
 from hvp_engine.kernels.allocator import retained_heap
 from hvp_engine.krylov.lanczos import Stream

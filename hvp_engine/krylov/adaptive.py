@@ -24,7 +24,7 @@ from hvp_engine.krylov.wave import Wave, WavePlan, Where
 from hvp_engine.results.coefficients import Coefficients
 from hvp_engine.results.smoothing import FloatArray
 
-# Judges some of the blocks; further ones, and their single products, may help (distances between blocks).
+# Judges some of the blocks, beside all others of which something is known.
 Judge = Callable[[Collection[str], Mapping[str, Coefficients], Mapping[str, FloatArray]], Mapping[str, Verdict]]
 
 
@@ -165,7 +165,12 @@ class AdaptiveWave(Wave):
 
 
 def _singles_of(found: Coefficients, verdict: Verdict) -> int:
-    """Return how many single products a block gets in all: none where its stream knows everything."""
-    if int(found.steps[0]) >= found.numel or not found.alphas.any():
+    """Return how many single products a block gets in all: none where its stream knows everything, or all is zero."""
+    if int(found.steps[0]) >= found.numel or is_zero(verdict):
         return 0
     return max(SINGLES_AT_ONCE, verdict.singles)
+
+
+def is_zero(verdict: Verdict) -> bool:
+    """Say whether a block was found to have no curvature to speak of: nothing is left of any error."""
+    return bool(verdict.errors) and not any(verdict.errors.values())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from hvp_engine.jobs import adaptive_slq
 from hvp_engine.krylov import stopping
 from hvp_engine.krylov.probes import probe
 from hvp_engine.krylov.settings import JobSettings
-from hvp_engine.krylov.stopping import Targets, Verdict
+from hvp_engine.krylov.stopping import Ceilings, Targets, Verdict
 from hvp_engine.krylov.wave import Wave
 from hvp_engine.operators.gradient_graph import GradientGraph
 from hvp_engine.operators.operator import CurvatureOperator
@@ -65,11 +65,11 @@ def rule(needs: Mapping[str, tuple[int, int]]) -> Callable[..., dict[str, Verdic
     """Make a rule that gives each block so many steps and probes."""
 
     def judge(
-        blocks: Mapping[str, Coefficients], targets: Targets, singles: Mapping[str, Any] | None = None
+        blocks: Mapping[str, Coefficients], targets: Targets, singles: Any, *, asked: Collection[str], ceilings: Any
     ) -> dict[str, Verdict]:
         found = {}
-        for block, there in blocks.items():
-            steps, probes = needs[block]
+        for block in asked:
+            there, (steps, probes) = blocks[block], needs[block]
             suffice = int(there.steps.min()) >= steps
             reached = suffice and there.probes >= probes
             found[block] = Verdict(reached, suffice, max(probes, there.probes), 0, {"w1": 0.1 if reached else 0.5})
@@ -302,24 +302,36 @@ def test_blocks_whose_streams_would_cost_more_than_their_matrix_are_multiplied_o
     assert found["2.weight"].steps.tolist() == [10, 10]
 
 
-def test_distances_are_judged_with_the_blocks_of_earlier_waves(monkeypatch: pytest.MonkeyPatch) -> None:
-    seen: list[set[str]] = []
+def test_blocks_are_judged_beside_all_of_which_something_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[tuple[set[str], set[str], Ceilings]] = []
     plain = rule(dict.fromkeys(NAMES, (10, 1)))
 
-    def judge(blocks: Mapping[str, Any], *arguments: Any) -> dict[str, Verdict]:
-        seen.append(set(blocks))
-        return plain(blocks, *arguments)
+    def judge(blocks: Mapping[str, Any], *arguments: Any, asked: Collection[str], ceilings: Ceilings) -> Any:
+        seen.append((set(asked), set(blocks), ceilings))
+        return plain(blocks, *arguments, asked=asked, ceilings=ceilings)
 
     monkeypatch.setattr(stopping, "judge", judge)
     monkeypatch.setattr(adaptive_slq, "is_exact", lambda numel, settings: numel == 20)
-    for tolerance, memory in ((0.3, None), ({"js": 0.5}, 330_000)):
-        seen.clear()
-        job(tolerance=tolerance, memory=memory)
-        alone = [blocks for blocks in seen if len(blocks) < 3]
-        if memory is None:
-            assert set.union(*seen) == set(NAMES) - {"0.bias"}
-        else:
-            assert alone and set(NAMES) in seen
+    found = job(memory=330_000, probes=7)
+    assert found.manifest["plan"]["waves"] == 2
+    assert seen[0][:2] == ({"0.weight"}, {"0.weight"})
+    assert ({"2.weight", "4.weight"}, set(NAMES)) in [asked[:2] for asked in seen]
+    assert {ceilings for _, _, ceilings in seen} == {Ceilings(7, 100)}
+
+
+def test_a_block_without_curvature_is_named_and_costs_next_to_nothing() -> None:
+    given = case()
+    given.model.append(nn.Linear(30, 20))  # no loss depends on more than its output's sum
+
+    def loss(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
+        flat = model[5](torch.ones(30)).sum()
+        return nn.functional.cross_entropy(model[:5](batch[0]), batch[1]) + flat + 1e-20 * flat**2
+
+    found = he.slq(given.model, loss, ["0.weight", "5.weight"], data=given.data, tolerance=0.3, check=False)
+    account = found.manifest["adaptive"]["blocks"]["5.weight"]
+    assert (account["stopped_by"], account["not_reached"]) == ("zero", [])
+    assert account["products"] <= 10 and len(found["5.weight"].singles) == 0
+    assert found.manifest["adaptive"]["blocks"]["0.weight"]["stopped_by"] != "zero"
 
 
 def test_a_job_whose_vectors_do_not_fit_is_refused_before_its_first_step(monkeypatch: pytest.MonkeyPatch) -> None:
