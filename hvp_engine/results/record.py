@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
+import numpy as np
 import torch
 
 from hvp_engine.errors import HvpEngineError
@@ -78,6 +79,7 @@ def _numbers(spectrum: Spectrum) -> dict[str, Estimate | None]:
 def _tried(number: Callable[[], _T]) -> _T | None:
     """Compute a number, if it can be: what was found is worth saving without it."""
     try:
-        return number()
+        with np.errstate(all="ignore"):  # numbers at the end of the range overflow, and are then not finite
+            return number()
     except HvpEngineError:
         return None
