@@ -8,7 +8,7 @@ reads them every few steps only, and enqueues the steps between without waiting.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 
 import numpy as np
 import numpy.typing as npt
@@ -51,6 +51,7 @@ class BatchedLanczos:
         dtype: torch.dtype,
         device: torch.device,
         sync_every: int | None = None,
+        limits: Mapping[str, int] | None = None,
     ) -> None:
         """Take the start vectors.
 
@@ -62,6 +63,7 @@ class BatchedLanczos:
             device: Where vectors live.
             sync_every: Steps between two synchronisations, at which the host sees which streams ended or failed; None
                 takes 1 on the CPU and a few elsewhere. It changes no result.
+            limits: Largest number of steps by block, where that is less than the settings allow.
         """
         self._matmat = matmat
         self._tolerance = _BREAKDOWN * float(torch.finfo(dtype).eps)
@@ -69,7 +71,8 @@ class BatchedLanczos:
         self.streams: list[Stream] = [(block, number) for block, probes in starts.items() for number in probes]
         self.consistent = True
         self._slots = [(block, row) for block, probes in starts.items() for row in range(len(probes))]
-        shapes = {block: _shape(probes, settings.steps) for block, probes in starts.items()}
+        most = {block: min(settings.steps, (limits or {}).get(block, settings.steps)) for block in starts}
+        shapes = {block: _shape(probes, most[block]) for block, probes in starts.items()}
         kept = settings.kept
         store_dtype = None if kept is None else kept.dtype
         self._basis: Basis | None = storage_for(dtype, kept)(Layout(shapes, dtype, store_dtype, device))
@@ -164,6 +167,17 @@ class BatchedLanczos:
         self._active, self.position = active, j + 1
         self.consistent = synchronises
         return len(members)
+
+    def stop(self, blocks: Collection[str]) -> None:
+        """End the streams of some blocks where they are; call where the host has just synchronised."""
+        rows = [s for s, (block, _) in enumerate(self.streams) if block in blocks]
+        self.state.live[rows] = False
+        self._active[rows] = False
+
+    @property
+    def left(self) -> int:
+        """Steps that the live streams may still take, all of them together."""
+        return int((self._last[self._active] - self.position).sum())
 
     def release(self) -> None:
         """Free the vectors of a finished wave; the scalars stay."""

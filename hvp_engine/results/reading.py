@@ -196,8 +196,6 @@ class Reading:
         if self.exact:
             return smooth_cdf(rule.nodes, rule.weights, rule.accepted)
         clusters, gaps = acceptance.clusters(self.ritz, self.accepted)
-        if not self.found.reorthogonalized:
-            clusters[:] = False
         functions = []
         for probe, mine in enumerate(clusters):
             own = rule.probe == probe

@@ -130,3 +130,32 @@ def test_a_run_that_is_resumed_in_the_middle_gives_the_same_result() -> None:
     finish(second)
     assert torch.equal(second.state.alphas, whole.state.alphas)
     assert torch.equal(second.state.betas, whole.state.betas)
+
+
+def test_streams_that_are_stopped_leave_the_sweeps_and_keep_what_they_found() -> None:
+    whole, stopped = start(multiply), start(multiply)
+    finish(whole)
+    for _ in range(6):
+        stopped.step()
+    assert stopped.left == 2 * (STEPS - 6)
+    stopped.stop({"long"})
+    assert stopped.finished and stopped.left == 0
+    assert stopped.steps.tolist() == [3, 3, 2, 2, 6, 6]
+    for mine, wanted in ((stopped.alphas, whole.alphas), (stopped.betas, whole.betas)):
+        assert (mine[4:, :6] == wanted[4:, :6]).all() and not mine[4:, 6:].any()
+    assert (stopped.residuals[4:] == whole.betas[4:, 5]).all()
+    assert stopped.residuals[4:].all() and not stopped.residuals[:4].any()
+    again = start(multiply)
+    for mine, saved in zip(again.state, stopped.state, strict=True):
+        mine.copy_(saved)
+    again.resume(6)
+    assert again.finished
+
+
+def test_a_block_may_be_given_fewer_steps_than_the_others() -> None:
+    whole, limited = start(multiply), start(multiply, limits={"long": 9, "repeated": 2})
+    finish(whole)
+    finish(limited)
+    assert limited.steps.tolist() == [2, 2, 2, 2, 9, 9]
+    assert (limited.alphas[4:, :9] == whole.alphas[4:, :9]).all()
+    assert (limited.residuals[4:] == whole.betas[4:, 8]).all()

@@ -134,11 +134,31 @@ def test_a_rank_deficient_block_has_an_exact_trace_from_one_probe():
         assert estimate.high - estimate.low < 1e-6
 
 
+def test_one_stream_shows_by_the_weights_of_many_outliers_that_they_are_repeated():
+    eigenvalues, fooled, doubted, held = np.concatenate((bulk(540), np.repeat(np.linspace(3.0, 12.0, 12), 5))), 0, 0, 0
+    for seed in range(20):
+        reading = Reading(streams(eigenvalues, 40, seed=seed)[0])
+        fooled += reading.candidates[0, -6:].all()  # each alone may be one
+        doubted += not reading.accepted[0, -12:].all()
+        held += holds(moments.power_sum(reading, 1), eigenvalues.sum())
+    assert fooled >= 10 and doubted >= 19 and held >= 17
+
+
+def test_values_without_room_for_the_eigenvalues_that_are_left_are_not_accepted():
+    for seed in range(10):
+        found, _ = streams(np.array([1.0, 2.0, 3.0, 3.0]), 4, seed=seed)
+        reading = Reading(found)
+        assert found.steps[0] == 3 and not reading.accepted.any()  # one of the three is there twice, but which?
+        assert reading.variance_reduced.weights.sum() == pytest.approx(1.0)
+        assert moments.power_sum(reading, 1).high > moments.power_sum(reading, 1).low
+
+
 def test_weights_too_heavy_by_chance_leave_both_readings_in_the_bar():
-    found, _ = streams(with_outliers(), 30)
-    reading = Reading(found)
-    plain = moments.power_sum(reading, 1)
-    suspicious = Reading(found)
-    suspicious.__dict__["accepted"] = np.zeros_like(reading.accepted)  # as if the weights had been too heavy
-    wide = moments.power_sum(suspicious, 1)
-    assert wide.low <= plain.low and plain.high <= wide.high
+    eigenvalues = with_outliers(60)
+    found, _ = streams(eigenvalues, 20, seed=2371)  # on whose largest eigenvector a probe has 13 times its share
+    reading, truth = Reading(found), (eigenvalues**6).sum()
+    assert reading.candidates[0, -6:].all() and not reading.accepted[0, -6]
+    reading.__dict__["accepted"] = np.zeros_like(reading.accepted)  # as where the first one is in doubt already
+    estimate = moments.power_sum(reading, 6)
+    assert estimate.value - 1.96 * estimate.stderr > 2.0 * truth  # what the weights alone would say
+    assert estimate.low <= (1.0 + 1e-6) * truth < estimate.high
