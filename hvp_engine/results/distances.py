@@ -93,15 +93,18 @@ def wasserstein(spectra: Sequence[Spectrum]) -> FloatArray:
 
 
 def mean_of_pairs(matrix: FloatArray) -> float:
-    """Average a symmetric matrix of distances over its distinct pairs; nan if there are none."""
+    """Average a symmetric matrix of distances over its distinct pairs; nan if there are none, and without those."""
     pairs = matrix[np.triu_indices(len(matrix), k=1)]
+    pairs = pairs[np.isfinite(pairs)]
     return float(pairs.mean()) if pairs.size else math.nan
 
 
 def mean_to_others(matrix: FloatArray) -> FloatArray:
-    """Average each row of a symmetric matrix of distances over the other blocks, shape (blocks,); nan if none."""
-    others = len(matrix) - 1
-    return matrix.sum(axis=1) / others if others else np.full(1, np.nan)
+    """Average each row of a symmetric matrix over the other blocks, shape (blocks,); nan if none, and without those."""
+    known = np.isfinite(matrix)
+    others = known.sum(axis=1) - known.diagonal()
+    total = np.where(known, matrix, 0.0).sum(axis=1)
+    return np.asarray(np.divide(total, others, out=np.full(len(matrix), math.nan), where=others > 0))
 
 
 def _sampled_density(spectrum: Spectrum, grid: FloatArray) -> FloatArray:

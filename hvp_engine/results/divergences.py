@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from hvp_engine.results.estimate import Estimate, MatrixEstimate
 from hvp_engine.results.resampling import RESAMPLINGS
-from hvp_engine.results.smoothed import Smoothed, Smoother
+from hvp_engine.results.smoothed import Smoother
 from hvp_engine.results.smoothing import FloatArray, cell_widths
 
 READING = "blended"
@@ -19,6 +19,7 @@ READING = "blended"
 _CHANCE = 2.201  # standard deviations that hold 95 % where they were found from 12 resamplings: Student's t, 11 degrees
 _UNSETTLED = 0.5  # share of what a block's own density changed over some steps that a divergence from it may be off
 _UNSETTLED_MEAN = 0.25  # the same for a mean over pairs, whose errors partly cancel
+_NOTHING_KNOWN = 4.0  # what a block is said to have changed by itself, where its divergences may have any value
 _ROWS = 2 + RESAMPLINGS  # the blend, resampled ones, the blend of what was known before
 
 
@@ -27,8 +28,9 @@ class Divergences:
     """Divergences between all pairs of blocks by every row of their ``Smoothed``.
 
     Attributes:
-        rows: float64 of shape (2 + RESAMPLINGS, blocks, blocks), each symmetric with a zero diagonal.
-        own: Divergence of each block from itself some steps before, shape (blocks,).
+        rows: float64 of shape (2 + RESAMPLINGS, blocks, blocks), each symmetric with a zero diagonal; nan for
+            a block without distances.
+        own: Divergence of each block from what was known of it before, shape (blocks,).
     """
 
     rows: FloatArray
@@ -41,12 +43,18 @@ class Divergences:
         np.fill_diagonal(half, 0.0)
         return MatrixEstimate(value, np.clip(value - half, 0.0, 1.0), np.clip(value + half, 0.0, 1.0), READING)
 
-    def mean(self, pairs: NDArray[np.bool_]) -> Estimate:
-        """Estimate the mean over some pairs; errors of pairs that share a block are not independent, and not taken so.
+    def mean_of_pairs(self) -> Estimate:
+        """Estimate the mean over distinct pairs; nan if there are none."""
+        return self._mean(np.triu(np.ones_like(self.rows[0], dtype=np.bool_), k=1))
 
-        Args:
-            pairs: Which entries count, shape (blocks, blocks).
-        """
+    def means_to_others(self) -> list[Estimate]:
+        """Estimate the mean over the other blocks for each of them; nan if there are none."""
+        others = ~np.eye(len(self.own), dtype=np.bool_)
+        return [self._mean(others & (np.arange(len(self.own)) == place)[:, None]) for place in range(len(self.own))]
+
+    def _mean(self, pairs: NDArray[np.bool_]) -> Estimate:
+        """Estimate a mean over entries that count; errors of pairs that share a block are not taken as independent."""
+        pairs = pairs & np.isfinite(self.rows[0])
         if not pairs.any():
             return Estimate(math.nan, math.nan, reading=READING)
         value, chance, krylov = map(float, _parts(self.rows[:, pairs].mean(axis=1)))
@@ -55,7 +63,7 @@ class Divergences:
         return Estimate(value, chance / _CHANCE, max(0.0, value - half), min(1.0, value + half), READING)
 
 
-def divergences(blocks: Iterable[Smoother]) -> Divergences:
+def divergences(blocks: Sequence[Smoother | None]) -> Divergences:
     """Compare all pairs of blocks.
 
     Each is smoothed with its own sigma, ``sqrt(1e-5)`` times its range, so that blocks that differ in scale are far
@@ -63,19 +71,21 @@ def divergences(blocks: Iterable[Smoother]) -> Divergences:
     are constant in the cells of their own grids, and compared on the union of all cell edges. No square root is taken.
 
     Args:
-        blocks: The blocks.
+        blocks: The blocks; None for one that has no distances.
     """
-    steps = [_steps(block.default) for block in blocks]
-    rows = np.zeros((_ROWS, len(steps), len(steps)))
+    steps = [None if block is None else _steps(block) for block in blocks]
+    rows = np.full((_ROWS, len(steps), len(steps)), math.nan)
     for i, one in enumerate(steps):
-        for j in range(i):
-            rows[:, i, j] = rows[:, j, i] = _divergence(one, steps[j])
-    return Divergences(rows, np.array([step.own for step in steps]))
+        rows[:, i, i] = 0.0
+        for j, other in enumerate(steps[:i]):
+            if one is not None and other is not None:
+                rows[:, i, j] = rows[:, j, i] = _divergence(one, other)
+    return Divergences(rows, np.array([math.nan if step is None else step.own for step in steps]))
 
 
 @dataclass(frozen=True, eq=False)
 class _Steps:
-    """Densities that are constant between edges, of shape (2 + RESAMPLINGS, K + 1): the last column is that outside, zero."""
+    """Heights between edges, of shape (2 + RESAMPLINGS, K + 1): the last column is that outside, zero."""
 
     edges: FloatArray
     heights: FloatArray
@@ -83,7 +93,8 @@ class _Steps:
     own: float
 
 
-def _steps(block: Smoothed) -> _Steps:
+def _steps(smoother: Smoother) -> _Steps:
+    block = smoother.default
     masses = np.concatenate((block.masses[None], block.resampled, block.earlier[None]))
     masses /= masses.sum(axis=1, keepdims=True)
     grid = block.grid
@@ -93,7 +104,8 @@ def _steps(block: Smoothed) -> _Steps:
     middle = 0.5 * (heights[0] + heights[-1])
     own = 0.5 * (entropies[0] + entropies[-1]) - float(cell_widths(grid) @ (middle * _log(middle)))
     outside = np.zeros((len(masses), 1))
-    return _Steps(edges, np.concatenate((heights, outside), axis=1), entropies, max(0.0, float(own) / math.log(2.0)))
+    changed = _NOTHING_KNOWN if smoother.unknown else max(0.0, float(own) / math.log(2.0))
+    return _Steps(edges, np.concatenate((heights, outside), axis=1), entropies, changed)
 
 
 def _divergence(one: _Steps, other: _Steps) -> FloatArray:

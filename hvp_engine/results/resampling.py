@@ -34,6 +34,8 @@ def resampled_weights(rule: Quadrature, name: str) -> FloatArray:
         own = (rule.probe == probe) & ~rule.accepted
         mass = float(rule.weights[own].sum())
         if mass > 0.0:
-            drawn = random.standard_gamma(np.maximum(0.5 * free * rule.weights[own] / mass, 1e-300), (RESAMPLINGS, int(own.sum())))
+            drawn = random.standard_gamma(
+                np.maximum(0.5 * free * rule.weights[own] / mass, 1e-300), (RESAMPLINGS, int(own.sum()))
+            )
             weights[:, own] = drawn * (mass / np.maximum(drawn.sum(axis=1, keepdims=True), 1e-300))
     return weights

@@ -19,6 +19,7 @@ from hvp_engine.results.smooth_cdf import SmoothCdf
 from hvp_engine.results.smoothing import FloatArray
 
 _BACK = 10  # steps between a quadrature and the earlier one it is compared with; half of them where there are fewer
+_FEWEST = 4  # steps, below which half of them are no reading to compare with
 _SETTLED = 1e-6  # divergence of two densities that are the same
 _FINE = 0.25  # cells of a grid, in sigmas, in which a density may be taken as constant before it is smoothed
 _ALIKE = 2.0  # standard deviations of Gaussians that overlap
@@ -63,14 +64,30 @@ class Smoother:
         found = reading.found
         most = int(found.steps.max())
         self._reading = reading
-        self._before = Reading(found.truncated(max(1, most - _BACK, most // 2)))
-        self._half = Reading(found.truncated(max(1, most // 2)))
+        self._settled = reading.exact or not (found.residuals > 0.0).any()
+        self._before = reading if self._settled else Reading(found.truncated(max(1, most - _BACK, most // 2)))
+        self._half = reading if self._settled else Reading(found.truncated(max(1, most // 2)))
         drawn = resampled_weights(reading.averaged, name)
         self._weights = np.concatenate((reading.averaged.weights[None], drawn))
         gauss = reading.gauss.nodes
         self.sigma = smoothing.smoothing_sigma(float(gauss.min()), float(gauss.max()))
         every = np.concatenate((gauss, reading.averaged.nodes, self._before.averaged.nodes))
-        self.grid = smoothing.smoothing_grid(float(every.min()), float(every.max()), self.sigma)
+        self._span = float(every.min()), float(every.max())
+        self.grid = self.grid_for(self.sigma)
+
+    @property
+    def exact(self) -> bool:
+        """Whether every eigenvalue is known."""
+        return self._reading.exact
+
+    @property
+    def unknown(self) -> bool:
+        """Whether there are too few steps to say what more of them would change."""
+        return not self._settled and int(self._reading.found.steps.max()) < _FEWEST
+
+    def grid_for(self, sigma: float) -> FloatArray:
+        """Make a uniform grid over all nodes and the tails of their Gaussians."""
+        return smoothing.smoothing_grid(*self._span, sigma)
 
     @cached_property
     def share(self) -> float:
@@ -132,7 +149,9 @@ def divergence(p: FloatArray, q: FloatArray) -> FloatArray:
     mean = 0.5 * (p + q)
     total = np.zeros(mean.shape[:-1])
     for masses in (p, q):
-        logarithms = np.log2(np.divide(masses, mean, out=np.ones_like(mean), where=np.broadcast_to(masses, mean.shape) > 0.0))
+        logarithms = np.log2(
+            np.divide(masses, mean, out=np.ones_like(mean), where=np.broadcast_to(masses, mean.shape) > 0.0)
+        )
         total += (masses * logarithms).sum(axis=-1)
     return np.clip(0.5 * total, 0.0, 1.0)
 
@@ -171,8 +190,9 @@ def _reweighted(
     changes = np.zeros((len(weights) - 1, grid.size))
     for probe in range(len(rule.free)):
         own = (rule.probe == probe) & ~rule.accepted & (rule.weights > 0.0)
-        for row, again in zip(changes, weights[1:, own], strict=True):
-            row += np.interp(grid, rule.nodes[own], again / rule.weights[own], 1.0, 1.0) if own.any() else 1.0
+        for number, again in enumerate(weights[1:, own]):
+            ratio = again / rule.weights[own]
+            changes[number] += np.interp(grid, rule.nodes[own], ratio, 1.0, 1.0) if own.any() else 1.0
     order = np.argsort(rule.nodes, kind="stable")
     sums = np.concatenate((np.zeros((len(weights), 1)), weights[:, order].cumsum(axis=1)), axis=1)
     first, last = (np.searchsorted(rule.nodes[order], grid + sign * sigma) for sign in (-1.0, 1.0))

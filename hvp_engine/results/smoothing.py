@@ -152,14 +152,14 @@ def shared_masses(nodes: FloatArray, weights: FloatArray, grid: FloatArray, sigm
     first = np.searchsorted(edges, nodes - _WINDOW * sigma)
     last = np.searchsorted(edges, nodes + _WINDOW * sigma)
     distribution = np.zeros((len(weights), edges.size))
-    for row, mass in zip(distribution, weights, strict=True):
-        row += np.bincount(last, weights=mass, minlength=edges.size + 1)[:-1].cumsum()
+    for row, mass in enumerate(weights):
+        distribution[row] = np.bincount(last, weights=mass, minlength=edges.size + 1)[:-1].cumsum()
     for chunk in _chunks(last - first):
         index, edge = _windows(first[chunk], last[chunk])
         argument = (edges[edge] - nodes[chunk][index]) * (math.sqrt(0.5) / sigma)
         share = 0.5 + 0.5 * torch.special.erf(torch.from_numpy(argument)).numpy()
-        for row, mass in zip(distribution, weights[:, chunk], strict=True):
-            row += np.bincount(edge, weights=share * mass[index], minlength=edges.size)
+        for row, mass in enumerate(weights[:, chunk]):
+            distribution[row] += np.bincount(edge, weights=share * mass[index], minlength=edges.size)
     masses = np.diff(distribution, axis=1, prepend=0.0, append=weights.sum(axis=1, keepdims=True))
     return np.maximum(masses, 0.0, out=masses)
 

@@ -7,10 +7,17 @@ from collections.abc import Iterable, Iterator, Mapping
 from functools import cached_property
 from typing import Any
 
+import numpy as np
+
 from hvp_engine.errors import ConfigurationError
-from hvp_engine.results import distances, stored, table
+from hvp_engine.results import distances, record, stored, table
+from hvp_engine.results.divergences import Divergences, divergences
+from hvp_engine.results.estimate import Estimate, MatrixEstimate
+from hvp_engine.results.reading import ReadingName, is_gauss
 from hvp_engine.results.smoothing import FloatArray
 from hvp_engine.results.spectrum import Spectrum
+from hvp_engine.results.wasserstein import wasserstein_estimate
+from hvp_engine.results.zero_blocks import zero_blocks
 from hvp_engine.system import run_files
 from hvp_engine.system.formatting import first_names
 
@@ -73,13 +80,17 @@ class Spectra(Mapping[str, Spectrum]):
     def save(self, folder: str | os.PathLike[str]) -> None:
         """Write ``manifest.json`` and ``spectra.safetensors`` into a folder, which is made if needed.
 
+        Beside the coefficients there are the estimates with their bars, for other programs: ``load`` makes them anew.
+
         Raises:
             ConfigurationError: If the manifest cannot be written as JSON.
             RunFolderError: If a file cannot be written (a full disk, say); earlier files are then intact.
         """
         blocks = [stored.entry(spectrum) for spectrum in self.values()]
         tensors = {f"{name}/{key}": getattr(s, key) for name, s in self.items() for key in stored.ARRAYS}
-        run_files.write_run(folder, {"run": self.manifest, "blocks": blocks}, tensors)
+        published, matrices = record.published(self, self.js_estimate, self.js0_estimate, self.zero_blocks)
+        document = {"run": self.manifest, "blocks": blocks, "estimates": published}
+        run_files.write_run(folder, document, tensors | matrices)
 
     @classmethod
     def load(cls, folder: str | os.PathLike[str]) -> Spectra:
@@ -91,36 +102,96 @@ class Spectra(Mapping[str, Spectrum]):
         manifest, spectra = stored.read(folder)
         return cls(spectra, manifest)
 
-    def js_distance(self, *, legacy: bool = False) -> FloatArray:
-        """Compute the Jensen-Shannon divergences between all pairs of blocks, base 2, in [0, 1], without a square root.
+    @cached_property
+    def zero_blocks(self) -> tuple[str, ...]:
+        """Names of the blocks whose curvature is zero to rounding, which have no distances and do not count in JS0."""
+        return zero_blocks(list(self.values()), self.settings.get("precision"))
+
+    def js_estimate(self) -> MatrixEstimate:
+        """Estimate the Jensen-Shannon divergences between all pairs, base 2, in [0, 1], without a square root.
 
         Each block is smoothed with its own sigma, ``sqrt(1e-5)`` times its range, as in figures
-        (see ``hvp_engine.results.distances.jensen_shannon``).
+        (see ``hvp_engine.results.divergences.divergences``). Entries of ``zero_blocks`` are nan.
+        """
+        return self._divergences.entries()
+
+    def js0_estimate(self) -> Estimate:
+        """Estimate the mean divergence over distinct pairs of blocks, ``zero_blocks`` left out; nan if none."""
+        return self._divergences.mean_of_pairs()
+
+    def mean_js_estimates(self) -> dict[str, Estimate]:
+        """Estimate the mean divergence of each block from the others, by name; nan for ``zero_blocks``, and if none."""
+        return dict(zip(self, self._divergences.means_to_others(), strict=True))
+
+    def js_distance(self, *, legacy: bool = False, reading: ReadingName = "auto") -> FloatArray:
+        """Compute the Jensen-Shannon divergences between all pairs of blocks, base 2, in [0, 1], without a square root.
 
         Args:
             legacy: Give the published un-normalised sum over 50,000 grid points instead; it depends on the
                 grid (see ``hvp_engine.results.distances.jensen_shannon_legacy``).
+            reading: ``"auto"`` gives the values of ``js_estimate``; ``"gauss"`` compares the Gauss nodes of all probes
+                (see ``hvp_engine.results.distances.jensen_shannon``), which few steps make look further apart.
 
         Returns:
             Symmetric matrix, float64 of shape (blocks, blocks).
+
+        Raises:
+            ConfigurationError: There is no such reading.
         """
-        return distances.jensen_shannon_legacy(list(self.values())) if legacy else self._js_distance.copy()
+        gauss = is_gauss(reading)
+        if legacy:
+            return distances.jensen_shannon_legacy(list(self.values()))
+        return self._gauss_distance.copy() if gauss else self.js_estimate().value
 
     @cached_property
-    def _js_distance(self) -> FloatArray:
+    def _divergences(self) -> Divergences:
+        return divergences([None if name in self.zero_blocks else spectrum.smoother for name, spectrum in self.items()])
+
+    @cached_property
+    def _gauss_distance(self) -> FloatArray:
         return distances.jensen_shannon(list(self.values()))
 
-    def js0(self) -> float:
-        """Average the Jensen-Shannon distances over distinct pairs of blocks; nan for a single block."""
-        return distances.mean_of_pairs(self._js_distance)
+    def js0(self, reading: ReadingName = "auto") -> float:
+        """Average the Jensen-Shannon distances over distinct pairs of blocks; nan for a single block.
 
-    def mean_js_distance(self) -> FloatArray:
-        """Average the Jensen-Shannon distances of each block to the others, shape (blocks,); nan if none."""
-        return distances.mean_to_others(self._js_distance)
+        Args:
+            reading: ``"auto"`` gives the value of ``js0_estimate``; ``"gauss"`` is as in ``js_distance``, and counts
+                every block.
 
-    def wasserstein(self) -> FloatArray:
-        """Compute exact Wasserstein-1 distances between the nodes of all pairs, float64 of shape (blocks, blocks)."""
-        return distances.wasserstein(list(self.values()))
+        Raises:
+            ConfigurationError: There is no such reading.
+        """
+        if is_gauss(reading):
+            return distances.mean_of_pairs(self._gauss_distance)
+        return self.js0_estimate().value
+
+    def mean_js_distance(self, reading: ReadingName = "auto") -> FloatArray:
+        """Average the Jensen-Shannon distances of each block to the others, shape (blocks,); nan if none.
+
+        Args:
+            reading: ``"auto"`` gives the values of ``mean_js_estimates``; ``"gauss"`` is as in ``js_distance``.
+
+        Raises:
+            ConfigurationError: There is no such reading.
+        """
+        if is_gauss(reading):
+            return distances.mean_to_others(self._gauss_distance)
+        return np.array([estimate.value for estimate in self.mean_js_estimates().values()])
+
+    def wasserstein_estimate(self) -> MatrixEstimate:
+        """Estimate the Wasserstein-1 distances between all pairs by their smooth distribution functions."""
+        return wasserstein_estimate([spectrum.reading for spectrum in self.values()])
+
+    def wasserstein(self, reading: ReadingName = "auto") -> FloatArray:
+        """Compute the Wasserstein-1 distances between all pairs, float64 of shape (blocks, blocks).
+
+        Args:
+            reading: ``"auto"`` gives the values of ``wasserstein_estimate``; ``"gauss"`` is exact on the Gauss nodes.
+
+        Raises:
+            ConfigurationError: There is no such reading.
+        """
+        return distances.wasserstein(list(self.values())) if is_gauss(reading) else self.wasserstein_estimate().value
 
     def plot(self, path: str | os.PathLike[str]) -> None:
         """Draw the densities of all blocks as small multiples; the suffix (.png, .pdf, .svg) is the format.
@@ -142,8 +213,8 @@ class Spectra(Mapping[str, Spectrum]):
         """
         from hvp_engine.results import plots  # noqa: PLC0415 - matplotlib takes half a second to import
 
-        plots.plot_js(list(self), self._js_distance, path)
+        plots.plot_js(list(self), self.js_distance(), path)
 
     def summary(self) -> str:
         """Write the table of ``hvp_engine.results.table.summary_table`` as plain text."""
-        return table.summary_text(self, self._js_distance)
+        return table.summary_text(self, self.js_distance())

@@ -13,11 +13,12 @@ from numpy.typing import ArrayLike, NDArray
 
 from hvp_engine.errors import ConfigurationError
 from hvp_engine.kernels.tridiagonal import tridiagonal_quadrature
-from hvp_engine.results import extremes, moments, smoothing
+from hvp_engine.results import bands, extremes, moments, smoothing
 from hvp_engine.results.coefficients import Coefficients
-from hvp_engine.results.estimate import Estimate
+from hvp_engine.results.estimate import Band, Estimate
 from hvp_engine.results.jacobi import jacobi_matrix
 from hvp_engine.results.reading import Reading, ReadingName, is_gauss
+from hvp_engine.results.smoothed import Smoother
 from hvp_engine.results.smoothing import FloatArray
 from hvp_engine.results.spectrum_checks import (
     SINGLE_FIELDS,
@@ -232,14 +233,64 @@ class Spectrum:
         masses = smoothing.cell_masses(self.nodes, self.weights, points, width)
         return points, masses / smoothing.cell_widths(points)
 
-    def density(self, grid: ArrayLike | None = None, sigma: float | None = None) -> tuple[FloatArray, FloatArray]:
-        """Smooth into one spectral density: the mean of ``probe_densities``, whose arguments and errors it has.
+    def density(
+        self, grid: ArrayLike | None = None, sigma: float | None = None, reading: ReadingName = "auto"
+    ) -> tuple[FloatArray, FloatArray]:
+        """Smooth into one spectral density.
+
+        Args:
+            grid: As in ``probe_densities``.
+            sigma: As in ``probe_densities``.
+            reading: ``"auto"`` gives the values of ``density_band``; ``"gauss"`` the mean of ``probe_densities``.
 
         Returns:
             The grid (points,) and the density (points,), float64.
+
+        Raises:
+            ConfigurationError: As ``probe_densities`` does, or if there is no such reading.
         """
-        points, densities = self.probe_densities(grid, sigma)
-        return points, densities.mean(axis=0)
+        if is_gauss(reading):
+            points, densities = self.probe_densities(grid, sigma)
+            return points, densities.mean(axis=0)
+        band = self.density_band(grid, sigma)
+        return band.points, band.value
+
+    def density_band(self, grid: ArrayLike | None = None, sigma: float | None = None) -> Band:
+        """Smooth into one spectral density, with a 95 % bar at every point; nan where too few steps give none.
+
+        It lies between Gaussians on averaged nodes and a smooth distribution function, see
+        ``hvp_engine.results.smoothed``, integrated over grid cells as ``probe_densities`` are. With fewer than some 20
+        steps single eigenvalues are not told from each other, and where they are the bar does not say.
+
+        Args:
+            grid: As in ``probe_densities``.
+            sigma: As in ``probe_densities``.
+
+        Raises:
+            ConfigurationError: As ``probe_densities`` does.
+        """
+        points = None if grid is None else smoothing.check_grid(grid)
+        width = None if sigma is None else smoothing.check_sigma(sigma)
+        return bands.density_band(self.smoother, self.numel, points, width)
+
+    def cdf(self, points: ArrayLike) -> Band:
+        """Estimate the share of eigenvalues at or below each point, with 95 % bars that hold for any number of steps.
+
+        Args:
+            points: Finite numbers, shape (points,).
+
+        Raises:
+            ConfigurationError: If points are something else.
+        """
+        wanted = np.asarray(points, dtype=np.float64)
+        if wanted.ndim != 1 or not np.isfinite(wanted).all():
+            raise ConfigurationError(f"points must be a vector of finite numbers, not an array of {wanted.shape}.")
+        return bands.cdf_band(self.reading, wanted)
+
+    @cached_property
+    def smoother(self) -> Smoother:
+        """How the block is smoothed: what densities and Jensen-Shannon divergences start from."""
+        return Smoother(self.reading, self.name)
 
     @cached_property
     def reading(self) -> Reading:

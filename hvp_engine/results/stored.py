@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from hvp_engine.errors import HvpEngineError, RunFolderError
+from hvp_engine.results import record
 from hvp_engine.results.spectrum import Spectrum
 from hvp_engine.results.spectrum_checks import SINGLE_FIELDS
 from hvp_engine.system import run_files
@@ -41,7 +42,8 @@ def read(folder: str | os.PathLike[str]) -> tuple[dict[str, Any], list[Spectrum]
         if not _is_block(block) or not (arrays is _EARLIER or _has_remainder(block)) or block["name"] in layout:
             raise damaged(path, "an entry of its blocks is not one, or is there twice")
         layout[block["name"]] = _layout(block, arrays)
-    tensors = read_spectra(folder, document, {key: entry for block in layout.values() for key, entry in block.items()})
+    every = {key: entry for block in layout.values() for key, entry in block.items()}
+    tensors = read_spectra(folder, document, {**every, **record.layout(document.get("estimates"), len(blocks))})
     return facts, [_spectrum(Path(folder), block, tensors, arrays) for block in blocks]
 
 

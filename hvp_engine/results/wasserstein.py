@@ -39,7 +39,7 @@ def wasserstein_estimate(readings: Sequence[Reading]) -> MatrixEstimate:
 
 
 def distance_from_truth(reading: Reading) -> float:
-    """Return how far the smooth distribution function is from the eigenvalues' own in 95 %, in the eigenvalues' unit."""
+    """Return how far, in 95 %, the smooth distribution function is from that of the eigenvalues, in their unit."""
     return math.hypot(left_to_change(reading), _chance(reading)) + _moved_by_noise(reading)
 
 

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
 from hvp_engine.results.spectrum import Spectrum
 
-_ROUNDING: Mapping[object, float] = {"fp64": float(np.finfo(np.float64).eps)}
-_ROUNDING_ELSE = float(np.finfo(np.float32).eps)
 _ALL_NOISE = 0.5  # error of a product, relative to the product, at which it says nothing
 
 
@@ -27,7 +25,7 @@ def zero_blocks(spectra: Sequence[Spectrum], precision: object) -> tuple[str, ..
             operation, so only the unit of float32 counts, beside the measured error; None where it is not known.
     """
     sizes = np.array([float(np.abs(spectrum.nodes).max()) for spectrum in spectra])
-    rounding = _ROUNDING["fp64"] if precision is None else _ROUNDING.get(precision, _ROUNDING_ELSE)
+    rounding = float(np.finfo(np.float64 if precision in ("fp64", None) else np.float32).eps)
     zero = sizes <= rounding * sizes.max(initial=0.0)
     return tuple(
         spectrum.name for spectrum, small in zip(spectra, zero, strict=True) if small or spectrum.noise >= _ALL_NOISE

@@ -28,43 +28,44 @@ def test_js_distance_is_that_of_the_default_densities():
     spectra = three()
     a, b = spectra["b0"], spectra["b1"]
     grid = np.linspace(-8, 8, 300_001)
-    p, q = (s.density(grid, s.default_sigma)[1] * smoothing.cell_widths(grid) for s in (a, b))
+    p, q = (s.density(grid, s.default_sigma, reading="gauss")[1] * smoothing.cell_widths(grid) for s in (a, b))
 
     def entropy(x):
         return -float((x[x > 0] * np.log2(x[x > 0])).sum())
 
     expected = entropy((p + q) / 2) - (entropy(p) + entropy(q)) / 2
-    assert spectra.js_distance()[0, 1] == pytest.approx(expected, abs=1e-3)
+    assert spectra.js_distance(reading="gauss")[0, 1] == pytest.approx(expected, abs=1e-3)
 
 
 def test_js_distance_is_symmetric_bounded_and_free_of_scale():
-    matrix = three().js_distance()
+    matrix = three().js_distance(reading="gauss")
     assert (matrix == matrix.T).all()
     assert not matrix.diagonal().any()
     assert ((matrix >= 0) & (matrix <= 1)).all()
-    np.testing.assert_allclose(three(1e-9).js_distance(), matrix, atol=1e-10)
-    np.testing.assert_allclose(three(1e9).js_distance(), matrix, atol=1e-10)
+    np.testing.assert_allclose(three(1e-9).js_distance(reading="gauss"), matrix, atol=1e-10)
+    np.testing.assert_allclose(three(1e9).js_distance(reading="gauss"), matrix, atol=1e-10)
 
 
 def test_js_distance_of_equal_and_of_disjoint_spectra():
     spectra = Spectra([spectrum_of(name, values) for name, values in (("a", [1, 2]), ("b", [1, 2]), ("c", [8, 9]))])
-    np.testing.assert_allclose(spectra.js_distance(), [[0, 0, 1], [0, 0, 1], [1, 1, 0]], atol=1e-12)
-    assert spectra.js0() == pytest.approx(2 / 3)
-    np.testing.assert_allclose(spectra.mean_js_distance(), [0.5, 0.5, 1.0], atol=1e-12)
+    np.testing.assert_allclose(spectra.js_distance(reading="gauss"), [[0, 0, 1], [0, 0, 1], [1, 1, 0]], atol=1e-12)
+    assert spectra.js0("gauss") == pytest.approx(2 / 3)
+    np.testing.assert_allclose(spectra.mean_js_distance("gauss"), [0.5, 0.5, 1.0], atol=1e-12)
 
 
 def test_blocks_that_differ_in_scale_alone_are_far_apart():
     values = np.random.default_rng(0).normal(size=50)
     spectra = Spectra([spectrum_of(f"{k}", 10.0**k * values) for k in range(4)])
-    matrix = spectra.js_distance()
+    matrix = spectra.js_distance(reading="gauss")
     assert matrix[0, 1] > 0.3
     assert matrix[0, 1] < matrix[0, 2] < matrix[0, 3] <= 1.0
 
 
 def test_a_single_block_has_no_mean_distance():
     spectra = Spectra([spectrum_of("a", [1, 2])])
-    assert math.isnan(spectra.js0())
-    assert np.isnan(spectra.mean_js_distance()).all()
+    for reading in ("auto", "gauss"):
+        assert math.isnan(spectra.js0(reading))
+        assert np.isnan(spectra.mean_js_distance(reading)).all()
 
 
 def test_legacy_js_is_the_grid_sum_of_the_published_recipe():
@@ -92,7 +93,7 @@ def test_legacy_js_is_nan_where_its_grid_misses_a_block():
 def test_wasserstein_matches_scipy():
     spectra = three(1e-3)
     blocks = list(spectra.values())
-    matrix = spectra.wasserstein()
+    matrix = spectra.wasserstein("gauss")
     for i, a in enumerate(blocks):
         for j, b in enumerate(blocks):
             expected = wasserstein_distance(a.nodes.ravel(), b.nodes.ravel(), a.weights.ravel(), b.weights.ravel())

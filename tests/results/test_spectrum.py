@@ -2,6 +2,7 @@
 
 import math
 
+import known_spectra
 import numpy as np
 import pytest
 
@@ -20,6 +21,11 @@ def spectrum_of(eigenvalues, probes=8, seed=0, name="block"):
     return Spectrum(name, nodes.size, zeros, zeros[:, 1:], np.tile(nodes, (probes, 1)), weights, steps)
 
 
+def lanczos(eigenvalues):
+    """Streams that end before they know everything."""
+    return known_spectra.spectrum_of("block", eigenvalues, 12, 2)
+
+
 def trapezoid(values, grid):
     return float((0.5 * (values[1:] + values[:-1]) * np.diff(grid)).sum())
 
@@ -36,16 +42,23 @@ GRIDS = [
 
 @pytest.mark.parametrize("scale", [1e-9, 1.0, 1e9])
 @pytest.mark.parametrize("grid", [None, *GRIDS])
-def test_density_has_mass_one_on_any_grid(grid, scale):
-    spectrum = spectrum_of(scale * np.random.default_rng(1).normal(size=50))
-    points, density = spectrum.density(None if grid is None else grid * scale)
+@pytest.mark.parametrize("reading", ["auto", "gauss"])
+def test_density_has_mass_one_on_any_grid(grid, scale, reading):
+    values = scale * np.random.default_rng(1).normal(size=50)
+    spectrum = spectrum_of(values) if reading == "gauss" else lanczos(values)
+    points, density = spectrum.density(None if grid is None else grid * scale, reading=reading)
     assert trapezoid(density, points) == pytest.approx(1.0, abs=1e-12)
     assert (density >= 0).all()
 
 
 @pytest.mark.parametrize("atom", [0.0, 1.0, -3e-9, 7e9])
 def test_single_atom_has_a_narrow_density_of_mass_one(atom):
-    points, density = spectrum_of([atom] * 4).density()
+    for spectrum, reading in ((spectrum_of([atom] * 4), "gauss"), (Spectrum.exact("a", 4, [atom] * 4), "auto")):
+        points, density = spectrum.density(reading=reading)
+        check_single_atom(atom, points, density)
+
+
+def check_single_atom(atom, points, density):
     assert trapezoid(density, points) == pytest.approx(1.0, abs=1e-12)
     assert points[density.argmax()] == pytest.approx(atom, rel=1e-6, abs=1e-4)
 
@@ -62,10 +75,12 @@ def test_cell_masses_match_the_normal_distribution_function():
     np.testing.assert_allclose(masses, expected, atol=1e-15)
 
 
-def test_density_stretches_with_the_spectrum():
+@pytest.mark.parametrize("reading", ["auto", "gauss"])
+def test_density_stretches_with_the_spectrum(reading):
     eigenvalues = np.random.default_rng(5).normal(size=30)
-    grid, density = spectrum_of(eigenvalues).density()
-    wide, flat = spectrum_of(2.0**20 * eigenvalues).density()
+    make = spectrum_of if reading == "gauss" else lanczos
+    grid, density = make(eigenvalues).density(reading=reading)
+    wide, flat = make(2.0**20 * eigenvalues).density(reading=reading)
     np.testing.assert_allclose(wide, 2.0**20 * grid, rtol=1e-12, atol=1e-6)
     np.testing.assert_allclose(flat * 2.0**20, density, rtol=1e-9, atol=1e-12)
     assert spectrum_of([0.0, 1.0]).default_sigma == pytest.approx(math.sqrt(1e-5))
