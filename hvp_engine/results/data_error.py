@@ -22,6 +22,10 @@ from hvp_engine.results.smoothing import FloatArray
 QUANTITIES = ("trace", "frobenius_norm", "largest", "smallest")
 ENDS = 2  # largest and smallest, in this order
 HALVES = 2
+WEIGHTLESS = (
+    "One half of the data has no weight (all of its targets are ignored), so that the error from the choice of data "
+    "cannot be estimated; give more data, or data_error=False."
+)
 
 
 def halves(groups: int) -> NDArray[np.int64]:
@@ -85,9 +89,7 @@ class BlockDataError:
         scale = norm / on_data if on_data > 0 else math.nan
         return replace(
             self,
-            trace=replace(
-                self.trace, value=trace, low=self.trace.low + moved, high=self.trace.high + moved
-            ),
+            trace=replace(self.trace, value=trace, low=self.trace.low + moved, high=self.trace.high + moved),
             frobenius_norm=replace(
                 self.frobenius_norm,
                 value=self.frobenius_norm.value * scale,
@@ -204,10 +206,7 @@ def _extreme(forms: GroupForms, end: int, t: float) -> tuple[Estimate, float]:
     own = half == np.arange(HALVES)[:, None]  # (halves, groups)
     of_half = own @ weights
     if not (of_half > 0).all():
-        raise ConfigurationError(
-            "One half of the data has no weight (all of its targets are ignored), so that the error from the choice of "
-            "data cannot be estimated; give more data, or data_error=False."
-        )
+        raise ConfigurationError(WEIGHTLESS)
     outward = 1.0 if end == 0 else -1.0
     # Weighted by halves the own quotients, sum_h W_h (sum of its quotients / W_h) / W, are a plain sum.
     overfitted = float(quotients[own].sum()) / total

@@ -94,16 +94,16 @@ class DataErrors(Mapping[str, BlockDataError]):
 
         From the scatter between the groups, whose share in the error falls with the root of the number of samples, and
         from what a small data set adds to norms and extremes, which falls with the number
-        (:meth:`BlockDataError.growth`). It is assumed that more samples are drawn like these ones, independently (groups
-        of neighbours may depend on each other inside), and that the model stays as it is. A variance from G groups is
-        itself uncertain: see ``certainty``.
+        (:meth:`BlockDataError.growth`). It is assumed that more samples are drawn like these ones, group by group
+        independently (inside a group they may depend on each other), and that the model stays as it is. A variance
+        from G groups is itself uncertain: see ``certainty``.
 
         Args:
             bar: Wanted half-width of the 95 % bar, relative to the value's magnitude.
 
         Returns:
-            By block, by ``"trace"``, ``"frobenius_norm"``, ``"largest"`` and ``"smallest"``; infinite where the value is
-            0, nan where the groups are too few. Times ``weights.sum() / samples.sum()`` they are tokens, for a loss
+            By block, by ``"trace"``, ``"frobenius_norm"``, ``"largest"`` and ``"smallest"``; infinite where the value
+            is 0, nan where the groups are too few. Times ``weights.sum() / samples.sum()`` they are tokens, for a loss
             that counts those.
 
         Raises:
@@ -200,8 +200,8 @@ class DataErrors(Mapping[str, BlockDataError]):
         per_sample = float(self.weights.sum() / self.samples.sum())
         weighed = "" if per_sample == 1.0 else f" A sample weighs {format_number(per_sample)} on average."
         return (
-            f"Last columns: samples until the data's own value is that near, if more are drawn like these ones; known to "
-            f"a factor of {format_number(least, 2)} to {format_number(most, 2)}.{weighed}"
+            f"Last columns: samples until the data's own value is that near, if more are drawn like these ones; known "
+            f"to a factor of {format_number(least, 2)} to {format_number(most, 2)}.{weighed}"
         )
 
 

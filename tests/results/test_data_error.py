@@ -86,7 +86,7 @@ def test_the_norm_of_the_data_is_too_large_and_the_estimate_is_not() -> None:
     pairs = [of_population(isotropic, seed, count=64) for seed in range(SEEDS)]
     truth = math.sqrt(NUMEL)
     on_data = np.mean([np.linalg.norm(hessian) ** 2 for _, hessian in pairs])
-    estimated = np.mean([block.frobenius_norm.value ** 2 for block, _ in pairs])
+    estimated = np.mean([block.frobenius_norm.value**2 for block, _ in pairs])
     assert on_data > 1.5 * truth**2
     assert estimated == pytest.approx(truth**2, rel=0.03)
 
