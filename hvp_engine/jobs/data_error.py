@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -265,8 +266,24 @@ class GroupProducts:
         return products, weights
 
 
-def divide(operator: CurvatureOperator, count: int) -> None:
-    """Divide an operator's data into groups: between batches where there are enough of them, else between samples.
+def divide(operator: CurvatureOperator, count: int = GROUPS) -> None:
+    """Divide an operator's data into groups.
+
+    Args:
+        operator: What this job will run on.
+        count: How many groups; fewer where the data have less to divide.
+
+    Raises:
+        ConfigurationError: There are no two groups to be had.
+    """
+    operator.scheduler.divide(*groups_of(operator, count))
+
+
+def groups_of(operator: CurvatureOperator, count: int = GROUPS) -> tuple[Groups, int | None]:
+    """Say how an operator's data divide: between batches where there are enough of them, else between samples.
+
+    Returns:
+        The groups, and the samples of the largest piece of a batch; None where no batch is cut.
 
     Raises:
         ConfigurationError: There are no two groups to be had.
@@ -274,41 +291,36 @@ def divide(operator: CurvatureOperator, count: int) -> None:
     objective = operator.objective
     if objective.data is None:
         raise ConfigurationError(
-            "The error from the choice of data needs data, and the loss takes none: loss(model, batch) over "
-            "data=[...], of which two halves can be compared, or data_error=False."
+            "The error from the choice of data needs data, and the loss takes none: give loss(model, batch) and "
+            "data=[...], parts of which can be compared, or data_error=False."
         )
     sizes = [batches.samples(batch) for _, batch in objective.batches()]
     known = [size for size in sizes if size is not None]
-    why = "and its tensors share no leading dimension by which it could be cut"
-    if len(sizes) < count and len(known) == len(sizes) and sum(known) > 1:
-        groups = of_samples(known, count)
-        most = _largest_piece(groups, known)
-        try:
-            with objective.arithmetic():
-                check_split(objective, most)
-        except ConfigurationError as error:
-            why = f"and it cannot be cut: {error}"
-        else:
-            operator.scheduler.divide(groups, most)
-            return
-    elif sum(known) == 1:
+    why = "whose tensors share no leading dimension by which it could be cut"
+    if len(sizes) < count and len(known) == len(sizes):
         why = "of one sample"
+        if sum(known) > 1:
+            groups = of_samples(known, count)
+            most = _largest_piece(groups, known)
+            try:
+                with objective.arithmetic():
+                    check_split(objective, most)
+            except ConfigurationError as error:
+                why = f"which cannot be cut. {error}"
+            else:
+                return groups, most
     if len(sizes) < 2:
         raise ConfigurationError(
-            "The error from the choice of data needs two parts of the data to compare, and there is one batch, "
-            f"{why.rstrip('.')}. Give two batches or more, or data_error=False."
+            "The error from the choice of data needs two parts of the data to compare; give two batches or more, or "
+            f"data_error=False. There is one batch, {why.removesuffix('.')}."
         )
-    operator.scheduler.divide(of_whole_batches(sizes, count), None)
+    return of_whole_batches(sizes, count), None
 
 
 def _largest_piece(groups: Groups, sizes: list[int]) -> int:
     """Return the samples of the largest piece into which a batch is cut."""
-    pieces = [
-        last - first
-        for number, size in enumerate(sizes)
-        for first, last in zip((0, *groups.cuts(number)), (*groups.cuts(number), size), strict=True)
-    ]
-    return max(pieces)
+    bounds = [(0, *groups.cuts(number), size) for number, size in enumerate(sizes)]
+    return max(last - first for of_batch in bounds for first, last in pairwise(of_batch))
 
 
 def _groups(operator: CurvatureOperator) -> Groups:

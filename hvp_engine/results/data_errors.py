@@ -189,7 +189,7 @@ class DataErrors(Mapping[str, BlockDataError]):
 
     def _heading(self) -> str:
         samples, weight = int(self.samples.sum()), float(self.weights.sum())
-        weighed = "" if weight == samples else f", weight {format_number(weight, 6)}"
+        weighed = "" if weight == samples else f", weight {weight:,.10g}"
         return (
             f"Choice of data: 95 % bars of the expected Hessian from {len(self.weights)} groups of the data "
             f"({format_count(samples)} samples{weighed}); errors of probes and steps come on top."
