@@ -7,7 +7,7 @@ when they are done, these vectors are multiplied by every group. Then random vec
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -42,7 +42,7 @@ _WORK_VECTORS = 8  # beside the bases: start vectors, products of halves, the fo
 
 def settings_of(settings: JobSettings) -> JobSettings:
     """Return the settings of this job beside another one's: the same arithmetic, steps and probes of its own."""
-    return replace(settings, steps=_STEPS + _PROBES, probes=1, distribution="gaussian", reorthogonalize="full")
+    return replace(settings, steps=_STEPS + _PROBES, probes=1, tolerance=None, distribution="gaussian", reorthogonalize="full")
 
 
 class DataErrorJob(Job["GroupProducts", DataErrors]):
@@ -69,10 +69,14 @@ class DataErrorJob(Job["GroupProducts", DataErrors]):
 
         The products with four vectors come when the bases are gone.
         """
-        vectors = max(HALVES * _STEPS, 5 * self.groups) + _WORK_VECTORS
-        return replace(super().streams(operator), steps=vectors)
+        sizes = super().streams(operator)
+        more = max(HALVES * _STEPS, 5 * self.groups) + _WORK_VECTORS - sizes.steps
+        beside = {block: more * numel * sizes.dtype.itemsize for block, numel in sizes.numel.items()}
+        return replace(sizes, beside=beside, savings="")
 
-    def start(self, operator: CurvatureOperator, wave: list[Stream]) -> GroupProducts:
+    def start(
+        self, operator: CurvatureOperator, wave: list[Stream], finished: Sequence[GroupProducts]
+    ) -> GroupProducts:
         """Begin with the halves."""
         return GroupProducts(operator, [block for block, _ in wave], self.settings)
 
@@ -123,8 +127,13 @@ class GroupProducts:
 
     @property
     def steps(self) -> npt.NDArray[np.int64]:
-        """(blocks,): steps done by each; small blocks end earlier where progress is counted."""
+        """(blocks,): steps done by each, for progress, which counts no more than a block has parameters."""
         return np.array([min(self.position, numel) for numel in self._numel.values()])
+
+    @property
+    def left(self) -> int:
+        """Steps that are left at most, of all blocks, as ``steps`` counts them."""
+        return sum(min(_STEPS + _PROBES, numel) for numel in self._numel.values()) - int(self.steps.sum())
 
     @property
     def finished(self) -> bool:

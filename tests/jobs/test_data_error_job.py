@@ -14,13 +14,13 @@ from problems import Case, dense_hessian, gpt, mlp
 from torch import nn
 
 import hvp_engine as he
-from hvp_engine.errors import ConfigurationError, RunFolderError
+from hvp_engine.errors import ConfigurationError, OutOfMemoryError, RunFolderError
 from hvp_engine.jobs.data_error import GroupProducts
 from hvp_engine.krylov.probes import probe
 from hvp_engine.results.data_error import QUANTITIES
 from hvp_engine.results.data_errors import DataErrors
 
-BLOCKS = ["ln_f.weight", "wte.weight"]
+BLOCKS = ["ln_f.weight", "wte.weight", "layers.0.attn.wq.weight"]
 
 
 def errors(case: Case, blocks: Any = None, **options: Any) -> DataErrors:
@@ -87,8 +87,7 @@ def test_ignored_tokens_have_no_weight() -> None:
     assert found.weights.tolist() == (targets != he.losses.IGNORE).sum(1).tolist()
 
 
-@pytest.mark.parametrize("memory", [None, 3_000_000])
-@pytest.mark.parametrize("stop", [1, 13, 20, 25])
+@pytest.mark.parametrize(("stop", "memory"), [(1, None), (13, None), (20, None), (25, None), (33, 67_000)])
 def test_an_interrupted_job_resumes_to_the_same_bits(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop: int, memory: int | None
 ) -> None:
@@ -117,6 +116,7 @@ def test_an_interrupted_job_resumes_to_the_same_bits(
         patch.setattr(GroupProducts, "step", counted)
         resumed = errors(gpt(), BLOCKS, memory=memory, out=tmp_path)
     assert arrays(resumed) == arrays(wanted)
+    assert resumed.manifest["plan"]["waves"] == (1 if memory is None else 2)
     assert taken == 28 * resumed.manifest["plan"]["waves"] - stop
     assert sorted(path.name for path in tmp_path.iterdir()) == ["manifest.json", "spectra.safetensors"]
     assert arrays(errors(gpt(), BLOCKS, memory=memory, out=tmp_path)) == arrays(wanted)
@@ -137,7 +137,7 @@ def test_spectra_are_the_same_bits_with_bars_beside_them_in_the_run_folder(tmp_p
     loaded.save(tmp_path / "copy")
     assert he.Spectra.load(tmp_path / "copy").summary() == found.summary()
     other = gpt()
-    other.data[0] = tuple(reversed(other.data[0]))
+    other.data[0] = (other.data[0][0].roll(1), other.data[0][1])
     with pytest.raises(RunFolderError):
         he.slq(other.model, other.loss, BLOCKS, data_error=True, out=tmp_path, **{**options, "data": other.data})
 
@@ -197,6 +197,11 @@ def test_a_half_without_weight_is_refused() -> None:
     case.data[0][1][0, 0] = 1
     with pytest.raises(ConfigurationError, match="One half of the data has no weight"):
         errors(case, ["ln_f.weight"])
+
+
+def test_a_budget_too_small_is_refused_without_advice_that_the_call_has_no_argument_for() -> None:
+    with pytest.raises(OutOfMemoryError, match="beside the gradient graph. Use smaller blocks"):
+        errors(gpt(), ["wte.weight"], memory=55_000)
 
 
 @pytest.mark.parametrize("groups", [1, 2.5, "8"])
