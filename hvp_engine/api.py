@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import replace
 from functools import partial
 from os import PathLike
 from typing import Any
@@ -161,21 +160,24 @@ def slq(
         microbatch=settings.microbatch,
         memory=settings.memory,
     )
-    targets = settings.targets
-    job = SlqJob(settings) if targets is None else AdaptiveSlqJob(settings, targets)
     if not data_error:
-        return run(job, build, out, progress)
-
-    def build_dividable() -> HessianOperator:
-        operator = build()
-        groups_of(operator)  # refuses data that do not divide before the work, not after it
-        return operator
-
+        return _spectra(settings, build, out, progress)
     inside = None if out is None else located(out) / data_errors.FOLDER
-    spectra = run(job, build_dividable, out, progress)
-    verified = replace(settings, check=False)
-    errors = run(DataErrorJob(settings_of(verified)), partial(_divided, build, GROUPS), inside, progress)
+    spectra = _spectra(settings, partial(_dividable, build), out, progress)
+    errors = run(DataErrorJob(settings_of(settings, check=False)), partial(_divided, build, GROUPS), inside, progress)
     return Spectra(spectra.values(), spectra.manifest, errors)
+
+
+def _spectra(
+    settings: JobSettings,
+    build: Callable[[], HessianOperator],
+    out: str | PathLike[str] | None,
+    progress: bool | None,
+) -> Spectra:
+    targets = settings.targets
+    if targets is None:
+        return run(SlqJob(settings), build, out, progress)
+    return run(AdaptiveSlqJob(settings, targets), build, out, progress)
 
 
 @torch.inference_mode(False)
@@ -224,14 +226,24 @@ def data_error(
         HvpEngineError: One of its subclasses, with cause and fix.
     """
     groups = whole_number("groups", groups, 2)
-    settings = JobSettings(seed=seed, precision=precision, microbatch=microbatch, memory=memory, check=check)
+    settings = JobSettings(seed=seed, precision=precision, microbatch=microbatch, memory=memory)
     build = partial(
         HessianOperator, model, loss, blocks, data=data, precision=precision, microbatch=microbatch, memory=memory
     )
-    return run(DataErrorJob(settings_of(settings), groups), partial(_divided, build, groups), out, progress)
+    return run(
+        DataErrorJob(settings_of(settings, check=check), groups), partial(_divided, build, groups), out, progress
+    )
+
+
+def _dividable(build: Callable[[], HessianOperator]) -> HessianOperator:
+    """Make an operator; refuse data that do not divide before the work, not after it."""
+    operator = build()
+    groups_of(operator)
+    return operator
 
 
 def _divided(build: Callable[[], HessianOperator], groups: int) -> HessianOperator:
+    """Make an operator whose data are divided."""
     operator = build()
     divide(operator, groups)
     return operator

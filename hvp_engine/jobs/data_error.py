@@ -40,9 +40,22 @@ _PROBES = 8
 _WORK_VECTORS = 8  # beside the bases: start vectors, products of halves, the four vectors of the extremes
 
 
-def settings_of(settings: JobSettings) -> JobSettings:
-    """Return the settings of this job beside another one's: the same arithmetic, steps and probes of its own."""
-    return replace(settings, steps=_STEPS + _PROBES, probes=1, tolerance=None, distribution="gaussian", reorthogonalize="full")
+def settings_of(settings: JobSettings, *, check: bool) -> JobSettings:
+    """Return the settings of this job beside another one's: the same arithmetic, steps and probes of its own.
+
+    Args:
+        settings: The other job's.
+        check: Whether the second derivative is tested; not again, where the other job did.
+    """
+    return replace(
+        settings,
+        steps=_STEPS + _PROBES,
+        probes=1,
+        tolerance=None,
+        distribution="gaussian",
+        reorthogonalize="full",
+        check=check,
+    )
 
 
 class DataErrorJob(Job["GroupProducts", DataErrors]):

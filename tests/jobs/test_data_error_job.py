@@ -149,6 +149,15 @@ def test_bars_are_added_to_a_run_that_was_made_without(tmp_path: Path) -> None:
     assert he.Spectra.load(tmp_path).data_error is not None
 
 
+def test_adaptive_jobs_have_bars_too_whose_settings_are_their_own(tmp_path: Path) -> None:
+    case = gpt()
+    options = {"data": case.data, "check": False, "progress": False}
+    found = he.slq(case.model, case.loss, ["ln_f.weight"], tolerance=0.1, data_error=True, out=tmp_path, **options)
+    alone = he.data_error(case.model, case.loss, ["ln_f.weight"], **options)
+    assert found.data_error is not None and arrays(found.data_error) == arrays(alone)
+    assert "tolerance" not in alone.manifest["config"]
+
+
 def refused(match: str, model: nn.Module, loss: Any, data: Any) -> None:
     """Both calls refuse it, ``slq`` before its first step."""
     with pytest.raises(ConfigurationError, match=match):
