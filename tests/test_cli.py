@@ -87,6 +87,16 @@ def test_slq_show_and_plot(
         assert (run / name).read_bytes().startswith(b"\x89PNG")
 
 
+def test_bars_for_the_choice_of_data_are_shown_and_kept(
+    target: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ("slq", target, "--steps", "2", "--probes", "1", "--quiet", "--no-check", "--out", "r")
+    assert call(monkeypatch, *arguments, "--data-error") == 0
+    assert "Choice of data: 95 % bars" in capsys.readouterr().out
+    assert call(monkeypatch, "show", "r") == 0
+    assert "Choice of data: 95 % bars" in capsys.readouterr().out
+
+
 def test_named_globs_and_options_reach_the_engine(
     target: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

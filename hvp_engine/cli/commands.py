@@ -146,6 +146,7 @@ def slq(
         float, typer.Option(help="Share of the largest trace that it may lose by dropping vocabulary entries.")
     ] = 0.0,
     check: Annotated[bool, typer.Option(help="Test the second derivative first.")] = True,
+    data_error: Annotated[bool, typer.Option("--data-error", help="Give bars for the choice of data too.")] = False,
     out: Annotated[Path | None, typer.Option(help="Run folder [default: runs/<file>-<function>].")] = None,
     quiet: _Quiet = False,
 ) -> None:
@@ -172,6 +173,7 @@ def slq(
             head_curvature=head_curvature,
             head_curvature_tolerance=head_curvature_tolerance,
             check=check,
+            data_error=data_error,
             progress=not quiet,
             out=folder,
         )
@@ -246,6 +248,8 @@ def _print(spectra: Spectra) -> None:
     if sys.stdout.isatty():
         console = _console()
         console.print(summary_table(spectra, spectra.js_distance(), console.width))
+        if spectra.data_error is not None:
+            typer.echo(f"\n{spectra.data_error.summary()}")
     else:
         typer.echo(spectra.summary())
 
