@@ -1,0 +1,88 @@
+"""What each block's numbers cost, and what ended them: the account that an adaptive job leaves in its manifest."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from hvp_engine.results.spectrum import Spectrum
+
+ASKED, EXACT = "asked", "exact"
+_LONGEST = 12  # characters of a rule's name in a table
+
+
+@dataclass(frozen=True)
+class Account:
+    """The work on one block.
+
+    Attributes:
+        steps: Fewest and most Lanczos steps of its probes.
+        probes: Streams.
+        singles: Single products beside them.
+        products: All of its products with the Hessian.
+        ceiling: Products at the ceilings of steps and probes; None for a job that did what was asked.
+        stopped_by: The rule that ended it.
+        missed: What was not reached: the error, and the target, by the target's name.
+    """
+
+    steps: tuple[int, int]
+    probes: int
+    singles: int
+    products: int
+    ceiling: int | None
+    stopped_by: str
+    missed: Mapping[str, tuple[float, float]]
+
+    @property
+    def shape(self) -> str:
+        """Steps times probes, and single products: ``45 x 1 + 4``."""
+        if self.stopped_by == EXACT:
+            return EXACT
+        fewest, most = self.steps
+        streams = f"{most if fewest == most else f'{fewest}–{most}'} x {self.probes}"
+        return f"{streams} + {self.singles}" if self.singles else streams
+
+
+def accounts(spectra: Iterable[Spectrum], manifest: Mapping[str, Any]) -> dict[str, Account]:
+    """Read the account of every block, by name.
+
+    Args:
+        spectra: The spectra.
+        manifest: The facts of their run, a stranger's perhaps: what is no account is left out.
+    """
+    adaptive = _mapping(manifest.get("adaptive"))
+    blocks, targets = _mapping(adaptive.get("blocks")), _mapping(adaptive.get("targets"))
+    return {spectrum.name: _account(spectrum, _mapping(blocks.get(spectrum.name)), targets) for spectrum in spectra}
+
+
+def _account(spectrum: Spectrum, block: Mapping[str, Any], targets: Mapping[str, Any]) -> Account:
+    own = int(spectrum.steps.sum()) + len(spectrum.singles)
+    products, saved = _count(block.get("products"), own), _count(block.get("saved"), 0)
+    errors = _mapping(block.get("errors"))
+    missed = block.get("not_reached")
+    return Account(
+        steps=(int(spectrum.steps.min()), int(spectrum.steps.max())),
+        probes=spectrum.probes,
+        singles=len(spectrum.singles),
+        products=products,
+        ceiling=products + saved if block else None,
+        stopped_by=str(block.get("stopped_by", ASKED))[:_LONGEST],
+        missed={
+            str(name): (_number(errors.get(name)), _number(targets.get(name)))
+            for name in (missed if isinstance(missed, (list, tuple)) else ())
+        },
+    )
+
+
+def _mapping(value: object) -> Mapping[str, Any]:
+    return value if isinstance(value, Mapping) else {}
+
+
+def _count(value: object, otherwise: int) -> int:
+    return value if type(value) is int and value >= 0 else otherwise
+
+
+def _number(value: object) -> float:
+    return float(value) if isinstance(value, (int, float)) else math.nan
