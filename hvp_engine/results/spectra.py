@@ -11,6 +11,7 @@ from hvp_engine.errors import ConfigurationError
 from hvp_engine.results import distances, stored, table
 from hvp_engine.results.smoothing import FloatArray
 from hvp_engine.results.spectrum import Spectrum
+from hvp_engine.results.summary import Summary, summarize
 from hvp_engine.system import run_files
 from hvp_engine.system.formatting import first_names
 
@@ -123,7 +124,7 @@ class Spectra(Mapping[str, Spectrum]):
         return distances.wasserstein(list(self.values()))
 
     def plot(self, path: str | os.PathLike[str]) -> None:
-        """Draw the densities of all blocks as small multiples; the suffix (.png, .pdf, .svg) is the format.
+        """Draw the densities of all blocks with their 95 % bands as small multiples; the suffix (.png, .pdf, .svg) is the format.
 
         Raises:
             ConfigurationError: If the suffix names no known format.
@@ -140,10 +141,14 @@ class Spectra(Mapping[str, Spectrum]):
             ConfigurationError: If the suffix names no known format.
             RunFolderError: If the file cannot be written.
         """
-        from hvp_engine.results import plots  # noqa: PLC0415 - matplotlib takes half a second to import
+        from hvp_engine.results import heat_map  # noqa: PLC0415 - matplotlib takes half a second to import
 
-        plots.plot_js(list(self), self._js_distance, path)
+        heat_map.plot_js(list(self), self.js_estimate(), self.js0_estimate(), self.zero_blocks, path)
+
+    def summarize(self) -> Summary:
+        """Gather every number with its 95 % bar, its reading and its cost; ``record()`` makes plain data of them."""
+        return summarize(self, self.js_estimate(), self.js0_estimate(), self.zero_blocks, self.manifest)
 
     def summary(self) -> str:
         """Write the table of ``hvp_engine.results.table.summary_table`` as plain text."""
-        return table.summary_text(self, self._js_distance)
+        return table.summary_text(self.summarize())

@@ -58,7 +58,8 @@ def number_text(estimate: Estimate, digits: int = _DIGITS, bound: str = "") -> N
     line = format_with_error(value, half, digits)
     shared, _, exponent = line.partition(")")
     shown, _, error = shared.removeprefix("(").partition(" ± ")
-    return NumberText(shown + exponent, f"± {error}{exponent}", line)
+    bar = format_number(float(error + exponent), _ERROR_DIGITS) if exponent else error  # as short as can be
+    return NumberText(shown + exponent, f"± {bar}", line)
 
 
 def _beside(value: str, bar: str) -> NumberText:
