@@ -7,10 +7,11 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from hvp_engine.errors import printable
 from hvp_engine.results.spectrum import Spectrum
 
 ASKED, EXACT = "asked", "exact"
-_LONGEST = 12  # characters of a rule's name in a table
+_LONGEST, _MOST = 12, 8  # characters of a name in a table; names of targets
 
 
 @dataclass(frozen=True)
@@ -68,16 +69,22 @@ def _account(spectrum: Spectrum, block: Mapping[str, Any], targets: Mapping[str,
         singles=len(spectrum.singles),
         products=products,
         ceiling=products + saved if block else None,
-        stopped_by=str(block.get("stopped_by", ASKED))[:_LONGEST],
+        stopped_by=_word(block.get("stopped_by", ASKED)),
         missed={
-            str(name): (_number(errors.get(name)), _number(targets.get(name)))
-            for name in (missed if isinstance(missed, (list, tuple)) else ())
+            _word(name): (_number(errors.get(name)), _number(targets.get(name)))
+            for name in (missed[:_MOST] if isinstance(missed, (list, tuple)) else ())
+            if isinstance(name, str)
         },
     )
 
 
 def _mapping(value: object) -> Mapping[str, Any]:
     return value if isinstance(value, Mapping) else {}
+
+
+def _word(value: object) -> str:
+    """Return what may be a stranger's text as a word that can be printed."""
+    return printable(str(value)[:_LONGEST])[:_LONGEST]
 
 
 def _count(value: object, otherwise: int) -> int:

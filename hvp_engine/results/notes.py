@@ -77,10 +77,8 @@ def _spent(blocks: Sequence[BlockSummary]) -> Iterator[str]:
     if len(ceilings) == len(accounts) and sum(ceilings) > 0:
         ceiling = sum(ceilings)
         share = format_number(100.0 * (ceiling - spent) / ceiling, 3)
-        yield (
-            f"Products: {format_count(spent)}, where the ceilings of steps and probes would take {format_count(ceiling)}: "
-            f"{share} % saved."
-        )
+        whole = format_count(ceiling)
+        yield f"Products: {format_count(spent)} of the {whole} at the ceilings of steps and probes; {share} % saved."
 
 
 def _listed(names: Sequence[str]) -> str:

@@ -124,7 +124,7 @@ class Spectra(Mapping[str, Spectrum]):
         return distances.wasserstein(list(self.values()))
 
     def plot(self, path: str | os.PathLike[str]) -> None:
-        """Draw the densities of all blocks with their 95 % bands as small multiples; the suffix (.png, .pdf, .svg) is the format.
+        """Draw the densities of all blocks with their 95 % bands; the suffix (.png, .pdf, .svg) is the format.
 
         Raises:
             ConfigurationError: If the suffix names no known format.
@@ -135,7 +135,7 @@ class Spectra(Mapping[str, Spectrum]):
         plots.plot_spectra(self, path, self.settings)
 
     def plot_js(self, path: str | os.PathLike[str]) -> None:
-        """Draw the Jensen-Shannon distances between all blocks as a heat map; the suffix chooses the format.
+        """Draw the Jensen-Shannon distances between all blocks, and their errors; the suffix chooses the format.
 
         Raises:
             ConfigurationError: If the suffix names no known format.

@@ -53,7 +53,7 @@ class Summary:
         return [block.name for block in self.blocks if block.zero]
 
     def readings(self) -> dict[str, list[str]]:
-        """List by which readings the numbers of each kind were made, exact blocks apart, by the names of ``NUMBERS``."""
+        """List the readings by which each kind of ``NUMBERS`` was made, but for exact blocks."""
         return {
             kind: sorted({e.reading for b in self.blocks if not math.isnan((e := b.numbers[kind]).value)} - {"exact"})
             for kind in NUMBERS

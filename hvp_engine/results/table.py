@@ -94,7 +94,15 @@ def _row(name: str, block: BlockSummary) -> _Row:
     stopped = account.stopped_by + "!" * bool(account.missed)
     return _Row(
         name,
-        (parameters, *(n.line for n in numbers), outliers, js0.line, account.shape, _products(account, " of "), stopped),
+        (
+            parameters,
+            *(n.line for n in numbers),
+            outliers,
+            js0.line,
+            account.shape,
+            _products(account, " of "),
+            stopped,
+        ),
         (parameters, *(n.value for n in numbers), outliers, js0.value, _products(account, "/")),
         (account.shape.replace(" ", ""), *(n.bar for n in texts[:-1]), "", js0.bar, stopped),
     )

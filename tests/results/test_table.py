@@ -34,7 +34,7 @@ def test_every_number_has_its_bar_and_every_block_what_it_cost():
     assert "0.512 ± 0.008" in text
     assert "95 % bars" in text
     assert "trace: deflated; Frobenius norm: vr; smallest, largest, outliers: ritz; JS0: averaged." in text
-    assert "Products: 98, where the ceilings of steps and probes would take 2,000: 95.1 % saved." in text
+    assert "Products: 98 of the 2,000 at the ceilings of steps and probes; 95.1 % saved." in text
 
 
 def test_a_number_that_its_bar_exceeds_is_not_shown():
