@@ -46,8 +46,11 @@ def number_text(estimate: Estimate, digits: int = _DIGITS, bound: str = "") -> N
     value, half = estimate.value, half_width(estimate)
     if math.isnan(value):
         return NumberText(NOTHING, "", NOTHING)
-    if estimate.reading == EXACT or value == half == 0.0:
-        return _beside(format_number(value, digits), EXACT if estimate.reading == EXACT else "")
+    unseen = 0.5 * 10.0 ** (1 - digits) * abs(value)  # no larger than half a unit of the last digit
+    if estimate.reading == EXACT and not half > unseen:
+        return _beside(format_number(value, digits), EXACT)
+    if value == half == 0.0:
+        return _beside("0", "")
     if not math.isfinite(half):
         if bound:
             return _beside(f"{bound} {format_number(value, digits)}", "")

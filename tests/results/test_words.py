@@ -20,6 +20,8 @@ from hvp_engine.results.words import number_text
         (2.0, 2.0, 2.0, "vr", "2.000 ± 0.001"),
         (2.0, 2.0, 2.0, "exact", "2.000 exact"),
         (2.0, math.nan, math.nan, "exact", "2.000 exact"),
+        (9.9999, 9.9998, 10.0, "exact", "10.00 exact"),
+        (2.0, 1.9, 2.1, "exact", "2.00 ± 0.10"),  # as exact as its products, which have noise
         (1234.5, math.nan, math.nan, "gauss", "1234 ± ?"),
         (1234.5, -math.inf, math.inf, "gauss", "1234 ± ?"),
         (math.nan, math.nan, math.nan, "averaged", "–"),
