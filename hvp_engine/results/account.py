@@ -11,7 +11,7 @@ from hvp_engine.errors import printable
 from hvp_engine.results.spectrum import Spectrum
 
 ASKED, EXACT = "asked", "exact"
-_LONGEST, _MOST = 12, 8  # characters of a name in a table; names of targets
+_LONGEST, _MOST = 20, 8  # characters of a name in a table; names of targets
 
 
 @dataclass(frozen=True)
@@ -60,15 +60,14 @@ def accounts(spectra: Iterable[Spectrum], manifest: Mapping[str, Any]) -> dict[s
 
 def _account(spectrum: Spectrum, block: Mapping[str, Any], targets: Mapping[str, Any]) -> Account:
     own = int(spectrum.steps.sum()) + len(spectrum.singles)
-    products, saved = _count(block.get("products"), own), _count(block.get("saved"), 0)
     errors = _mapping(block.get("errors"))
     missed = block.get("not_reached")
     return Account(
         steps=(int(spectrum.steps.min()), int(spectrum.steps.max())),
         probes=spectrum.probes,
         singles=len(spectrum.singles),
-        products=products,
-        ceiling=products + saved if block else None,
+        products=_count(block.get("products")) or own,
+        ceiling=_count(block.get("ceiling")),
         stopped_by=_word(block.get("stopped_by", ASKED)),
         missed={
             _word(name): (_number(errors.get(name)), _number(targets.get(name)))
@@ -87,8 +86,8 @@ def _word(value: object) -> str:
     return printable(str(value)[:_LONGEST])[:_LONGEST]
 
 
-def _count(value: object, otherwise: int) -> int:
-    return value if type(value) is int and value >= 0 else otherwise
+def _count(value: object) -> int | None:
+    return value if type(value) is int and value >= 0 else None
 
 
 def _number(value: object) -> float:

@@ -60,13 +60,14 @@ def _missed(blocks: Sequence[BlockSummary]) -> Iterator[str]:
         return
     names = abbreviate([block.name for block in missed])
     texts = [
-        f"{name} " + ", ".join(_error(target, *sizes) for target, sizes in block.account.missed.items())
+        f"{name} {', '.join(_error(*parts) for parts in block.account.missed.items())} ({block.account.stopped_by})"
         for name, block in zip(names, missed, strict=True)
     ]
     yield f"! Not reached ({len(missed)} of {len(blocks)} blocks): {'; '.join(_first(texts))}."
 
 
-def _error(target: str, error: float, wanted: float) -> str:
+def _error(target: str, sizes: tuple[float, float]) -> str:
+    error, wanted = sizes
     return f"{target} {format_number(error, 2)} where {format_number(wanted, 2)} was asked"
 
 

@@ -91,7 +91,9 @@ def _row(name: str, block: BlockSummary) -> _Row:
     trace, norm, smallest, largest, js0 = texts = [_text(kind, block.numbers) for kind in _NUMBERS]
     numbers = (trace, norm, smallest, largest)
     outliers = _outliers(block.numbers["outliers"])
-    stopped = account.stopped_by + "!" * bool(account.missed)
+    stopped = account.stopped_by + "!" * bool(
+        account.missed
+    )  # "ceiling of steps!", or "steps!" where there is less room
     return _Row(
         name,
         (
@@ -104,7 +106,7 @@ def _row(name: str, block: BlockSummary) -> _Row:
             stopped,
         ),
         (parameters, *(n.value for n in numbers), outliers, js0.value, _products(account, "/")),
-        (account.shape.replace(" ", ""), *(n.bar for n in texts[:-1]), "", js0.bar, stopped),
+        (account.shape.replace(" ", ""), *(n.bar for n in texts[:-1]), "", js0.bar, stopped.rpartition(" ")[2]),
     )
 
 

@@ -44,25 +44,29 @@ def number_text(estimate: Estimate, digits: int = _DIGITS, bound: str = "") -> N
         bound: ``"≤"`` or ``"≥"`` where the value is one of the truth, bar or not.
     """
     value, half = estimate.value, half_width(estimate)
-    if math.isnan(value):
-        return NumberText(NOTHING, "", NOTHING)
     unseen = 0.5 * 10.0 ** (1 - digits) * abs(value)  # no larger than half a unit of the last digit
     if estimate.reading == EXACT and not half > unseen:
         return _beside(format_number(value, digits), EXACT)
-    if value == half == 0.0:
-        return _beside("0", "")
     if not math.isfinite(half):
-        if bound:
-            return _beside(f"{bound} {format_number(value, digits)}", "")
-        return _beside(format_number(value, _ERROR_DIGITS), f"± {UNKNOWN}")
+        return _without_bar(value, digits, bound)
     if not is_known(value, half):
         reach = max(abs(estimate.low), abs(estimate.high))
         return _beside(UNKNOWN, f"± {format_number(reach, _ERROR_DIGITS)}")
+    if half == value == 0.0:
+        return _beside("0", "")
     line = format_with_error(value, half, digits)
     shared, _, exponent = line.partition(")")
     shown, _, error = shared.removeprefix("(").partition(" ± ")
     bar = format_number(float(error + exponent), _ERROR_DIGITS) if exponent else error  # as short as can be
     return NumberText(shown + exponent, f"± {bar}", line)
+
+
+def _without_bar(value: float, digits: int, bound: str) -> NumberText:
+    if math.isnan(value):
+        return _beside(NOTHING, "")
+    if bound:
+        return _beside(f"{bound} {format_number(value, digits)}", "")
+    return _beside(format_number(value, _ERROR_DIGITS), f"± {UNKNOWN}")
 
 
 def _beside(value: str, bar: str) -> NumberText:

@@ -7,7 +7,7 @@ from hvp_engine.results.estimate import Estimate
 from hvp_engine.results.summary import NUMBERS, BlockSummary, Summary
 
 NONE = Estimate(math.nan, math.nan, reading="averaged")
-ADAPTED = Account((45, 45), 1, 4, 49, 1000, "w1", {})
+ADAPTED = Account((45, 45), 1, 4, 49, 1000, "tolerance", {})
 
 
 def bar(value, half, reading="vr"):

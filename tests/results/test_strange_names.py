@@ -126,7 +126,7 @@ def test_a_manifest_without_settings_or_notes_is_shown(tmp_path, capsys):
         commands.show(tmp_path)
         Spectra.load(tmp_path).plot(tmp_path / "a.png")
         assert capsys.readouterr().out.startswith("block")
-    account = {"products": 1, "saved": 5, "stopped_by": "\x1b[31m", "not_reached": ["\x1b[2J"]}
+    account = {"products": 1, "ceiling": 5, "stopped_by": "\x1b[31m", "not_reached": ["\x1b[2J"]}
     Spectra(spectra_named(["w"]).values(), {"adaptive": {"blocks": {"w": account}}}).save(tmp_path)
     commands.show(tmp_path)
     assert all(line.isprintable() for line in capsys.readouterr().out.splitlines())

@@ -52,7 +52,7 @@ def test_the_record_is_json_without_nan():
     assert block["trace"].pop("reading") == "deflated"
     assert block["trace"] == pytest.approx({"value": 12.3456, "low": 12.1356, "high": 12.5556})
     assert block["largest"]["high"] is None
-    assert (block["products"], block["products_at_ceilings"], block["stopped_by"]) == (49, 1000, "w1")
+    assert (block["products"], block["products_at_ceilings"], block["stopped_by"]) == (49, 1000, "tolerance")
     assert json.loads(text)["js0"]["value"] is None
 
 

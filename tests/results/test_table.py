@@ -10,7 +10,7 @@ from hvp_engine.results.account import Account
 from hvp_engine.results.estimate import Estimate
 from hvp_engine.results.table import summary_table, summary_text
 
-MISSED = Account((100, 100), 10, 0, 1000, 1000, "ceiling", {"w1": (0.034, 0.02)})
+MISSED = Account((100, 100), 10, 0, 1000, 1000, "ceiling of steps", {"w1": (0.034, 0.02)})
 
 
 def printed(summary, width):
@@ -28,7 +28,7 @@ def test_every_number_has_its_bar_and_every_block_what_it_cost():
     text = summary_text(summary_of(block_summary("a"), block_summary("b")))
     assert row("a", text) == (
         "a 66,945,024 12.35 ± 0.21 5.432 ± 0.013 -0.5000 ± 0.0001 3.142 ± 0.001 9–11 0.432 ± 0.012 45 x 1 + 4 "
-        "49 of 1,000 w1"
+        "49 of 1,000 tolerance"
     )
     assert "mean over pairs" in text
     assert "0.512 ± 0.008" in text
@@ -75,8 +75,8 @@ def test_blocks_of_zero_curvature_are_named_and_have_no_distance():
 
 def test_what_was_not_reached_is_marked_and_told():
     text = summary_text(summary_of(block_summary("a", account=MISSED), block_summary("b")))
-    assert row("a", text).endswith("100 x 10 1,000 of 1,000 ceiling!")
-    assert "! Not reached (1 of 2 blocks): a w1 0.034 where 0.020 was asked." in text
+    assert row("a", text).endswith("100 x 10 1,000 of 1,000 ceiling of steps!")
+    assert "! Not reached (1 of 2 blocks): a w1 0.034 where 0.020 was asked (ceiling of steps)." in text
     many = [block_summary(f"b{i}", account=MISSED) for i in range(30)]
     assert "and 18 more" in summary_text(summary_of(*many))
 
@@ -108,4 +108,4 @@ def test_narrow_terminals_have_whole_numbers_above_their_bars(width, scale):
     assert lower[:end].endswith(f" {error}")
     assert "49/1,000" in upper.split()
     assert lower.split()[0] == "45x1+4"
-    assert lower.endswith(" w1")
+    assert lower.endswith(" tolerance")
