@@ -18,7 +18,7 @@ from hvp_engine.results.account import Account
 from hvp_engine.results.estimate import Estimate
 from hvp_engine.results.notes import notes
 from hvp_engine.results.summary import BlockSummary, Summary
-from hvp_engine.results.words import NOTHING, NumberText, number_text
+from hvp_engine.results.words import NOTHING, UNKNOWN, NumberText, number_text
 from hvp_engine.system.formatting import NAME_CELLS, abbreviate, format_count
 
 _COLUMNS = (
@@ -38,6 +38,7 @@ _LOWER = ("steps", "± 95 %", "± 95 %", "± 95 %", "± 95 %", "liers", "± 95 %
 _NUMBERS = ("trace", "frobenius_norm", "smallest", "largest", "js0")
 _BOUNDS = {"smallest": "≤", "largest": "≥"}  # a Ritz value lies inside the range of the eigenvalues
 _JS_DIGITS = 3
+_WIDEST_COUNT = 7  # characters, from which on an upper end says less than the room that it takes
 _MEAN = "mean over pairs"
 _GAPS = (2, 1)  # columns of the terminal between those of the table; one where two do not fit
 _GAP_OF_BOX = 3
@@ -118,8 +119,11 @@ def _outliers(estimate: Estimate) -> str:
     """Write how many eigenvalues stand apart, or between which numbers."""
     if math.isnan(estimate.value):
         return NOTHING
-    low, high = (estimate.value if math.isnan(end) else end for end in (estimate.low, estimate.high))
-    return f"{low:.0f}" if low == high else f"{low:.0f}–{high:.0f}"
+    if not math.isfinite(estimate.high - estimate.low):
+        return UNKNOWN
+    low, high = math.floor(estimate.low), math.ceil(estimate.high)
+    text = f"{low}" if low == high else f"{low}–{high}"
+    return text if len(text) <= _WIDEST_COUNT else f"≥ {low}"
 
 
 def _products(account: Account, of: str) -> str:

@@ -58,6 +58,15 @@ def test_numbers_without_bars_say_so():
     assert "without a bar" not in summary_text(summary_of(block_summary("a")))
 
 
+@pytest.mark.parametrize(
+    ("low", "high", "text"),
+    [(9.0, 9.0, "9"), (8.6, 9.2, "8–10"), (0.0, 4.0, "0–4"), (12.0, 60_000_000.0, "≥ 12"), (2.0, float("inf"), "?")],
+)
+def test_outliers_are_counted_as_far_as_they_can_be(low, high, text):
+    block = block_summary("a", outliers=Estimate(9.0, 0.1, low, high, "vr"), js0=NONE)
+    assert f" {text} – " in row("a", summary_text(summary_of(block)))
+
+
 def test_exact_blocks_say_so_and_have_no_bars():
     text = summary_text(summary_of(exact_summary(), block_summary("a")))
     assert row("tiny", text).count("4.000 exact") == 4
