@@ -13,7 +13,6 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator
 
 from hvp_engine.results.estimate import Band
 from hvp_engine.results.page import drawable, figure_at, labels
-from hvp_engine.results.reading import Reading
 from hvp_engine.results.smoothing import FloatArray
 from hvp_engine.results.spectrum import Spectrum
 from hvp_engine.results.words import EXACT, number_text
@@ -97,7 +96,7 @@ def _density_panel(axes: Axes, name: str, spectrum: Spectrum, band: Band) -> Non
 
 def _known_eigenvalues(spectrum: Spectrum) -> FloatArray:
     """Return what the first probe has found to be single eigenvalues."""
-    rule = Reading(spectrum.coefficients).variance_reduced
+    rule = spectrum.reading.variance_reduced
     return rule.nodes[rule.accepted & (rule.probe == 0)]
 
 
