@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 
 from hvp_engine.results.estimate import Estimate
@@ -60,7 +61,7 @@ def _missed(blocks: Sequence[BlockSummary]) -> Iterator[str]:
         return
     names = abbreviate([block.name for block in missed])
     texts = [
-        f"{name} {', '.join(_error(*parts) for parts in block.account.missed.items())} ({block.account.stopped_by})"
+        f"{name} {', '.join(_error(*parts) for parts in block.account.missed.items())}: {block.account.stopped_by}"
         for name, block in zip(names, missed, strict=True)
     ]
     yield f"! Not reached ({len(missed)} of {len(blocks)} blocks): {'; '.join(_first(texts))}."
@@ -68,7 +69,8 @@ def _missed(blocks: Sequence[BlockSummary]) -> Iterator[str]:
 
 def _error(target: str, sizes: tuple[float, float]) -> str:
     error, wanted = sizes
-    return f"{target} {format_number(error, 2)} where {format_number(wanted, 2)} was asked"
+    known = "unknown" if math.isnan(error) else format_number(error, 2)
+    return f"{target} {known} ({format_number(wanted, 2)} asked)"
 
 
 def _spent(blocks: Sequence[BlockSummary]) -> Iterator[str]:

@@ -85,7 +85,7 @@ def test_blocks_of_zero_curvature_are_named_and_have_no_distance():
 def test_what_was_not_reached_is_marked_and_told():
     text = summary_text(summary_of(block_summary("a", account=MISSED), block_summary("b")))
     assert row("a", text).endswith("100 x 10 1,000 of 1,000 ceiling of steps!")
-    assert "! Not reached (1 of 2 blocks): a w1 0.034 where 0.020 was asked (ceiling of steps)." in text
+    assert "! Not reached (1 of 2 blocks): a w1 0.034 (0.020 asked): ceiling of steps." in text
     many = [block_summary(f"b{i}", account=MISSED) for i in range(30)]
     assert "and 18 more" in summary_text(summary_of(*many))
 
