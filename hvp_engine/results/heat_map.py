@@ -71,7 +71,7 @@ def plot_js(
             left.add_patch(cell_of)
         if count <= _NUMBERED_CELLS:
             _write(left, value, 1.0, np.where(doubtful, np.inf, half))
-            _write(right, half, most, half)
+            _write(right, half, most, np.zeros_like(half))
         left.set_title(f"JS0 (mean over pairs) = {number_text(js0, 3).line}", fontsize=8)
         right.set_title(_of_errors(half, js.reading, int(doubtful.sum()) // 2, int(zero.sum())), fontsize=8)
 

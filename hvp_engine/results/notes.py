@@ -78,10 +78,10 @@ def _spent(blocks: Sequence[BlockSummary]) -> Iterator[str]:
     spent = sum(account.products for account in accounts)
     ceilings = [account.ceiling for account in accounts if account.ceiling is not None]
     if len(ceilings) == len(accounts) and sum(ceilings) > 0:
-        ceiling = sum(ceilings)
-        share = format_number(100.0 * (ceiling - spent) / ceiling, 3)
-        whole = format_count(ceiling)
-        yield f"Products: {format_count(spent)} of the {whole} at the ceilings of steps and probes; {share} % saved."
+        share = format_number(100.0 * (1.0 - spent / sum(ceilings)), 3)
+        saved = f"; {share} % saved" if spent < sum(ceilings) else ""
+        whole = format_count(sum(ceilings))
+        yield f"Products: {format_count(spent)} of the {whole} at the ceilings of steps and probes{saved}."
 
 
 def _listed(names: Sequence[str]) -> str:

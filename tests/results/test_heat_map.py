@@ -31,9 +31,9 @@ def drawn(tmp_path, js, names=("a", "b", "c"), zero=(), js0=None):
 
 def test_entries_have_the_digits_that_their_bars_leave_and_errors_their_own_panel(tmp_path):
     found = drawn(tmp_path, matrix((0.5123, 0.02), (0.73, 0.33), (0.0123, 0.001)))
-    for entry in ("0.51", "0.02", "0.7", "0.3", ".012", ".001"):
+    for entry in ("0.51", ".020", "0.7", "0.33", ".012", ".001"):
         assert found.count(entry) == 2  # both halves of the matrix; ticks of the scales have two decimals
-    assert not {"0.73", "0.33"} & set(found)
+    assert "0.73" not in found
     assert "JS0 (mean over pairs) = 0.500 ± 0.010" in found
     assert "half-width of the 95 % bar" in found
     assert "95 % bars (averaged reading)" in found

@@ -87,7 +87,9 @@ def test_what_was_not_reached_is_marked_and_told():
     assert row("a", text).endswith("100 x 10 1,000 of 1,000 ceiling of steps!")
     assert "! Not reached (1 of 2 blocks): a w1 0.034 (0.020 asked): ceiling of steps." in text
     many = [block_summary(f"b{i}", account=MISSED) for i in range(30)]
-    assert "and 18 more" in summary_text(summary_of(*many))
+    below = " ".join(summary_text(summary_of(*many)).split())
+    assert "(30 of 30 blocks): b0 w1 0.034 (0.020 asked): ceiling of steps; b1 w1" in below
+    assert "; and 18 more. Products: 30,000 of the 30,000 at the ceilings of steps and probes." in below
 
 
 def test_a_job_that_did_what_was_asked_has_no_ceilings():
