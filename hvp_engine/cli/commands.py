@@ -19,6 +19,7 @@ from hvp_engine.errors import HvpEngineError, printable
 from hvp_engine.krylov.registry import STORAGES
 from hvp_engine.results.spectra import Spectra
 from hvp_engine.results.table import summary_table
+from hvp_engine.results.words import targets_text
 from hvp_engine.system.formatting import shorten
 
 _NOT_FIT, _NOT_EXAMINED = 1, 2  # exit codes of the doctor
@@ -237,8 +238,10 @@ def show(run: _Run, as_json: _Json = False) -> None:
         return
     _print(spectra)
     settings, notes = spectra.settings, spectra.manifest.get("notes")
+    if "tolerance" in settings:
+        _say(f"{'tolerance':16}{shorten(targets_text(settings['tolerance']), _LONGEST)}")
     ceilings = ("steps", "probes") if "tolerance" in settings else ()
-    for key in ("tolerance", "steps", "probes", "seed", "distribution", "precision", "reorthogonalize", "basis"):
+    for key in ("steps", "probes", "seed", "distribution", "precision", "reorthogonalize", "basis"):
         if key in settings:
             _say(f"{key:16}{'at most ' * (key in ceilings)}{shorten(str(settings[key]), _LONGEST)}")
     for note in notes if isinstance(notes, list) else []:

@@ -15,7 +15,7 @@ from hvp_engine.results.estimate import Band
 from hvp_engine.results.page import drawable, figure_at, labels
 from hvp_engine.results.smoothing import FloatArray
 from hvp_engine.results.spectrum import Spectrum
-from hvp_engine.results.words import EXACT, number_text
+from hvp_engine.results.words import EXACT, number_text, targets_text
 from hvp_engine.system.formatting import abbreviate, format_count, format_number
 
 _LINE = "#1f4e79"
@@ -108,7 +108,7 @@ def _facts(spectra: Mapping[str, Spectrum], bands: Sequence[Band], settings: Map
     facts = [
         *([f"{_span(int(n) for s in inexact for n in s.steps)} Lanczos steps"] if inexact else []),
         *([f"{_span(s.probes for s in inexact)} {'probe' if most == 1 else 'probes'}"] if inexact else []),
-        *([f"tolerance {_tolerance(settings['tolerance'])}"] if "tolerance" in settings else []),
+        *([f"tolerance {abbreviate([targets_text(settings['tolerance'])], 48)[0]}"] if "tolerance" in settings else []),
         *known,
         f"reading {' and '.join(readings)}",
         "σ = √1e-5 × range",
@@ -116,13 +116,6 @@ def _facts(spectra: Mapping[str, Spectrum], bands: Sequence[Band], settings: Map
         "ticks: known eigenvalues",
     ]
     return ", ".join(fact.replace(" ", "\u00a0") for fact in facts)  # lines break between facts only
-
-
-def _tolerance(targets: object) -> str:
-    """Write targets as a command takes them, whatever a stranger's run has in their place."""
-    if isinstance(targets, Mapping):
-        targets = " ".join(f"{name}={value}" for name, value in targets.items())
-    return abbreviate([str(targets)], 48)[0]
 
 
 def _span(values: Iterable[int]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import NamedTuple
 
 from hvp_engine.results.estimate import Estimate
@@ -59,6 +60,13 @@ def number_text(estimate: Estimate, digits: int = _DIGITS, bound: str = "") -> N
     shown, _, error = shared.removeprefix("(").partition(" ± ")
     bar = format_number(float(error + exponent), _ERROR_DIGITS) if exponent else error  # as short as can be
     return NumberText(shown + exponent, f"± {bar}", line)
+
+
+def targets_text(tolerance: object) -> str:
+    """Write what a job was to reach as the command takes it, ``w1=0.02 js=0.01``; a stranger's may be anything."""
+    if isinstance(tolerance, Mapping):
+        return " ".join(f"{name}={target}" for name, target in tolerance.items())
+    return str(tolerance)
 
 
 def _without_bar(value: float, digits: int, bound: str) -> NumberText:
