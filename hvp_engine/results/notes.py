@@ -33,7 +33,7 @@ def _bars(summary: Summary) -> Iterator[str]:
     if any(not is_known(e.value, half) for e in estimates if (half := half_width(e)) < float("inf")):
         said.append("? ± b: not known, but within b of zero.")
     if any(_has_no_bar(e) for e in estimates):
-        said.append("± ?, ≤, ≥: without a bar; what the run kept does not give one.")
+        said.append("± ?, ≤, ≥, or less, or more: without a bar; what the run kept does not give one.")
     yield " ".join(said)
 
 

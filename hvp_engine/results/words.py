@@ -13,6 +13,7 @@ UNKNOWN = "?"
 NOTHING = "–"
 EXACT = "exact"
 _DIGITS, _ERROR_DIGITS = 4, 2
+_BOUNDS = {"≤": "or less", "≥": "or more"}
 
 
 class NumberText(NamedTuple):
@@ -73,7 +74,8 @@ def _without_bar(value: float, digits: int, bound: str) -> NumberText:
     if math.isnan(value):
         return _beside(NOTHING, "")
     if bound:
-        return _beside(f"{bound} {format_number(value, digits)}", "")
+        text = format_number(value, digits)
+        return NumberText(text, _BOUNDS[bound], f"{bound} {text}")
     return _beside(format_number(value, _ERROR_DIGITS), f"± {UNKNOWN}")
 
 

@@ -86,8 +86,9 @@ def test_a_terminal_of_80_columns_has_whole_names_and_numbers(names, scale):
     words = [word for line in lines for word in line.split()]
     for spectrum, name in zip(spectra.values(), names, strict=True):
         assert words.count(name) == 1
-        for estimate in (spectrum.trace(), spectrum.frobenius_norm(), spectrum.smallest(1), spectrum.largest(1)):
-            text = number_text(estimate)
+        numbers = (spectrum.trace(), spectrum.frobenius_norm(), spectrum.smallest(1), spectrum.largest(1))
+        for estimate, bound in zip(numbers, ("", "", "≤", "≥"), strict=True):
+            text = number_text(estimate, bound=bound)
             assert text.value in words
             assert text.bar in " ".join(words)
     assert words.count("66,945,024") == words.count("3–4x3") == len(names)

@@ -39,5 +39,6 @@ def test_values_and_bars_below_each_other_are_whole_numbers():
 
 
 def test_bounds_stay_bounds_without_a_bar():
-    assert number_text(Estimate(3.14159, 0.0), bound="≥").line == "≥ 3.142"
+    assert number_text(Estimate(3.14159, 0.0), bound="≥") == ("3.142", "or more", "≥ 3.142")
+    assert number_text(Estimate(3.14159, 0.0), bound="≤") == ("3.142", "or less", "≤ 3.142")
     assert number_text(Estimate(3.14159, 0.0, 3.14, 3.15, "ritz"), bound="≥").line == "3.142 ± 0.009"
