@@ -147,7 +147,7 @@ class Spectra(Mapping[str, Spectrum]):
 
     def summarize(self) -> Summary:
         """Gather every number with its 95 % bar, its reading and its cost; ``record()`` makes plain data of them."""
-        return summarize(self, self.js_estimate(), self.js0_estimate(), self.zero_blocks, self.manifest)
+        return summarize(self, self.mean_js_estimates(), self.js0_estimate(), self.zero_blocks, self.manifest)
 
     def summary(self) -> str:
         """Write the table of ``hvp_engine.results.table.summary_table`` as plain text."""

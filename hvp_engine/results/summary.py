@@ -7,10 +7,9 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
 from hvp_engine.results.account import Account, accounts
-from hvp_engine.results.estimate import Estimate, MatrixEstimate
+from hvp_engine.results.estimate import Estimate
+from hvp_engine.results.record import plain
 from hvp_engine.results.spectrum import Spectrum
 
 NUMBERS = ("trace", "frobenius_norm", "smallest", "largest", "outliers", "js0")
@@ -62,12 +61,12 @@ class Summary:
     def record(self) -> dict[str, Any]:
         """Return everything as plain data; bars that there are not, and numbers, are None."""
         return {
-            "js0": _plain(self.js0),
+            "js0": plain(self.js0),
             "blocks": [
                 {
                     "name": block.name,
                     "numel": block.numel,
-                    **{kind: _plain(estimate) for kind, estimate in block.numbers.items()},
+                    **{kind: plain(estimate) for kind, estimate in block.numbers.items()},
                     "zero_curvature": block.zero,
                     "steps": list(block.account.steps),
                     "probes": block.account.probes,
@@ -87,7 +86,7 @@ class Summary:
 
 def summarize(
     spectra: Mapping[str, Spectrum],
-    js: MatrixEstimate,
+    to_others: Mapping[str, Estimate],
     js0: Estimate,
     zero_blocks: Collection[str],
     manifest: Mapping[str, Any],
@@ -96,13 +95,12 @@ def summarize(
 
     Args:
         spectra: One or more spectra.
-        js: Their Jensen-Shannon distances, (blocks, blocks).
+        to_others: The mean Jensen-Shannon distance of each to the others, by name.
         js0: The mean over pairs.
         zero_blocks: Names of the blocks of zero curvature.
         manifest: The facts of the run.
     """
     spent = accounts(spectra.values(), manifest)
-    counted = np.array([name not in zero_blocks for name in spectra])
     return Summary(
         tuple(
             BlockSummary(
@@ -114,30 +112,15 @@ def summarize(
                     "smallest": spectrum.smallest(1),
                     "largest": spectrum.largest(1),
                     "outliers": spectrum.outliers(),
-                    "js0": _to_others(js, place, counted),
+                    "js0": to_others[name],
                 },
                 zero=name in zero_blocks,
                 account=spent[name],
             )
-            for place, (name, spectrum) in enumerate(spectra.items())
+            for name, spectrum in spectra.items()
         ),
         js0,
     )
-
-
-def _to_others(js: MatrixEstimate, place: int, counted: np.ndarray[Any, np.dtype[np.bool_]]) -> Estimate:
-    """Average a block's distances to the others. Its bar is as long as theirs on average: they err together."""
-    others = counted.copy()
-    others[place] = False
-    if not counted[place] or not others.any():
-        return Estimate(math.nan, math.nan, math.nan, math.nan, js.reading)
-    value, low, high = (float(matrix[place, others].mean()) for matrix in (js.value, js.low, js.high))
-    return Estimate(value, math.nan, low, high, js.reading)
-
-
-def _plain(estimate: Estimate) -> dict[str, Any]:
-    bar = {name: _or_none(getattr(estimate, name)) for name in ("value", "low", "high")}
-    return {**bar, "reading": estimate.reading}
 
 
 def _or_none(value: float) -> float | None:

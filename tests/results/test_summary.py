@@ -3,14 +3,13 @@
 import json
 import math
 
-import numpy as np
 import pytest
 from random_spectra import random_spectra
-from summaries import bar, block_summary, exact_summary, summary_of
+from summaries import block_summary, exact_summary, summary_of
 
-from hvp_engine.results.estimate import Estimate, MatrixEstimate
+from hvp_engine.results.estimate import Estimate
 from hvp_engine.results.spectra import Spectra
-from hvp_engine.results.summary import NUMBERS, summarize
+from hvp_engine.results.summary import NUMBERS
 
 
 def test_every_block_has_every_number_with_its_bar():
@@ -21,20 +20,9 @@ def test_every_block_has_every_number_with_its_bar():
         assert tuple(block.numbers) == NUMBERS
         assert block.numbers["trace"] == spectrum.trace()
         assert block.numbers["largest"] == spectrum.largest(1)
+        assert block.numbers["js0"] == spectra.mean_js_estimates()[block.name]
         assert block.account.products == spectrum.steps.sum()
     assert found.js0 == spectra.js0_estimate()
-
-
-def test_a_blocks_distance_is_the_mean_over_the_blocks_with_curvature():
-    value = np.array([[0.0, 0.2, 0.9, 0.4], [0.2, 0, 0.9, 0.6], [0.9, 0.9, 0, 0.9], [0.4, 0.6, 0.9, 0]])
-    js = MatrixEstimate(value, value - 0.1, value + 0.1, "averaged")
-    spectra = random_spectra(4)
-    found = summarize(spectra, js, bar(0.4, 0.1), [list(spectra)[2]], {})
-    distances = [block.numbers["js0"] for block in found.blocks]
-    assert [e.value for e in distances] == pytest.approx([0.3, 0.4, math.nan, 0.5], nan_ok=True)
-    assert distances[0].low == pytest.approx(0.2)
-    assert distances[0].high == pytest.approx(0.4)
-    assert found.zero_blocks == [list(spectra)[2]]
 
 
 def test_readings_leave_exact_blocks_out():
@@ -50,7 +38,7 @@ def test_the_record_is_json_without_nan():
     text = json.dumps(found.record(), allow_nan=False)
     block = json.loads(text)["blocks"][0]
     assert block["trace"].pop("reading") == "deflated"
-    assert block["trace"] == pytest.approx({"value": 12.3456, "low": 12.1356, "high": 12.5556})
+    assert block["trace"] == pytest.approx({"value": 12.3456, "stderr": 0.105, "low": 12.1356, "high": 12.5556})
     assert block["largest"]["high"] is None
     assert (block["products"], block["products_at_ceilings"], block["stopped_by"]) == (49, 1000, "tolerance")
     assert json.loads(text)["js0"]["value"] is None
