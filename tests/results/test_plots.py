@@ -27,7 +27,7 @@ def test_figure_of_a_zero_block_is_written(tmp_path):
 def test_figures_name_the_blocks_and_facts(tmp_path):
     random_spectra(3).plot(tmp_path / "s.svg")
     text = (tmp_path / "s.svg").read_text().replace("\u00a0", " ")
-    facts = ("4–5 Lanczos steps", "3 probes", "seed 3", "precision fp64", "band: 95 %", "reading averaged")
+    facts = ("4–5 Lanczos steps", "3 probes", "seed 3", "precision fp64", "band: 95 %", "reading blended")
     for word in ("layer.2/weight", "n = 3,000", *facts):
         assert word in text
 
@@ -37,7 +37,7 @@ def test_figures_name_tolerance_and_readings(tmp_path):
     small = Spectrum.exact("b", 3, [1.0, 2.0, 4.0])
     Spectra([one, small], {"config": {"tolerance": {"w1": 0.02, "js": 0.01}}}).plot(tmp_path / "s.svg")
     text = (tmp_path / "s.svg").read_text().replace("\u00a0", " ")
-    for fact in ("2 Lanczos steps", "1 probe,", "tolerance w1=0.02 js=0.01", "reading averaged and exact"):
+    for fact in ("2 Lanczos steps", "1 probe,", "tolerance w1=0.02 js=0.01", "reading blended and exact"):
         assert fact in text
 
 
