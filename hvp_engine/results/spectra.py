@@ -18,6 +18,7 @@ from hvp_engine.results.estimate import Estimate, MatrixEstimate
 from hvp_engine.results.reading import ReadingName, is_gauss
 from hvp_engine.results.smoothing import FloatArray
 from hvp_engine.results.spectrum import Spectrum
+from hvp_engine.results.summary import Summary, summarize
 from hvp_engine.results.wasserstein import wasserstein_estimate
 from hvp_engine.results.zero_blocks import zero_blocks
 from hvp_engine.system import run_files
@@ -217,7 +218,7 @@ class Spectra(Mapping[str, Spectrum]):
         return distances.wasserstein(list(self.values())) if is_gauss(reading) else self.wasserstein_estimate().value
 
     def plot(self, path: str | os.PathLike[str]) -> None:
-        """Draw the densities of all blocks as small multiples; the suffix (.png, .pdf, .svg) is the format.
+        """Draw the densities of all blocks with their 95 % bands; the suffix (.png, .pdf, .svg) is the format.
 
         Raises:
             ConfigurationError: If the suffix names no known format.
@@ -228,17 +229,21 @@ class Spectra(Mapping[str, Spectrum]):
         plots.plot_spectra(self, path, self.settings)
 
     def plot_js(self, path: str | os.PathLike[str]) -> None:
-        """Draw the Jensen-Shannon distances between all blocks as a heat map; the suffix chooses the format.
+        """Draw the Jensen-Shannon distances between all blocks, and their errors; the suffix chooses the format.
 
         Raises:
             ConfigurationError: If the suffix names no known format.
             RunFolderError: If the file cannot be written.
         """
-        from hvp_engine.results import plots  # noqa: PLC0415 - matplotlib takes half a second to import
+        from hvp_engine.results import heat_map  # noqa: PLC0415 - matplotlib takes half a second to import
 
-        plots.plot_js(list(self), self.js_distance(), path)
+        heat_map.plot_js(list(self), self.js_estimate(), self.js0_estimate(), self.zero_blocks, path)
+
+    def summarize(self) -> Summary:
+        """Gather every number with its 95 % bar, its reading and its cost; ``record()`` makes plain data of them."""
+        return summarize(self, self.mean_js_estimates(), self.js0_estimate(), self.zero_blocks, self.manifest)
 
     def summary(self) -> str:
         """Write the table of ``hvp_engine.results.table.summary_table`` as plain text, and the bars for the data."""
-        text = table.summary_text(self, self.js_distance())
+        text = table.summary_text(self.summarize())
         return text if self.data_error is None else f"{text}\n\n{self.data_error.summary()}"
