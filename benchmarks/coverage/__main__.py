@@ -12,7 +12,7 @@ import json
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, SupportsFloat
 
 import numpy as np
 
@@ -65,7 +65,7 @@ def study(matrix: matrices.Matrix, found: streams.Streams) -> dict[str, Any]:
         "chosen_on": matrix.chosen_on,
         "bars": {_key(setting): _coverage(_bars(matrix, found, setting)) for setting in SETTINGS},
         "stops": {tolerance: _kept(ends, float(tolerance)) for tolerance, ends in kept.items()},
-        "fixed": float(np.median([stops.fixed(matrix, truth, found, rows) for rows in groups[:: stops.PROBES]])),
+        "fixed": _short(np.median([stops.fixed(matrix, truth, found, rows) for rows in groups[:: stops.PROBES]])),
     }
 
 
@@ -97,8 +97,8 @@ def _coverage(found: Iterable[bars.Bar]) -> dict[str, Any]:
         every[bar.name].append(bar)
     return {
         name: {
-            "held": float(np.mean([bar.held for bar in several])),
-            "width": float(np.median([bar.width for bar in several])),
+            "held": _short(np.mean([bar.held for bar in several])),
+            "width": _short(np.median([bar.width for bar in several])),
             "count": len(several),
             "bound": several[0].bound,
         }
@@ -115,12 +115,19 @@ def _bars(matrix: matrices.Matrix, found: streams.Streams, setting: Setting) -> 
             yield from bars.shape_bars(matrix, spectrum)
 
 
+def _short(number: SupportsFloat) -> float:
+    """Round to what the tables can use."""
+    return float(f"{float(number):.4g}")
+
+
 def _kept(ends: list[dict[str, Any]], tolerance: float) -> dict[str, Any]:
     """Count how many blocks reached a tolerance, and how many of these kept it."""
     reached = [end for end in ends if end["reached"]]
     kept = [end["error"] <= tolerance for end in reached]
-    medians = {name: float(np.median([end[name] for end in ends])) for name in ("steps", "probes", "products", "error")}
-    worst = max((end["error"] for end in reached), default=0.0)
+    medians = {
+        name: _short(np.median([end[name] for end in ends])) for name in ("steps", "probes", "products", "error")
+    }
+    worst = _short(max((end["error"] for end in reached), default=0.0))
     return {"reached": len(reached), "kept": int(np.sum(kept)), "worst": worst, **medians}
 
 

@@ -11,7 +11,7 @@ from benchmarks.coverage.matrices import Floats, Matrix
 from hvp_engine.results.spectrum import Spectrum
 
 _BREAKDOWN = 16.0 * float(np.finfo(np.float64).eps)
-_TOGETHER = 50  # streams in lock step: their bases then take some hundred megabytes
+_TOGETHER = 8  # streams in lock step: few, so that their bases stay near
 
 
 @dataclass(frozen=True, eq=False)
