@@ -273,7 +273,7 @@ VECTORS: list[Make] = [
     lambda: {"full": torch.ones(1, SIZE, requires_grad=True)},
     lambda: {"full": torch.ones(1, SIZE).to_sparse()},
     lambda: {"full": torch.ones(1, SIZE, device="meta")},
-    lambda: {"full": torch.nested.nested_tensor([torch.ones(SIZE)])},
+    lambda: {"full": torch.nested.nested_tensor([torch.ones(SIZE)], layout=torch.jagged)},
     lambda: {"full": torch.ones(SIZE, 2).T},
     lambda: {"full": torch.ones(1, 1).expand(2, SIZE)},
     lambda: {0: torch.ones(1, SIZE)},
