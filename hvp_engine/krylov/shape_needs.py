@@ -36,7 +36,7 @@ def density(reading: Reading, name: str, tolerance: float) -> Need:
         tolerance: Half-width, in decades.
     """
     block = Smoother(reading, name)
-    band = density_band(block, reading.found.numel, reading.exact, None, None)
+    band = density_band(block, reading.found.numel, None, None)
     seen = band.low > 0.0
     if not seen.any():
         return Need(tolerance / _SUM, math.inf, math.inf, bar=math.inf)
@@ -58,7 +58,7 @@ def divergence(readings: Mapping[str, Reading], tolerance: float) -> dict[str, N
         readings: What is known of every block.
         tolerance: Half-width of every divergence.
     """
-    found = divergences(Smoother(reading, name) for name, reading in readings.items())
+    found = divergences([Smoother(reading, name) for name, reading in readings.items()])
     bars = found.entries()
     half = np.maximum(bars.high - bars.value, bars.value - bars.low)
     chance = np.minimum(student(RESAMPLINGS - 1) * found.rows[1 : 1 + RESAMPLINGS].std(axis=0, ddof=1), half)
