@@ -6,7 +6,7 @@ The heart is :func:`slq`; :func:`hvp` and :class:`HessianOperator` give the prod
 from __future__ import annotations
 
 from hvp_engine import blocks, losses
-from hvp_engine.api import hvp, slq
+from hvp_engine.api import data_error, hvp, slq
 from hvp_engine.blocks import Block
 from hvp_engine.config import show_config
 from hvp_engine.diagnosis.doctor import doctor
@@ -30,6 +30,7 @@ __all__ = [
     "Spectra",
     "Spectrum",
     "blocks",
+    "data_error",
     "doctor",
     "hvp",
     "losses",

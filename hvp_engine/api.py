@@ -1,8 +1,8 @@
-"""The public calls: ``slq`` and ``hvp``."""
+"""The public calls: ``slq``, ``data_error`` and ``hvp``."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from os import PathLike
 from typing import Any
@@ -12,13 +12,17 @@ from torch import Tensor, nn
 
 from hvp_engine.blocks import BlockSpec
 from hvp_engine.jobs.adaptive_slq import AdaptiveSlqJob
+from hvp_engine.jobs.data_error import GROUPS, DataErrorJob, divide, groups_of, settings_of
+from hvp_engine.jobs.folder import located
 from hvp_engine.jobs.runner import run
 from hvp_engine.jobs.slq import SlqJob
 from hvp_engine.krylov.probes import Distribution
-from hvp_engine.krylov.settings import JobSettings, Reorthogonalize
+from hvp_engine.krylov.settings import JobSettings, Reorthogonalize, whole_number
 from hvp_engine.operators.hessian import HessianOperator
 from hvp_engine.problem.objective import Loss
 from hvp_engine.problem.precision import Precision
+from hvp_engine.results import data_errors
+from hvp_engine.results.data_errors import DataErrors
 from hvp_engine.results.spectra import Spectra
 
 
@@ -72,6 +76,7 @@ def slq(
     head_curvature: bool = True,
     head_curvature_tolerance: float = 0.0,
     check: bool = True,
+    data_error: bool = False,
     progress: bool | None = None,
     out: str | PathLike[str] | None = None,
 ) -> Spectra:
@@ -119,6 +124,8 @@ def slq(
             probability are dropped while no token's matrix loses more than this share of the largest one's trace. The
             manifest has the share reached and the entries kept. 0 drops none.
         check: Test the second derivative for symmetry and against finite differences first.
+        data_error: Give bars for the choice of data too, as ``spectra.data_error`` and in ``summary()``: see
+            :func:`data_error`. About 32 products more per block.
         progress: True shows progress, False hides it, None shows it on a terminal.
         out: Run folder. Results and checkpoints go there; the same call again resumes, or returns what is complete.
 
@@ -153,7 +160,90 @@ def slq(
         microbatch=settings.microbatch,
         memory=settings.memory,
     )
+    if not data_error:
+        return _spectra(settings, build, out, progress)
+    inside = None if out is None else located(out) / data_errors.FOLDER
+    spectra = _spectra(settings, partial(_dividable, build), out, progress)
+    errors = run(DataErrorJob(settings_of(settings, check=False)), partial(_divided, build, GROUPS), inside, progress)
+    return Spectra(spectra.values(), spectra.manifest, errors)
+
+
+def _spectra(
+    settings: JobSettings,
+    build: Callable[[], HessianOperator],
+    out: str | PathLike[str] | None,
+    progress: bool | None,
+) -> Spectra:
     targets = settings.targets
     if targets is None:
         return run(SlqJob(settings), build, out, progress)
     return run(AdaptiveSlqJob(settings, targets), build, out, progress)
+
+
+@torch.inference_mode(False)
+def data_error(
+    model: nn.Module,
+    loss: Loss,
+    blocks: BlockSpec = None,
+    *,
+    data: Iterable[Any],
+    groups: int = GROUPS,
+    seed: int = 0,
+    precision: Precision = "fp32",
+    microbatch: int | None = None,
+    memory: int | None = None,
+    check: bool = True,
+    progress: bool | None = None,
+    out: str | PathLike[str] | None = None,
+) -> DataErrors:
+    """Say how far the Hessian on these data is from the one on all data of their kind, and how many samples it takes.
+
+    The data are cut into groups; two halves of them bracket the extreme eigenvalues of the *expected* Hessian, and the
+    scatter between the groups gives bars for its trace and Frobenius norm
+    (:func:`hvp_engine.results.data_error.error_of_block` has the formulas and their sources). As a pilot on a few
+    samples it tells how many a job needs: ``data_error(...).samples_for(0.05)``.
+
+    Args:
+        model: The network; never changed.
+        loss: As for :func:`slq`.
+        blocks: As for :func:`slq`.
+        data: As for :func:`slq`; at least two samples, or two batches where they cannot be cut, in an order that is
+            independent of what is in them.
+        groups: Into how many groups the data are cut where they suffice, at least 2; more of them know their scatter
+            better, and take memory for one vector each.
+        seed: Decides the probes.
+        precision: Arithmetic of the products: ``"fp64"``, ``"fp32"``, ``"tf32"``, ``"bf16"``.
+        microbatch: Samples differentiated at once; None takes whole groups while they fit.
+        memory: Budget in bytes for graphs and vectors; None takes 80 % of what is free.
+        check: Test the second derivative for symmetry and against finite differences first.
+        progress: True shows progress, False hides it, None shows it on a terminal.
+        out: Run folder. Results and checkpoints go there; the same call again resumes, or returns what is complete.
+
+    Returns:
+        Bars by block; ``summary()`` writes them as a table.
+
+    Raises:
+        HvpEngineError: One of its subclasses, with cause and fix.
+    """
+    groups = whole_number("groups", groups, 2)
+    settings = JobSettings(seed=seed, precision=precision, microbatch=microbatch, memory=memory)
+    build = partial(
+        HessianOperator, model, loss, blocks, data=data, precision=precision, microbatch=microbatch, memory=memory
+    )
+    return run(
+        DataErrorJob(settings_of(settings, check=check), groups), partial(_divided, build, groups), out, progress
+    )
+
+
+def _dividable(build: Callable[[], HessianOperator]) -> HessianOperator:
+    """Make an operator; refuse data that do not divide before the work, not after it."""
+    operator = build()
+    groups_of(operator)
+    return operator
+
+
+def _divided(build: Callable[[], HessianOperator], groups: int) -> HessianOperator:
+    """Make an operator whose data are divided."""
+    operator = build()
+    divide(operator, groups)
+    return operator

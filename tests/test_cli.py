@@ -87,6 +87,16 @@ def test_slq_show_and_plot(
         assert (run / name).read_bytes().startswith(b"\x89PNG")
 
 
+def test_bars_for_the_choice_of_data_are_shown_and_kept(
+    target: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ("slq", target, "--steps", "2", "--probes", "1", "--quiet", "--no-check", "--out", "r")
+    assert call(monkeypatch, *arguments, "--data-error") == 0
+    assert "Choice of data: 95 % bars" in capsys.readouterr().out
+    assert call(monkeypatch, "show", "r") == 0
+    assert "Choice of data: 95 % bars" in capsys.readouterr().out
+
+
 def test_named_globs_and_options_reach_the_engine(
     target: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -99,6 +109,48 @@ def test_named_globs_and_options_reach_the_engine(
     assert call(monkeypatch, "show", "r") == 0
     shown = capsys.readouterr().out
     assert "rademacher" in shown and "fp64" in shown
+
+
+def test_tolerances_reach_the_engine_and_show_says_what_they_cost(
+    target: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = ("--tolerance", "0.4", "--tolerance", "trace=0.5", "--steps", "6", "--probes", "3", "--out", "r")
+    assert call(monkeypatch, "slq", target, "--blocks", "parameter", *options, "--quiet") == 0
+    capsys.readouterr()
+    assert call(monkeypatch, "show", "r") == 0
+    shown = capsys.readouterr().out
+    assert "Products: " in shown and "exact" in shown
+    assert "steps           at most 6" in shown
+    (tolerance,) = [line for line in shown.splitlines() if line.startswith("tolerance  ")]
+    assert set(tolerance.split()[1:]) == {"w1=0.4", "trace=0.5"}
+    assert call(monkeypatch, "show", "r", "--json") == 0
+    block = json.loads(capsys.readouterr().out)["blocks"][0]
+    account = Spectra.load("r").manifest["adaptive"]["blocks"]["0.weight"]
+    assert (block["name"], block["products"], block["products_at_ceilings"]) == (
+        "0.weight", account["products"], account["ceiling"]
+    )  # fmt: skip
+    assert block["trace"]["low"] <= block["trace"]["value"] <= block["trace"]["high"]
+
+
+def test_steps_or_probes_alone_say_exactly_what_to_do(target: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert call(monkeypatch, "slq", target, "--probes", "3", "--steps", "4", "--out", "r", "--quiet") == 0
+    spectra = Spectra.load("r")
+    assert spectra["full"].alphas.shape == (3, 4)
+    assert "adaptive" not in spectra.manifest
+
+
+def test_neither_tolerance_nor_steps_ask_for_the_usual_tolerance(target: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert call(monkeypatch, "slq", target, "--blocks", "2.bias", "--out", "r", "--quiet") == 0
+    assert Spectra.load("r").settings["tolerance"] == {"w1": 0.02}
+
+
+def test_plans_take_tolerances_too(
+    target: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert call(monkeypatch, "plan", target, "--tolerance", "0.3", "--steps", "20") == 0
+    assert "w1 0.3" in capsys.readouterr().out
+    assert call(monkeypatch, "plan", target, "--tolerance", "w2=0.3") == 1
+    assert "no target named 'w2'" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -193,6 +245,9 @@ def test_a_job_file_named_like_a_module_does_not_take_its_place(target: str, tmp
         (("work.py:job", "--blocks", "parameter", "--blocks", "w=*"), "leave the other"),
         (("work.py:job", "--memory", "nan"), "no amount of memory"),
         (("work.py:job", "--memory", "-1"), "no amount of memory"),
+        (("work.py:job", "--tolerance", "little"), "neither a number nor NAME=NUMBER"),
+        (("work.py:job", "--tolerance", "w2=0.1"), "no target named 'w2'"),
+        (("work.py:job", "--tolerance", "0"), "above 0"),
     ],
 )
 def test_options_that_mean_nothing_are_refused_before_any_work(

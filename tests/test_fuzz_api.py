@@ -19,14 +19,21 @@ from torch.nn.parameter import is_lazy
 import hvp_engine as he
 from hvp_engine.errors import HvpEngineError
 
-CALLS = 200
+CALLS = 250
 SECONDS = 20  # that one call may take; a hang is a failure
-ENTRIES: dict[str, Callable[..., Any]] = {"hvp": he.hvp, "slq": he.slq, "doctor": he.doctor, "plan": he.plan}
+ENTRIES: dict[str, Callable[..., Any]] = {
+    "hvp": he.hvp,
+    "slq": he.slq,
+    "doctor": he.doctor,
+    "plan": he.plan,
+    "data_error": he.data_error,
+}
 FEW: dict[str, dict[str, Any]] = {
     "hvp": {},
     "slq": {"steps": 3, "probes": 2, "progress": False},
     "doctor": {"seconds": 0.2},
     "plan": {"steps": 3, "probes": 2, "batches": None},
+    "data_error": {"progress": False},
 }
 
 

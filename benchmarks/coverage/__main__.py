@@ -10,19 +10,21 @@ from __future__ import annotations
 import argparse
 import json
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from benchmarks.coverage import bars, matrices, report, stops, streams
+from benchmarks.coverage import bars, matrices, pairs, report, stops, streams
 
 # Steps, single products and probes of what is judged: short and long streams, with and without single products.
 SETTINGS = ((30, 0, 1), (50, 0, 1), (50, 4, 1), (30, 4, 3))
 TOLERANCES = (0.05, 0.02, 0.01)
 SINGLES = 4
 _STOPPED = 4  # one stream in so many begins a block that stops by a tolerance
+_TOGETHER = 10  # matrices whose distances are compared
+Setting = tuple[int, int, int]
 
 
 def main() -> None:
@@ -31,32 +33,29 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=200, help="streams of each matrix")
     parser.add_argument("--out", type=Path, default=Path(__file__).parents[1] / "results", help="folder for the files")
     arguments = parser.parse_args()
+    every = matrices.every()
+    found = [streams.run(matrix, arguments.seeds, stops.STEPS, SINGLES, seed) for seed, matrix in enumerate(every)]
     blocks = []
-    for number, matrix in enumerate(matrices.every()):
-        blocks.append(study(matrix, arguments.seeds, number))
+    for matrix, own in zip(every, found, strict=True):
         print(matrix.name, flush=True)
-    found = {
+        blocks.append(study(matrix, own))
+    together = [slice(first, first + _TOGETHER) for first in range(0, len(every), _TOGETHER)]
+    results = {
         "seeds": arguments.seeds,
         "stopped": len(range(0, arguments.seeds, _STOPPED)),
         "settings": SETTINGS,
         "tolerances": TOLERANCES,
         "matrices": blocks,
+        "groups": [study_of_pairs(every[some], found[some]) for some in together],
     }
     arguments.out.mkdir(parents=True, exist_ok=True)
-    (arguments.out / "coverage.json").write_text(json.dumps(found, indent=1) + "\n")
-    (arguments.out / "coverage.md").write_text(report.markdown(found))
+    (arguments.out / "coverage.json").write_text(json.dumps(results, indent=1) + "\n")
+    (arguments.out / "coverage.md").write_text(report.markdown(results))
 
 
-def study(matrix: matrices.Matrix, seeds: int, number: int) -> dict[str, Any]:
-    """Run all streams of one matrix, and judge what they give.
-
-    Args:
-        matrix: The matrix.
-        seeds: Its streams.
-        number: Of the matrix, the seed of its streams.
-    """
-    found = streams.run(matrix, seeds, stops.STEPS, SINGLES, number)
-    truth = stops.distribution(matrix)
+def study(matrix: matrices.Matrix, found: streams.Streams) -> dict[str, Any]:
+    """Judge what the streams of one matrix give."""
+    truth, seeds = stops.distribution(matrix), len(found.steps)
     groups = [[(first + k) % seeds for k in range(stops.PROBES)] for first in range(seeds)]
     some = groups[::_STOPPED]
     kept = {str(t): [vars(stops.stop(matrix, truth, found, rows, t)) for rows in some] for t in TOLERANCES}
@@ -64,16 +63,37 @@ def study(matrix: matrices.Matrix, seeds: int, number: int) -> dict[str, Any]:
         "name": matrix.name,
         "numel": matrix.numel,
         "chosen_on": matrix.chosen_on,
-        "bars": {f"{m},{s},{p}": _coverage(matrix, found, (m, s, p)) for m, s, p in SETTINGS},
+        "bars": {_key(setting): _coverage(_bars(matrix, found, setting)) for setting in SETTINGS},
         "stops": {tolerance: _kept(ends, float(tolerance)) for tolerance, ends in kept.items()},
         "fixed": float(np.median([stops.fixed(matrix, truth, found, rows) for rows in groups[:: stops.PROBES]])),
     }
 
 
-def _coverage(matrix: matrices.Matrix, found: streams.Streams, setting: tuple[int, int, int]) -> dict[str, Any]:
+def study_of_pairs(some: Sequence[matrices.Matrix], found: Sequence[streams.Streams]) -> dict[str, Any]:
+    """Judge the distances between some matrices."""
+    truth = pairs.Truth(some)
+
+    def bars_of(setting: Setting) -> Iterator[bars.Bar]:
+        steps, singles, probes = setting
+        for first in range(0, len(found[0].steps) - probes + 1, _STOPPED * probes):
+            rows = list(range(first, first + probes))
+            yield from pairs.pair_bars(
+                truth,
+                [streams.spectrum(one, own, rows, steps, singles) for one, own in zip(some, found, strict=True)],
+            )
+
+    name = f"{some[0].name} to {some[-1].name}"
+    return {"name": name, "bars": {_key(setting): _coverage(bars_of(setting)) for setting in SETTINGS}}
+
+
+def _key(setting: Setting) -> str:
+    return ",".join(map(str, setting))
+
+
+def _coverage(found: Iterable[bars.Bar]) -> dict[str, Any]:
     """Count, for each bar, how often it holds, its median width, and how often there is one."""
     every: dict[str, list[bars.Bar]] = defaultdict(list)
-    for bar in _bars(matrix, found, setting):
+    for bar in found:
         every[bar.name].append(bar)
     return {
         name: {
@@ -86,11 +106,13 @@ def _coverage(matrix: matrices.Matrix, found: streams.Streams, setting: tuple[in
     }
 
 
-def _bars(matrix: matrices.Matrix, found: streams.Streams, setting: tuple[int, int, int]) -> Iterator[bars.Bar]:
+def _bars(matrix: matrices.Matrix, found: streams.Streams, setting: Setting) -> Iterator[bars.Bar]:
     steps, singles, probes = setting
-    for first in range(0, len(found.steps) - probes + 1, probes):
-        rows = list(range(first, first + probes))
-        yield from bars.scalar_bars(matrix, streams.spectrum(matrix, found, rows, steps, singles))
+    for number, first in enumerate(range(0, len(found.steps) - probes + 1, probes)):
+        spectrum = streams.spectrum(matrix, found, list(range(first, first + probes)), steps, singles)
+        yield from bars.scalar_bars(matrix, spectrum)
+        if number % _STOPPED == 0:
+            yield from bars.shape_bars(matrix, spectrum)
 
 
 def _kept(ends: list[dict[str, Any]], tolerance: float) -> dict[str, Any]:

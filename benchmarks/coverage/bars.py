@@ -94,14 +94,15 @@ def shape_bars(matrix: Matrix, spectrum: Spectrum) -> Iterator[Bar]:
     below = np.concatenate(([0], matrix.counts.cumsum())) / matrix.numel
     truth = SmoothCdf(matrix.values, below[:-1], below[1:])
     bar = distance_from_truth(spectrum.reading)
-    yield Bar("W1 from the truth", float(spectrum.reading.smooth.distance(truth) <= bar), bar / matrix.sd)
+    held = spectrum.reading.smooth.distance(truth) <= bar + _SLACK * matrix.sd
+    yield Bar("W1 from the truth", float(held), bar / matrix.sd)
     block = Smoother(spectrum.reading, matrix.name)
     band = density_band(block, matrix.numel, spectrum.reading.exact, None, None)
     weights = matrix.counts[None] / matrix.numel
     density = smoothing.shared_masses(matrix.values, weights, band.points, block.sigma)[0]
     density /= smoothing.cell_widths(band.points)
     seen = density > 0.1 / (matrix.numel * math.sqrt(2.0 * math.pi) * block.sigma)
-    held = (band.low <= density) & (density <= band.high)
+    holds = (band.low <= density) & (density <= band.high)
     inside = seen & (band.low > 0.0)
     width = 0.5 * float(np.log10(band.high[inside] / band.low[inside]).mean()) if inside.any() else math.nan
-    yield Bar("density", float(held[seen].mean()), width)
+    yield Bar("density", float(holds[seen].mean()), width)

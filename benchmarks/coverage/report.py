@@ -23,7 +23,10 @@ def markdown(found: Mapping[str, Any]) -> str:
         "Mean over the matrices [worst matrix]; (b) marks bounds, which may hold more often than 95 %.",
         "",
     ]
-    lines += _bars(found["settings"], blocks)
+    keys = [",".join(map(str, setting)) for setting in found["settings"]]
+    heads = [f"{m} steps, {s} single products, {p} probe{'s' * (p > 1)}" for m, s, p in found["settings"]]
+    lines += ["| bar | " + " | ".join(heads) + " |", "|---" * (len(heads) + 1) + "|"]
+    lines += [*_bars(keys, blocks), *_bars(keys, found["groups"])]
     for tolerance in map(str, found["tolerances"]):
         lines += [
             "",
@@ -34,23 +37,16 @@ def markdown(found: Mapping[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _bars(settings: list[tuple[int, int, int]], blocks: list[dict[str, Any]]) -> list[str]:
-    names = dict.fromkeys(name for block in blocks for bars in block["bars"].values() for name in bars)
-    heads = [f"{m} steps, {s} single products, {p} probe{'s' * (p > 1)}" for m, s, p in settings]
-    lines = ["| bar | " + " | ".join(heads) + " |", "|---" * (len(heads) + 1) + "|"]
-    for name in names:
+def _bars(keys: list[str], blocks: list[dict[str, Any]]) -> list[str]:
+    lines = []
+    for name in dict.fromkeys(name for block in blocks for bars in block["bars"].values() for name in bars):
         cells, bound = [], False
-        for m, s, p in settings:
-            held = {
-                block["name"]: block["bars"][f"{m},{s},{p}"][name]["held"]
-                for block in blocks
-                if name in block["bars"][f"{m},{s},{p}"]
-            }
-            bound = bound or any(
-                bars[name]["bound"] for block in blocks for bars in block["bars"].values() if name in bars
-            )
-            worst = min(held, key=lambda block: held[block], default="")
-            cells.append(f"{np.mean(list(held.values())):.3f} [{held[worst]:.2f} {worst}]" if held else "-")
+        for key in keys:
+            here = {block["name"]: block["bars"][key][name] for block in blocks if name in block["bars"][key]}
+            bound = bound or any(bar["bound"] for bar in here.values())
+            worst = min(here, key=lambda block: here[block]["held"], default="")
+            mean = np.mean([bar["held"] for bar in here.values()]) if here else np.nan
+            cells.append(f"{mean:.3f} [{here[worst]['held']:.2f} {worst}]" if here else "-")
         lines.append(f"| {name}{' (b)' if bound else ''} | " + " | ".join(cells) + " |")
     return lines
 

@@ -4,21 +4,22 @@ from __future__ import annotations
 
 import io
 import json
-import math
 import os
 import sys
 from enum import Enum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from rich.console import Console
 
-from hvp_engine.cli.job_file import JobOfUser, load_job, output_to_errors
-from hvp_engine.errors import ConfigurationError, HvpEngineError, printable
+from hvp_engine.cli.job_file import load_job, output_to_errors
+from hvp_engine.cli.options import blocks_of, bytes_of, tolerance_of
+from hvp_engine.errors import HvpEngineError, printable
 from hvp_engine.krylov.registry import STORAGES
 from hvp_engine.results.spectra import Spectra
 from hvp_engine.results.table import summary_table
+from hvp_engine.results.words import targets_text
 from hvp_engine.system.formatting import shorten
 
 _NOT_FIT, _NOT_EXAMINED = 1, 2  # exit codes of the doctor
@@ -64,8 +65,17 @@ _Blocks = Annotated[
         "--blocks", help="full, parameter, module, a parameter name, or NAME=GLOB[,GLOB...]; repeat for more."
     ),
 ]
-_Steps = Annotated[int, typer.Option(help="Lanczos steps.")]
-_Probes = Annotated[int, typer.Option(help="Random vectors per block.")]
+_Steps = Annotated[int | None, typer.Option(help="Lanczos steps; with --tolerance the most of them [100].")]
+_Probes = Annotated[int | None, typer.Option(help="Random vectors per block; with --tolerance the most of them [10].")]
+_Tolerance = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="NUMBER|NAME=NUMBER",
+        help="Half-width of the 95 % bars to stop at: relative to the standard deviation of the eigenvalues, or of w1, "
+        "js, trace or density; repeat for more [0.02, unless --steps or --probes say how much to do].",
+    ),
+]
+_Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 _Arithmetic = Annotated[_Precision, typer.Option(help="Arithmetic of the products.")]
 _Kept = Annotated[_Basis, typer.Option(help="Dtype of the kept Lanczos vectors.")]
 _Microbatch = Annotated[int | None, typer.Option(help="Samples differentiated at once.")]
@@ -106,7 +116,7 @@ def doctor(
             report = examine(
                 job.model,
                 job.loss,
-                _blocks(blocks, job),
+                blocks_of(blocks, job),
                 data=job.data,
                 precision=precision.value,
                 seconds=seconds,
@@ -126,8 +136,9 @@ def doctor(
 def slq(
     target: _Target,
     blocks: _Blocks = None,
-    steps: _Steps = 100,
-    probes: _Probes = 10,
+    tolerance: _Tolerance = None,
+    steps: _Steps = None,
+    probes: _Probes = None,
     seed: Annotated[int, typer.Option(help="Seed of the probes.")] = 0,
     distribution: Annotated[
         _Distribution, typer.Option(help="Of the probes; rademacher misses eigenvectors on few coordinates.")
@@ -146,6 +157,7 @@ def slq(
         float, typer.Option(help="Share of the largest trace that it may lose by dropping vocabulary entries.")
     ] = 0.0,
     check: Annotated[bool, typer.Option(help="Test the second derivative first.")] = True,
+    data_error: Annotated[bool, typer.Option("--data-error", help="Give bars for the choice of data too.")] = False,
     out: Annotated[Path | None, typer.Option(help="Run folder [default: runs/<file>-<function>].")] = None,
     quiet: _Quiet = False,
 ) -> None:
@@ -158,8 +170,9 @@ def slq(
         spectra = compute(
             job.model,
             job.loss,
-            _blocks(blocks, job),
+            blocks_of(blocks, job),
             data=job.data,
+            tolerance=tolerance_of(tolerance),
             steps=steps,
             probes=probes,
             seed=seed,
@@ -168,10 +181,11 @@ def slq(
             reorthogonalize=reorthogonalize.value,
             basis=basis.value,
             microbatch=microbatch,
-            memory=_bytes(memory),
+            memory=bytes_of(memory),
             head_curvature=head_curvature,
             head_curvature_tolerance=head_curvature_tolerance,
             check=check,
+            data_error=data_error,
             progress=not quiet,
             out=folder,
         )
@@ -184,14 +198,15 @@ def plan(
     target: _Target,
     device: Annotated[_Device, typer.Option(help="Where the job would run.")] = _Device.cpu,
     blocks: _Blocks = None,
-    steps: _Steps = 100,
-    probes: _Probes = 10,
+    tolerance: _Tolerance = None,
+    steps: _Steps = None,
+    probes: _Probes = None,
     precision: _Arithmetic = _Precision.fp32,
     basis: _Kept = _PLAIN_BASIS,
     microbatch: _Microbatch = None,
     batches: Annotated[int | None, typer.Option(help="Batches to plan for, in place of those in the data.")] = None,
     tokens: Annotated[int | None, typer.Option(help="The same in entries of a batch's first tensor.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: _Json = False,
 ) -> None:
     """Predict time, memory and setting of a job on a device, without running it; a model on "meta" will do."""
     from hvp_engine.planning.plan import plan as predict  # noqa: PLC0415
@@ -201,9 +216,10 @@ def plan(
         planned = predict(
             job.model,
             job.loss,
-            _blocks(blocks, job),
+            blocks_of(blocks, job),
             data=job.data,
             device=device.value,
+            tolerance=tolerance_of(tolerance),
             steps=steps,
             probes=probes,
             precision=precision.value,
@@ -216,14 +232,20 @@ def plan(
 
 
 @app.command()
-def show(run: _Run) -> None:
-    """Print the table of a run."""
+def show(run: _Run, as_json: _Json = False) -> None:
+    """Print the table of a run: numbers with their 95 % bars, what they cost, and what was not reached."""
     spectra = Spectra.load(run)
+    if as_json:
+        typer.echo(json.dumps(spectra.summarize().record(), indent=1))
+        return
     _print(spectra)
     settings, notes = spectra.settings, spectra.manifest.get("notes")
+    if "tolerance" in settings:
+        _say(f"{'tolerance':16}{shorten(targets_text(settings['tolerance']), _LONGEST)}")
+    ceilings = ("steps", "probes") if "tolerance" in settings else ()
     for key in ("steps", "probes", "seed", "distribution", "precision", "reorthogonalize", "basis"):
         if key in settings:
-            _say(f"{key:16}{shorten(str(settings[key]), _LONGEST)}")
+            _say(f"{key:16}{'at most ' * (key in ceilings)}{shorten(str(settings[key]), _LONGEST)}")
     for note in notes if isinstance(notes, list) else []:
         _say(f"{'note':16}{shorten(str(note), _LONGEST)}")
 
@@ -245,7 +267,9 @@ def _print(spectra: Spectra) -> None:
     """Print the table as wide as the terminal, or as long as its lines are where there is none."""
     if sys.stdout.isatty():
         console = _console()
-        console.print(summary_table(spectra, spectra.js_distance(), console.width))
+        console.print(summary_table(spectra.summarize(), console.width))
+        if spectra.data_error is not None:
+            typer.echo(f"\n{spectra.data_error.summary()}")
     else:
         typer.echo(spectra.summary())
 
@@ -258,47 +282,6 @@ def _say(text: str) -> None:
 def _console() -> Console:
     # A pipe has no width of its own: rather long lines there than cut numbers.
     return Console() if sys.stdout.isatty() else Console(width=200)
-
-
-def _blocks(given: list[str] | None, job: JobOfUser) -> Any:
-    """Return the --blocks options as a block specification, or else the blocks that the job file asks for.
-
-    Raises:
-        ConfigurationError: An option is malformed, or a block is named twice.
-    """
-    if not given:
-        return job.blocks
-    if len(given) == 1 and given[0] in ("full", "parameter", "module"):
-        return given[0]
-    named: dict[str, list[str]] = {}
-    for item in given:
-        name, equals, globs = (part.strip() for part in item.partition("="))
-        if not name or (equals and not globs):
-            raise ConfigurationError(f"Option --blocks {item!r} is not of the form NAME=GLOB[,GLOB...].")
-        if not equals and name in ("parameter", "module"):
-            raise ConfigurationError(f"Option --blocks {name} names all blocks; leave the other --blocks out.")
-        if name in named:
-            raise ConfigurationError(
-                f"Option --blocks names {name!r} twice; give its globs in one: --blocks "
-                f"{name}={','.join([*named[name], globs or name])}"
-            )
-        named[name] = [glob.strip() for glob in globs.split(",")] if equals else ["*"] if name == "full" else [name]
-    return named
-
-
-def _bytes(gibibytes: float | None) -> int | None:
-    """Return the --memory option in bytes.
-
-    Raises:
-        ConfigurationError: It is no amount of memory.
-    """
-    if gibibytes is None:
-        return None
-    if not math.isfinite(gibibytes) or gibibytes <= 0:
-        raise ConfigurationError(
-            f"Option --memory {gibibytes:g} is no amount of memory; give GiB, for instance --memory 8."
-        )
-    return max(1, int(gibibytes * 2**30))
 
 
 def main() -> None:

@@ -19,8 +19,7 @@ CONFIG = GPTConfig(vocabulary=256, context=64, layers=4, heads=4, width=64)
 _TRAINING_STEPS = 400
 _TRAINING_BATCH = 32
 _SEQUENCES = 32
-_STEPS = 40
-_PROBES = 2
+_TOLERANCE = 0.02
 
 
 def train(corpus: Corpus, progress: bool | None) -> tuple[GPT, float]:
@@ -53,13 +52,12 @@ def train(corpus: Corpus, progress: bool | None) -> tuple[GPT, float]:
 
 
 def job(corpus: Corpus) -> dict[str, Any]:
-    """Put together the demo's arguments for :func:`hvp_engine.slq`: loss, blocks, data, steps and probes."""
+    """Put together the demo's arguments for :func:`hvp_engine.slq`: loss, blocks, data and tolerance."""
     return {
         "loss": losses.causal_lm,
         "blocks": {**paper_blocks(CONFIG), "full": ["*"]},
         "data": list(torch.split(corpus.sequences(_SEQUENCES, CONFIG.context), 16)),
-        "steps": _STEPS,
-        "probes": _PROBES,
+        "tolerance": _TOLERANCE,
     }
 
 

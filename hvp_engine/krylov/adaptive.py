@@ -8,6 +8,7 @@ and is kept in the scalars: a job that is resumed decides nothing anew.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import NamedTuple
 
@@ -165,10 +166,13 @@ class AdaptiveWave(Wave):
 
 
 def _singles_of(found: Coefficients, verdict: Verdict) -> int:
-    """Return how many single products a block gets in all: none where its stream knows everything, or all is zero."""
+    """Return how many single products a block gets in all: none where its stream knows everything, or all is zero.
+
+    A sweep for less than it may carry is a sweep that costs no less.
+    """
     if int(found.steps[0]) >= found.numel or is_zero(verdict):
         return 0
-    return max(SINGLES_AT_ONCE, verdict.singles)
+    return SINGLES_AT_ONCE * max(1, math.ceil(verdict.singles / SINGLES_AT_ONCE))
 
 
 def is_zero(verdict: Verdict) -> bool:

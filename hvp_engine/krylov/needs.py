@@ -107,8 +107,10 @@ def distribution(reading: Reading, tolerance: float) -> Need:
     rule = reading.variance_reduced
     mean, square = float(rule.weights @ rule.nodes), float(rule.weights @ rule.nodes**2)
     deviation = math.sqrt(float(rule.weights @ (rule.nodes - mean) ** 2))
-    if deviation <= _ROUNDING * math.sqrt(square):
-        return Need(tolerance, 0.0, 0.0)
+    if deviation <= _ROUNDING * math.sqrt(square):  # no spread; or after one step, none that is known
+        found = reading.found
+        one_step = found.steps == 1
+        return Need(tolerance, float((found.residuals[one_step] > _ROUNDING * math.sqrt(square)).any()), 0.0)
     spread = chance_of_distance(reading.averaged) / deviation
     floor = reading.found.noise * math.sqrt(square) / deviation
     return Need(tolerance, left_to_change(reading) / deviation, spread, floor=floor)

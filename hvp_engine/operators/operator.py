@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping
-from typing import Any, ClassVar
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, ClassVar, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -34,6 +34,8 @@ from hvp_engine.scheduling.waves import StreamSizes
 from hvp_engine.system.formatting import first_names
 from hvp_engine.system.memory import budget as free_budget
 from hvp_engine.system.memory import shortage_in_words
+
+T = TypeVar("T")
 
 
 class CurvatureOperator(ABC):
@@ -190,7 +192,7 @@ class CurvatureOperator(ABC):
             )
         with torch.inference_mode(False):
             converted = {name: self._vectors(name, block_vectors) for name, block_vectors in vectors.items()}
-        products = self._sweep(converted, waiting=True)
+        products = self._swept(lambda: self.scheduler.sweep(converted), waiting=True)
         self._refuse_nonfinite(products)
         return products
 
@@ -203,17 +205,24 @@ class CurvatureOperator(ABC):
         Returns:
             As `matmat`.
         """
-        return self._sweep(vectors, waiting=False)
+        return self._swept(lambda: self.scheduler.sweep(vectors), waiting=False)
+
+    def sweep_apart(
+        self, vectors: Sequence[Mapping[str, Tensor]], part: Callable[[int], int]
+    ) -> tuple[list[dict[str, Tensor]], list[float]]:
+        """Multiply vectors by what parts of divided data add to the blocks, see :meth:`Scheduler.sweep_apart`."""
+        return self._swept(lambda: self.scheduler.sweep_apart(vectors, part), waiting=False)
 
     @shortage_in_words("products were formed")
     @torch.inference_mode(False)
-    def _sweep(self, vectors: Mapping[str, Tensor], *, waiting: bool) -> dict[str, Tensor]:
+    def _swept(self, multiply: Callable[[], T], *, waiting: bool) -> T:
+        """Multiply by the blocks of a model that is what it was."""
         if not self._steady or self.objective.watch.touched():
             self._look(waiting=waiting)
         self.objective.held_data.check()
         try:
             with retained_heap():
-                products = self.scheduler.sweep(vectors)
+                products = multiply()
         except HvpEngineError:
             if self._steady:
                 self._look()  # what changed is the cause, and is named in place of what came of it

@@ -5,17 +5,20 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from hvp_engine.errors import ConfigurationError
-from hvp_engine.results import distances, record, stored, table
+from hvp_engine.results import data_errors, distances, record, stored, table
+from hvp_engine.results.data_errors import DataErrors
 from hvp_engine.results.divergences import Divergences, divergences
 from hvp_engine.results.estimate import Estimate, MatrixEstimate
 from hvp_engine.results.reading import ReadingName, is_gauss
 from hvp_engine.results.smoothing import FloatArray
 from hvp_engine.results.spectrum import Spectrum
+from hvp_engine.results.summary import Summary, summarize
 from hvp_engine.results.wasserstein import wasserstein_estimate
 from hvp_engine.results.zero_blocks import zero_blocks
 from hvp_engine.system import run_files
@@ -29,12 +32,18 @@ class Spectra(Mapping[str, Spectrum]):
         manifest: The facts of the run (configuration, seed, versions, hashes), all of it writable as JSON.
     """
 
-    def __init__(self, spectra: Iterable[Spectrum], manifest: Mapping[str, Any] | None = None) -> None:
+    def __init__(
+        self,
+        spectra: Iterable[Spectrum],
+        manifest: Mapping[str, Any] | None = None,
+        data_error: DataErrors | None = None,
+    ) -> None:
         """Collect spectra under their names.
 
         Args:
             spectra: One or more spectra with distinct names.
             manifest: The facts of the run.
+            data_error: What the choice of data does to the same blocks; None where that was not asked for.
 
         Raises:
             ConfigurationError: If there is no spectrum, one is something else, two have the same name, or the
@@ -43,6 +52,7 @@ class Spectra(Mapping[str, Spectrum]):
         if manifest is not None and not isinstance(manifest, Mapping):
             raise ConfigurationError(f"The manifest must be a mapping of facts, not {type(manifest).__name__}.")
         self.manifest: dict[str, Any] = dict(manifest or {})
+        self._data_error = data_error
         self._spectra: dict[str, Spectrum] = {}
         for spectrum in spectra if isinstance(spectra, Iterable) else [spectra]:
             if not isinstance(spectrum, Spectrum):
@@ -77,10 +87,22 @@ class Spectra(Mapping[str, Spectrum]):
         config = self.manifest.get("config")
         return config if isinstance(config, Mapping) else {}
 
+    @cached_property
+    def data_error(self) -> DataErrors | None:
+        """Bars for the choice of data, around the spectra's own traces and norms; None where they were not asked for.
+
+        They leave out what probes and steps do to a spectrum, the errors of ``trace()`` and ``frobenius_norm()``.
+        """
+        if self._data_error is None:
+            return None
+        values = {name: (s.trace().value, s.frobenius_norm().value) for name, s in self.items()}
+        return self._data_error.centred(values)
+
     def save(self, folder: str | os.PathLike[str]) -> None:
         """Write ``manifest.json`` and ``spectra.safetensors`` into a folder, which is made if needed.
 
         Beside the coefficients there are the estimates with their bars, for other programs: ``load`` makes them anew.
+        Bars for the choice of data go to the same files in ``data_error/`` inside it.
 
         Raises:
             ConfigurationError: If the manifest cannot be written as JSON.
@@ -91,6 +113,8 @@ class Spectra(Mapping[str, Spectrum]):
         published, matrices = record.published(self, self.js_estimate, self.js0_estimate, self.zero_blocks)
         document = {"run": self.manifest, "blocks": blocks, "estimates": published}
         run_files.write_run(folder, document, tensors | matrices)
+        if self._data_error is not None:
+            self._data_error.save(Path(folder) / data_errors.FOLDER)
 
     @classmethod
     def load(cls, folder: str | os.PathLike[str]) -> Spectra:
@@ -100,7 +124,7 @@ class Spectra(Mapping[str, Spectrum]):
             RunFolderError: If the folder is missing, damaged, foreign, or of a newer version.
         """
         manifest, spectra = stored.read(folder)
-        return cls(spectra, manifest)
+        return cls(spectra, manifest, data_errors.load_beside(folder))
 
     @cached_property
     def zero_blocks(self) -> tuple[str, ...]:
@@ -194,7 +218,7 @@ class Spectra(Mapping[str, Spectrum]):
         return distances.wasserstein(list(self.values())) if is_gauss(reading) else self.wasserstein_estimate().value
 
     def plot(self, path: str | os.PathLike[str]) -> None:
-        """Draw the densities of all blocks as small multiples; the suffix (.png, .pdf, .svg) is the format.
+        """Draw the densities of all blocks with their 95 % bands; the suffix (.png, .pdf, .svg) is the format.
 
         Raises:
             ConfigurationError: If the suffix names no known format.
@@ -205,16 +229,21 @@ class Spectra(Mapping[str, Spectrum]):
         plots.plot_spectra(self, path, self.settings)
 
     def plot_js(self, path: str | os.PathLike[str]) -> None:
-        """Draw the Jensen-Shannon distances between all blocks as a heat map; the suffix chooses the format.
+        """Draw the Jensen-Shannon distances between all blocks, and their errors; the suffix chooses the format.
 
         Raises:
             ConfigurationError: If the suffix names no known format.
             RunFolderError: If the file cannot be written.
         """
-        from hvp_engine.results import plots  # noqa: PLC0415 - matplotlib takes half a second to import
+        from hvp_engine.results import heat_map  # noqa: PLC0415 - matplotlib takes half a second to import
 
-        plots.plot_js(list(self), self.js_distance(), path)
+        heat_map.plot_js(list(self), self.js_estimate(), self.js0_estimate(), self.zero_blocks, path)
+
+    def summarize(self) -> Summary:
+        """Gather every number with its 95 % bar, its reading and its cost; ``record()`` makes plain data of them."""
+        return summarize(self, self.mean_js_estimates(), self.js0_estimate(), self.zero_blocks, self.manifest)
 
     def summary(self) -> str:
-        """Write the table of ``hvp_engine.results.table.summary_table`` as plain text."""
-        return table.summary_text(self, self.js_distance())
+        """Write the table of ``hvp_engine.results.table.summary_table`` as plain text, and the bars for the data."""
+        text = table.summary_text(self.summarize())
+        return text if self.data_error is None else f"{text}\n\n{self.data_error.summary()}"

@@ -1,8 +1,10 @@
-"""Tables of spectra for terminals and logs."""
+"""Tables of spectra for terminals and logs: every number with its bar, and below them what to know of all."""
 
 from __future__ import annotations
 
 import io
+import math
+import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
@@ -12,16 +14,35 @@ from rich.console import Console, Group
 from rich.table import Table
 from rich.text import Text
 
-from hvp_engine.results.distances import mean_of_pairs, mean_to_others
-from hvp_engine.results.smoothing import FloatArray
-from hvp_engine.results.spectrum import Spectrum
-from hvp_engine.system.formatting import NAME_CELLS, abbreviate, format_count, format_number, format_with_error
+from hvp_engine.results.account import Account
+from hvp_engine.results.estimate import Estimate
+from hvp_engine.results.notes import notes
+from hvp_engine.results.summary import BlockSummary, Summary
+from hvp_engine.results.words import NOTHING, UNKNOWN, NumberText, number_text
+from hvp_engine.system.formatting import NAME_CELLS, abbreviate, format_count
 
-_COLUMNS = ("parameters", "trace", "Frobenius norm", "smallest", "largest", "steps", "JS0")
-_UPPER = ("parameters", "trace", "Frobenius", "smallest", "JS0")
-_LOWER = ("steps", "", "norm", "largest", "")
+_COLUMNS = (
+    "parameters",
+    "trace",
+    "Frobenius norm",
+    "smallest",
+    "largest",
+    "outliers",
+    "JS0",
+    "steps x probes",
+    "products",
+    "stopped by",
+)
+_UPPER = ("parameters", "trace", "Frobenius", "smallest", "largest", "out-", "JS0", "products")
+_LOWER = ("steps", "± 95 %", "± 95 %", "± 95 %", "± 95 %", "liers", "± 95 %", "stopped")
+_NUMBERS = ("trace", "frobenius_norm", "smallest", "largest", "js0")
+_BOUNDS = {"smallest": "≤", "largest": "≥"}  # a Ritz value lies inside the range of the eigenvalues
+_JS_DIGITS = 3
+_WIDEST_COUNT = 7  # characters, from which on an upper end says less than the room that it takes
 _MEAN = "mean over pairs"
-_GAP, _GAP_OF_BOX = 2, 3  # columns of the terminal between those of the table
+_GAPS = (2, 1)  # columns of the terminal between those of the table; one where two do not fit
+_GAP_OF_BOX = 3
+_PROSE = 120  # columns of a line of text where there is no terminal
 
 
 class _Row(NamedTuple):
@@ -30,55 +51,88 @@ class _Row(NamedTuple):
     name: str
     line: tuple[str, ...]  # as _COLUMNS
     upper: tuple[str, ...]  # as _UPPER
-    lower: tuple[str, ...]  # as _LOWER, standard errors under their values
+    lower: tuple[str, ...]  # as _LOWER, bars under their values
 
 
-def summary_table(spectra: Mapping[str, Spectrum], js_distance: FloatArray, width: int | None = None) -> Table | Group:
-    """Lay out a table with a row for each block.
+def summary_table(summary: Summary, width: int | None = None) -> Group:
+    """Lay out a table with a row for each block, and lines below it that say how its numbers were made.
 
-    Columns: block, parameters, trace and Frobenius norm with their standard errors, smallest and largest
-    node, Lanczos steps (the range over probes), and JS0, the mean Jensen-Shannon distance to the other
-    blocks.
+    Columns: block, parameters, trace, Frobenius norm, smallest and largest eigenvalue with their 95 % bars, number of
+    outliers, JS0, the mean Jensen-Shannon distance to the other blocks; Lanczos steps (the range over probes) times
+    probes and single products, products of those at the ceilings, and the rule that ended the block, with a ``!`` where
+    a target was not reached.
 
     Args:
-        spectra: One or more spectra.
-        js_distance: Their Jensen-Shannon distances, shape (blocks, blocks).
+        summary: The numbers of one or more blocks.
         width: Columns of the terminal; None sets no limit. Where they are too few for one line, the numbers of a block
             take two, and its name one of its own if it must.
     """
-    names = abbreviate([spectrum.name for spectrum in spectra.values()], min(width or NAME_CELLS, NAME_CELLS))
-    others = mean_to_others(js_distance)
-    rows = [_row(*parts) for parts in zip(names, spectra.values(), map(float, others), strict=True)]
-    mean = format_number(mean_of_pairs(js_distance), 3) if len(rows) > 1 else ""
+    blocks = summary.blocks
+    names = abbreviate([block.name for block in blocks], min(width or NAME_CELLS, NAME_CELLS))
+    rows = [_row(*parts) for parts in zip(names, blocks, strict=True)]
+    mean = number_text(summary.js0, _JS_DIGITS).line if len(rows) > 1 else ""
     first = _widest([("block",), *((row.name,) for row in rows), *([(_MEAN,)] if mean else [])])
     numbers = _widest([_COLUMNS, *(row.line for row in rows)])
+    below = [Text(line) for note in notes(summary) for line in _wrapped(note, width or _PROSE)]
     if width is None or sum(first + numbers) + _GAP_OF_BOX * len(numbers) <= width:
-        return _one_line_each(rows, mean)
-    return Group(*_two_lines_each(rows, mean, width))
+        return Group(_one_line_each(rows, mean), *below)
+    return Group(*_two_lines_each(rows, mean, width), *below)
 
 
-def summary_text(spectra: Mapping[str, Spectrum], js_distance: FloatArray) -> str:
-    """Write the table of ``summary_table``, whose arguments it has, as plain text as wide as it needs to be."""
-    table = summary_table(spectra, js_distance)
+def summary_text(summary: Summary) -> str:
+    """Write the table of ``summary_table`` as plain text, its rows as wide as they need to be."""
     buffer = io.StringIO()
     console = Console(file=buffer, width=10_000, color_system=None, legacy_windows=False)
-    console.print(table)
+    console.print(summary_table(summary))
     return "\n".join(line.rstrip() for line in buffer.getvalue().strip("\n").splitlines())
 
 
-def _row(name: str, spectrum: Spectrum, mean_js: float) -> _Row:
-    smallest, largest = map(format_number, spectrum.extremes())
-    fewest, most = int(spectrum.steps.min()), int(spectrum.steps.max())
-    steps = str(most) if fewest == most else f"{fewest}–{most}"
-    parameters, js0 = format_count(spectrum.numel), format_number(mean_js, 3)
-    trace, norm = spectrum.trace(), spectrum.frobenius_norm()
-    errors = (f"± {format_number(estimate.stderr, 2)}" for estimate in (trace, norm))
+def _row(name: str, block: BlockSummary) -> _Row:
+    account, parameters = block.account, format_count(block.numel)
+    trace, norm, smallest, largest, js0 = texts = [_text(kind, block.numbers) for kind in _NUMBERS]
+    numbers = (trace, norm, smallest, largest)
+    outliers = _outliers(block.numbers["outliers"])
+    stopped = account.stopped_by + "!" * bool(
+        account.missed
+    )  # "ceiling of steps!", or "steps!" where there is less room
     return _Row(
         name,
-        (parameters, format_with_error(*trace), format_with_error(*norm), smallest, largest, steps, js0),
-        (parameters, format_number(trace.value), format_number(norm.value), smallest, js0),
-        (steps, *errors, largest, ""),
+        (
+            parameters,
+            *(n.line for n in numbers),
+            outliers,
+            js0.line,
+            account.shape,
+            _products(account, " of "),
+            stopped,
+        ),
+        (parameters, *(n.value for n in numbers), outliers, js0.value, _products(account, "/")),
+        (account.shape.replace(" ", ""), *(n.bar for n in texts[:-1]), "", js0.bar, stopped.rpartition(" ")[2]),
     )
+
+
+def _text(kind: str, numbers: Mapping[str, Estimate]) -> NumberText:
+    return number_text(numbers[kind], **({"digits": _JS_DIGITS} if kind == "js0" else {"bound": _BOUNDS.get(kind, "")}))
+
+
+def _outliers(estimate: Estimate) -> str:
+    """Write how many eigenvalues stand apart, or between which numbers."""
+    if math.isnan(estimate.value):
+        return NOTHING
+    if not math.isfinite(estimate.high - estimate.low):
+        return UNKNOWN
+    low, high = math.floor(estimate.low), math.ceil(estimate.high)
+    text = f"{low}" if low == high else f"{low}–{high}"
+    return text if len(text) <= _WIDEST_COUNT else f"≥ {low}"
+
+
+def _products(account: Account, of: str) -> str:
+    spent = format_count(account.products)
+    return spent if account.ceiling is None else f"{spent}{of}{format_count(account.ceiling)}"
+
+
+def _wrapped(text: str, width: int) -> list[str]:
+    return textwrap.wrap(text, width, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)
 
 
 def _one_line_each(rows: Sequence[_Row], mean: str) -> Table:
@@ -94,19 +148,22 @@ def _one_line_each(rows: Sequence[_Row], mean: str) -> Table:
 def _two_lines_each(rows: Sequence[_Row], mean: str, width: int) -> Iterator[Text]:
     widths = _widest([_UPPER, _LOWER, *(line for row in rows for line in (row.upper, row.lower))])
     (first,) = _widest([("block",), *((row.name,) for row in rows)])
-    beside = first + _GAP + sum(widths) + _GAP * (len(widths) - 1) <= width
+    wanted = sum(widths) + (len(widths) - 1) * _GAPS[0]
+    gap = _GAPS[0] if wanted <= width else _GAPS[1]
+    beside = first + _GAPS[0] + wanted <= width
     column = first if beside else 0
 
     def aligned(name: str, cells: Sequence[str]) -> str:
         numbers = (" " * (wide - cell_len(cell)) + cell for wide, cell in zip(widths, cells, strict=True))
-        return (" " * _GAP).join((name + " " * (column - cell_len(name)), *numbers)).rstrip()
+        start = name + " " * (column + _GAPS[0] - cell_len(name)) if beside else ""
+        return (start + (" " * gap).join(numbers)).rstrip()
 
-    for name, cells in (("block" if beside else "", _UPPER), ("", _LOWER)):
+    for name, cells in (("block", _UPPER), ("", _LOWER)):
         yield Text(aligned(name, cells), style="bold")
     for row in rows:
         if not beside:
             yield Text(row.name)
-        yield Text(aligned(row.name if beside else "", row.upper))
+        yield Text(aligned(row.name, row.upper))
         yield Text(aligned("", row.lower))
     if mean:
         yield Text(f"{_MEAN}: JS0 {mean}")

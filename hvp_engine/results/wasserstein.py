@@ -57,7 +57,10 @@ def left_to_change(reading: Reading) -> float:
         arrays = {name: getattr(found, name)[live] for name in ("alphas", "betas", "steps", "residuals")}
         found = replace(found, **arrays)
         now = Reading(found)
-    before = Reading(found.truncated(max(1, int(_EARLIER * int(found.steps.max())))))
+    most = int(found.steps.max())
+    if most == 1:  # there is no before; all is within a standard deviation, which is what one step leaves
+        return float(live.mean()) * float(found.residuals.mean())
+    before = Reading(found.truncated(int(_EARLIER * most)))
     return _LEFT * float(live.mean()) * now.smooth.distance(before.smooth)
 
 

@@ -226,9 +226,8 @@ def choose_waves(streams: StreamSizes, budget: int, graph_bytes: int, held: int)
         numel, steps = streams.numel[block], streams.steps_of(block)
         return OutOfMemoryError(
             f"One stream of block {block!r} ({numel:,} parameters, {steps} steps) needs "
-            f"{format_bytes(need)}; {format_bytes(max(room, 0))} are left beside the gradient graph. Use basis='bf16', "
-            "reorthogonalize='none', fewer steps, smaller blocks, a smaller micro-batch, raise memory=, or take a "
-            "device with more."
+            f"{format_bytes(need)}; {format_bytes(max(room, 0))} are left beside the gradient graph. Use "
+            f"{streams.savings}smaller blocks, a smaller micro-batch, raise memory=, or take a device with more."
         )
 
     return Waves(*group_streams(streams, room, refuse))

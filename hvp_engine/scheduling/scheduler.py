@@ -8,8 +8,9 @@ serves the blocks of its sweep alone, which spares the others' share of the firs
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from itertools import pairwise
 from typing import Any, TypeVar
 
 import torch
@@ -21,6 +22,7 @@ from hvp_engine.problem import batches
 from hvp_engine.problem.objective import MicroBatch, Objective
 from hvp_engine.problem.weights import check_split, check_sum_of_weights
 from hvp_engine.scheduling import policy
+from hvp_engine.scheduling.groups import Groups
 from hvp_engine.scheduling.passes import Key, Passes, ProductGraph
 from hvp_engine.system.formatting import first_line
 from hvp_engine.system.measured_graph import build_and_weigh
@@ -63,6 +65,7 @@ class Scheduler:
     Attributes:
         objective: Loss and data.
         plan: What was decided.
+        groups: Parts of the data that no micro-batch crosses, see :meth:`divide`; None where there are none.
     """
 
     def __init__(
@@ -101,6 +104,7 @@ class Scheduler:
         self._passes: dict[frozenset[str] | None, Passes] = {}
         self._parameters: list[Tensor] = list(objective.parameters_named(partition.parameters).values())
         self._graph_size = policy.GraphSize(0.0)
+        self.groups: Groups | None = None
         self.plan = SweepPlan(microbatch, 1, 0, 0, budget)
         self._budget = budget  # of graphs and vectors together
         self._choose(largest)
@@ -118,6 +122,40 @@ class Scheduler:
             OutOfMemoryError: One sample with one vector does not fit.
         """
         return self.within_memory(lambda: self._sweep(vectors))
+
+    def divide(self, groups: Groups, most: int | None) -> None:
+        """Keep groups of the data apart: from here on no micro-batch crosses from one to the next.
+
+        Args:
+            groups: The groups; batches that they cut were seen to recombine
+                (:func:`hvp_engine.problem.weights.check_split`).
+            most: Samples of the largest piece; None where no batch is cut.
+        """
+        self.release()
+        self.groups = groups
+        if most is not None and (self.plan.microbatch is None or most < self.plan.microbatch):
+            self.plan.microbatch = most
+            self._size_passes(most)
+
+    def sweep_apart(
+        self, vectors: Sequence[Mapping[str, Tensor]], part: Callable[[int], int]
+    ) -> tuple[list[dict[str, Tensor]], list[float]]:
+        """Multiply vectors by what parts of the data add to the Hessian blocks, in one pass over the data.
+
+        Args:
+            vectors: For each part as in :meth:`sweep`; parts may share them.
+            part: Which part a group of :attr:`groups` belongs to.
+
+        Returns:
+            Per part the products, and the weight of its samples, by which they are not divided.
+
+        Raises:
+            OutOfMemoryError: One sample with one vector does not fit.
+        """
+        groups = self.groups
+        if groups is None:
+            raise ConfigurationError("Products of groups need groups: divide the data before.")
+        return self.within_memory(lambda: self._sums(vectors, lambda key: part(groups.of(key))))
 
     def within_memory(self, work: Callable[[], T]) -> T:
         """Do some work on the micro-batches, again with smaller pieces where memory runs out.
@@ -138,12 +176,14 @@ class Scheduler:
         """Cut the data into micro-batches, the same pieces in the same order every time."""
         for number, batch in self.objective.batches():
             size = batches.samples(batch)
-            step = self.plan.microbatch
-            if step is None or size is None or size <= step:
+            step = self.plan.microbatch or size
+            cuts = () if self.groups is None else self.groups.cuts(number)
+            if step is None or size is None or (size <= step and not cuts):
                 yield MicroBatch((number, 0), batch)
                 continue
-            for start in range(0, size, step):
-                yield MicroBatch((number, start), batches.cut(batch, start, min(start + step, size)))
+            for first, last in pairwise((0, *cuts, size)):
+                for start in range(first, last, step):
+                    yield MicroBatch((number, start), batches.cut(batch, start, min(start + step, last)))
 
     def first_norms(self, vector: Callable[[str], Tensor]) -> dict[str, float]:
         """Multiply by every Hessian block of the first micro-batch alone, and return the norms of the products.
@@ -200,21 +240,32 @@ class Scheduler:
         self.plan.kept_graphs = 0
 
     def _sweep(self, vectors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        weight = 0.0
+        (out,), (weight,) = self._sums([vectors], lambda _: 0)
+        for products in out.values():
+            products.div_(weight)
+        return out
+
+    def _sums(
+        self, vectors: Sequence[Mapping[str, Tensor]], part: Callable[[Key], int]
+    ) -> tuple[list[dict[str, Tensor]], list[float]]:
+        """Multiply by the sums over the micro-batches of each part of the data; return the parts' weights too."""
+        weights = [0.0] * len(vectors)
         with self.objective.arithmetic():
-            out = {name: torch.zeros_like(v, memory_format=torch.contiguous_format) for name, v in vectors.items()}
-            for key, graph, passes in self._graphs(vectors):
-                weight += graph.weight
-                for name, block_vectors in vectors.items():
-                    self._products(key, graph, passes, self._blocks[name], block_vectors, out[name])
+            out = [
+                {name: torch.zeros_like(v, memory_format=torch.contiguous_format) for name, v in of_part.items()}
+                for of_part in vectors
+            ]
+            for key, graph, passes in self._graphs({name for of_part in vectors for name in of_part}):
+                of = part(key)
+                weights[of] += graph.weight
+                for name, block_vectors in vectors[of].items():
+                    self._products(key, graph, passes, self._blocks[name], block_vectors, out[of][name])
                 if self.plan.single_passes is None and passes.note is not None:
                     self.plan.single_passes = passes.note
                     log.warning("slower than it might be: %s", passes.note)
                 del graph
-        check_sum_of_weights(self.objective, weight)
-        for products in out.values():
-            products.div_(weight)
-        return out
+        check_sum_of_weights(self.objective, sum(weights))
+        return out, weights
 
     def _products(
         self, key: Key, graph: ProductGraph, passes: Passes, block: ResolvedBlock, vectors: Tensor, out: Tensor

@@ -25,6 +25,7 @@ class StreamSizes:
         kept: How vectors are kept; None where two are.
         limits: Steps of blocks that take fewer than the others.
         beside: Bytes that a block takes beside its streams' vectors.
+        savings: What asked for less would need less, in words for an error message that go on with "smaller blocks".
     """
 
     numel: Mapping[str, int]
@@ -34,6 +35,7 @@ class StreamSizes:
     kept: Storage | None
     limits: Mapping[str, int] = field(default_factory=dict)
     beside: Mapping[str, int] = field(default_factory=dict)
+    savings: str = "basis='bf16', reorthogonalize='none', fewer steps, "
 
     @property
     def largest(self) -> int:

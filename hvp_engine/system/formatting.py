@@ -30,22 +30,22 @@ def format_number(value: float, digits: int = 4) -> str:
     return f"{value:.{max(0, digits - 1 - exponent)}f}" if exponent in _PLAIN else rounded
 
 
-def format_with_error(value: float, stderr: float) -> str:
-    """Write a value and its standard error with one exponent: ``12.34 ± 0.21``, ``(1.234 ± 0.021)e-09``.
+def format_with_error(value: float, error: float, digits: int = 4) -> str:
+    """Write a value and its error with one exponent: ``12.34 ± 0.21``, ``(1.234 ± 0.021)e-09``.
 
-    Two digits of the error decide how many of the value are shown, at most four of the larger of both.
-    An error too small to be seen beside the value keeps its own exponent: ``12.34 ± 4.5e-07``.
+    Two digits of the error decide how many of the value are shown, at most ``digits`` of the larger of both. Errors are
+    rounded up, and one too small to be seen is one unit of the value's last digit: what is written is true.
     """
-    apart = f"{format_number(value)} ± {format_number(stderr, 2)}"
-    if not (math.isfinite(value) and math.isfinite(stderr)):
-        return apart
-    exponent = _exponent(max(abs(value), stderr), 4)
-    error_digits = 1 - _exponent(stderr, 2) if stderr > 0.0 else math.inf
+    if not (math.isfinite(value) and math.isfinite(error)):
+        return f"{format_number(value, digits)} ± {format_number(error, 2)}"
+    if value == error == 0.0:
+        return "0 ± 0"
+    exponent = _exponent(max(abs(value), error), digits)
     scale = 0 if exponent in _PLAIN else exponent
-    decimals = int(max(0, scale + min(3 - exponent, error_digits)))
-    mantissa = f"{value / 10.0**scale:.{decimals}f} ± {stderr / 10.0**scale:.{decimals}f}"
-    if stderr > 0.0 and float(mantissa.rpartition(" ")[2]) == 0.0:
-        return apart
+    error_decimals = 1 - _exponent(error, 2) if error > 0.0 else math.inf
+    decimals = int(max(0, scale + min(digits - 1 - exponent, error_decimals)))
+    units = max(1, math.ceil(round(error / 10.0**scale * 10.0**decimals, 6)))  # 0.21 is 21.000000000000004 of 0.01
+    mantissa = f"{value / 10.0**scale:.{decimals}f} ± {units / 10.0**decimals:.{decimals}f}"
     return f"({mantissa})e{scale:+03d}" if scale else mantissa
 
 

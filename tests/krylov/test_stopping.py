@@ -16,7 +16,7 @@ from hvp_engine.results.divergences import divergences
 from hvp_engine.results.reading import Quadrature, Reading
 from hvp_engine.results.smooth_cdf import SmoothCdf
 from hvp_engine.results.smoothed import Smoother
-from hvp_engine.results.wasserstein import chance_of_distance
+from hvp_engine.results.wasserstein import chance_of_distance, distance_from_truth
 
 
 def test_a_number_is_the_target_of_the_distribution() -> None:
@@ -147,6 +147,14 @@ def test_blocks_without_a_spread_are_reached_at_once(values: Any) -> None:
     found = {"block": streams(SKEWED, 1, 10), "flat": streams(values, 1, 10)}
     flat = judge(found, W1)["flat"]
     assert flat.reached and flat.steps_suffice and flat.probes == 1
+
+
+@pytest.mark.parametrize("residual", [1.0, math.nan])
+def test_one_step_knows_no_spread(residual: float) -> None:
+    found = replace(streams(BULK, 1, 1), residuals=np.array([residual]))
+    judged = verdict(found)
+    assert not judged.reached and not judged.steps_suffice
+    assert distance_from_truth(Reading(found)) >= 1.0
 
 
 def test_only_what_is_asked_is_judged() -> None:

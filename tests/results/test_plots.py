@@ -1,4 +1,4 @@
-"""Figures of spectra and of their distances."""
+"""The figure of densities."""
 
 import numpy as np
 import pytest
@@ -13,10 +13,9 @@ from hvp_engine.results.spectrum import Spectrum
 @pytest.mark.parametrize(("blocks", "probes", "scale"), [(1, 1, 1.0), (1, 3, 1e-9), (5, 3, 1e9)])
 def test_figures_are_written(tmp_path, suffix, blocks, probes, scale):
     spectra = random_spectra(blocks, probes, scale, prefix="a.very.long.shared.prefix.of.the.modules")
-    for draw, name in ((spectra.plot, "spectra"), (spectra.plot_js, "js")):
-        draw(tmp_path / f"{name}.{suffix}")
-        head = (tmp_path / f"{name}.{suffix}").read_bytes()[:8]
-        assert head.startswith({"png": b"\x89PNG", "pdf": b"%PDF", "svg": b"<?xml"}[suffix])
+    spectra.plot(tmp_path / f"spectra.{suffix}")
+    head = (tmp_path / f"spectra.{suffix}").read_bytes()[:8]
+    assert head.startswith({"png": b"\x89PNG", "pdf": b"%PDF", "svg": b"<?xml"}[suffix])
 
 
 def test_figure_of_a_zero_block_is_written(tmp_path):
@@ -28,8 +27,18 @@ def test_figure_of_a_zero_block_is_written(tmp_path):
 def test_figures_name_the_blocks_and_facts(tmp_path):
     random_spectra(3).plot(tmp_path / "s.svg")
     text = (tmp_path / "s.svg").read_text().replace("\u00a0", " ")
-    for word in ("layer.2/weight", "n = 3,000", "4–5 Lanczos steps", "3 probes", "seed 3", "precision fp64"):
+    facts = ("4–5 Lanczos steps", "3 probes", "seed 3", "precision fp64", "band: 95 %", "reading blended")
+    for word in ("layer.2/weight", "n = 3,000", *facts):
         assert word in text
+
+
+def test_figures_name_tolerance_and_readings(tmp_path):
+    one = Spectrum.from_tridiagonal("a", 50, [[1.0, 2.0]], [[0.5]], [2], residuals=[0.3])
+    small = Spectrum.exact("b", 3, [1.0, 2.0, 4.0])
+    Spectra([one, small], {"config": {"tolerance": {"w1": 0.02, "js": 0.01}}}).plot(tmp_path / "s.svg")
+    text = (tmp_path / "s.svg").read_text().replace("\u00a0", " ")
+    for fact in ("2 Lanczos steps", "1 probe,", "tolerance w1=0.02 js=0.01", "reading blended and exact"):
+        assert fact in text
 
 
 def test_bad_figure_paths_are_refused(tmp_path):

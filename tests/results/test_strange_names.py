@@ -17,7 +17,7 @@ from hvp_engine.errors import ConfigurationError, printable
 from hvp_engine.results.spectra import Spectra
 from hvp_engine.results.spectrum import Spectrum
 from hvp_engine.results.table import summary_table
-from hvp_engine.system.formatting import format_number
+from hvp_engine.results.words import number_text
 
 DRAWN = [name for name in STRANGE_NAMES if set(name) & set("\x1b\n\u202e$\\^<名") and "]0" not in name]
 SETTINGS = {"seed": "\x1b[31m$\\frac{$", "precision": ["\u202e", {"a": 1}], "basis": "b\nc"}
@@ -38,7 +38,7 @@ def spectra_named(names, scale=1.0, numel=66_945_024):
 
 def printed(spectra, width):
     console = Console(file=io.StringIO(), width=width, color_system=None, legacy_windows=False)
-    console.print(summary_table(spectra, spectra.js_distance(), width))
+    console.print(summary_table(spectra.summarize(), width))
     return console.file.getvalue().splitlines()
 
 
@@ -86,10 +86,12 @@ def test_a_terminal_of_80_columns_has_whole_names_and_numbers(names, scale):
     words = [word for line in lines for word in line.split()]
     for spectrum, name in zip(spectra.values(), names, strict=True):
         assert words.count(name) == 1
-        for value in (*spectrum.extremes(), spectrum.trace().value, spectrum.frobenius_norm().value):
-            assert format_number(value) in words
-        assert f"± {format_number(spectrum.trace().stderr, 2)}" in " ".join(words)
-    assert words.count("66,945,024") == words.count("3–4") == len(names)
+        numbers = (spectrum.trace(), spectrum.frobenius_norm(), spectrum.smallest(1), spectrum.largest(1))
+        for estimate, bound in zip(numbers, ("", "", "≤", "≥"), strict=True):
+            text = number_text(estimate, bound=bound)
+            assert text.value in words
+            assert text.bar in " ".join(words)
+    assert words.count("66,945,024") == words.count("3–4x3") == len(names)
 
 
 def test_names_longer_than_the_terminal_lose_their_middle_and_stay_different():
@@ -125,6 +127,10 @@ def test_a_manifest_without_settings_or_notes_is_shown(tmp_path, capsys):
         commands.show(tmp_path)
         Spectra.load(tmp_path).plot(tmp_path / "a.png")
         assert capsys.readouterr().out.startswith("block")
+    account = {"products": 1, "ceiling": 5, "stopped_by": "\x1b[31m", "not_reached": ["\x1b[2J"]}
+    Spectra(spectra_named(["w"]).values(), {"adaptive": {"blocks": {"w": account}}}).save(tmp_path)
+    commands.show(tmp_path)
+    assert all(line.isprintable() for line in capsys.readouterr().out.splitlines())
 
 
 def test_an_unknown_block_is_answered_with_some_names():

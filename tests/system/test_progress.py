@@ -80,3 +80,19 @@ def test_the_bar_counts_resumed_work_as_done_but_not_as_speed(monkeypatch: pytes
         (task,) = reporter._bar.tasks
         assert task.completed == 65
         assert task.time_remaining == pytest.approx(70.0, abs=1.0)
+
+
+def test_what_is_left_may_change_as_the_work_goes(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    clock = Clock()
+    monkeypatch.setattr(progress.time, "monotonic", clock)
+    with ProgressReporter("job", 0, True) as reporter:
+        reporter.expect(100)
+        clock.now = 10.0
+        reporter.advance(10)
+        assert "10% after 0:10, ETA 1:30" in capsys.readouterr().err
+        reporter.expect(20)  # most of it turned out to be unnecessary
+        clock.now = 20.0
+        reporter.advance(10)
+        assert "67% after 0:20, ETA 0:10" in capsys.readouterr().err

@@ -1,0 +1,76 @@
+"""What the options of the commands mean that are more than a number or a word."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from hvp_engine.cli.job_file import JobOfUser
+from hvp_engine.errors import ConfigurationError
+
+_UNNAMED = "w1"  # the target of a number without a name, as in `Targets.parse`
+
+
+def blocks_of(given: list[str] | None, job: JobOfUser) -> Any:
+    """Return the --blocks options as a block specification, or else the blocks that the job file asks for.
+
+    Raises:
+        ConfigurationError: An option is malformed, or a block is named twice.
+    """
+    if not given:
+        return job.blocks
+    if len(given) == 1 and given[0] in ("full", "parameter", "module"):
+        return given[0]
+    named: dict[str, list[str]] = {}
+    for item in given:
+        name, equals, globs = (part.strip() for part in item.partition("="))
+        if not name or (equals and not globs):
+            raise ConfigurationError(f"Option --blocks {item!r} is not of the form NAME=GLOB[,GLOB...].")
+        if not equals and name in ("parameter", "module"):
+            raise ConfigurationError(f"Option --blocks {name} names all blocks; leave the other --blocks out.")
+        if name in named:
+            raise ConfigurationError(
+                f"Option --blocks names {name!r} twice; give its globs in one: --blocks "
+                f"{name}={','.join([*named[name], globs or name])}"
+            )
+        named[name] = [glob.strip() for glob in globs.split(",")] if equals else ["*"] if name == "full" else [name]
+    return named
+
+
+def bytes_of(gibibytes: float | None) -> int | None:
+    """Return the --memory option in bytes.
+
+    Raises:
+        ConfigurationError: It is no amount of memory.
+    """
+    if gibibytes is None:
+        return None
+    if not math.isfinite(gibibytes) or gibibytes <= 0:
+        raise ConfigurationError(
+            f"Option --memory {gibibytes:g} is no amount of memory; give GiB, for instance --memory 8."
+        )
+    return max(1, int(gibibytes * 2**30))
+
+
+def tolerance_of(given: Sequence[str] | None) -> dict[str, float] | None:
+    """Return the --tolerance options as :func:`hvp_engine.slq` takes them; None where there are none.
+
+    Raises:
+        ConfigurationError: One is neither a number nor NAME=NUMBER, or a target is named twice.
+    """
+    targets: dict[str, float] = {}
+    for item in given or ():
+        name, _, number = (part.strip() for part in item.rpartition("="))
+        try:
+            value = float(number)
+        except ValueError:
+            raise ConfigurationError(
+                f"Option --tolerance {item!r} is neither a number nor NAME=NUMBER, for instance --tolerance 0.02 or "
+                "--tolerance js=0.01."
+            ) from None
+        target = name or _UNNAMED
+        if target in targets:
+            raise ConfigurationError(f"Option --tolerance has the target {target!r} twice; give it once.")
+        targets[target] = value
+    return targets or None
