@@ -88,7 +88,7 @@ def _write(axes: Axes, matrix: FloatArray, most: float, half: FloatArray) -> Non
     """Write the entries into their cells, to the digits that their bars leave."""
     for (i, j), number in np.ndenumerate(matrix):
         if np.isfinite(number):
-            text = _short(number, half[i, j])
+            text = _short(number, float(half[i, j]))
             box = {"boxstyle": "round,pad=0.15", "facecolor": "white", "linewidth": 0.0} if text == UNKNOWN else None
             colour = "black" if box or number > 0.55 * most else "white"
             axes.text(j, i, text, ha="center", va="center", color=colour, fontsize=6, bbox=box)

@@ -97,7 +97,7 @@ def _density_panel(axes: Axes, name: str, spectrum: Spectrum, band: Band) -> Non
 def _known_eigenvalues(spectrum: Spectrum) -> FloatArray:
     """Return what the first probe has found to be single eigenvalues."""
     rule = spectrum.reading.variance_reduced
-    return rule.nodes[rule.accepted & (rule.probe == 0)]
+    return np.asarray(rule.nodes[rule.accepted & (rule.probe == 0)])
 
 
 def _facts(spectra: Mapping[str, Spectrum], bands: Sequence[Band], settings: Mapping[str, object]) -> str:
