@@ -1,5 +1,7 @@
 """The figure of densities."""
 
+from xml.etree import ElementTree
+
 import numpy as np
 import pytest
 from random_spectra import random_spectra
@@ -46,3 +48,23 @@ def test_bad_figure_paths_are_refused(tmp_path):
         random_spectra(1).plot(tmp_path / "figure.xyz")
     with pytest.raises(RunFolderError, match="could not be written"):
         random_spectra(1).plot(tmp_path / "missing" / "figure.png")
+
+
+def drawn_of(kind, path):
+    """Paths of the first collection of a kind in an SVG."""
+    groups = [node for node in ElementTree.parse(path).iter() if node.get("id", "").startswith(f"{kind}Collection")]
+    return [node for group in groups for node in group.iter() if node.tag.endswith(("}path", "}use"))]
+
+
+def test_known_eigenvalues_are_ticked_and_bands_drawn_where_there_are_any(tmp_path):
+    Spectra([Spectrum.exact("b", 5, [1.0, 2.0, 4.0, 8.0, 16.0])]).plot(tmp_path / "exact.svg")
+    assert len(drawn_of("Line", tmp_path / "exact.svg")) == 5
+    unknown = Spectrum.from_tridiagonal("a", 5000, [[1.0, 1.5, 2.0]], [[0.5, 0.5]], [3])  # its last residual is not known
+    Spectra([unknown]).plot(tmp_path / "unknown.svg")
+    assert not drawn_of("Line", tmp_path / "unknown.svg")
+    assert not np.isfinite(unknown.density_band().low).any()
+    assert not drawn_of("FillBetweenPoly", tmp_path / "unknown.svg")
+    known = random_spectra(1, probes=3)
+    known.plot(tmp_path / "known.svg")
+    assert np.isfinite(next(iter(known.values())).density_band().low).all()
+    assert drawn_of("FillBetweenPoly", tmp_path / "known.svg")
