@@ -77,9 +77,7 @@ class Spectra(Mapping[str, Spectrum]):
             ConfigurationError: If the manifest cannot be written as JSON.
             RunFolderError: If a file cannot be written (a full disk, say); earlier files are then intact.
         """
-        blocks = [
-            {"name": name, "numel": s.numel, "probes": s.probes, "m": s.alphas.shape[1]} for name, s in self.items()
-        ]
+        blocks = [stored.entry(spectrum) for spectrum in self.values()]
         tensors = {f"{name}/{key}": getattr(s, key) for name, s in self.items() for key in stored.ARRAYS}
         run_files.write_run(folder, {"run": self.manifest, "blocks": blocks}, tensors)
 

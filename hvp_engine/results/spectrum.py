@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import math
-import operator
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -14,11 +12,19 @@ from numpy.typing import ArrayLike, NDArray
 from hvp_engine.errors import ConfigurationError
 from hvp_engine.kernels.tridiagonal import tridiagonal_quadrature
 from hvp_engine.results import smoothing
+from hvp_engine.results.coefficients import Coefficients
 from hvp_engine.results.estimate import Estimate
+from hvp_engine.results.jacobi import jacobi_matrix
 from hvp_engine.results.smoothing import FloatArray
+from hvp_engine.results.spectrum_checks import (
+    SINGLE_FIELDS,
+    check_quadrature,
+    check_remainder,
+    check_tridiagonal,
+    checked_array,
+    checked_numel,
+)
 
-_MASS_TOLERANCE = 1e-6
-_MOST_PARAMETERS = (1 << 62) - 1
 # How far two eigensolvers may be apart, relative to the norm of the matrix: a few hundred units of rounding.
 _SAME_NODE = 1e-11
 # An eigenvector is known to rounding over the gap to its neighbours, so the weights of closer nodes count together.
@@ -45,7 +51,15 @@ class Spectrum:
         betas: Their off-diagonals, float64 of shape (probes, m - 1).
         nodes: Their eigenvalues in ascending order, float64 of shape (probes, m).
         weights: Squared first components of their eigenvectors, float64 of shape (probes, m).
-        steps: Lanczos steps of each probe, int64 of shape (probes,).
+        steps: Lanczos steps of each probe, int64 of shape (probes,). A probe of n steps knows every eigenvalue.
+        residuals: Norm of what was left after each probe's last step, float64 of shape (probes,): 0 where its Krylov
+            space is exhausted, nan where it is not known; by default it is not.
+        singles: One row per single product with ``h = (I - QQ')g``, where Q are the first ``deflated`` Lanczos vectors
+            of probe 0, q is the one after them and g a further probe: ``h'Hh / h'h``, ``|Hh|^2 / h'h`` and
+            ``(q'h)^2 / h'h``, float64 of shape (products, 3).
+        deflated: How many vectors of probe 0 the single products are orthogonal to.
+        noise: Relative error of one product, ``|error| / |H v|``, beyond the rounding of float32.
+        reorthogonalized: Whether the Lanczos vectors were kept orthogonal.
 
     Raises:
         ConfigurationError: If a shape, a size or a value contradicts the description above.
@@ -58,15 +72,23 @@ class Spectrum:
     nodes: FloatArray
     weights: FloatArray
     steps: NDArray[np.int64]
+    residuals: FloatArray = field(default_factory=lambda: np.empty(0))
+    singles: FloatArray = field(default_factory=lambda: np.empty((0, SINGLE_FIELDS)))
+    deflated: int = 0
+    noise: float = 0.0
+    reorthogonalized: bool = True
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "numel", _checked_numel(self.name, self.numel))
-        for field in ("alphas", "betas", "nodes", "weights", "steps"):
-            array = _checked_array(self.name, field, getattr(self, field))
+        object.__setattr__(self, "numel", checked_numel(self.name, self.numel))
+        if np.size(self.residuals) == 0:
+            object.__setattr__(self, "residuals", np.full(np.shape(self.steps), np.nan))
+        for key in ("alphas", "betas", "nodes", "weights", "steps", "residuals", "singles"):
+            array = checked_array(self.name, key, getattr(self, key))
             array.setflags(write=False)
-            object.__setattr__(self, field, array)
-        _check_tridiagonal(self.name, self.alphas, self.betas, self.steps)
-        self._check_quadrature()
+            object.__setattr__(self, key, array)
+        check_tridiagonal(self.name, self.alphas, self.betas, self.steps)
+        check_quadrature(self.name, self.alphas, self.nodes, self.weights, self.steps)
+        check_remainder(self.name, self.probes, self.residuals, self.singles, self.noise)
 
     @classmethod
     def from_tridiagonal(
@@ -77,6 +99,12 @@ class Spectrum:
         betas: ArrayLike,
         steps: ArrayLike,
         device: torch.device | None = None,
+        *,
+        residuals: ArrayLike = (),
+        singles: ArrayLike | None = None,
+        deflated: int = 0,
+        noise: float = 0.0,
+        reorthogonalized: bool = True,
     ) -> Spectrum:
         """Build a spectrum from the Lanczos coefficients; entries past ``steps`` are ignored.
 
@@ -87,43 +115,66 @@ class Spectrum:
             betas: Off-diagonals, shape (probes, m - 1).
             steps: Lanczos steps of each probe, shape (probes,), from 1 to m.
             device: Where the vectors of the job live, whose kernels then compute the quadrature; None for the host.
+            residuals: See the attributes; empty where they are not known.
+            singles: See the attributes; None for none.
+            deflated: See the attributes.
+            noise: See the attributes.
+            reorthogonalized: See the attributes.
 
         Raises:
             ConfigurationError: If shapes disagree, a step count is out of range, or a coefficient is not
                 finite or no number at all.
         """
-        numel = _checked_numel(name, numel)
-        alpha, beta = _checked_array(name, "alphas", alphas), _checked_array(name, "betas", betas)
-        count = _checked_array(name, "steps", steps)
+        numel = checked_numel(name, numel)
+        alpha, beta = checked_array(name, "alphas", alphas), checked_array(name, "betas", betas)
+        count = checked_array(name, "steps", steps)
         if alpha.ndim == 2 and beta.ndim == 2 and count.ndim == 1 and len(alpha) == len(beta) == len(count):
             alpha[np.arange(alpha.shape[1]) >= count[:, None]] = 0.0
             beta[np.arange(beta.shape[1]) >= count[:, None] - 1] = 0.0
-        _check_tridiagonal(name, alpha, beta, count)
+        check_tridiagonal(name, alpha, beta, count)
         nodes, weights = tridiagonal_quadrature(alpha, beta, count, device)
-        return cls(name, numel, alpha, beta, nodes, weights, count)
+        return cls(
+            name,
+            numel,
+            alpha,
+            beta,
+            nodes,
+            weights,
+            count,
+            checked_array(name, "residuals", residuals),
+            checked_array(name, "singles", np.empty((0, SINGLE_FIELDS)) if singles is None else singles),
+            deflated,
+            noise,
+            reorthogonalized,
+        )
 
-    def _check_quadrature(self) -> None:
-        for field in ("nodes", "weights"):
-            array = getattr(self, field)
-            if array.shape != self.alphas.shape:
-                raise ConfigurationError(
-                    f"Block {self.name!r}: {field} have shape {array.shape}, but alphas {self.alphas.shape}; "
-                    "build the spectrum with Spectrum.from_tridiagonal."
-                )
-            if not np.isfinite(array).all():
-                raise ConfigurationError(f"Block {self.name!r}: {field} are not all finite; run the block again.")
-        if (np.diff(self.nodes, axis=1) < 0.0).any():
+    @classmethod
+    def exact(cls, name: str, numel: int, eigenvalues: ArrayLike, noise: float = 0.0) -> Spectrum:
+        """Build the spectrum of a block whose eigenvalues are all known: one probe of n steps, equally weighted.
+
+        Args:
+            name: Name of the block.
+            numel: Its number of parameters.
+            eigenvalues: All of them, shape (numel,), in any order.
+            noise: See the attributes.
+
+        Raises:
+            ConfigurationError: If there are not ``numel`` finite eigenvalues.
+        """
+        values = np.sort(checked_array(name, "eigenvalues", eigenvalues))
+        if values.shape != (checked_numel(name, numel),) or not np.isfinite(values).all():
             raise ConfigurationError(
-                f"Block {self.name!r}: the nodes of a probe must ascend; build the spectrum with "
-                "Spectrum.from_tridiagonal."
+                f"Block {name!r}: there must be {numel} finite eigenvalues, not an array of shape {values.shape}."
             )
-        padding = np.arange(self.alphas.shape[1]) >= self.steps[:, None]
-        excess = abs(self.weights.sum(axis=1) - 1.0)
-        if self.weights.min() < 0.0 or self.weights[padding].any() or excess.max() > _MASS_TOLERANCE:
-            raise ConfigurationError(
-                f"Block {self.name!r}: the weights of a probe must be non-negative, sum to 1 and be 0 "
-                "past its steps; build the spectrum with Spectrum.from_tridiagonal."
-            )
+        alphas, betas = jacobi_matrix(values)
+        return cls.from_tridiagonal(name, numel, alphas[None], betas[None], [numel], residuals=[0.0], noise=noise)
+
+    @property
+    def coefficients(self) -> Coefficients:
+        """What the streams found, for readings and stopping rules."""
+        return Coefficients(
+            self.numel, self.alphas, self.betas, self.steps, self.residuals, self.noise, self.reorthogonalized
+        )
 
     @property
     def probes(self) -> int:
@@ -216,60 +267,3 @@ class Spectrum:
     def extremes(self) -> tuple[float, float]:
         """Return the smallest and largest node over all probes; they lie inside the range of the eigenvalues."""
         return float(self.nodes.min()), float(self.nodes.max())
-
-
-def _checked_numel(name: str, numel: object) -> int:
-    """Return a number of parameters as an int.
-
-    Raises:
-        ConfigurationError: It is none, or the name is no name.
-    """
-    if not isinstance(name, str) or not name:
-        raise ConfigurationError(f"The name of a block must be a non-empty string, not {name!r}.")
-    if any(map(_is_surrogate, name)):
-        raise ConfigurationError(f"The name of a block must be text, and {name!r} has half a character; rename it.")
-    whole = hasattr(numel, "__index__") and not isinstance(numel, bool)
-    if not whole or not 1 <= operator.index(numel) <= _MOST_PARAMETERS:  # type: ignore[arg-type]
-        raise ConfigurationError(f"Block {name!r}: numel must be at least 1, and an integer below 2**62.")
-    return operator.index(numel)  # type: ignore[arg-type]
-
-
-def _is_surrogate(character: str) -> bool:
-    return "\ud800" <= character <= "\udfff"
-
-
-def _checked_array(name: str, field: str, given: ArrayLike) -> NDArray[Any]:
-    """Return a copy as float64, or as int64 for steps.
-
-    Raises:
-        ConfigurationError: It is no array of such numbers: ragged, of text, complex, with fractions of steps.
-    """
-    dtype = np.int64 if field == "steps" else np.float64
-    try:
-        raw = np.asarray(given)
-        array = np.array(raw, dtype=dtype) if raw.dtype.kind in "biuf" else None
-    except (TypeError, ValueError, RuntimeError, OverflowError):  # a tensor that needs gradients is a RuntimeError
-        array = None
-    if array is None or (field == "steps" and (array != raw).any()):
-        raise ConfigurationError(
-            f"Block {name!r}: {field} must be an array of {'integers' if field == 'steps' else 'real numbers'}, whose "
-            f"rows are equally long; {type(given).__name__} does not make one."
-        )
-    return array
-
-
-def _check_tridiagonal(name: str, alphas: FloatArray, betas: FloatArray, steps: NDArray[np.int64]) -> None:
-    if alphas.ndim != 2 or 0 in alphas.shape:
-        raise ConfigurationError(f"Block {name!r}: alphas must have shape (probes, m), not {alphas.shape}.")
-    probes, m = alphas.shape
-    for field, array, shape in (("betas", betas, (probes, m - 1)), ("steps", steps, (probes,))):
-        if array.shape != shape:
-            raise ConfigurationError(f"Block {name!r}: {field} must have shape {shape}, not {array.shape}.")
-    if steps.min() < 1 or steps.max() > m:
-        raise ConfigurationError(f"Block {name!r}: steps must lie between 1 and {m}, not {steps.tolist()}.")
-    for field, array in (("alphas", alphas), ("betas", betas)):
-        if not np.isfinite(array).all():
-            raise ConfigurationError(
-                f"Block {name!r}: not all {field} are finite; a product overflowed, or the loss "
-                "is not smooth: try precision='fp64', or leave the block out."
-            )

@@ -1,6 +1,7 @@
 """The two files of a finished run, ``manifest.json`` and ``spectra.safetensors``: written together, read with checks.
 
-The manifest has a checksum of itself and one of the other file. Version 1 had no checksum of itself and is still read.
+The manifest has a checksum of itself and one of the other file. Version 1 had no checksum of itself, version 2 no
+residuals; both are still read.
 """
 
 from __future__ import annotations
@@ -18,9 +19,12 @@ from hvp_engine.system import files, json_files
 from hvp_engine.system.tensor_files import Layout, Tensors, read_note, read_tensors, tensor_chunks
 
 FORMAT = "hvp_engine run"
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 MANIFEST = "manifest.json"
 SPECTRA = "spectra.safetensors"
+
+WITH_RESIDUALS = 3
+"""The first version whose spectra have residuals and single products."""
 
 _UNSEALED = 1  # the last version without a checksum of the manifest
 
@@ -76,7 +80,8 @@ def read_manifest(folder: str | os.PathLike[str]) -> dict[str, Any]:
             f"{root} has format version {version}, this hvp_engine reads {FORMAT_VERSION}; upgrade hvp-engine."
         )
     has_checksum = json_files.verify(path, document)
-    if version not in (_UNSEALED, FORMAT_VERSION) or not (has_checksum or version == _UNSEALED):
+    known = type(version) is int and version >= _UNSEALED
+    if not known or not (has_checksum or version == _UNSEALED):
         raise json_files.damaged(path, "its format version or its checksum is missing")
     return document
 

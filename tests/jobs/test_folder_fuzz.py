@@ -22,7 +22,7 @@ from hvp_engine.krylov.lanczos import BatchedLanczos
 from hvp_engine.system import json_files
 
 TRIES = 250
-ARRAYS = ("alphas", "betas", "nodes", "weights", "steps")
+ARRAYS = ("alphas", "betas", "nodes", "weights", "steps", "residuals", "singles")
 STRANGE: list[Any] = [None, True, -1, 0, 1, 2.5, 1e308, 10**30, 1 << 62, "", "a", "\x1b[31m", [], [[]], {}, {"a": 1}]
 CONTENTS = [b"", b"{}", b"[]", b"null", b"\xff\xfe", b"[" * 99_999, b'{"format": "hvp_engine run"}', b"\0" * 4096]
 

@@ -6,6 +6,7 @@ import json
 import math
 import os
 
+import numpy as np
 import pytest
 import torch
 from random_spectra import random_spectra
@@ -13,7 +14,7 @@ from safetensors.torch import save_file
 
 from hvp_engine.errors import ConfigurationError, RunFolderError
 from hvp_engine.results.spectra import Spectra
-from hvp_engine.system import run_files
+from hvp_engine.system import json_files, run_files
 from hvp_engine.system.tensor_files import read_tensors
 
 ARRAYS = ("alphas", "betas", "nodes", "weights", "steps")
@@ -36,8 +37,9 @@ def test_manifest_names_the_blocks_and_folder_holds_nothing_else(tmp_path):
     random_spectra(2).save(tmp_path)
     assert sorted(os.listdir(tmp_path)) == ["manifest.json", "spectra.safetensors"]
     manifest = json.loads((tmp_path / "manifest.json").read_text())
-    assert manifest["blocks"][1] == {"name": "layer.1/weight", "numel": 2000, "probes": 3, "m": 5}
-    assert manifest["format_version"] == 2
+    added = {"singles": 0, "deflated": 0, "noise": 0.0, "reorthogonalized": True}
+    assert manifest["blocks"][1] == {"name": "layer.1/weight", "numel": 2000, "probes": 3, "m": 5, **added}
+    assert manifest["format_version"] == 3
     assert (tmp_path / "spectra.safetensors").stat().st_mode == (tmp_path / "manifest.json").stat().st_mode
 
 
@@ -156,23 +158,26 @@ def test_a_manifest_without_its_checksum_is_refused(tmp_path, changes):
     document = json.loads((tmp_path / "manifest.json").read_text())
     del document["checksum"]
     (tmp_path / "manifest.json").write_text(json.dumps({**document, **changes}))
-    with pytest.raises(RunFolderError, match="checksum is missing|not the file that manifest.json describes"):
+    with pytest.raises(RunFolderError, match="checksum is missing|do not have the names and shapes"):
         Spectra.load(tmp_path)
 
 
-def test_runs_of_version_1_are_read(tmp_path):
+@pytest.mark.parametrize("version", [1, 2])
+def test_runs_of_earlier_versions_are_read_their_residuals_unknown(tmp_path, version):
     spectra = random_spectra()
     tensors = {f"{name}/{key}": torch.tensor(getattr(s, key)) for name, s in spectra.items() for key in ARRAYS}
     path = tmp_path / "spectra.safetensors"
-    save_file(tensors, path, {"format": "hvp_engine run, version 1"})
+    save_file(tensors, path, {"format": f"hvp_engine run, version {version}"})
     blocks = [{"name": name, "numel": s.numel, "probes": 3, "m": 5} for name, s in spectra.items()]
-    header = {"format": "hvp_engine run", "format_version": 1}
+    header = {"format": "hvp_engine run", "format_version": version}
     checksums = {"spectra.safetensors": hashlib.sha256(path.read_bytes()).hexdigest()}
     document = {"run": spectra.manifest, "blocks": blocks, **header, "sha256": checksums}
-    (tmp_path / "manifest.json").write_text(json.dumps(document, indent=2, ensure_ascii=False))
+    content = document if version == 1 else json_files.sealed(document)
+    (tmp_path / "manifest.json").write_text(json.dumps(content, indent=2, ensure_ascii=False))
     loaded = Spectra.load(tmp_path)
     assert loaded.manifest == spectra.manifest
     assert all(loaded[name].nodes.tobytes() == spectra[name].nodes.tobytes() for name in spectra)
+    assert all(np.isnan(loaded[name].residuals).all() and not loaded[name].singles.size for name in spectra)
 
 
 @pytest.mark.parametrize("name", ["manifest.json", "spectra.safetensors"])
@@ -191,13 +196,13 @@ def test_what_somebody_else_wrote_is_not_overwritten(tmp_path, name, content):
 def test_spectra_in_a_folder_that_claims_more_than_it_has_are_refused_before_they_are_read(tmp_path, monkeypatch):
     random_spectra().save(tmp_path)
     document = run_files.read_manifest(tmp_path)
-    document["blocks"] = [{"name": "a", "numel": 1 << 40, "probes": 1 << 10, "m": 1 << 20}]
+    document["blocks"] = [{**document["blocks"][0], "name": "a", "numel": 1 << 40, "probes": 1 << 10, "m": 1 << 20}]
     del document["format"], document["format_version"]
     run_files.write_run(tmp_path, document, {"a/alphas": torch.zeros(1)})
     path = tmp_path / "spectra.safetensors"
     shapes = {key: [1 << 10, 1 << 20] for key in ("alphas", "nodes", "weights")}
-    shapes |= {"betas": [1 << 10, (1 << 20) - 1], "steps": [1 << 10]}
-    header, end = {"__metadata__": {"format": "hvp_engine run, version 2"}}, 0
+    shapes |= {"betas": [1 << 10, (1 << 20) - 1], "steps": [1 << 10], "residuals": [1 << 10], "singles": [0, 3]}
+    header, end = {"__metadata__": {"format": "hvp_engine run, version 3"}}, 0
     for key, shape in shapes.items():
         begin, end = end, end + 8 * math.prod(shape)
         kind = "I64" if key == "steps" else "F64"
