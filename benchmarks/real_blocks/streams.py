@@ -1,9 +1,9 @@
 """What a network's blocks are judged by: Lanczos streams of the job itself, and references made of something else.
 
 Everything is kept in the cache: run folders of `hvp_engine.slq` (an interrupted one goes on), arrays of eigenvalues.
-Blocks of at most EXACT parameters have all their eigenvalues, from products in float64 with every unit vector. Others
-have long streams of other probes; both ways of estimating are then compared with the same estimate, whose own error
-they share.
+Blocks of at most EXACT parameters have all their eigenvalues, from products in float64 with every unit vector, and
+streams in their eigenbasis, where a probe from the sphere is one from the sphere too. Larger blocks have streams of
+real products in float32, and as their reference longer streams of other probes.
 """
 
 from __future__ import annotations
@@ -16,39 +16,48 @@ import torch
 from numpy.typing import NDArray
 
 import hvp_engine as he
+from benchmarks.coverage.matrices import Matrix
+from benchmarks.coverage.streams import run
 
 from .zoo import Network, trained
 
 EXACT = 4_096
 STEPS = 100
-# One step more tells the residual of the hundredth in every version of the package.
-_RUN_STEPS = STEPS + 1
-_LONG_STEPS, _LONG_PROBES, _LONG_SEED = 200, 6, 1_000
-_CHUNK = 256
+PROBES, EXACT_PROBES = 10, 40
+# One step more tells the residual of the last one in every version of the package.
+_LONG_STEPS, _LONG_PROBES, _LONG_SEED = 200, 3, 1_000
+_CHUNK = 128
 Array = NDArray[np.float64]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Streams:
-    """Lanczos streams of one block: alphas (probes, m), betas (probes, m), the last one the residual's norm."""
+    """Lanczos streams of one block.
+
+    Attributes:
+        numel: The block's number of parameters.
+        alphas: (probes, m).
+        betas: (probes, m): the last one of a stream is the norm of what was left.
+        steps: (probes,) int64: fewer than m where the Krylov space was exhausted.
+    """
 
     numel: int
     alphas: Array
     betas: Array
+    steps: NDArray[np.int64]
 
 
 def judged(network: Network, cache: Path) -> dict[str, Streams]:
-    """Return the streams that estimates are made of, STEPS steps each, by block."""
-    return _streams(network, cache, "judged", network.blocks, _RUN_STEPS, network.probes, network.seed)
+    """Return the streams that estimates are made of, by block, in the network's order."""
+    known = exact(network, cache)
+    found = {name: _simulated(network, cache, name, values) for name, values in known.items()}
+    found |= _run(network, cache, "judged", STEPS, PROBES, network.seed)
+    return {name: found[name] for name in network.blocks}
 
 
 def long(network: Network, cache: Path) -> dict[str, Streams]:
     """Return the long streams of the blocks that are too large for all their eigenvalues."""
-    small = {name for name, streams in judged(network, cache).items() if streams.numel <= EXACT}
-    blocks = {name: patterns for name, patterns in network.blocks.items() if name not in small}
-    if not blocks:
-        return {}
-    return _streams(network, cache, "long", blocks, _LONG_STEPS + 1, _LONG_PROBES, _LONG_SEED)
+    return _run(network, cache, "long", _LONG_STEPS, _LONG_PROBES, _LONG_SEED)
 
 
 def exact(network: Network, cache: Path) -> dict[str, Array]:
@@ -70,16 +79,28 @@ def exact(network: Network, cache: Path) -> dict[str, Array]:
     return values
 
 
-def _streams(
-    network: Network, cache: Path, folder: str, blocks: dict[str, list[str]], steps: int, probes: int, seed: int
-) -> dict[str, Streams]:
+def _simulated(network: Network, cache: Path, name: str, values: Array) -> Streams:
+    file = cache / network.name / f"streams-{name}.npz"
+    if not file.exists():
+        matrix = Matrix(name, values, np.ones(values.size, dtype=np.int64))
+        found = run(matrix, EXACT_PROBES, STEPS - 2, 1, network.seed)
+        np.savez(file, alphas=found.alphas, betas=found.betas, steps=found.steps)
+    with np.load(file) as kept:
+        return Streams(values.size, kept["alphas"], kept["betas"], kept["steps"])
+
+
+def _run(network: Network, cache: Path, folder: str, steps: int, probes: int, seed: int) -> dict[str, Streams]:
+    known = exact(network, cache)
+    blocks = {name: patterns for name, patterns in network.blocks.items() if name not in known}
+    if not blocks:
+        return {}
     model, data = trained(network, cache)
     spectra = he.slq(
         model,
         network.loss,
         blocks,
         data=data,
-        steps=steps,
+        steps=steps + 1,
         probes=probes,
         seed=seed,
         distribution="gaussian",
@@ -87,5 +108,6 @@ def _streams(
         out=cache / network.name / folder,
     )
     return {
-        name: Streams(found.numel, found.alphas[:, : steps - 1], found.betas) for name, found in spectra.items()
+        name: Streams(found.numel, found.alphas[:, :steps], found.betas, np.minimum(found.steps, steps))
+        for name, found in spectra.items()
     }

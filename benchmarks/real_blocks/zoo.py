@@ -35,9 +35,8 @@ class Network:
         pictures: Whether it classifies pictures; it predicts bytes of text otherwise.
         seed: Of its weights, its training data and its pictures.
         training: AdamW steps; 0 leaves it at its initialisation.
-        samples: Sequences of 64 bytes, or pictures, that the Hessian is of.
+        samples: Sequences of 64 bytes, or pictures of 16 patches, that the Hessian is of.
         blocks: Patterns by block name.
-        probes: Streams that are judged.
     """
 
     name: str
@@ -47,7 +46,6 @@ class Network:
     training: int
     samples: int
     blocks: dict[str, list[str]]
-    probes: int = 40
 
     @property
     def loss(self) -> Loss:
@@ -114,33 +112,44 @@ def _picture(**sizes: int) -> Callable[[], nn.Module]:
     return lambda: PictureNetwork(PictureConfig(**sizes))
 
 
-_SMALL_LLAMA = {
-    "0.q": ["layers.0.attn.q.weight"],
-    "1.o": ["layers.1.attn.o.weight"],
-    "0.gate": ["layers.0.gate.weight"],
-    "1.down": ["layers.1.down.weight"],
-    "embed": ["embed.weight"],
-}
-
 NETWORKS = (
-    Network("llama32", _llama(32, 88, 2), False, 21, 400, 8, _SMALL_LLAMA),
-    Network("llama32-init", _llama(32, 88, 2), False, 22, 0, 8, _SMALL_LLAMA),
+    Network(
+        "llama32",
+        _llama(32, 88, 2),
+        False,
+        21,
+        400,
+        8,
+        {
+            "0.q": ["layers.0.attn.q.weight"],
+            "1.o": ["layers.1.attn.o.weight"],
+            "0.gate": ["layers.0.gate.weight"],
+            "1.down": ["layers.1.down.weight"],
+        },
+    ),
+    Network(
+        "llama32-init",
+        _llama(32, 88, 2),
+        False,
+        22,
+        0,
+        8,
+        {"0.v": ["layers.0.attn.v.weight"], "1.o": ["layers.1.attn.o.weight"], "1.up": ["layers.1.up.weight"]},
+    ),
     Network(
         "vit64",
         _picture(width=64, inner=256, layers=3),
         True,
         31,
         300,
-        64,
+        32,
         {
             "embed": ["embed.weight"],
             "0.q": ["layers.0.attn.q.weight"],
             "2.v": ["layers.2.attn.v.weight"],
-            "1.fc1": ["layers.1.fc1.weight"],
             "layer": ["layers.2.*"],
             "full": ["*"],
         },
-        20,
     ),
     Network(
         "mixer48",
@@ -148,15 +157,12 @@ NETWORKS = (
         True,
         41,
         120,
-        64,
+        32,
         {
             "0.token_1": ["layers.0.token_1.weight"],
             "4.token_2": ["layers.4.token_2.weight"],
-            "1.fc1": ["layers.1.fc1.weight"],
-            "4.fc2": ["layers.4.fc2.weight"],
             "full": ["*"],
         },
-        20,
     ),
     Network(
         "gpt48",
@@ -169,12 +175,8 @@ NETWORKS = (
             "0.wq": ["layers.0.attn.wq.weight"],
             "2.wv": ["layers.2.attn.wv.weight"],
             "3.wo": ["layers.3.attn.wo.weight"],
-            "1.c_fc": ["layers.1.c_fc.weight"],
-            "3.c_proj": ["layers.3.c_proj.weight"],
-            "wte": ["wte.weight"],
             "full": ["*"],
         },
-        20,
     ),
     Network(
         "llama96",
@@ -184,7 +186,6 @@ NETWORKS = (
         250,
         4,
         {"1.down": ["layers.1.down.weight"], "layer": ["layers.3.*"], "full": ["*"]},
-        20,
     ),
     Network(
         "gpt128",
@@ -193,13 +194,6 @@ NETWORKS = (
         12,
         200,
         4,
-        {
-            "2.wq": ["layers.2.attn.wq.weight"],
-            "0.c_fc": ["layers.0.c_fc.weight"],
-            "layer": ["layers.4.*"],
-            "attention": ["layers.*.attn.*"],
-            "full": ["*"],
-        },
-        12,
+        {"0.c_fc": ["layers.0.c_fc.weight"], "layer": ["layers.4.*"], "full": ["*"]},
     ),
 )
