@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -16,8 +16,9 @@ from .zoo import Network
 PAPER_PROBES = 10
 PAPER_PRODUCTS = PAPER_PROBES * STEPS
 _GROUPS = 12  # most groups of probes that a median is taken over
-_PROBES = (1, 2, 3, 5)
-_STEPS = (10, 12, 15, 20, 25, 30, 35, 40, 50, 60, 70, 85, 100)
+_PROBES = (1, 2, 3, 5, 7, 10)
+_STEPS = (10, 12, 15, 20, 25, 30, 40, 50, 60, 70, 85, 100)
+_MOST = 500  # products: beyond, the ratio is below two
 
 
 def groups(available: int, size: int) -> Iterator[NDArray[np.int64]]:
@@ -28,11 +29,19 @@ def groups(available: int, size: int) -> Iterator[NDArray[np.int64]]:
         yield from order[: available // size * size].reshape(-1, size)
 
 
-def median_errors(judge: Judge, name: str, streams: Streams, read: Reader, probes: int, steps: int) -> dict[str, float]:
+def median_errors(
+    judge: Judge,
+    name: str,
+    streams: Streams,
+    read: Reader,
+    probes: int,
+    steps: int,
+    scores: Sequence[str] = SCORES,
+) -> dict[str, float]:
     """Return the median error by score over groups of probes."""
-    chosen = list(groups(len(streams.alphas), probes))[: 20 if probes == 1 else _GROUPS]
-    errors = [judge.errors(name, read(coefficients(streams, group, steps))) for group in chosen]
-    return {score: float(np.median([error[score] for error in errors])) for score in SCORES}
+    chosen = list(groups(len(streams.alphas), probes))[:_GROUPS]
+    errors = [judge.errors(name, read(coefficients(streams, group, steps)), scores) for group in chosen]
+    return {score: float(np.median([error[score] for error in errors])) for score in scores}
 
 
 def products_to_equal_error(network: Network, cache: Path) -> list[dict[str, object]]:
@@ -42,12 +51,12 @@ def products_to_equal_error(network: Network, cache: Path) -> list[dict[str, obj
     for name, streams in judged(network, cache).items():
         paper = median_errors(judge, name, streams, gauss, PAPER_PROBES, STEPS)
         found: dict[str, int] = {}
-        spent = sorted((p * m, p, m) for p in _PROBES for m in _STEPS)
+        spent = sorted((p * m, p, m) for p in _PROBES for m in _STEPS if p * m <= _MOST)
         for products, probes, steps in spent:
             missing = [score for score in SCORES if score not in found]
             if not missing:
                 break
-            errors = median_errors(judge, name, streams, ours, probes, steps)
+            errors = median_errors(judge, name, streams, ours, probes, steps, missing)
             found |= {score: products for score in missing if errors[score] <= paper[score]}
         rows.append(
             {

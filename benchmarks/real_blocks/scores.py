@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property, partial
 
 import numpy as np
 from numpy.typing import NDArray
 
 from hvp_engine.results import smoothing
 from hvp_engine.results.coefficients import Coefficients
-from hvp_engine.results.reading import Quadrature, Reading
+from hvp_engine.results.reading import Reading
 from hvp_engine.results.smooth_cdf import SmoothCdf, smooth_cdf
 
 from .truth import Atoms, Truth
@@ -23,28 +23,46 @@ _POINTS = 1_000
 _FLOOR = 0.1  # eigenvalues: a density below that of a tenth of one is none
 
 
-@dataclass(frozen=True, eq=False)
 class Estimated:
-    """What one way of reading says of a block: atoms for shapes, a distribution function, a mean eigenvalue."""
+    """What one way of reading says of a block, each computed when it is first asked for.
 
-    atoms: Atoms
-    cdf: SmoothCdf
-    mean: float
+    Attributes:
+        reading: The block's readings.
+    """
+
+    def __init__(self, found: Coefficients, *, gauss: bool) -> None:
+        """Take coefficients.
+
+        Args:
+            found: What the streams found.
+            gauss: Read as ever: Gauss nodes, the mean over probes; else every quantity by the reading that the package
+                takes for it.
+        """
+        self.reading, self._gauss = Reading(found), gauss
+
+    @cached_property
+    def atoms(self) -> Atoms:
+        """Weighted eigenvalues, for shapes."""
+        rule = self.reading.gauss if self._gauss else self.reading.averaged
+        return Atoms(rule.nodes, rule.weights)
+
+    @cached_property
+    def cdf(self) -> SmoothCdf:
+        """The distribution function."""
+        if not self._gauss:
+            return self.reading.smooth
+        order = np.argsort(self.atoms.nodes, kind="stable")
+        return smooth_cdf(self.atoms.nodes[order], self.atoms.weights[order], np.ones(order.size, dtype=np.bool_))
+
+    @cached_property
+    def mean(self) -> float:
+        """Mean eigenvalue."""
+        rule = self.reading.gauss if self._gauss else self.reading.variance_reduced
+        return float(rule.weights @ rule.nodes)
 
 
-def gauss(found: Coefficients) -> Estimated:
-    """Read as ever: Gauss nodes, the mean over probes."""
-    rule = Reading(found).gauss
-    order = np.argsort(rule.nodes, kind="stable")
-    nodes, weights = rule.nodes[order], rule.weights[order]
-    cdf = smooth_cdf(nodes, weights, np.ones(nodes.size, dtype=np.bool_))
-    return Estimated(Atoms(nodes, weights), cdf, float(weights @ nodes))
-
-
-def ours(found: Coefficients) -> Estimated:
-    """Read every quantity by the reading that the package takes for it."""
-    reading = Reading(found)
-    return Estimated(_atoms(reading.averaged), reading.smooth, _mean(reading.variance_reduced))
+gauss = partial(Estimated, gauss=True)
+ours = partial(Estimated, gauss=False)
 
 
 class Judge:
@@ -64,26 +82,28 @@ class Judge:
             (name, sigma): _density(truth, truth.atoms, sigma) for name, truth in truths.items() for sigma in SIGMAS
         }
 
-    def errors(self, name: str, found: Estimated) -> dict[str, float]:
+    def errors(self, name: str, found: Estimated, scores: Sequence[str] = SCORES) -> dict[str, float]:
         """Return one block's errors by score.
 
         `w1` is the Wasserstein-1 distance in standard deviations of the eigenvalues, `js` the mean error of the
         Jensen-Shannon divergences between this estimate and the other blocks' truth, `density` the mean absolute
         log10 ratio of densities over the range, `trace` relative to the Frobenius norm.
         """
+        return {score: self._error(name, found, score) for score in scores}
+
+    def _error(self, name: str, found: Estimated, score: str) -> float:
         truth = self.truths[name]
-        own = _distribution(found.atoms)
-        others = [b for b in self.truths if b != name]
-        js = [abs(_divergence(own, self._distributions[b]) - self._divergences[name, b]) for b in others]
-        errors = {
-            "w1": found.cdf.distance(truth.cdf) / truth.deviation,
-            "js": float(np.mean(js)) if js else math.nan,
-            "trace": truth.numel * abs(found.mean - truth.mean) / truth.frobenius,
-        }
-        for sigma in SIGMAS:
-            ratio = np.log10(_density(truth, found.atoms, sigma) / self._densities[name, sigma])
-            errors[f"density {sigma}"] = float(np.abs(ratio).mean())
-        return errors
+        if score == "w1":
+            return found.cdf.distance(truth.cdf) / truth.deviation
+        if score == "trace":
+            return truth.numel * abs(found.mean - truth.mean) / truth.frobenius
+        if score == "js":
+            own = _distribution(found.atoms)
+            others = [b for b in self.truths if b != name]
+            js = [abs(_divergence(own, self._distributions[b]) - self._divergences[name, b]) for b in others]
+            return float(np.mean(js))
+        sigma = float(score.removeprefix("density "))
+        return float(np.abs(np.log10(_density(truth, found.atoms, sigma) / self._densities[name, sigma])).mean())
 
     def js0(self, found: Mapping[str, Estimated]) -> float:
         """Return the error of the mean divergence over all pairs of blocks."""
@@ -93,14 +113,6 @@ class Judge:
 
 
 Reader = Callable[[Coefficients], Estimated]
-
-
-def _atoms(rule: Quadrature) -> Atoms:
-    return Atoms(rule.nodes, rule.weights)
-
-
-def _mean(rule: Quadrature) -> float:
-    return float(rule.weights @ rule.nodes)
 
 
 def _density(truth: Truth, atoms: Atoms, share: float) -> Array:

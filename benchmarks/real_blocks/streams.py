@@ -8,8 +8,10 @@ real products in float32, and as their reference longer streams of other probes.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -62,31 +64,28 @@ def long(network: Network, cache: Path) -> dict[str, Streams]:
 
 def exact(network: Network, cache: Path) -> dict[str, Array]:
     """Return all eigenvalues, ascending, of the blocks that are small enough."""
-    file = cache / network.name / "exact.npz"
-    if file.exists():
-        with np.load(file) as found:
-            return dict(found)
-    model, data = trained(network, cache)
-    operator = he.HessianOperator(model, network.loss, network.blocks, data=data, precision="fp64")
-    values = {}
-    for name, numel in operator.numel.items():
-        if numel <= EXACT:
-            units = torch.eye(numel, dtype=torch.float64).split(_CHUNK)
-            matrix = torch.cat([operator.matmat({name: part})[name] for part in units])
-            values[name] = torch.linalg.eigvalsh(0.5 * (matrix + matrix.T)).numpy()
-    file.parent.mkdir(parents=True, exist_ok=True)
-    np.savez(file, **values)
-    return values
+
+    def make() -> dict[str, NDArray[Any]]:
+        model, data = trained(network, cache)
+        operator = he.HessianOperator(model, network.loss, network.blocks, data=data, precision="fp64")
+        values = {}
+        for name, numel in operator.numel.items():
+            if numel <= EXACT:
+                units = torch.eye(numel, dtype=torch.float64).split(_CHUNK)
+                matrix = torch.cat([operator.matmat({name: part})[name] for part in units])
+                values[name] = torch.linalg.eigvalsh(0.5 * (matrix + matrix.T)).numpy()
+        return values
+
+    return _kept(cache / network.name / "exact.npz", make)
 
 
 def _simulated(network: Network, cache: Path, name: str, values: Array) -> Streams:
-    file = cache / network.name / f"streams-{name}.npz"
-    if not file.exists():
+    def make() -> dict[str, NDArray[Any]]:
         matrix = Matrix(name, values, np.ones(values.size, dtype=np.int64))
         found = run(matrix, EXACT_PROBES, STEPS - 2, 1, network.seed)
-        np.savez(file, alphas=found.alphas, betas=found.betas, steps=found.steps)
-    with np.load(file) as kept:
-        return Streams(values.size, kept["alphas"], kept["betas"], kept["steps"])
+        return {"alphas": found.alphas, "betas": found.betas, "steps": found.steps}
+
+    return Streams(values.size, **_kept(cache / network.name / f"streams-{name}.npz", make))
 
 
 def _run(network: Network, cache: Path, folder: str, steps: int, probes: int, seed: int) -> dict[str, Streams]:
@@ -94,20 +93,37 @@ def _run(network: Network, cache: Path, folder: str, steps: int, probes: int, se
     blocks = {name: patterns for name, patterns in network.blocks.items() if name not in known}
     if not blocks:
         return {}
-    model, data = trained(network, cache)
-    spectra = he.slq(
-        model,
-        network.loss,
-        blocks,
-        data=data,
-        steps=steps + 1,
-        probes=probes,
-        seed=seed,
-        distribution="gaussian",
-        memory=4 << 30,
-        out=cache / network.name / folder,
-    )
-    return {
-        name: Streams(found.numel, found.alphas[:, :steps], found.betas, np.minimum(found.steps, steps))
-        for name, found in spectra.items()
-    }
+
+    def make() -> dict[str, NDArray[Any]]:
+        model, data = trained(network, cache)
+        spectra = he.slq(
+            model,
+            network.loss,
+            blocks,
+            data=data,
+            steps=steps + 1,
+            probes=probes,
+            seed=seed,
+            distribution="gaussian",
+            memory=4 << 30,
+            out=cache / network.name / folder,
+        )
+        arrays: dict[str, NDArray[Any]] = {}
+        for name, found in spectra.items():
+            arrays |= {f"{name}/alphas": found.alphas[:, :steps], f"{name}/betas": found.betas}
+            arrays |= {f"{name}/steps": np.minimum(found.steps, steps), f"{name}/numel": np.array(found.numel)}
+        return arrays
+
+    kept = _kept(cache / network.name / f"{folder}.npz", make)
+    fields = ("alphas", "betas", "steps")
+    return {name: Streams(int(kept[f"{name}/numel"]), *(kept[f"{name}/{key}"] for key in fields)) for name in blocks}
+
+
+def _kept(file: Path, make: Callable[[], dict[str, NDArray[Any]]]) -> dict[str, NDArray[Any]]:
+    """Return the arrays of a file of the cache, which is made where it is missing."""
+    if not file.exists():
+        arrays = make()
+        file.parent.mkdir(parents=True, exist_ok=True)
+        np.savez(file, **arrays)
+    with np.load(file) as found:
+        return dict(found)
