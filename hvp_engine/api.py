@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from hvp_engine.blocks import BlockSpec
+from hvp_engine.jobs.adaptive_slq import AdaptiveSlqJob
 from hvp_engine.jobs.runner import run
 from hvp_engine.jobs.slq import SlqJob
 from hvp_engine.krylov.probes import Distribution
@@ -58,10 +59,11 @@ def slq(
     blocks: BlockSpec = None,
     *,
     data: Iterable[Any] | None = None,
-    steps: int = 100,
-    probes: int = 10,
+    steps: int | None = None,
+    probes: int | None = None,
+    tolerance: float | Mapping[str, float] | None = None,
     seed: int = 0,
-    distribution: Distribution = "rademacher",
+    distribution: Distribution = "gaussian",
     precision: Precision = "fp32",
     reorthogonalize: Reorthogonalize = "full",
     basis: str = "fp32",
@@ -80,6 +82,12 @@ def slq(
     spectral density (Golub & Meurant 2010; Ubaru, Chen & Saad 2017; Ghorbani, Krishnan & Xiao 2019). All streams
     (blocks x probes) advance together and share one gradient graph per micro-batch.
 
+    How many products that takes is found out as it goes, block by block, unless ``steps`` or ``probes`` are given
+    without ``tolerance``: a block leaves the sweeps when its error bars are small enough, gets a few single products
+    for its trace and norm, and more probes where steps are not what is missing. A block of so few parameters that its
+    whole matrix costs less is done exactly. ``manifest["adaptive"]`` says what every block took, and what was not
+    reached.
+
     Args:
         model: The network; never changed.
         loss: ``loss(model, batch)``, or ``loss(model)`` when ``data`` is None. It returns the mean over its batch as a
@@ -88,10 +96,18 @@ def slq(
             :class:`hvp_engine.Block` objects.
         data: Re-iterable of batches (tensors, or tuples, mappings or objects that hold them), the same in every pass.
             Data without a length may have 10,000 batches and take 15 seconds to read; more is taken for endless.
-        steps: Lanczos steps m; streams of blocks smaller than m end earlier, exactly.
-        probes: Random vectors per block; the error bars come from their spread.
+        steps: Lanczos steps m; streams of blocks smaller than m end earlier, exactly. With ``tolerance`` the most that
+            a stream may take; None takes 100.
+        probes: Random vectors per block. With ``tolerance`` the most that a block may get; None takes 10.
+        tolerance: Half-width of the 95 % error bars at which a block is done. A number is that of the distribution of
+            its eigenvalues in Wasserstein-1 distance, relative to their standard deviation; a mapping has it by name:
+            ``{"w1": 0.02}``, ``{"js": 0.01}`` (every Jensen-Shannon divergence), ``{"trace": 0.01}`` (relative) or
+            ``{"density": 0.1}`` (decades), or several. None takes 0.02 where neither ``steps`` nor ``probes`` is given,
+            and exactly these where one is.
         seed: Decides the probes; the same seed gives the same bits on one machine.
-        distribution: ``"rademacher"`` or ``"gaussian"`` (normalised).
+        distribution: ``"gaussian"`` (normalised: uniform on the sphere) or ``"rademacher"`` (signs). Signs are blind to
+            eigenvectors on few coordinates: of one on two of them they missed the eigenvalue in 46 of 100 runs, the
+            sphere in none. Their variance is no smaller in practice, and the error bars are made for the sphere.
         precision: Arithmetic of the products: ``"fp64"``, ``"fp32"``, ``"tf32"``, ``"bf16"``.
         reorthogonalize: ``"full"`` keeps all Lanczos vectors and admits no ghost eigenvalues; ``"none"`` keeps two.
         basis: Dtype of the kept vectors, ``"fp32"`` or ``"bf16"`` (half the memory); ``precision="fp64"`` keeps fp64.
@@ -113,8 +129,9 @@ def slq(
         HvpEngineError: One of its subclasses, with cause and fix.
     """
     settings = JobSettings(
-        steps=steps,
-        probes=probes,
+        steps=steps,  # type: ignore[arg-type]  # numbers once they are settings
+        probes=probes,  # type: ignore[arg-type]
+        tolerance=tolerance,
         seed=seed,
         distribution=distribution,
         precision=precision,
@@ -136,4 +153,7 @@ def slq(
         microbatch=settings.microbatch,
         memory=settings.memory,
     )
-    return run(SlqJob(settings), build, out, progress)
+    targets = settings.targets
+    if targets is None:
+        return run(SlqJob(settings), build, out, progress)
+    return run(AdaptiveSlqJob(settings, targets), build, out, progress)

@@ -80,8 +80,9 @@ def decisions(spectra: he.Spectra) -> str:
 
 def spectra_of(case: Case, blocks: Any, **options: Any) -> dict[str, str]:
     """One job."""
-    steps, probes = options.pop("steps", 9), options.pop("probes", 2)
-    spectra = he.slq(case.model, case.loss, blocks, data=case.data, steps=steps, probes=probes, **options)
+    # Said here, whatever the defaults are, so that recordings outlive a change of them.
+    options = {"steps": 9, "probes": 2, "distribution": "rademacher", **options}
+    spectra = he.slq(case.model, case.loss, blocks, data=case.data, **options)
     return {"numbers": digest_spectra(spectra), "decisions": decisions(spectra)}
 
 

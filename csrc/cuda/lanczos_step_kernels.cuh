@@ -26,13 +26,9 @@ __global__ void __launch_bounds__(kRecordThreads) decide_step(RecordStep step, L
     const double lost = step.lost[index];
     if (!(lost <= state.lost[e.state])) state.lost[e.state] = lost;  // a NaN shows
     const bool finite = fabs(alpha) + fabs(beta) <= 1.7976931348623157e308;
-    const bool exhausted = !(beta > step.tolerance * norm);
-    if (finite && (exhausted || step.position + 1 >= e.last_step)) {
-        state.live[e.state] = false;
-        return;
-    }
-    state.betas[at] = beta;  // also one that is not finite: the host finds it there
-    if (!finite) state.live[e.state] = false;
+    const bool exhausted = finite && !(beta > step.tolerance * norm);
+    if (!exhausted) state.betas[at] = beta;  // also one that is not finite: the host finds it there
+    if (!finite || exhausted || step.position + 1 >= e.last_step) state.live[e.state] = false;
 }
 
 template <typename T>

@@ -38,7 +38,7 @@ class _Precision(str, Enum):
 
 
 class _Distribution(str, Enum):
-    rademacher, gaussian = "rademacher", "gaussian"
+    gaussian, rademacher = "gaussian", "rademacher"
 
 
 class _Reorthogonalize(str, Enum):
@@ -129,7 +129,9 @@ def slq(
     steps: _Steps = 100,
     probes: _Probes = 10,
     seed: Annotated[int, typer.Option(help="Seed of the probes.")] = 0,
-    distribution: Annotated[_Distribution, typer.Option(help="Of the probes.")] = _Distribution.rademacher,
+    distribution: Annotated[
+        _Distribution, typer.Option(help="Of the probes; rademacher misses eigenvectors on few coordinates.")
+    ] = _Distribution.gaussian,
     precision: _Arithmetic = _Precision.fp32,
     reorthogonalize: Annotated[
         _Reorthogonalize, typer.Option(help="Against all vectors or two.")

@@ -14,22 +14,23 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import os
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
+from functools import cached_property
 from itertools import chain
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from hvp_engine.errors import RunFolderError
 from hvp_engine.jobs.comparison import differences, refuse_foreign
 from hvp_engine.jobs.folder import FOLDER, JobFolder
+from hvp_engine.jobs.resumable import Resumable
 from hvp_engine.krylov.basis import Basis
 from hvp_engine.krylov.lanczos import Stream
 from hvp_engine.operators.head.shelf import Shelf
@@ -43,39 +44,13 @@ log = logging.getLogger(__name__)
 # Seconds between checkpoints: _EVERY, or _OVERHEAD times what the last one took to write where that is more; but then
 # no more than a share of the work so far, which a crash may cost, or _LEAST times the writing, lest it take over.
 _EVERY, _OVERHEAD, _SHARE, _LEAST = 30.0, 20.0, 0.05, 3.0
-_SCALAR, _WINDOW = "scalar/", "window/"
+_SCALAR, _WINDOW, _KEEPS = "scalar/", "window/", "keeps_"
 _JOB = "of job"
 # Vectors are copied to be written: no more positions at once than the budget has work vectors for, or than these bytes.
 _PIECE, _PIECE_BYTES = WORK_VECTORS, 4 << 20
 _SPARE = 1 << 20  # bytes kept back on the disk for the manifest
 
 Range = tuple[int, int]  # first and last + 1 of the positions in a rows file
-
-
-class Resumable(Protocol):
-    """What a checkpoint keeps of a wave: scalars, rewritten every time, and Lanczos vectors, written once."""
-
-    position: int
-    """Steps done by the live streams."""
-
-    @property
-    def steps(self) -> npt.NDArray[np.int64]:
-        """(streams,): steps done by each."""
-
-    @property
-    def finished(self) -> bool:
-        """Whether no stream has a step left."""
-
-    @property
-    def scalars(self) -> Mapping[str, Tensor]:
-        """A few numbers per stream by name, to be copied from and to."""
-
-    @property
-    def basis(self) -> Basis | None:
-        """The vectors; None for streams that keep none."""
-
-    def resume(self, position: int) -> None:
-        """Go on from restored scalars and vectors."""
 
 
 class Checkpoint:
@@ -102,7 +77,7 @@ class Checkpoint:
         self.run = run
         self._folder = JobFolder(run)
         self._rows: dict[int, list[Range]] = {}
-        self._groups: list[list[Stream]] = []
+        self._groups: list[list[Stream]] = []  # of all rounds so far
         self._kept = True
         self._resumes = False
         self.worked_before = 0.0
@@ -129,24 +104,39 @@ class Checkpoint:
             self._folder.close()
 
     def waves(self, planned: list[list[Stream]]) -> list[list[Stream]]:
-        """Return the grouping of streams that this job started with; how much memory is free may have changed since.
+        """Return the grouping of a round's streams that this job started with; free memory may have changed since.
+
+        A job asks once per round, in order, before the round's first step.
 
         Raises:
             RunFolderError: The folder cannot be read or written.
         """
-        path = self._folder.path / "waves.json"
-        self._groups = planned
-        if self._folder.has_work and os.path.lexists(path):
-            found = self._resumed(lambda: read_json(path)).get("waves")
-            try:
-                self._groups = [[(str(block), int(probe)) for block, probe in wave] for wave in found or []]
-            except (TypeError, ValueError) as error:
-                raise self._damaged(path, "it is no grouping of streams") from error
-            if sorted(chain(*self._groups)) != sorted(chain(*planned)):
-                raise self._damaged(path, "its streams are not those of this job")
-        else:
-            write_json(path, {"waves": planned})
-        return self._groups
+        streams = sorted(chain(*planned))
+        groups: list[list[Stream]] = []
+        for wave in self._recorded[len(self._groups) :]:
+            if sum(map(len, groups)) < len(streams):
+                groups.append(wave)
+        if groups and sorted(chain(*groups)) != streams:
+            raise self._damaged(self._waves_file, "its streams are not those of this job")
+        self._groups += groups or planned
+        if not groups:
+            write_json(self._waves_file, {"waves": self._groups})
+        return groups or planned
+
+    @cached_property
+    def _recorded(self) -> list[list[Stream]]:
+        """The waves of all rounds of an earlier process; none where it had not begun its work."""
+        path = self._waves_file
+        if not (self._folder.has_work and os.path.lexists(path)):
+            return []
+        found = self._resumed(lambda: read_json(path)).get("waves")
+        try:
+            waves = [[(str(block), int(probe)) for block, probe in wave] for wave in found or []]
+        except (TypeError, ValueError) as error:
+            raise self._damaged(path, "it is no grouping of streams") from error
+        if not waves:
+            raise self._damaged(path, "its streams are not those of this job")
+        return waves
 
     def restore(self, wave: int, streams: Resumable) -> None:
         """Continue a wave where its last checkpoint left it; a wave without one is left alone.
@@ -268,10 +258,14 @@ class Checkpoint:
         return str(sealed(identity)[CHECKSUM])
 
     def _restore_state(self, state: Mapping[str, Tensor], streams: Resumable) -> list[Range]:
-        """Put the scalars and the position back; return the ranges of the rows files."""
+        """Put the scalars and the position back; return the ranges of the rows files.
+
+        A scalar that says what a version keeps, ``keeps_...``, is nan where an earlier one wrote the file.
+        """
         position = int(state["position"])
         for key, target in streams.scalars.items():
-            value = state[_SCALAR + key]
+            name = _SCALAR + key
+            value = torch.full_like(target, math.nan) if key.startswith(_KEEPS) and name not in state else state[name]
             if (target.shape, target.dtype) != (value.shape, value.dtype):
                 raise ValueError(f"{key} has another shape or dtype.")
             target.copy_(value)
@@ -342,6 +336,10 @@ class Checkpoint:
 
     def _damaged(self, path: Path, why: str) -> RunFolderError:
         return RunFolderError(f"The checkpoint {path} is damaged: {why}. {self._fresh_start}")
+
+    @property
+    def _waves_file(self) -> Path:
+        return self._folder.path / "waves.json"
 
     @property
     def _fresh_start(self) -> str:

@@ -30,7 +30,15 @@ _MARK = {
 }
 _LOCKS = re.compile(rf"{re.escape(LOCK)}|{re.escape(OWNER)}(\.[0-9a-f]{{12}}\.stale)?")
 _WORK = re.compile(rf"wave-\d{{3,}}-(state|rows-\d{{5,}}-\d{{5,}})\.safetensors|{SHELVED.pattern}")
-_RECORDS = ("verification.json", "functions.json", "head.json", "sittings.json", "waves.json", "identity.json")
+_RECORDS = (
+    "verification.json",
+    "functions.json",
+    "noise.json",
+    "head.json",
+    "sittings.json",
+    "waves.json",
+    "identity.json",
+)
 
 
 def located(out: str | os.PathLike[str]) -> Path:

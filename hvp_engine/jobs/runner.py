@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from os import PathLike
@@ -13,16 +13,18 @@ from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
 
 from hvp_engine.errors import HvpEngineError
-from hvp_engine.jobs.checkpoint import Checkpoint, Resumable, sweep_finished
+from hvp_engine.jobs.checkpoint import Checkpoint, sweep_finished
 from hvp_engine.jobs.comparison import refuse_foreign
 from hvp_engine.jobs.description import describe_suspect
 from hvp_engine.jobs.folder import located
 from hvp_engine.jobs.identity import describe, describe_blocks, facts, values
+from hvp_engine.jobs.resumable import Resumable
 from hvp_engine.jobs.sittings import Sittings
 from hvp_engine.kernels.allocator import retained_heap
 from hvp_engine.krylov.lanczos import Stream
 from hvp_engine.krylov.settings import JobSettings
 from hvp_engine.operators.operator import CurvatureOperator
+from hvp_engine.operators.verification import product_noise
 from hvp_engine.scheduling.policy import choose_waves
 from hvp_engine.scheduling.waves import StreamSizes
 from hvp_engine.system.memory import budget as free_budget
@@ -35,8 +37,13 @@ from hvp_engine.system.signals import Ending, ending_signals_raise
 class WaveState(Resumable, Protocol):
     """The streams of one wave as they advance in lock step, one product with each per step."""
 
-    consistent: bool
-    """False while the state must not be saved."""
+    @property
+    def consistent(self) -> bool:
+        """False while the state must not be saved."""
+
+    @property
+    def left(self) -> int:
+        """Products that are left at most."""
 
     def step(self) -> int:
         """Advance every live stream by one product; return how many streams took part."""
@@ -66,9 +73,11 @@ class Job(ABC, Generic[StateT, ResultT]):
     Attributes:
         name: Shown with the progress.
         settings: What was asked for.
+        noise: Relative error of one product; known before the first step.
     """
 
     name: str
+    noise: float = 0.0
 
     def __init__(self, settings: JobSettings) -> None:
         """Take the settings."""
@@ -78,14 +87,31 @@ class Job(ABC, Generic[StateT, ResultT]):
         """Return what decides the job's numbers, beside its kind, the operator, blocks, parameters and data."""
         return self.settings.record()
 
+    def products(self, operator: CurvatureOperator) -> dict[str, int]:
+        """Return about how many products of each block the job will ask for."""
+        return self.settings.products(operator.numel)
+
     def streams(self, operator: CurvatureOperator) -> StreamSizes:
-        """Return the sizes of the job's streams."""
+        """Return the sizes of the streams that the job begins with."""
         settings = self.settings
         return StreamSizes(operator.numel, settings.steps, settings.probes, operator.dtype, settings.lanczos.kept)
 
+    def more(self, operator: CurvatureOperator, states: Sequence[StateT]) -> StreamSizes | None:
+        """Return the sizes of further streams that the finished ones ask for; None where the job is complete.
+
+        It is asked again when these are finished. What it says must follow from the states alone.
+        """
+        return None
+
     @abstractmethod
-    def start(self, operator: CurvatureOperator, wave: list[Stream]) -> StateT:
-        """Make the state of a wave before its first step."""
+    def start(self, operator: CurvatureOperator, wave: list[Stream], finished: Sequence[StateT]) -> StateT:
+        """Make the state of a wave before its first step.
+
+        Args:
+            operator: What it multiplies with.
+            wave: Its streams.
+            finished: The states of all waves before it.
+        """
 
     @abstractmethod
     def collect(self, operator: CurvatureOperator, states: list[StateT], manifest: dict[str, Any]) -> ResultT:
@@ -188,23 +214,30 @@ def _compute(
     """Take a job from its checks to its result, written where there is a folder for it."""
     checkpoint = None if keeping is None else keeping.checkpoint
     try:
-        verification = _verify(job.settings, operator, checkpoint) if job.settings.check else None
+        products = job.products(operator)
+        verification = _verify(products, operator, checkpoint) if job.settings.check else None
+        job.noise = _noise(verification, job.settings, checkpoint)
         if job.settings.head_curvature:
-            _form_head_curvature(job.settings, operator, checkpoint, progress)
-        waves = _waves(operator, job.streams(operator), job.settings.memory)
+            _form_head_curvature(products, job.settings, operator, checkpoint, progress)
+        memory = job.settings.memory
+        budget = free_budget(operator.device) + operator.held_bytes if memory is None else memory
+        streams = job.streams(operator)
+        waves = _waves(operator, streams, budget)
     except HvpEngineError:
         if checkpoint is not None:
             checkpoint.abandon()
         raise
-    if checkpoint is not None:
-        waves = checkpoint.waves(waves)
-    with retained_heap():
-        states = _advance(job, operator, waves, keeping, progress)
+    states: list[StateT] = []
+    with retained_heap(), ProgressReporter(job.name, 0, progress) as reporter:
+        _advance(job, operator, _Round(streams, waves, states), keeping, reporter)
+        while (more := job.more(operator, states)) is not None:
+            _advance(job, operator, _Round(more, _waves(operator, more, budget), states), keeping, reporter)
+    operator.look()
     manifest = {
         "identity": identity,
         "config": config,
         "verification": verification,
-        **facts(operator, len(waves)),
+        **facts(operator, len(states)),
         "seconds": round(sittings.seconds, 3),
         "sittings": sittings.record(),
     }
@@ -237,19 +270,30 @@ def _stored_identity(folder: Path) -> dict[str, Any] | None:
     return identity if isinstance(identity, dict) else None
 
 
-def _verify(settings: JobSettings, operator: CurvatureOperator, checkpoint: Checkpoint | None) -> dict[str, Any]:
+def _verify(products: Mapping[str, int], operator: CurvatureOperator, checkpoint: Checkpoint | None) -> dict[str, Any]:
     """Verify the operator, or know that an earlier run did; what does not apply (nan) is None, which JSON has."""
     if checkpoint is not None:
         tested = set((checkpoint.recall("functions") or {}).get("tested", []))
         operator.trust(lambda suspect: describe_suspect(suspect) in tested)
         if (known := checkpoint.recall("verification")) is not None:
             return known
-    measured = asdict(operator.verify(settings.products(operator.numel)))
+    measured = asdict(operator.verify(products))
     found = {key: None if isinstance(value, float) and math.isnan(value) else value for key, value in measured.items()}
     if checkpoint is not None:
         checkpoint.remember("verification", found)
         _remember_tested(operator, checkpoint)
     return found
+
+
+def _noise(verification: Mapping[str, Any] | None, settings: JobSettings, checkpoint: Checkpoint | None) -> float:
+    """Return the relative error of one product, as the first run of the job knew it: decisions rest on it."""
+    noise = product_noise(verification, settings.precision)
+    if checkpoint is None:
+        return noise
+    if (known := checkpoint.recall("noise")) is not None:
+        return float(known["relative"])
+    checkpoint.remember("noise", {"relative": noise})
+    return noise
 
 
 def _remember_tested(operator: CurvatureOperator, checkpoint: Checkpoint) -> None:
@@ -258,59 +302,74 @@ def _remember_tested(operator: CurvatureOperator, checkpoint: Checkpoint) -> Non
 
 
 def _form_head_curvature(
-    settings: JobSettings, operator: CurvatureOperator, checkpoint: Checkpoint | None, progress: bool | None
+    products: Mapping[str, int],
+    settings: JobSettings,
+    operator: CurvatureOperator,
+    checkpoint: Checkpoint | None,
+    progress: bool | None,
 ) -> None:
     """Form the head's curvature, or take it from an earlier run; one that went without goes on without."""
     earlier = None if checkpoint is None else checkpoint.recall("head")
     if earlier is not None and not earlier["formed"]:
         return
     shelf = None if checkpoint is None else checkpoint.shelf
-    products = settings.products(operator.numel)
     operator.form_head_curvature(products, progress, settings.head_curvature_tolerance, shelf)
     if checkpoint is not None:
         checkpoint.remember("head", {"formed": operator.head_curvature is not None})
 
 
-def _waves(operator: CurvatureOperator, streams: StreamSizes, memory: int | None) -> list[list[Stream]]:
-    """Group the streams, and leave the memory of their vectors to them."""
+def _waves(operator: CurvatureOperator, streams: StreamSizes, budget: int) -> list[list[Stream]]:
+    """Group the streams of a round, and leave the memory of their vectors to them."""
     held = operator.held_bytes
-    budget = free_budget(operator.device) + held if memory is None else memory
     waves = choose_waves(streams, budget, operator.scheduler.plan.graph_bytes, held)
     operator.scheduler.reserve(waves.vector_bytes + held)
     return waves.groups
 
 
+@dataclass(frozen=True)
+class _Round(Generic[StateT]):
+    """Streams that are run to their ends before the job is asked for more.
+
+    Attributes:
+        streams: Their sizes.
+        waves: How they are grouped, unless an earlier run has grouped them otherwise.
+        states: Those of all finished waves, to which this round's are added, without the vectors.
+    """
+
+    streams: StreamSizes
+    waves: list[list[Stream]]
+    states: list[StateT]
+
+
 def _advance(
     job: Job[StateT, ResultT],
     operator: CurvatureOperator,
-    waves: list[list[Stream]],
+    now: _Round[StateT],
     keeping: _Keeping | None,
-    progress: bool | None,
-) -> list[StateT]:
-    """Run every wave to its end, with checkpoints and progress; return their states without the vectors."""
-    most, numel = job.settings.steps, operator.numel
-    total = sum(min(most, numel[block]) for wave in waves for block, _ in wave)
-    done: list[StateT] = []
-    with ProgressReporter(job.name, total, progress) as reporter:
-        for number, wave in enumerate(waves):
-            state = job.start(operator, wave)
-            if keeping is not None:
-                keeping.checkpoint.restore(number, state)
-            reporter.resume(int(state.steps.sum()))
-            try:
-                while not state.finished:
-                    begun = time.monotonic()
-                    advanced = state.step()
-                    reporter.advance(advanced, f"step {state.position} of {most}")
-                    if keeping is not None:
-                        keeping.after_step(number, state, time.monotonic() - begun)
+    reporter: ProgressReporter,
+) -> None:
+    """Run every wave of a round to its end, with checkpoints and progress."""
+    waves = now.waves if keeping is None else keeping.checkpoint.waves(now.waves)
+    ahead = sum(now.streams.steps_of(block) for wave in waves for block, _ in wave)
+    for number, wave in enumerate(waves, len(now.states)):
+        state = job.start(operator, wave, now.states)
+        if keeping is not None:
+            keeping.checkpoint.restore(number, state)
+        reporter.resume(int(state.steps.sum()))
+        ahead -= sum(now.streams.steps_of(block) for block, _ in wave)
+        try:
+            while not state.finished:
+                begun = time.monotonic()
+                reporter.expect(state.left + ahead)
+                advanced = state.step()
+                reporter.advance(advanced, f"step {state.position} of {now.streams.steps}")
                 if keeping is not None:
-                    keeping.finish(number, state)
-            except BaseException:
-                if keeping is not None and state.consistent:
-                    keeping.save(number, state)
-                raise
-            state.release()
-            done.append(state)
-    operator.look()
-    return done
+                    keeping.after_step(number, state, time.monotonic() - begun)
+            if keeping is not None:
+                keeping.finish(number, state)
+        except BaseException:
+            if keeping is not None and state.consistent:
+                keeping.save(number, state)
+            raise
+        state.release()
+        now.states.append(state)

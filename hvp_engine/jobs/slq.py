@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,42 +12,100 @@ from torch import Tensor
 from hvp_engine.jobs.runner import Job
 from hvp_engine.krylov.lanczos import BatchedLanczos, Stream
 from hvp_engine.krylov.probes import probe
+from hvp_engine.krylov.settings import JobSettings
 from hvp_engine.operators.operator import CurvatureOperator
+from hvp_engine.results.coefficients import Coefficients
 from hvp_engine.results.spectra import Spectra
 from hvp_engine.results.spectrum import Spectrum
 
 
 class SlqJob(Job[BatchedLanczos, Spectra]):
-    """Spectra of every block (Golub & Meurant 2010; Ubaru, Chen & Saad 2017)."""
+    """Spectra of every block (Golub & Meurant 2010; Ubaru, Chen & Saad 2017), by as many products as were asked for."""
 
     name = "slq"
 
-    def start(self, operator: CurvatureOperator, wave: list[Stream]) -> BatchedLanczos:
+    def start(
+        self, operator: CurvatureOperator, wave: list[Stream], finished: Sequence[BatchedLanczos]
+    ) -> BatchedLanczos:
         """Draw the start vectors of a wave."""
-        settings = self.settings
-        starts: dict[str, dict[int, Tensor]] = {}
-        for block, k in wave:
-            vector = probe(settings.seed, block, k, operator.numel[block], settings.distribution, operator.dtype)
-            starts.setdefault(block, {})[k] = vector
-        return BatchedLanczos(operator.sweep, starts, settings.lanczos, operator.dtype, operator.device)
+        starts = start_vectors(operator, wave, self.settings)
+        return BatchedLanczos(operator.sweep, starts, self.settings.lanczos, operator.dtype, operator.device)
 
     def collect(self, operator: CurvatureOperator, states: list[BatchedLanczos], manifest: dict[str, Any]) -> Spectra:
         """Collect each block's streams from the waves and turn them into spectra."""
-        probes, most = self.settings.probes, self.settings.steps
-        spectra: list[Spectrum] = []
-        for block, numel in operator.numel.items():
-            alphas = np.zeros((probes, most))
-            betas = np.zeros((probes, most - 1))
-            steps = np.zeros(probes, dtype=np.int64)
-            for lanczos in states:
-                for s, (name, k) in enumerate(lanczos.streams):
-                    if name == block:
-                        alphas[k], betas[k] = lanczos.alphas[s], lanczos.betas[s, : most - 1]
-                        steps[k] = lanczos.steps[s]
-            spectra.append(Spectrum.from_tridiagonal(block, numel, alphas, betas, steps, operator.device))
-        loss = max(float(lanczos.orthogonality_loss.max()) for lanczos in states)
-        return Spectra(spectra, {**manifest, "lost_orthogonality": loss})
+        settings = self.settings
+        full = settings.reorthogonalize == "full"
+        found = collected(states, operator.numel, full, self.noise, settings.steps)
+        spectra = [spectrum(operator, block, coefficients) for block, coefficients in found.items()]
+        return Spectra(spectra, {**manifest, **lost_orthogonality(states)})
 
     def load(self, run: Path) -> Spectra:
         """Read the spectra of a finished run."""
         return Spectra.load(run)
+
+
+def start_vectors(
+    operator: CurvatureOperator, wave: Iterable[Stream], settings: JobSettings
+) -> dict[str, dict[int, Tensor]]:
+    """Draw the probes of some streams, by block and number."""
+    starts: dict[str, dict[int, Tensor]] = {}
+    for block, k in wave:
+        vector = probe(settings.seed, block, k, operator.numel[block], settings.distribution, operator.dtype)
+        starts.setdefault(block, {})[k] = vector
+    return starts
+
+
+def collected(
+    states: Iterable[BatchedLanczos],
+    numel: Mapping[str, int],
+    reorthogonalized: bool,
+    noise: float,
+    columns: int | None = None,
+) -> dict[str, Coefficients]:
+    """Bring the streams of each block together, in the order of their probes.
+
+    Args:
+        states: The waves that have streams of these blocks.
+        numel: Length of the vectors of each block, in block order; blocks without a stream are left out.
+        reorthogonalized: Whether the Lanczos vectors were kept orthogonal.
+        noise: Relative error of one product.
+        columns: Steps that the arrays have room for; None takes as many as the longest stream of a block has.
+    """
+    rows: dict[str, dict[int, tuple[Any, ...]]] = {}
+    for lanczos in states:
+        found = zip(lanczos.alphas, lanczos.betas, lanczos.steps, lanczos.residuals, strict=True)
+        for (block, k), stream in zip(lanczos.streams, found, strict=True):
+            rows.setdefault(block, {})[k] = stream
+    blocks: dict[str, Coefficients] = {}
+    for block in numel:
+        if block in rows:
+            alphas, betas, steps, residuals = map(
+                np.array, zip(*(rows[block][k] for k in sorted(rows[block])), strict=True)
+            )
+            m = int(steps.max()) if columns is None else columns
+            betas = np.where(np.arange(betas.shape[1]) < steps[:, None] - 1, betas, 0.0)  # without the residuals
+            blocks[block] = Coefficients(
+                numel[block], alphas[:, :m], betas[:, : m - 1], steps, residuals, noise, reorthogonalized
+            )
+    return blocks
+
+
+def spectrum(operator: CurvatureOperator, block: str, found: Coefficients, **further: Any) -> Spectrum:
+    """Turn the coefficients of a block into its spectrum, by the kernels of the operator's device."""
+    return Spectrum.from_tridiagonal(
+        block,
+        found.numel,
+        found.alphas,
+        found.betas,
+        found.steps,
+        operator.device,
+        residuals=found.residuals,
+        noise=found.noise,
+        reorthogonalized=found.reorthogonalized,
+        **further,
+    )
+
+
+def lost_orthogonality(states: Iterable[BatchedLanczos]) -> dict[str, float]:
+    """Return the largest loss of orthogonality of all streams, as a manifest has it."""
+    return {"lost_orthogonality": max((float(lanczos.orthogonality_loss.max()) for lanczos in states), default=0.0)}

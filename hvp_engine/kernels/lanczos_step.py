@@ -2,7 +2,8 @@
 
 The rule, per stream that is live: alpha and beta are kept, the running norm of T becomes at least |alpha| + beta + the
 beta before, and the stream ends when beta is at most ``tolerance`` times that norm (its Krylov space is exhausted) or
-when it has taken its last step. Otherwise vector / beta becomes its next Lanczos vector.
+when it has taken its last step. Otherwise vector / beta becomes its next Lanczos vector. The beta of an exhausted space
+is rounding, and stays the 0 that it was; that of a last step is kept: it says how far the stream was from its end.
 """
 
 from __future__ import annotations
@@ -53,13 +54,13 @@ def record_step_ref(state: LanczosState, step: Step, vectors: Sequence[NewVector
         size += state.betas[s, j - 1]
     norms = torch.where(live & (size > norms), size, norms)
     finite = step.alphas.isfinite() & beta.isfinite()
-    ended = finite & ((beta <= step.tolerance * norms) | (j + 1 >= state.last[s]))
+    exhausted = finite & (beta <= step.tolerance * norms)
     state.norms[s] = norms
     state.alphas[s, j] = torch.where(live, step.alphas, state.alphas[s, j])
-    state.betas[s, j] = torch.where(live & ~ended, beta, state.betas[s, j])
+    state.betas[s, j] = torch.where(live & ~exhausted, beta, state.betas[s, j])
     state.steps[s] = torch.where(live, j + 1, state.steps[s])
     state.lost[s] = torch.where(live & ~(step.lost <= lost), step.lost, lost)
-    live &= finite & ~ended
+    live &= finite & ~exhausted & (j + 1 < state.last[s])
     state.live[s] = live
     divisors = torch.where(live, beta, torch.inf)  # a finite number over infinity is the zero that ended streams get
     for new in vectors:

@@ -49,7 +49,8 @@ class LanczosState(NamedTuple):
 
     Attributes:
         alphas: (streams, steps) fp64.
-        betas: (streams, steps) fp64; ``betas[s, j]`` couples vectors j and j + 1.
+        betas: (streams, steps) fp64; ``betas[s, j]`` couples vectors j and j + 1, and that of a stream's last step is
+            the norm of what was left. 0 where the Krylov space was exhausted.
         steps: (streams,) int64: steps done.
         live: (streams,) bool.
         lost: (streams,) fp64: the largest loss of orthogonality so far.

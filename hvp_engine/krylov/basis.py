@@ -110,6 +110,23 @@ class Basis(ABC):
         """
 
     @abstractmethod
+    def deflate(self, slot: Slot, count: int, vectors: Sequence[Tensor]) -> None:
+        """Make further vectors orthogonal, in place and in two passes, to the first ``count`` vectors of a stream.
+
+        Args:
+            slot: The stream.
+            count: How many of its vectors, at least 1.
+            vectors: Contiguous (numel,) tensors of the working dtype.
+
+        Raises:
+            ConfigurationError: The storage keeps the newest vectors only.
+        """
+
+    @abstractmethod
+    def release(self, block: str) -> None:
+        """Free the vectors of a block, for good: neither export nor restore know of them any more."""
+
+    @abstractmethod
     def orthogonality(self, slot: Slot, count: int) -> float:
         """Return the spectral norm of Q'Q - I over the first ``count`` vectors of a stream, accumulated in fp64.
 
@@ -130,7 +147,7 @@ class Basis(ABC):
 
     @abstractmethod
     def restore(self, first: int, last: int, exported: Mapping[str, Tensor]) -> None:
-        """Take back what :meth:`export` gave for the same positions.
+        """Take back what :meth:`export` gave for the same positions, but for blocks that were released since.
 
         Raises:
             ConfigurationError: It does not fit this basis.
@@ -141,7 +158,7 @@ class Basis(ABC):
         return {}
 
     def restore_window(self, exported: Mapping[str, Tensor]) -> None:
-        """Take back what :meth:`export_window` gave.
+        """Take back what :meth:`export_window` gave, but for blocks that were released since.
 
         Raises:
             ConfigurationError: It does not fit this basis.

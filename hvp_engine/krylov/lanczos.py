@@ -8,7 +8,7 @@ reads them every few steps only, and enqueues the steps between without waiting.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 
 import numpy as np
 import numpy.typing as npt
@@ -51,6 +51,7 @@ class BatchedLanczos:
         dtype: torch.dtype,
         device: torch.device,
         sync_every: int | None = None,
+        limits: Mapping[str, int] | None = None,
     ) -> None:
         """Take the start vectors.
 
@@ -62,6 +63,7 @@ class BatchedLanczos:
             device: Where vectors live.
             sync_every: Steps between two synchronisations, at which the host sees which streams ended or failed; None
                 takes 1 on the CPU and a few elsewhere. It changes no result.
+            limits: Largest number of steps by block, where that is less than the settings allow.
         """
         self._matmat = matmat
         self._tolerance = _BREAKDOWN * float(torch.finfo(dtype).eps)
@@ -69,13 +71,17 @@ class BatchedLanczos:
         self.streams: list[Stream] = [(block, number) for block, probes in starts.items() for number in probes]
         self.consistent = True
         self._slots = [(block, row) for block, probes in starts.items() for row in range(len(probes))]
-        shapes = {block: _shape(probes, settings.steps) for block, probes in starts.items()}
+        most = {block: min(settings.steps, (limits or {}).get(block, settings.steps)) for block in starts}
+        shapes = {block: _shape(probes, most[block]) for block, probes in starts.items()}
         kept = settings.kept
         store_dtype = None if kept is None else kept.dtype
         self._basis: Basis | None = storage_for(dtype, kept)(Layout(shapes, dtype, store_dtype, device))
         for slot, (block, number) in zip(self._slots, self.streams, strict=True):
             self.basis.append(0, slot, starts[block][number].to(device, dtype))
         self._last = np.array([shapes[block].capacity for block, _ in self.streams])
+        # Steps that find everything; without reorthogonalisation no number of them does.
+        self._whole = np.array([np.inf if kept is None else shapes[block].numel for block, _ in self.streams])
+        self._keeps_residuals = torch.ones(1, dtype=torch.float64, device="cpu")  # nan: restored, and not known
         self.state = _initial_state(self._last, settings.steps, device)
         self.resume(0)
 
@@ -86,8 +92,20 @@ class BatchedLanczos:
 
     @property
     def betas(self) -> npt.NDArray[np.float64]:
-        """(streams, steps) float64; ``betas[s, j]`` couples vectors j and j + 1."""
+        """(streams, steps) float64; ``betas[s, j]`` couples vectors j and j + 1, or is what the last step left."""
         return self.state.betas.numpy(force=True)
+
+    @property
+    def residuals(self) -> npt.NDArray[np.float64]:
+        """(streams,) float64: norm of what each stream's last step left; 0 where its Krylov space is exhausted.
+
+        A stream that was kept orthogonal for as many steps as its block has parameters has found everything: what it
+        left is rounding. nan where an earlier version took the last step, which did not keep it.
+        """
+        steps = self.steps
+        left = self.betas[np.arange(len(steps)), np.maximum(steps, 1) - 1]
+        unknown = (left == 0.0) & (steps == self._last) & bool(self._keeps_residuals.isnan())
+        return np.where(steps >= self._whole, 0.0, np.where(unknown, np.nan, left))
 
     @property
     def steps(self) -> npt.NDArray[np.int64]:
@@ -113,7 +131,8 @@ class BatchedLanczos:
     @property
     def scalars(self) -> dict[str, Tensor]:
         """What a checkpoint keeps of the state: written to where one is restored. Last steps follow from the job."""
-        return {name: value for name, value in self.state._asdict().items() if name != "last"}
+        kept = {name: value for name, value in self.state._asdict().items() if name != "last"}
+        return {**kept, "keeps_residuals": self._keeps_residuals}
 
     @property
     def finished(self) -> bool:
@@ -148,6 +167,17 @@ class BatchedLanczos:
         self._active, self.position = active, j + 1
         self.consistent = synchronises
         return len(members)
+
+    def stop(self, blocks: Collection[str]) -> None:
+        """End the streams of some blocks where they are; call where the host has just synchronised."""
+        rows = [s for s, (block, _) in enumerate(self.streams) if block in blocks]
+        self.state.live[rows] = False
+        self._active[rows] = False
+
+    @property
+    def left(self) -> int:
+        """Steps that the live streams may still take, all of them together."""
+        return int((self._last[self._active] - self.position).sum())
 
     def release(self) -> None:
         """Free the vectors of a finished wave; the scalars stay."""

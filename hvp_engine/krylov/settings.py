@@ -13,6 +13,7 @@ import torch
 from hvp_engine.errors import ConfigurationError
 from hvp_engine.krylov.probes import Distribution, check_distribution
 from hvp_engine.krylov.registry import STORAGES, Storage
+from hvp_engine.krylov.stopping import DEFAULT_TOLERANCE, Targets
 from hvp_engine.ops.head.dropping import check_tolerance
 from hvp_engine.problem.precision import Precision, check_precision, working_dtype
 
@@ -21,6 +22,7 @@ Reorthogonalize = Literal["full", "none"]
 # minutes and gigabytes before it shows.
 _MOST_PROBES = 100_000
 _MOST_STEPS = 10_000_000  # the same of these
+_STEPS, _PROBES = 100, 10  # where one of them is not given: what a fixed job takes, and no adaptive one exceeds
 
 
 @dataclass(frozen=True)
@@ -47,14 +49,23 @@ class LanczosSettings:
 class JobSettings:
     """What a job of Lanczos runs was asked for; :func:`hvp_engine.slq` says what each setting means.
 
+    A job is fixed where steps or probes are given without a tolerance: it takes exactly these. Any other is adaptive:
+    it stops where its tolerance is reached, and takes no more than these.
+
+    Attributes:
+        steps: Lanczos steps of a fixed job, or the ceiling of an adaptive one; a number once this is made.
+        probes: Streams per block, likewise.
+        tolerance: What an adaptive job has to reach, a number by the name of its target; None for a fixed job.
+
     Raises:
         ConfigurationError: A setting is none of its values.
     """
 
-    steps: int = 100
-    probes: int = 10
+    steps: int = None  # type: ignore[assignment]  # a number once it is made
+    probes: int = None  # type: ignore[assignment]
+    tolerance: float | Mapping[str, float] | None = None
     seed: int = 0
-    distribution: Distribution = "rademacher"
+    distribution: Distribution = "gaussian"
     precision: Precision = "fp32"
     reorthogonalize: Reorthogonalize = "full"
     basis: str = "fp32"
@@ -66,9 +77,13 @@ class JobSettings:
 
     def __post_init__(self) -> None:
         """Check every setting; whole numbers of numpy and torch become plain ones."""
+        fixed = self.tolerance is None and not (self.steps is None and self.probes is None)
+        if not fixed:
+            given = DEFAULT_TOLERANCE if self.tolerance is None else self.tolerance
+            object.__setattr__(self, "tolerance", Targets.parse(given).record())
         whole_numbers = {
-            "steps": whole_number("steps", self.steps, 1),
-            "probes": whole_number("probes", self.probes, 1),
+            "steps": _STEPS if self.steps is None else whole_number("steps", self.steps, 1),
+            "probes": _PROBES if self.probes is None else whole_number("probes", self.probes, 1),
             "seed": whole_number("seed", self.seed),
         }
         for name, value in whole_numbers.items():
@@ -90,6 +105,11 @@ class JobSettings:
         check_tolerance(self.head_curvature_tolerance)
         object.__setattr__(self, "microbatch", checked_microbatch(self.microbatch))
         check_memory(self.memory)
+
+    @property
+    def targets(self) -> Targets | None:
+        """What an adaptive job has to reach; None for a fixed job."""
+        return None if self.tolerance is None else Targets.parse(self.tolerance)
 
     @property
     def lanczos(self) -> LanczosSettings:
@@ -116,8 +136,9 @@ class JobSettings:
         return {block: self.probes * min(self.steps, size) for block, size in numel.items()}
 
     def record(self) -> dict[str, Any]:
-        """Return what decides a job's numbers, as plain data."""
+        """Return what decides a job's numbers, as plain data; a fixed job has no word of tolerance."""
         return {
+            **({} if self.tolerance is None else {"tolerance": self.tolerance}),
             "steps": self.steps,
             "probes": self.probes,
             "seed": self.seed,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -26,6 +26,7 @@ class WindowBasis(Basis):
             block: torch.empty(streams, min(WINDOW, capacity), numel, dtype=layout.dtype, device=layout.device)
             for block, (streams, capacity, numel) in layout.shapes.items()
         }
+        self._released: set[str] = set()
 
     @staticmethod
     def bytes_per_stream(capacity: int, numel: int, dtype: torch.dtype, store_dtype: torch.dtype | None) -> int:
@@ -45,6 +46,15 @@ class WindowBasis(Basis):
         windows = [self._window[block][row] for block, row in slots]
         done = reorthogonalize(windows, vectors, [min(position + 1, WINDOW)] * len(vectors))
         return Orthogonalized(done.coefficients[:, position % WINDOW], done.norms, done.lost)
+
+    def deflate(self, slot: Slot, count: int, vectors: Sequence[Tensor]) -> None:
+        """Refuse: the older vectors are gone."""
+        raise ConfigurationError("Vectors that are not kept cannot be taken out; use reorthogonalize='full'.")
+
+    def release(self, block: str) -> None:
+        """Free the vectors of a block."""
+        del self._window[block]
+        self._released.add(block)
 
     def orthogonality(self, slot: Slot, count: int) -> float:
         """Refuse: without the older vectors there is nothing to check."""
@@ -66,7 +76,7 @@ class WindowBasis(Basis):
 
     def restore_window(self, exported: Mapping[str, Tensor]) -> None:
         """Take back the window."""
-        copy_exactly(self._window, exported)
+        copy_exactly(self._window, _without(exported, self._released))
 
 
 class FullBasis(Basis):
@@ -78,6 +88,7 @@ class FullBasis(Basis):
             block: torch.empty(shape, dtype=layout.store_dtype, device=layout.device)
             for block, shape in layout.shapes.items()
         }
+        self._released: set[str] = set()
 
     @staticmethod
     def bytes_per_stream(capacity: int, numel: int, dtype: torch.dtype, store_dtype: torch.dtype | None) -> int:
@@ -98,6 +109,16 @@ class FullBasis(Basis):
         done = reorthogonalize(stores, vectors, [position + 1] * len(vectors))
         return Orthogonalized(done.coefficients[:, position], done.norms, done.lost)
 
+    def deflate(self, slot: Slot, count: int, vectors: Sequence[Tensor]) -> None:
+        """Make further vectors orthogonal to the first of a stream, all in one kernel call."""
+        block, row = slot
+        reorthogonalize([self._store[block][row]] * len(vectors), vectors, [count] * len(vectors))
+
+    def release(self, block: str) -> None:
+        """Free the vectors of a block."""
+        del self._store[block]
+        self._released.add(block)
+
     def orthogonality(self, slot: Slot, count: int) -> float:
         """Return the spectral norm of Q'Q - I over the first ``count`` vectors of a stream, accumulated in fp64."""
         block, row = slot
@@ -115,7 +136,7 @@ class FullBasis(Basis):
 
     def restore(self, first: int, last: int, exported: Mapping[str, Tensor]) -> None:
         """Take the vectors back."""
-        copy_exactly(self._between(first, last), exported)
+        copy_exactly(self._between(first, last), _without(exported, self._released))
 
     def _between(self, first: int, last: int) -> dict[str, Tensor]:
         return {
@@ -159,6 +180,11 @@ class RoundedBasis(FullBasis):
         older = reorthogonalize(stores, vectors, [max(0, position + 1 - WINDOW)] * len(vectors))
         return Orthogonalized(recent.alphas, older.norms, torch.maximum(recent.loss, older.lost))
 
+    def release(self, block: str) -> None:
+        """Free the vectors of a block."""
+        super().release(block)
+        self._window.release(block)
+
     def export_window(self) -> dict[str, Tensor]:
         """Return the window: (streams, 2, numel) by block."""
         return self._window.export_window()
@@ -166,3 +192,8 @@ class RoundedBasis(FullBasis):
     def restore_window(self, exported: Mapping[str, Tensor]) -> None:
         """Take back the window."""
         self._window.restore_window(exported)
+
+
+def _without(exported: Mapping[str, Tensor], released: Collection[str]) -> dict[str, Tensor]:
+    """Leave out the blocks whose vectors were freed after they had been exported."""
+    return {block: vectors for block, vectors in exported.items() if block not in released}

@@ -55,12 +55,14 @@ class Verification:
         asymmetry: abs(u'Hv - v'Hu) / ||Hv|| with a random unit vector v and u = Hv / ||Hv||.
         finite_difference: ||(difference of gradients) - Hv|| / ||Hv||.
         curvature: ||Hv||; 0 where it is no more than rounding.
+        noise: ||error|| / ||Hv|| of one product in the job's own arithmetic; nan where only checks were made.
     """
 
     dtype: str
     asymmetry: float
     finite_difference: float
     curvature: float
+    noise: float = math.nan
 
     @property
     def wrong(self) -> bool:
@@ -75,6 +77,7 @@ class DerivativeCheck:
     Attributes:
         union: All blocks as one.
         suspects: The custom autograd functions that the loss went through, and where its graph was cut.
+        eps: Relative spacing of the coarsest numbers that take part.
     """
 
     def __init__(self, objective: Objective, names: tuple[str, ...], batch: Any) -> None:
@@ -99,7 +102,7 @@ class DerivativeCheck:
             # A model may compute a part in float32 or bfloat16 whatever it is given.
             own = str(objective.dtype).removeprefix("torch.")
             self._arithmetic = "half" if dtypes & {torch.bfloat16, torch.float16} else own
-            self._eps = max(float(torch.finfo(dtype).eps) for dtype in {objective.dtype, *dtypes})
+            self.eps = max(float(torch.finfo(dtype).eps) for dtype in {objective.dtype, *dtypes})
             self._gradient_norm = float(self._graph.gradient(self.union).norm())
         norms = [parameter.detach().norm() for parameter in self._parameters.values()]
         self._scale = max(float(torch.stack(norms).norm()), 1e-3)
@@ -137,7 +140,7 @@ class DerivativeCheck:
         Raises:
             SecondDerivativeError: An operation has no second derivative, or it is not finite.
         """
-        floor = min(_ROUNDING * self._eps, _LARGEST_FLOOR) * curvature
+        floor = min(_ROUNDING * self.eps, _LARGEST_FLOOR) * curvature
         dtype = self._arithmetic
         with self._objective.arithmetic():
             v = self.direction(block)
@@ -179,7 +182,7 @@ class DerivativeCheck:
 
     def _is_rounding(self, block: ResolvedBlock, direction: Tensor, product: Tensor) -> bool:
         """Say whether a product is another one as soon as the parameters are rounded differently."""
-        with self._beside(4 * self._eps):
+        with self._beside(4 * self.eps):
             moved = self._product(self._rebuilt(), block, direction)
         return float((moved - product).norm()) > _UNSTABLE * float(product.norm())
 

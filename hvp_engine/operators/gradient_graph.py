@@ -21,22 +21,25 @@ from hvp_engine.operators.batchable import BATCHABLE, COMPLEX_VIEWS
 class GradientGraph:
     """The gradient of one micro-batch's total, kept differentiable for all blocks and probes."""
 
-    def __init__(self, total: Tensor, weight: float, parameters: dict[str, nn.Parameter]) -> None:
+    def __init__(
+        self, total: Tensor, weight: float, parameters: dict[str, nn.Parameter], *, of_all_blocks: bool = True
+    ) -> None:
         """Run the first backward pass, keeping its graph.
 
         Args:
             total: Scalar total of the micro-batch, attached to the graph.
             weight: Weight of the micro-batch in the objective.
             parameters: The parameters that blocks touch, by canonical name.
+            of_all_blocks: Whether these are the parameters of all blocks, of which some must enter the loss.
 
         Raises:
-            ObjectiveError: None of the parameters enters the loss.
+            ObjectiveError: None of the parameters of all blocks enters the loss.
             SecondDerivativeError: An operation has no derivative.
         """
         self.weight = weight
         self._parameters = parameters
         gradients = backward([total], list(parameters.values()), None, create_graph=True)
-        if all(gradient is None for gradient in gradients):
+        if of_all_blocks and all(gradient is None for gradient in gradients):
             raise ObjectiveError(
                 "The loss does not depend on any parameter of the blocks. The loss must use the model it is given as "
                 "its first argument (the engine may pass a converted copy)."

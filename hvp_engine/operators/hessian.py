@@ -22,6 +22,7 @@ class HessianOperator(CurvatureOperator):
     matrix = "hessian"
 
     def _graph(self, micro: MicroBatch) -> GradientGraph:
-        graph = GradientGraph(*self._evaluate(micro), self._parameters)
-        self._inspection.refuse_cuts(micro.key, graph)
+        parameters = self._parameters_of(micro.blocks)
+        graph = GradientGraph(*self._evaluate(micro), parameters, of_all_blocks=micro.blocks is None)
+        self._inspection.refuse_cuts((micro.key, micro.blocks), graph)
         return graph

@@ -120,6 +120,13 @@ class CurvatureOperator(ABC):
             self._inspection.trusted |= tested
         return total, weight
 
+    def _parameters_of(self, blocks: Iterable[str] | None) -> dict[str, nn.Parameter]:
+        """Return the parameters of some blocks, of all of them for None, by canonical name."""
+        if blocks is None:
+            return self._parameters
+        names = {part.parameter for block in blocks for part in self.partition.blocks[block].parts}
+        return {name: parameter for name, parameter in self._parameters.items() if name in names}
+
     @property
     def head(self) -> LinearHead | None:
         """The linear layer whose output goes into cross-entropy alone, if there is one."""

@@ -136,6 +136,64 @@ def cell_masses(nodes: FloatArray, weights: FloatArray, grid: FloatArray, sigma:
     return np.maximum(masses, 0.0, out=masses)
 
 
+def shared_masses(nodes: FloatArray, weights: FloatArray, grid: FloatArray, sigma: float) -> FloatArray:
+    """Integrate Gaussian mixtures with the same centres over every cell of ``grid``, as ``cell_masses`` does.
+
+    Args:
+        nodes: Centres, float64 of shape (atoms,).
+        weights: Their masses in every mixture, shape (rows, atoms).
+        grid: As in ``cell_masses``.
+        sigma: As in ``cell_masses``.
+
+    Returns:
+        Masses, float64 of shape (rows, points); a row sums to the sum of its weights.
+    """
+    edges = grid[:-1] + 0.5 * np.diff(grid)
+    first = np.searchsorted(edges, nodes - _WINDOW * sigma)
+    last = np.searchsorted(edges, nodes + _WINDOW * sigma)
+    distribution = np.zeros((len(weights), edges.size))
+    for row, mass in zip(distribution, weights, strict=True):
+        row += np.bincount(last, weights=mass, minlength=edges.size + 1)[:-1].cumsum()
+    for chunk in _chunks(last - first):
+        index, edge = _windows(first[chunk], last[chunk])
+        argument = (edges[edge] - nodes[chunk][index]) * (math.sqrt(0.5) / sigma)
+        share = 0.5 + 0.5 * torch.special.erf(torch.from_numpy(argument)).numpy()
+        for row, mass in zip(distribution, weights[:, chunk], strict=True):
+            row += np.bincount(edge, weights=share * mass[index], minlength=edges.size)
+    masses = np.diff(distribution, axis=1, prepend=0.0, append=weights.sum(axis=1, keepdims=True))
+    return np.maximum(masses, 0.0, out=masses)
+
+
+def line_masses(knots: FloatArray, values: FloatArray, grid: FloatArray, sigma: float) -> FloatArray:
+    """Integrate a density of constant pieces, smoothed by a Gaussian, over every cell of ``grid``.
+
+    A distribution function of straight pieces is a sum of ramps that start at its knots. A smoothed ramp differs from
+    the ramp only near its knot, by ``sigma * phi(t) - |t| * Phi(-|t| / sigma)``.
+
+    Args:
+        knots: Where the pieces of the distribution function meet, strictly increasing, shape (K,).
+        values: The function there, from 0, shape (K,).
+        grid: As in ``cell_masses``.
+        sigma: Standard deviation of the Gaussian.
+
+    Returns:
+        Masses, float64 of shape (points,); they sum to the last value.
+    """
+    edges = grid[:-1] + 0.5 * np.diff(grid)
+    bends = np.diff(np.diff(values) / np.diff(knots), prepend=0.0, append=0.0)
+    first = np.searchsorted(edges, knots - _WINDOW * sigma)
+    last = np.searchsorted(edges, knots + _WINDOW * sigma)
+    distribution = np.interp(edges, knots, values, left=0.0)
+    for chunk in _chunks(last - first):
+        index, edge = _windows(first[chunk], last[chunk])
+        t = np.abs(edges[edge] - knots[chunk][index]) / sigma
+        tail = 0.5 * torch.special.erfc(torch.from_numpy(t * math.sqrt(0.5))).numpy()
+        bent = bends[chunk][index] * sigma * (np.exp(-0.5 * t * t) / math.sqrt(2.0 * math.pi) - t * tail)
+        distribution += np.bincount(edge, weights=bent, minlength=edges.size)
+    masses = np.diff(distribution, prepend=0.0, append=values[-1])
+    return np.maximum(masses, 0.0, out=masses)
+
+
 def _chunks(counts: NDArray[np.int64]) -> Iterator[slice]:
     """Yield slices of the atoms whose windows hold about ``_CHUNK`` edges together."""
     group = np.cumsum(counts) // _CHUNK

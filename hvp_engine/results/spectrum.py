@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -11,10 +13,11 @@ from numpy.typing import ArrayLike, NDArray
 
 from hvp_engine.errors import ConfigurationError
 from hvp_engine.kernels.tridiagonal import tridiagonal_quadrature
-from hvp_engine.results import smoothing
+from hvp_engine.results import extremes, moments, smoothing
 from hvp_engine.results.coefficients import Coefficients
 from hvp_engine.results.estimate import Estimate
 from hvp_engine.results.jacobi import jacobi_matrix
+from hvp_engine.results.reading import Reading, ReadingName, is_gauss
 from hvp_engine.results.smoothing import FloatArray
 from hvp_engine.results.spectrum_checks import (
     SINGLE_FIELDS,
@@ -238,31 +241,85 @@ class Spectrum:
         points, densities = self.probe_densities(grid, sigma)
         return points, densities.mean(axis=0)
 
-    def moment(self, k: int) -> Estimate:
-        """Estimate ``tr(H^k) / n`` by the mean over probes of ``sum_j w_j x_j^k``.
+    @cached_property
+    def reading(self) -> Reading:
+        """How the coefficients and the single products are read: what estimates and bars start from."""
+        return Reading(self.coefficients, self.singles, self.deflated)
+
+    def moment(self, k: int, reading: ReadingName = "auto") -> Estimate:
+        """Estimate ``tr(H^k) / n``, with a 95 % bar.
+
+        Args:
+            k: Order of the moment.
+            reading: ``"auto"`` takes what is known of single eigenvalues into account, and single products, and one
+                probe is enough for a bar; ``"gauss"`` is the mean over probes of ``sum_j w_j x_j^k``, with the bar of
+                their spread, which a single probe has not.
 
         Raises:
-            ConfigurationError: If ``k`` is not a non-negative integer.
+            ConfigurationError: If ``k`` is not a non-negative integer, or there is no such reading.
         """
         if not isinstance(k, int) or k < 0:
             raise ConfigurationError(f"The order of a moment must be a non-negative integer, not {k!r}.")
-        values = (self.weights * self.nodes**k).sum(axis=1)
-        stderr = float(values.std(ddof=1)) / math.sqrt(values.size) if values.size > 1 else math.nan
-        return Estimate(float(values.mean()), stderr)
+        if is_gauss(reading):
+            return moments.of_probes((self.weights * self.nodes**k).sum(axis=1))
+        return moments.scaled(moments.power_sum(self.reading, k), 1.0 / self.numel)
 
-    def trace(self) -> Estimate:
-        """Estimate ``tr(H) = n * moment(1)``."""
-        value, stderr = self.moment(1)
-        return Estimate(self.numel * value, self.numel * stderr)
+    def trace(self, reading: ReadingName = "auto") -> Estimate:
+        """Estimate ``tr(H) = n * moment(1)``, as ``moment`` does."""
+        return moments.scaled(self.moment(1, reading), float(self.numel))
 
-    def frobenius_norm(self) -> Estimate:
-        """Estimate the Frobenius norm, ``sqrt(n * moment(2))``.
+    def frobenius_norm(self, reading: ReadingName = "auto") -> Estimate:
+        """Estimate the Frobenius norm, ``sqrt(n * moment(2))``, as ``moment`` does."""
+        return moments.root(moments.scaled(self.moment(2, reading), float(self.numel)))
 
-        Its standard error is the delta method's, ``n * stderr(moment(2)) / (2 * frobenius_norm)``.
+    def trace_of(self, function: moments.Function, reading: ReadingName = "auto") -> Estimate:
+        """Estimate ``tr f(H)``, with a 95 % bar that counts what more steps could change.
+
+        Args:
+            function: f, which gets arrays of eigenvalues and returns arrays of the same shape.
+            reading: As in ``moment``.
+
+        Raises:
+            ConfigurationError: If f does not give one finite number for each, or there is no such reading.
         """
-        value, stderr = self.moment(2)
-        norm = math.sqrt(self.numel * value)
-        return Estimate(norm, self.numel * stderr / (2.0 * norm) if norm > 0.0 else stderr)
+        if is_gauss(reading):
+            values = moments.evaluated(function, self.nodes)
+            return moments.scaled(moments.of_probes((self.weights * values).sum(axis=1)), float(self.numel))
+        return moments.trace_of(self.reading, function)
+
+    def largest(self, k: int = 1, reading: ReadingName = "auto") -> Estimate:
+        """Find the k-th largest eigenvalue, with a bar that its residual gives; it has no standard error.
+
+        Args:
+            k: Its rank, 1 for the largest.
+            reading: ``"gauss"`` gives the k-th largest node of the probe whose node is larger than that of the
+                others, without a bar: no more than the eigenvalue.
+
+        Raises:
+            ConfigurationError: If k values are not known as single eigenvalues on that side, k is no positive
+                integer, or there is no such reading.
+        """
+        return self._outermost(k, reading, extremes.largest, 1)
+
+    def smallest(self, k: int = 1, reading: ReadingName = "auto") -> Estimate:
+        """Find the k-th smallest eigenvalue; arguments and errors are those of ``largest``."""
+        return self._outermost(k, reading, extremes.smallest, -1)
+
+    def _outermost(self, k: int, reading: str, by_reading: Callable[[Reading, int], Estimate], sign: int) -> Estimate:
+        if not is_gauss(reading):
+            return by_reading(self.reading, k)
+        extremes.check_rank(k, int(self.steps.max()))
+        nodes = [
+            np.sort(sign * row[:steps])[-k] for row, steps in zip(self.nodes, self.steps, strict=True) if k <= steps
+        ]
+        return Estimate(sign * float(max(nodes)), math.nan)
+
+    def outliers(self) -> Estimate:
+        """Count the eigenvalues that lie more than six standard deviations of the bulk from its mean.
+
+        The bulk is what is left when those are left out, again and again; see ``hvp_engine.results.extremes.outliers``.
+        """
+        return extremes.outliers(self.reading)
 
     def extremes(self) -> tuple[float, float]:
         """Return the smallest and largest node over all probes; they lie inside the range of the eigenvalues."""

@@ -221,18 +221,17 @@ def choose_waves(streams: StreamSizes, budget: int, graph_bytes: int, held: int)
         OutOfMemoryError: Not even one stream of some block fits.
     """
     room = budget - working_bytes(graph_bytes) - held
-    needs = {block: streams.bytes_of(block) for block in streams.numel}
 
     def refuse(block: str, need: int) -> OutOfMemoryError:
-        numel = streams.numel[block]
+        numel, steps = streams.numel[block], streams.steps_of(block)
         return OutOfMemoryError(
-            f"One stream of block {block!r} ({numel:,} parameters, {min(streams.steps, numel)} steps) needs "
+            f"One stream of block {block!r} ({numel:,} parameters, {steps} steps) needs "
             f"{format_bytes(need)}; {format_bytes(max(room, 0))} are left beside the gradient graph. Use basis='bf16', "
             "reorthogonalize='none', fewer steps, smaller blocks, a smaller micro-batch, raise memory=, or take a "
             "device with more."
         )
 
-    return Waves(*group_streams(needs, streams.probes, room, refuse))
+    return Waves(*group_streams(streams, room, refuse))
 
 
 @dataclass(frozen=True)

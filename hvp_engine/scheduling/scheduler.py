@@ -1,6 +1,7 @@
 """Order of loops: one gradient graph per micro-batch serves all blocks and all streams.
 
-A sweep goes over the data once. Graphs are kept between sweeps while the memory budget allows. What fits is decided by
+A sweep goes over the data once. Graphs are kept between sweeps while the memory budget allows; one that is not kept
+serves the blocks of its sweep alone, which spares the others' share of the first backward pass. What fits is decided by
 :mod:`hvp_engine.scheduling.policy`, from sizes alone.
 """
 
@@ -95,10 +96,13 @@ class Scheduler:
         self._kept: dict[tuple[int, int], ProductGraph] = {}
         self._keep = True  # until memory runs out
         self._all_kept = False  # every micro-batch of the data has its graph in _kept
-        self._passes = Passes(objective.precision)
+        # By the blocks that a graph serves: what is learnt from it must not depend on which blocks were there before,
+        # which a resumed job did not see.
+        self._passes: dict[frozenset[str] | None, Passes] = {}
         self._parameters: list[Tensor] = list(objective.parameters_named(partition.parameters).values())
         self._graph_size = policy.GraphSize(0.0)
         self.plan = SweepPlan(microbatch, 1, 0, 0, budget)
+        self._budget = budget  # of graphs and vectors together
         self._choose(largest)
 
     def sweep(self, vectors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -181,13 +185,16 @@ class Scheduler:
         self._size_passes(wanted)
 
     def reserve(self, size: int) -> None:
-        """Leave ``size`` bytes of the budget to the caller (Lanczos vectors)."""
-        self.plan.budget = policy.budget_of_graphs(self.plan.budget, self.plan.graph_bytes, size)
+        """Leave ``size`` bytes of the whole budget to the caller (Lanczos vectors), in place of those left before."""
+        plan = self.plan
+        plan.budget = policy.budget_of_graphs(self._budget, plan.graph_bytes, size)
+        if plan.kept_graphs > policy.count_kept_graphs(plan.graph_bytes, plan.budget):
+            self.release()
 
     def release(self) -> None:
         """Drop every kept graph."""
         self._kept.clear()
-        self._passes = Passes(self.objective.precision)
+        self._passes.clear()
         self.objective.held_data.release()
         self._all_kept = False
         self.plan.kept_graphs = 0
@@ -196,45 +203,58 @@ class Scheduler:
         weight = 0.0
         with self.objective.arithmetic():
             out = {name: torch.zeros_like(v, memory_format=torch.contiguous_format) for name, v in vectors.items()}
-            for key, graph in self._graphs():
+            for key, graph, passes in self._graphs(vectors):
                 weight += graph.weight
                 for name, block_vectors in vectors.items():
-                    self._products(key, graph, self._blocks[name], block_vectors, out[name])
+                    self._products(key, graph, passes, self._blocks[name], block_vectors, out[name])
+                if self.plan.single_passes is None and passes.note is not None:
+                    self.plan.single_passes = passes.note
+                    log.warning("slower than it might be: %s", passes.note)
                 del graph
-        if self.plan.single_passes is None and self._passes.note is not None:
-            self.plan.single_passes = self._passes.note
-            log.warning("slower than it might be: %s", self._passes.note)
         check_sum_of_weights(self.objective, weight)
         for products in out.values():
             products.div_(weight)
         return out
 
-    def _products(self, key: Key, graph: ProductGraph, block: ResolvedBlock, vectors: Tensor, out: Tensor) -> None:
+    def _products(
+        self, key: Key, graph: ProductGraph, passes: Passes, block: ResolvedBlock, vectors: Tensor, out: Tensor
+    ) -> None:
         streams = self.plan.streams_per_pass
         for start in range(0, vectors.shape[0], streams):
             stop = start + streams
-            self._passes.multiply(key, graph, block, vectors[start:stop], out[start:stop])
+            passes.multiply(key, graph, block, vectors[start:stop], out[start:stop])
 
-    def _graphs(self) -> Iterator[tuple[Key, ProductGraph]]:
-        """Yield the graph of every micro-batch, built where it is not kept, kept where it fits."""
+    def _graphs(self, blocks: Iterable[str]) -> Iterator[tuple[Key, ProductGraph, Passes]]:
+        """Yield the graph of every micro-batch, built where it is not kept, kept where it fits, for all blocks then.
+
+        Args:
+            blocks: The blocks that it has to serve now.
+        """
+        of_all = self._passes_of(None)
         if self._all_kept:
-            yield from self._kept.items()
+            for key, graph in self._kept.items():
+                yield key, graph, of_all
             return
+        asked = frozenset(blocks)
+        served = asked if asked and asked < self._blocks.keys() else None
         fits = policy.count_kept_graphs(self.plan.graph_bytes, self.plan.budget) if self._keep else 0
         complete = True
         for micro in self.microbatches():
-            graph = self._kept.get(micro.key)
-            if graph is None:
-                graph = self._build(micro)
-                if len(self._kept) < fits:
-                    self._kept[micro.key] = graph
-                    self.objective.held_data.hold(micro.key, micro.batch)
-                    self.plan.kept_graphs = len(self._kept)
-                else:
-                    complete = False
-            yield micro.key, graph
-            del graph
+            kept = self._kept.get(micro.key)
+            if kept is None and len(self._kept) < fits:
+                kept = self._kept[micro.key] = self._build(micro)
+                self.objective.held_data.hold(micro.key, micro.batch)
+                self.plan.kept_graphs = len(self._kept)
+            if kept is not None:
+                yield micro.key, kept, of_all
+            else:
+                complete = False
+                yield micro.key, self._build(replace(micro, blocks=served)), self._passes_of(served)
         self._all_kept = complete
+
+    def _passes_of(self, served: frozenset[str] | None) -> Passes:
+        """Return what is known of graphs that serve some blocks, all of them for None."""
+        return self._passes.setdefault(served, Passes(self.objective.precision))
 
     def _choose(self, largest: Any) -> None:
         """Set micro-batch and streams per pass from the size of the largest batch's graph."""

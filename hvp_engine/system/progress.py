@@ -68,6 +68,12 @@ class ProgressReporter:
         if amount and self._bar is not None and self._task is not None:
             self._bar.reset(self._task, completed=self._done)  # its speed is measured from here
 
+    def expect(self, left: int) -> None:
+        """Say how much work is left, where that changes as it goes."""
+        self._total = self._done + left
+        if self._bar is not None and self._task is not None:
+            self._bar.update(self._task, total=self._total)
+
     def advance(self, amount: int, detail: str = "") -> None:
         """Report finished work.
 

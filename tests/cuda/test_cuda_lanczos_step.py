@@ -31,10 +31,10 @@ def expected_state(state, rows, last_steps, alpha, beta, lost, position):
         before = betas[s, position - 1] if position else 0.0
         norms[s] = max(norms[s], abs(a) + b + before)
         alphas[s, position], steps[s], worst[s] = a, position + 1, max(worst[s], cosine)
-        if b <= TOLERANCE * norms[s] or position + 1 == last:
-            live[s] = False
-        else:
+        exhausted = b <= TOLERANCE * norms[s]
+        if not exhausted:
             betas[s, position] = b
+        live[s] = not exhausted and position + 1 < last
     return [alphas, betas, norms, worst, steps, live]
 
 
@@ -85,6 +85,7 @@ def test_two_steps_follow_the_rule_of_the_recurrence(emulator, order, vector_dty
             assert store is None or torch.equal(new_store, row_wanted.to(store_dtype))
         state = found
     assert state[5].tolist() == [True, False, True, False, False]
+    assert state[1][rows[4], 1] == 1.0  # what the last step left
 
 
 def test_a_product_that_is_not_finite_ends_its_stream_and_shows_in_the_coefficients(emulator):

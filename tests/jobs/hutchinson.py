@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -41,6 +41,10 @@ class Squares:
         return self.position == len(self._blocks)
 
     @property
+    def left(self) -> int:
+        return len(self.streams) - int(self.steps.sum())
+
+    @property
     def steps(self) -> npt.NDArray[np.int64]:
         done = set(self._blocks[: self.position])
         return np.array([int(block in done) for block, _ in self.streams])
@@ -77,7 +81,7 @@ class Traces:
 class TraceJob(Job[Squares, Traces]):
     name = "trace"
 
-    def start(self, operator: CurvatureOperator, wave: list[Stream]) -> Squares:
+    def start(self, operator: CurvatureOperator, wave: list[Stream], finished: Sequence[Squares]) -> Squares:
         return Squares(operator, wave, self.settings)
 
     def collect(self, operator: CurvatureOperator, states: list[Squares], manifest: dict[str, Any]) -> Traces:

@@ -122,6 +122,33 @@ def test_waves_resume_where_they_stopped(tmp_path: Path, monkeypatch: pytest.Mon
     assert same(he.slq(problem.model, problem.loss, out=tmp_path, **options), wanted)
 
 
+def test_what_an_earlier_version_did_not_keep_of_a_finished_wave_is_unknown(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    problem = quadratic(symmetric(torch.linspace(-1, 2, 400)).float())
+    options: dict[str, object] = {"steps": 50, "probes": 4, "check": False}
+    wanted = he.slq(problem.model, problem.loss, **options)
+    options["memory"] = 2 * wanted.manifest["plan"]["graph_bytes"] + 5 * 400 * (50 + 3) * 4 // 2  # two streams
+    write = checkpoint.write_tensors
+
+    def as_before(path: Path, tensors: dict[str, torch.Tensor], key: str) -> None:
+        if "scalar/betas" in tensors:
+            tensors["scalar/betas"][:, -1] = 0.0
+            del tensors["scalar/keeps_residuals"]
+        write(path, tensors, key)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "write_tensors", as_before)
+        interrupt_after(patch, 70, KeyboardInterrupt())
+        with pytest.raises(KeyboardInterrupt):
+            he.slq(problem.model, problem.loss, out=tmp_path, **options)
+    found = he.slq(problem.model, problem.loss, out=tmp_path, **options)
+    assert same(found, wanted)
+    residuals = found["full"].residuals
+    assert np.isnan(residuals[:2]).all()
+    assert np.array_equal(residuals[2:], wanted["full"].residuals[2:])  # this wave took its last step now
+
+
 def test_a_finished_run_is_returned_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = job(gpt(), tmp_path)
     interrupt_after(monkeypatch, 0, AssertionError("nothing should be computed again"))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import get_args
+
 import numpy as np
 import pytest
 import torch
@@ -9,7 +11,7 @@ from problems import Case, dense_hessian, gpt, mlp, quadratic, symmetric
 
 import hvp_engine as he
 from hvp_engine.krylov.lanczos import BatchedLanczos
-from hvp_engine.krylov.probes import probe
+from hvp_engine.krylov.probes import Distribution, probe
 from hvp_engine.krylov.registry import Storage
 from hvp_engine.krylov.settings import LanczosSettings
 
@@ -138,6 +140,7 @@ def test_without_reorthogonalisation_short_runs_agree_and_long_ones_show_ghosts(
     matrix = symmetric(SPECTRA["outliers"]).float()
     full, short = (run(matrix, steps=12, probes=1, reorthogonalize=mode, check=False) for mode in ("full", "none"))
     np.testing.assert_allclose(short.alphas, full.alphas, rtol=1e-3, atol=1e-3)
+    assert (full.reorthogonalized, short.reorthogonalized) == (True, False)
     long = run(matrix, steps=150, probes=1, reorthogonalize="none", check=False)
     assert np.sum(long.nodes[0] > 5) > 10
 
@@ -153,6 +156,16 @@ def test_blocks_smaller_than_the_steps_end_exactly() -> None:
             assert spectrum.nodes.shape == (2, 30)
             largest = float(torch.linalg.eigvalsh(hessian)[-1])
             assert spectrum.extremes()[1] == pytest.approx(largest, rel=1e-8, abs=1e-10 * exact)
+
+
+def test_residuals_are_the_next_off_diagonals_of_a_longer_run() -> None:
+    problem = mlp()
+    shorter, longer = (
+        he.slq(problem.model, problem.loss, "parameter", data=problem.data, steps=steps, probes=3) for steps in (7, 8)
+    )
+    for name, spectrum in shorter.items():
+        assert (spectrum.residuals > 0.0).all() or spectrum.numel <= 7
+        assert np.array_equal(spectrum.residuals, longer[name].coefficients.truncated(7).residuals)
 
 
 def test_same_seed_same_bits_and_other_seed_other_probes() -> None:
@@ -195,7 +208,7 @@ def test_small_memory_budget_runs_in_waves_with_the_same_result() -> None:
     assert np.array_equal(roomy["full"].alphas, tight["full"].alphas)
 
 
-@pytest.mark.parametrize("distribution", ["rademacher", "gaussian"])
+@pytest.mark.parametrize("distribution", get_args(Distribution))
 def test_probes_are_unit_vectors_that_depend_on_seed_block_and_number(distribution: str) -> None:
     def draw(*key: object) -> torch.Tensor:
         return probe(*key, 1001, distribution, torch.float64)
@@ -210,6 +223,19 @@ def test_probes_are_unit_vectors_that_depend_on_seed_block_and_number(distributi
     assert abs(float(second.diagonal().mean()) - 1) < 0.01
     off = second - torch.diag(second.diagonal())
     assert float(off.abs().max()) < 0.35
+
+
+def test_signs_miss_an_eigenvector_on_two_coordinates_and_the_sphere_does_not() -> None:
+    matrix = torch.linspace(-1, 1, 60, dtype=torch.float64).diag()
+    matrix[:2] = matrix[:, :2] = 0.0
+    matrix[:2, :2] = torch.tensor([[5.0, -5.0], [-5.0, 5.0]])  # eigenvalue 10, eigenvector (1, -1) / sqrt(2)
+    options = {"steps": 6, "probes": 1, "precision": "fp64", "check": False}
+    missed = {
+        distribution: sum(run(matrix, seed=seed, **chosen, **options).extremes()[1] < 9.0 for seed in range(24))
+        for distribution, chosen in {"signs": {"distribution": "rademacher"}, "the default": {}}.items()
+    }
+    assert missed["signs"] >= 6
+    assert missed["the default"] == 0
 
 
 def test_manifest_says_how_the_numbers_came_about() -> None:

@@ -50,11 +50,12 @@ def test_a_stream_ends_when_beta_is_small_beside_its_norm():
     assert not store[[0, 2]].any()
 
 
-def test_a_stream_ends_at_its_last_step():
-    state = make_state(1, last=1)
-    record_step(state, step(0, [0], [1.0], [1.0]), [])
-    assert not state.live[0]
-    assert not state.betas.any()
+@pytest.mark.parametrize("function", [record_step, record_step_ref])
+def test_a_stream_ends_at_its_last_step_and_keeps_what_was_left(function):
+    state = make_state(2, last=1)
+    function(state, step(0, [0, 1], [1.0, 1.0], [0.5, 1e-12]), [])
+    assert not state.live.any()
+    assert state.betas[:, 0].tolist() == [0.5, 0.0]  # the second one's space was exhausted by the same step
 
 
 def test_a_stream_that_ended_keeps_its_scalars():

@@ -213,6 +213,41 @@ def test_a_basis_that_was_exported_in_pieces_is_restored_to_the_same_bits(
     same(restored, written, 6)
 
 
+@pytest.mark.parametrize("count", [1, 3, 5])
+def test_vectors_are_deflated_by_the_first_of_a_stream_alone(kind: StorageCase, count: int) -> None:
+    vectors, slot = orthonormal(kind.dtype), ("long", 1)
+    basis = filled(kind, vectors, 7)
+    further = products([("long", 0)] * 3, kind.dtype)
+    results = [vector.clone() for vector in further]
+    if not basis.keeps_all:
+        with pytest.raises(ConfigurationError, match="use reorthogonalize='full'"):
+            basis.deflate(slot, count, results)
+        return
+    basis.deflate(slot, count, results)
+    kept, eps = vectors[slot][:count].double(), torch.finfo(kind.dtype).eps
+    for vector, result in zip(further, results, strict=True):
+        wanted = vector.double() - kept.T @ (kept @ vector.double())
+        assert float((result - wanted).norm()) <= 32 * eps + 2 * kind.rounding
+        assert float(abs(vectors[slot][count].double() @ (vector - result).double())) <= 32 * eps + 2 * kind.rounding
+
+
+def test_a_released_block_is_neither_exported_nor_wanted_back(kind: StorageCase) -> None:
+    vectors = orthonormal(kind.dtype)
+    basis, whole = filled(kind, vectors, 4), filled(kind, vectors, 4)
+    basis.release("long")
+    assert "long" not in basis.export(0, 4) and "long" not in basis.export_window()
+    resumed = empty(kind)
+    resumed.release("long")
+    resumed.restore(0, 4, whole.export(0, 4))  # written before the block was released
+    resumed.restore_window(whole.export_window())
+    for exported, wanted in (
+        (resumed.export(0, 4), basis.export(0, 4)),
+        (resumed.export_window(), basis.export_window()),
+    ):
+        assert exported.keys() == wanted.keys()
+        assert torch.equal(resumed.newest(3, "odd"), whole.newest(3, "odd"))
+
+
 def test_export_holds_the_blocks_that_have_capacity(kind: StorageCase) -> None:
     basis = filled(kind, orthonormal(kind.dtype), 4)
     if not basis.keeps_all:

@@ -57,6 +57,31 @@ def test_rare_synchronisations_change_no_result(sync_every: int, settings: dict[
         assert each.steps.tolist() == [3, 3, 2, 2, STEPS, STEPS]
 
 
+@pytest.mark.parametrize("sync_every", [1, 4])
+def test_a_residual_is_what_the_last_step_left_and_zero_where_the_space_is_exhausted(sync_every: int) -> None:
+    state = start(multiply, sync_every=sync_every)
+    finish(state)
+    for s in (4, 5):
+        q = state.basis.newest(STEPS - 1, "long")[s - 4]
+        before = [state._basis._store["long"][s - 4, j] for j in range(STEPS)]  # type: ignore[union-attr]
+        left = DIAGONALS["long"] * q
+        for vector in before * 2:
+            left -= (vector @ left) * vector
+        assert state.residuals[s] == pytest.approx(float(left.norm()), rel=1e-9)
+    assert state.residuals[:4].tolist() == [0.0] * 4
+
+
+@pytest.mark.parametrize(("reorthogonalize", "residual"), [("full", 0.0), ("none", 0.25)])
+def test_only_an_orthogonal_stream_has_found_everything_after_as_many_steps_as_parameters(
+    reorthogonalize: str, residual: float
+) -> None:
+    state = start(multiply, settings={"reorthogonalize": reorthogonalize})
+    finish(state)
+    assert state.steps[2] == 2
+    state.state.betas[2, 1] = 0.25  # larger than the rounding that it is here
+    assert state.residuals[2] == residual
+
+
 def test_ended_streams_leave_the_sweeps_when_the_host_synchronises() -> None:
     # That "short" ends after two steps is known without synchronising.
     assert finish(start(multiply, sync_every=1)) == [6, 6, 4] + [2] * 11
@@ -105,3 +130,32 @@ def test_a_run_that_is_resumed_in_the_middle_gives_the_same_result() -> None:
     finish(second)
     assert torch.equal(second.state.alphas, whole.state.alphas)
     assert torch.equal(second.state.betas, whole.state.betas)
+
+
+def test_streams_that_are_stopped_leave_the_sweeps_and_keep_what_they_found() -> None:
+    whole, stopped = start(multiply), start(multiply)
+    finish(whole)
+    for _ in range(6):
+        stopped.step()
+    assert stopped.left == 2 * (STEPS - 6)
+    stopped.stop({"long"})
+    assert stopped.finished and stopped.left == 0
+    assert stopped.steps.tolist() == [3, 3, 2, 2, 6, 6]
+    for mine, wanted in ((stopped.alphas, whole.alphas), (stopped.betas, whole.betas)):
+        assert (mine[4:, :6] == wanted[4:, :6]).all() and not mine[4:, 6:].any()
+    assert (stopped.residuals[4:] == whole.betas[4:, 5]).all()
+    assert stopped.residuals[4:].all() and not stopped.residuals[:4].any()
+    again = start(multiply)
+    for mine, saved in zip(again.state, stopped.state, strict=True):
+        mine.copy_(saved)
+    again.resume(6)
+    assert again.finished
+
+
+def test_a_block_may_be_given_fewer_steps_than_the_others() -> None:
+    whole, limited = start(multiply), start(multiply, limits={"long": 9, "repeated": 2})
+    finish(whole)
+    finish(limited)
+    assert limited.steps.tolist() == [2, 2, 2, 2, 9, 9]
+    assert (limited.alphas[4:, :9] == whole.alphas[4:, :9]).all()
+    assert (limited.residuals[4:] == whole.betas[4:, 8]).all()

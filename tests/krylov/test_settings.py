@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import inspect
-from dataclasses import fields
+from dataclasses import fields, replace
 from enum import Enum
-from typing import get_args
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -61,6 +61,8 @@ def test_whole_numbers_of_any_library_become_plain_ones() -> None:
         ({"basis": ["fp32"]}, "basis=.'fp32'. is not one of"),
         ({"reorthogonalize": "half"}, "reorthogonalize='half' is neither 'full' nor 'none'"),
         ({"steps": 2.5}, "steps=2.5 must be a whole number of at least 1"),
+        ({"tolerance": 0}, "tolerance=0 must be a finite number above 0"),
+        ({"tolerance": {"w2": 0.1}}, "no target named 'w2'"),
         ({"microbatch": 0}, "microbatch=0 must be a whole number of at least 1"),
         ({"memory": -1}, "memory=-1 must be a positive number of bytes"),
         ({"precision": "fp8"}, "precision='fp8' is not one of"),
@@ -70,6 +72,27 @@ def test_whole_numbers_of_any_library_become_plain_ones() -> None:
 def test_what_is_no_setting_is_refused(changed: dict[str, object], message: str) -> None:
     with pytest.raises(ConfigurationError, match=message):
         JobSettings(**changed)
+
+
+@pytest.mark.parametrize(
+    ("given", "steps", "probes", "tolerance"),
+    [
+        ({}, 100, 10, {"w1": 0.02}),
+        ({"tolerance": 0.1}, 100, 10, {"w1": 0.1}),
+        ({"tolerance": {"trace": 0.01, "js": 0.05}, "steps": 60}, 60, 10, {"js": 0.05, "trace": 0.01}),
+        ({"steps": 100}, 100, 10, None),
+        ({"probes": 3}, 100, 3, None),
+        ({"steps": 7, "probes": 3}, 7, 3, None),
+    ],
+)
+def test_a_job_adapts_unless_steps_or_probes_come_without_a_tolerance(
+    given: dict[str, Any], steps: int, probes: int, tolerance: dict[str, float] | None
+) -> None:
+    settings = JobSettings(**given)
+    assert (settings.steps, settings.probes, settings.tolerance) == (steps, probes, tolerance)
+    assert replace(settings, basis="bf16").tolerance == tolerance
+    assert settings.record().get("tolerance", None) == tolerance
+    assert ("tolerance" in settings.record()) == (tolerance is not None)
 
 
 def test_products_in_float64_keep_float64_vectors() -> None:

@@ -11,6 +11,7 @@ from problems import Case, gpt, mlp
 import hvp_engine as he
 from hvp_engine.errors import OutOfMemoryError
 from hvp_engine.operators.gradient_graph import GradientGraph
+from hvp_engine.scheduling import policy
 
 
 def operator(case: Case, **options: object) -> he.HessianOperator:
@@ -26,11 +27,13 @@ class Builds:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.count = 0
+        self.parameters: list[set[str]] = []  # of every graph
         original = GradientGraph.__init__
 
-        def counted(graph: GradientGraph, *arguments: object) -> None:
+        def counted(graph: GradientGraph, *arguments: object, **options: object) -> None:
             self.count += 1
-            original(graph, *arguments)
+            original(graph, *arguments, **options)
+            self.parameters.append({name for name, gradient in graph.gradients.items() if gradient is not None})
 
         monkeypatch.setattr(GradientGraph, "__init__", counted)
 
@@ -44,6 +47,30 @@ def test_one_graph_per_micro_batch_is_kept_across_sweeps(monkeypatch: pytest.Mon
     assert op.scheduler.plan.kept_graphs == 2
     for name in first:
         assert torch.equal(first[name], second[name])
+
+
+def test_a_graph_that_is_not_kept_serves_the_blocks_of_its_sweep_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    kept, rebuilt = operator(gpt()), operator(gpt())
+    wanted = kept.matmat(ones(kept))
+    monkeypatch.setattr(policy, "GRAPH_SHARE", 0.0)
+    builds = Builds(monkeypatch)
+    names = sorted(rebuilt.blocks)
+    for asked in (names, names[:1], names[1:], names[:1]):
+        found = rebuilt.matmat({name: ones(rebuilt)[name] for name in asked})
+        for name in asked:
+            assert torch.equal(found[name], wanted[name])
+    parts = {name: {part.parameter for part in rebuilt.partition.blocks[name].parts} for name in names}
+    first, rest = parts[names[0]], set().union(*(parts[name] for name in names[1:]))
+    assert builds.parameters == [parameters for parameters in (first | rest, first, rest, first) for _ in range(2)]
+
+
+def test_blocks_that_no_loss_depends_on_have_no_curvature_alone_either(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = torch.nn.ModuleDict({"used": torch.nn.Linear(3, 2), "idle": torch.nn.Linear(3, 2)})
+    data = [torch.ones(4, 3), torch.ones(2, 3)]
+    monkeypatch.setattr(policy, "GRAPH_SHARE", 0.0)
+    op = he.HessianOperator(model, lambda m, x: m["used"](x).square().mean(), "module", data=data)
+    (idle,) = (name for name in op.blocks if "idle" in name)
+    assert not op.matmat({idle: torch.ones(2, op.numel[idle])})[idle].any()
 
 
 def test_graphs_that_do_not_fit_are_rebuilt_once_a_sweep(monkeypatch: pytest.MonkeyPatch) -> None:

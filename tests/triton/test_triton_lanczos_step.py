@@ -30,7 +30,7 @@ def make_case(position, vector_dtype, store_dtype, windowed):
     live[4] = False
     steps = torch.full((streams,), position)
     state = LanczosState(alphas, betas, steps, live, lost, norms, torch.full((streams,), STEPS))
-    state.last[2] = position + 1
+    state.last[[2, 3]] = position + 1  # at its last step; at it, and exhausted by it
     found = torch.randn(len(SIZES), 3, dtype=torch.float64)
     alpha, beta = found[:, position % 3], torch.rand(len(SIZES), dtype=torch.float64) + 0.1
     beta[2] = 1e-17
@@ -38,7 +38,7 @@ def make_case(position, vector_dtype, store_dtype, windowed):
     step = Step(list(range(1, streams)), position, alpha, beta, torch.rand(len(SIZES)).double(), 1e-15)
     vectors = []
     for i, n in enumerate(SIZES):
-        if i != 1:  # the one at its last step has no room
+        if i not in (1, 2):  # the ones at their last step have no room
             store = None if store_dtype is None else torch.full((n,), math.nan, dtype=store_dtype)
             window = torch.full((n,), math.nan, dtype=vector_dtype) if windowed else None
             vectors.append(NewVector(i, torch.randn(n, dtype=torch.float64).to(vector_dtype), store, window))
@@ -62,6 +62,7 @@ def test_the_step_is_recorded_as_by_the_reference(interpreter, position, vector_
         interpreter.reach(*(tensor for tensor in new[1:] if tensor is not None))
     record_step(*found)
     record_step_ref(*wanted)
+    assert found[0].betas[2, position] == found[1].betas[1]
     for mine, reference in zip(found[0], wanted[0], strict=True):
         assert torch.equal(mine.nan_to_num(), reference.nan_to_num())
         assert torch.equal(mine.isnan(), reference.isnan())

@@ -50,8 +50,8 @@ struct RecordStep {
 std::int64_t plan_record(RecordEntry* entries, std::int64_t num_streams);
 
 // Writes alpha, beta and the flags of all live streams, and vector / beta to their destinations; zeros go to
-// the destinations of streams that have ended. A stream whose alpha or beta is not finite ends, and shows it
-// there.
+// the destinations of streams that have ended. The beta of an exhausted space is rounding and not written. A
+// stream whose alpha or beta is not finite ends, and shows it there.
 const char* record_step(const RecordStep& step, const LanczosState& state, Queue queue);
 
 }  // namespace cuda

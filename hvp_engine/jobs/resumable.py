@@ -1,0 +1,39 @@
+"""What a job's work has to offer so that it can be saved as it goes, and resumed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+from torch import Tensor
+
+from hvp_engine.krylov.basis import Basis
+
+
+class Resumable(Protocol):
+    """What a checkpoint keeps of a wave: scalars, rewritten every time, and Lanczos vectors, written once."""
+
+    @property
+    def position(self) -> int:
+        """Steps done by the live streams."""
+
+    @property
+    def steps(self) -> npt.NDArray[np.int64]:
+        """(streams,): steps done by each."""
+
+    @property
+    def finished(self) -> bool:
+        """Whether no stream has a step left."""
+
+    @property
+    def scalars(self) -> Mapping[str, Tensor]:
+        """A few numbers per stream by name, to be copied from and to."""
+
+    @property
+    def basis(self) -> Basis | None:
+        """The vectors; None for streams that keep none."""
+
+    def resume(self, position: int) -> None:
+        """Go on from restored scalars and vectors."""

@@ -1,0 +1,61 @@
+"""Densities and distribution functions with a 95 % bar at every point."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from hvp_engine.results import smoothing
+from hvp_engine.results.estimate import Band
+from hvp_engine.results.reading import Reading
+from hvp_engine.results.resampling import RESAMPLINGS
+from hvp_engine.results.smoothed import Smoothed, Smoother
+from hvp_engine.results.smoothing import FloatArray
+
+_NORMAL = 1.96
+_STUDENT = 2.201  # of 95 %, with as many degrees of freedom as there are resamplings but one
+_UNSEEN = 3.7  # eigenvalues that may be at a place where none was expected: the upper end of a Poisson law's bar
+_SURE = 1.0  # eigenvalues within the width of a Gaussian, below which there may be none
+_HARDLY = 0.1  # the same, so few that a difference does not matter
+_LEFT = 2.0  # what is left to change is so much what was changed before
+_NEARBY = 2.0  # standard deviations of the Gaussians over which errors of a density are much alike
+
+
+def density_band(block: Smoother, numel: int, exact: bool, grid: FloatArray | None, sigma: float | None) -> Band:
+    """Estimate a smoothed density with its bars.
+
+    What chance moves is seen from the weights drawn again, and is a relative error like that of a chi-square law; where
+    few eigenvalues are expected there may be none, or some more. What more steps would change is seen from what those
+    before changed, nearby.
+    """
+    own = grid is None and sigma is None
+    points = block.grid if grid is None else grid
+    found = block.default if own else block.on(points, block.sigma if sigma is None else sigma)
+    width = smoothing.cell_widths(points)
+    value = found.masses / width
+    if exact:
+        return Band(points, value, value.copy(), value.copy(), "exact")
+    single = np.minimum(1.0 / (math.sqrt(2.0 * math.pi) * found.sigma), 1.0 / width) / numel
+    floor = _HARDLY * single
+    scatter = _near(found, found.resampled.var(axis=0, ddof=1) / width**2, _NEARBY * found.sigma)
+    deviation = np.sqrt(scatter / (_near(found, value**2, _NEARBY * found.sigma) + floor**2))
+    few, many = (_quantile(deviation, sign * _STUDENT) for sign in (-1.0, 1.0))
+    changed = np.exp(_LEFT * _near(found, np.abs(np.log((value + floor) / (found.earlier / width + floor))), found.reach))
+    unseen = np.maximum(single, np.sqrt(value * single)) * _UNSEEN
+    low = np.where(value > _SURE * single, value / (np.maximum(many, 1e-12) * changed), 0.0)
+    high = np.minimum(value / np.maximum(few, 1e-12), value + unseen) * changed + floor
+    return Band(points, value, low, high, "blended")
+
+
+def _quantile(deviation: FloatArray, z: float) -> FloatArray:
+    """Return a quantile of a Gamma law of mean 1 (Wilson and Hilferty, Proc. Natl. Acad. Sci. 17, 1931)."""
+    return np.maximum(1.0 - deviation**2 / 9.0 + z * deviation / 3.0, 0.0) ** 3
+
+
+def _near(found: Smoothed, errors: FloatArray, reach: float) -> FloatArray:
+    """Average over what is nearby."""
+    sums = np.concatenate(([0.0], errors.cumsum()))
+    first, last = (np.searchsorted(found.grid, found.grid + sign * reach) for sign in (-1.0, 1.0))
+    last = np.maximum(last, first + 1)
+    return np.asarray((sums[last] - sums[first]) / (last - first))

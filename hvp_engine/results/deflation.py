@@ -1,0 +1,70 @@
+"""Trace and norm from single products with vectors that are orthogonal to a stream's basis.
+
+In the basis Q of m Lanczos vectors and its complement, H is T, beta_m and a rest B. A probe h of the complement sees B
+without T, so its error is that of B alone, whatever T is: repeated outliers included, of which T holds one copy each.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from hvp_engine.results.coefficients import Coefficients
+from hvp_engine.results.smoothing import FloatArray
+
+# Scatter between squared lengths that is expected before any is seen, as a squared coefficient of variation.
+_PRIOR_SCATTER = 0.2
+
+
+@dataclass(frozen=True)
+class Deflated:
+    """What single products say, without any other reading of the stream.
+
+    Attributes:
+        products: Number of single products, s.
+        trace: Unbiased estimate of ``tr H``.
+        trace_variance: Its variance.
+        freedom: How many squared normal variables that variance has seen, about.
+        square: Unbiased estimate of ``tr H^2``.
+        square_scatter: Variance of ``square`` times s, by the scatter between the products; 0 where there is but one.
+    """
+
+    products: int
+    trace: float
+    trace_variance: float
+    freedom: float
+    square: float
+    square_scatter: float
+
+
+def deflated(found: Coefficients, singles: FloatArray, vectors: int) -> Deflated | None:
+    """Read the single products of a block; None where there are none, or the basis was not kept orthogonal.
+
+    Args:
+        found: The coefficients of the block's streams, of which probe 0 deflated the products.
+        singles: As in ``Spectrum.singles``, shape (products, 3).
+        vectors: How many Lanczos vectors they are orthogonal to.
+    """
+    if not len(singles) or not found.reorthogonalized or not 1 <= vectors <= found.steps[0]:
+        return None
+    alphas, betas = found.alphas[0, :vectors], found.betas[0, : vectors - 1]
+    rest = float(found.residuals[0] if vectors == found.steps[0] else found.betas[0, vectors - 1])
+    left = found.numel - vectors
+    if not left or np.isnan(rest):
+        return None
+    forms, lengths, overlaps = singles.T
+    squares = np.maximum(lengths - rest**2 * overlaps, 0.0)  # |B h|^2 / h'h: what H h has along Q is beta_m q'h
+    trace = float(forms.mean())
+    variance = max(float(squares.mean()) - trace**2, 0.0)
+    count, mean = len(singles), float(squares.mean())
+    scatter = float(((squares / mean - 1.0) ** 2).sum()) if mean > 0.0 else 0.0
+    tridiagonal = float(alphas @ alphas + 2.0 * (betas @ betas))
+    return Deflated(
+        products=count,
+        trace=float(alphas.sum()) + left * trace,
+        trace_variance=2.0 * left**2 / (left + 2.0) * variance / count,
+        freedom=2.0 * count * count / (scatter + _PRIOR_SCATTER),
+        square=tridiagonal + rest**2 + left * float(lengths.mean()),
+        square_scatter=left**2 * float(lengths.var(ddof=1)) if count > 1 else 0.0,
+    )

@@ -1,0 +1,165 @@
+"""The largest and the smallest eigenvalues of a block, and how many stand apart from the others."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from hvp_engine.errors import ConfigurationError
+from hvp_engine.results.estimate import Estimate
+from hvp_engine.results.reading import Quadrature, Reading
+from hvp_engine.results.smoothing import FloatArray
+from hvp_engine.results.sphere import student
+
+_ENOUGH_STEPS = 20  # beyond those of outliers, from which on the edge lay within the residual in 99.9 % of streams
+_RANK = 0.003  # residual over gap, below which nothing is missed further out; ten times that is enough for weights
+_CHANCE = 0.05
+_APART = 6.0  # standard deviations of the bulk from its mean
+_ROUNDS = 100  # of leaving out what stands apart; each leaves out something, and a handful do
+
+
+@dataclass(frozen=True)
+class _Outermost:
+    """The Ritz values of one probe from outside to inside, negated on the lower side; ``known`` are accepted."""
+
+    nodes: FloatArray
+    residuals: FloatArray
+    floor: float
+    known: int
+    known_behind: int
+    steps: int
+
+
+def largest(reading: Reading, k: int) -> Estimate:
+    """Find the k-th largest eigenvalue.
+
+    A Ritz value lies no further out than the eigenvalue of its rank, and some eigenvalue lies within its residual: the
+    bar reaches from the one to the other, and by the error of a product beyond both. Whether that eigenvalue has the
+    same rank is known where k values are accepted as single eigenvalues on that side. For k = 1, where none is and the
+    steps are few, the bar is the bound that holds for 95 % of the probes whatever the spectrum is (Kuczynski and
+    Wozniakowski, SIAM J. Matrix Anal. Appl. 13, 1992).
+
+    Raises:
+        ConfigurationError: k is no positive integer, or k values are not accepted on that side.
+    """
+    return _outermost(reading, k, 1)
+
+
+def smallest(reading: Reading, k: int) -> Estimate:
+    """Find the k-th smallest eigenvalue; as `largest`, whose errors it has."""
+    found = _outermost(reading, k, -1)
+    return Estimate(-found.value, found.stderr, -found.high, -found.low, found.reading)
+
+
+def outliers(reading: Reading) -> Estimate:
+    """Count the eigenvalues that lie more than six standard deviations of the bulk from its mean.
+
+    The bulk is what is left when such eigenvalues are left out again and again, so that their number is a property of
+    the spectrum alone; a normal, a semicircular or a Marchenko-Pastur bulk has none. The bar counts eigenvalues whose
+    side cannot be told, because they or the border are not known well enough.
+    """
+    rule = reading.variance_reduced
+    mean, deviation, share = _bulk(rule)
+    centred = np.abs(rule.nodes - mean)
+    pairs = reading.ritz
+    border = _APART * deviation + float(pairs.floor.max())
+    blur = 0.0 if reading.exact else 0.5 * student(math.inf) * _relative_scatter(rule, mean, deviation, share)
+    counts = [
+        rule.numel * float(rule.weights @ (centred > border * factor)) for factor in (1.0 + blur, 1.0, 1.0 - blur)
+    ]
+    free = centred[~rule.accepted] > border * (1.0 - blur)
+    mass = float(rule.weights[~rule.accepted] @ free)
+    kind = "exact" if reading.exact else "vr"
+    if mass == 0.0:
+        return Estimate(counts[1], 0.0, counts[0], counts[2], kind)
+    # Of eigenvalues known by the mass of free nodes only, one node's share may lie on the other side of the border.
+    heaviest = rule.numel * float(rule.weights[~rule.accepted][free].max()) * len(rule.free)
+    d = float(rule.free.mean())
+    stderr = math.hypot(math.sqrt(2.0 * rule.numel * mass * d / (d + 2.0) / len(rule.free)), 0.5)
+    half = student(math.inf) * stderr + heaviest
+    known = rule.numel * float(rule.weights @ (rule.accepted & (centred > border * (1.0 + blur))))
+    return Estimate(counts[1], stderr, max(counts[0] - half, known), counts[2] + half, kind)
+
+
+def check_rank(k: int, most: int) -> None:
+    """Raise ConfigurationError unless k is the rank of one of ``most`` values."""
+    if isinstance(k, bool) or not isinstance(k, int) or not 1 <= k <= most:
+        raise ConfigurationError(f"k must be an integer from 1 to {most}, not {k!r}; 1 is the outermost eigenvalue.")
+
+
+def _outermost(reading: Reading, k: int, sign: int) -> Estimate:
+    check_rank(k, reading.found.numel)
+    probes = list(_from_outside(reading, sign))
+    known = [probe for probe in probes if probe.known >= k]
+    if not known and k > 1:
+        most, steps = max(probe.known for probe in probes), int(reading.found.steps.max())
+        raise ConfigurationError(
+            f"Only {most} of the {'largest' if sign > 0 else 'smallest'} eigenvalues can be told apart after {steps} "
+            f"steps, too few for k={k}; take more steps, or ask for "
+            f"{f'k of at most {most}' if most > 1 else 'k=1, which has a bar always'}."
+        )
+    if known:
+        best = min(known, key=lambda probe: float(probe.residuals[k - 1]))
+        reach = 0.0 if reading.exact else float(best.residuals[k - 1])
+    else:
+        best = max(probes, key=lambda probe: float(probe.nodes[0]))
+        reach = _reach(reading, best)
+    value = float(best.nodes[k - 1])
+    kind = "exact" if reading.exact else "ritz"
+    return Estimate(value, math.nan, value - best.floor, value + reach + best.floor, kind)
+
+
+def _from_outside(reading: Reading, sign: int) -> Iterator[_Outermost]:
+    pairs = reading.ritz
+    for row, steps in enumerate(reading.found.steps):
+        outwards = slice(steps - 1, None, -1) if sign > 0 else slice(steps)
+        taken = reading.accepted[row, outwards]
+        sure = taken & (reading.exact | (pairs.residuals[row, outwards] <= _RANK * pairs.gaps[row, outwards]))
+        yield _Outermost(
+            nodes=sign * pairs.nodes[row, outwards],
+            residuals=pairs.residuals[row, outwards],
+            floor=float(pairs.floor[row, 0]),
+            known=int(np.logical_and.accumulate(sure).sum()),
+            known_behind=int(np.logical_and.accumulate(taken[::-1]).sum()),
+            steps=int(steps),
+        )
+
+
+def _reach(reading: Reading, probe: _Outermost) -> float:
+    """Bound how far the outermost eigenvalue lies beyond a Ritz value that is not accepted."""
+    residual = float(probe.residuals[0])
+    if residual <= probe.floor:  # the Krylov space is exhausted
+        return 0.0
+    within = math.log(1.648 * math.sqrt(reading.found.numel) / _CHANCE)
+    prior = math.inf
+    for j in range(probe.known_behind + 1):  # polynomials may spend a degree on each of the known values
+        share = (within / (2 * (probe.steps - j) - 1)) ** 2
+        if share < 0.5:  # both ends lie that far out
+            prior = min(prior, share / (1.0 - 2.0 * share) * float(probe.nodes[0] - probe.nodes[-1 - j]))
+    return min(prior, residual) if probe.steps - probe.known_behind >= _ENOUGH_STEPS else prior
+
+
+def _bulk(rule: Quadrature) -> tuple[float, float, FloatArray]:
+    """Return mean and standard deviation of what does not stand apart, and the weights of its nodes."""
+    share = rule.weights
+    mean = deviation = 0.0
+    for _ in range(_ROUNDS):
+        total = share.sum()
+        mean = float(share @ rule.nodes / total)
+        deviation = math.sqrt(float(share @ (rule.nodes - mean) ** 2 / total))
+        inside = np.where(np.abs(rule.nodes - mean) <= _APART * deviation, share, 0.0)
+        if (inside == share).all():
+            break
+        share = inside
+    return mean, deviation, share
+
+
+def _relative_scatter(rule: Quadrature, mean: float, deviation: float, share: FloatArray) -> float:
+    """Return the relative standard error of the bulk's variance."""
+    d, probes = float(rule.free.mean()), len(rule.free)
+    fourth = float(share @ (rule.nodes - mean) ** 4 / share.sum())
+    spread = fourth / deviation**4 - 1.0 if deviation > 0.0 else 0.0
+    return math.sqrt(2.0 * max(spread, 0.0) / ((d + 2.0) * probes))

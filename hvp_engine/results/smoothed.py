@@ -1,0 +1,182 @@
+"""The smoothed density of one block: between its averaged quadrature and its smooth distribution function.
+
+The nodes of a quadrature are spikes until there are as many of them as Gaussians have room for; the smooth distribution
+function has the right shape after few steps, and never the fine structure that many steps find. So the density lies
+between the two, nearer to the quadrature the less that one still changes from step to step.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+from hvp_engine.results import smoothing
+from hvp_engine.results.reading import Quadrature, Reading
+from hvp_engine.results.resampling import resampled_weights
+from hvp_engine.results.smooth_cdf import SmoothCdf
+from hvp_engine.results.smoothing import FloatArray
+
+_BACK = 10  # steps between a quadrature and the earlier one it is compared with; half of them where there are fewer
+_SETTLED = 1e-6  # divergence of two densities that are the same
+_FINE = 0.25  # cells of a grid, in sigmas, in which a density may be taken as constant before it is smoothed
+_ALIKE = 2.0  # standard deviations of Gaussians that overlap
+_WEIGHT = 1e-12  # too little to be compared
+
+
+@dataclass(frozen=True, eq=False)
+class Smoothed:
+    """Masses of one block in the cells of a grid, each row of which sums to 1.
+
+    Attributes:
+        grid: Points that own the cells, strictly increasing, float64 of shape (points,).
+        sigma: Standard deviation of the Gaussians.
+        masses: The blend of the averaged quadrature and the smooth distribution function, shape (points,).
+        resampled: The same with weights drawn again, shape (RESAMPLINGS, points).
+        earlier: The same blend of what was known before: by the quadrature ten steps ago, by the smooth function, which
+            converges as a power of the steps, after half of them; shape (points,).
+        reach: Over which distance errors are alike: two sigmas, or half of that of two nodes on average.
+    """
+
+    grid: FloatArray
+    sigma: float
+    masses: FloatArray
+    resampled: FloatArray
+    earlier: FloatArray
+    reach: float
+
+
+class Smoother:
+    """Smooths one block, on any grid."""
+
+    def __init__(self, reading: Reading, name: str) -> None:
+        """Prepare a block.
+
+        Args:
+            reading: The readings of its coefficients.
+            name: Its name, which seeds what is drawn.
+
+        Raises:
+            ConfigurationError: Its eigenvalues are so large or so small that densities leave the range of doubles.
+        """
+        found = reading.found
+        most = int(found.steps.max())
+        self._reading = reading
+        self._before = Reading(found.truncated(max(1, most - _BACK, most // 2)))
+        self._half = Reading(found.truncated(max(1, most // 2)))
+        drawn = resampled_weights(reading.averaged, name)
+        self._weights = np.concatenate((reading.averaged.weights[None], drawn))
+        gauss = reading.gauss.nodes
+        self.sigma = smoothing.smoothing_sigma(float(gauss.min()), float(gauss.max()))
+        every = np.concatenate((gauss, reading.averaged.nodes, self._before.averaged.nodes))
+        self.grid = smoothing.smoothing_grid(float(every.min()), float(every.max()), self.sigma)
+
+    @cached_property
+    def share(self) -> float:
+        """Share of the smooth function in the blend.
+
+        It is that of least error if the quadrature is off by what it changed over some steps, beyond what chance moves,
+        and the smooth function by how far it is from the quadrature.
+        """
+        spiky, was, smooth = self._spiky[0], self._was, self._smooth
+        chance = float(divergence(spiky, self._spiky[1:]).mean())
+        left = max(float(divergence(spiky, was)) - chance, 0.0)
+        return left**2 / (left**2 + float(divergence(spiky, smooth)) ** 2) if left > _SETTLED else 0.0
+
+    @cached_property
+    def default(self) -> Smoothed:
+        """The block on its own grid, with its own sigma."""
+        return self._blend(self.grid, self.sigma, self._spiky, self._was)
+
+    def on(self, grid: FloatArray, sigma: float) -> Smoothed:
+        """Smooth on another grid, or with another sigma."""
+        rule, was = self._reading.averaged, self._before.averaged
+        spiky = smoothing.shared_masses(rule.nodes, self._weights, grid, sigma)
+        return self._blend(grid, sigma, spiky, smoothing.shared_masses(was.nodes, was.weights[None], grid, sigma)[0])
+
+    def _blend(self, grid: FloatArray, sigma: float, spiky: FloatArray, was: FloatArray) -> Smoothed:
+        share = self.share
+        found = self._reading.found
+        reach = max(_ALIKE * sigma, 0.5 * float(np.ptp(self._reading.gauss.nodes)) / int(found.steps.max()))
+        if share == 0.0:
+            return Smoothed(grid, sigma, spiky[0], spiky[1:], was, reach)
+        lines, atoms = _lines_and_atoms(self._reading.smooth, grid, sigma)
+        drawn = _reweighted(lines, atoms, grid, sigma, self._reading.averaged, self._weights)
+        before = np.add(*_lines_and_atoms(self._half.smooth, grid, sigma))
+        return Smoothed(
+            grid,
+            sigma,
+            (1.0 - share) * spiky[0] + share * (lines + atoms),
+            (1.0 - share) * spiky[1:] + share * drawn,
+            (1.0 - share) * was + share * before,
+            reach,
+        )
+
+    @cached_property
+    def _spiky(self) -> FloatArray:
+        return smoothing.shared_masses(self._reading.averaged.nodes, self._weights, self.grid, self.sigma)
+
+    @cached_property
+    def _was(self) -> FloatArray:
+        was = self._before.averaged
+        return np.asarray(smoothing.shared_masses(was.nodes, was.weights[None], self.grid, self.sigma)[0])
+
+    @property
+    def _smooth(self) -> FloatArray:
+        return np.add(*_lines_and_atoms(self._reading.smooth, self.grid, self.sigma))
+
+
+def divergence(p: FloatArray, q: FloatArray) -> FloatArray:
+    """Compute the Jensen-Shannon divergence of distributions over the same cells, along the last axis, base 2."""
+    mean = 0.5 * (p + q)
+    total = np.zeros(mean.shape[:-1])
+    for masses in (p, q):
+        logarithms = np.log2(np.divide(masses, mean, out=np.ones_like(mean), where=np.broadcast_to(masses, mean.shape) > 0.0))
+        total += (masses * logarithms).sum(axis=-1)
+    return np.clip(0.5 * total, 0.0, 1.0)
+
+
+def _lines_and_atoms(function: SmoothCdf, grid: FloatArray, sigma: float) -> tuple[FloatArray, FloatArray]:
+    """Compute the masses in the cells of a grid of a distribution function's smooth part, and of its atoms."""
+    jumps = function.above - function.below
+    at = jumps > 0.0
+    atoms = smoothing.shared_masses(function.knots[at], jumps[None, at], grid, sigma)[0]
+    knots = function.knots
+    values = np.maximum.accumulate(function.below - np.concatenate(([0.0], jumps[:-1].cumsum())))
+    if values[-1] <= 0.0:
+        return np.zeros_like(atoms), atoms
+    covered = grid[0] <= knots[0] and knots[-1] <= grid[-1] and float(np.diff(grid).max()) <= _FINE * sigma
+    if covered and knots.size > grid.size:
+        knots, values = grid, np.interp(grid, knots, values, left=0.0)
+    return smoothing.line_masses(knots, values, grid, sigma), atoms
+
+
+def _reweighted(
+    lines: FloatArray, atoms: FloatArray, grid: FloatArray, sigma: float, rule: Quadrature, weights: FloatArray
+) -> FloatArray:
+    """Change a smooth density as drawing weights again changes those of the nodes around.
+
+    Args:
+        lines: Masses of its smooth part, which change as the nodes to the left and to the right do, shape (points,).
+        atoms: Masses of its atoms, which change as all weight within a sigma does, shape (points,).
+        grid: The points.
+        sigma: Standard deviation of the Gaussians.
+        rule: The quadrature.
+        weights: Its weights, and those drawn again, shape (1 + rows, N).
+
+    Returns:
+        Masses, shape (rows, points).
+    """
+    changes = np.zeros((len(weights) - 1, grid.size))
+    for probe in range(len(rule.free)):
+        own = (rule.probe == probe) & ~rule.accepted & (rule.weights > 0.0)
+        for row, again in zip(changes, weights[1:, own], strict=True):
+            row += np.interp(grid, rule.nodes[own], again / rule.weights[own], 1.0, 1.0) if own.any() else 1.0
+    order = np.argsort(rule.nodes, kind="stable")
+    sums = np.concatenate((np.zeros((len(weights), 1)), weights[:, order].cumsum(axis=1)), axis=1)
+    first, last = (np.searchsorted(rule.nodes[order], grid + sign * sigma) for sign in (-1.0, 1.0))
+    near = sums[:, last] - sums[:, first]
+    jumps = np.divide(near[1:], near[0], out=np.ones_like(changes), where=near[0] > _WEIGHT)
+    changed = lines * changes / len(rule.free) + atoms * jumps
+    return np.asarray(changed / changed.sum(axis=1, keepdims=True))
