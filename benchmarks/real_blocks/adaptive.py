@@ -13,18 +13,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 import hvp_engine as he
-from hvp_engine.krylov.stopping import CHECK_EVERY, FIRST_CHECK, Targets, judge
+from hvp_engine.krylov.stopping import CHECK_EVERY, FIRST_CHECK, Ceilings, Targets, judge
 from hvp_engine.results.coefficients import Coefficients
 
-from .scores import SCORES, Judge, ours
+from .scores import SCORES, Judge, Ours
 from .streams import STEPS, Streams, judged
 from .truth import coefficients, truths
 from .zoo import Network, trained
 
-TOLERANCES = (0.1, 0.07, 0.05, 0.035, 0.025, 0.02, 0.014, 0.01, 0.007, 0.005)
+TOLERANCES = (0.1, 0.05, 0.03, 0.02, 0.014, 0.01, 0.007)
 DEFAULT = 0.02
 _MOST_PROBES = 10
-_STARTS = 40
+_STARTS = 20
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,13 +45,13 @@ def replay(streams: Streams, order: NDArray[np.int64], targets: Targets) -> Stop
     steps = FIRST_CHECK
     while True:
         found = coefficients(streams, order[:1], steps)
-        verdict = judge({"b": found}, targets)["b"]
+        verdict = judge({"b": found}, targets, ceilings=Ceilings(_MOST_PROBES))["b"]
         if verdict.steps_suffice or steps >= STEPS:
             break
         steps = min(steps + CHECK_EVERY, STEPS)
     while not verdict.reached and len(found.steps) < min(verdict.probes, _MOST_PROBES, len(order)):
         found = coefficients(streams, order[: min(verdict.probes, _MOST_PROBES, len(order))], steps)
-        verdict = judge({"b": found}, targets)["b"]
+        verdict = judge({"b": found}, targets, ceilings=Ceilings(_MOST_PROBES))["b"]
     return Stopped(found, verdict.reached)
 
 
@@ -65,7 +65,7 @@ def replayed(network: Network, cache: Path) -> list[dict[str, object]]:
             targets, jobs = Targets.parse(tolerance), []
             for start in range(min(_STARTS, available)):
                 jobs.append(replay(streams, np.roll(np.arange(available), -start), targets))
-            errors = [judge_.errors(name, ours(job.found)) for job in jobs]
+            errors = [judge_.errors(name, Ours(name, job.found)) for job in jobs]
             kept = [error["w1"] <= tolerance for error, job in zip(errors, jobs, strict=True) if job.reached]
             rows.append(
                 {
@@ -97,7 +97,7 @@ def called(network: Network, cache: Path, tolerance: float, seed: int) -> list[d
         memory=4 << 30,
         out=cache / network.name / f"tolerance-{tolerance:g}-{seed}",
     )
-    estimated = {name: ours(spectrum.coefficients) for name, spectrum in spectra.items()}
+    estimated = {name: Ours(name, spectrum.coefficients) for name, spectrum in spectra.items()}
     js0 = judge_.js0(estimated)
     return [
         {

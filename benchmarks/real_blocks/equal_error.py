@@ -8,14 +8,14 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from .scores import SCORES, Judge, Reader, gauss, ours
+from .scores import SCORES, Gauss, Judge, Ours, Reader
 from .streams import STEPS, Streams, judged
 from .truth import coefficients, truths
 from .zoo import Network
 
 PAPER_PROBES = 10
 PAPER_PRODUCTS = PAPER_PROBES * STEPS
-_GROUPS = 12  # most groups of probes that a median is taken over
+_GROUPS = 8  # most groups of probes that a median is taken over
 _PROBES = (1, 2, 3, 5, 7, 10)
 _STEPS = (10, 12, 15, 20, 25, 30, 40, 50, 60, 70, 85, 100)
 _MOST = 500  # products: beyond, the ratio is below two
@@ -40,7 +40,7 @@ def median_errors(
 ) -> dict[str, float]:
     """Return the median error by score over groups of probes."""
     chosen = list(groups(len(streams.alphas), probes))[:_GROUPS]
-    errors = [judge.errors(name, read(coefficients(streams, group, steps)), scores) for group in chosen]
+    errors = [judge.errors(name, read(name, coefficients(streams, group, steps)), scores) for group in chosen]
     return {score: float(np.median([error[score] for error in errors])) for score in scores}
 
 
@@ -49,14 +49,14 @@ def products_to_equal_error(network: Network, cache: Path) -> list[dict[str, obj
     judge = Judge(truths(network, cache))
     rows = []
     for name, streams in judged(network, cache).items():
-        paper = median_errors(judge, name, streams, gauss, PAPER_PROBES, STEPS)
+        paper = median_errors(judge, name, streams, Gauss, PAPER_PROBES, STEPS)
         found: dict[str, int] = {}
         spent = sorted((p * m, p, m) for p in _PROBES for m in _STEPS if p * m <= _MOST)
         for products, probes, steps in spent:
             missing = [score for score in SCORES if score not in found]
             if not missing:
                 break
-            errors = median_errors(judge, name, streams, ours, probes, steps, missing)
+            errors = median_errors(judge, name, streams, Ours, probes, steps, missing)
             found |= {score: products for score in missing if errors[score] <= paper[score]}
         rows.append(
             {

@@ -1,20 +1,25 @@
-"""How far an estimate of a spectrum is from the truth: four numbers, each by the reading that is judged."""
+"""How far an estimate of a spectrum is from the truth: a few numbers, each by the reading that is judged."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from functools import cached_property, partial
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Protocol, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 from hvp_engine.results import smoothing
 from hvp_engine.results.coefficients import Coefficients
+from hvp_engine.results.divergences import divergences
 from hvp_engine.results.reading import Reading
+from hvp_engine.results.resampling import RESAMPLINGS
 from hvp_engine.results.smooth_cdf import SmoothCdf, smooth_cdf
+from hvp_engine.results.smoothed import Smoothed, Smoother
 
-from .truth import Atoms, Truth
+from .truth import Truth
 
 Array = NDArray[np.float64]
 SIGMAS = (0.01, 0.003)  # of the range
@@ -23,46 +28,83 @@ _POINTS = 1_000
 _FLOOR = 0.1  # eigenvalues: a density below that of a tenth of one is none
 
 
-class Estimated:
-    """What one way of reading says of a block, each computed when it is first asked for.
+class Comparable(Protocol):
+    """What divergences take."""
+
+    @property
+    def default(self) -> Smoothed:
+        """The block on its own grid."""
+
+
+@dataclass(frozen=True)
+class Known:
+    """A block whose smoothed density is known.
 
     Attributes:
-        reading: The block's readings.
+        default: Its density.
     """
 
-    def __init__(self, found: Coefficients, *, gauss: bool) -> None:
-        """Take coefficients.
+    default: Smoothed
 
-        Args:
-            found: What the streams found.
-            gauss: Read as ever: Gauss nodes, the mean over probes; else every quantity by the reading that the package
-                takes for it.
-        """
-        self.reading, self._gauss = Reading(found), gauss
 
-    @cached_property
-    def atoms(self) -> Atoms:
-        """Weighted eigenvalues, for shapes."""
-        rule = self.reading.gauss if self._gauss else self.reading.averaged
-        return Atoms(rule.nodes, rule.weights)
+class Gauss:
+    """A block read as ever: Gauss nodes, the mean over probes."""
+
+    def __init__(self, name: str, found: Coefficients) -> None:
+        """Take a block's name and what its streams found."""
+        rule = Reading(found).gauss
+        order = np.argsort(rule.nodes, kind="stable")
+        self._nodes, self._weights = rule.nodes[order], rule.weights[order]
+        self.mean = float(self._weights @ self._nodes)
 
     @cached_property
     def cdf(self) -> SmoothCdf:
         """The distribution function."""
-        if not self._gauss:
-            return self.reading.smooth
-        order = np.argsort(self.atoms.nodes, kind="stable")
-        return smooth_cdf(self.atoms.nodes[order], self.atoms.weights[order], np.ones(order.size, dtype=np.bool_))
+        return smooth_cdf(self._nodes, self._weights, np.ones(self._nodes.size, dtype=np.bool_))
+
+    @cached_property
+    def block(self) -> Comparable:
+        """The block as divergences compare it: the quadrature smoothed, with nothing taken off."""
+        sigma = smoothing.smoothing_sigma(float(self._nodes[0]), float(self._nodes[-1]))
+        grid = smoothing.smoothing_grid(float(self._nodes[0]), float(self._nodes[-1]), sigma)
+        masses = self.masses(grid, sigma)
+        return Known(Smoothed(grid, sigma, masses, np.tile(masses, (RESAMPLINGS, 1)), masses, 0.0))
+
+    def masses(self, grid: Array, sigma: float) -> Array:
+        """Smooth into the cells of a grid."""
+        return smoothing.shared_masses(self._nodes, self._weights[None], grid, sigma)[0]
+
+
+class Ours:
+    """A block of which every quantity is read by the reading that the package takes for it."""
+
+    def __init__(self, name: str, found: Coefficients) -> None:
+        """Take a block's name and what its streams found."""
+        self._name, self._reading = name, Reading(found)
 
     @cached_property
     def mean(self) -> float:
-        """Mean eigenvalue."""
-        rule = self.reading.gauss if self._gauss else self.reading.variance_reduced
+        """Mean eigenvalue, without single products."""
+        rule = self._reading.variance_reduced
         return float(rule.weights @ rule.nodes)
 
+    @property
+    def cdf(self) -> SmoothCdf:
+        """The distribution function."""
+        return self._reading.smooth
 
-gauss = partial(Estimated, gauss=True)
-ours = partial(Estimated, gauss=False)
+    @cached_property
+    def block(self) -> Smoother:
+        """The block as divergences compare it."""
+        return Smoother(self._reading, self._name)
+
+    def masses(self, grid: Array, sigma: float) -> Array:
+        """Smooth into the cells of a grid."""
+        return self.block.on(grid, sigma).masses
+
+
+Estimated = Gauss | Ours
+Reader = type[Gauss] | type[Ours]
 
 
 class Judge:
@@ -71,15 +113,10 @@ class Judge:
     def __init__(self, truths: Mapping[str, Truth]) -> None:
         """Take the truth of every block."""
         self.truths = truths
-        self._distributions = {name: _distribution(truth.atoms) for name, truth in truths.items()}
-        self._divergences = {
-            (a, b): _divergence(self._distributions[a], self._distributions[b])
-            for a in truths
-            for b in truths
-            if a != b
-        }
+        self._names = list(truths)
+        self._divergences = _values(truths.values())
         self._densities = {
-            (name, sigma): _density(truth, truth.atoms, sigma) for name, truth in truths.items() for sigma in SIGMAS
+            (name, sigma): _density(truth, truth.masses, sigma) for name, truth in truths.items() for sigma in SIGMAS
         }
 
     def errors(self, name: str, found: Estimated, scores: Sequence[str] = SCORES) -> dict[str, float]:
@@ -91,6 +128,11 @@ class Judge:
         """
         return {score: self._error(name, found, score) for score in scores}
 
+    def js0(self, found: Mapping[str, Estimated]) -> float:
+        """Return the error of the mean divergence over all pairs of blocks."""
+        values = _values(found[name].block for name in self._names)
+        return abs(float((values - self._divergences)[np.triu_indices(len(values), 1)].mean()))
+
     def _error(self, name: str, found: Estimated, score: str) -> float:
         truth = self.truths[name]
         if score == "w1":
@@ -98,50 +140,22 @@ class Judge:
         if score == "trace":
             return truth.numel * abs(found.mean - truth.mean) / truth.frobenius
         if score == "js":
-            own = _distribution(found.atoms)
-            others = [b for b in self.truths if b != name]
-            js = [abs(_divergence(own, self._distributions[b]) - self._divergences[name, b]) for b in others]
-            return float(np.mean(js))
+            place = self._names.index(name)
+            others = [other for other in self._names if other != name]
+            values = _values([found.block, *(self.truths[other] for other in others)])[0, 1:]
+            return float(np.abs(values - np.delete(self._divergences[place], place)).mean())
         sigma = float(score.removeprefix("density "))
-        return float(np.abs(np.log10(_density(truth, found.atoms, sigma) / self._densities[name, sigma])).mean())
-
-    def js0(self, found: Mapping[str, Estimated]) -> float:
-        """Return the error of the mean divergence over all pairs of blocks."""
-        own = {name: _distribution(estimated.atoms) for name, estimated in found.items()}
-        pairs = [(a, b) for a, b in self._divergences if a < b]
-        return abs(float(np.mean([_divergence(own[a], own[b]) - self._divergences[a, b] for a, b in pairs])))
+        return float(np.abs(np.log10(_density(truth, found.masses, sigma) / self._densities[name, sigma])).mean())
 
 
-Reader = Callable[[Coefficients], Estimated]
+def _values(blocks: Iterable[Comparable]) -> Array:
+    """Compute the divergences of all pairs as the package does; it asks for nothing but `default`."""
+    return divergences(cast("Iterable[Smoother]", blocks)).entries().value
 
 
-def _density(truth: Truth, atoms: Atoms, share: float) -> Array:
-    """Smooth atoms over the true range, with a floor."""
+def _density(truth: Truth, masses: Callable[[Array, float], Array], share: float) -> Array:
+    """Smooth over the true range, with a floor."""
     low, high = truth.range
     sigma = share * (high - low)
     grid = np.linspace(low, high, _POINTS)
-    masses = smoothing.cell_masses(atoms.nodes[None], atoms.weights[None], grid, sigma)[0]
-    return masses / smoothing.cell_widths(grid) + _FLOOR / (truth.numel * math.sqrt(2.0 * math.pi) * sigma)
-
-
-def _distribution(atoms: Atoms) -> tuple[Array, Array]:
-    """Compute cell edges and the smoothed mass below them, as the package's divergences do."""
-    low, high = float(atoms.nodes.min()), float(atoms.nodes.max())
-    sigma = smoothing.smoothing_sigma(low, high)
-    grid = smoothing.smoothing_grid(low, high, sigma)
-    masses = smoothing.cell_masses(atoms.nodes[None], atoms.weights[None], grid, sigma)[0]
-    edges = np.concatenate((grid[:1], grid[:-1] + 0.5 * np.diff(grid), grid[-1:]))
-    below = np.concatenate(([0.0], np.cumsum(masses)))
-    return edges, below / below[-1]
-
-
-def _divergence(a: tuple[Array, Array], b: tuple[Array, Array]) -> float:
-    """Compute the Jensen-Shannon divergence, base 2, as the package does."""
-    edges = np.union1d(a[0], b[0])
-    p, q = (np.diff(np.interp(edges, own, below, left=0.0, right=1.0)) for own, below in (a, b))
-    mean = 0.5 * (p + q)
-    total = 0.0
-    for mass in (p, q):
-        ratio = np.divide(mass, mean, out=np.ones_like(mean), where=mass > 0.0)
-        total += float(mass @ np.log2(ratio))
-    return 0.5 * total
+    return masses(grid, sigma) / smoothing.cell_widths(grid) + _FLOOR / (truth.numel * math.sqrt(2.0 * math.pi) * sigma)

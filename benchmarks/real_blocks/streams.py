@@ -27,7 +27,7 @@ EXACT = 4_096
 STEPS = 100
 PROBES, EXACT_PROBES = 10, 40
 # One step more tells the residual of the last one in every version of the package.
-_LONG_STEPS, _LONG_PROBES, _LONG_SEED = 200, 3, 1_000
+_LONG_STEPS, _LONG_PROBES, _LONG_SEED = 200, 10, 1_000
 _CHUNK = 128
 Array = NDArray[np.float64]
 

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from hvp_engine.results import smoothing
 from hvp_engine.results.coefficients import Coefficients
 from hvp_engine.results.reading import Reading
+from hvp_engine.results.resampling import RESAMPLINGS
 from hvp_engine.results.smooth_cdf import SmoothCdf, smooth_cdf
+from hvp_engine.results.smoothed import Smoothed
 
 from .streams import Streams, exact, judged, long
 from .zoo import Network
@@ -27,7 +31,7 @@ class Atoms:
     weights: Array
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class Truth:
     """A block's spectrum as estimates are judged by it.
 
@@ -46,6 +50,18 @@ class Truth:
     cdf: SmoothCdf
     mean: float
     square: float
+
+    @cached_property
+    def default(self) -> Smoothed:
+        """The block as divergences compare it: nothing of it is left to chance, or to more steps."""
+        sigma = smoothing.smoothing_sigma(*self.range)
+        grid = smoothing.smoothing_grid(*self.range, sigma)
+        masses = self.masses(grid, sigma)
+        return Smoothed(grid, sigma, masses, np.tile(masses, (RESAMPLINGS, 1)), masses, 0.0)
+
+    def masses(self, grid: Array, sigma: float) -> Array:
+        """Smooth into the cells of a grid."""
+        return smoothing.shared_masses(self.atoms.nodes, self.atoms.weights[None], grid, sigma)[0]
 
     @property
     def deviation(self) -> float:
