@@ -62,9 +62,8 @@ def replayed(network: Network, cache: Path) -> list[dict[str, object]]:
     for name, streams in judged(network, cache).items():
         available = len(streams.alphas)
         for tolerance in TOLERANCES:
-            targets, jobs = Targets.parse(tolerance), []
-            for start in range(min(_STARTS, available)):
-                jobs.append(replay(streams, np.roll(np.arange(available), -start), targets))
+            targets, starts = Targets.parse(tolerance), range(min(_STARTS, available))
+            jobs = [replay(streams, np.roll(np.arange(available), -start), targets) for start in starts]
             errors = [judge_.errors(name, Ours(name, job.found)) for job in jobs]
             kept = [error["w1"] <= tolerance for error, job in zip(errors, jobs, strict=True) if job.reached]
             rows.append(

@@ -45,7 +45,7 @@ def median_errors(
 
 
 def products_to_equal_error(network: Network, cache: Path) -> list[dict[str, object]]:
-    """Return a row per block: its size, the paper's errors and the fewest products of ours by score, None beyond 500."""
+    """Return a row per block: the paper's errors, and by score the fewest products of ours, None beyond 500."""
     judge = Judge(truths(network, cache))
     rows = []
     for name, streams in judged(network, cache).items():

@@ -63,7 +63,7 @@ def markdown(study: dict[str, Any]) -> str:
     if study.get("called"):
         lines += ["", "## `slq` called with a tolerance and nothing else", "", *_called(study["called"], equal)]
     if study.get("bars"):
-        lines += ["", "## Coverage of 95 % bars, share of seeds whose bar holds the truth", "", *_bars(study["bars"])]
+        lines += ["", "## Coverage of 95 % bars, mean over blocks [worst]; (b) marks bounds", "", *_bars(study["bars"])]
     return "\n".join(lines) + "\n"
 
 
@@ -129,10 +129,19 @@ def _called(rows: list[Row], equal: list[Row]) -> list[str]:
 
 
 def _bars(rows: list[Row]) -> list[str]:
+    """Mean and worst coverage by bar, a column for each setting."""
+    settings = list(dict.fromkeys(tuple(row["setting"]) for row in rows))
     names = list(dict.fromkeys(name for row in rows for name in row["held"]))
-    lines = _table(
-        ["network", "block", "n", *names],
-        ([*_block(row), *(f"{row['held'].get(name, float('nan')):.2f}" for name in names)] for row in rows),
-    )
-    mean = [statistics.fmean(row["held"][name] for row in rows if name in row["held"]) for name in names]
-    return [*lines, "| mean | | | " + " | ".join(f"{value:.3f}" for value in mean) + " |"]
+    bounds = {name for row in rows for name in row["bound"]}
+
+    def cell(name: str, setting: tuple[int, ...]) -> str:
+        mine = [row for row in rows if tuple(row["setting"]) == setting and name in row["held"]]
+        if not mine:
+            return "-"
+        worst = min(mine, key=lambda row: row["held"][name])
+        mean = statistics.fmean(row["held"][name] for row in mine)
+        return f"{mean:.3f} [{worst['held'][name]:.2f} {worst['network']} {worst['block']}]"
+
+    head = ["bar", *(f"{m} steps, {s} singles, {p} probes" for m, s, p in settings)]
+    cells = ([name + (" (b)" if name in bounds else ""), *(cell(name, s) for s in settings)] for name in names)
+    return _table(head, cells)

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 import hvp_engine as he
 from benchmarks.coverage.matrices import Matrix
+from benchmarks.coverage.streams import Streams as Known
 from benchmarks.coverage.streams import run
 
 from .zoo import Network, trained
@@ -29,6 +30,7 @@ PROBES, EXACT_PROBES = 10, 40
 # One step more tells the residual of the last one in every version of the package.
 _LONG_STEPS, _LONG_PROBES, _LONG_SEED = 200, 10, 1_000
 _CHUNK = 128
+_SINGLES = 4  # single products beside every stream
 Array = NDArray[np.float64]
 
 
@@ -52,7 +54,11 @@ class Streams:
 def judged(network: Network, cache: Path) -> dict[str, Streams]:
     """Return the streams that estimates are made of, by block, in the network's order."""
     known = exact(network, cache)
-    found = {name: _simulated(network, cache, name, values) for name, values in known.items()}
+    found = {}
+    for name, values in known.items():
+        streams = in_eigenbasis(network, cache, name, values)
+        steps = np.minimum(streams.steps, STEPS)
+        found[name] = Streams(values.size, streams.alphas[:, :STEPS], streams.betas[:, :STEPS], steps)
     found |= _run(network, cache, "judged", STEPS, PROBES, network.seed)
     return {name: found[name] for name in network.blocks}
 
@@ -79,13 +85,14 @@ def exact(network: Network, cache: Path) -> dict[str, Array]:
     return _kept(cache / network.name / "exact.npz", make)
 
 
-def _simulated(network: Network, cache: Path, name: str, values: Array) -> Streams:
+def in_eigenbasis(network: Network, cache: Path, name: str, values: Array) -> Known:
+    """Return streams of a block in the basis of its eigenvectors, with single products beside them."""
+
     def make() -> dict[str, NDArray[Any]]:
         matrix = Matrix(name, values, np.ones(values.size, dtype=np.int64))
-        found = run(matrix, EXACT_PROBES, STEPS - 2, 1, network.seed)
-        return {"alphas": found.alphas, "betas": found.betas, "steps": found.steps}
+        return vars(run(matrix, EXACT_PROBES, STEPS, _SINGLES, network.seed))
 
-    return Streams(values.size, **_kept(cache / network.name / f"streams-{name}.npz", make))
+    return Known(**_kept(cache / network.name / f"eigenbasis-{name}.npz", make))
 
 
 def _run(network: Network, cache: Path, folder: str, steps: int, probes: int, seed: int) -> dict[str, Streams]:

@@ -78,10 +78,8 @@ def trained(network: Network, cache: Path) -> tuple[nn.Module, list[Batch]]:
     torch.manual_seed(network.seed)
     model = network.build()
     text = None if network.pictures else standard_library()
-    if text is None:
-        data = [pictures(network.samples, network.seed + 1)]
-    else:
-        data = [text.sequences(network.samples, CONTEXT)]
+    samples = network.samples
+    data = [pictures(samples, network.seed + 1) if text is None else text.sequences(samples, CONTEXT)]
     weights = cache / f"{network.name}.pt"
     if weights.exists():
         model.load_state_dict(torch.load(weights, weights_only=True))
