@@ -1,0 +1,57 @@
+"""One command for the whole study.
+
+    python -m benchmarks.real_blocks --cache ~/real_blocks --write
+
+Networks, streams and references are kept in the cache, so that a second run only scores; the first takes about an
+hour of two cores.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from results import FOLDER, machine
+
+from .adaptive import DEFAULT, called, replayed
+from .bars import coverage
+from .equal_error import products_to_equal_error
+from .report import markdown
+from .zoo import NETWORKS
+
+
+def main() -> None:
+    """Run what was asked for and print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--cache", type=Path, required=True, help="folder for networks, streams and references")
+    parser.add_argument("--only", nargs="*", help="names of networks; all by default")
+    parser.add_argument("--seeds", type=int, nargs="*", default=[0], help="seeds of the calls with a tolerance")
+    parser.add_argument("--write", action="store_true", help="write benchmarks/results/real_blocks.json and .md")
+    options = parser.parse_args()
+    study: dict[str, Any] = {"machine": machine(torch.device("cpu")), "equal": [], "replayed": [], "called": []}
+    study["bars"] = []
+    for network in NETWORKS:
+        if options.only and network.name not in options.only:
+            continue
+        study["equal"] += products_to_equal_error(network, options.cache)
+        study["replayed"] += replayed(network, options.cache)
+        for seed in options.seeds:
+            study["called"] += called(network, options.cache, DEFAULT, seed)
+        study["bars"] += coverage(network, options.cache)
+        print(f"{network.name} is done.", flush=True)
+    table = markdown(study)
+    print(table)
+    if options.write:
+        (FOLDER / "real_blocks.json").write_text(json.dumps(study, indent=1) + "\n")
+        (FOLDER / "real_blocks.md").write_text(table)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,112 @@
+"""The job with a tolerance: what it spends and how far off it is, replayed on kept streams and run as users run it.
+
+Every decision of the job is a pure function of coefficients (`hvp_engine.krylov.stopping`), so the streams that were
+kept tell for any start what it would have done, at no product. The real calls then show that it does so.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+import hvp_engine as he
+from hvp_engine.krylov.stopping import CHECK_EVERY, FIRST_CHECK, Ceilings, Targets, judge
+from hvp_engine.results.coefficients import Coefficients
+
+from .scores import SCORES, Judge, Ours
+from .streams import STEPS, Streams, judged
+from .truth import coefficients, truths
+from .zoo import Network, trained
+
+TOLERANCES = (0.1, 0.05, 0.03, 0.02, 0.014, 0.01, 0.007)
+DEFAULT = 0.02
+_MOST_PROBES = 10
+_STARTS = 20
+
+
+@dataclass(frozen=True, eq=False)
+class Stopped:
+    """Where a job with a tolerance stopped for one block."""
+
+    found: Coefficients
+    reached: bool
+
+    @property
+    def products(self) -> int:
+        """Products that its streams took."""
+        return int(self.found.steps.sum())
+
+
+def replay(streams: Streams, order: NDArray[np.int64], targets: Targets) -> Stopped:
+    """Do what the job would have done had it drawn the probes in this order."""
+    steps = FIRST_CHECK
+    while True:
+        found = coefficients(streams, order[:1], steps)
+        verdict = judge({"b": found}, targets, ceilings=Ceilings(_MOST_PROBES))["b"]
+        if verdict.steps_suffice or steps >= STEPS:
+            break
+        steps = min(steps + CHECK_EVERY, STEPS)
+    while not verdict.reached and len(found.steps) < min(verdict.probes, _MOST_PROBES, len(order)):
+        found = coefficients(streams, order[: min(verdict.probes, _MOST_PROBES, len(order))], steps)
+        verdict = judge({"b": found}, targets, ceilings=Ceilings(_MOST_PROBES))["b"]
+    return Stopped(found, verdict.reached)
+
+
+def replayed(network: Network, cache: Path) -> list[dict[str, object]]:
+    """Return a row per block and tolerance: what many starts spent, how far off they were, how often the bar held."""
+    judge_ = Judge(truths(network, cache))
+    rows: list[dict[str, object]] = []
+    for name, streams in judged(network, cache).items():
+        available = len(streams.alphas)
+        for tolerance in TOLERANCES:
+            targets, starts = Targets.parse(tolerance), range(min(_STARTS, available))
+            jobs = [replay(streams, np.roll(np.arange(available), -start), targets) for start in starts]
+            errors = [judge_.errors(name, Ours(name, job.found)) for job in jobs]
+            kept = [error["w1"] <= tolerance for error, job in zip(errors, jobs, strict=True) if job.reached]
+            rows.append(
+                {
+                    "network": network.name,
+                    "block": name,
+                    "numel": streams.numel,
+                    "tolerance": tolerance,
+                    "products": float(np.median([job.products for job in jobs])),
+                    "reached": sum(job.reached for job in jobs),
+                    "kept": sum(kept),
+                    "starts": len(jobs),
+                    "errors": {score: float(np.median([error[score] for error in errors])) for score in SCORES},
+                }
+            )
+    return rows
+
+
+def called(network: Network, cache: Path, tolerance: float, seed: int) -> list[dict[str, object]]:
+    """Call `slq` as a user does, with a tolerance and nothing else; return a row per block."""
+    judge_ = Judge(truths(network, cache))
+    model, data = trained(network, cache)
+    spectra = he.slq(
+        model,
+        network.loss,
+        network.blocks,
+        data=data,
+        tolerance=tolerance,
+        seed=seed,
+        memory=4 << 30,
+        out=cache / network.name / f"tolerance-{tolerance:g}-{seed}",
+    )
+    estimated = {name: Ours(name, spectrum.coefficients) for name, spectrum in spectra.items()}
+    js0 = judge_.js0(estimated)
+    return [
+        {
+            "network": network.name,
+            "block": name,
+            "numel": spectrum.numel,
+            "tolerance": tolerance,
+            "seed": seed,
+            "products": int(spectrum.steps.sum()) + len(spectrum.singles),
+            "errors": {**judge_.errors(name, estimated[name]), "js0": js0},
+        }
+        for name, spectrum in spectra.items()
+    ]
