@@ -59,7 +59,8 @@ def drawn_of(kind, path):
 def test_known_eigenvalues_are_ticked_and_bands_drawn_where_there_are_any(tmp_path):
     Spectra([Spectrum.exact("b", 5, [1.0, 2.0, 4.0, 8.0, 16.0])]).plot(tmp_path / "exact.svg")
     assert len(drawn_of("Line", tmp_path / "exact.svg")) == 5
-    unknown = Spectrum.from_tridiagonal("a", 5000, [[1.0, 1.5, 2.0]], [[0.5, 0.5]], [3])  # its last residual is not known
+    # Its last residual is not known.
+    unknown = Spectrum.from_tridiagonal("a", 5000, [[1.0, 1.5, 2.0]], [[0.5, 0.5]], [3])
     Spectra([unknown]).plot(tmp_path / "unknown.svg")
     assert not drawn_of("Line", tmp_path / "unknown.svg")
     assert not np.isfinite(unknown.density_band().low).any()
