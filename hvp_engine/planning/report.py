@@ -17,6 +17,7 @@ from hvp_engine.planning.cost import Prediction
 from hvp_engine.planning.devices import Device
 from hvp_engine.planning.parts import PartCost
 from hvp_engine.planning.setting import JobSizes, Setting
+from hvp_engine.results.words import targets_text
 from hvp_engine.system.formatting import format_bytes, format_flop, format_time, format_traffic
 
 
@@ -140,7 +141,7 @@ class JobPlan:
         if settings.targets is None:
             return f"products: {products}, {ceilings}"
         work = job.work.values()
-        targets = ", ".join(f"{name} {value:g}" for name, value in settings.targets.record().items())
+        targets = targets_text(settings.tolerance)
         streams = [each.probes for each in work if each.probes]
         exact = sum(not each.probes for each in work)
         parts = [f"{_range(streams)} probe(s) of {max(w.steps for w in work)} steps"] if streams else []

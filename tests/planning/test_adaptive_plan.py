@@ -52,7 +52,7 @@ def test_text_and_record_say_what_is_expected_and_at_most() -> None:
     first, second = plan.summary().splitlines()[:2]
     assert " expected, " in first and " at most, " in first
     assert second == (
-        "products: 86 products with 2 block(s) expected for a tolerance of w1 0.02, js 0.05 (1 probe(s) of 50 steps, "
+        "products: 86 products with 2 block(s) expected for a tolerance of w1=0.02 js=0.05 (1 probe(s) of 50 steps, "
         "1 block(s) exactly), at most 100 steps x 10 probes"
     )
     record = json.loads(json.dumps(plan.record()))
