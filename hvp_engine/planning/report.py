@@ -137,7 +137,7 @@ class JobPlan:
         """Say how many products the blocks take."""
         job, settings = self.job, self.job.settings
         ceilings = f"{settings.steps} steps x {settings.probes} probes"
-        products = f"{sum(job.products.values()):,} products with {len(job.numel)} block(s)"
+        products = f"{sum(job.products.values()):,} with {len(job.numel)} block(s)"
         if settings.targets is None:
             return f"products: {products}, {ceilings}"
         work = job.work.values()

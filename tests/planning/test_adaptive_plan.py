@@ -52,7 +52,7 @@ def test_text_and_record_say_what_is_expected_and_at_most() -> None:
     first, second = plan.summary().splitlines()[:2]
     assert " expected, " in first and " at most, " in first
     assert second == (
-        "products: 86 products with 2 block(s) expected for a tolerance of w1=0.02 js=0.05 (1 probe(s) of 50 steps, "
+        "products: 86 with 2 block(s) expected for a tolerance of w1=0.02 js=0.05 (1 probe(s) of 50 steps, "
         "1 block(s) exactly), at most 100 steps x 10 probes"
     )
     record = json.loads(json.dumps(plan.record()))
@@ -60,7 +60,7 @@ def test_text_and_record_say_what_is_expected_and_at_most() -> None:
     assert record["job"]["tolerance"] == {"js": 0.05, "w1": 0.02}
     assert record["worst"]["flop"] > record["flop"] and record["worst"]["seconds"] > record["seconds"]
     fixed = planned(steps=7)
-    assert "products: 70 products with 1 block(s), 7 steps x 10 probes" in fixed.summary()
+    assert "products: 70 with 1 block(s), 7 steps x 10 probes" in fixed.summary()
     assert fixed.record()["worst"] is None
 
 
