@@ -53,11 +53,15 @@ def main() -> None:
     print(f"released code, whole job: {format_flop(total)}")
     model, loss, data, blocks = job()
     for precision in ("fp32", "tf32", "bf16"):
-        planned = plan(model, loss, blocks, data=data, device="a100-80gb", precision=precision)
-        print(
-            f"this engine, a100-80gb, {precision}, {planned.setting.basis} basis: predicted "
-            f"{format_flop(planned.flop)}, {format_time(planned.seconds)}"
-        )
+        for label, steps, probes in (("to a tolerance", None, None), ("as many products", STEPS, PROBES)):
+            planned = plan(
+                model, loss, blocks, data=data, device="a100-80gb", precision=precision, steps=steps, probes=probes
+            )
+            most = "" if planned.worst is None else f", {format_time(planned.worst.seconds)} at most"
+            print(
+                f"this engine, {label}, a100-80gb, {precision}, {planned.setting.basis} basis: predicted "
+                f"{format_flop(planned.flop)}, {format_time(planned.seconds)}{most}"
+            )
 
 
 if __name__ == "__main__":

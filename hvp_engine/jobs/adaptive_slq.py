@@ -16,7 +16,6 @@ from hvp_engine.jobs.runner import Job
 from hvp_engine.jobs.slq import collected, lost_orthogonality, spectrum, start_vectors
 from hvp_engine.krylov import stopping
 from hvp_engine.krylov.adaptive import AdaptiveWave, Rule
-from hvp_engine.krylov.companions import COLUMNS_AT_ONCE, SINGLES_AT_ONCE
 from hvp_engine.krylov.lanczos import BatchedLanczos, Stream
 from hvp_engine.krylov.settings import JobSettings
 from hvp_engine.krylov.stopping import Ceilings, Targets, Verdict
@@ -26,13 +25,11 @@ from hvp_engine.results.coefficients import Coefficients
 from hvp_engine.results.smoothing import FloatArray
 from hvp_engine.results.spectra import Spectra
 from hvp_engine.results.spectrum import Spectrum
-from hvp_engine.scheduling.expected import expected_products, is_better_exactly, is_exact
-from hvp_engine.scheduling.waves import WORK_VECTORS, StreamSizes
+from hvp_engine.scheduling.expected import expected_products, is_better_exactly
+from hvp_engine.scheduling.rounds import MATRIX, WHOLE, first_round, round_sizes
+from hvp_engine.scheduling.waves import StreamSizes
 
 log = logging.getLogger(__name__)
-
-MATRIX = -1  # in a wave, in place of a probe's number: the whole matrix of a block
-_WHOLE = range(MATRIX, MATRIX + 1)
 
 
 class AdaptiveSlqJob(Job[Wave, Spectra]):
@@ -57,10 +54,7 @@ class AdaptiveSlqJob(Job[Wave, Spectra]):
 
     def streams(self, operator: CurvatureOperator) -> StreamSizes:
         """Return the sizes of the first streams: one per block, and none for the small ones."""
-        numel, settings = operator.numel, self.settings
-        small = [block for block, size in numel.items() if is_exact(size, settings)]
-        probes = {block: _WHOLE if block in small else range(1) for block in numel}
-        return self._sizes(operator, probes, dict.fromkeys(numel, settings.steps))
+        return first_round(operator.numel, self.settings)
 
     def more(self, operator: CurvatureOperator, states: Sequence[Wave]) -> StreamSizes | None:
         """Return the sizes of the streams that blocks still need; None where all have what they need, or may have.
@@ -81,11 +75,11 @@ class AdaptiveSlqJob(Job[Wave, Spectra]):
             wanted = range(there.probes, min(self.settings.probes, verdict.probes))
             lacking = verdict.probes - there.probes if wanted else None
             if is_better_exactly(there.numel, int(there.steps[0]), lacking, spent, self.settings):
-                probes[block] = _WHOLE
+                probes[block] = WHOLE
             elif wanted:
                 probes[block] = wanted
         limits = {block: int(found[block].steps[0]) for block in probes}
-        return self._sizes(operator, probes, limits) if probes else None
+        return round_sizes(operator.numel, self.settings, probes, limits) if probes else None
 
     def start(self, operator: CurvatureOperator, wave: list[Stream], finished: Sequence[Wave]) -> Wave:
         """Draw the start vectors of a wave."""
@@ -146,24 +140,6 @@ class AdaptiveSlqJob(Job[Wave, Spectra]):
         known = {**blocks, **{name: found.coefficients for name, found in self._exact_spectra(finished).items()}}
         ceilings = Ceilings(settings.probes, most)
         return stopping.judge(known, self._targets, singles, asked=asked, ceilings=ceilings)
-
-    def _sizes(
-        self, operator: CurvatureOperator, probes: Mapping[str, range], limits: Mapping[str, int]
-    ) -> StreamSizes:
-        """Return the sizes of some streams and whole matrices."""
-        item = operator.dtype.itemsize
-        numel = {block: operator.numel[block] for block in probes}
-        beside: dict[str, int] = {}
-        for block, size in numel.items():
-            if probes[block] == _WHOLE:
-                beside[block] = (size + 2 * COLUMNS_AT_ONCE) * size * item
-            elif 0 in probes[block]:  # single products have the place of the work vectors, whose stream has stopped
-                beside[block] = max(0, 2 * SINGLES_AT_ONCE - WORK_VECTORS) * size * item
-        limits = {block: 0 if probes[block] == _WHOLE else limits[block] for block in probes}
-        settings = self.settings
-        return StreamSizes(
-            numel, settings.steps, probes, operator.dtype, settings.lanczos.kept, limits=limits, beside=beside
-        )
 
     def _found(self, operator: CurvatureOperator, states: Sequence[Wave]) -> dict[str, Coefficients]:
         """Return what the streams of the finished waves found, by block in block order."""

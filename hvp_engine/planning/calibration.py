@@ -55,7 +55,7 @@ def calibrate(
     operator.verify(sum(map(Counter, setting.waves), Counter()))  # fewer products than the job's: the least it takes
     setup = time.perf_counter() - began
     counted = {
-        name: operations(work, device, setting.precision, setting.vectors_per_pass).seconds
+        name: operations(work, device, setting.precision, setting.vectors_per_pass[name]).seconds
         for name, work in counts.blocks.items()
     }
     chosen = _spread(sorted(counted, key=lambda name: counted[name]))
@@ -89,7 +89,11 @@ def _measure(operator: HessianOperator, names: list[str], setting: Setting) -> t
 
     def vectors(name: str) -> dict[str, Tensor]:
         drawn = torch.randn(
-            setting.vectors_per_pass, operator.numel[name], generator=generator, dtype=operator.dtype, device="cpu"
+            setting.vectors_per_pass[name],
+            operator.numel[name],
+            generator=generator,
+            dtype=operator.dtype,
+            device="cpu",
         )
         return {name: drawn / drawn.norm(dim=1, keepdim=True)}
 
@@ -97,14 +101,14 @@ def _measure(operator: HessianOperator, names: list[str], setting: Setting) -> t
     for name in names:
         given = vectors(name)
         operator.matmat(given)  # the graph is built and kept, the heap grows, pieces of gradients are taken
-        points[name] = _seconds(lambda v=given: operator.matmat(v)) / setting.vectors_per_pass  # type: ignore[misc]
+        points[name] = _seconds(lambda v=given: operator.matmat(v)) / setting.vectors_per_pass[name]  # type: ignore[misc]
     cheapest = vectors(names[0])
 
     def rebuild() -> None:
         operator.release()
         operator.matmat(cheapest)
 
-    rebuilt = _seconds(rebuild) - points[names[0]] * setting.vectors_per_pass
+    rebuilt = _seconds(rebuild) - points[names[0]] * setting.vectors_per_pass[names[0]]
     return max(rebuilt, 0.0), points
 
 

@@ -14,6 +14,7 @@ from hvp_engine.planning.setting import JobSizes, Setting
 _READS = 3  # of the growing basis per step: two passes of Gram-Schmidt, of which the middle two halves share one
 _VECTOR_PASSES = 12  # over a stream's newest vectors per step: product, scaling, checks, copy into the basis
 _QUADRATURE = 5e-9  # seconds per squared step of one tridiagonal matrix, on two cores (benchmarks/results)
+_DENSE = 3e-9  # seconds per cubed row of a matrix: its eigenvalues, and the tridiagonal matrix that has them
 
 
 @dataclass(frozen=True)
@@ -75,8 +76,9 @@ def predict(
         calibration: Corrections measured there.
     """
     calibration = calibration or Calibration()
-    curvature, products = setting.curvature, job.settings.products(job.numel)
-    builds = graph_builds(job, setting) * setting.share
+    curvature, products = setting.curvature, job.products
+    sweeps = sum(setting.sweeps)
+    builds = graph_builds(setting) * setting.share
     parts: dict[str, PartCost] = {}
     if calibration.setup:
         parts["checks and planning"] = PartCost(0.0, 0.0, calibration.setup, "compute")
@@ -89,7 +91,7 @@ def predict(
     through_head: list[PartCost] = []
     for name, work in counts.blocks.items():
         passes = products[name] * setting.microbatches * setting.share
-        part = operations(work, device, setting.precision, setting.vectors_per_pass)
+        part = operations(work, device, setting.precision, setting.vectors_per_pass[name])
         scale = calibration.product(part.seconds) / part.seconds if part.seconds else 1.0
         if head is not None and counts.passes_head(name):
             general = head.general_within(part)
@@ -99,41 +101,39 @@ def predict(
         blocks[name] = part.times(passes, scale)
     parts["second backwards"] = total([*blocks.values()])
     if curvature is not None and head is not None:
-        parts["head curvature"] = head.formed(sweeps(job, setting), setting, device, curvature.place)
+        parts["head curvature"] = head.formed(sweeps, setting, device, curvature.place)
     parts["reorthogonalisation"] = reorthogonalisation(job, setting, device, calibration.touch)
     parts["quadrature"] = _quadrature(job)
     return Prediction(parts, blocks, total(through_head) if through_head else None)
 
 
-def graph_builds(job: JobSizes, setting: Setting) -> int:
+def graph_builds(setting: Setting) -> int:
     """Count how many gradient graphs the job builds: every sweep those that are not kept, and the kept ones once."""
-    return sweeps(job, setting) * (setting.microbatches - setting.kept_graphs) + setting.kept_graphs
-
-
-def sweeps(job: JobSizes, setting: Setting) -> int:
-    """Count how often the job goes over the data: once per step, wave by wave."""
-    return sum(max(min(job.settings.steps, job.numel[block]) for block in wave) for wave in setting.waves)
+    return sum(setting.sweeps) * (setting.microbatches - setting.kept_graphs) + setting.kept_graphs
 
 
 def reorthogonalisation(job: JobSizes, setting: Setting, device: Device, touch: float = 0.0) -> PartCost:
-    """Three reads of the growing basis per step and stream, the newest vectors, and the basis's fresh memory."""
+    """Three reads of the growing basis per step and stream, the newest vectors, and the basis's fresh memory.
+
+    A single product reads the whole basis twice.
+    """
     settings = job.settings
     kept = job.with_settings(basis=setting.basis).settings.lanczos.kept
     store = None if kept is None else kept.dtype
     item = settings.dtype.itemsize
     traffic = flop = fresh = 0.0
-    for numel in job.numel.values():
-        steps = min(settings.steps, numel)
-        rows = steps * (steps + 1) / 2 if store is not None else 2.0 * steps
-        traffic += settings.probes * numel * (_READS * rows * (store.itemsize if store else item))
-        traffic += settings.probes * numel * steps * _VECTOR_PASSES * item
-        flop += settings.probes * numel * 8.0 * rows
-        fresh += settings.probes * numel * (steps * store.itemsize if store else 0)
+    for block, work in job.work.items():
+        numel, steps = job.numel[block], work.steps
+        rows = work.probes * (steps * (steps + 1) / 2 if store is not None else 2.0 * steps)
+        rows += work.singles * steps * 2 / _READS
+        traffic += numel * (_READS * rows * (store.itemsize if store else item))
+        traffic += numel * work.products * _VECTOR_PASSES * item
+        flop += numel * 8.0 * rows
+        fresh += work.probes * numel * (steps * store.itemsize if store else 0)
     seconds = traffic / (device.bandwidth * device.bandwidth_share) + fresh * touch
     return PartCost(flop, traffic, seconds, "bandwidth")
 
 
 def _quadrature(job: JobSizes) -> PartCost:
-    steps, probes = job.settings.steps, job.settings.probes
-    seconds = sum(probes * _QUADRATURE * min(steps, numel) ** 2 for numel in job.numel.values())
+    seconds = sum(w.probes * _QUADRATURE * w.steps**2 + _DENSE * w.columns**3 for w in job.work.values())
     return PartCost(0.0, 0.0, seconds, "compute")

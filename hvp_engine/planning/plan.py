@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -49,8 +49,9 @@ def plan(
     *,
     data: Iterable[Any] | None = None,
     device: str = "cpu",
-    steps: int = 100,
-    probes: int = 10,
+    steps: int | None = None,
+    probes: int | None = None,
+    tolerance: float | Mapping[str, float] | None = None,
     precision: Precision = "fp32",
     basis: str = "fp32",
     reorthogonalize: Reorthogonalize = "full",
@@ -67,7 +68,8 @@ def plan(
     engine's do (:mod:`hvp_engine.planning.counting`). Each operation takes the time of the ceiling that it touches
     (Williams, Waterman & Patterson 2009, roofline). GPUs are predicted from data sheets and stated efficiencies. On
     ``"cpu"`` the ceilings of this machine are measured, and, where the model has weights, one gradient graph and a few
-    products of the model itself, which takes seconds.
+    products of the model itself, which takes seconds. An adaptive job has two prices: what the blocks are expected to
+    take (:mod:`hvp_engine.scheduling.expected`), and, as ``worst``, all steps and probes that they may take.
 
     Args:
         model: The network, real or on the meta device; never changed.
@@ -75,8 +77,9 @@ def plan(
         blocks: As for :func:`hvp_engine.slq`.
         data: Batches, real or on the meta device; only their shapes count.
         device: ``"cpu"`` or a GPU of :data:`hvp_engine.planning.devices.GPUS`.
-        steps: Lanczos steps.
+        steps: As for :func:`hvp_engine.slq`, as are the next two.
         probes: Random vectors per block.
+        tolerance: What an adaptive job has to reach.
         precision: Arithmetic of the products.
         basis: Dtype of the kept vectors; ``"bf16"`` is taken where ``"fp32"`` does not fit.
         reorthogonalize: ``"full"`` or ``"none"``.
@@ -96,8 +99,9 @@ def plan(
         BlockError: The blocks do not fit the model.
     """
     settings = JobSettings(
-        steps=steps,
-        probes=probes,
+        steps=steps,  # type: ignore[arg-type]  # numbers once they are settings
+        probes=probes,  # type: ignore[arg-type]
+        tolerance=tolerance,
         precision=precision,
         reorthogonalize=reorthogonalize,
         basis=basis,
@@ -129,6 +133,7 @@ def plan(
         job=job,
         setting=setting,
         prediction=sources.predict(setting),
+        worst=None if settings.targets is None else sources.at_most(setting),
         calibrated=calibration is not None,
         alternatives=tuple(_alternatives(sources, setting)),
         notes=(*partition.notes, *changed),
@@ -176,7 +181,7 @@ class _Asked:
             tokens=round(head_tokens(head.tokens, job.samples) * job.batches),
             hidden_size=head.hidden_size,
             classes=head.classes,
-            products=products_past_head(settings.products(job.numel), head.blocks),
+            products=products_past_head(job.products, head.blocks),
         )
         left = spare(graph_bytes, self.budget, job.streams.largest)
         return choose_curvature(sizes, settings.precision, self.budget, left, free_disk(), on_cpu=self.on_cpu)
@@ -217,6 +222,12 @@ class _Sources:
     def predict(self, setting: Setting) -> Prediction:
         """Predict a setting, as the engine will run it."""
         return predict(self.counted.counts, self.job, setting, self.machine, self.calibration)
+
+    def at_most(self, setting: Setting) -> Prediction:
+        """Predict an adaptive job in which every block takes all that it may, set up as for what is expected."""
+        job, counted = replace(self.job, at_most=True), self.counted
+        whole = fit(job, counted.graph, setting.budget, setting.microbatch, setting.curvature, on_cpu=self.asked.on_cpu)
+        return predict(counted.counts, job, whole, self.machine, self.calibration)
 
 
 def _gpu(device: str, precision: Precision) -> Device | None:

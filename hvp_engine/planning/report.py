@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -16,6 +17,7 @@ from hvp_engine.planning.cost import Prediction
 from hvp_engine.planning.devices import Device
 from hvp_engine.planning.parts import PartCost
 from hvp_engine.planning.setting import JobSizes, Setting
+from hvp_engine.results.words import targets_text
 from hvp_engine.system.formatting import format_bytes, format_flop, format_time, format_traffic
 
 
@@ -44,7 +46,8 @@ class JobPlan:
         device: Ceilings that the times are computed with.
         job: Sizes.
         setting: Micro-batch, precision, basis dtype, streams per pass, waves.
-        prediction: Work and time of every part.
+        prediction: Work and time of every part; of an adaptive job what is expected.
+        worst: The same where every block takes all that it may; None for a fixed job.
         calibrated: Whether passes of this model were measured on this machine.
         alternatives: Other ways to run it.
         notes: Decisions, in plain words.
@@ -54,18 +57,19 @@ class JobPlan:
     job: JobSizes
     setting: Setting
     prediction: Prediction
+    worst: Prediction | None
     calibrated: bool
     alternatives: tuple[Alternative, ...]
     notes: tuple[str, ...]
 
     @property
     def seconds(self) -> float:
-        """Predicted wall time."""
+        """Predicted wall time; of an adaptive job what is expected."""
         return self.prediction.seconds
 
     @property
     def flop(self) -> float:
-        """Floating-point operations of the whole job."""
+        """Floating-point operations of the whole job, likewise."""
         return self.prediction.flop
 
     @property
@@ -106,6 +110,7 @@ class JobPlan:
             "setting": self.setting.record(),
             "seconds": self.seconds,
             "flop": self.flop,
+            "worst": None if self.worst is None else {"seconds": self.worst.seconds, "flop": self.worst.flop},
             "limit": self.limit,
             "parts": {name: asdict(part) for name, part in self.prediction.parts.items()},
             "blocks": {name: asdict(part) for name, part in self.prediction.blocks.items()},
@@ -128,23 +133,47 @@ class JobPlan:
         """Return tables for a terminal."""
         return Group(*(Text(printable(line)) for line in self._lines()), _parts_table(self), _alternatives_table(self))
 
+    def _products(self) -> str:
+        """Say how many products the blocks take."""
+        job, settings = self.job, self.job.settings
+        ceilings = f"{settings.steps} steps x {settings.probes} probes"
+        products = f"{sum(job.products.values()):,} with {len(job.numel)} block(s)"
+        if settings.targets is None:
+            return f"products: {products}, {ceilings}"
+        work = job.work.values()
+        targets = targets_text(settings.tolerance)
+        streams = [each.probes for each in work if each.probes]
+        exact = sum(not each.probes for each in work)
+        parts = [f"{_range(streams)} probe(s) of {max(w.steps for w in work)} steps"] if streams else []
+        parts += [f"{exact} block(s) exactly"] if exact else []
+        return f"products: {products} expected for a tolerance of {targets} ({', '.join(parts)}), at most {ceilings}"
+
     def _lines(self) -> list[str]:
-        setting, device, probes = self.setting, self.device, self.job.settings.probes
+        setting, device = self.setting, self.device
         source = "this machine's ceilings, measured" if device.measured else "data sheet"
         source += " and passes of this model, measured" if self.calibrated else ""
         share = device.product_share[setting.precision]
         memory = ", ".join(f"{name} {format_bytes(size)}" for name, size in self.memory.items())
         samples = "whole batches" if setting.microbatch is None else f"{setting.microbatch} samples"
+        most = "" if self.worst is None else f" expected, {format_time(self.worst.seconds)} at most"
         return [
-            f"{device.name}: predicted {format_time(self.seconds)}, {format_flop(self.flop)}, limited by {self.limit}",
+            f"{device.name}: predicted {format_time(self.seconds)}{most}, {format_flop(self.flop)}, limited by "
+            f"{self.limit}",
+            self._products(),
             f"from {source}: {format_flop(device.peak[setting.precision])}/s in {setting.precision} at {share:.0%}, "
             f"{format_traffic(device.bandwidth)}/s at {device.bandwidth_share:.0%}",
             f"setting: micro-batches of {samples} ({setting.microbatches} per sweep, {setting.kept_graphs} graphs "
-            f"kept), precision {setting.precision}, basis {setting.basis}, {setting.vectors_per_pass} stream(s) per "
-            f"pass, {len(setting.waves)} wave(s) for {len(self.job.numel)} block(s) x {probes} probes",
+            f"kept), precision {setting.precision}, basis {setting.basis}, "
+            f"{_range(setting.vectors_per_pass.values())} stream(s) per pass, {len(setting.waves)} wave(s)",
             f"memory: {memory}, of {format_bytes(setting.budget)} usable",
             *(f"note: {note}" for note in self.notes),
         ]
+
+
+def _range(counts: Iterable[int]) -> str:
+    """Name the smallest and the largest of some numbers, or the one that all are."""
+    low, high = min(counts := list(counts)), max(counts)
+    return f"{low}" if low == high else f"{low} to {high}"
 
 
 def _parts_table(plan: JobPlan) -> Table:

@@ -9,8 +9,10 @@ from typing import Any
 
 from hvp_engine.krylov.settings import JobSettings
 from hvp_engine.problem.precision import Precision
-from hvp_engine.scheduling import policy
+from hvp_engine.scheduling import expected, policy
+from hvp_engine.scheduling.expected import BlockWork
 from hvp_engine.scheduling.policy import CurvaturePlan, GraphSize
+from hvp_engine.scheduling.rounds import first_round, round_sizes
 from hvp_engine.scheduling.waves import StreamSizes
 
 
@@ -24,6 +26,7 @@ class JobSizes:
         samples: Leading dimension of the largest batch, None where it cannot be split.
         batches: How many batches of that size the data amounts to.
         parameters: Bytes of the model.
+        at_most: Whether an adaptive job takes all that it may, and not what is expected.
     """
 
     numel: dict[str, int]
@@ -31,12 +34,33 @@ class JobSizes:
     samples: int | None
     batches: float
     parameters: int
+    at_most: bool = False
 
     @property
     def streams(self) -> StreamSizes:
-        """Sizes of the job's streams."""
+        """Sizes of the streams that the job begins with."""
         settings = self.settings
+        if settings.targets is not None:
+            return first_round(self.numel, settings)
         return StreamSizes(self.numel, settings.steps, settings.probes, settings.dtype, settings.lanczos.kept)
+
+    @property
+    def work(self) -> dict[str, BlockWork]:
+        """What each block takes."""
+        return (expected.most_work if self.at_most else expected.expected_work)(self.numel, self.settings)
+
+    @property
+    def products(self) -> dict[str, int]:
+        """Products of each block."""
+        return {block: work.products for block, work in self.work.items()}
+
+    @property
+    def rounds(self) -> list[StreamSizes]:
+        """Sizes of the streams of each round."""
+        work = self.work
+        further = {block: range(w.first, w.probes) for block, w in work.items() if w.probes > w.first}
+        steps = {block: work[block].steps for block in further}
+        return [self.streams, *([round_sizes(self.numel, self.settings, further, steps)] if further else [])]
 
     def with_settings(self, **changed: Any) -> JobSizes:
         """Return the same job with other settings."""
@@ -49,6 +73,8 @@ class JobSizes:
             "numel": self.numel,
             "steps": settings.steps,
             "probes": settings.probes,
+            "tolerance": settings.tolerance,
+            "products": self.products,
             "precision": settings.precision,
             "reorthogonalize": settings.reorthogonalize,
             "samples": self.samples,
@@ -68,9 +94,10 @@ class Setting:
         precision: Arithmetic of the products.
         basis: Dtype of the kept vectors.
         streams_per_pass: Vectors that one second backward pass may carry.
-        vectors_per_pass: Vectors that it does carry: no more than a block has probes.
+        vectors_per_pass: Vectors that it does carry, by block: no more than the block has in a sweep.
         kept_graphs: Graphs that stay alive between sweeps.
         waves: Streams of each block that run together, group by group.
+        sweeps: Sweeps over the data of each wave.
         graph_bytes: One micro-batch's graph.
         vector_bytes: Lanczos vectors of the largest wave.
         curvature: Where the head's curvature is kept; None where it is not formed.
@@ -83,9 +110,10 @@ class Setting:
     precision: Precision
     basis: str
     streams_per_pass: int
-    vectors_per_pass: int
+    vectors_per_pass: dict[str, int]
     kept_graphs: int
     waves: tuple[dict[str, int], ...]
+    sweeps: tuple[int, ...]
     graph_bytes: int
     vector_bytes: int
     curvature: CurvaturePlan | None
@@ -100,7 +128,7 @@ class Setting:
         """Return the setting as plain data."""
         plain = {name: getattr(self, name) for name in self.__dataclass_fields__}
         curvature = None if self.curvature is None else str(self.curvature)
-        return {**plain, "waves": len(self.waves), "curvature": curvature}
+        return {**plain, "waves": len(self.waves), "sweeps": sum(self.sweeps), "curvature": curvature}
 
 
 def fit(
@@ -125,10 +153,12 @@ def fit(
     Raises:
         OutOfMemoryError: One stream of a block does not fit.
     """
-    size = graph.of(microbatch)
+    size, work = graph.of(microbatch), job.work
     held = 0 if curvature is None else curvature.memory_bytes
-    waves = policy.choose_waves(job.streams, budget, size, held)
-    left = policy.budget_of_graphs(budget, size, waves.vector_bytes + held)
+    rounds = [policy.choose_waves(streams, budget, size, held) for streams in job.rounds]
+    vector_bytes = max(waves.vector_bytes for waves in rounds)
+    waves = [(number, Counter(block for block, _ in wave)) for number, r in enumerate(rounds) for wave in r.groups]
+    left = policy.budget_of_graphs(budget, size, vector_bytes + held)
     cut = 1.0 if job.samples is None or microbatch is None else job.samples / microbatch
     microbatches = math.ceil(job.batches) * math.ceil(cut)
     streams = policy.choose_streams_per_pass(size, budget, on_cpu=on_cpu)
@@ -139,11 +169,12 @@ def fit(
         precision=job.settings.precision,
         basis=job.settings.basis,
         streams_per_pass=streams,
-        vectors_per_pass=min(streams, job.settings.probes),
+        vectors_per_pass={block: min(streams, each.vectors) for block, each in work.items()},
         kept_graphs=min(microbatches, policy.count_kept_graphs(size, left)),
-        waves=tuple(dict(Counter(block for block, _ in wave)) for wave in waves.groups),
+        waves=tuple(dict(wave) for _, wave in waves),
+        sweeps=tuple(max(work[block].sweeps[number] for block in wave) for number, wave in waves),
         graph_bytes=size,
-        vector_bytes=waves.vector_bytes,
+        vector_bytes=vector_bytes,
         curvature=curvature,
         budget=budget,
     )

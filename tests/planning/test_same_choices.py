@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from hvp_engine.errors import OutOfMemoryError
 from hvp_engine.jobs import runner
+from hvp_engine.jobs.adaptive_slq import AdaptiveSlqJob
 from hvp_engine.jobs.slq import SlqJob
 from hvp_engine.krylov.settings import JobSettings
 from hvp_engine.operators.head import decide, fusion
@@ -65,6 +66,7 @@ def draw(seed: int) -> Sizes:
     settings = JobSettings(
         steps=steps,
         probes=probes,
+        tolerance=dice.choice([None, None, 0.3, {"js": 0.2}]),
         precision=dice.choice(["fp32", "fp64", "bf16"]),
         reorthogonalize=dice.choice(["full", "full", "none"]),
         basis=dice.choice(["fp32", "bf16"]),
@@ -122,10 +124,12 @@ def engines_choice(sizes: Sizes, monkeypatch: pytest.MonkeyPatch, *, on_cpu: boo
         Model(sizes.numel), loss, "parameter", data=data,
         precision=settings.precision, microbatch=settings.microbatch, memory=settings.memory,
     )  # fmt: skip
-    streams = SlqJob(settings).streams(operator)
+    targets = settings.targets
+    job = SlqJob(settings) if targets is None else AdaptiveSlqJob(settings, targets)
+    streams = job.streams(operator)
     operator.make_room(streams)
     if settings.head_curvature:
-        operator.form_head_curvature(settings.products(operator.numel), False)
+        operator.form_head_curvature(job.products(operator), False)
     waves = runner._waves(operator, streams, settings.memory)
     operator.sweep({name: torch.ones(1, size, dtype=operator.dtype) for name, size in operator.numel.items()})
     plan = operator.scheduler.plan
@@ -180,7 +184,11 @@ def test_engine_and_planner_make_the_same_choices(first: int, on_cpu: bool, monk
         setting, changed = plan()
         assert not changed, sizes
         found = {name: getattr(setting, name) for name in wanted}
-        assert {**found, "waves": list(setting.waves)} == wanted, sizes
+        found["waves"] = list(setting.waves)
+        if sizes.settings.targets is not None:  # further rounds may leave less room than the first one, which is here
+            found["waves"] = found["waves"][: len(wanted["waves"])]
+            assert found.pop("kept_graphs") <= wanted.pop("kept_graphs"), sizes
+        assert found == wanted, sizes
 
 
 def test_more_memory_never_fails_where_less_serves() -> None:

@@ -1,0 +1,54 @@
+"""The rounds of an adaptive job: which streams and whole matrices run together, and the memory that each takes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from hvp_engine.krylov.companions import COLUMNS_AT_ONCE, SINGLES_AT_ONCE
+from hvp_engine.krylov.settings import JobSettings
+from hvp_engine.scheduling.expected import is_exact
+from hvp_engine.scheduling.waves import WORK_VECTORS, StreamSizes
+
+MATRIX = -1  # in a wave, in place of a probe's number: the whole matrix of a block
+WHOLE = range(MATRIX, MATRIX + 1)
+
+
+def first_round(numel: Mapping[str, int], settings: JobSettings) -> StreamSizes:
+    """Return the sizes of what an adaptive job begins with: a stream per block, the whole matrix of a small one.
+
+    Args:
+        numel: Length of each block's vectors.
+        settings: What was asked for; a stream has room for as many steps as it may take.
+    """
+    probes = {block: WHOLE if is_exact(size, settings) else range(1) for block, size in numel.items()}
+    return round_sizes(numel, settings, probes, dict.fromkeys(numel, settings.steps))
+
+
+def round_sizes(
+    numel: Mapping[str, int], settings: JobSettings, probes: Mapping[str, range], limits: Mapping[str, int]
+) -> StreamSizes:
+    """Return the sizes of some streams and whole matrices.
+
+    Args:
+        numel: Length of each block's vectors.
+        settings: What was asked for.
+        probes: Numbers of the probes of the blocks that take part, or ``WHOLE``.
+        limits: Most steps of their streams.
+    """
+    item = settings.dtype.itemsize
+    beside: dict[str, int] = {}
+    for block, numbers in probes.items():
+        size = numel[block]
+        if numbers == WHOLE:
+            beside[block] = (size + 2 * COLUMNS_AT_ONCE) * size * item
+        elif 0 in numbers:  # single products have the place of the work vectors, whose stream has stopped
+            beside[block] = max(0, 2 * SINGLES_AT_ONCE - WORK_VECTORS) * size * item
+    return StreamSizes(
+        {block: numel[block] for block in probes},
+        settings.steps,
+        probes,
+        settings.dtype,
+        settings.lanczos.kept,
+        limits={block: 0 if numbers == WHOLE else limits[block] for block, numbers in probes.items()},
+        beside=beside,
+    )
