@@ -19,14 +19,12 @@ from hvp_engine.errors import OutOfMemoryError
 from hvp_engine.jobs import adaptive_slq
 from hvp_engine.krylov import stopping
 from hvp_engine.krylov.probes import probe
-from hvp_engine.krylov.settings import JobSettings
 from hvp_engine.krylov.stopping import Ceilings, Targets, Verdict
 from hvp_engine.krylov.wave import Wave
 from hvp_engine.operators.gradient_graph import GradientGraph
 from hvp_engine.operators.operator import CurvatureOperator
 from hvp_engine.results.coefficients import Coefficients
-from hvp_engine.scheduling import policy
-from hvp_engine.scheduling.expected import expected_products, is_better_exactly, is_exact
+from hvp_engine.scheduling import policy, rounds
 
 NAMES = ["0.weight", "0.bias", "2.weight", "4.weight"]  # of 320, 20, 440 and 66 parameters
 
@@ -83,7 +81,7 @@ def needs(monkeypatch: pytest.MonkeyPatch) -> dict[str, tuple[int, int]]:
     """Steps and probes that blocks are made to need; only the bias is multiplied out."""
     wanted = {"0.weight": (10, 3), "2.weight": (20, 1), "4.weight": (15, 2)}
     monkeypatch.setattr(stopping, "judge", rule(wanted))
-    monkeypatch.setattr(adaptive_slq, "is_exact", lambda numel, settings: numel == 20)
+    monkeypatch.setattr(rounds, "is_exact", lambda numel, settings: numel == 20)
     monkeypatch.setattr(adaptive_slq, "is_better_exactly", lambda *_: False)
     return wanted
 
@@ -292,7 +290,7 @@ def test_blocks_whose_streams_would_cost_more_than_their_matrix_are_multiplied_o
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(stopping, "judge", rule({"0.weight": (10, 60), "2.weight": (10, 2), "4.weight": (10, 1)}))
-    monkeypatch.setattr(adaptive_slq, "is_exact", lambda numel, settings: numel == 20)
+    monkeypatch.setattr(rounds, "is_exact", lambda numel, settings: numel == 20)
     found = job(precision="fp64")
     exact = torch.linalg.eigvalsh(dense_hessian(case(), ["0.weight"])).numpy()
     np.testing.assert_allclose(found["0.weight"].nodes[0], exact, atol=1e-12)
@@ -311,7 +309,7 @@ def test_blocks_are_judged_beside_all_of_which_something_is_known(monkeypatch: p
         return plain(blocks, *arguments, asked=asked, ceilings=ceilings)
 
     monkeypatch.setattr(stopping, "judge", judge)
-    monkeypatch.setattr(adaptive_slq, "is_exact", lambda numel, settings: numel == 20)
+    monkeypatch.setattr(rounds, "is_exact", lambda numel, settings: numel == 20)
     found = job(memory=330_000, probes=7)
     assert found.manifest["plan"]["waves"] == 2
     assert seen[0][:2] == ({"0.weight"}, {"0.weight"})
@@ -375,16 +373,3 @@ def test_any_options_give_finite_spectra_within_their_ceilings(
             assert spectrum.steps.max() <= chosen["steps"] and spectrum.probes <= chosen["probes"]
         assert np.isfinite(spectrum.nodes).all() and np.isfinite(spectrum.singles).all()
         assert isinstance(account["not_reached"], list)
-
-
-def test_what_is_expected_follows_from_sizes() -> None:
-    default, fixed = JobSettings(), JobSettings(steps=100, probes=10)
-    assert is_exact(54, default) and is_exact(500, default) and not is_exact(600, default)
-    assert not is_exact(20, fixed)
-    loose = JobSettings(tolerance=0.5)
-    assert is_exact(54, loose) and not is_exact(55, loose)
-    sizes = {"tiny": 8, "small": 1000, "large": 10**6}
-    assert expected_products(sizes, fixed) == {"tiny": 80, "small": 1000, "large": 1000}
-    assert expected_products(sizes, default) == {"tiny": 8, "small": 504, "large": 54}
-    assert is_better_exactly(300, 40, 8, 44, default) and not is_better_exactly(300, 40, 7, 44, default)
-    assert is_better_exactly(900, 40, None, 44, default) and not is_better_exactly(960, 40, None, 44, default)

@@ -50,6 +50,11 @@ def test_a_block_is_done_exactly_where_that_costs_no_more_products(tolerance: An
     assert 0 < sum(each.columns > 0 for each in work.values()) < len(sizes)
 
 
+def test_the_usual_tolerance_multiplies_out_what_ten_probes_of_fifty_steps_cost() -> None:
+    assert is_exact(500, JobSettings()) and not is_exact(600, JobSettings())
+    assert expected_products({"small": 1000, "large": 10**6}, JobSettings()) == {"small": 504, "large": 54}
+
+
 def test_a_larger_tolerance_takes_fewer_products_and_no_fewer_than_the_first_check_sees() -> None:
     tolerances = (0.005, 0.01, 0.02, 0.05, 0.2, 0.9)
     steps = [expected_work(SIZES, JobSettings(tolerance=t))["large"].steps for t in tolerances]
