@@ -148,7 +148,7 @@ def test_plans_take_tolerances_too(
     target: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert call(monkeypatch, "plan", target, "--tolerance", "0.3", "--steps", "20") == 0
-    assert "w1 0.3" in capsys.readouterr().out
+    assert "w1=0.3" in capsys.readouterr().out
     assert call(monkeypatch, "plan", target, "--tolerance", "w2=0.3") == 1
     assert "no target named 'w2'" in capsys.readouterr().err
 
