@@ -38,7 +38,8 @@ def largest(reading: Reading, k: int) -> Estimate:
 
     A Ritz value lies no further out than the eigenvalue of its rank, and some eigenvalue lies within its residual: the
     bar reaches from the one to the other, and by the error of a product beyond both. Whether that eigenvalue has the
-    same rank is known where k values are accepted as single eigenvalues on that side. For k = 1, where none is and the
+    same rank is known where k values are accepted as single eigenvalues on that side, and nothing speaks against it;
+    where something does, the bar reaches to the largest one, as that may be there k times. For k = 1, where none is and the
     steps are few, the bar is the bound that holds for 95 % of the probes whatever the spectrum is (Kuczynski and
     Wozniakowski, SIAM J. Matrix Anal. Appl. 13, 1992).
 
@@ -103,7 +104,8 @@ def _outermost(reading: Reading, k: int, sign: int) -> Estimate:
         )
     if known:
         best = min(known, key=lambda probe: float(probe.residuals[k - 1]))
-        reach = 0.0 if reading.exact else float(best.residuals[k - 1])
+        outer = best.nodes[0] - best.nodes[k - 1] if reading.suspected else 0.0  # which may be there k times
+        reach = 0.0 if reading.exact else float(outer + best.residuals[0 if reading.suspected else k - 1])
     else:
         best = max(probes, key=lambda probe: float(probe.nodes[0]))
         reach = _reach(reading, best)

@@ -132,11 +132,12 @@ def _estimate(reading: Reading, f: Function, parts: list[_Part], bias: float, no
     half = math.hypot((student(1.0 / uncertain) if uncertain else student(math.inf)) * math.sqrt(variance), 2.0 * noise)
     kind = "exact" if reading.exact else "deflated" if len(parts) > 1 else "vr"
     low, high = value - half, value + half
-    if len(parts) == 1 and not reading.exact and (reading.candidates != reading.accepted).any():
+    if reading.suspected:
         # Weights too heavy for single eigenvalues are those of repeated ones, or chance: the bar holds both.
-        other = _streams(reading, f, reading.candidates)
-        reach = student(math.inf) * math.sqrt(other.variance)
-        low, high = min(low, other.value - reach), max(high, other.value + reach)
+        for taken in () if reading.doubted and len(parts) > 1 else (reading.candidates, np.zeros_like(reading.accepted)):
+            other = _streams(reading, f, taken)
+            reach = student(math.inf) * math.sqrt(other.variance)
+            low, high = min(low, other.value - reach), max(high, other.value + reach)
     return Estimate(value, stderr, low - bias, high + bias, kind)
 
 
