@@ -10,7 +10,7 @@ import numpy as np
 
 from hvp_engine.errors import ConfigurationError
 from hvp_engine.results.estimate import Estimate
-from hvp_engine.results.reading import Quadrature, Reading
+from hvp_engine.results.reading import LEFT, Reading
 from hvp_engine.results.ritz import BoolArray
 from hvp_engine.results.smoothing import FloatArray
 from hvp_engine.results.sphere import student, traces
@@ -31,7 +31,7 @@ def power_sum(reading: Reading, k: int) -> Estimate:
     """Estimate ``tr H^k``, for k of at least 0; single products take part where k is 1 or 2.
 
     The bar counts the chance of the probes, the error of the products, and where k is beyond what the steps make exact,
-    how far two rules are apart.
+    what more of them would change.
     """
     if k == 0:
         n = float(reading.found.numel)
@@ -40,15 +40,15 @@ def power_sum(reading: Reading, k: int) -> Estimate:
     if single is not None:
         parts.append(single)
     exact = 2 * int(reading.found.steps.min()) > k
-    bias = 0.0 if exact else _between_rules(reading, lambda x: x**k)
+    bias = 0.0 if exact else _left_to_change(reading, lambda x: x**k)
     return _estimate(reading, lambda x: x**k, parts, bias, _noise_of_power(reading, k))
 
 
 def trace_of(reading: Reading, function: Function) -> Estimate:
     """Estimate ``tr f(H)``.
 
-    The bar counts the chance of the probes, how far the Gauss rule is from the averaged one (what more steps could
-    change), and the error of the products, all of whose eigenvalues it takes to move the same way.
+    The bar counts the chance of the probes, what more steps would change, and the error of the products, all of whose
+    eigenvalues it takes to move the same way.
 
     Raises:
         ConfigurationError: f does not give one finite number for every Ritz value.
@@ -57,7 +57,7 @@ def trace_of(reading: Reading, function: Function) -> Estimate:
     def f(x: FloatArray) -> FloatArray:
         return evaluated(function, x)
 
-    bias = _between_rules(reading, f) + _noise_of(reading, f)
+    bias = _left_to_change(reading, f) + _noise_of(reading, f)
     return _estimate(reading, f, [_streams(reading, f, reading.accepted)], bias, 0.0)
 
 
@@ -160,8 +160,9 @@ def _noise_of(reading: Reading, f: Function) -> float:
     return float(rule.numel * (rule.weights @ moved))
 
 
-def _between_rules(reading: Reading, f: Function) -> float:
-    def by(rule: Quadrature) -> float:
-        return float(rule.numel * (rule.weights @ f(rule.nodes)))
-
-    return abs(by(reading.averaged) - by(reading.variance_reduced))
+def _left_to_change(reading: Reading, f: Function) -> float:
+    if (before := reading.earlier) is None:
+        return 0.0
+    rules = reading.variance_reduced, before.variance_reduced
+    now, then = (rule.numel * float(rule.weights @ f(rule.nodes)) for rule in rules)
+    return LEFT * abs(now - then)
