@@ -134,7 +134,9 @@ def _estimate(reading: Reading, f: Function, parts: list[_Part], bias: float, no
     low, high = value - half, value + half
     if reading.suspected:
         # Weights too heavy for single eigenvalues are those of repeated ones, or chance: the bar holds both.
-        for taken in () if reading.doubted and len(parts) > 1 else (reading.candidates, np.zeros_like(reading.accepted)):
+        for taken in (
+            () if reading.doubted and len(parts) > 1 else (reading.candidates, np.zeros_like(reading.accepted))
+        ):
             other = _streams(reading, f, taken)
             reach = student(math.inf) * math.sqrt(other.variance)
             low, high = min(low, other.value - reach), max(high, other.value + reach)
