@@ -97,7 +97,7 @@ def shape_bars(matrix: Matrix, spectrum: Spectrum) -> Iterator[Bar]:
     held = spectrum.reading.smooth.distance(truth) <= bar + _SLACK * matrix.sd
     yield Bar("W1 from the truth", float(held), bar / matrix.sd)
     block = Smoother(spectrum.reading, matrix.name)
-    band = density_band(block, matrix.numel, spectrum.reading.exact, None, None)
+    band = density_band(block, matrix.numel, None, None)
     weights = matrix.counts[None] / matrix.numel
     density = smoothing.shared_masses(matrix.values, weights, band.points, block.sigma)[0]
     density /= smoothing.cell_widths(band.points)

@@ -8,6 +8,7 @@ single one but by its weight, so the weights are tested together, and streams ag
 from __future__ import annotations
 
 import numpy as np
+from numpy.typing import NDArray
 
 from hvp_engine.results.coefficients import Coefficients
 from hvp_engine.results.ritz import BoolArray, Ritz
@@ -37,6 +38,14 @@ def accepted(found: Coefficients, pairs: Ritz, taken: BoolArray) -> BoolArray:
     """Say which of the candidates have the weights of as many single eigenvalues, shape (probes, m)."""
     taken = _contiguous(taken & ~_seen_by_others(found.numel, pairs, taken)[1], pairs.used)
     return _with_room(found.numel, pairs, _contiguous(taken & ~_heavy_together(found.numel, pairs, taken), pairs.used))
+
+
+def heaviness(numel: int, pairs: Ritz, taken: BoolArray) -> float:
+    """Say by how many standard deviations all values taken are too heavy for as many single eigenvalues."""
+    if not taken.any():
+        return 0.0
+    mass, count = np.where(taken, pairs.weights, 0.0).sum(axis=1, keepdims=True), taken.sum(axis=1, keepdims=True)
+    return float(_excess_of_streams(numel, mass, count)[0])
 
 
 def clusters(pairs: Ritz, taken: BoolArray) -> tuple[BoolArray, FloatArray]:
@@ -85,14 +94,31 @@ def _seen_by_others(numel: int, pairs: Ritz, taken: BoolArray) -> tuple[BoolArra
 
 
 def _heavy_together(numel: int, pairs: Ritz, taken: BoolArray) -> BoolArray:
-    """Say from where on, coming from either side, the values taken are too heavy for as many single eigenvalues."""
+    """Say from where on, coming from either side, the values taken are too heavy for as many single eigenvalues.
+
+    They are compared by their ranks, in every stream alone and in all of them together.
+    """
     wrong = np.zeros_like(taken)
     for side in (slice(None), slice(None, None, -1)):
-        inside, weights = taken[:, side], np.where(taken, pairs.weights, 0.0)[:, side]
-        count, mass = inside.cumsum(axis=1), weights.cumsum(axis=1)
+        run = np.logical_and.accumulate((taken | ~pairs.used)[:, side], axis=1) & taken[:, side]
+        by_rank = np.argsort(~run, axis=1, kind="stable")
+        inside = np.take_along_axis(run, by_rank, axis=1)
+        weights = np.take_along_axis(pairs.weights[:, side], by_rank, axis=1)
+        count, mass = inside.cumsum(axis=1), np.where(inside, weights, 0.0).cumsum(axis=1)
         heavy = inside & (count > 1) & (excess(mass, count, numel - count) > _UNLIKELY)
-        wrong |= np.logical_or.accumulate(heavy, axis=1)[:, side]
+        if len(taken) > 1:
+            heavy |= inside & (_excess_of_streams(numel, mass, count) > _UNLIKELY)
+        refused = np.logical_or.accumulate(heavy, axis=1)
+        marked = np.zeros_like(taken)
+        np.put_along_axis(marked, by_rank, inside & refused, axis=1)
+        wrong |= marked[:, side]
     return wrong
+
+
+def _excess_of_streams(numel: int, mass: FloatArray, count: NDArray[np.int64]) -> FloatArray:
+    """Compare the weights on some directions of every stream (rows) with those of streams drawn from the sphere."""
+    inside = count.sum(axis=0)
+    return excess(mass.mean(axis=0), inside, len(mass) * numel - inside)
 
 
 def _with_room(numel: int, pairs: Ritz, taken: BoolArray) -> BoolArray:

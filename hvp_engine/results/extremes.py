@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -38,7 +38,8 @@ def largest(reading: Reading, k: int) -> Estimate:
 
     A Ritz value lies no further out than the eigenvalue of its rank, and some eigenvalue lies within its residual: the
     bar reaches from the one to the other, and by the error of a product beyond both. Whether that eigenvalue has the
-    same rank is known where k values are accepted as single eigenvalues on that side. For k = 1, where none is and the
+    same rank is known where k values are accepted as single eigenvalues on that side, and nothing speaks against it;
+    where something does, the bar reaches to the largest one, as that may be there k times. For k = 1, where none is and the
     steps are few, the bar is the bound that holds for 95 % of the probes whatever the spectrum is (Kuczynski and
     Wozniakowski, SIAM J. Matrix Anal. Appl. 13, 1992).
 
@@ -59,29 +60,34 @@ def outliers(reading: Reading) -> Estimate:
 
     The bulk is what is left when such eigenvalues are left out again and again, so that their number is a property of
     the spectrum alone; a normal, a semicircular or a Marchenko-Pastur bulk has none. The bar counts eigenvalues whose
-    side cannot be told, because they or the border are not known well enough.
+    side cannot be told, because they or the border are not known well enough: what is left out first moves the border
+    for all that follows. Where something speaks against the values taken as single, it holds the count without them.
     """
-    rule = reading.variance_reduced
-    mean, deviation, share = _bulk(rule)
-    centred = np.abs(rule.nodes - mean)
-    pairs = reading.ritz
-    border = _APART * deviation + float(pairs.floor.max())
-    blur = 0.0 if reading.exact else 0.5 * student(math.inf) * _relative_scatter(rule, mean, deviation, share)
-    counts = [
-        rule.numel * float(rule.weights @ (centred > border * factor)) for factor in (1.0 + blur, 1.0, 1.0 - blur)
-    ]
-    free = centred[~rule.accepted] > border * (1.0 - blur)
-    mass = float(rule.weights[~rule.accepted] @ free)
-    kind = "exact" if reading.exact else "vr"
-    if mass == 0.0:
-        return Estimate(counts[1], 0.0, counts[0], counts[2], kind)
-    # Of eigenvalues known by the mass of free nodes only, one node's share may lie on the other side of the border.
-    heaviest = rule.numel * float(rule.weights[~rule.accepted][free].max()) * len(rule.free)
-    d = float(rule.free.mean())
-    stderr = math.hypot(math.sqrt(2.0 * rule.numel * mass * d / (d + 2.0) / len(rule.free)), 0.5)
-    half = student(math.inf) * stderr + heaviest
-    known = rule.numel * float(rule.weights @ (rule.accepted & (centred > border * (1.0 + blur))))
-    return Estimate(counts[1], stderr, max(counts[0] - half, known), counts[2] + half, kind)
+    found = _counted(reading, reading.variance_reduced)
+    if not reading.suspected:
+        return found
+    other = _counted(reading, reading.gauss)
+    return replace(found, low=min(found.low, other.low), high=max(found.high, other.high))
+
+
+def _counted(reading: Reading, rule: Quadrature) -> Estimate:
+    floor = float(reading.ritz.floor.max())
+    n, d, probes = rule.numel, float(rule.free.mean()), len(rule.free)
+    blur = 0.0 if reading.exact else 0.5 * student(math.inf) * _relative_scatter(rule, _inside(rule, _APART, floor))
+    ends = []
+    for side in (0, -1, 1):
+        reach = _reach_of_nodes(rule) if side > 0 else np.zeros_like(rule.nodes)
+        outside = (_inside(rule, _APART * (1.0 - side * blur), floor, reach) == 0.0) & (rule.weights > 0.0)
+        free = rule.weights[outside & ~rule.accepted]
+        value, known = (n * float(rule.weights[mask].sum()) for mask in (outside, outside & rule.accepted))
+        stderr = half = 0.0
+        if free.size:
+            stderr = math.hypot(math.sqrt(2.0 * n * float(free.sum()) * d / (d + 2.0) / probes), 0.5)
+            # Of eigenvalues known by the mass of free nodes only, one node's share may lie on this side of the border.
+            half = student(math.inf) * stderr + (n * float(free.max()) * probes if side <= 0 else 0.0)
+        ends.append(Estimate(value, stderr, max(value - half, known), value + half))
+    low, high = min(end.low for end in ends), max(end.high for end in ends)
+    return replace(ends[0], low=low, high=high, reading="exact" if reading.exact else "vr")
 
 
 def check_rank(k: int, most: int) -> None:
@@ -103,7 +109,8 @@ def _outermost(reading: Reading, k: int, sign: int) -> Estimate:
         )
     if known:
         best = min(known, key=lambda probe: float(probe.residuals[k - 1]))
-        reach = 0.0 if reading.exact else float(best.residuals[k - 1])
+        outer = best.nodes[0] - best.nodes[k - 1] if reading.suspected else 0.0  # which may be there k times
+        reach = 0.0 if reading.exact else float(outer + best.residuals[0 if reading.suspected else k - 1])
     else:
         best = max(probes, key=lambda probe: float(probe.nodes[0]))
         reach = _reach(reading, best)
@@ -142,24 +149,47 @@ def _reach(reading: Reading, probe: _Outermost) -> float:
     return min(prior, residual) if probe.steps - probe.known_behind >= _ENOUGH_STEPS else prior
 
 
-def _bulk(rule: Quadrature) -> tuple[float, float, FloatArray]:
-    """Return mean and standard deviation of what does not stand apart, and the weights of its nodes."""
-    share = rule.weights
-    mean = deviation = 0.0
+def _inside(rule: Quadrature, apart: float, floor: float, reach: FloatArray | None = None) -> FloatArray:
+    """Return the weights of the nodes that do not stand apart, and zeros for the others.
+
+    Args:
+        rule: The quadrature.
+        apart: How many standard deviations of the bulk are apart from its mean.
+        floor: How much more than these.
+        reach: How much further out than a node its mass may lie, shape (N,).
+    """
+    share, further = rule.weights, 0.0 if reach is None else reach
     for _ in range(_ROUNDS):
-        total = share.sum()
-        mean = float(share @ rule.nodes / total)
-        deviation = math.sqrt(float(share @ (rule.nodes - mean) ** 2 / total))
-        inside = np.where(np.abs(rule.nodes - mean) <= _APART * deviation, share, 0.0)
-        if (inside == share).all():
+        mean, deviation = _moments(rule, share)
+        inside = np.where(np.abs(rule.nodes - mean) + further <= apart * deviation + floor, share, 0.0)
+        if (inside == share).all() or not inside.any():
             break
         share = inside
-    return mean, deviation, share
+    return share
 
 
-def _relative_scatter(rule: Quadrature, mean: float, deviation: float, share: FloatArray) -> float:
+def _moments(rule: Quadrature, share: FloatArray) -> tuple[float, float]:
+    """Return mean and standard deviation of a share of the nodes."""
+    total = share.sum()
+    mean = float(share @ rule.nodes / total)
+    return mean, math.sqrt(float(share @ (rule.nodes - mean) ** 2 / total))
+
+
+def _reach_of_nodes(rule: Quadrature) -> FloatArray:
+    """Return how much further out the mass of every free node may lie: half of its distance to the next one inwards."""
+    reach = np.zeros_like(rule.nodes)
+    mean, _ = _moments(rule, rule.weights)
+    for probe in range(len(rule.free)):
+        own = np.flatnonzero((rule.probe == probe) & ~rule.accepted)
+        half = 0.5 * np.diff(rule.nodes[own], prepend=mean, append=mean)
+        reach[own] = np.abs(np.where(rule.nodes[own] > mean, half[:-1], half[1:]))
+    return reach
+
+
+def _relative_scatter(rule: Quadrature, share: FloatArray) -> float:
     """Return the relative standard error of the bulk's variance."""
     d, probes = float(rule.free.mean()), len(rule.free)
+    mean, deviation = _moments(rule, share)
     fourth = float(share @ (rule.nodes - mean) ** 4 / share.sum())
     spread = fourth / deviation**4 - 1.0 if deviation > 0.0 else 0.0
     return math.sqrt(2.0 * max(spread, 0.0) / ((d + 2.0) * probes))

@@ -10,7 +10,7 @@ import numpy as np
 
 from hvp_engine.errors import ConfigurationError
 from hvp_engine.results.estimate import Estimate
-from hvp_engine.results.reading import Quadrature, Reading
+from hvp_engine.results.reading import LEFT, Reading
 from hvp_engine.results.ritz import BoolArray
 from hvp_engine.results.smoothing import FloatArray
 from hvp_engine.results.sphere import student, traces
@@ -31,7 +31,7 @@ def power_sum(reading: Reading, k: int) -> Estimate:
     """Estimate ``tr H^k``, for k of at least 0; single products take part where k is 1 or 2.
 
     The bar counts the chance of the probes, the error of the products, and where k is beyond what the steps make exact,
-    how far two rules are apart.
+    what more of them would change.
     """
     if k == 0:
         n = float(reading.found.numel)
@@ -40,15 +40,15 @@ def power_sum(reading: Reading, k: int) -> Estimate:
     if single is not None:
         parts.append(single)
     exact = 2 * int(reading.found.steps.min()) > k
-    bias = 0.0 if exact else _between_rules(reading, lambda x: x**k)
+    bias = 0.0 if exact else _left_to_change(reading, lambda x: x**k)
     return _estimate(reading, lambda x: x**k, parts, bias, _noise_of_power(reading, k))
 
 
 def trace_of(reading: Reading, function: Function) -> Estimate:
     """Estimate ``tr f(H)``.
 
-    The bar counts the chance of the probes, how far the Gauss rule is from the averaged one (what more steps could
-    change), and the error of the products, all of whose eigenvalues it takes to move the same way.
+    The bar counts the chance of the probes, what more steps would change, and the error of the products, all of whose
+    eigenvalues it takes to move the same way.
 
     Raises:
         ConfigurationError: f does not give one finite number for every Ritz value.
@@ -57,7 +57,7 @@ def trace_of(reading: Reading, function: Function) -> Estimate:
     def f(x: FloatArray) -> FloatArray:
         return evaluated(function, x)
 
-    bias = _between_rules(reading, f) + _noise_of(reading, f)
+    bias = _left_to_change(reading, f) + _noise_of(reading, f)
     return _estimate(reading, f, [_streams(reading, f, reading.accepted)], bias, 0.0)
 
 
@@ -132,11 +132,14 @@ def _estimate(reading: Reading, f: Function, parts: list[_Part], bias: float, no
     half = math.hypot((student(1.0 / uncertain) if uncertain else student(math.inf)) * math.sqrt(variance), 2.0 * noise)
     kind = "exact" if reading.exact else "deflated" if len(parts) > 1 else "vr"
     low, high = value - half, value + half
-    if len(parts) == 1 and not reading.exact and (reading.candidates != reading.accepted).any():
+    if reading.suspected:
         # Weights too heavy for single eigenvalues are those of repeated ones, or chance: the bar holds both.
-        other = _streams(reading, f, reading.candidates)
-        reach = student(math.inf) * math.sqrt(other.variance)
-        low, high = min(low, other.value - reach), max(high, other.value + reach)
+        for taken in (
+            () if reading.doubted and len(parts) > 1 else (reading.candidates, np.zeros_like(reading.accepted))
+        ):
+            other = _streams(reading, f, taken)
+            reach = student(math.inf) * math.sqrt(other.variance)
+            low, high = min(low, other.value - reach), max(high, other.value + reach)
     return Estimate(value, stderr, low - bias, high + bias, kind)
 
 
@@ -159,8 +162,9 @@ def _noise_of(reading: Reading, f: Function) -> float:
     return float(rule.numel * (rule.weights @ moved))
 
 
-def _between_rules(reading: Reading, f: Function) -> float:
-    def by(rule: Quadrature) -> float:
-        return float(rule.numel * (rule.weights @ f(rule.nodes)))
-
-    return abs(by(reading.averaged) - by(reading.variance_reduced))
+def _left_to_change(reading: Reading, f: Function) -> float:
+    if (before := reading.earlier) is None:
+        return 0.0
+    rules = reading.variance_reduced, before.variance_reduced
+    now, then = (rule.numel * float(rule.weights @ f(rule.nodes)) for rule in rules)
+    return LEFT * abs(now - then)

@@ -9,12 +9,8 @@ from dataclasses import replace
 import numpy as np
 
 from hvp_engine.results.estimate import MatrixEstimate
-from hvp_engine.results.reading import Quadrature, Reading
+from hvp_engine.results.reading import LEFT, Quadrature, Reading
 
-# Twice what the last quarter of the steps changed stands for what is left to change: an error that falls like a power
-# of the steps, the 1.4th or a higher one, is smaller. (Half of the steps, once, takes a fifth more products and holds
-# less.)
-_EARLIER, _LEFT = 0.75, 2.0
 # The integral of |G|, G a Gaussian process, is below its mean and this many standard deviations in 95 %: by 1.93 where
 # all of G goes up and down together, by 1.96 for a Brownian bridge. Few outliers are not Gaussian: twice the mean at
 # least.
@@ -57,11 +53,9 @@ def left_to_change(reading: Reading) -> float:
         arrays = {name: getattr(found, name)[live] for name in ("alphas", "betas", "steps", "residuals")}
         found = replace(found, **arrays)
         now = Reading(found)
-    most = int(found.steps.max())
-    if most == 1:  # there is no before; all is within a standard deviation, which is what one step leaves
+    if (before := now.earlier) is None:  # there is but one step; all is within a standard deviation, which it leaves
         return float(live.mean()) * float(found.residuals.mean())
-    before = Reading(found.truncated(int(_EARLIER * most)))
-    return _LEFT * float(live.mean()) * now.smooth.distance(before.smooth)
+    return LEFT * float(live.mean()) * now.smooth.distance(before.smooth)
 
 
 def chance_of_distance(rule: Quadrature) -> float:
