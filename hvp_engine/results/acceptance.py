@@ -94,25 +94,33 @@ def _seen_by_others(numel: int, pairs: Ritz, taken: BoolArray) -> tuple[BoolArra
 
 
 def _heavy_together(numel: int, pairs: Ritz, taken: BoolArray) -> BoolArray:
-    """Say from where on, coming from either side, the values taken are too heavy for as many single eigenvalues.
+    """Say which values are too heavy for as many single eigenvalues, with all that are further in or further out.
 
-    They are compared by their ranks, in every stream alone and in all of them together.
+    They are compared by their ranks, on either side by itself, in every stream alone and in all of them together. Too
+    heavy down to some rank is everything from there inwards; too heavy down from some rank is all of the side.
     """
     wrong = np.zeros_like(taken)
     for side in (slice(None), slice(None, None, -1)):
         run = np.logical_and.accumulate((taken | ~pairs.used)[:, side], axis=1) & taken[:, side]
         by_rank = np.argsort(~run, axis=1, kind="stable")
         inside = np.take_along_axis(run, by_rank, axis=1)
-        weights = np.take_along_axis(pairs.weights[:, side], by_rank, axis=1)
-        count, mass = inside.cumsum(axis=1), np.where(inside, weights, 0.0).cumsum(axis=1)
-        heavy = inside & (count > 1) & (excess(mass, count, numel - count) > _UNLIKELY)
-        if len(taken) > 1:
-            heavy |= inside & (_excess_of_streams(numel, mass, count) > _UNLIKELY)
-        refused = np.logical_or.accumulate(heavy, axis=1)
+        weights = np.where(inside, np.take_along_axis(pairs.weights[:, side], by_rank, axis=1), 0.0)
+        inwards = _too_heavy(numel, weights.cumsum(axis=1), inside.cumsum(axis=1)) & inside
+        mass, count = (part[:, ::-1].cumsum(axis=1)[:, ::-1] for part in (weights, inside))
+        outwards = _too_heavy(numel, mass, count) & inside
+        refused = inside & (np.logical_or.accumulate(inwards, axis=1) | outwards.any(axis=1, keepdims=True))
         marked = np.zeros_like(taken)
-        np.put_along_axis(marked, by_rank, inside & refused, axis=1)
+        np.put_along_axis(marked, by_rank, refused, axis=1)
         wrong |= marked[:, side]
     return wrong
+
+
+def _too_heavy(numel: int, mass: FloatArray, count: NDArray[np.int64]) -> BoolArray:
+    """Say where sums of several weights are unlikely, in a stream (rows) or in all of them."""
+    alone = (count > 1) & (excess(mass, count, numel - count) > _UNLIKELY)
+    if len(mass) == 1:
+        return np.asarray(alone)
+    return np.asarray(alone | (_excess_of_streams(numel, mass, count) > _UNLIKELY))
 
 
 def _excess_of_streams(numel: int, mass: FloatArray, count: NDArray[np.int64]) -> FloatArray:

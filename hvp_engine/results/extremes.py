@@ -39,8 +39,9 @@ def largest(reading: Reading, k: int) -> Estimate:
     A Ritz value lies no further out than the eigenvalue of its rank, and some eigenvalue lies within its residual: the
     bar reaches from the one to the other, and by the error of a product beyond both. Whether that eigenvalue has the
     same rank is known where k values are accepted as single eigenvalues on that side, and nothing speaks against it;
-    where something does, the bar reaches to the largest one, as that may be there k times. For k = 1, where none is and the
-    steps are few, the bar is the bound that holds for 95 % of the probes whatever the spectrum is (Kuczynski and
+    where something does, the bar reaches to the largest one, as that may be there k times. Exactly repeated eigenvalues
+    that single streams cannot show are counted once. For k = 1, where none is accepted and the steps are few, the bar
+    is the bound that holds for 95 % of the probes whatever the spectrum is (Kuczynski and
     Wozniakowski, SIAM J. Matrix Anal. Appl. 13, 1992).
 
     Raises:
