@@ -35,6 +35,10 @@ class Comparable(Protocol):
     def default(self) -> Smoothed:
         """The block on its own grid."""
 
+    @property
+    def unknown(self) -> bool:
+        """Whether nothing is known of how much more steps would change."""
+
 
 @dataclass(frozen=True)
 class Known:
@@ -42,9 +46,11 @@ class Known:
 
     Attributes:
         default: Its density.
+        unknown: Whether nothing is known of how much more steps would change.
     """
 
     default: Smoothed
+    unknown: bool = False
 
 
 class Gauss:
@@ -149,8 +155,8 @@ class Judge:
 
 
 def _values(blocks: Iterable[Comparable]) -> Array:
-    """Compute the divergences of all pairs as the package does; it asks for nothing but `default`."""
-    return divergences(cast("Iterable[Smoother]", blocks)).entries().value
+    """Compute the divergences of all pairs as the package does; it asks for no more than is `Comparable`."""
+    return divergences(cast("list[Smoother]", list(blocks))).entries().value
 
 
 def _density(truth: Truth, masses: Callable[[Array, float], Array], share: float) -> Array:

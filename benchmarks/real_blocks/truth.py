@@ -50,6 +50,7 @@ class Truth:
     cdf: SmoothCdf
     mean: float
     square: float
+    unknown = False  # as divergences ask
 
     @cached_property
     def default(self) -> Smoothed:
