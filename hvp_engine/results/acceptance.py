@@ -117,7 +117,7 @@ def _heavy_together(numel: int, pairs: Ritz, taken: BoolArray) -> BoolArray:
 
 def _too_heavy(numel: int, mass: FloatArray, count: NDArray[np.int64]) -> BoolArray:
     """Say where sums of several weights are unlikely, in a stream (rows) or in all of them."""
-    alone = (count > 1) & (excess(mass, count, numel - count) > _UNLIKELY)
+    alone = (count > 1) & (excess(mass, count.astype(np.float64), numel - count.astype(np.float64)) > _UNLIKELY)
     if len(mass) == 1:
         return np.asarray(alone)
     return np.asarray(alone | (_excess_of_streams(numel, mass, count) > _UNLIKELY))
@@ -125,7 +125,7 @@ def _too_heavy(numel: int, mass: FloatArray, count: NDArray[np.int64]) -> BoolAr
 
 def _excess_of_streams(numel: int, mass: FloatArray, count: NDArray[np.int64]) -> FloatArray:
     """Compare the weights on some directions of every stream (rows) with those of streams drawn from the sphere."""
-    inside = count.sum(axis=0)
+    inside = count.sum(axis=0).astype(np.float64)
     return excess(mass.mean(axis=0), inside, len(mass) * numel - inside)
 
 

@@ -177,13 +177,16 @@ def _moments(rule: Quadrature, share: FloatArray) -> tuple[float, float]:
 
 
 def _reach_of_nodes(rule: Quadrature) -> FloatArray:
-    """Return how much further out the mass of every free node may lie: half of its distance to the next one inwards."""
+    """Return how much further out the mass of every free node may lie: half of the distance to the nearest other one.
+
+    Where nodes get rarer outwards that is the one further in; the next one further out may be no part of this mass.
+    """
     reach = np.zeros_like(rule.nodes)
-    mean, _ = _moments(rule, rule.weights)
     for probe in range(len(rule.free)):
         own = np.flatnonzero((rule.probe == probe) & ~rule.accepted)
-        half = 0.5 * np.diff(rule.nodes[own], prepend=mean, append=mean)
-        reach[own] = np.abs(np.where(rule.nodes[own] > mean, half[:-1], half[1:]))
+        if own.size > 1:
+            gaps = np.diff(rule.nodes[own], prepend=-np.inf, append=np.inf)
+            reach[own] = 0.5 * np.minimum(gaps[:-1], gaps[1:])
     return reach
 
 
