@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from streams import bulk, single_products, streams, with_outliers
 
-from hvp_engine.results import moments
+from hvp_engine.errors import ConfigurationError
+from hvp_engine.results import extremes, moments
 from hvp_engine.results.reading import Reading
 
 
@@ -162,3 +163,59 @@ def test_weights_too_heavy_by_chance_leave_both_readings_in_the_bar():
     estimate = moments.power_sum(reading, 6)
     assert estimate.value - 1.96 * estimate.stderr > 2.0 * truth  # what the weights alone would say
     assert estimate.low <= (1.0 + 1e-6) * truth < estimate.high
+
+
+def low_rank(n=600):
+    return np.concatenate((np.zeros(n - 40), 3.0 * np.random.default_rng(0).standard_normal(40)))
+
+
+def test_single_products_beside_an_exhausted_stream_raise_no_doubt_by_rounding():
+    eigenvalues, exact = low_rank(), 0
+    for seed in range(10):
+        found, vectors = streams(eigenvalues, 50, seed=seed)
+        assert found.steps[0] == 41 and found.residuals[0] == 0.0
+        reading = Reading(found, single_products(eigenvalues, vectors, 40, 4, seed), 40)
+        estimate = moments.power_sum(reading, 1)
+        assert not reading.doubted and estimate.low - 1e-9 <= eigenvalues.sum() <= estimate.high + 1e-9
+        exact += reading.accepted.sum() == 40 and estimate.high - estimate.low < 1e-4
+    assert exact >= 8  # 40 weights are unlikely together now and then
+
+
+def test_single_products_beside_an_exhausted_stream_show_copies_of_an_eigenvalue():
+    eigenvalues, flagged = low_rank(), 0
+    eigenvalues[:3] = eigenvalues.max()
+    for seed in range(10):
+        found, vectors = streams(eigenvalues, 50, seed=seed)
+        flagged += Reading(found, single_products(eigenvalues, vectors, 40, 4, seed), 40).suspected
+    assert flagged >= 9
+
+
+def test_bars_hold_what_the_weights_of_several_streams_show_only_together():
+    eigenvalues = np.sort(np.concatenate((bulk(590), np.repeat([3.0, 5.0, 7.0, 9.0, 12.0], 2))))
+    held, wrong = [], 0
+    for seed in range(20):
+        reading = Reading(streams(eigenvalues, 30, probes=8, seed=seed)[0])
+        held += [holds(moments.power_sum(reading, k), (eigenvalues**k).sum()) for k in (2, 4)]
+        try:
+            wrong += not holds(extremes.largest(reading, 5), eigenvalues[-5])
+        except ConfigurationError:
+            continue
+    assert np.mean(held) >= 0.8 and wrong <= 3
+
+
+def test_streams_accept_no_repeated_eigenvalues_that_one_alone_refuses():
+    eigenvalues, held = np.repeat(np.exp(2.0 * np.random.default_rng(0).standard_normal(200)), 5), []
+    for seed in range(20):
+        reading = Reading(streams(eigenvalues, 30, probes=3, seed=seed)[0])
+        held.extend(holds(moments.power_sum(reading, k), (eigenvalues**k).sum()) for k in (2, 3, 4))
+    assert np.mean(held) >= 0.85
+
+
+def test_repeated_eigenvalues_on_one_side_leave_those_on_the_other_accepted():
+    eigenvalues = np.concatenate((bulk(540), -np.repeat(np.linspace(3.0, 12.0, 12), 5), np.linspace(4.0, 13.0, 10)))
+    sound = left = 0
+    for seed in range(20):
+        reading = Reading(streams(eigenvalues, 45, seed=seed)[0])
+        sound += reading.accepted[0, -10:].all()
+        left += reading.accepted[0, :12].all()
+    assert sound >= 18 and left <= 1

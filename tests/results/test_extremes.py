@@ -1,6 +1,7 @@
 """Outermost eigenvalues and outliers, against known spectra."""
 
 import math
+from statistics import NormalDist
 
 import numpy as np
 import pytest
@@ -146,3 +147,35 @@ def test_doubted_readings_refuse_ranks():
                 refused += spectrum is doubtful
         assert holds(doubtful.largest(), 9.0)
     assert wrong >= 4 and refused >= 9
+
+
+@pytest.mark.parametrize("probes", [1, 3])
+def test_the_number_of_outliers_has_a_bar_that_follows_a_wrong_border(probes):
+    quantiles = (np.arange(500) + 0.5) / 500
+    eigenvalues, held = np.exp(1.5 * np.array([NormalDist().inv_cdf(q) for q in quantiles])), []
+    inside = eigenvalues
+    while (outside := abs(inside - inside.mean()) > 6.0 * inside.std()).any():
+        inside = inside[~outside]
+    for seed in range(30):
+        estimate = spectrum_of(streams(eigenvalues, 30, probes=probes, seed=seed)[0]).outliers()
+        held.append(holds(estimate, 500 - inside.size))
+    assert np.mean(held) >= 0.9
+
+
+def test_mass_that_may_lie_beyond_the_border_is_in_the_bar():
+    power = np.arange(1.0, 2601.0) ** -1.2
+    eigenvalues, held = np.concatenate((power, -0.4 * power[:1400])), []
+    inside = eigenvalues
+    while (outside := abs(inside - inside.mean()) > 6.0 * inside.std()).any():
+        inside = inside[~outside]
+    for seed in range(20):
+        estimate = spectrum_of(streams(eigenvalues, 30, seed=seed)[0]).outliers()
+        held.append(holds(estimate, 4000 - inside.size))
+    assert np.mean(held) >= 0.9
+
+
+def test_outliers_of_a_stream_with_a_few_nodes_in_its_bulk_have_a_bar_of_their_own_size():
+    rng = np.random.default_rng(0)
+    eigenvalues = np.concatenate((1e-3 * rng.standard_normal(1940), rng.exponential(1.0, 60)))
+    for seed in range(6):
+        assert spectrum_of(streams(eigenvalues, 40, seed=seed)[0]).outliers().high < 200.0

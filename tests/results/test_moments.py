@@ -184,3 +184,13 @@ def test_quantiles_are_those_of_students_distribution():
 
     for freedom in (1, 2, 3, 4, 5, 6.5, 10, 25, 100, math.inf):
         assert student(freedom) == pytest.approx(t.ppf(0.975, freedom), rel=0.02)
+
+
+def test_bars_of_a_function_hold_where_steps_are_too_few():
+    quantiles = (np.arange(2000) + 0.5) / 2000 - 0.5
+    laplace = -np.sign(quantiles) * np.log1p(-2.0 * np.abs(quantiles))
+    eigenvalues, held = np.concatenate((np.repeat(laplace, 4), np.geomspace(15.0, 300.0, 30))), []
+    for seed in range(20):
+        estimate = spectrum_of(streams(eigenvalues, 20, seed=seed)[0]).trace_of(lambda x: np.log1p(x**2))
+        held.append(holds(estimate, np.log1p(eigenvalues**2).sum()))
+    assert np.mean(held) >= 0.9
