@@ -36,8 +36,8 @@ class Truth:
 def pair_bars(truth: Truth, spectra: Sequence[Spectrum]) -> Iterator[Bar]:
     """Compare all distances between some spectra, and their mean divergence, with the truth."""
     upper = np.triu(np.ones_like(truth.divergence, dtype=bool), 1)
-    found = divergences(Smoother(spectrum.reading, spectrum.name) for spectrum in spectra)
-    entries, mean = found.entries(), found.mean(upper)
+    found = divergences([Smoother(spectrum.reading, spectrum.name) for spectrum in spectra])
+    entries, mean = found.entries(), found.mean_of_pairs()
     distances = wasserstein_estimate([spectrum.reading for spectrum in spectra])
     for i, j in zip(*np.nonzero(upper), strict=True):
         for name, estimate, true in (("JS", entries, truth.divergence), ("W1 of pairs", distances, truth.distance)):
