@@ -83,6 +83,7 @@ class Verdict:
         singles: Single products that the targets need in all.
         errors: Estimated half-width of the bar, by the name of its target.
         reason: Why nothing more would help, where a target is not met and nothing would; else empty.
+        zero: Whether the block has no curvature to speak of.
     """
 
     reached: bool
@@ -91,6 +92,7 @@ class Verdict:
     singles: int
     errors: Mapping[str, float]
     reason: str = ""
+    zero: bool = False
 
 
 @dataclass(frozen=True)
@@ -158,7 +160,7 @@ class _Rule:
         reading, done = self.readings[name], self.singles[name]
         found, probes = reading.found, len(reading.found.steps)
         if reading.exact or name in self.zero:
-            return Verdict(True, True, probes, done, dict.fromkeys(self.asked, 0.0))
+            return Verdict(True, True, probes, done, dict.fromkeys(self.asked, 0.0), zero=name in self.zero)
         needs = self._needs(name)
         errors = {target: need.error(probes, done) for target, need in needs.items()}
         reached = all(errors[target] <= self.asked[target] for target in needs)
