@@ -63,7 +63,7 @@ def rule(needs: Mapping[str, tuple[int, int]]) -> Callable[..., dict[str, Verdic
     """Make a rule that gives each block so many steps and probes."""
 
     def judge(
-        blocks: Mapping[str, Coefficients], targets: Targets, singles: Any, *, asked: Collection[str], ceilings: Any
+        blocks: Mapping[str, Coefficients], targets: Targets, singles: Any, *, asked: Collection[str], **_: Any
     ) -> dict[str, Verdict]:
         found = {}
         for block in asked:
@@ -304,17 +304,36 @@ def test_blocks_are_judged_beside_all_of_which_something_is_known(monkeypatch: p
     seen: list[tuple[set[str], set[str], Ceilings]] = []
     plain = rule(dict.fromkeys(NAMES, (10, 1)))
 
-    def judge(blocks: Mapping[str, Any], *arguments: Any, asked: Collection[str], ceilings: Ceilings) -> Any:
+    def judge(blocks: Mapping[str, Any], *arguments: Any, asked: Collection[str], ceilings: Ceilings, **more: Any) -> Any:
         seen.append((set(asked), set(blocks), ceilings))
-        return plain(blocks, *arguments, asked=asked, ceilings=ceilings)
+        return plain(blocks, *arguments, asked=asked, ceilings=ceilings, **more)
 
     monkeypatch.setattr(stopping, "judge", judge)
     monkeypatch.setattr(rounds, "is_exact", lambda numel, settings: numel == 20)
     found = job(memory=330_000, probes=7)
     assert found.manifest["plan"]["waves"] == 2
-    assert seen[0][:2] == ({"0.weight"}, {"0.weight"})
+    assert seen[0][:2] == ({"0.weight"}, {"0.weight", "0.bias"})
     assert ({"2.weight", "4.weight"}, set(NAMES)) in [asked[:2] for asked in seen]
     assert {ceilings for _, _, ceilings in seen} == {Ceilings(7, 100)}
+
+
+@pytest.mark.parametrize(
+    ("blocks", "memory", "waves"),
+    [(["0.weight", "2.weight"], 1_700_000, 2), (["0.weight", "4.weight"], None, 1)],
+    ids=["in waves", "beside a matrix"],
+)
+def test_divergences_are_reached_from_blocks_of_which_nothing_is_known_at_the_first_checks(
+    monkeypatch: pytest.MonkeyPatch, blocks: list[str], memory: int | None, waves: int
+) -> None:
+    monkeypatch.setattr(rounds, "is_exact", lambda numel, settings: numel == 150)
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(40, 60), nn.Tanh(), nn.Linear(60, 50), nn.Tanh(), nn.Linear(50, 3))
+    data = [(torch.randn(n, 40), torch.randint(0, 3, (n,))) for n in (9, 7)]
+    options: dict[str, Any] = {"tolerance": {"js": 0.05}, "check": False, "head_curvature": False, "memory": memory}
+    found = he.slq(model, he.losses.classification, blocks, data=data, **options)
+    assert found.manifest["plan"]["waves"] == waves
+    assert all(account["not_reached"] == [] for account in found.manifest["adaptive"]["blocks"].values())
+    assert found["0.weight"].steps.max() < 100
 
 
 def test_a_block_without_curvature_is_named_and_costs_next_to_nothing() -> None:

@@ -240,3 +240,11 @@ def test_a_multiple_of_the_identity_is_known_after_a_step_and_is_not_zero() -> N
     judged = judge({"identity": one, "zero": zero}, Targets(w1=0.01, trace=0.01), singles)
     assert judged["identity"].reached and not judged["identity"].zero
     assert judged["zero"].reached and judged["zero"].zero
+
+
+def test_a_block_goes_on_where_those_that_it_is_to_differ_from_are_to_come() -> None:
+    for steps, suffice in ((10, False), (60, True)):
+        found = streams(SKEWED, 1, steps)
+        (judged,) = judge({"first": found}, Targets(js=0.05), more_to_come=True).values()
+        assert judged.steps_suffice is suffice and judged.errors["js"] > 0.0
+    assert judge({"only": streams(SKEWED, 1, 10)}, Targets(js=0.05))["only"].steps_suffice
