@@ -26,7 +26,7 @@ from hvp_engine.results.smoothing import FloatArray
 from hvp_engine.results.spectra import Spectra
 from hvp_engine.results.spectrum import Spectrum
 from hvp_engine.scheduling.expected import expected_products, is_better_exactly
-from hvp_engine.scheduling.rounds import MATRIX, WHOLE, first_round, round_sizes
+from hvp_engine.scheduling.rounds import MATRIX, WHOLE, first_round, matrix_fits, round_sizes
 from hvp_engine.scheduling.waves import StreamSizes
 
 log = logging.getLogger(__name__)
@@ -54,7 +54,7 @@ class AdaptiveSlqJob(Job[Wave, Spectra]):
 
     def streams(self, operator: CurvatureOperator) -> StreamSizes:
         """Return the sizes of the first streams: one per block, and none for the small ones."""
-        return first_round(operator.numel, self.settings)
+        return first_round(operator.numel, self.settings, self.room)
 
     def more(self, operator: CurvatureOperator, states: Sequence[Wave]) -> StreamSizes | None:
         """Return the sizes of the streams that blocks still need; None where all have what they need, or may have.
@@ -74,7 +74,8 @@ class AdaptiveSlqJob(Job[Wave, Spectra]):
             spent = int(there.steps.sum()) + len(singles[block])
             wanted = range(there.probes, min(self.settings.probes, verdict.probes))
             lacking = verdict.probes - there.probes if wanted else None
-            if is_better_exactly(there.numel, int(there.steps[0]), lacking, spent, self.settings):
+            exactly = is_better_exactly(there.numel, int(there.steps[0]), lacking, spent, self.settings)
+            if exactly and matrix_fits(there.numel, self.settings, self.room):
                 probes[block] = WHOLE
             elif wanted:
                 probes[block] = wanted

@@ -21,7 +21,7 @@ from hvp_engine.results.coefficients import Coefficients
 from hvp_engine.results.ritz import BoolArray, Ritz, averaged_rule, ritz
 from hvp_engine.results.smooth_cdf import SmoothCdf, mean_of, smooth_cdf
 from hvp_engine.results.smoothing import FloatArray
-from hvp_engine.results.sphere import traces
+from hvp_engine.results.sphere import Function, traces
 
 Kind = Literal["gauss", "vr", "averaged", "exact"]
 ReadingName = Literal["auto", "gauss"]
@@ -142,8 +142,8 @@ class Reading:
         most = 0.0
         rows = deflation.diagonals(self.found, single.vectors)
         for k, seen, row in ((1, single.trace, rows[0]), (2, single.square, rows[1])):
-            (value,), (scatter,) = traces(n, first, taken, lambda x, k=k: x**k)
-            (size,), _ = traces(n, first, taken, lambda x, k=k: x ** (2 * k))
+            (value,), (scatter,) = traces(n, first, taken, _power(k))
+            (size,), _ = traces(n, first, taken, _power(2 * k))
             chance = scatter * (1.0 + 1.0 / single.products) + 2.0 * float(row @ row) / single.products
             chance += (k * accuracy) ** 2 * size
             if value != seen:
@@ -301,3 +301,7 @@ def _without_unknown_residuals(found: Coefficients) -> Coefficients:
     alphas[np.arange(alphas.shape[1]) >= steps[:, None]] = 0.0
     betas[np.arange(betas.shape[1]) >= steps[:, None] - 1] = 0.0
     return replace(found, alphas=alphas, betas=betas, steps=steps, residuals=residuals)
+
+
+def _power(k: int) -> Function:
+    return lambda x: np.asarray(x**k)
