@@ -4,76 +4,25 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from problems import Case, dense_hessian
+from adaptive_jobs import NAMES, Counts, case, job, rule, same
+from problems import dense_hessian
 from torch import Tensor, nn
 
 import hvp_engine as he
-from hvp_engine.errors import OutOfMemoryError
 from hvp_engine.jobs import adaptive_slq
 from hvp_engine.krylov import stopping
 from hvp_engine.krylov.probes import probe
-from hvp_engine.krylov.stopping import Ceilings, Targets, Verdict
+from hvp_engine.krylov.stopping import Ceilings
 from hvp_engine.krylov.wave import Wave
 from hvp_engine.operators.gradient_graph import GradientGraph
-from hvp_engine.operators.operator import CurvatureOperator
-from hvp_engine.results.coefficients import Coefficients
 from hvp_engine.scheduling import policy, rounds
-
-NAMES = ["0.weight", "0.bias", "2.weight", "4.weight"]  # of 320, 20, 440 and 66 parameters
-
-
-def case() -> Case:
-    torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(16, 20), nn.Tanh(), nn.Linear(20, 22), nn.Tanh(), nn.Linear(22, 3))
-    data = [(torch.randn(n, 16), torch.randint(0, 3, (n,))) for n in (9, 7)]
-    return Case(model, he.losses.classification, data)
-
-
-class Counts:
-    """Products by block, of every sweep."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.sweeps: list[dict[str, int]] = []
-        original = CurvatureOperator.sweep
-
-        def sweep(operator: CurvatureOperator, vectors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-            self.sweeps.append({name: len(block) for name, block in vectors.items()})
-            return original(operator, vectors)
-
-        monkeypatch.setattr(CurvatureOperator, "sweep", sweep)
-
-    def of(self, block: str) -> int:
-        return sum(sweep.get(block, 0) for sweep in self.sweeps)
-
-
-def job(out: Path | None = None, **options: Any) -> he.Spectra:
-    given = case()
-    defaults = {"tolerance": 0.3, "check": False, "head_curvature": False}
-    return he.slq(given.model, given.loss, NAMES, data=given.data, out=out, **{**defaults, **options})
-
-
-def rule(needs: Mapping[str, tuple[int, int]]) -> Callable[..., dict[str, Verdict]]:
-    """Make a rule that gives each block so many steps and probes."""
-
-    def judge(
-        blocks: Mapping[str, Coefficients], targets: Targets, singles: Any, *, asked: Collection[str], **_: Any
-    ) -> dict[str, Verdict]:
-        found = {}
-        for block in asked:
-            there, (steps, probes) = blocks[block], needs[block]
-            suffice = int(there.steps.min()) >= steps
-            reached = suffice and there.probes >= probes
-            found[block] = Verdict(reached, suffice, max(probes, there.probes), 0, {"w1": 0.1 if reached else 0.5})
-        return found
-
-    return judge
 
 
 @pytest.fixture
@@ -84,15 +33,6 @@ def needs(monkeypatch: pytest.MonkeyPatch) -> dict[str, tuple[int, int]]:
     monkeypatch.setattr(rounds, "is_exact", lambda numel, settings: numel == 20)
     monkeypatch.setattr(adaptive_slq, "is_better_exactly", lambda *_: False)
     return wanted
-
-
-def same(found: he.Spectra, wanted: he.Spectra) -> None:
-    assert list(found) == list(wanted)
-    for name, spectrum in wanted.items():
-        for key in ("alphas", "betas", "nodes", "weights", "steps", "residuals", "singles"):
-            assert np.array_equal(getattr(found[name], key), getattr(spectrum, key)), (name, key)
-        assert (found[name].deflated, found[name].noise) == (spectrum.deflated, spectrum.noise)
-    assert found.manifest["adaptive"] == wanted.manifest["adaptive"]
 
 
 def test_blocks_get_the_steps_and_probes_that_the_rule_asks_for(
@@ -351,44 +291,6 @@ def test_a_block_without_curvature_is_named_and_costs_next_to_nothing() -> None:
     assert (account["stopped_by"], account["not_reached"]) == ("zero", [])
     assert account["products"] <= 10 and len(found["5.weight"].singles) == 0
     assert found.manifest["adaptive"]["blocks"]["0.weight"]["stopped_by"] != "zero"
-
-
-def test_a_job_whose_vectors_do_not_fit_is_refused_before_its_first_step(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Wave, "step", lambda wave: pytest.fail("a step was taken"))
-    with pytest.raises(OutOfMemoryError, match="One stream of block"):
-        job(memory=150_000)
-
-
-def test_a_matrix_that_does_not_fit_gives_way_to_streams_and_does_so_when_memory_has_grown(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    limits = {"tolerance": 0.3, "steps": 50, "probes": 10}
-    monkeypatch.setattr(rounds, "is_exact", lambda numel, settings: numel in (20, 320))
-    wanted = job(memory=200_000, **limits)
-    stopped = {name: account["stopped_by"] for name, account in wanted.manifest["adaptive"]["blocks"].items()}
-    assert stopped["0.weight"] == "tolerance" and stopped["0.bias"] == "exact"
-    original, taken = Wave.step, 0
-
-    def step(wave: Wave) -> int:
-        nonlocal taken
-        taken += 1
-        if taken == 12:
-            raise KeyboardInterrupt
-        return original(wave)
-
-    monkeypatch.setattr(Wave, "step", step)
-    with pytest.raises(KeyboardInterrupt):
-        job(tmp_path, memory=200_000, **limits)
-    same(job(tmp_path, **limits), wanted)
-    assert job(**limits).manifest["adaptive"]["blocks"]["0.weight"]["stopped_by"] == "exact"
-
-
-def test_a_later_round_asks_for_no_matrix_that_does_not_fit(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(stopping, "judge", rule(dict.fromkeys(NAMES, (10, 60))))
-    monkeypatch.setattr(rounds, "is_exact", lambda numel, settings: numel == 20)
-    found = job(memory=200_000)
-    assert found["0.weight"].steps.tolist() == [10] * 10
-    assert found.manifest["adaptive"]["blocks"]["4.weight"]["stopped_by"] == "exact"
 
 
 def options() -> Iterator[dict[str, Any]]:
