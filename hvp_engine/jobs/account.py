@@ -6,7 +6,6 @@ import math
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from hvp_engine.krylov.adaptive import is_zero
 from hvp_engine.krylov.settings import JobSettings
 from hvp_engine.krylov.stopping import Targets, Verdict
 from hvp_engine.results.spectrum import Spectrum
@@ -72,7 +71,7 @@ def _rule(found: Spectrum, verdict: Verdict | None, settings: JobSettings) -> st
     """Name the rule that ended a block."""
     if verdict is None:
         return "exact"
-    if is_zero(verdict) and int(found.steps[0]) < found.numel:
+    if verdict.zero:
         return "zero"
     if verdict.reached:
         return "tolerance"

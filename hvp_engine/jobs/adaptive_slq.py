@@ -26,7 +26,7 @@ from hvp_engine.results.smoothing import FloatArray
 from hvp_engine.results.spectra import Spectra
 from hvp_engine.results.spectrum import Spectrum
 from hvp_engine.scheduling.expected import expected_products, is_better_exactly
-from hvp_engine.scheduling.rounds import MATRIX, WHOLE, first_round, round_sizes
+from hvp_engine.scheduling.rounds import MATRIX, WHOLE, first_round, matrix_fits, round_sizes
 from hvp_engine.scheduling.waves import StreamSizes
 
 log = logging.getLogger(__name__)
@@ -54,7 +54,7 @@ class AdaptiveSlqJob(Job[Wave, Spectra]):
 
     def streams(self, operator: CurvatureOperator) -> StreamSizes:
         """Return the sizes of the first streams: one per block, and none for the small ones."""
-        return first_round(operator.numel, self.settings)
+        return first_round(operator.numel, self.settings, self.room)
 
     def more(self, operator: CurvatureOperator, states: Sequence[Wave]) -> StreamSizes | None:
         """Return the sizes of the streams that blocks still need; None where all have what they need, or may have.
@@ -74,7 +74,8 @@ class AdaptiveSlqJob(Job[Wave, Spectra]):
             spent = int(there.steps.sum()) + len(singles[block])
             wanted = range(there.probes, min(self.settings.probes, verdict.probes))
             lacking = verdict.probes - there.probes if wanted else None
-            if is_better_exactly(there.numel, int(there.steps[0]), lacking, spent, self.settings):
+            exactly = is_better_exactly(there.numel, int(there.steps[0]), lacking, spent, self.settings)
+            if exactly and matrix_fits(there.numel, self.settings, self.room):
                 probes[block] = WHOLE
             elif wanted:
                 probes[block] = wanted
@@ -94,10 +95,11 @@ class AdaptiveSlqJob(Job[Wave, Spectra]):
         def judge(
             asked: Collection[str], blocks: Mapping[str, Coefficients], singles: Mapping[str, FloatArray]
         ) -> dict[str, Verdict]:
-            return self._judged(asked, {**found, **blocks}, singles, finished)
+            return self._judged(asked, {**found, **blocks}, singles, [*finished, state], list(operator.numel))
 
         rule = Rule(judge, settings.seed, self.noise)
-        return AdaptiveWave(operator.sweep, WavePlan(starts, small, {}), settings.lanczos, where, rule)
+        state = AdaptiveWave(operator.sweep, WavePlan(starts, small, {}), settings.lanczos, where, rule)
+        return state
 
     def collect(self, operator: CurvatureOperator, states: list[Wave], manifest: dict[str, Any]) -> Spectra:
         """Collect what each block has, and say what it took and whether it is enough."""
@@ -132,14 +134,15 @@ class AdaptiveSlqJob(Job[Wave, Spectra]):
         asked: Collection[str],
         blocks: Mapping[str, Coefficients],
         singles: Mapping[str, FloatArray],
-        finished: Sequence[Wave],
+        states: Sequence[Wave],
+        everything: Collection[str] = (),
     ) -> dict[str, Verdict]:
-        """Judge some of the blocks, beside all others of which something is known."""
+        """Judge some of the blocks, beside all others of which something is known, or of ``everything`` will be."""
         settings = self.settings
         most = settings.steps if settings.lanczos.kept is not None else 0
-        known = {**blocks, **{name: found.coefficients for name, found in self._exact_spectra(finished).items()}}
-        ceilings = Ceilings(settings.probes, most)
-        return stopping.judge(known, self._targets, singles, asked=asked, ceilings=ceilings)
+        known = {**blocks, **{name: found.coefficients for name, found in self._exact_spectra(states).items()}}
+        ceilings, more_to_come = Ceilings(settings.probes, most), any(block not in known for block in everything)
+        return stopping.judge(known, self._targets, singles, asked=asked, ceilings=ceilings, more_to_come=more_to_come)
 
     def _found(self, operator: CurvatureOperator, states: Sequence[Wave]) -> dict[str, Coefficients]:
         """Return what the streams of the finished waves found, by block in block order."""
@@ -154,10 +157,10 @@ class AdaptiveSlqJob(Job[Wave, Spectra]):
         }
 
     def _exact_spectra(self, states: Sequence[Wave]) -> dict[str, Spectrum]:
-        """Return the spectra of the blocks that were multiplied out."""
+        """Return the spectra of the blocks that are multiplied out by now."""
         for state in states:
             for block, matrix in state.matrices.items():
-                if block not in self._exact:
+                if block not in self._exact and not matrix.left:
                     values, noise = matrix.eigenvalues(block)
                     self._exact[block] = Spectrum.exact(block, len(values), values.numpy(), noise)
         return dict(self._exact)

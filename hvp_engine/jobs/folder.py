@@ -34,6 +34,7 @@ _RECORDS = (
     "verification.json",
     "functions.json",
     "noise.json",
+    "room.json",
     "head.json",
     "sittings.json",
     "waves.json",

@@ -25,7 +25,7 @@ from hvp_engine.krylov.lanczos import Stream
 from hvp_engine.krylov.settings import JobSettings
 from hvp_engine.operators.operator import CurvatureOperator
 from hvp_engine.operators.verification import product_noise
-from hvp_engine.scheduling.policy import choose_waves
+from hvp_engine.scheduling.policy import choose_waves, spare
 from hvp_engine.scheduling.waves import StreamSizes
 from hvp_engine.system.memory import budget as free_budget
 from hvp_engine.system.memory import shortage_in_words
@@ -74,10 +74,12 @@ class Job(ABC, Generic[StateT, ResultT]):
         name: Shown with the progress.
         settings: What was asked for.
         noise: Relative error of one product; known before the first step.
+        room: Bytes that there are for vectors; 0 until it is known, which is before the first step, too.
     """
 
     name: str
     noise: float = 0.0
+    room: float = 0.0
 
     def __init__(self, settings: JobSettings) -> None:
         """Take the settings."""
@@ -221,6 +223,7 @@ def _compute(
             _form_head_curvature(products, job.settings, operator, checkpoint, progress)
         memory = job.settings.memory
         budget = free_budget(operator.device) + operator.held_bytes if memory is None else memory
+        job.room = _room(operator, budget, checkpoint)
         streams = job.streams(operator)
         waves = _waves(operator, streams, budget)
     except HvpEngineError:
@@ -287,13 +290,22 @@ def _verify(products: Mapping[str, int], operator: CurvatureOperator, checkpoint
 
 def _noise(verification: Mapping[str, Any] | None, settings: JobSettings, checkpoint: Checkpoint | None) -> float:
     """Return the relative error of one product, as the first run of the job knew it: decisions rest on it."""
-    noise = product_noise(verification, settings.precision)
+    return _as_first_known("noise", product_noise(verification, settings.precision), checkpoint)
+
+
+def _room(operator: CurvatureOperator, budget: int, checkpoint: Checkpoint | None) -> float:
+    """Return the bytes that there are for vectors, as the first run of the job knew it: decisions rest on it."""
+    return _as_first_known("room", spare(operator.scheduler.plan.graph_bytes, budget, operator.held_bytes), checkpoint)
+
+
+def _as_first_known(name: str, value: float, checkpoint: Checkpoint | None) -> float:
+    """Return what the first run of a job took for a number; it is kept in the first one."""
     if checkpoint is None:
-        return noise
-    if (known := checkpoint.recall("noise")) is not None:
-        return float(known["relative"])
-    checkpoint.remember("noise", {"relative": noise})
-    return noise
+        return value
+    if (known := checkpoint.recall(name)) is not None:
+        return float(known["value"])
+    checkpoint.remember(name, {"value": value})
+    return value
 
 
 def _remember_tested(operator: CurvatureOperator, checkpoint: Checkpoint) -> None:

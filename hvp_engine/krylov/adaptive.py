@@ -170,11 +170,6 @@ def _singles_of(found: Coefficients, verdict: Verdict) -> int:
 
     A sweep for less than it may carry is a sweep that costs no less.
     """
-    if int(found.steps[0]) >= found.numel or is_zero(verdict):
+    if int(found.steps[0]) >= found.numel or verdict.zero:
         return 0
     return SINGLES_AT_ONCE * max(1, math.ceil(verdict.singles / SINGLES_AT_ONCE))
-
-
-def is_zero(verdict: Verdict) -> bool:
-    """Say whether a block was found to have no curvature to speak of: nothing is left of any error."""
-    return bool(verdict.errors) and not any(verdict.errors.values())

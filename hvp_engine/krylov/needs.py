@@ -49,10 +49,12 @@ class Need:
         """Return the half-width of the bar, where there are so many streams and single products."""
         if not math.isnan(self.bar):
             return self.bar
-        if self.spread == 0.0:
+        parts = [(self.spread, probes), (self.single, singles)]
+        if any(part**2 == 0.0 and count for part, count in parts):
             return self.krylov + self.floor
-        precision = probes / self.spread**2 + singles / self.single**2
-        return math.hypot(self.krylov, 1.0 / math.sqrt(precision)) + self.floor
+        precision = sum(count / part**2 for part, count in parts if count)
+        chance = 1.0 / math.sqrt(precision) if precision else math.inf
+        return math.hypot(self.krylov, chance) + self.floor
 
     def probes(self) -> int:
         """Return how many streams meet the target, or come as near to it as is worth while."""
@@ -123,7 +125,7 @@ def trace(reading: Reading, tolerance: float) -> Need:
     those of the streams, for one product each: after deflation they scatter no more than a stream's free part.
     """
     whole = power_sum(reading, 1)
-    values, variances = traces(reading.found.numel, reading.ritz, reading.accepted, reading.ritz.nodes)
+    values, variances = traces(reading.found.numel, reading.ritz, reading.accepted, np.positive)
     spread = student(math.inf) * math.sqrt(float(variances.mean()))
     single = spread if reading.found.reorthogonalized and not reading.exact else math.inf
     if (known := reading.deflated) is not None:

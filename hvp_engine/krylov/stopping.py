@@ -8,7 +8,7 @@ from __future__ import annotations
 import difflib
 import math
 from collections.abc import Collection, Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from functools import cached_property
 from numbers import Real
 from typing import Any
@@ -28,6 +28,7 @@ _FRACTIONS = ("w1", "js")  # targets that say nothing at 1 and above
 # A block so much smaller than the largest one has no curvature but rounding, nor has one whose products are wrong by so
 # much of themselves.
 _ZERO, _ALL_NOISE = 1e-12, 0.5
+_STRETCHED = 1.5  # a block to come may differ more than the one that stands for it, when a stream has long ended
 
 
 @dataclass(frozen=True)
@@ -83,6 +84,7 @@ class Verdict:
         singles: Single products that the targets need in all.
         errors: Estimated half-width of the bar, by the name of its target.
         reason: Why nothing more would help, where a target is not met and nothing would; else empty.
+        zero: Whether the block has no curvature to speak of.
     """
 
     reached: bool
@@ -91,6 +93,7 @@ class Verdict:
     singles: int
     errors: Mapping[str, float]
     reason: str = ""
+    zero: bool = False
 
 
 @dataclass(frozen=True)
@@ -113,6 +116,7 @@ def judge(
     *,
     asked: Collection[str] | None = None,
     ceilings: Ceilings | None = None,
+    more_to_come: bool = False,
 ) -> dict[str, Verdict]:
     """Say for every block whether its targets are met, and what they need where they are not.
 
@@ -124,8 +128,10 @@ def judge(
         asked: The blocks to judge; None for all.
         ceilings: What a block may have; None for no end. Steps beyond what so many streams could use are not asked
             for; the numbers of a verdict are those that the targets need, whatever the ceilings are.
+        more_to_come: Whether there are blocks of which nothing is known yet. A block is held against its own spectrum
+            stretched to twice the width in their place, lest its stream end before there is anything to differ from.
     """
-    rule = _Rule(blocks, targets, singles or {}, ceilings or Ceilings())
+    rule = _Rule(blocks, targets, singles or {}, ceilings or Ceilings(), more_to_come)
     return {name: rule.verdict(name) for name in (blocks if asked is None else asked)}
 
 
@@ -137,6 +143,7 @@ class _Rule:
         readings: Of the blocks.
         singles: How many single products each has.
         ceilings: What a block may have.
+        more_to_come: Whether there are further blocks.
     """
 
     def __init__(
@@ -145,8 +152,9 @@ class _Rule:
         targets: Targets,
         singles: Mapping[str, FloatArray],
         ceilings: Ceilings,
+        more_to_come: bool,
     ) -> None:
-        self.asked, self.ceilings = targets.record(), ceilings
+        self.asked, self.ceilings, self.more_to_come = targets.record(), ceilings, more_to_come
         self.singles = {name: len(singles.get(name, ())) for name in blocks}
         self.readings = {
             name: Reading(found, singles.get(name), int(found.steps[0]) - 1) for name, found in blocks.items()
@@ -158,7 +166,7 @@ class _Rule:
         reading, done = self.readings[name], self.singles[name]
         found, probes = reading.found, len(reading.found.steps)
         if reading.exact or name in self.zero:
-            return Verdict(True, True, probes, done, dict.fromkeys(self.asked, 0.0))
+            return Verdict(True, True, probes, done, dict.fromkeys(self.asked, 0.0), zero=name in self.zero)
         needs = self._needs(name)
         errors = {target: need.error(probes, done) for target, need in needs.items()}
         reached = all(errors[target] <= self.asked[target] for target in needs)
@@ -182,8 +190,17 @@ class _Rule:
                 needs[target] = trace(reading, tolerance)
             elif target == "density":
                 needs[target] = shape_needs.density(reading, name, tolerance)
-            elif name in self._pairs:
-                needs[target] = self._pairs[name]
+            elif pairs := self._pairs_of(name):
+                needs[target] = max(pairs, key=lambda need: need.krylov)
+        return needs
+
+    def _pairs_of(self, name: str) -> list[Need]:
+        needs = [self._pairs[name]] if name in self._pairs else []
+        if self.more_to_come:
+            reading = self.readings[name]
+            both = {name: reading, f"{name}, stretched": Reading(_stretched(reading.found))}
+            need = shape_needs.divergence(both, self.asked["js"])[name]
+            needs.append(replace(need, krylov=_STRETCHED * need.krylov))
         return needs
 
     @cached_property
@@ -213,6 +230,10 @@ class _Rule:
     def _products(self, need: Need, steps: int) -> int:
         probes = self._probes(need)
         return probes * steps + need.singles(probes)
+
+
+def _stretched(found: Coefficients) -> Coefficients:
+    return replace(found, alphas=2.0 * found.alphas, betas=2.0 * found.betas, residuals=2.0 * found.residuals)
 
 
 def _is_zero(found: Coefficients, scale: float) -> bool:

@@ -27,6 +27,7 @@ class JobSizes:
         batches: How many batches of that size the data amounts to.
         parameters: Bytes of the model.
         at_most: Whether an adaptive job takes all that it may, and not what is expected.
+        room: Bytes that there are for vectors; 0 until it is known.
     """
 
     numel: dict[str, int]
@@ -35,13 +36,14 @@ class JobSizes:
     batches: float
     parameters: int
     at_most: bool = False
+    room: float = 0.0
 
     @property
     def streams(self) -> StreamSizes:
         """Sizes of the streams that the job begins with."""
         settings = self.settings
         if settings.targets is not None:
-            return first_round(self.numel, settings)
+            return first_round(self.numel, settings, self.room)
         return StreamSizes(self.numel, settings.steps, settings.probes, settings.dtype, settings.lanczos.kept)
 
     @property
@@ -155,7 +157,8 @@ def fit(
     """
     size, work = graph.of(microbatch), job.work
     held = 0 if curvature is None else curvature.memory_bytes
-    rounds = [policy.choose_waves(streams, budget, size, held) for streams in job.rounds]
+    room = policy.spare(size, budget, held)
+    rounds = [policy.choose_waves(streams, budget, size, held) for streams in replace(job, room=room).rounds]
     vector_bytes = max(waves.vector_bytes for waves in rounds)
     waves = [(number, Counter(block for block, _ in wave)) for number, r in enumerate(rounds) for wave in r.groups]
     left = policy.budget_of_graphs(budget, size, vector_bytes + held)

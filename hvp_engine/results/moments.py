@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,9 +12,7 @@ from hvp_engine.results.estimate import Estimate
 from hvp_engine.results.reading import LEFT, Reading
 from hvp_engine.results.ritz import BoolArray
 from hvp_engine.results.smoothing import FloatArray
-from hvp_engine.results.sphere import student, traces
-
-Function = Callable[[FloatArray], FloatArray]
+from hvp_engine.results.sphere import Function, student, traces
 
 
 @dataclass(frozen=True)
@@ -104,7 +101,7 @@ def of_probes(values: FloatArray) -> Estimate:
 def _streams(reading: Reading, f: Function, accepted: BoolArray) -> _Part:
     """Average over the streams; the variance is that of the sphere, which few probes show better than their spread."""
     pairs = reading.ritz
-    values, variances = traces(reading.found.numel, pairs, accepted, f(pairs.nodes))
+    values, variances = traces(reading.found.numel, pairs, accepted, f)
     return _Part(float(values.mean()), float(variances.mean()) / len(values))
 
 
@@ -119,15 +116,16 @@ def _single_products(reading: Reading, k: int) -> _Part | None:
 
 def _estimate(reading: Reading, f: Function, parts: list[_Part], bias: float, noise: float) -> Estimate:
     """Weigh independent parts by their variances, and put the bar around them."""
+    parts = [part for part in parts if part.variance < math.inf] or parts[:1]
     whole = sum(part.variance for part in parts)
     if any(part.variance == 0.0 for part in parts):
         parts = [part for part in parts if part.variance == 0.0][:1]
         whole = 0.0
-    precision = sum(1.0 / part.variance for part in parts) if whole else 0.0
-    shares = [1.0 / (part.variance * precision) for part in parts] if whole else [1.0]
+    precision = sum(1.0 / part.variance for part in parts) if 0.0 < whole < math.inf else 0.0
+    shares = [1.0 / (part.variance * precision) for part in parts] if precision else [1.0]
     value = sum(share * part.value for share, part in zip(shares, parts, strict=True))
     uncertain = sum(share**2 / part.freedom for share, part in zip(shares, parts, strict=True))
-    variance = 1.0 / precision if whole else 0.0
+    variance = 1.0 / precision if precision else whole
     stderr = math.hypot(math.sqrt(variance), noise)
     half = math.hypot((student(1.0 / uncertain) if uncertain else student(math.inf)) * math.sqrt(variance), 2.0 * noise)
     kind = "exact" if reading.exact else "deflated" if len(parts) > 1 else "vr"
@@ -164,7 +162,19 @@ def _noise_of(reading: Reading, f: Function) -> float:
 
 def _left_to_change(reading: Reading, f: Function) -> float:
     if (before := reading.earlier) is None:
-        return 0.0
+        return _left_of_one_step(reading, f)
     rules = reading.variance_reduced, before.variance_reduced
     now, then = (rule.numel * float(rule.weights @ f(rule.nodes)) for rule in rules)
     return LEFT * abs(now - then)
+
+
+def _left_of_one_step(reading: Reading, f: Function) -> float:
+    """Return what the residual of streams of one step shows of the bend of f; others have found everything."""
+    pairs, n = reading.ritz, reading.found.numel
+    if reading.exact or pairs.nodes.shape[1] > 1:
+        return 0.0
+    if not np.isfinite(pairs.residuals).all():
+        return math.inf
+    here = f(pairs.nodes)
+    bend = 0.5 * (f(pairs.nodes - pairs.residuals) + f(pairs.nodes + pairs.residuals)) - here
+    return LEFT * n * float(np.abs(bend).mean())

@@ -21,7 +21,7 @@ from hvp_engine.results.coefficients import Coefficients
 from hvp_engine.results.ritz import BoolArray, Ritz, averaged_rule, ritz
 from hvp_engine.results.smooth_cdf import SmoothCdf, mean_of, smooth_cdf
 from hvp_engine.results.smoothing import FloatArray
-from hvp_engine.results.sphere import traces
+from hvp_engine.results.sphere import Function, traces
 
 Kind = Literal["gauss", "vr", "averaged", "exact"]
 ReadingName = Literal["auto", "gauss"]
@@ -137,13 +137,13 @@ class Reading:
         single, taken = self.deflated, self._plausible[:1]
         if single is None or not taken.any():
             return 0.0
-        n, first, nodes = self.found.numel, self._first, self.ritz.nodes[:1]
+        n, first = self.found.numel, self._first
         accuracy = max(self.found.noise, _PRODUCT)
         most = 0.0
         rows = deflation.diagonals(self.found, single.vectors)
         for k, seen, row in ((1, single.trace, rows[0]), (2, single.square, rows[1])):
-            (value,), (scatter,) = traces(n, first, taken, nodes**k)
-            (size,), _ = traces(n, first, taken, nodes ** (2 * k))
+            (value,), (scatter,) = traces(n, first, taken, _power(k))
+            (size,), _ = traces(n, first, taken, _power(2 * k))
             chance = scatter * (1.0 + 1.0 / single.products) + 2.0 * float(row @ row) / single.products
             chance += (k * accuracy) ** 2 * size
             if value != seen:
@@ -158,7 +158,7 @@ class Reading:
         """
         single = self.deflated
         assert single is not None
-        _, free = traces(self.found.numel, self._first, self.accepted[:1], self.ritz.nodes[:1] ** 2)
+        _, free = traces(self.found.numel, self._first, self.accepted[:1], np.square)
         seen = single.products - 1
         pooled = float(_STREAM_COUNTS * free[0] + seen * single.square_scatter) / (_STREAM_COUNTS + seen)
         return pooled / single.products
@@ -301,3 +301,7 @@ def _without_unknown_residuals(found: Coefficients) -> Coefficients:
     alphas[np.arange(alphas.shape[1]) >= steps[:, None]] = 0.0
     betas[np.arange(betas.shape[1]) >= steps[:, None] - 1] = 0.0
     return replace(found, alphas=alphas, betas=betas, steps=steps, residuals=residuals)
+
+
+def _power(k: int) -> Function:
+    return lambda x: np.asarray(x**k)

@@ -28,6 +28,7 @@ from hvp_engine.results.spectrum_checks import (
     checked_array,
     checked_numel,
 )
+from hvp_engine.results.sphere import Function
 
 # How far two eigensolvers may be apart, relative to the norm of the matrix: a few hundred units of rounding.
 _SAME_NODE = 1e-11
@@ -323,7 +324,7 @@ class Spectrum:
         """Estimate the Frobenius norm, ``sqrt(n * moment(2))``, as ``moment`` does."""
         return moments.root(moments.scaled(self.moment(2, reading), float(self.numel)))
 
-    def trace_of(self, function: moments.Function, reading: ReadingName = "auto") -> Estimate:
+    def trace_of(self, function: Function, reading: ReadingName = "auto") -> Estimate:
         """Estimate ``tr f(H)``, with a 95 % bar that counts what more steps could change.
 
         Args:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 
 from hvp_engine.results.ritz import BoolArray, Ritz
 from hvp_engine.results.smoothing import FloatArray
+
+Function = Callable[[FloatArray], FloatArray]
 
 # One over the degrees of freedom, and the 97.5 % point.
 _STUDENT = (
@@ -14,23 +18,25 @@ _STUDENT = (
 )
 
 
-def traces(numel: int, pairs: Ritz, accepted: BoolArray, values: FloatArray) -> tuple[FloatArray, FloatArray]:
+def traces(numel: int, pairs: Ritz, accepted: BoolArray, function: Function) -> tuple[FloatArray, FloatArray]:
     """Estimate ``tr f(H)`` by every probe alone, and the variance of that.
 
     Given the eigenvectors of the accepted values, the rest of the probe is uniform on the sphere of their complement,
     of dimension d. So the mean of f over the other nodes is that over the other d eigenvalues but for an error of
     variance ``2 Var(f) / (d + 2)``. Var(f) is taken over the same nodes, of which each stands for one eigenvalue at
-    least, however small its weight came out.
+    least, however small its weight came out. One node alone shows no spread, its residual does: the eigenvalues lie
+    around it with this standard deviation, as the probe weighs them.
 
     Args:
         numel: Number of eigenvalues.
         pairs: Ritz values of the probes, shape (probes, m).
         accepted: Which of them are one eigenvalue each, shape (probes, m).
-        values: f at the Ritz values, shape (probes, m).
+        function: f.
 
     Returns:
-        Estimates and variances, float64 of shape (probes,).
+        Estimates and variances, float64 of shape (probes,); a variance is inf where nothing shows the spread.
     """
+    values = function(pairs.nodes)
     rest = pairs.used & ~accepted
     free = numel - accepted.sum(axis=1)
     share = np.where(rest, pairs.weights, 0.0)
@@ -39,7 +45,19 @@ def traces(numel: int, pairs: Ritz, accepted: BoolArray, values: FloatArray) -> 
     mean = np.where(rest, share * values, 0.0).sum(axis=1)
     floored = np.maximum(share, 1.0 / np.maximum(free, 1)[:, None])
     spread = np.where(rest, floored * (values - mean[:, None]) ** 2, 0.0).sum(axis=1)
+    lone = rest & (rest.sum(axis=1, keepdims=True) == 1)
+    spread[lone.any(axis=1)] += _around(pairs.nodes[lone], pairs.residuals[lone], function)
     return known + free * mean, free**2 * (2.0 / (free + 2.0)) * spread
+
+
+def _around(nodes: FloatArray, reach: FloatArray, function: Function) -> FloatArray:
+    """Return the mean square of what f changes from some nodes to as far as ``reach`` on either side of them."""
+    known = np.isfinite(reach)
+    changed = np.full(nodes.shape, np.inf)
+    here, reach = nodes[known], reach[known]
+    sides = [function(here + side * reach) - function(here) for side in (-1.0, 1.0)]
+    changed[known] = 0.5 * (sides[0] ** 2 + sides[1] ** 2)
+    return changed
 
 
 def excess(mass: FloatArray, inside: FloatArray, outside: FloatArray) -> FloatArray:

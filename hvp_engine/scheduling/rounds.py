@@ -13,15 +13,33 @@ MATRIX = -1  # in a wave, in place of a probe's number: the whole matrix of a bl
 WHOLE = range(MATRIX, MATRIX + 1)
 
 
-def first_round(numel: Mapping[str, int], settings: JobSettings) -> StreamSizes:
+def first_round(numel: Mapping[str, int], settings: JobSettings, room: float) -> StreamSizes:
     """Return the sizes of what an adaptive job begins with: a stream per block, the whole matrix of a small one.
 
     Args:
         numel: Length of each block's vectors.
         settings: What was asked for; a stream has room for as many steps as it may take.
+        room: As for :func:`matrix_fits`.
     """
-    probes = {block: WHOLE if is_exact(size, settings) else range(1) for block, size in numel.items()}
+    probes = {
+        block: WHOLE if is_exact(size, settings) and matrix_fits(size, settings, room) else range(1)
+        for block, size in numel.items()
+    }
     return round_sizes(numel, settings, probes, dict.fromkeys(numel, settings.steps))
+
+
+def matrix_fits(numel: int, settings: JobSettings, room: float) -> bool:
+    """Say whether the whole matrix of a block has a place: a job that has one for its streams is not refused for it.
+
+    Args:
+        numel: Length of its vectors.
+        settings: What was asked for.
+        room: Bytes that there are for vectors; what a stream of the block takes is there in any case.
+    """
+    matrix, stream = (
+        round_sizes({"": numel}, settings, {"": probes}, {"": settings.steps}).largest for probes in (WHOLE, range(1))
+    )
+    return matrix <= max(room, stream)
 
 
 def round_sizes(

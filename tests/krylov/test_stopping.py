@@ -226,3 +226,25 @@ def test_every_target_has_to_be_met() -> None:
     both = verdict(streams(SKEWED, 1, 60), Targets(w1=0.05, trace=0.01))
     assert set(both.errors) == {"w1", "trace"}
     assert both.errors["w1"] <= 0.05 and not both.reached
+
+
+def test_one_step_does_not_say_that_a_trace_is_known() -> None:
+    one = verdict(streams(BULK, 1, 1), Targets(trace=0.05))
+    assert not one.reached and one.errors["trace"] > 0.05
+
+
+def test_a_multiple_of_the_identity_is_known_after_a_step_and_is_not_zero() -> None:
+    one = Coefficients(100, np.array([[2.0]]), np.zeros((1, 0)), np.array([1]), np.zeros(1))
+    zero = replace(one, alphas=np.zeros((1, 1)))
+    singles = {"identity": np.array([[2.0, 4.0, 0.01]] * 4)}
+    judged = judge({"identity": one, "zero": zero}, Targets(w1=0.01, trace=0.01), singles)
+    assert judged["identity"].reached and not judged["identity"].zero
+    assert judged["zero"].reached and judged["zero"].zero
+
+
+def test_a_block_goes_on_where_those_that_it_is_to_differ_from_are_to_come() -> None:
+    for steps, suffice in ((10, False), (60, True)):
+        found = streams(SKEWED, 1, steps)
+        (judged,) = judge({"first": found}, Targets(js=0.05), more_to_come=True).values()
+        assert judged.steps_suffice is suffice and judged.errors["js"] > 0.0
+    assert judge({"only": streams(SKEWED, 1, 10)}, Targets(js=0.05))["only"].steps_suffice

@@ -1,6 +1,7 @@
 """Traces of functions, and how often their bars hold."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -40,6 +41,28 @@ def spectrum_of(found, singles=None, deflated=0):
 
 def holds(estimate, truth):
     return estimate.low <= truth <= estimate.high
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("probes", [1, 3])
+def test_bars_of_streams_of_one_step_hold(kind, probes):
+    eigenvalues, held = KINDS[kind], []
+    for seed in range(100):
+        spectrum = spectrum_of(streams(eigenvalues, 1, probes, seed)[0])
+        truths = (spectrum.trace(), eigenvalues.sum()), (spectrum.frobenius_norm(), np.linalg.norm(eigenvalues))
+        held.append([holds(*truth) for truth in truths])
+    assert (np.mean(held, axis=0) >= (0.85, 0.65)).all()  # what one product shows of outliers' squares is chance
+
+
+def test_one_step_of_which_the_residual_is_unknown_has_no_bar():
+    found = replace(streams(bulk(50), 1)[0], residuals=np.array([np.nan]))
+    for estimate in (spectrum_of(found).trace(), spectrum_of(found).frobenius_norm()):
+        assert math.isfinite(estimate.value) and (estimate.stderr, estimate.high) == (math.inf, math.inf)
+
+
+def test_a_stream_of_one_step_that_found_everything_has_a_bar_of_rounding():
+    trace = spectrum_of(streams(np.full(50, 3.0), 1)[0]).trace()
+    assert trace.value == pytest.approx(150.0, rel=1e-12) and trace.stderr < 1e-5
 
 
 @pytest.mark.parametrize("kind", KINDS)
