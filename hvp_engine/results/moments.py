@@ -10,7 +10,7 @@ import numpy as np
 
 from hvp_engine.errors import ConfigurationError
 from hvp_engine.results.estimate import Estimate
-from hvp_engine.results.reading import LEFT, Reading
+from hvp_engine.results.reading import Reading
 from hvp_engine.results.ritz import BoolArray
 from hvp_engine.results.smoothing import FloatArray
 from hvp_engine.results.sphere import student, traces
@@ -163,8 +163,8 @@ def _noise_of(reading: Reading, f: Function) -> float:
 
 
 def _left_to_change(reading: Reading, f: Function) -> float:
-    if (before := reading.earlier) is None:
-        return 0.0
-    rules = reading.variance_reduced, before.variance_reduced
-    now, then = (rule.numel * float(rule.weights @ f(rule.nodes)) for rule in rules)
-    return LEFT * abs(now - then)
+    def value(of: Reading) -> float:
+        rule = of.variance_reduced
+        return rule.numel * float(rule.weights @ f(rule.nodes))
+
+    return max((times * abs(value(reading) - value(before)) for times, before in reading.earlier), default=0.0)
