@@ -86,7 +86,7 @@ def test_the_width_of_a_cluster_is_part_of_what_is_left():
     reading = spectrum_of("cluster", values, 3, 1).reading
     apart = reading.smooth.distance(truth(values))
     assert apart > 0.7e-3
-    assert left_to_change(reading) >= apart
+    assert 0.9 * apart <= left_to_change(reading) <= 2.0 * apart
 
 
 def test_a_smooth_spectrum_is_not_paid_for_like_one_with_tails():
