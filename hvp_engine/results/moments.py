@@ -9,10 +9,12 @@ import numpy as np
 
 from hvp_engine.errors import ConfigurationError
 from hvp_engine.results.estimate import Estimate
-from hvp_engine.results.reading import LEFT, Reading
+from hvp_engine.results.reading import Reading
 from hvp_engine.results.ritz import BoolArray
 from hvp_engine.results.smoothing import FloatArray
 from hvp_engine.results.sphere import Function, student, traces
+
+_BEND = 2.0  # what one step leaves open is so much the bend of f over its residual
 
 
 @dataclass(frozen=True)
@@ -161,11 +163,14 @@ def _noise_of(reading: Reading, f: Function) -> float:
 
 
 def _left_to_change(reading: Reading, f: Function) -> float:
-    if (before := reading.earlier) is None:
+    if not reading.earlier:
         return _left_of_one_step(reading, f)
-    rules = reading.variance_reduced, before.variance_reduced
-    now, then = (rule.numel * float(rule.weights @ f(rule.nodes)) for rule in rules)
-    return LEFT * abs(now - then)
+
+    def value(of: Reading) -> float:
+        rule = of.variance_reduced
+        return rule.numel * float(rule.weights @ f(rule.nodes))
+
+    return max(times * abs(value(reading) - value(before)) for times, before in reading.earlier)
 
 
 def _left_of_one_step(reading: Reading, f: Function) -> float:
@@ -177,4 +182,4 @@ def _left_of_one_step(reading: Reading, f: Function) -> float:
         return math.inf
     here = f(pairs.nodes)
     bend = 0.5 * (f(pairs.nodes - pairs.residuals) + f(pairs.nodes + pairs.residuals)) - here
-    return LEFT * n * float(np.abs(bend).mean())
+    return _BEND * n * float(np.abs(bend).mean())

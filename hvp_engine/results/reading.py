@@ -32,11 +32,9 @@ _DOUBT, _SUSPICION = 3.0, 2.33
 _PRODUCT = 1e-5  # relative error of a product in single precision, beyond which nothing contradicts anything
 _STREAM_COUNTS = 4.0  # single products whose scatter the free part of a stream is worth
 
-# Twice what the last quarter of the steps changed stands for what is left to change: an error that falls like a power
-# of the steps, the 1.4th or a higher one, is smaller. (Half of the steps, once, takes a fifth more products and holds
-# less.)
-LEFT = 2.0
-_EARLIER = 0.75
+# Where an error falls like one over the steps, what is left to change is what was changed since half of them, or three
+# times that since three quarters. Either may be small by chance: the larger one counts, the former twice.
+_CHANGES = ((0.5, 2.0), (0.75, 3.0))
 
 
 def is_gauss(reading: str) -> bool:
@@ -164,15 +162,15 @@ class Reading:
         return pooled / single.products
 
     @cached_property
-    def earlier(self) -> Reading | None:
-        """What the streams said after three quarters of their steps; None where no step changes anything, or but one.
+    def earlier(self) -> tuple[tuple[float, Reading], ...]:
+        """What the streams said earlier, and times how much of what has changed since then is left to change, at most.
 
-        See ``LEFT`` for what follows from the difference.
+        Empty where no step changes anything, or where there is but one.
         """
         most = int(self.found.steps.max())
         if self.exact or most == 1 or not self.found.residuals.any():
-            return None
-        return Reading(self.found.truncated(int(_EARLIER * most)))
+            return ()
+        return tuple((times, Reading(self.found.truncated(max(1, int(share * most))))) for share, times in _CHANGES)
 
     @cached_property
     def candidates(self) -> BoolArray:
@@ -239,7 +237,7 @@ class Reading:
         rule = self.averaged
         if self.exact:
             return smooth_cdf(rule.nodes, rule.weights, rule.accepted)
-        clusters, gaps = acceptance.clusters(self.ritz, self.accepted)
+        clusters, gaps = self._clusters
         functions = []
         for probe, mine in enumerate(clusters):
             own = rule.probe == probe
@@ -249,6 +247,20 @@ class Reading:
                 nodes, atoms = np.where(near, node, nodes), atoms | near
             functions.append(smooth_cdf(nodes, rule.weights[own] * len(clusters), atoms))
         return mean_of(functions)
+
+    @property
+    def width_of_clusters(self) -> float:
+        """The mean distance of the eigenvalues in clusters, all at one place in ``smooth``, from there, at most.
+
+        A cluster's Ritz vector is made of their eigenvectors, so its residual is their standard deviation.
+        """
+        mine, _ = self._clusters
+        pairs = self.ritz
+        return float((pairs.weights * pairs.residuals)[mine].sum()) / len(mine)
+
+    @cached_property
+    def _clusters(self) -> tuple[BoolArray, FloatArray]:
+        return acceptance.clusters(self.ritz, self.accepted)
 
     @property
     def _borders(self) -> tuple[FloatArray, FloatArray]:

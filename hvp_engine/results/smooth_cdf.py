@@ -85,6 +85,18 @@ def smooth_cdf(nodes: FloatArray, weights: FloatArray, atoms: BoolArray) -> Smoo
     return SmoothCdf(every, below / total, above / total)
 
 
+def step_cdf(nodes: FloatArray, weights: FloatArray) -> SmoothCdf:
+    """Leave all mass where it is.
+
+    Args:
+        nodes: In any order, shape (N,).
+        weights: Summing to 1, shape (N,).
+    """
+    places, masses = _merged(nodes, weights)
+    jumps = np.concatenate(([0.0], masses.cumsum()))
+    return SmoothCdf(places, jumps[:-1] / jumps[-1], jumps[1:] / jumps[-1])
+
+
 def mean_of(functions: Sequence[SmoothCdf]) -> SmoothCdf:
     """Average distribution functions."""
     if len(functions) == 1:

@@ -46,7 +46,8 @@ def traces(numel: int, pairs: Ritz, accepted: BoolArray, function: Function) -> 
     floored = np.maximum(share, 1.0 / np.maximum(free, 1)[:, None])
     spread = np.where(rest, floored * (values - mean[:, None]) ** 2, 0.0).sum(axis=1)
     lone = rest & (rest.sum(axis=1, keepdims=True) == 1)
-    spread[lone.any(axis=1)] += _around(pairs.nodes[lone], pairs.residuals[lone], function)
+    reach = np.where(pairs.residuals <= pairs.floor, 0.0, pairs.residuals)  # at the floor nothing was left over
+    spread[lone.any(axis=1)] += _around(pairs.nodes[lone], reach[lone], function)
     return known + free * mean, free**2 * (2.0 / (free + 2.0)) * spread
 
 
