@@ -74,7 +74,7 @@ class Gauss:
         sigma = smoothing.smoothing_sigma(float(self._nodes[0]), float(self._nodes[-1]))
         grid = smoothing.smoothing_grid(float(self._nodes[0]), float(self._nodes[-1]), sigma)
         masses = self.masses(grid, sigma)
-        return Known(Smoothed(grid, sigma, masses, np.tile(masses, (RESAMPLINGS, 1)), masses, 0.0))
+        return Known(Smoothed(grid, sigma, masses, np.tile(masses, (RESAMPLINGS, 1)), np.tile(masses, (2, 1)), 0.0))
 
     def masses(self, grid: Array, sigma: float) -> Array:
         """Smooth into the cells of a grid."""

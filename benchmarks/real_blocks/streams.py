@@ -8,6 +8,7 @@ real products in float32, and as their reference longer streams of other probes.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -90,9 +91,11 @@ def in_eigenbasis(network: Network, cache: Path, name: str, values: Array) -> Kn
 
     def make() -> dict[str, NDArray[Any]]:
         matrix = Matrix(name, values, np.ones(values.size, dtype=np.int64))
-        return vars(run(matrix, EXACT_PROBES, STEPS, _SINGLES, network.seed))
+        # As in a job, other blocks have other probes: with the same, chance would move blocks of one size alike.
+        seed = int.from_bytes(hashlib.blake2b(f"{network.seed}\0{name}".encode(), digest_size=8).digest(), "big")
+        return vars(run(matrix, EXACT_PROBES, STEPS, _SINGLES, seed))
 
-    return Known(**_kept(cache / network.name / f"eigenbasis-{name}.npz", make))
+    return Known(**_kept(cache / network.name / f"own-probes-{name}.npz", make))
 
 
 def _run(network: Network, cache: Path, folder: str, steps: int, probes: int, seed: int) -> dict[str, Streams]:

@@ -58,7 +58,7 @@ class Truth:
         sigma = smoothing.smoothing_sigma(*self.range)
         grid = smoothing.smoothing_grid(*self.range, sigma)
         masses = self.masses(grid, sigma)
-        return Smoothed(grid, sigma, masses, np.tile(masses, (RESAMPLINGS, 1)), masses, 0.0)
+        return Smoothed(grid, sigma, masses, np.tile(masses, (RESAMPLINGS, 1)), np.tile(masses, (2, 1)), 0.0)
 
     def masses(self, grid: Array, sigma: float) -> Array:
         """Smooth into the cells of a grid."""

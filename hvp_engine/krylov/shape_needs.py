@@ -41,7 +41,7 @@ def density(reading: Reading, name: str, tolerance: float) -> Need:
     if not seen.any():
         return Need(tolerance / _SUM, math.inf, math.inf, bar=math.inf)
     bar = 0.5 * float(np.log10(band.high[seen] / band.low[seen]).mean())
-    now, before = block.default.masses[seen], block.default.earlier[seen]
+    now, before = block.default.masses[seen], block.default.both_earlier[seen]
     least = float(now.min())
     krylov = _CHANGED * float(np.abs(np.log10((now + least) / (before + least))).mean())
     krylov = min(krylov, bar)

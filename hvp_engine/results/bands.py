@@ -52,7 +52,7 @@ def density_band(block: Smoother, numel: int, grid: FloatArray | None, sigma: fl
     deviation = np.sqrt(scatter / (_near(found, value**2, _NEARBY * found.sigma) + floor**2))
     few, many = (_quantile(deviation, sign * _STUDENT) for sign in (-1.0, 1.0))
     changed = np.exp(
-        _LEFT * _near(found, np.abs(np.log((value + floor) / (found.earlier / width + floor))), found.reach)
+        _LEFT * _near(found, np.abs(np.log((value + floor) / (found.both_earlier / width + floor))), found.reach)
     )
     unseen = np.maximum(single, np.sqrt(value * single)) * _UNSEEN
     low = np.where(value > _SURE * single, value / (np.maximum(many, 1e-12) * changed), 0.0)

@@ -11,16 +11,15 @@ from numpy.typing import NDArray
 
 from hvp_engine.results.estimate import Estimate, MatrixEstimate
 from hvp_engine.results.resampling import RESAMPLINGS
-from hvp_engine.results.smoothed import Smoother
+from hvp_engine.results.smoothed import Smoother, divergence
 from hvp_engine.results.smoothing import FloatArray, cell_widths
 
 READING = "blended"
 
 _CHANCE = 2.201  # standard deviations that hold 95 % where they were found from 12 resamplings: Student's t, 11 degrees
 _UNSETTLED = 0.5  # share of what a block's own density changed over some steps that a divergence from it may be off
-_UNSETTLED_MEAN = 0.25  # the same for a mean over pairs, whose errors partly cancel
 _NOTHING_KNOWN = 4.0  # what a block is said to have changed by itself, where its divergences may have any value
-_ROWS = 2 + RESAMPLINGS  # the blend, resampled ones, the blend of what was known before
+_ROWS = 3 + RESAMPLINGS  # the blend, resampled ones, the blends with what either of the two in it was before
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,7 +27,7 @@ class Divergences:
     """Divergences between all pairs of blocks by every row of their ``Smoothed``.
 
     Attributes:
-        rows: float64 of shape (2 + RESAMPLINGS, blocks, blocks), each symmetric with a zero diagonal; nan for
+        rows: float64 of shape (3 + RESAMPLINGS, blocks, blocks), each symmetric with a zero diagonal; nan for
             a block without distances.
         own: Divergence of each block from what was known of it before, shape (blocks,).
     """
@@ -58,7 +57,7 @@ class Divergences:
         if not pairs.any():
             return Estimate(math.nan, math.nan, reading=READING)
         value, chance, krylov = map(float, _parts(self.rows[:, pairs].mean(axis=1)))
-        unsettled = _UNSETTLED_MEAN * float((self.own[:, None] + self.own)[pairs].mean())
+        unsettled = _UNSETTLED * float((self.own[:, None] + self.own)[pairs].mean())
         half = math.hypot(chance, krylov + unsettled)
         return Estimate(value, chance / _CHANCE, max(0.0, value - half), min(1.0, value + half), READING)
 
@@ -85,7 +84,7 @@ def divergences(blocks: Sequence[Smoother | None]) -> Divergences:
 
 @dataclass(frozen=True, eq=False)
 class _Steps:
-    """Heights between edges, of shape (2 + RESAMPLINGS, K + 1): the last column is that outside, zero."""
+    """Heights between edges, of shape (3 + RESAMPLINGS, K + 1): the last column is that outside, zero."""
 
     edges: FloatArray
     heights: FloatArray
@@ -95,16 +94,15 @@ class _Steps:
 
 def _steps(smoother: Smoother) -> _Steps:
     block = smoother.default
-    masses = np.concatenate((block.masses[None], block.resampled, block.earlier[None]))
+    masses = np.concatenate((block.masses[None], block.resampled, block.earlier))
     masses /= masses.sum(axis=1, keepdims=True)
     grid = block.grid
     edges = np.concatenate((grid[:1], grid[:-1] + 0.5 * np.diff(grid), grid[-1:]))
     heights = masses / cell_widths(grid)
     entropies = (masses * _log(heights)).sum(axis=1)
-    middle = 0.5 * (heights[0] + heights[-1])
-    own = 0.5 * (entropies[0] + entropies[-1]) - float(cell_widths(grid) @ (middle * _log(middle)))
+    own = float(divergence(block.masses, block.both_earlier))
     outside = np.zeros((len(masses), 1))
-    changed = _NOTHING_KNOWN if smoother.unknown else max(0.0, float(own) / math.log(2.0))
+    changed = _NOTHING_KNOWN if smoother.unknown else own
     return _Steps(edges, np.concatenate((heights, outside), axis=1), entropies, changed)
 
 
@@ -129,8 +127,9 @@ def _log(heights: FloatArray) -> FloatArray:
 def _parts(rows: FloatArray) -> tuple[FloatArray, FloatArray, FloatArray]:
     """Return values, what chance may change of them in 95 %, and what was changed since before.
 
+    The quadrature and the smooth function converge from opposite sides: what either changed would cancel in the blend.
     Errors of two densities make them less alike, not more: what resampling adds on average is taken off the value.
     """
-    blend, drawn, before = rows[0], rows[1:-1], rows[-1]
+    blend, drawn, before = rows[0], rows[1:-2], rows[-2:]
     value = np.clip(2.0 * blend - drawn.mean(axis=0), 0.0, 1.0)
-    return value, _CHANCE * drawn.std(axis=0, ddof=1), np.abs(blend - before)
+    return value, _CHANCE * drawn.std(axis=0, ddof=1), np.abs(blend - before).sum(axis=0)

@@ -2,11 +2,12 @@
 
 The nodes of a quadrature are spikes until there are as many of them as Gaussians have room for; the smooth distribution
 function has the right shape after few steps, and never the fine structure that many steps find. So the density lies
-between the two, nearer to the quadrature the less that one still changes from step to step.
+between the two, nearer to the quadrature the less the two differ, as they do after many steps, and with many probes.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -21,6 +22,7 @@ from hvp_engine.results.smoothing import FloatArray
 _BACK = 10  # steps between a quadrature and the earlier one it is compared with; half of them where there are fewer
 _FEWEST = 4  # steps, below which half of them are no reading to compare with
 _SETTLED = 1e-6  # divergence of two densities that are the same
+_BLUR = 0.1  # root of a divergence between two densities, in units of which that from a third block differs
 _FINE = 0.25  # cells of a grid, in sigmas, in which a density may be taken as constant before it is smoothed
 _ALIKE = 2.0  # standard deviations of Gaussians that overlap
 _WEIGHT = 1e-12  # too little to be compared
@@ -35,8 +37,8 @@ class Smoothed:
         sigma: Standard deviation of the Gaussians.
         masses: The blend of the averaged quadrature and the smooth distribution function, shape (points,).
         resampled: The same with weights drawn again, shape (RESAMPLINGS, points).
-        earlier: The same blend of what was known before: by the quadrature ten steps ago, by the smooth function, which
-            converges as a power of the steps, after half of them; shape (points,).
+        earlier: The same blend with what one of the two was before: the quadrature ten steps ago, and the smooth
+            function, which converges as a power of the steps, after half of them; shape (2, points).
         reach: Over which distance errors are alike: two sigmas, or half of that of two nodes on average.
     """
 
@@ -46,6 +48,12 @@ class Smoothed:
     resampled: FloatArray
     earlier: FloatArray
     reach: float
+
+    @property
+    def both_earlier(self) -> FloatArray:
+        """The blend of what both were before, shape (points,)."""
+        both: FloatArray = np.maximum(self.earlier.sum(axis=0) - self.masses, 0.0)
+        return both
 
 
 class Smoother:
@@ -91,15 +99,22 @@ class Smoother:
 
     @cached_property
     def share(self) -> float:
-        """Share of the smooth function in the blend.
+        """Share of the smooth function in the blend: that which makes a block look neither further apart nor nearer.
 
-        It is that of least error if the quadrature is off by what it changed over some steps, beyond what chance moves,
-        and the smooth function by how far it is from the quadrature.
+        Spikes are errors of all signs, which add to divergences from other blocks by their square, of which the
+        divergence from the smooth function is a measure; it falls with the probes, whose nodes lie between each other.
+        In a blend the spikes are lower by ``1 - share``. What the smooth function blurs moves divergences in proportion
+        to the share and, as a divergence is the square of a difference, to its root.
         """
-        spiky, was, smooth = self._spiky[0], self._was, self._smooth
-        chance = float(divergence(spiky, self._spiky[1:]).mean())
-        left = max(float(divergence(spiky, was)) - chance, 0.0)
-        return left**2 / (left**2 + float(divergence(spiky, smooth)) ** 2) if left > _SETTLED else 0.0
+        change = float(divergence(self._spiky[0], self._was))
+        if change <= _SETTLED:
+            return 0.0
+        apart = float(divergence(self._spiky[0], self._smooth))
+        spikes, blur = min(apart, change), _BLUR * math.sqrt(apart)
+        if spikes <= _SETTLED:
+            return 0.0
+        ratio = blur / spikes  # of which (1 - share)^2 = ratio share
+        return 1.0 / (1.0 + 0.5 * ratio + math.sqrt(ratio + 0.25 * ratio**2))
 
     @cached_property
     def default(self) -> Smoothed:
@@ -117,18 +132,13 @@ class Smoother:
         found = self._reading.found
         reach = max(_ALIKE * sigma, 0.5 * float(np.ptp(self._reading.gauss.nodes)) / int(found.steps.max()))
         if share == 0.0:
-            return Smoothed(grid, sigma, spiky[0], spiky[1:], was, reach)
+            return Smoothed(grid, sigma, spiky[0], spiky[1:], np.stack((was, spiky[0])), reach)
         lines, atoms = _lines_and_atoms(self._reading.smooth, grid, sigma)
         drawn = _reweighted(lines, atoms, grid, sigma, self._reading.averaged, self._weights)
         before = np.add(*_lines_and_atoms(self._half.smooth, grid, sigma))
-        return Smoothed(
-            grid,
-            sigma,
-            (1.0 - share) * spiky[0] + share * (lines + atoms),
-            (1.0 - share) * spiky[1:] + share * drawn,
-            (1.0 - share) * was + share * before,
-            reach,
-        )
+        masses = (1.0 - share) * spiky[0] + share * (lines + atoms)
+        earlier = np.stack((masses + (1.0 - share) * (was - spiky[0]), masses + share * (before - lines - atoms)))
+        return Smoothed(grid, sigma, masses, (1.0 - share) * spiky[1:] + share * drawn, np.maximum(earlier, 0.0), reach)
 
     @cached_property
     def _spiky(self) -> FloatArray:
