@@ -6,6 +6,9 @@ import numpy as np
 import pytest
 from known_spectra import kinds, spectrum_of
 
+from hvp_engine.results.divergences import Divergences
+from hvp_engine.results.resampling import RESAMPLINGS
+from hvp_engine.results.smoothed import Smoother
 from hvp_engine.results.spectra import Spectra
 from hvp_engine.results.spectrum import Spectrum
 
@@ -59,6 +62,29 @@ def test_few_steps_do_not_make_blocks_look_further_apart():
     few = sampled(10, 2, 7)
     assert few.js0(reading="gauss") - TRUTH[PAIRS].mean() > 0.08
     assert abs(few.js0() - TRUTH[PAIRS].mean()) < 0.05
+
+
+@pytest.mark.parametrize("name", ["clusters", "indefinite", "power", "low rank"])
+def test_the_more_probes_there_are_the_less_their_density_is_blurred(name):
+    one, ten = (Smoother(spectrum_of(name, KINDS[name], 25, probes, 3).reading, name).share for probes in (1, 10))
+    assert 0.0 < ten < 0.8 * one < 0.4
+
+
+def test_ten_probes_are_not_blurred_by_what_few_steps_leave_open():
+    errors = []
+    for seed in range(2):
+        spectra = sampled(25, 10, seed)
+        errors.append(abs(spectra.js_estimate().value - TRUTH)[PAIRS])
+    assert np.mean(errors) < 0.010
+
+
+def test_what_the_parts_of_a_blend_changed_does_not_cancel_in_its_bars():
+    rows = np.full((3 + RESAMPLINGS, 2, 2), 0.4)
+    rows[-2:] = np.array([0.5, 0.3])[:, None, None]
+    found = Divergences(rows, np.zeros(2))
+    js, mean = found.entries(), found.mean_of_pairs()
+    assert js.high[0, 1] == pytest.approx(0.6)
+    assert (mean.low, mean.high) == pytest.approx((0.2, 0.6))
 
 
 def test_nothing_is_known_after_one_step():
