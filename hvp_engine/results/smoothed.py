@@ -66,7 +66,7 @@ class Smoother:
         self._reading = reading
         self._settled = reading.exact or not (found.residuals > 0.0).any()
         self._before = reading if self._settled else Reading(found.truncated(max(1, most - _BACK, most // 2)))
-        self._half = reading if self._settled else Reading(found.truncated(max(1, most // 2)))
+        self._half = reading.half or reading
         drawn = resampled_weights(reading.averaged, name)
         self._weights = np.concatenate((reading.averaged.weights[None], drawn))
         gauss = reading.gauss.nodes
@@ -118,9 +118,9 @@ class Smoother:
         reach = max(_ALIKE * sigma, 0.5 * float(np.ptp(self._reading.gauss.nodes)) / int(found.steps.max()))
         if share == 0.0:
             return Smoothed(grid, sigma, spiky[0], spiky[1:], was, reach)
-        lines, atoms = _lines_and_atoms(self._reading.smooth, grid, sigma)
+        lines, atoms = _lines_and_atoms(self._reading.curve, grid, sigma)
         drawn = _reweighted(lines, atoms, grid, sigma, self._reading.averaged, self._weights)
-        before = np.add(*_lines_and_atoms(self._half.smooth, grid, sigma))
+        before = np.add(*_lines_and_atoms(self._half.curve, grid, sigma))
         return Smoothed(
             grid,
             sigma,
@@ -141,7 +141,7 @@ class Smoother:
 
     @property
     def _smooth(self) -> FloatArray:
-        return np.add(*_lines_and_atoms(self._reading.smooth, self.grid, self.sigma))
+        return np.add(*_lines_and_atoms(self._reading.curve, self.grid, self.sigma))
 
 
 def divergence(p: FloatArray, q: FloatArray) -> FloatArray:
