@@ -19,7 +19,7 @@ from hvp_engine.errors import ConfigurationError
 from hvp_engine.results import acceptance, deflation
 from hvp_engine.results.coefficients import Coefficients
 from hvp_engine.results.ritz import BoolArray, Ritz, averaged_rule, ritz
-from hvp_engine.results.smooth_cdf import SmoothCdf, mean_of, smooth_cdf
+from hvp_engine.results.smooth_cdf import SmoothCdf, mean_of, mixture, smooth_cdf, step_cdf
 from hvp_engine.results.smoothing import FloatArray
 from hvp_engine.results.sphere import Function, traces
 
@@ -35,6 +35,7 @@ _STREAM_COUNTS = 4.0  # single products whose scatter the free part of a stream 
 # Where an error falls like one over the steps, what is left to change is what was changed since half of them, or three
 # times that since three quarters. Either may be small by chance: the larger one counts, the former twice.
 _CHANGES = ((0.5, 2.0), (0.75, 3.0))
+_STAIRS = 0.5  # most that the step function counts in the distribution function
 
 
 def is_gauss(reading: str) -> bool:
@@ -172,6 +173,11 @@ class Reading:
             return ()
         return tuple((times, Reading(self.found.truncated(max(1, int(share * most))))) for share, times in _CHANGES)
 
+    @property
+    def half(self) -> Reading | None:
+        """What the streams said after half of their steps; None where ``earlier`` is empty."""
+        return self.earlier[0][1] if self.earlier else None
+
     @cached_property
     def candidates(self) -> BoolArray:
         """Which Ritz values would be taken as one eigenvalue each, were it not for their weights, shape (probes, m)."""
@@ -233,20 +239,43 @@ class Reading:
 
     @cached_property
     def smooth(self) -> SmoothCdf:
-        """The distribution function with a smooth part between the atoms that are known: for itself and for W1."""
+        """The distribution function between ``stairs`` and ``curve``: for itself and for W1.
+
+        Where tails are long and sparse the curve spreads mass over what is empty, and the stairs gather what is apart:
+        they err to opposite sides, and the mean of both is off by less than either one. Where the spectrum is smooth
+        the curve is right, which shows in that half of the steps gave the same one.
+        """
+        if self.half is None or (apart := self.stairs.distance(self.curve)) == 0.0:
+            return self.curve
+        return mixture(self.stairs, self.curve, min(_STAIRS, self.curve.distance(self.half.curve) / apart))
+
+    @cached_property
+    def stairs(self) -> SmoothCdf:
+        """The distribution function with all mass at averaged nodes and in clusters."""
+        nodes, weights, _ = zip(*self._placed, strict=True)
+        return step_cdf(np.concatenate(nodes), np.concatenate(weights))
+
+    @cached_property
+    def curve(self) -> SmoothCdf:
+        """The distribution function with a smooth part between the atoms that are known."""
+        return mean_of([smooth_cdf(*placed) for placed in self._placed])
+
+    @cached_property
+    def _placed(self) -> list[tuple[FloatArray, FloatArray, BoolArray]]:
+        """The averaged nodes, weights and which of them are atoms, for each probe; a cluster's nodes at its place."""
         rule = self.averaged
         if self.exact:
-            return smooth_cdf(rule.nodes, rule.weights, rule.accepted)
+            return [(rule.nodes, rule.weights, rule.accepted)]
         clusters, gaps = self._clusters
-        functions = []
+        placed = []
         for probe, mine in enumerate(clusters):
             own = rule.probe == probe
             nodes, atoms, free = rule.nodes[own], rule.accepted[own], ~rule.accepted[own]
             for node, gap in zip(self.ritz.nodes[probe, mine], gaps[probe, mine], strict=True):
                 near = (abs(nodes - node) < 0.5 * gap) & free
                 nodes, atoms = np.where(near, node, nodes), atoms | near
-            functions.append(smooth_cdf(nodes, rule.weights[own] * len(clusters), atoms))
-        return mean_of(functions)
+            placed.append((nodes, rule.weights[own] * len(clusters), atoms))
+        return placed
 
     @property
     def width_of_clusters(self) -> float:

@@ -97,6 +97,15 @@ def step_cdf(nodes: FloatArray, weights: FloatArray) -> SmoothCdf:
     return SmoothCdf(places, jumps[:-1] / jumps[-1], jumps[1:] / jumps[-1])
 
 
+def mixture(one: SmoothCdf, other: SmoothCdf, share: float) -> SmoothCdf:
+    """Average two distribution functions, of which the first counts by ``share``."""
+    if share == 0.0:
+        return other
+    knots = np.union1d(one.knots, other.knots)
+    below = share * one.left(knots) + (1.0 - share) * other.left(knots)
+    return SmoothCdf(knots, below, share * one(knots) + (1.0 - share) * other(knots))
+
+
 def mean_of(functions: Sequence[SmoothCdf]) -> SmoothCdf:
     """Average distribution functions."""
     if len(functions) == 1:

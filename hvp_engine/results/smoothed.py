@@ -74,7 +74,7 @@ class Smoother:
         self._reading = reading
         self._settled = reading.exact or not (found.residuals > 0.0).any()
         self._before = reading if self._settled else Reading(found.truncated(max(1, most - _BACK, most // 2)))
-        self._half = reading if self._settled else Reading(found.truncated(max(1, most // 2)))
+        self._half = reading.half or reading
         drawn = resampled_weights(reading.averaged, name)
         self._weights = np.concatenate((reading.averaged.weights[None], drawn))
         gauss = reading.gauss.nodes
@@ -133,9 +133,9 @@ class Smoother:
         reach = max(_ALIKE * sigma, 0.5 * float(np.ptp(self._reading.gauss.nodes)) / int(found.steps.max()))
         if share == 0.0:
             return Smoothed(grid, sigma, spiky[0], spiky[1:], np.stack((was, spiky[0])), reach)
-        lines, atoms = _lines_and_atoms(self._reading.smooth, grid, sigma)
+        lines, atoms = _lines_and_atoms(self._reading.curve, grid, sigma)
         drawn = _reweighted(lines, atoms, grid, sigma, self._reading.averaged, self._weights)
-        before = np.add(*_lines_and_atoms(self._half.smooth, grid, sigma))
+        before = np.add(*_lines_and_atoms(self._half.curve, grid, sigma))
         masses = (1.0 - share) * spiky[0] + share * (lines + atoms)
         earlier = np.stack((masses + (1.0 - share) * (was - spiky[0]), masses + share * (before - lines - atoms)))
         return Smoothed(grid, sigma, masses, (1.0 - share) * spiky[1:] + share * drawn, np.maximum(earlier, 0.0), reach)
@@ -151,7 +151,7 @@ class Smoother:
 
     @property
     def _smooth(self) -> FloatArray:
-        return np.add(*_lines_and_atoms(self._reading.smooth, self.grid, self.sigma))
+        return np.add(*_lines_and_atoms(self._reading.curve, self.grid, self.sigma))
 
 
 def divergence(p: FloatArray, q: FloatArray) -> FloatArray:

@@ -12,6 +12,7 @@ from hvp_engine.results.estimate import MatrixEstimate
 from hvp_engine.results.reading import Quadrature, Reading
 from hvp_engine.results.smooth_cdf import step_cdf
 
+_BETWEEN = 0.75  # of what bounds the error of the curve: the step function, averaged in, takes off a quarter or more
 # The integral of |G|, G a Gaussian process, is below its mean and this many standard deviations in 95 %: by 1.93 where
 # all of G goes up and down together, by 1.96 for a Brownian bridge. Few outliers are not Gaussian: twice the mean at
 # least.
@@ -43,11 +44,12 @@ def distance_from_truth(reading: Reading) -> float:
 def left_to_change(reading: Reading) -> float:
     """Return what more steps would change of the distribution, in Wasserstein-1 distance.
 
-    Two things tell. The smooth function and the step function of the same nodes are two guesses between the same
-    bounds, and are further apart than the smooth one is from the truth; too far where the spectrum is smooth. There the
+    Two things tell how far the curve is off. It and the step function of the Gauss nodes are two guesses between the
+    same bounds, and are further apart than the curve is from the truth; too far where the spectrum is smooth. There the
     steps before tell: what is left is a multiple of what they changed. They are deceived where a tail is found in
-    pieces and nothing changes for a while. So the smaller one counts. Both are blind for how wide a cluster is, a node
-    that stands for many eigenvalues: its residual is their deviation from it.
+    pieces and nothing changes for a while. So the smaller one counts, and three quarters of it, as the distribution
+    function lies between the curve and the averaged step function, which err to opposite sides. Both are blind for how
+    wide a cluster is, a node that stands for many eigenvalues: its residual is their deviation from it.
 
     Streams whose Krylov space is exhausted have nothing left to change.
     """
@@ -63,9 +65,9 @@ def left_to_change(reading: Reading) -> float:
     if not now.earlier:  # there is but one step; all is within a standard deviation, which it leaves
         return float(live.mean()) * float(found.residuals.mean())
     rule = now.variance_reduced
-    apart = now.smooth.distance(step_cdf(rule.nodes, rule.weights))
-    changed = max(times * now.smooth.distance(before.smooth) for times, before in now.earlier)
-    return float(live.mean()) * (min(apart, changed) + now.width_of_clusters)
+    apart = now.curve.distance(step_cdf(rule.nodes, rule.weights))
+    changed = max(times * now.curve.distance(before.curve) for times, before in now.earlier)
+    return float(live.mean()) * (_BETWEEN * min(apart, changed) + now.width_of_clusters)
 
 
 def chance_of_distance(rule: Quadrature) -> float:

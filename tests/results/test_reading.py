@@ -110,6 +110,32 @@ def test_readings_are_closer_to_the_spectrum_than_the_gauss_rule():
     assert smooth < averaged
 
 
+def test_curve_and_stairs_err_to_opposite_sides_of_sparse_tails():
+    eigenvalues = np.sort(np.concatenate((np.arange(1, 2601) ** -1.2, -0.4 * np.arange(1, 1401) ** -1.2)))
+    errors = []
+    for seed in range(5):
+        reading = Reading(streams(eigenvalues, 25, seed=seed)[0])
+        functions = (reading.stairs, reading.curve, reading.smooth)
+        errors.append([function.distance(step_function(eigenvalues)) for function in functions])
+        mean = 0.5 * (reading.stairs(eigenvalues) + reading.curve(eigenvalues))
+        np.testing.assert_allclose(reading.smooth(eigenvalues), mean, atol=1e-12)
+    stairs, curve, smooth = np.median(errors, axis=0)
+    assert smooth < 0.9 * min(stairs, curve)
+
+
+def test_the_curve_of_a_smooth_spectrum_is_left_nearly_as_it_is():
+    reading = Reading(streams(np.linspace(-1.0, 1.0, 1500), 40)[0])
+    stairs, smooth = (function.distance(reading.curve) for function in (reading.stairs, reading.smooth))
+    assert smooth < 0.3 * stairs
+    assert smooth == pytest.approx(reading.curve.distance(reading.half.curve), rel=1e-6)
+
+
+def test_where_nothing_is_left_to_find_the_curve_stands():
+    for reading in (Reading(streams(bulk(500, 1), 1)[0]), Reading(streams(np.repeat([-1.0, 0.0, 2.0], 50), 10)[0])):
+        assert reading.half is None
+        assert reading.smooth is reading.curve
+
+
 def test_a_probe_of_n_steps_knows_every_eigenvalue():
     eigenvalues = np.array([-1.0, 0.0, 0.0, 0.0, 2.0])
     alphas, betas = jacobi_matrix(eigenvalues)
