@@ -16,10 +16,10 @@ from hvp_engine.krylov.companions import COLUMNS_AT_ONCE, SINGLES_AT_ONCE
 from hvp_engine.krylov.settings import JobSettings
 from hvp_engine.krylov.stopping import CHECK_EVERY, DEFAULT_TOLERANCE, FIRST_CHECK, Targets
 
-# Steps to the usual tolerance in W1, and the power of its inverse by which they grow: what matrices with the tails of
-# networks' take (benchmarks/coverage: 15 to 30 at 0.1, 50 to 75 at 0.02, 75 to 95 at 0.01; without tails half of it).
+# Steps to the usual tolerance in W1, of small and of large blocks, and the power of its inverse by which they grow: what
+# blocks of networks take (benchmarks/real_blocks, large ones: 35 to 50 at 0.1, 40 to 80 at 0.05, 80 to 100 at 0.02).
 # Other targets take about as many as the usual one.
-_STEPS, _POWER = 50, 0.6
+_STEPS_SMALL, _STEPS_LARGE, _LARGE, _POWER = 50, 90, 1 << 14, 0.6
 # Probes times parameters that a tolerance of 1 takes: twice the probe part of the error, for a bulk of one standard
 # deviation, in W1; twice the spread of an entry, about 0.3 / sqrt(probes * parameters), in Jensen-Shannon divergences.
 _W1, _JS = 10.0, 0.4
@@ -131,7 +131,8 @@ def _expected(numel: int, settings: JobSettings) -> BlockWork:
     needs = [law / tolerance**2 for law, tolerance in ((_W1, targets.w1), (_JS, targets.js)) if tolerance is not None]
     probes = min(settings.probes, max(1, math.ceil(max(needs, default=0.0) / numel)))
     ratio = DEFAULT_TOLERANCE / targets.w1 if targets.w1 is not None else 1.0
-    steps = max(FIRST_CHECK, round(_STEPS * ratio**_POWER / CHECK_EVERY) * CHECK_EVERY)
+    usual = _STEPS_LARGE if numel > _LARGE else _STEPS_SMALL
+    steps = max(FIRST_CHECK, round(usual * ratio**_POWER / CHECK_EVERY) * CHECK_EVERY)
     return BlockWork(probes, min(numel, settings.steps, steps), 1, _singles(SINGLES_AT_ONCE, settings))
 
 

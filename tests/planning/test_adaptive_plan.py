@@ -23,13 +23,13 @@ def test_an_adaptive_job_has_a_price_that_is_expected_and_one_at_most() -> None:
     adaptive, fixed = planned(), planned(steps=100, probes=10)
     assert adaptive.worst is not None
     assert fixed.worst is None
-    assert adaptive.job.products == {"full": 54}
-    ratio = 54 / 1000
+    assert adaptive.job.products == {"full": 94}
+    ratio = 94 / 1000
     assert adaptive.prediction.blocks["full"].flop == pytest.approx(ratio * fixed.prediction.blocks["full"].flop)
     whole = adaptive.worst.blocks["full"].flop / fixed.prediction.blocks["full"].flop
     assert whole == pytest.approx(1.1)  # single products up to the number of steps
-    assert adaptive.flop < adaptive.worst.flop / 15
-    assert adaptive.seconds < adaptive.worst.seconds / 3  # passes of one vector wait for their launches
+    assert adaptive.flop < adaptive.worst.flop / 10
+    assert adaptive.seconds < adaptive.worst.seconds / 2  # passes of one vector wait for their launches
 
 
 def test_a_larger_tolerance_and_lower_ceilings_are_cheaper() -> None:
@@ -52,11 +52,11 @@ def test_text_and_record_say_what_is_expected_and_at_most() -> None:
     first, second = plan.summary().splitlines()[:2]
     assert " expected, " in first and " at most, " in first
     assert second == (
-        "products: 86 with 2 block(s) expected for a tolerance of w1=0.02 js=0.05 (1 probe(s) of 50 steps, "
+        "products: 126 with 2 block(s) expected for a tolerance of w1=0.02 js=0.05 (1 probe(s) of 90 steps, "
         "1 block(s) exactly), at most 100 steps x 10 probes"
     )
     record = json.loads(json.dumps(plan.record()))
-    assert record["job"]["products"] == {"norm": 32, "all": 54}
+    assert record["job"]["products"] == {"norm": 32, "all": 94}
     assert record["job"]["tolerance"] == {"js": 0.05, "w1": 0.02}
     assert record["worst"]["flop"] > record["flop"] and record["worst"]["seconds"] > record["seconds"]
     fixed = planned(steps=7)

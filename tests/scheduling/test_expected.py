@@ -22,7 +22,7 @@ def test_a_fixed_job_takes_what_it_was_asked_for(settings: JobSettings) -> None:
 def test_a_large_block_takes_one_probe_and_a_few_single_products() -> None:
     work = expected_work(SIZES, JobSettings())["large"]
     assert (work.probes, work.singles, work.columns) == (1, 4, 0)
-    assert 40 <= work.steps <= 60
+    assert 80 <= work.steps <= 100
     assert work.products == work.steps + 4
     assert work.sweeps == (work.steps + 1,)
     assert expected_work(SIZES, JobSettings(reorthogonalize="none"))["large"].singles == 0
@@ -52,7 +52,7 @@ def test_a_block_is_done_exactly_where_that_costs_no_more_products(tolerance: An
 
 def test_the_usual_tolerance_multiplies_out_what_ten_probes_of_fifty_steps_cost() -> None:
     assert is_exact(500, JobSettings()) and not is_exact(600, JobSettings())
-    assert expected_products({"small": 1000, "large": 10**6}, JobSettings()) == {"small": 504, "large": 54}
+    assert expected_products({"small": 1000, "large": 10**6}, JobSettings()) == {"small": 504, "large": 94}
 
 
 def test_a_larger_tolerance_takes_fewer_products_and_no_fewer_than_the_first_check_sees() -> None:
