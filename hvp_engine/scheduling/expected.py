@@ -16,8 +16,8 @@ from hvp_engine.krylov.companions import COLUMNS_AT_ONCE, SINGLES_AT_ONCE
 from hvp_engine.krylov.settings import JobSettings
 from hvp_engine.krylov.stopping import CHECK_EVERY, DEFAULT_TOLERANCE, FIRST_CHECK, Targets
 
-# Steps to the usual tolerance in W1, of small and of large blocks, and the power of its inverse by which they grow: what
-# networks take (benchmarks/real_blocks; large blocks: 35 to 50 at 0.1, 40 to 80 at 0.05, 80 to 100 at 0.02).
+# Steps to the usual tolerance in W1, of small and of large blocks, and the power of its inverse by which they grow:
+# what networks take (benchmarks/real_blocks; large blocks: 35 to 50 at 0.1, 40 to 80 at 0.05, 80 to 100 at 0.02).
 # Other targets take about as many as the usual one.
 _STEPS_SMALL, _STEPS_LARGE, _LARGE, _POWER = 50, 90, 1 << 14, 0.6
 # Probes times parameters that a tolerance of 1 takes: twice the probe part of the error, for a bulk of one standard
