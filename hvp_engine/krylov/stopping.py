@@ -68,6 +68,18 @@ class Targets:
         alone = not isinstance(tolerance, Mapping)
         return cls(**{name: _checked(name, value, alone) for name, value in given.items()})
 
+    def check_blocks(self, blocks: int) -> None:
+        """Refuse a target between blocks where there are not two.
+
+        Raises:
+            ConfigurationError: There are not.
+        """
+        if self.js is not None and blocks < 2:
+            raise ConfigurationError(
+                "tolerance has a target 'js', which is between blocks, and the job has one block: give more in blocks=, "
+                "as blocks='parameter' does, or another target."
+            )
+
     def record(self) -> dict[str, float]:
         """Return the targets that were asked for as plain data, by name."""
         return {name: value for name, value in asdict(self).items() if value is not None}

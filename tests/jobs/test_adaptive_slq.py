@@ -16,6 +16,7 @@ from problems import dense_hessian
 from torch import Tensor, nn
 
 import hvp_engine as he
+from hvp_engine.errors import ConfigurationError
 from hvp_engine.jobs import adaptive_slq
 from hvp_engine.krylov import stopping
 from hvp_engine.krylov.probes import probe
@@ -328,3 +329,14 @@ def test_any_options_give_finite_spectra_within_their_ceilings(
             assert spectrum.steps.max() <= chosen["steps"] and spectrum.probes <= chosen["probes"]
         assert np.isfinite(spectrum.nodes).all() and np.isfinite(spectrum.singles).all()
         assert isinstance(account["not_reached"], list)
+
+
+def test_divergences_of_one_block_are_refused_before_the_work(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    counts = Counts(monkeypatch)
+    small = case()
+    model, loss, data = small.model, small.loss, small.data
+    with pytest.raises(ConfigurationError, match="between blocks, and the job has one"):
+        he.slq(model, loss, data=data, tolerance={"js": 0.05}, progress=False, out=tmp_path)
+    with pytest.raises(ConfigurationError, match="between blocks, and the job has one"):
+        he.plan(model, loss, data=data, device="cpu", tolerance={"js": 0.05})
+    assert not counts.sweeps
