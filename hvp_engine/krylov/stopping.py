@@ -76,7 +76,7 @@ class Targets:
         """
         if self.js is not None and blocks < 2:
             raise ConfigurationError(
-                "tolerance has a target 'js', which is between blocks, and the job has one block: give more in blocks=, "
+                "tolerance has a target 'js', which is between blocks, and the job has one: give more in blocks=, "
                 "as blocks='parameter' does, or another target."
             )
 
