@@ -6,7 +6,7 @@ kept tell for any start what it would have done, at no product. The real calls t
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -17,14 +17,14 @@ from hvp_engine.krylov.stopping import CHECK_EVERY, FIRST_CHECK, Ceilings, Targe
 from hvp_engine.results.coefficients import Coefficients
 
 from .scores import SCORES, Judge, Ours
-from .streams import STEPS, Streams, judged
-from .truth import coefficients, truths
+from .streams import STEPS, Streams, exact, judged
+from .truth import Truth, coefficients, truths
 from .zoo import Network, trained
 
-TOLERANCES = (0.1, 0.05, 0.03, 0.02, 0.014, 0.01, 0.007)
-DEFAULT = 0.02
-_MOST_PROBES = 10
-_STARTS = 20
+TOLERANCES = (0.1, 0.05, 0.02)
+CALLED = (0.05, 0.02)
+MOST_PROBES = 10
+STARTS = 10
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,13 +45,13 @@ def replay(streams: Streams, order: NDArray[np.int64], targets: Targets) -> Stop
     steps = FIRST_CHECK
     while True:
         found = coefficients(streams, order[:1], steps)
-        verdict = judge({"b": found}, targets, ceilings=Ceilings(_MOST_PROBES))["b"]
+        verdict = judge({"b": found}, targets, ceilings=Ceilings(MOST_PROBES))["b"]
         if verdict.steps_suffice or steps >= STEPS:
             break
         steps = min(steps + CHECK_EVERY, STEPS)
-    while not verdict.reached and len(found.steps) < min(verdict.probes, _MOST_PROBES, len(order)):
-        found = coefficients(streams, order[: min(verdict.probes, _MOST_PROBES, len(order))], steps)
-        verdict = judge({"b": found}, targets, ceilings=Ceilings(_MOST_PROBES))["b"]
+    while not verdict.reached and len(found.steps) < min(verdict.probes, MOST_PROBES, len(order)):
+        found = coefficients(streams, order[: min(verdict.probes, MOST_PROBES, len(order))], steps)
+        verdict = judge({"b": found}, targets, ceilings=Ceilings(MOST_PROBES))["b"]
     return Stopped(found, verdict.reached)
 
 
@@ -62,7 +62,7 @@ def replayed(network: Network, cache: Path) -> list[dict[str, object]]:
     for name, streams in judged(network, cache).items():
         available = len(streams.alphas)
         for tolerance in TOLERANCES:
-            targets, starts = Targets.parse(tolerance), range(min(_STARTS, available))
+            targets, starts = Targets.parse(tolerance), range(min(STARTS, available))
             jobs = [replay(streams, np.roll(np.arange(available), -start), targets) for start in starts]
             errors = [judge_.errors(name, Ours(name, job.found)) for job in jobs]
             kept = [error["w1"] <= tolerance for error, job in zip(errors, jobs, strict=True) if job.reached]
@@ -83,7 +83,15 @@ def replayed(network: Network, cache: Path) -> list[dict[str, object]]:
 
 
 def called(network: Network, cache: Path, tolerance: float, seed: int) -> list[dict[str, object]]:
-    """Call `slq` as a user does, with a tolerance and nothing else; return a row per block."""
+    """Call `slq` as a user does, with a tolerance and nothing else, on the blocks whose eigenvalues are all known.
+
+    Returns:
+        A row per block: what its account in the manifest says, true errors, whether bars of trace and norm hold.
+    """
+    known = exact(network, cache)
+    if not known:
+        return []
+    network = replace(network, blocks={name: network.blocks[name] for name in network.blocks if name in known})
     judge_ = Judge(truths(network, cache))
     model, data = trained(network, cache)
     spectra = he.slq(
@@ -98,6 +106,7 @@ def called(network: Network, cache: Path, tolerance: float, seed: int) -> list[d
     )
     estimated = {name: Ours(name, spectrum.coefficients) for name, spectrum in spectra.items()}
     js0 = judge_.js0(estimated)
+    accounts = spectra.manifest["adaptive"]["blocks"]
     return [
         {
             "network": network.name,
@@ -105,8 +114,20 @@ def called(network: Network, cache: Path, tolerance: float, seed: int) -> list[d
             "numel": spectrum.numel,
             "tolerance": tolerance,
             "seed": seed,
-            "products": int(spectrum.steps.sum()) + len(spectrum.singles),
+            "products": accounts[name]["products"],
+            "by_kind": accounts[name]["products_by_kind"],
+            "stopped_by": accounts[name]["stopped_by"],
+            "reached": not accounts[name]["not_reached"],
             "errors": {**judge_.errors(name, estimated[name]), "js0": js0},
+            "held": _held(spectrum, judge_.truths[name]),
         }
         for name, spectrum in spectra.items()
     ]
+
+
+def _held(spectrum: he.Spectrum, truth: Truth) -> dict[str, bool]:
+    trace, norm = spectrum.trace(), spectrum.frobenius_norm()
+    return {
+        "trace": trace.low <= truth.numel * truth.mean <= trace.high,
+        "norm": norm.low <= truth.frobenius <= norm.high,
+    }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .scores import SCORES, Gauss, Judge, Ours, Reader
-from .streams import STEPS, Streams, judged
+from .streams import STEPS, Streams, judged, long
 from .truth import coefficients, truths
 from .zoo import Network
 
@@ -44,10 +45,24 @@ def median_errors(
     return {score: float(np.median([error[score] for error in errors])) for score in scores}
 
 
+def doubt(judge: Judge, name: str, reference: Streams | None) -> dict[str, float]:
+    """Estimate by score how far off a reference of several probes is by chance: the jackknife; 0 for eigenvalues."""
+    if reference is None:
+        return dict.fromkeys(SCORES, 0.0)
+    probes, steps = reference.alphas.shape
+    left = [np.delete(np.arange(probes), probe) for probe in range(probes)]
+    errors = [judge.errors(name, Ours(name, coefficients(reference, group, steps))) for group in left]
+    return {score: math.sqrt((probes - 1) * np.mean([e[score] ** 2 for e in errors])) for score in SCORES}
+
+
+def _length(reference: Streams | None) -> str:
+    return "exact" if reference is None else "{} x {}".format(*reference.alphas.shape)
+
+
 def products_to_equal_error(network: Network, cache: Path) -> list[dict[str, object]]:
     """Return a row per block: the paper's errors, and by score the fewest products of ours, None beyond 500."""
     judge = Judge(truths(network, cache))
-    rows = []
+    references, rows = long(network, cache), []
     for name, streams in judged(network, cache).items():
         paper = median_errors(judge, name, streams, Gauss, PAPER_PROBES, STEPS)
         found: dict[str, int] = {}
@@ -63,7 +78,8 @@ def products_to_equal_error(network: Network, cache: Path) -> list[dict[str, obj
                 "network": network.name,
                 "block": name,
                 "numel": streams.numel,
-                "exact": judge.truths[name].exact,
+                "reference": _length(references.get(name)),
+                "doubt": doubt(judge, name, references.get(name)),
                 "paper": paper,
                 "products": {score: found.get(score) for score in SCORES},
             }

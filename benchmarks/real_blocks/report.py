@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Iterable
+from collections import Counter
+from collections.abc import Iterable
 from typing import Any
 
-from .adaptive import DEFAULT
+from .adaptive import MOST_PROBES, STARTS
 from .equal_error import PAPER_PRODUCTS
 from .scores import SCORES
+from .streams import STEPS
+from .zoo import NETWORKS
 
 Row = dict[str, Any]
 CLASSES = {"1k to 10k": (1_000, 10_000), "100k and more": (100_000, 1 << 40)}
@@ -25,16 +28,15 @@ def ratio(products: float | None) -> float:
     return PAPER_PRODUCTS / products if products else 0.0
 
 
-def medians(rows: Iterable[Row], of: Callable[[Row, str], float]) -> dict[str, dict[str, float]]:
-    """Return the median over blocks of a number by score, by class of sizes."""
-    kept = list(rows)
-    return {
-        name: {
-            score: statistics.median([of(row, score) for row in kept if in_class(row, name)] or [0.0])
-            for score in SCORES
-        }
-        for name in CLASSES
-    }
+def doubtful(row: Row, score: str) -> bool:
+    """Say whether a block's reference is off by chance by more than half of the error that is to be reached."""
+    return bool(row["doubt"][score] > 0.5 * row["paper"][score])
+
+
+def median_ratio(rows: Iterable[Row], size: str, score: str, every: bool) -> str:
+    """Return the median over the blocks of a class of sizes, and of how many: all, or those that are not doubtful."""
+    mine = [row for row in rows if in_class(row, size) and (every or not doubtful(row, score))]
+    return f"{statistics.median(ratio(row['products'][score]) for row in mine):.1f} ({len(mine)})" if mine else "-"
 
 
 def end_to_end(replayed: list[Row], equal: list[Row]) -> list[Row]:
@@ -54,25 +56,50 @@ def markdown(study: dict[str, Any]) -> str:
     """Write the study as Markdown."""
     equal = study["equal"]
     lines = ["# The same spectrum from fewer products: real blocks", "", _facts(study["machine"]), "", _INTRODUCTION]
+    lines += ["", _scope(study)]
     lines += ["", "## Products to the median error of 10 probes x 100 steps, readings of few streams", ""]
     lines += _products(equal)
     if study.get("replayed"):
         lines += ["", "## The same by the rule that stops the job, replayed on kept streams", ""]
         lines += _products(end_to_end(study["replayed"], equal))
-        lines += ["", f"## tolerance={DEFAULT:g}: what it spends and whether it is kept", "", *_kept(study["replayed"])]
+        lines += ["", "## What a tolerance spends and whether it is kept, replayed on kept streams", "", _REPLAYED, ""]
+        lines += _kept(study["replayed"])
     if study.get("called"):
-        lines += ["", "## `slq` called with a tolerance and nothing else", "", *_called(study["called"], equal)]
+        lines += ["", "## `slq` called with a tolerance and nothing else", "", _CALLED, ""]
+        lines += _called(study["called"], equal)
     if study.get("bars"):
         lines += ["", "## Coverage of 95 % bars, mean over blocks [worst]; (b) marks bounds", "", *_bars(study["bars"])]
     return "\n".join(lines) + "\n"
 
 
 _INTRODUCTION = (
-    "Errors: Wasserstein-1 in standard deviations of the eigenvalues; mean error of the Jensen-Shannon divergences of "
-    "the estimate with the true spectra of the network's other blocks; mean absolute log10 ratio of densities smoothed "
-    "by 0.01 and 0.003 of the range; trace over Frobenius norm. The truth of a block marked e is all its eigenvalues "
-    "(dense, float64), of others what 3 x 200 steps of other probes say. A dash: not reached with 500 products."
+    "Errors: `w1` Wasserstein-1 in standard deviations of the eigenvalues; `js` mean error of the Jensen-Shannon "
+    "divergences of the estimate with the true spectra of the network's other blocks; `density` mean absolute log10 "
+    "ratio of densities smoothed by 0.01 and 0.003 of the range; `trace` over the Frobenius norm. Medians over groups "
+    "of probes. A dash: not reached with 500 products, which counts as 0 in medians.\n\n"
+    "Reference `exact`: all eigenvalues (products in float64 with every unit vector); estimates are streams in the "
+    "eigenbasis, float64, and only the calls at the end are products of the network. Reference `p x m`: what p other "
+    "probes of m steps say, in float32; estimates are streams of real products, ten probes. Such a reference is no "
+    "truth: in a cell marked ? its own error by chance (a jackknife over its probes) is above half of the error that "
+    "is to be reached, so that the cell says little; W1 there also leaves out what more than m steps would change."
 )
+_REPLAYED = (
+    "By tolerance: median products; median true W1 / sd; starts that kept the tolerance / that said it was reached, "
+    f"of {STARTS} starts. Ceilings as by default, {STEPS} steps and {MOST_PROBES} probes; without single products."
+)
+_CALLED = (
+    "Real products in float32 of the blocks whose eigenvalues are all known, one call for a network and seed, as users "
+    "make it; products as the manifest accounts for them. In brackets the median error of 10 x 100 Gauss."
+)
+
+
+def _scope(study: dict[str, Any]) -> str:
+    """Say what there is, and what was left out."""
+    done = {(row["network"], row["block"]): row for row in study["equal"]}
+    missing = [f"{net.name} {block}" for net in NETWORKS for block in net.blocks if (net.name, block) not in done]
+    counts = Counter(row["reference"] for row in done.values())
+    text = f"{len(done)} blocks; references: " + ", ".join(f"{n} {kind}" for kind, n in counts.most_common()) + "."
+    return text + (f" Left out, for want of a reference: {', '.join(missing)}." if missing else "")
 
 
 def _facts(machine: dict[str, Any]) -> str:
@@ -85,29 +112,40 @@ def _table(head: list[str], rows: Iterable[Iterable[object]]) -> list[str]:
 
 
 def _block(row: Row) -> list[str]:
-    return [row["network"], row["block"], f"{row['numel']:,}{' e' if row.get('exact') else ''}"]
+    return [row["network"], row["block"], f"{row['numel']:,}"]
 
 
 def _products(rows: list[Row]) -> list[str]:
-    def cells(row: Row) -> list[str]:
-        return [f"{row['products'][s]:g}" if row["products"][s] else "-" for s in SCORES]
+    def cell(row: Row, score: str) -> str:
+        products = f"{row['products'][score]:g}" if row["products"][score] else "-"
+        return products + (" ?" if doubtful(row, score) else "")
 
-    lines = _table(["network", "block", "n", *SCORES], ([*_block(row), *cells(row)] for row in rows))
-    found = medians(rows, lambda row, score: ratio(row["products"][score]))
-    classes = [[name, *(f"{found[name][s]:.1f}" for s in SCORES)] for name in CLASSES]
-    return [*lines, "", *_table(["median times fewer, n", *SCORES], classes)]
+    lines = _table(
+        ["network", "block", "n", "reference", *SCORES],
+        ([*_block(row), row["reference"], *(cell(row, score) for score in SCORES)] for row in rows),
+    )
+    classes = [
+        [f"{size}, {'all' if every else 'without ?'}", *(median_ratio(rows, size, score, every) for score in SCORES)]
+        for size in CLASSES
+        for every in (True, False)
+    ]
+    return [*lines, "", *_table(["median times fewer (blocks), n", *SCORES], classes)]
 
 
 def _kept(rows: list[Row]) -> list[str]:
-    def cells(row: Row) -> list[str]:
-        w1 = f"{row['errors']['w1']:.4f}"
-        return [*_block(row), f"{row['products']:g}", w1, f"{row['kept']}/{row['reached']} of {row['starts']}"]
+    tolerances = sorted({row["tolerance"] for row in rows}, reverse=True)
+    blocks: dict[tuple[str, ...], dict[float, Row]] = {}
+    for row in rows:
+        blocks.setdefault(tuple(_block(row)), {})[row["tolerance"]] = row
 
-    head = ["network", "block", "n", "products", "true W1 / sd", "kept / reached"]
-    lines = _table(head, (cells(row) for row in rows if row["tolerance"] == DEFAULT))
+    def cell(row: Row) -> str:
+        return f"{row['products']:g}; {row['errors']['w1']:.4f}; {row['kept']}/{row['reached']}"
+
+    head = ["network", "block", "n", *(f"{tolerance:g}" for tolerance in tolerances)]
+    lines = _table(head, ([*block, *(cell(mine[t]) for t in tolerances)] for block, mine in blocks.items()))
     lines.append("")
     by_tolerance = []
-    for tolerance in sorted({row["tolerance"] for row in rows}, reverse=True):
+    for tolerance in tolerances:
         mine = [row for row in rows if row["tolerance"] == tolerance]
         reached, starts = sum(r["reached"] for r in mine), sum(r["starts"] for r in mine)
         share = sum(r["kept"] for r in mine) / max(reached, 1)
@@ -120,12 +158,29 @@ def _called(rows: list[Row], equal: list[Row]) -> list[str]:
     paper = {(row["network"], row["block"]): row["paper"] for row in equal}
 
     def cells(row: Row) -> list[str]:
-        theirs = paper[row["network"], row["block"]]
-        errors = [f"{row['errors'][s]:.2g} ({theirs[s]:.2g})" for s in SCORES]
-        return [*_block(row), f"{row['tolerance']:g}", str(row["seed"]), str(row["products"]), *errors]
+        theirs, errors, kinds = paper[row["network"], row["block"]], row["errors"], row["by_kind"]
+        spent = f"{row['products']} ({', '.join(f'{n} {kind}' for kind, n in kinds.items() if n)})"
+        kept = ("yes" if errors["w1"] <= row["tolerance"] else "NO") + ("" if row["reached"] else ", not reached")
+        held = ["inside" if row["held"][name] else "OUTSIDE" for name in ("trace", "norm")]
+        scored = [f"{errors[s]:.2g} ({theirs[s]:.2g})" for s in ("w1", "js", "trace")]
+        return [*_block(row), f"{row['tolerance']:g}", str(row["seed"]), spent, row["stopped_by"], kept, *scored, *held]
 
-    head = ["network", "block", "n", "tolerance", "seed", "products", *(f"{s} (10 x 100)" for s in SCORES)]
-    return _table(head, (cells(row) for row in rows))
+    head = ["network", "block", "n", "tolerance", "seed", "products", "ended by", "kept"]
+    head += ["w1 (10 x 100)", "js (10 x 100)", "trace (10 x 100)", "trace's bar", "norm's bar"]
+    return [*_table(head, (cells(row) for row in rows)), "", *_called_in_short(rows)]
+
+
+def _called_in_short(rows: list[Row]) -> list[str]:
+    lines = []
+    for tolerance in sorted({row["tolerance"] for row in rows}, reverse=True):
+        mine = [row for row in rows if row["tolerance"] == tolerance]
+        reached = [row for row in mine if row["reached"]]
+        kept = f"{sum(row['errors']['w1'] <= tolerance for row in reached)}/{len(reached)}"
+        held = [f"{sum(row['held'][name] for row in mine)}/{len(mine)}" for name in ("trace", "norm")]
+        products = statistics.median(row["products"] for row in mine)
+        lines.append([f"{tolerance:g}", f"{len(reached)}/{len(mine)}", kept, *held, f"{products:g}"])
+    head = ["tolerance", "reached", "kept where reached", "trace inside", "norm inside", "median products"]
+    return _table(head, lines)
 
 
 def _bars(rows: list[Row]) -> list[str]:
