@@ -82,9 +82,10 @@ _INTRODUCTION = (
     "Reference `exact`: all eigenvalues (products in float64 with every unit vector); estimates are streams in the "
     "eigenbasis, float64, and only the calls at the end are products of the network. Reference `p x m`: what p other "
     "probes of m steps say, in float32 (10 x 200 is asked for, 3 x 200 was made where time was short); estimates are "
-    "streams of real products, ten probes. Such a reference is no "
-    "truth: in a cell marked ? its own error by chance (a jackknife over its probes) is above half of the error that "
-    "is to be reached, so that the cell says little; W1 there also leaves out what more than m steps would change."
+    "streams of real products, ten probes, so that the error of 10 x 100 is that of one group, of which ours are "
+    "parts. Such a reference is no truth: in a cell marked ? its own error by chance (a jackknife over its probes) is "
+    "above half of the error that is to be reached, so that the cell says little; W1 there also leaves out what more "
+    "than m steps would change, and whether a tolerance was kept is judged by this reference only."
 )
 _REPLAYED = (
     "By tolerance: median products; median true W1 / sd; starts that kept the tolerance / that said it was reached, "
@@ -92,9 +93,9 @@ _REPLAYED = (
 )
 _CALLED = (
     "Real products in float32 of the blocks whose eigenvalues are all known, one call for a network and seed, as users "
-    "make it; a number for each seed; products as the manifest accounts for them, single ones too. In brackets the median error of 10 x 100 Gauss. `off`: how "
-    "far off trace and norm are in lengths of their bars; within 1 the bar holds. The trace is the published one, with "
-    "single products; W1 and JS are of the streams, as published too."
+    "make it; a number for each seed; products as the manifest accounts for them, single ones too. In brackets the "
+    "median error of 10 x 100 Gauss. `off`: how far off trace and norm are in lengths of their bars; within 1 the bar "
+    "holds. The trace is the published one, with single products; W1 and JS are of the streams, as published too."
 )
 
 
