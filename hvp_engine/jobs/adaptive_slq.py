@@ -54,7 +54,7 @@ class AdaptiveSlqJob(Job[Wave, Spectra]):
 
     def streams(self, operator: CurvatureOperator) -> StreamSizes:
         """Return the sizes of the first streams: one per block, and none for the small ones."""
-        self._targets.check_blocks(len(operator.numel))
+        self.settings.check_blocks(len(operator.numel))
         return first_round(operator.numel, self.settings, self.room)
 
     def more(self, operator: CurvatureOperator, states: Sequence[Wave]) -> StreamSizes | None:

@@ -111,6 +111,15 @@ class JobSettings:
         """What an adaptive job has to reach; None for a fixed job."""
         return None if self.tolerance is None else Targets.parse(self.tolerance)
 
+    def check_blocks(self, blocks: int) -> None:
+        """Refuse a target between blocks where there are not two.
+
+        Raises:
+            ConfigurationError: There are not.
+        """
+        if self.targets is not None:
+            self.targets.check_blocks(blocks)
+
     @property
     def lanczos(self) -> LanczosSettings:
         """The recurrence's settings; products in float64 keep float64 vectors."""

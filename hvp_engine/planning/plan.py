@@ -113,8 +113,7 @@ def plan(
     target = _gpu(device, precision)
     shell = meta_copy(model, settings.dtype)
     partition = resolve(shell, blocks)
-    if settings.targets is not None:
-        settings.targets.check_blocks(len(partition.blocks))
+    settings.check_blocks(len(partition.blocks))
     shape = _scaled(data_shape(data, settings.dtype), batches, tokens)
     parameters = sum(t.nbytes for t in (*shell.parameters(), *shell.buffers()))
     job = JobSizes(partition.numel, settings, shape.samples, shape.batches, parameters)
