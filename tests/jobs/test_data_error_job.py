@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from interruptions import interrupted_at
 from problems import Case, dense_hessian, gpt, mlp
 from torch import nn
 
@@ -90,20 +91,9 @@ def test_an_interrupted_job_resumes_to_the_same_bits(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop: int, memory: int | None
 ) -> None:
     wanted = errors(gpt(), BLOCKS, memory=memory)
-    original, count = GroupProducts.step, 0
-
-    def step(state: GroupProducts) -> int:
-        nonlocal count
-        if count == stop:
-            raise KeyboardInterrupt
-        count += 1
-        return original(state)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(GroupProducts, "step", step)
-        with pytest.raises(KeyboardInterrupt):
-            errors(gpt(), BLOCKS, memory=memory, out=tmp_path)
-    taken = 0
+    with interrupted_at(stop, GroupProducts):
+        errors(gpt(), BLOCKS, memory=memory, out=tmp_path)
+    original, taken = GroupProducts.step, 0
 
     def counted(state: GroupProducts) -> int:
         nonlocal taken

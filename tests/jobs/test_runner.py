@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from hutchinson import Squares, TraceJob, Traces
+from interruptions import interrupted_at
 from problems import Case, dense_hessian, gpt
 from torch import Tensor
 
@@ -42,23 +43,10 @@ def test_another_kind_of_job_finds_what_the_dense_matrix_says(tmp_path: Path) ->
 
 @pytest.mark.parametrize("memory", [None, 400_000])
 @pytest.mark.parametrize("stop", [1, 2])
-def test_another_kind_of_job_resumes_to_the_same_bits(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop: int, memory: int | None
-) -> None:
+def test_another_kind_of_job_resumes_to_the_same_bits(tmp_path: Path, stop: int, memory: int | None) -> None:
     wanted = traces(gpt(), None, memory=memory)
-    original, count = Squares.step, 0
-
-    def step(state: Squares) -> int:
-        nonlocal count
-        if count == stop:
-            raise KeyboardInterrupt
-        count += 1
-        return original(state)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Squares, "step", step)
-        with pytest.raises(KeyboardInterrupt):
-            traces(gpt(), tmp_path, memory=memory)
+    with interrupted_at(stop, Squares):
+        traces(gpt(), tmp_path, memory=memory)
     assert traces(gpt(), tmp_path, memory=memory).values == wanted.values
     assert [path.name for path in tmp_path.iterdir()] == ["manifest.json"]
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
+from custom_functions import Sound
+from interruptions import interrupted_at
 from problems import Case, dense_hessian, mlp
 from torch import Tensor, nn
 
@@ -182,27 +183,14 @@ def test_a_job_says_once_that_its_vectors_go_one_by_one(caplog: pytest.LogCaptur
     assert "single_passes" not in manifest["plan"]
 
 
-class Sine(torch.autograd.Function):
-    """Right for several vectors, and not known to be."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        ctx.save_for_backward(x)
-        return x.sin()
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Tensor:
-        return grad * ctx.saved_tensors[0].cos()
-
-
 class Wave(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
-        wave: Tensor = Sine.apply(x)
+        wave: Tensor = Sound.apply(x)
         return wave
 
 
 @pytest.mark.parametrize("stop", [1, 4])
-def test_a_resumed_job_chooses_the_same_passes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop: int) -> None:
+def test_a_resumed_job_chooses_the_same_passes(tmp_path: Path, stop: int) -> None:
     torch.manual_seed(5)
     model = nn.Sequential(nn.Linear(5, 6), Wave(), nn.Linear(6, 4), nn.Tanh(), nn.Linear(4, 3))
     data = [(torch.randn(n, 5), torch.randint(0, 3, (n,))) for n in (1, 4, 2)]
@@ -213,19 +201,8 @@ def test_a_resumed_job_chooses_the_same_passes(tmp_path: Path, monkeypatch: pyte
         return he.slq(model, he.losses.classification, blocks, out=out, **options)
 
     wanted = run(None)
-    original, count = BatchedLanczos.step, 0
-
-    def step(state: BatchedLanczos) -> int:
-        nonlocal count
-        if count == stop:
-            raise KeyboardInterrupt
-        count += 1
-        return original(state)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(BatchedLanczos, "step", step)
-        with pytest.raises(KeyboardInterrupt):
-            run(tmp_path)
+    with interrupted_at(stop, BatchedLanczos):
+        run(tmp_path)
     found = run(tmp_path)
     for name in blocks:
         assert (found[name].nodes == wanted[name].nodes).all()
