@@ -58,6 +58,7 @@ def draw(seed: int) -> Sizes:
         return round(low * (high / low) ** dice.random())
 
     numel = {f"p{i}": around(4, 20_000) for i in range(dice.randint(1, 4))}
+    between_blocks = {"js": 0.2} if len(numel) > 1 else {"trace": 0.2}
     steps, probes = dice.randint(1, 12), dice.randint(1, 5)
     samples, per_sample = dice.randint(1, 40), around(100, 10**6)
     fixed = dice.choice([0, around(100, 10**6)])
@@ -66,7 +67,7 @@ def draw(seed: int) -> Sizes:
     settings = JobSettings(
         steps=steps,
         probes=probes,
-        tolerance=dice.choice([None, None, 0.3, {"js": 0.2}]),
+        tolerance=dice.choice([None, None, 0.3, between_blocks]),
         precision=dice.choice(["fp32", "fp64", "bf16"]),
         reorthogonalize=dice.choice(["full", "full", "none"]),
         basis=dice.choice(["fp32", "bf16"]),
