@@ -11,7 +11,7 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "hvp_engine"
 FILE_LINES, FUNCTION_LINES = 400, 60
 SOURCES = {".py", ".pyi", ".cpp", ".h", ".cu", ".cuh", ".cmake"}
-TOP = {"__init__", "__main__", "api", "config", "errors", "losses", "_native.pyi", "py.typed"}
+TOP = {"__init__", "__main__", "config", "errors", "losses", "_native.pyi", "py.typed"}
 
 PLACEHOLDER = "\0"  # stands for {...} in an f-string
 START = re.compile(rf"[A-Z{PLACEHOLDER}]|[a-z_]+[=.(\[_]|(?P<word>\w+) ")

@@ -1,4 +1,4 @@
-"""The public calls: ``slq``, ``data_error`` and ``hvp``."""
+"""Spectra of blocks: ``slq``."""
 
 from __future__ import annotations
 
@@ -8,52 +8,22 @@ from os import PathLike
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
+from hvp_engine.api.building import builder, dividable, divided
 from hvp_engine.blocks import BlockSpec
 from hvp_engine.jobs.adaptive_slq import AdaptiveSlqJob
-from hvp_engine.jobs.data_error import GROUPS, DataErrorJob, divide, groups_of, settings_of
+from hvp_engine.jobs.data_error import GROUPS, DataErrorJob, settings_of
 from hvp_engine.jobs.folder import located
 from hvp_engine.jobs.runner import run
 from hvp_engine.jobs.slq import SlqJob
 from hvp_engine.krylov.probes import Distribution
-from hvp_engine.krylov.settings import JobSettings, Reorthogonalize, whole_number
-from hvp_engine.operators.hessian import HessianOperator
+from hvp_engine.krylov.settings import JobSettings, Reorthogonalize
+from hvp_engine.operators.operator import CurvatureOperator
 from hvp_engine.problem.objective import Loss
 from hvp_engine.problem.precision import Precision
 from hvp_engine.results import data_errors
-from hvp_engine.results.data_errors import DataErrors
 from hvp_engine.results.spectra import Spectra
-
-
-def hvp(
-    model: nn.Module,
-    loss: Loss,
-    vectors: Mapping[str, Tensor],
-    blocks: BlockSpec = None,
-    *,
-    data: Iterable[Any] | None = None,
-    precision: Precision = "fp32",
-) -> dict[str, Tensor]:
-    """Hessian-vector products with diagonal blocks of the Hessian.
-
-    Args:
-        model: The network; never changed.
-        loss: ``loss(model, batch)``, or ``loss(model)`` when ``data`` is None. It returns the mean over its batch as a
-            scalar, or ``(total, weight)``.
-        vectors: (k, numel) per block name; blocks may be left out.
-        blocks: ``None``/``"full"``, ``"parameter"``, ``"module"``, parameter names, a mapping of names to globs, or
-            :class:`hvp_engine.Block` objects.
-        data: Re-iterable of batches, as for :func:`slq`.
-        precision: ``"fp64"``, ``"fp32"``, ``"tf32"`` or ``"bf16"``.
-
-    Returns:
-        H_bb v per block, (k, numel), float64 for ``"fp64"`` and float32 otherwise.
-
-    Raises:
-        HvpEngineError: One of its subclasses, with cause and fix.
-    """
-    return HessianOperator(model, loss, blocks, data=data, precision=precision).matmat(vectors)
 
 
 @torch.inference_mode(False)
@@ -68,6 +38,7 @@ def slq(
     tolerance: float | Mapping[str, float] | None = None,
     seed: int = 0,
     distribution: Distribution = "gaussian",
+    operator: str = "hessian",
     precision: Precision = "fp32",
     reorthogonalize: Reorthogonalize = "full",
     basis: str = "fp32",
@@ -80,7 +51,7 @@ def slq(
     progress: bool | None = None,
     out: str | PathLike[str] | None = None,
 ) -> Spectra:
-    """Stochastic Lanczos quadrature of the Hessian's diagonal blocks.
+    """Stochastic Lanczos quadrature of the diagonal blocks of the Hessian, or of another curvature matrix.
 
     For every block b, ``probes`` random unit vectors start ``steps`` Lanczos steps each on H_bb; the eigenvalues of the
     tridiagonal matrices and the squared first components of their eigenvectors are a Gauss quadrature of the block's
@@ -113,6 +84,7 @@ def slq(
         distribution: ``"gaussian"`` (normalised: uniform on the sphere) or ``"rademacher"`` (signs). Signs are blind to
             eigenvectors on few coordinates: of one on two of them they missed the eigenvalue in 46 of 100 runs, the
             sphere in none. Their variance is no smaller in practice, and the error bars are made for the sphere.
+        operator: The matrix, one of :data:`hvp_engine.operators.registry.OPERATORS`.
         precision: Arithmetic of the products: ``"fp64"``, ``"fp32"``, ``"tf32"``, ``"bf16"``.
         reorthogonalize: ``"full"`` keeps all Lanczos vectors and admits no ghost eigenvalues; ``"none"`` keeps two.
         basis: Dtype of the kept vectors, ``"fp32"`` or ``"bf16"`` (half the memory); ``precision="fp64"`` keeps fp64.
@@ -150,27 +122,18 @@ def slq(
         head_curvature_tolerance=head_curvature_tolerance,
         check=check,
     )
-    build = partial(
-        HessianOperator,
-        model,
-        loss,
-        blocks,
-        data=data,
-        precision=settings.precision,
-        microbatch=settings.microbatch,
-        memory=settings.memory,
-    )
+    build = builder(model, loss, blocks, data=data, settings=settings, operator=operator)
     if not data_error:
         return _spectra(settings, build, out, progress)
     inside = None if out is None else located(out) / data_errors.FOLDER
-    spectra = _spectra(settings, partial(_dividable, build), out, progress)
-    errors = run(DataErrorJob(settings_of(settings, check=False)), partial(_divided, build, GROUPS), inside, progress)
+    spectra = _spectra(settings, partial(dividable, build), out, progress)
+    errors = run(DataErrorJob(settings_of(settings, check=False)), partial(divided, build, GROUPS), inside, progress)
     return Spectra(spectra.values(), spectra.manifest, errors)
 
 
 def _spectra(
     settings: JobSettings,
-    build: Callable[[], HessianOperator],
+    build: Callable[[], CurvatureOperator],
     out: str | PathLike[str] | None,
     progress: bool | None,
 ) -> Spectra:
@@ -178,72 +141,3 @@ def _spectra(
     if targets is None:
         return run(SlqJob(settings), build, out, progress)
     return run(AdaptiveSlqJob(settings, targets), build, out, progress)
-
-
-@torch.inference_mode(False)
-def data_error(
-    model: nn.Module,
-    loss: Loss,
-    blocks: BlockSpec = None,
-    *,
-    data: Iterable[Any],
-    groups: int = GROUPS,
-    seed: int = 0,
-    precision: Precision = "fp32",
-    microbatch: int | None = None,
-    memory: int | None = None,
-    check: bool = True,
-    progress: bool | None = None,
-    out: str | PathLike[str] | None = None,
-) -> DataErrors:
-    """Say how far the Hessian on these data is from the one on all data of their kind, and how many samples it takes.
-
-    The data are cut into groups; two halves of them bracket the extreme eigenvalues of the *expected* Hessian, and the
-    scatter between the groups gives bars for its trace and Frobenius norm
-    (:func:`hvp_engine.results.data_error.error_of_block` has the formulas and their sources). As a pilot on a few
-    samples it tells how many a job needs: ``data_error(...).samples_for(0.05)``.
-
-    Args:
-        model: The network; never changed.
-        loss: As for :func:`slq`.
-        blocks: As for :func:`slq`.
-        data: As for :func:`slq`; at least two samples, or two batches where they cannot be cut, in an order that is
-            independent of what is in them.
-        groups: Into how many groups the data are cut where they suffice, at least 2; more of them know their scatter
-            better, and take memory for one vector each.
-        seed: Decides the probes.
-        precision: Arithmetic of the products: ``"fp64"``, ``"fp32"``, ``"tf32"``, ``"bf16"``.
-        microbatch: Samples differentiated at once; None takes whole groups while they fit.
-        memory: Budget in bytes for graphs and vectors; None takes 80 % of what is free.
-        check: Test the second derivative for symmetry and against finite differences first.
-        progress: True shows progress, False hides it, None shows it on a terminal.
-        out: Run folder. Results and checkpoints go there; the same call again resumes, or returns what is complete.
-
-    Returns:
-        Bars by block; ``summary()`` writes them as a table.
-
-    Raises:
-        HvpEngineError: One of its subclasses, with cause and fix.
-    """
-    groups = whole_number("groups", groups, 2)
-    settings = JobSettings(seed=seed, precision=precision, microbatch=microbatch, memory=memory)
-    build = partial(
-        HessianOperator, model, loss, blocks, data=data, precision=precision, microbatch=microbatch, memory=memory
-    )
-    return run(
-        DataErrorJob(settings_of(settings, check=check), groups), partial(_divided, build, groups), out, progress
-    )
-
-
-def _dividable(build: Callable[[], HessianOperator]) -> HessianOperator:
-    """Make an operator; refuse data that do not divide before the work, not after it."""
-    operator = build()
-    groups_of(operator)
-    return operator
-
-
-def _divided(build: Callable[[], HessianOperator], groups: int) -> HessianOperator:
-    """Make an operator whose data are divided."""
-    operator = build()
-    divide(operator, groups)
-    return operator
