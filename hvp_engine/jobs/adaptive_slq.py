@@ -143,7 +143,15 @@ class AdaptiveSlqJob(Job[Wave, Spectra]):
         most = settings.steps if settings.lanczos.kept is not None else 0
         known = {**blocks, **{name: found.coefficients for name, found in self._exact_spectra(states).items()}}
         ceilings, more_to_come = Ceilings(settings.probes, most), any(block not in known for block in everything)
-        return stopping.judge(known, self._targets, singles, asked=asked, ceilings=ceilings, more_to_come=more_to_come)
+        return stopping.judge(
+            known,
+            self._targets,
+            singles,
+            asked=asked,
+            ceilings=ceilings,
+            more_to_come=more_to_come,
+            precision=settings.precision,
+        )
 
     def _found(self, operator: CurvatureOperator, states: Sequence[Wave]) -> dict[str, Coefficients]:
         """Return what the streams of the finished waves found, by block in block order."""

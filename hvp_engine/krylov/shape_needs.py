@@ -12,7 +12,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from hvp_engine.krylov.needs import Need
-from hvp_engine.results.bands import density_band
+from hvp_engine.results.bands import LEFT, density_band
 from hvp_engine.results.divergences import divergences
 from hvp_engine.results.reading import Reading
 from hvp_engine.results.resampling import RESAMPLINGS
@@ -21,7 +21,6 @@ from hvp_engine.results.smoothing import FloatArray
 from hvp_engine.results.sphere import student
 
 _SUM = math.sqrt(2.0)
-_CHANGED = 2.0  # what more steps would change is so much what those before changed, as in the band of a density
 
 
 def density(reading: Reading, name: str, tolerance: float) -> Need:
@@ -43,7 +42,7 @@ def density(reading: Reading, name: str, tolerance: float) -> Need:
     bar = 0.5 * float(np.log10(band.high[seen] / band.low[seen]).mean())
     now, before = block.default.masses[seen], block.default.both_earlier[seen]
     least = float(now.min())
-    krylov = _CHANGED * float(np.abs(np.log10((now + least) / (before + least))).mean())
+    krylov = LEFT * float(np.abs(np.log10((now + least) / (before + least))).mean())
     krylov = min(krylov, bar)
     return Need(tolerance / _SUM, krylov, (bar - krylov) * math.sqrt(len(reading.found.steps)), bar=bar)
 

@@ -21,13 +21,11 @@ from hvp_engine.krylov.needs import Need, distribution, trace
 from hvp_engine.results.coefficients import Coefficients
 from hvp_engine.results.reading import Reading
 from hvp_engine.results.smoothing import FloatArray
+from hvp_engine.results.zero_blocks import is_zero, rounding
 
 FIRST_CHECK, CHECK_EVERY = 10, 5  # steps before the first check, and from one check to the next
 DEFAULT_TOLERANCE = 0.02
 _FRACTIONS = ("w1", "js")  # targets that say nothing at 1 and above
-# A block so much smaller than the largest one has no curvature but rounding, nor has one whose products are wrong by so
-# much of themselves.
-_ZERO, _ALL_NOISE = 1e-12, 0.5
 _STRETCHED = 1.5  # a block to come may differ more than the one that stands for it, when a stream has long ended
 
 
@@ -129,6 +127,7 @@ def judge(
     asked: Collection[str] | None = None,
     ceilings: Ceilings | None = None,
     more_to_come: bool = False,
+    precision: object = None,
 ) -> dict[str, Verdict]:
     """Say for every block whether its targets are met, and what they need where they are not.
 
@@ -142,8 +141,10 @@ def judge(
             for; the numbers of a verdict are those that the targets need, whatever the ceilings are.
         more_to_come: Whether there are blocks of which nothing is known yet. A block is held against its own spectrum
             stretched to twice the width in their place, lest its stream end before there is anything to differ from.
+        precision: Arithmetic of the products, as :func:`hvp_engine.results.zero_blocks.zero_blocks` takes it.
     """
     rule = _Rule(blocks, targets, singles or {}, ceilings or Ceilings(), more_to_come)
+    rule.leave_out_zeros(rounding(precision))
     return {name: rule.verdict(name) for name in (blocks if asked is None else asked)}
 
 
@@ -171,8 +172,14 @@ class _Rule:
         self.readings = {
             name: Reading(found, singles.get(name), int(found.steps[0]) - 1) for name, found in blocks.items()
         }
-        scale = max((float(abs(found.alphas).max()) for found in blocks.values()), default=0.0)
-        self.zero = {name for name, found in blocks.items() if _is_zero(found, scale)}
+        self.zero: set[str] = set()
+
+    def leave_out_zeros(self, unit: float) -> None:
+        """Take blocks for done that have no curvature but rounding, of this unit."""
+        found = {name: reading.found for name, reading in self.readings.items()}
+        least = unit * max((float(abs(f.alphas).max()) for f in found.values()), default=0.0)
+        sizes = {name: float(abs(f.alphas).max() + abs(f.betas).max(initial=0.0)) for name, f in found.items()}
+        self.zero = {name for name, f in found.items() if is_zero(sizes[name], least, f.noise)}
 
     def verdict(self, name: str) -> Verdict:
         reading, done = self.readings[name], self.singles[name]
@@ -246,12 +253,6 @@ class _Rule:
 
 def _stretched(found: Coefficients) -> Coefficients:
     return replace(found, alphas=2.0 * found.alphas, betas=2.0 * found.betas, residuals=2.0 * found.residuals)
-
-
-def _is_zero(found: Coefficients, scale: float) -> bool:
-    return (
-        found.noise >= _ALL_NOISE or float(abs(found.alphas).max() + abs(found.betas).max(initial=0.0)) <= _ZERO * scale
-    )
 
 
 def _noise(needs: Mapping[str, Need]) -> str:

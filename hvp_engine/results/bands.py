@@ -17,7 +17,7 @@ _STUDENT = 2.201  # of 95 %, with as many degrees of freedom as there are resamp
 _UNSEEN = 3.7  # eigenvalues that may be at a place where none was expected: the upper end of a Poisson law's bar
 _SURE = 1.0  # eigenvalues within the width of a Gaussian, below which there may be none
 _HARDLY = 0.1  # the same, so few that a difference does not matter
-_LEFT = 2.0  # what is left to change is so much what was changed before
+LEFT = 2.0  # what is left to change of a density is so much what the steps before changed
 _NEARBY = 2.0  # standard deviations of the Gaussians over which errors of a density are much alike
 
 
@@ -52,7 +52,7 @@ def density_band(block: Smoother, numel: int, grid: FloatArray | None, sigma: fl
     deviation = np.sqrt(scatter / (_near(found, value**2, _NEARBY * found.sigma) + floor**2))
     few, many = (_quantile(deviation, sign * _STUDENT) for sign in (-1.0, 1.0))
     changed = np.exp(
-        _LEFT * _near(found, np.abs(np.log((value + floor) / (found.both_earlier / width + floor))), found.reach)
+        LEFT * _near(found, np.abs(np.log((value + floor) / (found.both_earlier / width + floor))), found.reach)
     )
     unseen = np.maximum(single, np.sqrt(value * single)) * _UNSEEN
     low = np.where(value > _SURE * single, value / (np.maximum(many, 1e-12) * changed), 0.0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, TypeVar
 
 import numpy as np
@@ -17,6 +18,15 @@ from hvp_engine.system.tensor_files import Layout
 
 # No block has an empty name, so these are not arrays of a block.
 MATRICES = ("/js", "/js_low", "/js_high")
+
+# The numbers of a block by itself, by name.
+OF_A_BLOCK: Mapping[str, Callable[[Spectrum], Estimate]] = {
+    "trace": Spectrum.trace,
+    "frobenius_norm": Spectrum.frobenius_norm,
+    "smallest": Spectrum.smallest,
+    "largest": Spectrum.largest,
+    "outliers": Spectrum.outliers,
+}
 
 _T = TypeVar("_T")
 
@@ -41,7 +51,10 @@ def published(
     """
     js, js0 = _tried(js_estimate), _tried(js0_estimate)
     document = {
-        "blocks": {name: {key: plain(e) for key, e in _numbers(s).items()} for name, s in spectra.items()},
+        "blocks": {
+            name: {key: plain(_tried(partial(number, spectrum))) for key, number in OF_A_BLOCK.items()}
+            for name, spectrum in spectra.items()
+        },
         "js0": plain(js0),
         "zero_blocks": list(zero_blocks),
         "matrices": [] if js is None else list(MATRICES),
@@ -64,16 +77,6 @@ def plain(estimate: Estimate | None) -> dict[str, Any] | None:
     keys = ("value", "stderr", "low", "high")
     numbers = {key: float(getattr(estimate, key)) for key in keys}
     return {key: x if math.isfinite(x) else None for key, x in numbers.items()} | {"reading": estimate.reading}
-
-
-def _numbers(spectrum: Spectrum) -> dict[str, Estimate | None]:
-    return {
-        "trace": _tried(spectrum.trace),
-        "frobenius_norm": _tried(spectrum.frobenius_norm),
-        "smallest": _tried(spectrum.smallest),
-        "largest": _tried(spectrum.largest),
-        "outliers": _tried(spectrum.outliers),
-    }
 
 
 def _tried(number: Callable[[], _T]) -> _T | None:

@@ -9,10 +9,10 @@ from typing import Any
 
 from hvp_engine.results.account import Account, accounts
 from hvp_engine.results.estimate import Estimate
-from hvp_engine.results.record import plain
+from hvp_engine.results.record import OF_A_BLOCK, plain
 from hvp_engine.results.spectrum import Spectrum
 
-NUMBERS = ("trace", "frobenius_norm", "smallest", "largest", "outliers", "js0")
+NUMBERS = (*OF_A_BLOCK, "js0")
 
 
 @dataclass(frozen=True)
@@ -106,14 +106,7 @@ def summarize(
             BlockSummary(
                 name=name,
                 numel=spectrum.numel,
-                numbers={
-                    "trace": spectrum.trace(),
-                    "frobenius_norm": spectrum.frobenius_norm(),
-                    "smallest": spectrum.smallest(1),
-                    "largest": spectrum.largest(1),
-                    "outliers": spectrum.outliers(),
-                    "js0": to_others[name],
-                },
+                numbers={**{key: number(spectrum) for key, number in OF_A_BLOCK.items()}, "js0": to_others[name]},
                 zero=name in zero_blocks,
                 account=spent[name],
             )

@@ -24,9 +24,22 @@ def zero_blocks(spectra: Sequence[Spectrum], precision: object) -> tuple[str, ..
         precision: Arithmetic of the products as the settings name it: below float32 what rounds is a matter of the
             operation, so only the unit of float32 counts, beside the measured error; None where it is not known.
     """
-    sizes = np.array([float(np.abs(spectrum.nodes).max()) for spectrum in spectra])
-    rounding = float(np.finfo(np.float64 if precision in ("fp64", None) else np.float32).eps)
-    zero = sizes <= rounding * sizes.max(initial=0.0)
-    return tuple(
-        spectrum.name for spectrum, small in zip(spectra, zero, strict=True) if small or spectrum.noise >= _ALL_NOISE
-    )
+    sizes = [float(np.abs(spectrum.nodes).max()) for spectrum in spectra]
+    least = rounding(precision) * max(sizes, default=0.0)
+    return tuple(s.name for s, size in zip(spectra, sizes, strict=True) if is_zero(size, least, s.noise))
+
+
+def rounding(precision: object) -> float:
+    """Return the unit of rounding that counts for blocks without curvature, see :func:`zero_blocks`."""
+    return float(np.finfo(np.float64 if precision in ("fp64", None) else np.float32).eps)
+
+
+def is_zero(size: float, least: float, noise: float) -> bool:
+    """Whether a block has no curvature but rounding.
+
+    Args:
+        size: Magnitude of its largest eigenvalue.
+        least: What rounding makes of the largest one of all blocks.
+        noise: Measured error of its products, relative to them.
+    """
+    return size <= least or noise >= _ALL_NOISE

@@ -16,7 +16,9 @@ from hvp_engine.results.divergences import divergences
 from hvp_engine.results.reading import Quadrature, Reading
 from hvp_engine.results.smooth_cdf import SmoothCdf
 from hvp_engine.results.smoothed import Smoother
+from hvp_engine.results.spectrum import Spectrum
 from hvp_engine.results.wasserstein import chance_of_distance, distance_from_truth
+from hvp_engine.results.zero_blocks import zero_blocks
 
 
 def test_a_number_is_the_target_of_the_distribution() -> None:
@@ -248,3 +250,17 @@ def test_a_block_goes_on_where_those_that_it_is_to_differ_from_are_to_come() -> 
         (judged,) = judge({"first": found}, Targets(js=0.05), more_to_come=True).values()
         assert judged.steps_suffice is suffice and judged.errors["js"] > 0.0
     assert judge({"only": streams(SKEWED, 1, 10)}, Targets(js=0.05))["only"].steps_suffice
+
+
+@pytest.mark.parametrize(("precision", "zero"), [("fp32", True), ("bf16", True), ("fp64", False), (None, False)])
+def test_a_block_is_zero_by_the_rounding_of_its_products_while_it_runs_and_afterwards(
+    precision: str | None, zero: bool
+) -> None:
+    large = streams(np.linspace(-1.0, 1.0, 400), 1, 12)
+    small = streams(1e-9 * np.linspace(-1.0, 1.0, 400), 1, 12)
+    assert judge({"large": large, "small": small}, W1, precision=precision)["small"].zero == zero
+    spectra = [
+        Spectrum.from_tridiagonal(name, 400, f.alphas, f.betas, f.steps)
+        for name, f in (("large", large), ("small", small))
+    ]
+    assert zero_blocks(spectra, precision) == (("small",) if zero else ())
