@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from hvp_engine.blocks import BlockSpec, resolve
-from hvp_engine.errors import BlockError, ConfigurationError, HvpEngineError, NotFiniteError, not_finite
+from hvp_engine.errors import ConfigurationError, HvpEngineError
 from hvp_engine.kernels.allocator import retained_heap
 from hvp_engine.krylov.settings import check_memory, checked_microbatch
 from hvp_engine.operators.derivative_check import Verification
@@ -19,6 +19,7 @@ from hvp_engine.operators.head.find import LinearHead
 from hvp_engine.operators.head.fusion import HeadFusion
 from hvp_engine.operators.head.shelf import Shelf
 from hvp_engine.operators.inspection import GraphInspection, Suspect
+from hvp_engine.operators.vectors import checked_rows, refuse_nonfinite
 from hvp_engine.operators.verification import verify
 from hvp_engine.ops.head.dropping import check_tolerance
 from hvp_engine.problem import batches
@@ -185,15 +186,9 @@ class CurvatureOperator(ABC):
             NotFiniteError: A product is not finite.
             NonDeterministicError: The loss or the data is not what it was in an earlier sweep.
         """
-        if not isinstance(vectors, Mapping):
-            raise ConfigurationError(
-                f"vectors must be a mapping of block names to (k, numel) tensors, not {type(vectors).__name__}: for "
-                'the whole model {"full": vectors}.'
-            )
-        with torch.inference_mode(False):
-            converted = {name: self._vectors(name, block_vectors) for name, block_vectors in vectors.items()}
+        converted = checked_rows(self.partition, vectors, self.device, self.dtype)
         products = self._swept(lambda: self.scheduler.sweep(converted), waiting=True)
-        self._refuse_nonfinite(products)
+        refuse_nonfinite(self.partition, products)
         return products
 
     def sweep(self, vectors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -358,29 +353,3 @@ class CurvatureOperator(ABC):
             self.objective.forget()
         elif changed:
             raise changed_during_job(changed)
-
-    def _refuse_nonfinite(self, products: Mapping[str, Tensor]) -> None:
-        if not products or bool(torch.stack([product.isfinite().all() for product in products.values()]).all()):
-            return
-        name, product = next((n, p) for n, p in products.items() if not p.isfinite().all())
-        block = self.partition.blocks[name]
-        parts = zip(block.parts, block.split(product), strict=True)
-        broken = [part.parameter for part, piece in parts if not piece.isfinite().all()]
-        raise NotFiniteError(not_finite(f"of block {name!r}, in {first_names(list(dict.fromkeys(broken)))},"))
-
-    def _vectors(self, name: str, vectors: Tensor) -> Tensor:
-        if name not in self.partition.blocks:
-            raise BlockError(f"There is no block {name!r}; the blocks are {', '.join(self.blocks)}.")
-        size = self.partition.blocks[name].numel
-        if isinstance(vectors, Tensor) and (vectors.is_meta or vectors.is_nested or vectors.layout != torch.strided):
-            kind = "on the meta device, without numbers" if vectors.is_meta else f"no dense tensor ({vectors.layout})"
-            raise ConfigurationError(f"Vectors of block {name!r} are {kind}; give a dense tensor of shape (k, {size}).")
-        if not isinstance(vectors, Tensor) or vectors.dim() != 2 or vectors.shape[1] != size:
-            shape = tuple(vectors.shape) if isinstance(vectors, Tensor) else type(vectors).__name__
-            raise ConfigurationError(f"Vectors of block {name!r} must have shape (k, {size}), got {shape}.")
-        if vectors.is_complex():
-            raise ConfigurationError(f"Vectors of block {name!r} are complex; multiply real and imaginary parts apart.")
-        if not torch.isfinite(vectors).all():
-            raise ConfigurationError(f"A vector of block {name!r} has entries that are not finite.")
-        converted = vectors.detach().to(self.device, self.dtype)
-        return converted.clone() if converted.is_inference() else converted
