@@ -6,7 +6,7 @@ The heart is :func:`slq`; :func:`hvp` and :class:`HessianOperator` give the prod
 from __future__ import annotations
 
 from hvp_engine import blocks, losses
-from hvp_engine.api import data_error, hvp, slq
+from hvp_engine.api import data_error, dense, hvp, slq
 from hvp_engine.blocks import Block
 from hvp_engine.config import show_config
 from hvp_engine.diagnosis.doctor import doctor
@@ -31,6 +31,7 @@ __all__ = [
     "Spectrum",
     "blocks",
     "data_error",
+    "dense",
     "doctor",
     "hvp",
     "losses",
