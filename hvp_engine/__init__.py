@@ -6,7 +6,7 @@ The heart is :func:`slq`; :func:`hvp` and :class:`HessianOperator` give the prod
 from __future__ import annotations
 
 from hvp_engine import blocks, losses
-from hvp_engine.api import data_error, dense, hvp, slq
+from hvp_engine.api import data_error, dense, hvp, off_diagonal, slq
 from hvp_engine.blocks import Block
 from hvp_engine.config import show_config
 from hvp_engine.diagnosis.doctor import doctor
@@ -35,6 +35,7 @@ __all__ = [
     "doctor",
     "hvp",
     "losses",
+    "off_diagonal",
     "plan",
     "show_config",
     "slq",
