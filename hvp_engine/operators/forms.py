@@ -72,6 +72,11 @@ def flatten(model: nn.Module, block: ResolvedBlock, tensors: Mapping[str, Any]) 
         BlockError: A name is none of the block's parameters, or one is missing or there twice.
         ConfigurationError: A tensor has another shape than its parameter, or they are on different devices.
     """
+    if not isinstance(tensors, Mapping):
+        raise ConfigurationError(
+            f"A vector of block {block.name!r} to be flattened must be a mapping of parameter names to tensors, not "
+            f"{type(tensors).__name__}."
+        )
     given, parameters = _by_own_name(model, block, tensors), dict(model.named_parameters())
     pieces: list[Tensor] = []
     for part in block.parts:
@@ -106,6 +111,14 @@ def unflatten(model: nn.Module, block: ResolvedBlock, flat: Any) -> dict[str, Te
     for part, piece in zip(block.parts, block.split(vector), strict=True):
         tensors[part.parameter][_index(part, vector)] = piece
     return tensors
+
+
+def transposed(vectors: Any) -> Any:
+    """Return a matrix's transpose, and anything else as it is."""
+    if isinstance(vectors, Tensor):
+        vectors = dense_tensor(vectors, "The tensor of vectors")
+    matrix = isinstance(vectors, (Tensor, np.ndarray)) and vectors.ndim == 2
+    return vectors.T if matrix else vectors
 
 
 def _named(model: nn.Module, block: ResolvedBlock, like: Mapping[str, Any], product: Tensor) -> dict[str, Any]:

@@ -100,9 +100,7 @@ class MatrixLike(ABC):
 
     def __rmatmul__(self, vectors: Any) -> Any:
         """Multiply from the left, ``v @ operator``: (n,), or (k, n) with vectors as rows; otherwise as ``@`` does."""
-        if isinstance(vectors, Mapping):
-            return self @ vectors
-        return (self @ vectors.T).T if vectors.ndim == 2 else self @ vectors
+        return forms.transposed(self @ forms.transposed(vectors))
 
     def flatten(self, block: str, tensors: Mapping[str, Any]) -> Tensor:
         """Gather tensors shaped like a block's parameters into its flat vector.

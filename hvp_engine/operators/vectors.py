@@ -48,7 +48,7 @@ def block_named(partition: Partition, name: Any) -> ResolvedBlock:
     Raises:
         BlockError: There is none of that name.
     """
-    if name not in partition.blocks:
+    if not isinstance(name, str) or name not in partition.blocks:
         blocks = list(partition.blocks)
         raise BlockError(
             f"There is no block {name!r}; the blocks are {first_names(blocks)}.{near_names(str(name), blocks)}"

@@ -82,5 +82,7 @@ def test_flat_vectors_of_another_length_are_refused() -> None:
         op.unflatten("row", torch.zeros(32))
     with pytest.raises(ConfigurationError, match=r"must have the parameter's shape \(8, 8\), got \(4, 8\)"):
         op.flatten("rows", {WEIGHT: torch.zeros(4, 8)})
+    with pytest.raises(ConfigurationError, match="must be a mapping of parameter names to tensors, not Tensor"):
+        op.flatten("rows", torch.zeros(32))  # type: ignore[arg-type]
     with pytest.raises(BlockError, match="it has layers.0.attn.wq.weight"):
         op.flatten("rows", {"ln_f.weight": torch.zeros(8)})

@@ -164,6 +164,7 @@ BAD: dict[str, tuple[Any, str]] = {
     "too large": (V * 1e300, "is not in float32"),
     "meta": (V.to("meta"), "without numbers"),
     "sparse": (V.to_sparse(), "must be a dense tensor"),
+    "no name": ({3: V}, "no parameter named 3"),
     "misspelt": ({"0.wieght": V[:35].view(7, 5)}, "no parameter named '0.wieght'.*Did you mean '0.weight'"),
     "incomplete": ({"0.weight": V[:35].view(7, 5)}, "no tensor was given: 0.bias, .*give zeros"),
 }
@@ -173,8 +174,12 @@ BAD: dict[str, tuple[Any, str]] = {
 def test_vectors_that_cannot_be_multiplied_are_refused_in_words(kind: str) -> None:
     case = mlp()
     vectors, words = BAD[kind]
+    op = operator(case, precision="fp32")
     with pytest.raises(HvpEngineError, match=words):
-        _ = operator(case, precision="fp32") @ vectors
+        _ = op @ vectors
+    if kind not in ("a list", "a number", "rows", "text"):  # rows are right from the left
+        with pytest.raises(HvpEngineError):
+            _ = vectors @ op
 
 
 def test_the_fixes_that_messages_name_work() -> None:
@@ -199,4 +204,7 @@ def test_what_needs_one_block_says_so_where_there_are_several() -> None:
     with pytest.raises(BlockError, match="There is no block '0.wieght'.*Did you mean '0.weight'"):
         _ = op @ {"0.wieght": V[:35]}
     assert same((op @ {"0.weight": V[:35]})["0.weight"], operator(mlp(), ["0.weight"]) @ V[:35])  # the fixes
+    for strange in ([], 3, {"0.weight": 1}, np.ones(3)):
+        with pytest.raises(BlockError, match="There is no block"):
+            op.scipy(strange)  # type: ignore[arg-type]
     assert op.scipy("0.weight").shape == (35, 35) and op.numel == {"4.weight": 18, "0.weight": 35}
