@@ -1,6 +1,7 @@
 """Hessian-vector products, batched Lanczos and stochastic Lanczos quadrature for neural networks.
 
-The heart is :func:`slq`; :func:`hvp` and :class:`HessianOperator` give the products themselves.
+The heart is :func:`slq`; :func:`hvp` and :class:`HessianOperator` give the products themselves, :func:`dense` whole
+matrices of small blocks, :func:`off_diagonal` what lies between blocks.
 """
 
 from __future__ import annotations

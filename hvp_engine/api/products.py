@@ -52,6 +52,7 @@ def dense(
     blocks: BlockSpec = None,
     *,
     data: Iterable[Any] | None = None,
+    seed: int = 0,
     operator: str = "hessian",
     precision: Precision = "fp64",
     microbatch: int | None = None,
@@ -70,6 +71,7 @@ def dense(
         loss: As for :func:`hvp`.
         blocks: As for :func:`hvp`; every block gives one matrix, and what lies between blocks is not computed.
         data: As for :func:`hvp`.
+        seed: Decides what an operator draws; the Hessian draws nothing.
         operator: The matrix, one of :data:`hvp_engine.operators.registry.OPERATORS`.
         precision: Arithmetic of the products: ``"fp64"``, the default here, as entries are looked at and matrices
             inverted; ``"fp32"``, ``"tf32"`` and ``"bf16"`` give float32.
@@ -87,7 +89,13 @@ def dense(
         HvpEngineError: One of its subclasses, with cause and fix; OutOfMemoryError says what would fit.
     """
     settings = JobSettings(
-        steps=1, precision=precision, microbatch=microbatch, memory=memory, head_curvature=head_curvature, check=check
+        steps=1,
+        seed=seed,
+        precision=precision,
+        microbatch=microbatch,
+        memory=memory,
+        head_curvature=head_curvature,
+        check=check,
     )
     build = builder(model, loss, blocks, data=data, settings=settings, operator=operator)
     return dense_blocks(build(), settings, progress)
