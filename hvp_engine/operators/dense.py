@@ -14,7 +14,7 @@ from hvp_engine.krylov.settings import JobSettings
 from hvp_engine.operators.operator import CurvatureOperator
 from hvp_engine.operators.vectors import refuse_nonfinite
 from hvp_engine.scheduling.policy import spare
-from hvp_engine.scheduling.rounds import WHOLE, round_sizes
+from hvp_engine.scheduling.rounds import largest_matrix, matrix_bytes
 from hvp_engine.system.formatting import format_bytes, format_count
 from hvp_engine.system.memory import shortage_in_words
 from hvp_engine.system.progress import ProgressReporter
@@ -105,7 +105,7 @@ def _room_for_matrices(operator: CurvatureOperator, settings: JobSettings) -> in
         OutOfMemoryError: They do not fit beside the graph of a micro-batch.
     """
     numel, plan = operator.numel, operator.scheduler.plan
-    need = sum(_bytes_of_matrix(size, settings) for size in numel.values())
+    need = sum(matrix_bytes(size, settings) for size in numel.values())
     operator.scheduler.make_room(need)
     room = spare(plan.graph_bytes, plan.budget, 0)
     if need <= room:
@@ -118,18 +118,6 @@ def _room_for_matrices(operator: CurvatureOperator, settings: JobSettings) -> in
         what = f"The matrices of {len(numel)} blocks, the largest of {format_count(largest)} parameters,"
     raise OutOfMemoryError(
         f"{what} would need {format_bytes(need)} in {kind}; {format_bytes(max(room, 0))} are left beside the gradient "
-        f"graph, enough for one block of {format_count(_largest_in(room, settings))} parameters. Take "
+        f"graph, enough for one block of {format_count(largest_matrix(room, settings))} parameters. Take "
         f"smaller or fewer blocks, {cheaper}raise memory=, or ask for what needs no matrix: slq, or operator @ v."
     )
-
-
-def _bytes_of_matrix(numel: int, settings: JobSettings) -> int:
-    """Return what the matrix of a block takes with the vectors of a sweep."""
-    return round_sizes({"": numel}, settings, {"": WHOLE}, {}).largest
-
-
-def _largest_in(room: int, settings: JobSettings) -> int:
-    """Return the size of the largest block whose matrix takes no more than ``room``, 0 where there is none."""
-    item = settings.dtype.itemsize
-    beside = _bytes_of_matrix(1, settings) // item - 1  # vectors of a sweep
-    return max(0, (math.isqrt(beside**2 + 4 * max(room, 0) // item) - beside) // 2)

@@ -126,7 +126,7 @@ def growth(found: list[dict[str, int]], what: str) -> float:
     return median(values[-fifth:]) - median(values[start : start + fifth])
 
 
-@pytest.mark.parametrize("name", ["hvp", "slq", "slq with a folder", "doctor", "plan"])
+@pytest.mark.parametrize("name", ["hvp", "slq", "slq with a folder", "dense", "off_diagonal", "doctor", "plan"])
 def test_nothing_is_left_over_from_calls(
     tmp_path: Path, name: str, server: Server, tally: Counter[str], request: pytest.FixtureRequest
 ) -> None:
