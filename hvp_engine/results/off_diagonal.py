@@ -181,9 +181,9 @@ class OffDiagonal(Mapping[str, Agreement]):
     def _heading(self) -> str:
         config = self.manifest.get("config")
         matrix = config.get("matrix", "hessian") if isinstance(config, Mapping) else "hessian"
-        count = len(self.sums)
+        count, shown = len(self.sums), abbreviate([str(matrix)])[0]  # a stranger's, perhaps
         return (
-            f"Between blocks: H the {matrix}, D its block diagonal; means over {format_count(count)} random "
+            f"Between blocks: H the {shown}, D its block diagonal; means over {format_count(count)} random "
             f"vector{'s' * (count > 1)} v, with 95 % bars."
         )
 
