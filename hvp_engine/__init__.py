@@ -1,12 +1,13 @@
 """Hessian-vector products, batched Lanczos and stochastic Lanczos quadrature for neural networks.
 
-The heart is :func:`slq`; :func:`hvp` and :class:`HessianOperator` give the products themselves.
+The heart is :func:`slq`; :func:`hvp` and :class:`HessianOperator` give the products themselves, :func:`dense` whole
+matrices of small blocks, :func:`off_diagonal` what lies between blocks.
 """
 
 from __future__ import annotations
 
 from hvp_engine import blocks, losses
-from hvp_engine.api import data_error, hvp, slq
+from hvp_engine.api import data_error, dense, hvp, off_diagonal, slq
 from hvp_engine.blocks import Block
 from hvp_engine.config import show_config
 from hvp_engine.diagnosis.doctor import doctor
@@ -31,9 +32,11 @@ __all__ = [
     "Spectrum",
     "blocks",
     "data_error",
+    "dense",
     "doctor",
     "hvp",
     "losses",
+    "off_diagonal",
     "plan",
     "show_config",
     "slq",

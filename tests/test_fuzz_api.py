@@ -19,7 +19,7 @@ from torch.nn.parameter import is_lazy
 import hvp_engine as he
 from hvp_engine.errors import HvpEngineError
 
-CALLS = 250
+CALLS = 350
 SECONDS = 20  # that one call may take; a hang is a failure
 ENTRIES: dict[str, Callable[..., Any]] = {
     "hvp": he.hvp,
@@ -27,6 +27,8 @@ ENTRIES: dict[str, Callable[..., Any]] = {
     "doctor": he.doctor,
     "plan": he.plan,
     "data_error": he.data_error,
+    "dense": he.dense,
+    "off_diagonal": he.off_diagonal,
 }
 FEW: dict[str, dict[str, Any]] = {
     "hvp": {},
@@ -34,6 +36,8 @@ FEW: dict[str, dict[str, Any]] = {
     "doctor": {"seconds": 0.2},
     "plan": {"steps": 3, "probes": 2, "batches": None},
     "data_error": {"progress": False},
+    "dense": {"progress": False},
+    "off_diagonal": {"blocks": "parameter", "probes": 2, "progress": False},
 }
 
 

@@ -52,7 +52,7 @@ def scalar_bars(matrix: Matrix, spectrum: Spectrum) -> Iterator[Bar]:
         return np.asarray(np.log1p((x / matrix.sd) ** 2))
 
     truth = float(counts @ logarithm(values))
-    yield _bar("tr log(1 + H^2/sd^2)", spectrum.trace_of(logarithm), truth, truth)
+    yield _bar("tr log(1 + H^2/sd^2)", spectrum.apply(logarithm), truth, truth)
     yield _bar("outliers", spectrum.outliers(), float(_outliers(matrix)), 1.0)
     for k in (1, 5):
         yield from _asked(f"lambda_{k}", lambda k=k: spectrum.largest(k), float(matrix.top(k)[-1]), scale)

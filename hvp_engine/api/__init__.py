@@ -1,7 +1,8 @@
 """The public calls: their signatures and docstrings; jobs and operators do the work."""
 
+from hvp_engine.api.between_blocks import off_diagonal
 from hvp_engine.api.data_errors import data_error
-from hvp_engine.api.products import hvp
+from hvp_engine.api.products import dense, hvp
 from hvp_engine.api.spectra import slq
 
-__all__ = ["data_error", "hvp", "slq"]
+__all__ = ["data_error", "dense", "hvp", "off_diagonal", "slq"]

@@ -1,4 +1,4 @@
-"""Products with the blocks of a curvature matrix, without a job: ``hvp``."""
+"""Products with the blocks of a curvature matrix, and its small blocks whole, without a job: ``hvp``, ``dense``."""
 
 from __future__ import annotations
 
@@ -7,7 +7,10 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from hvp_engine.api.building import builder
 from hvp_engine.blocks import BlockSpec
+from hvp_engine.krylov.settings import JobSettings
+from hvp_engine.operators.dense import DenseBlocks, dense_blocks
 from hvp_engine.operators.hessian import HessianOperator
 from hvp_engine.problem.objective import Loss
 from hvp_engine.problem.precision import Precision
@@ -41,3 +44,58 @@ def hvp(
         HvpEngineError: One of its subclasses, with cause and fix.
     """
     return HessianOperator(model, loss, blocks, data=data, precision=precision).matmat(vectors)
+
+
+def dense(
+    model: nn.Module,
+    loss: Loss,
+    blocks: BlockSpec = None,
+    *,
+    data: Iterable[Any] | None = None,
+    seed: int = 0,
+    operator: str = "hessian",
+    precision: Precision = "fp64",
+    microbatch: int | None = None,
+    memory: int | None = None,
+    head_curvature: bool = True,
+    check: bool = True,
+    progress: bool | None = None,
+) -> DenseBlocks:
+    """Whole matrices of blocks of up to a few thousand parameters, for a look at every entry, or for LAPACK.
+
+    Unit vectors are multiplied in slabs, all blocks on one gradient graph: as many products as a block has parameters.
+    What is returned is symmetric to the last bit; how far the products were from that is its ``asymmetry``.
+
+    Args:
+        model: The network; never changed.
+        loss: As for :func:`hvp`.
+        blocks: As for :func:`hvp`; every block gives one matrix, and what lies between blocks is not computed.
+        data: As for :func:`hvp`.
+        seed: Decides what an operator draws; the Hessian draws nothing.
+        operator: The matrix, one of :data:`hvp_engine.operators.registry.OPERATORS`.
+        precision: Arithmetic of the products: ``"fp64"``, the default here, as entries are looked at and matrices
+            inverted; ``"fp32"``, ``"tf32"`` and ``"bf16"`` give float32.
+        microbatch: Samples differentiated at once; None takes whole batches while they fit.
+        memory: Budget in bytes for graphs and matrices; None takes 80 % of what is free.
+        head_curvature: As for :func:`slq`.
+        check: Test the second derivative for symmetry and against finite differences first.
+        progress: True shows progress, False hides it, None shows it on a terminal.
+
+    Returns:
+        A dict of (numel, numel) tensors by block name, with the attribute ``asymmetry``, which has a relative error by
+        block name.
+
+    Raises:
+        HvpEngineError: One of its subclasses, with cause and fix; OutOfMemoryError says what would fit.
+    """
+    settings = JobSettings(
+        steps=1,
+        seed=seed,
+        precision=precision,
+        microbatch=microbatch,
+        memory=memory,
+        head_curvature=head_curvature,
+        check=check,
+    )
+    build = builder(model, loss, blocks, data=data, settings=settings, operator=operator)
+    return dense_blocks(build(), settings, progress)

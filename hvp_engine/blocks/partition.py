@@ -130,8 +130,7 @@ class Names:
     def lookup(self, name: str, block: str) -> str:
         """Return the canonical name of one parameter given by any of its names."""
         if name not in self.canonical:
-            near = difflib.get_close_matches(name, self.canonical, n=3, cutoff=0.4)
-            hint = f" Did you mean {', '.join(map(repr, near))}?" if near else ""
+            hint = near_names(name, self.canonical)
             raise BlockError(f"Block {block!r}: the model has no parameter named {name!r}.{hint}")
         canonical = self.canonical[name]
         if not self.parameters[canonical].requires_grad:
@@ -189,6 +188,12 @@ def resolve(model: nn.Module, blocks: BlockSpec = None) -> Partition:
     ordered = tuple(name for name in names.parameters if name in used)
     names.note_ties(ordered)
     return Partition(resolved, ordered, tuple(names.notes))
+
+
+def near_names(name: str, known: Iterable[str]) -> str:
+    """Ask whether one of the known names was meant that are like a wrong one; empty where none is."""
+    near = difflib.get_close_matches(name, list(known), n=3, cutoff=0.4)
+    return f" Did you mean {', '.join(map(repr, near))}?" if near else ""
 
 
 def _expand(model: nn.Module, names: Names, blocks: BlockSpec) -> list[Block]:

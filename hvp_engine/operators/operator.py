@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, ClassVar, TypeVar
 
@@ -19,6 +19,7 @@ from hvp_engine.operators.head.find import LinearHead
 from hvp_engine.operators.head.fusion import HeadFusion
 from hvp_engine.operators.head.shelf import Shelf
 from hvp_engine.operators.inspection import GraphInspection, Suspect
+from hvp_engine.operators.matrix_like import MatrixLike
 from hvp_engine.operators.vectors import checked_rows, refuse_nonfinite
 from hvp_engine.operators.verification import verify
 from hvp_engine.ops.head.dropping import check_tolerance
@@ -39,7 +40,7 @@ from hvp_engine.system.memory import shortage_in_words
 T = TypeVar("T")
 
 
-class CurvatureOperator(ABC):
+class CurvatureOperator(MatrixLike):
     """Products with the diagonal blocks of a curvature matrix of an objective.
 
     The objective is (sum of batch totals) / (sum of batch weights). A subclass supplies the graph of a micro-batch and
@@ -154,16 +155,6 @@ class CurvatureOperator(ABC):
     def notes(self) -> tuple[str, ...]:
         """What was decided about tied and frozen parameters, in plain words."""
         return self.partition.notes
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """Dtype of vectors and products."""
-        return self.objective.dtype
-
-    @property
-    def device(self) -> torch.device:
-        """Device of vectors and products."""
-        return self.objective.device
 
     @property
     def held_bytes(self) -> int:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from hvp_engine.blocks import Partition
+from hvp_engine.blocks import Partition, ResolvedBlock
+from hvp_engine.blocks.partition import near_names
 from hvp_engine.errors import BlockError, ConfigurationError, NotFiniteError, not_finite
 from hvp_engine.system.formatting import first_names
 
@@ -36,7 +39,46 @@ def checked_rows(
             f"vectors must be a mapping of block names to (k, numel) tensors, not {type(vectors).__name__}: for "
             'the whole model {"full": vectors}.'
         )
-    return {name: _rows(partition, name, of_block, device, dtype) for name, of_block in vectors.items()}
+    return {name: _rows(block_named(partition, name), v, device, dtype) for name, v in vectors.items()}
+
+
+def block_named(partition: Partition, name: Any) -> ResolvedBlock:
+    """Return a block by its name.
+
+    Raises:
+        BlockError: There is none of that name.
+    """
+    if not isinstance(name, str) or name not in partition.blocks:
+        blocks = list(partition.blocks)
+        raise BlockError(
+            f"There is no block {name!r}; the blocks are {first_names(blocks)}.{near_names(str(name), blocks)}"
+        )
+    return partition.blocks[name]
+
+
+def dense_tensor(values: Any, what: str) -> Tensor:
+    """Return a tensor, detached, or a copy of a NumPy array as one.
+
+    Args:
+        values: Tensor or array.
+        what: What they are, in words that "must be" may follow.
+
+    Raises:
+        ConfigurationError: They are neither, or numbers of another kind, or have no numbers one after the other.
+    """
+    if isinstance(values, np.ndarray):
+        try:
+            values = torch.from_numpy(np.array(values, order="C"))  # a copy: torch takes no read-only memory
+        except TypeError as error:
+            raise ConfigurationError(f"{what} must be floats, not {values.dtype}, which torch has not.") from error
+    if not isinstance(values, Tensor):
+        raise ConfigurationError(f"{what} must be a torch tensor or a NumPy array, not {type(values).__name__}.")
+    if values.is_meta or values.is_nested or values.layout != torch.strided:
+        kind = "on the meta device, without numbers" if values.is_meta else f"not one ({values.layout})"
+        raise ConfigurationError(f"{what} must be a dense tensor, and is {kind}.")
+    if values.is_complex():
+        raise ConfigurationError(f"{what} must be real, and is complex; multiply real and imaginary parts apart.")
+    return values.detach()
 
 
 def refuse_nonfinite(partition: Partition, products: Mapping[str, Tensor]) -> None:
@@ -54,19 +96,14 @@ def refuse_nonfinite(partition: Partition, products: Mapping[str, Tensor]) -> No
     raise NotFiniteError(not_finite(f"of block {name!r}, in {first_names(list(dict.fromkeys(broken)))},"))
 
 
-def _rows(partition: Partition, name: str, vectors: Tensor, device: torch.device, dtype: torch.dtype) -> Tensor:
-    if name not in partition.blocks:
-        raise BlockError(f"There is no block {name!r}; the blocks are {', '.join(partition.blocks)}.")
-    size = partition.blocks[name].numel
-    if isinstance(vectors, Tensor) and (vectors.is_meta or vectors.is_nested or vectors.layout != torch.strided):
-        kind = "on the meta device, without numbers" if vectors.is_meta else f"no dense tensor ({vectors.layout})"
-        raise ConfigurationError(f"Vectors of block {name!r} are {kind}; give a dense tensor of shape (k, {size}).")
-    if not isinstance(vectors, Tensor) or vectors.dim() != 2 or vectors.shape[1] != size:
-        shape = tuple(vectors.shape) if isinstance(vectors, Tensor) else type(vectors).__name__
-        raise ConfigurationError(f"Vectors of block {name!r} must have shape (k, {size}), got {shape}.")
-    if vectors.is_complex():
-        raise ConfigurationError(f"Vectors of block {name!r} are complex; multiply real and imaginary parts apart.")
-    if not torch.isfinite(vectors).all():
-        raise ConfigurationError(f"A vector of block {name!r} has entries that are not finite.")
-    converted = vectors.detach().to(device, dtype)
+def _rows(block: ResolvedBlock, vectors: Tensor, device: torch.device, dtype: torch.dtype) -> Tensor:
+    what, size = f"The tensor of vectors of block {block.name!r}", block.numel
+    if not isinstance(vectors, Tensor):
+        raise ConfigurationError(f"{what} must have shape (k, {size}), got {type(vectors).__name__}.")
+    dense = dense_tensor(vectors, what)
+    if dense.dim() != 2 or dense.shape[1] != size:
+        raise ConfigurationError(f"{what} must have shape (k, {size}), got {tuple(dense.shape)}.")
+    converted = dense.to(device, dtype)
+    if not torch.isfinite(converted).all():
+        raise ConfigurationError(f"{what} must be finite, and is not in {str(dtype).removeprefix('torch.')}.")
     return converted.clone() if converted.is_inference() else converted

@@ -143,7 +143,7 @@ class DataErrors(Mapping[str, BlockDataError]):
         path = Path(folder) / run_files.MANIFEST
         match document:
             case {"run": dict(facts), "blocks": [*blocks], "groups": int(groups), "probes": int(probes)} if blocks:
-                numel = _numel(path, blocks)
+                numel = sizes_by_name(path, blocks)
             case _:
                 raise damaged(path, "its facts or its blocks are missing")
         if not (1 <= groups < _LARGEST and 1 <= probes < _LARGEST):
@@ -205,7 +205,7 @@ class DataErrors(Mapping[str, BlockDataError]):
         )
 
 
-def _numel(path: Path, blocks: list[Any]) -> dict[str, int]:
+def sizes_by_name(path: Path, blocks: list[Any]) -> dict[str, int]:
     """Return the sizes of a manifest's blocks by name."""
     sizes: dict[str, int] = {}
     for block in blocks:

@@ -13,6 +13,7 @@ from hvp_engine.results.reading import Reading
 from hvp_engine.results.ritz import BoolArray
 from hvp_engine.results.smoothing import FloatArray
 from hvp_engine.results.sphere import Function, student, traces
+from hvp_engine.system.formatting import first_line
 
 _BEND = 2.0  # what one step leaves open is so much the bend of f over its residual
 
@@ -43,21 +44,20 @@ def power_sum(reading: Reading, k: int) -> Estimate:
     return _estimate(reading, lambda x: x**k, parts, bias, _noise_of_power(reading, k))
 
 
-def trace_of(reading: Reading, function: Function) -> Estimate:
-    """Estimate ``tr f(H)``.
+def trace_of(reading: Reading, f: Function) -> Estimate:
+    """Estimate ``tr f(H)``, for an f that is finite at every Ritz value.
 
     The bar counts the chance of the probes, what more steps would change, and the error of the products, all of whose
-    eigenvalues it takes to move the same way.
-
-    Raises:
-        ConfigurationError: f does not give one finite number for every Ritz value.
+    eigenvalues it takes to move the same way. It has no ends where they would move to where f is infinite.
     """
-
-    def f(x: FloatArray) -> FloatArray:
-        return evaluated(function, x)
-
     bias = _left_to_change(reading, f) + _noise_of(reading, f)
     return _estimate(reading, f, [_streams(reading, f, reading.accepted)], bias, 0.0)
+
+
+def logarithm(x: FloatArray) -> FloatArray:
+    """Return the natural logarithm, minus infinity from 0 down."""
+    with np.errstate(divide="ignore"):
+        return np.log(np.maximum(x, 0.0))
 
 
 def evaluated(function: Function, x: FloatArray) -> FloatArray:
@@ -66,13 +66,20 @@ def evaluated(function: Function, x: FloatArray) -> FloatArray:
     Raises:
         ConfigurationError: It does not give one finite number for every element of x.
     """
-    with np.errstate(all="ignore"):
-        values = np.asarray(function(x), dtype=np.float64)
+    if not x.size:
+        return x
+    needs = (
+        "apply needs a function that gives a finite number for every element of a NumPy array of eigenvalues, "
+        f"here {x.min():.3g} to {x.max():.3g}"
+    )
+    try:
+        with np.errstate(all="ignore"):
+            found = np.asarray(function(x.copy()))
+            values = found.astype(np.float64, casting="same_kind")
+    except (TypeError, ValueError) as error:  # of numbers one by one, of tensors, complex, or no function at all
+        raise ConfigurationError(f"{needs}; this one fails ({first_line(error)}).") from error
     if values.shape != x.shape or not np.isfinite(values).all():
-        raise ConfigurationError(
-            "trace_of needs a function that gives a finite number for every element of an array of eigenvalues, "
-            f"here {x.min():.3g} to {x.max():.3g}; for a logarithm or a root, shift or clip them first."
-        )
+        raise ConfigurationError(f"{needs}; for a logarithm or a root, shift or clip them first.")
     return values
 
 
@@ -159,7 +166,8 @@ def _noise_of(reading: Reading, f: Function) -> float:
     reach = reading.found.noise * (np.abs(rule.nodes) + math.sqrt(float((rule.nodes**2).mean())))
     here = f(rule.nodes)
     moved = np.maximum(np.abs(f(rule.nodes + reach) - here), np.abs(f(rule.nodes - reach) - here))
-    return float(rule.numel * (rule.weights @ moved))
+    there = rule.weights > 0.0  # what weighs nothing may move to infinity
+    return float(rule.numel * (rule.weights[there] @ moved[there]))
 
 
 def _left_to_change(reading: Reading, f: Function) -> float:

@@ -27,6 +27,7 @@ from hvp_engine.results.spectrum_checks import (
     check_tridiagonal,
     checked_array,
     checked_numel,
+    checked_shift,
 )
 from hvp_engine.results.sphere import Function
 
@@ -324,20 +325,39 @@ class Spectrum:
         """Estimate the Frobenius norm, ``sqrt(n * moment(2))``, as ``moment`` does."""
         return moments.root(moments.scaled(self.moment(2, reading), float(self.numel)))
 
-    def trace_of(self, function: Function, reading: ReadingName = "auto") -> Estimate:
+    def apply(self, function: Function, reading: ReadingName = "auto") -> Estimate:
         """Estimate ``tr f(H)``, with a 95 % bar that counts what more steps could change.
 
         Args:
-            function: f, which gets arrays of eigenvalues and returns arrays of the same shape.
+            function: f, which gets NumPy arrays of eigenvalues and returns arrays of the same shape. For the bar it is
+                asked for values beside those found, too, as far as the error of the products reaches.
             reading: As in ``moment``.
 
         Raises:
-            ConfigurationError: If f does not give one finite number for each, or there is no such reading.
+            ConfigurationError: If f does not give one finite real number for each, or there is no such reading.
         """
+        return self._trace(lambda x: moments.evaluated(function, x), reading)
+
+    trace_of = apply
+
+    def logdet(self, shift: float = 0.0, reading: ReadingName = "auto") -> Estimate:
+        """Estimate ``log det(H + shift I) = tr log(H + shift I)``, with a 95 % bar as that of ``apply``.
+
+        Args:
+            shift: Added to every eigenvalue (a prior precision, a damping), so that all of them are positive.
+            reading: As in ``moment``.
+
+        Raises:
+            ConfigurationError: If an eigenvalue that was found is not above ``-shift``, ``shift`` is no finite number,
+                or there is no such reading. What was not found is not known: ``smallest()`` has a bar.
+        """
+        moved = checked_shift(self.name, shift, self.extremes()[0])
+        return self._trace(lambda x: moments.logarithm(x + moved), reading)
+
+    def _trace(self, f: Function, reading: str) -> Estimate:
         if is_gauss(reading):
-            values = moments.evaluated(function, self.nodes)
-            return moments.scaled(moments.of_probes((self.weights * values).sum(axis=1)), float(self.numel))
-        return moments.trace_of(self.reading, function)
+            return moments.scaled(moments.of_probes((self.weights * f(self.nodes)).sum(axis=1)), float(self.numel))
+        return moments.trace_of(self.reading, f)
 
     def largest(self, k: int = 1, reading: ReadingName = "auto") -> Estimate:
         """Find the k-th largest eigenvalue, with a bar that its residual gives; it has no standard error.

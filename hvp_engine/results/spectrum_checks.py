@@ -34,6 +34,29 @@ def checked_numel(name: str, numel: object) -> int:
     return operator.index(numel)  # type: ignore[arg-type]
 
 
+def checked_shift(name: str, shift: object, smallest: float) -> float:
+    """Return what is added to eigenvalues so that they have a logarithm.
+
+    Args:
+        name: Name of the block.
+        shift: The shift.
+        smallest: The smallest eigenvalue that was found.
+
+    Raises:
+        ConfigurationError: It is no finite number, or leaves the smallest one at or below zero.
+    """
+    if isinstance(shift, bool) or not isinstance(shift, (int, float, np.number)) or not math.isfinite(shift):
+        raise ConfigurationError(f"shift={shift!r} must be a finite number.")
+    if not smallest + float(shift) > 0.0:
+        above = f"of {-1.01 * smallest:.3g} or more" if smallest < 0.0 else "above 0"  # rounding takes less than 1 %
+        raise ConfigurationError(
+            f"Block {name!r}: H + shift I is not positive, its determinant has no logarithm: the smallest eigenvalue "
+            f"that was found is {smallest:.3g}, and shift={float(shift):.3g}. Give a shift {above}, or choose what to "
+            "do with the negative ones: apply(lambda x: np.log(np.maximum(x, 1e-6)))."
+        )
+    return float(shift)
+
+
 def _is_surrogate(character: str) -> bool:
     return "\ud800" <= character <= "\udfff"
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 from hvp_engine.krylov.companions import COLUMNS_AT_ONCE, SINGLES_AT_ONCE
@@ -36,10 +37,20 @@ def matrix_fits(numel: int, settings: JobSettings, room: float) -> bool:
         settings: What was asked for.
         room: Bytes that there are for vectors; what a stream of the block takes is there in any case.
     """
-    matrix, stream = (
-        round_sizes({"": numel}, settings, {"": probes}, {"": settings.steps}).largest for probes in (WHOLE, range(1))
-    )
-    return matrix <= max(room, stream)
+    stream = round_sizes({"": numel}, settings, {"": range(1)}, {"": settings.steps}).largest
+    return matrix_bytes(numel, settings) <= max(room, stream)
+
+
+def matrix_bytes(numel: int, settings: JobSettings) -> int:
+    """Return what the whole matrix of a block takes, with the vectors of a sweep."""
+    return round_sizes({"": numel}, settings, {"": WHOLE}, {}).largest
+
+
+def largest_matrix(room: int, settings: JobSettings) -> int:
+    """Return the most parameters of a block whose whole matrix fits into some bytes."""
+    item = settings.dtype.itemsize
+    beside = matrix_bytes(1, settings) // item - 1  # rows of the sweep's vectors
+    return max(0, (math.isqrt(beside**2 + 4 * max(room, 0) // item) - beside) // 2)
 
 
 def round_sizes(

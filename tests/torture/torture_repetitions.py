@@ -49,6 +49,12 @@ def calls(folder: Path) -> dict[str, tuple[Any, Call]]:
             shutil.rmtree(run, ignore_errors=True)
         return he.slq(large.model, large.loss, blocks, check=False, out=run, **setting)
 
+    def dense(_: int) -> object:
+        return he.dense(large.model, large.loss, ["ln_f.weight"], data=large.data)
+
+    def off_diagonal(number: int) -> object:
+        return he.off_diagonal(large.model, large.loss, blocks, data=large.data, probes=2, check=number % 2 == 0)
+
     def doctor(_: int) -> object:
         return he.doctor(small.model, small.loss, "parameter", data=small.data, seconds=1.0).to_dict()
 
@@ -57,6 +63,7 @@ def calls(folder: Path) -> dict[str, tuple[Any, Call]]:
         return he.plan(small.model, small.loss, "module", data=small.data, device=device)
 
     of_large = {"hvp": hvp, "slq": slq, "slq with a folder": slq_with_a_folder}
+    of_large |= {"dense": dense, "off_diagonal": off_diagonal}
     of_small = {"doctor": doctor, "plan": plan}
     return {
         **{name: (large.model, call) for name, call in of_large.items()},
@@ -119,7 +126,7 @@ def growth(found: list[dict[str, int]], what: str) -> float:
     return median(values[-fifth:]) - median(values[start : start + fifth])
 
 
-@pytest.mark.parametrize("name", ["hvp", "slq", "slq with a folder", "doctor", "plan"])
+@pytest.mark.parametrize("name", ["hvp", "slq", "slq with a folder", "dense", "off_diagonal", "doctor", "plan"])
 def test_nothing_is_left_over_from_calls(
     tmp_path: Path, name: str, server: Server, tally: Counter[str], request: pytest.FixtureRequest
 ) -> None:
