@@ -114,6 +114,12 @@ def stream_table() -> np.ndarray:
     return np.array([(at(15), at(5), 5, 5, 3, 0, 0), (at(8), at(4), 4, 4, 2, 2, 1)], dtype=np.int64)
 
 
+def host_stream_table() -> np.ndarray:
+    """With rows of 8 bits and scales, which take more than their elements."""
+    scaled = np.array([(at(60), at(4), 192, 4, 2, 4, 0)], dtype=np.int64)
+    return np.concatenate([stream_table(), scaled])
+
+
 def record_table() -> np.ndarray:
     return np.array([(at(5), at(5), at(5), 5, 0, 3, 0, 0), (0, 0, 0, 0, 1, 3, 0, 0)], dtype=np.int64)
 
@@ -162,7 +168,7 @@ def examples(native: ModuleType) -> dict[str, list[Any]]:
         "pair_products": [F32, at(15), at(5), ROWS, COLUMNS, Size(2), Size(9), at(21)],
         "pack_covariance": [F32, F32, at(21), at(15), ROWS, COLUMNS, Size(2), Size(9), at(45)],
         "packed_symmetric_matvec": [F32, at(45), at(30), BATCH, ROWS, COLUMNS, at(30)],
-        "reorthogonalize": [stream_table(), numbers(2, 3), numbers(2), numbers(2)],
+        "reorthogonalize": [host_stream_table(), numbers(3, 3), numbers(3), numbers(3)],
         "tridiagonal_quadrature": [
             numbers(3, 4),
             numbers(3, 3),

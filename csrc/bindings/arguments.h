@@ -28,7 +28,7 @@ inline Dtype checked_dtype(std::int64_t number, Dtype last = Dtype::bfloat16) {
 }
 
 inline std::int64_t bytes_of(Dtype type) {
-    constexpr std::int64_t kBytes[] = {4, 8, 2, 1};
+    constexpr std::int64_t kBytes[] = {4, 8, 2, 1, 1};
     return kBytes[static_cast<std::int64_t>(type)];
 }
 

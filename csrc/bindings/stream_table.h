@@ -6,6 +6,7 @@
 
 #include <cstdint>
 #include <string>
+#include <type_traits>
 #include <vector>
 
 #include "arguments.h"
@@ -27,6 +28,14 @@ inline void check_shape(const Table& table, pybind11::ssize_t fields) {
 inline Dtype basis_dtype(std::int64_t number) { return checked_dtype(number); }
 inline Dtype vector_dtype(std::int64_t number) { return checked_dtype(number, Dtype::float64); }
 
+// The type of the rows that a projection reads; 8 bits with scales are for the kernels of the host only.
+template <class Within>
+Dtype row_dtype(std::int64_t number) {
+    const bool is_scaled = number == static_cast<std::int64_t>(Dtype::scaled8);
+    if (std::is_same_v<Within, Address> && is_scaled) return Dtype::scaled8;
+    return basis_dtype(number);
+}
+
 // Addresses lie in the memory that Within (Address or DeviceAddress) stands for.
 template <class Within>
 Within address_in(std::int64_t field) {
@@ -42,10 +51,11 @@ std::vector<ReorthogonalizeStream> streams_of(const Table& table) {
         const std::int64_t row_stride = f[2], size = f[3], count = f[4];
         if (size < 1 || count < 0)
             refuse("Stream " + std::to_string(s) + " needs a size of at least 1 and a count of at least 0.");
-        if (count > 1 && row_stride < size) refuse("The rows of a basis overlap.");
-        const Dtype of_basis = basis_dtype(f[5]), of_vector = vector_dtype(f[6]);
+        const Dtype of_basis = row_dtype<Within>(f[5]), of_vector = vector_dtype(f[6]);
+        const std::int64_t row = of_basis == Dtype::scaled8 ? scaled_row_bytes(checked_size(size)) : size;
+        if (count > 1 && row_stride < row) refuse("The rows of a basis overlap.");
         streams.push_back(
-            {address_in<Within>(f[0]).required("a basis", of_basis, reach({{count, row_stride}, {size, 1}})),
+            {address_in<Within>(f[0]).required("a basis", of_basis, reach({{count, row_stride}, {row, 1}})),
              address_in<Within>(f[1]).required("a vector", of_vector, size), row_stride, size, count,
              of_basis, of_vector});
     }

@@ -49,7 +49,8 @@ HVP_ELEMENT_INLINE void with_dtype(Dtype dtype, Function function) {
             return function(double{});
         case Dtype::bfloat16:
             return function(Bf16{});
-        case Dtype::boolean:  // only masks of attention are, and the bindings let no other boolean in
+        case Dtype::boolean:  // only masks of attention are, only rows of a basis are scaled8,
+        case Dtype::scaled8:  // and the bindings let no other in
             __builtin_unreachable();
     }
 }

@@ -9,6 +9,7 @@
 #include <type_traits>
 
 #include "reorthogonalize_panel.h"
+#include "reorthogonalize_scaled.h"
 
 namespace hvp {
 namespace HVP_ISA {
@@ -17,7 +18,9 @@ namespace {
 constexpr std::int64_t kTaskColumns = 16384;
 template <typename Q>
 constexpr std::int64_t kDotColumns = (16 << 10) / sizeof(Q);  // panel of the first pass
-constexpr std::int64_t kUpdateColumns = 2048;                 // panel of the last pass
+template <>
+constexpr std::int64_t kDotColumns<Scaled8> = 8 << 10;  // for its panel, in the L1 cache
+constexpr std::int64_t kUpdateColumns = 2048;           // panel of the last pass
 // Basis panel of the fused pass, which stays in the L2 cache.
 template <typename Q>
 constexpr std::int64_t kFusedBytes = (sizeof(Q) < 4 ? 256 : 384) << 10;
@@ -38,7 +41,11 @@ inline std::int64_t partial_size(const Stream& s) { return 2 * s.count + 2; }
 
 template <typename Q>
 inline Window<Q> window(const Stream& s, std::int64_t column, std::int64_t columns) {
-    return {static_cast<const Q*>(s.basis) + column, s.row_stride, columns};
+    const Q* basis = static_cast<const Q*>(s.basis);
+    if constexpr (std::is_same_v<Q, Scaled8>)
+        return scaled_window(basis, s.row_stride, s.size, column, columns);
+    else
+        return {basis + column, s.row_stride, columns};
 }
 
 // Calls visit.rows<R>(row, ahead) on row blocks that cover all rows, the incomplete ones first. `ahead` leads
@@ -73,17 +80,21 @@ struct Dot {
     double* dots;
     template <int R>
     void rows(std::int64_t row, std::int64_t ahead) const {
-        dot_rows<R>(Window<Q>{q.data + row * q.stride, q.stride, q.columns}, panel, ahead, dots + row);
+        dot_rows<R>(q.from(row), panel, ahead, dots + row);
     }
 };
 
-// The precision of the panel in dots: fp64, but fp32 (in which the vector is exact) beside a bf16 basis.
+// The precision of the panel in dots: fp64, but fp32 (in which the vector is exact) beside a rounded basis.
 template <typename Q, typename W>
 struct DotPanel {
     using Type = double;
 };
 template <>
 struct DotPanel<Bf16, float> {
+    using Type = float;
+};
+template <>
+struct DotPanel<Scaled8, float> {
     using Type = float;
 };
 
@@ -94,8 +105,7 @@ struct Subtract {
     double* panel;
     template <int R>
     void rows(std::int64_t row, std::int64_t ahead) const {
-        subtract_rows<R, Q, Half>({q.data + row * q.stride, q.stride, q.columns}, coefficients + row, ahead,
-                                  panel);
+        subtract_rows<R, Half>(q.from(row), coefficients + row, ahead, panel);
     }
 };
 
@@ -106,6 +116,10 @@ struct UpdateHalf {
 };
 template <>
 struct UpdateHalf<Bf16, float> {
+    using Type = Unpacked;
+};
+template <>
+struct UpdateHalf<Scaled8, float> {
     using Type = Unpacked;
 };
 template <typename Q>
@@ -196,6 +210,8 @@ Passes passes_of(const Stream& s) {
             return single ? passes<float, float>() : passes<float, double>();
         case Dtype::bfloat16:
             return single ? passes<Bf16, float>() : passes<Bf16BesideFp64, double>();
+        case Dtype::scaled8:
+            return single ? passes<Scaled8, float>() : passes<Scaled8, double>();
         default:
             return single ? passes<double, float>() : passes<double, double>();
     }

@@ -7,7 +7,7 @@
 #include <cstring>
 #include <type_traits>
 
-#if defined(__AVX512F__)
+#if defined(__AVX2__)
 #include <immintrin.h>
 #endif
 
@@ -45,6 +45,9 @@ template <typename Q>
 constexpr std::int64_t kGroup = 16;
 template <>
 constexpr std::int64_t kGroup<Bf16> = 2 * sizeof(Unpacked) / sizeof(float);
+
+template <typename Q>
+constexpr bool kIsBf16 = std::is_base_of_v<Bf16, Q>;
 
 // Columns per step of the inner loops: whole groups, and at least one cache line.
 template <typename Q>
@@ -104,7 +107,7 @@ inline auto widen(Q x) {
 template <typename Q>
 inline __attribute__((always_inline)) void unpack(const Q* q, typename Group<Q>::Half& low,
                                                   typename Group<Q>::Half& high) {
-    if constexpr (sizeof(Q) < 4) {
+    if constexpr (kIsBf16<Q>) {
         std::conditional_t<sizeof low == sizeof(Word8), Word8, Words> words;
         std::memcpy(&words, q, sizeof words);
         const auto even = words << 16;
@@ -120,7 +123,7 @@ inline __attribute__((always_inline)) void unpack(const Q* q, typename Group<Q>:
 // Where column `j` of a step is kept in the panel.
 template <typename Q>
 inline std::int64_t slot(std::int64_t j) {
-    if constexpr (sizeof(Q) >= 4) return j;
+    if constexpr (!kIsBf16<Q>) return j;
     const std::int64_t group = j / kGroup<Q> * kGroup<Q>;
     return group + (j & 1) * (kGroup<Q> / 2) + ((j - group) >> 1);
 }
@@ -131,6 +134,8 @@ void load_panel(const W* w, std::int64_t size, P* panel) {
     for (std::int64_t i = 0; i < whole; i += kStep<Q>)
         for (std::int64_t j = 0; j < kStep<Q>; ++j) panel[i + slot<Q>(j)] = static_cast<P>(w[i + j]);
     for (std::int64_t i = whole; i < size; ++i) panel[i] = static_cast<P>(w[i]);
+    if constexpr (std::is_same_v<Q, Scaled8>)  // whose rows are filled up to whole blocks, with zeros
+        for (std::int64_t i = size; i % kScaledBlock != 0; ++i) panel[i] = P{0};
 }
 
 // Writes the panel back, rounds it to what was written, and returns its sum of squares. Two loops, for the
@@ -158,6 +163,8 @@ struct Window {
     const Q* data;
     std::int64_t stride;
     std::int64_t columns;
+
+    Window from(std::int64_t row) const { return {data + row * stride, stride, columns}; }
 };
 
 template <typename Q>
@@ -250,7 +257,7 @@ inline __attribute__((always_inline)) void subtract(const V& x, double* from) {
 }
 
 // panel -= sum_r c[r] * row r; Half sets the precision of the sum over these few rows.
-template <int R, typename Q, typename Half>
+template <int R, typename Half, typename Q>
 void subtract_rows(const Window<Q>& q, const double* c, std::int64_t ahead, double* panel) {
     using Scalar = decltype(Half{}[0] + Half{}[0]);
     Half factors[R];

@@ -87,7 +87,11 @@ def slq(
         operator: The matrix, one of :data:`hvp_engine.operators.registry.OPERATORS`.
         precision: Arithmetic of the products: ``"fp64"``, ``"fp32"``, ``"tf32"``, ``"bf16"``.
         reorthogonalize: ``"full"`` keeps all Lanczos vectors and admits no ghost eigenvalues; ``"none"`` keeps two.
-        basis: Dtype of the kept vectors, ``"fp32"`` or ``"bf16"`` (half the memory); ``precision="fp64"`` keeps fp64.
+        basis: How the vectors are kept: ``"fp32"``, ``"bf16"`` (half the memory) or ``"int8"`` (8 bits with scales, a
+            quarter), all of them in the device's memory; with ``-mmap`` behind it in a temporary file (in ``TMPDIR``),
+            with ``-offload``, on a GPU, in the host's memory. ``"auto"`` takes the most accurate one in memory that has
+            room for full waves, else one elsewhere, and says so (``manifest["basis"]``); a resumed job keeps it.
+            ``precision="fp64"`` keeps fp64 in the same place.
         microbatch: Samples differentiated at once; None takes whole batches while they fit.
         memory: Budget in bytes for graphs and vectors; None takes 80 % of what is free.
         head_curvature: Form the curvature of a linear head once where that is cheaper than passing through the head in

@@ -16,7 +16,7 @@ from rich.console import Console
 from hvp_engine.cli.job_file import load_job, output_to_errors
 from hvp_engine.cli.options import blocks_of, bytes_of, tolerance_of
 from hvp_engine.errors import HvpEngineError, printable
-from hvp_engine.krylov.registry import STORAGES
+from hvp_engine.krylov.registry import AUTO, STORAGES
 from hvp_engine.results.spectra import Spectra
 from hvp_engine.results.table import summary_table
 from hvp_engine.results.words import targets_text
@@ -46,7 +46,7 @@ class _Reorthogonalize(str, Enum):
     full, none = "full", "none"
 
 
-_Basis = Enum("_Basis", {name: name for name in STORAGES}, type=str)  # type: ignore[misc]  # as many as are registered
+_Basis = Enum("_Basis", {name: name for name in (*STORAGES, AUTO)}, type=str)  # type: ignore[misc]  # as many as are registered
 _PLAIN_BASIS = _Basis("fp32")
 
 
@@ -77,7 +77,7 @@ _Tolerance = Annotated[
 ]
 _Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 _Arithmetic = Annotated[_Precision, typer.Option(help="Arithmetic of the products.")]
-_Kept = Annotated[_Basis, typer.Option(help="Dtype of the kept Lanczos vectors.")]
+_Kept = Annotated[_Basis, typer.Option(help="How the Lanczos vectors are kept: dtype and place; auto chooses.")]
 _Microbatch = Annotated[int | None, typer.Option(help="Samples differentiated at once.")]
 _Quiet = Annotated[bool, typer.Option("--quiet", help="Show no progress.")]
 

@@ -37,6 +37,7 @@ GROUPS = 8
 
 _STEPS = 20  # Lanczos steps on each half; what they leave to the extremes widens the bracket, by less than the data do
 _PROBES = 8
+_BASES = ("fp32", "bf16")  # how few vectors are kept, which are read to be combined: as the other job's, or as the last
 _WORK_VECTORS = 8  # beside the bases: start vectors, products of halves, the four vectors of the extremes
 
 
@@ -52,6 +53,7 @@ def settings_of(settings: JobSettings, *, check: bool) -> JobSettings:
         steps=_STEPS + _PROBES,
         probes=1,
         tolerance=None,
+        basis=settings.basis if settings.basis in _BASES else _BASES[-1],
         distribution="gaussian",
         reorthogonalize="full",
         check=check,

@@ -36,6 +36,7 @@ _RECORDS = (
     "noise.json",
     "room.json",
     "head.json",
+    "basis.json",
     "sittings.json",
     "waves.json",
     "identity.json",

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
 
 from hvp_engine.errors import HvpEngineError
+from hvp_engine.jobs import basis
 from hvp_engine.jobs.checkpoint import Checkpoint, sweep_finished
 from hvp_engine.jobs.comparison import refuse_foreign
 from hvp_engine.jobs.description import describe_suspect
@@ -26,6 +27,7 @@ from hvp_engine.krylov.settings import JobSettings
 from hvp_engine.operators.operator import CurvatureOperator
 from hvp_engine.operators.verification import product_noise
 from hvp_engine.scheduling.policy import choose_waves, spare
+from hvp_engine.scheduling.storages import rooms
 from hvp_engine.scheduling.waves import StreamSizes
 from hvp_engine.system.memory import budget as free_budget
 from hvp_engine.system.memory import shortage_in_words
@@ -148,7 +150,7 @@ def run(
     operator.checked = job.settings.check
     operator.hold_steady()
     if folder is None or not is_finished(folder):
-        operator.make_room(job.streams(operator))
+        basis.make_room(job, operator)
     config = {**_kind(job.name, operator.matrix), **job.config(), "blocks": describe_blocks(operator.partition)}
     identity = {**config, **describe(operator)}
     sittings = Sittings(identity["environment"], started)
@@ -224,6 +226,7 @@ def _compute(
         memory = job.settings.memory
         budget = free_budget(operator.device) + operator.held_bytes if memory is None else memory
         job.room = _room(operator, budget, checkpoint)
+        asked, job = job, basis.decided(job, operator, budget, checkpoint)
         streams = job.streams(operator)
         waves = _waves(operator, streams, budget)
     except HvpEngineError:
@@ -241,6 +244,7 @@ def _compute(
         "config": config,
         "verification": verification,
         **facts(operator, len(states)),
+        **basis.record(operator, asked, job),
         "seconds": round(sittings.seconds, 3),
         "sittings": sittings.record(),
     }
@@ -333,7 +337,7 @@ def _form_head_curvature(
 def _waves(operator: CurvatureOperator, streams: StreamSizes, budget: int) -> list[list[Stream]]:
     """Group the streams of a round, and leave the memory of their vectors to them."""
     held = operator.held_bytes
-    waves = choose_waves(streams, budget, operator.scheduler.plan.graph_bytes, held)
+    waves = choose_waves(streams, budget, operator.scheduler.plan.graph_bytes, held, rooms())
     operator.scheduler.reserve(waves.vector_bytes + held)
     return waves.groups
 

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from hvp_engine.errors import ConfigurationError
+from hvp_engine.kernels.scaled_rows import row_length
 from hvp_engine.kernels.tensors import dtype_number
 
 __all__ = [
@@ -25,7 +26,8 @@ __all__ = [
     "stream_table",
 ]
 
-_BASIS_DTYPES = (torch.float32, torch.bfloat16, torch.float64)
+_STORE_DTYPES = (torch.float32, torch.bfloat16, torch.float64)  # that a step can write
+_BASIS_DTYPES = (*_STORE_DTYPES, torch.int8)
 _VECTOR_DTYPES = (torch.float32, torch.float64)
 
 
@@ -107,7 +109,8 @@ def stream_table(bases: Sequence[Tensor], vectors: Sequence[Tensor], counts: Seq
     """Check all streams and describe them to compiled kernels.
 
     Args:
-        bases: Per stream an (capacity, n) tensor of fp32, bf16 or fp64 with contiguous rows.
+        bases: Per stream an (capacity, n) tensor of fp32, bf16 or fp64 with contiguous rows, or one of int8 with
+            those of :mod:`hvp_engine.kernels.scaled_rows`, (capacity, row_bytes(n)).
         vectors: Per stream a contiguous (n,) tensor of fp32 or fp64 on the same device.
         counts: Per stream the number of leading basis rows in use; may be 0.
 
@@ -145,11 +148,16 @@ def _problem(basis: Tensor, vector: Tensor, count: int, device: torch.device) ->
     """Say what is wrong with one stream and how to put it right, or None."""
     problem = None
     if basis.dtype not in _BASIS_DTYPES or vector.dtype not in _VECTOR_DTYPES:
-        problem = f"basis {basis.dtype}, vector {vector.dtype}; use fp32, bf16 or fp64 and fp32 or fp64"
+        problem = f"basis {basis.dtype}, vector {vector.dtype}; use fp32, bf16, fp64 or int8 and fp32 or fp64"
     elif basis.device != device or vector.device != device:
         problem = f"basis on {basis.device}, vector on {vector.device}; put all streams on one device"
-    elif vector.ndim != 1 or basis.ndim != 2 or basis.shape[1] != vector.shape[0] or vector.shape[0] == 0:
+    elif vector.ndim != 1 or basis.ndim != 2 or vector.shape[0] == 0:
         problem = f"basis {tuple(basis.shape)}, vector {tuple(vector.shape)}; use (capacity, n) and (n,)"
+    elif basis.shape[1] != (row := row_length(basis.dtype, vector.shape[0])):
+        wanted = "n" if basis.dtype != torch.int8 else f"{row} for its n"
+        problem = f"basis {tuple(basis.shape)}, vector {tuple(vector.shape)}; use (capacity, {wanted}) and (n,)"
+    elif basis.dtype == torch.int8 and (basis.data_ptr() % 4 or (basis.stride(0) % 4 and basis.shape[0] > 1)):
+        problem = "rows of 8 bits must begin at multiples of 4 bytes, for their scales"
     elif not 0 <= count <= basis.shape[0]:
         problem = f"count {count} is outside 0..{basis.shape[0]}, the capacity of the basis"
     elif not vector.is_contiguous() or (basis.stride(1) != 1 and basis.shape[1] > 1):
@@ -199,7 +207,7 @@ def _rows_problem(new: NewVector, device: torch.device) -> str | None:
             tensor.ndim != 1 or tensor.shape != vector.shape or tensor.device != device or not tensor.is_contiguous()
         ):
             return f"vector and rows must be contiguous (n,) tensors on {device}"
-    if vector.dtype not in _VECTOR_DTYPES or (store is not None and store.dtype not in _BASIS_DTYPES):
+    if vector.dtype not in _VECTOR_DTYPES or (store is not None and store.dtype not in _STORE_DTYPES):
         return "use an fp32 or fp64 vector and an fp32, bf16 or fp64 basis"
     if window is not None and window.dtype != vector.dtype:
         return f"the window is {window.dtype}, the vector {vector.dtype}; use one dtype"

@@ -7,8 +7,9 @@ import torch
 __all__ = ["ELEMENT_TYPES", "accumulator", "address", "dtype_number"]
 
 # The numbers of hvp::Dtype in csrc/include/hvp/dtype.h.
-_NUMBERS = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.bool: 3}
-ELEMENT_TYPES = frozenset(_NUMBERS) - {torch.bool}
+# int8 is that of rows with scales, hvp_engine.kernels.scaled_rows.
+_NUMBERS = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.bool: 3, torch.int8: 4}
+ELEMENT_TYPES = frozenset(_NUMBERS) - {torch.bool, torch.int8}
 """Dtypes that fused operations compute with."""
 
 

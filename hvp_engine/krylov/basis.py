@@ -9,8 +9,8 @@ storages, :mod:`hvp_engine.krylov.registry` says which one serves which dtype.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
-from typing import ClassVar, NamedTuple
+from collections.abc import Collection, Mapping, Sequence
+from typing import ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -18,6 +18,7 @@ from torch import Tensor
 from hvp_engine.errors import ConfigurationError
 
 Slot = tuple[str, int]  # a stream in a basis: its block, and its row among the block's streams
+Elsewhere = Literal["host memory", "disk"]
 Target = tuple[Tensor | None, Tensor | None]  # (numel,) each: where a new vector is written, rounded and unrounded
 
 
@@ -70,9 +71,11 @@ class Basis(ABC):
 
     Attributes:
         keeps_all: Whether every vector is kept, or only the newest two.
+        elsewhere: What keeps them, where that is not the device's own memory: ``"host memory"`` or ``"disk"``.
     """
 
     keeps_all: ClassVar[bool] = True
+    elsewhere: ClassVar[Elsewhere | None] = None
 
     @abstractmethod
     def __init__(self, layout: Layout) -> None:
@@ -82,6 +85,11 @@ class Basis(ABC):
     @abstractmethod
     def bytes_per_stream(capacity: int, numel: int, dtype: torch.dtype, store_dtype: torch.dtype | None) -> int:
         """Return the bytes that one stream takes on the device."""
+
+    @staticmethod
+    def bytes_elsewhere(capacity: int, numel: int, store_dtype: torch.dtype) -> int:
+        """Return the bytes that one stream takes where ``elsewhere`` says."""
+        return 0
 
     @abstractmethod
     def targets(self, position: int, slots: Sequence[Slot]) -> list[Target]:
@@ -141,8 +149,8 @@ class Basis(ABC):
         They do not change any more: a checkpoint writes them once, piece by piece up to the newest position.
 
         Returns:
-            (streams, positions, numel) by block, for the blocks that have capacity for any of them; a storage may add
-            tensors of its own, such as scales, under further names.
+            (streams, positions, numel) by block, for the blocks that have capacity for any of them; rows with scales
+            are as long as these make them. A storage may add tensors of its own under further names.
         """
 
     @abstractmethod
@@ -184,3 +192,8 @@ def copy_exactly(targets: Mapping[str, Tensor], values: Mapping[str, Tensor]) ->
         raise ConfigurationError(f"Lanczos vectors of shapes {found} do not fit a basis of shapes {wanted}.")
     for name, target in targets.items():
         target.copy_(values[name])
+
+
+def still_wanted(exported: Mapping[str, Tensor], released: Collection[str]) -> dict[str, Tensor]:
+    """Leave out the blocks whose vectors were freed after they had been exported."""
+    return {block: vectors for block, vectors in exported.items() if block not in released}

@@ -6,7 +6,11 @@ from typing import NamedTuple
 
 import torch
 
-from hvp_engine.krylov.basis import Basis
+from hvp_engine.kernels.scaled_rows import row_length
+from hvp_engine.krylov.basis import Basis, Elsewhere
+from hvp_engine.krylov.mapped import MappedBasis
+from hvp_engine.krylov.offloaded import OffloadedBasis
+from hvp_engine.krylov.scaled import ScaledBasis
 from hvp_engine.krylov.storage import FullBasis, RoundedBasis, WindowBasis
 
 
@@ -22,11 +26,29 @@ class Storage(NamedTuple):
     dtype: torch.dtype
     kind: type[Basis] | None = None
 
+    @property
+    def elsewhere(self) -> Elsewhere | None:
+        """What keeps them, where that is not the device's own memory."""
+        return None if self.kind is None else self.kind.elsewhere
+
+    def beside_fp64(self) -> Storage:
+        """Return how the vectors of products in float64 are kept: in that dtype, in the same place."""
+        return Storage(torch.float64, self.kind if self.elsewhere else None)
+
+
+AUTO = "auto"  # leaves the choice to :func:`hvp_engine.scheduling.storages.choose_basis`
 
 # A new storage is one line here.
 STORAGES: dict[str, Storage] = {
     "fp32": Storage(torch.float32),
     "bf16": Storage(torch.bfloat16),
+    "int8": Storage(torch.int8, ScaledBasis),
+    "fp32-offload": Storage(torch.float32, OffloadedBasis),
+    "bf16-offload": Storage(torch.bfloat16, OffloadedBasis),
+    "int8-offload": Storage(torch.int8, OffloadedBasis),
+    "fp32-mmap": Storage(torch.float32, MappedBasis),
+    "bf16-mmap": Storage(torch.bfloat16, MappedBasis),
+    "int8-mmap": Storage(torch.int8, MappedBasis),
 }
 
 
@@ -50,3 +72,15 @@ def bytes_per_stream(steps: int, numel: int, dtype: torch.dtype, kept: Storage |
     """
     store_dtype = None if kept is None else kept.dtype
     return storage_for(dtype, kept).bytes_per_stream(min(steps, numel), numel, dtype, store_dtype)
+
+
+def row_bytes(numel: int, kept: Storage) -> int:
+    """Return the bytes of one kept vector."""
+    return row_length(kept.dtype, numel) * kept.dtype.itemsize
+
+
+def bytes_elsewhere(steps: int, numel: int, kept: Storage | None) -> int:
+    """Return the bytes that one stream's vectors take in host memory or on the disk; arguments as above."""
+    if kept is None or kept.kind is None:
+        return 0
+    return kept.kind.bytes_elsewhere(min(steps, numel), numel, kept.dtype)

@@ -12,7 +12,7 @@ import torch
 
 from hvp_engine.errors import ConfigurationError
 from hvp_engine.krylov.probes import Distribution, check_distribution
-from hvp_engine.krylov.registry import STORAGES, Storage
+from hvp_engine.krylov.registry import AUTO, STORAGES, Storage
 from hvp_engine.krylov.stopping import DEFAULT_TOLERANCE, Targets
 from hvp_engine.ops.head.dropping import check_tolerance
 from hvp_engine.problem.precision import Precision, check_precision, working_dtype
@@ -98,8 +98,8 @@ class JobSettings:
             )
         if self.reorthogonalize not in get_args(Reorthogonalize):
             raise ConfigurationError(f"reorthogonalize={self.reorthogonalize!r} is neither 'full' nor 'none'.")
-        if self.basis not in tuple(STORAGES):
-            raise ConfigurationError(f"basis={self.basis!r} is not one of {', '.join(map(repr, STORAGES))}.")
+        if self.basis not in (AUTO, *STORAGES):
+            raise ConfigurationError(f"basis={self.basis!r} is not one of {', '.join(map(repr, (AUTO, *STORAGES)))}.")
         check_precision(self.precision)
         check_distribution(self.distribution)
         check_tolerance(self.head_curvature_tolerance)
@@ -122,8 +122,15 @@ class JobSettings:
 
     @property
     def lanczos(self) -> LanczosSettings:
-        """The recurrence's settings; products in float64 keep float64 vectors."""
-        storage = Storage(torch.float64) if self.precision == "fp64" else STORAGES[self.basis]
+        """The recurrence's settings; products in float64 keep float64 vectors.
+
+        Raises:
+            ConfigurationError: How vectors are kept is not decided yet.
+        """
+        if self.basis == AUTO:
+            raise ConfigurationError("basis='auto' is not decided yet; hvp_engine.jobs.runner.run decides it.")
+        storage = STORAGES[self.basis]
+        storage = storage.beside_fp64() if self.precision == "fp64" else storage
         return LanczosSettings(self.steps, self.reorthogonalize, storage)
 
     @property
@@ -132,7 +139,9 @@ class JobSettings:
         return working_dtype(self.precision)
 
     def _stored(self) -> str:
-        """Name how the vectors are stored: by the dtype of a plain tensor, else by the storage's own name."""
+        """Name how vectors are stored: "auto", by the dtype of a plain tensor, or by the storage's own name."""
+        if self.basis == AUTO:
+            return AUTO
         storage = self.lanczos.storage
         return str(storage.dtype).removeprefix("torch.") if storage.kind is None else self.basis
 

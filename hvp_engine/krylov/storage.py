@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
 
 from hvp_engine.errors import ConfigurationError
 from hvp_engine.kernels.reorthogonalize import reorthogonalize
-from hvp_engine.krylov.basis import Basis, Layout, Orthogonalized, Slot, Target, copy_exactly
+from hvp_engine.krylov.basis import Basis, Layout, Orthogonalized, Slot, Target, copy_exactly, still_wanted
 
 WINDOW = 2  # the three-term recurrence goes back to the last two vectors
 _COLUMNS = 1 << 16  # widened to fp64 at a time
@@ -76,7 +76,7 @@ class WindowBasis(Basis):
 
     def restore_window(self, exported: Mapping[str, Tensor]) -> None:
         """Take back the window."""
-        copy_exactly(self._window, _without(exported, self._released))
+        copy_exactly(self._window, still_wanted(exported, self._released))
 
 
 class FullBasis(Basis):
@@ -136,7 +136,7 @@ class FullBasis(Basis):
 
     def restore(self, first: int, last: int, exported: Mapping[str, Tensor]) -> None:
         """Take the vectors back."""
-        copy_exactly(self._between(first, last), _without(exported, self._released))
+        copy_exactly(self._between(first, last), still_wanted(exported, self._released))
 
     def _between(self, first: int, last: int) -> dict[str, Tensor]:
         return {
@@ -192,8 +192,3 @@ class RoundedBasis(FullBasis):
     def restore_window(self, exported: Mapping[str, Tensor]) -> None:
         """Take back the window."""
         self._window.restore_window(exported)
-
-
-def _without(exported: Mapping[str, Tensor], released: Collection[str]) -> dict[str, Tensor]:
-    """Leave out the blocks whose vectors were freed after they had been exported."""
-    return {block: vectors for block, vectors in exported.items() if block not in released}

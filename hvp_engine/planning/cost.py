@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from hvp_engine.krylov.registry import row_bytes
 from hvp_engine.planning.counting import Counts
 from hvp_engine.planning.devices import Device
 from hvp_engine.planning.head_cost import head_passes
@@ -113,25 +114,28 @@ def graph_builds(setting: Setting) -> int:
 
 
 def reorthogonalisation(job: JobSizes, setting: Setting, device: Device, touch: float = 0.0) -> PartCost:
-    """Three reads of the growing basis per step and stream, the newest vectors, and the basis's fresh memory.
+    """Three reads of the growing basis per step and stream, from where it is, the newest vectors, and fresh memory.
 
     A single product reads the whole basis twice.
     """
     settings = job.settings
     kept = job.with_settings(basis=setting.basis).settings.lanczos.kept
-    store = None if kept is None else kept.dtype
     item = settings.dtype.itemsize
-    traffic = flop = fresh = 0.0
+    traffic = read = flop = fresh = 0.0
     for block, work in job.work.items():
         numel, steps = job.numel[block], work.steps
-        rows = work.probes * (steps * (steps + 1) / 2 if store is not None else 2.0 * steps)
+        rows = work.probes * (steps * (steps + 1) / 2 if kept is not None else 2.0 * steps)
         rows += work.singles * steps * 2 / _READS
-        traffic += numel * (_READS * rows * (store.itemsize if store else item))
+        size = numel * item if kept is None else row_bytes(numel, kept)
+        read += _READS * rows * size
         traffic += numel * work.products * _VECTOR_PASSES * item
         flop += numel * 8.0 * rows
-        fresh += work.probes * numel * (steps * store.itemsize if store else 0)
-    seconds = traffic / (device.bandwidth * device.bandwidth_share) + fresh * touch
-    return PartCost(flop, traffic, seconds, "bandwidth")
+        fresh += work.probes * steps * size if kept is not None and kept.elsewhere is None else 0.0
+    bandwidth = device.bandwidth * device.bandwidth_share
+    seconds = traffic / bandwidth + fresh * touch
+    if setting.reads_from is None:
+        return PartCost(flop, traffic + read, seconds + read / bandwidth, "bandwidth")
+    return PartCost(flop, traffic + read, seconds + read / device.reads[setting.reads_from], setting.reads_from)
 
 
 def _quadrature(job: JobSizes) -> PartCost:

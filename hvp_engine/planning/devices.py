@@ -5,11 +5,12 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 
 from hvp_engine.errors import ConfigurationError
+from hvp_engine.krylov.basis import Elsewhere
 from hvp_engine.problem.precision import Precision, product_dtype
 
 _ASIDE = 0.5 * 2**30  # context and libraries of a CUDA process
@@ -28,6 +29,8 @@ class Device:
         bandwidth_share: Share of ``bandwidth`` that element-wise kernels and reorthogonalisation reach.
         launch: Seconds that one operation takes at least, in the host's way.
         measured: Whether the ceilings were measured, not read.
+        reads: Bytes per second at which Lanczos vectors come from where they are kept, if not in the device's memory:
+            what PCIe 4.0 with 16 lanes and a disk of flash memory commonly reach; not measured here.
     """
 
     name: str
@@ -38,6 +41,7 @@ class Device:
     bandwidth_share: float
     launch: float
     measured: bool = False
+    reads: Mapping[Elsewhere, float] = field(default_factory=lambda: {"host memory": 22e9, "disk": 2e9})
 
     def supports(self, precision: Precision) -> bool:
         """Say whether the device has this arithmetic."""

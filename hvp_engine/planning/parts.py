@@ -18,7 +18,7 @@ class PartCost:
         flop: Floating-point operations.
         bytes: Bytes read and written.
         seconds: Predicted time.
-        limit: What most of the time touches: ``"compute"``, ``"bandwidth"`` or ``"launch"``.
+        limit: What most of the time touches: ``"compute"``, ``"bandwidth"`` or ``"launch"``, or from where it reads.
     """
 
     flop: float

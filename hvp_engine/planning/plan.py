@@ -11,7 +11,8 @@ from torch import nn
 
 from hvp_engine.blocks import BlockSpec, Partition, resolve
 from hvp_engine.errors import ConfigurationError, OutOfMemoryError
-from hvp_engine.krylov.registry import STORAGES
+from hvp_engine.krylov.basis import Elsewhere
+from hvp_engine.krylov.registry import AUTO
 from hvp_engine.krylov.settings import JobSettings, Reorthogonalize
 from hvp_engine.planning.calibration import calibrate
 from hvp_engine.planning.cost import Calibration, Prediction, predict
@@ -35,6 +36,7 @@ from hvp_engine.scheduling.policy import (
     products_past_head,
     spare,
 )
+from hvp_engine.scheduling.storages import LEANEST, RESIDENT, check_place, choose_basis, note, rooms
 from hvp_engine.system import memory as device_memory
 from hvp_engine.system.memory import free_disk, shortage_in_words
 
@@ -81,7 +83,8 @@ def plan(
         probes: Random vectors per block.
         tolerance: What an adaptive job has to reach.
         precision: Arithmetic of the products.
-        basis: Dtype of the kept vectors; ``"bf16"`` is taken where ``"fp32"`` does not fit.
+        basis: As for :func:`hvp_engine.slq`; ``"bf16"`` is taken where ``"fp32"`` does not fit. Vectors that are kept
+            elsewhere are read from there in every step; of a file only what does not fit into memory.
         reorthogonalize: ``"full"`` or ``"none"``.
         microbatch: Samples differentiated at once; None chooses.
         memory: Bytes for graphs and vectors; None takes 80 % of what the device has beside the model.
@@ -126,12 +129,12 @@ def plan(
     real = not any(p.is_meta for p in model.parameters()) and not _is_meta(data)
     if target is None and real:
         calibration = calibrate(model, loss, blocks, data, counted.counts, setting, machine)
-    sources = _Sources(asked, counted, job, machine, calibration)
+    sources = _Sources(asked, counted, job.decided(setting.basis), machine, calibration)
     if setting.curvature is not None:
         changed.append(f"the head's curvature is formed once: {setting.curvature}")
     return JobPlan(
         device=machine,
-        job=job,
+        job=sources.job,
         setting=setting,
         prediction=sources.predict(setting),
         worst=None if settings.targets is None else sources.at_most(setting),
@@ -161,6 +164,11 @@ class _Asked:
     budget: int
     on_cpu: bool
 
+    @property
+    def rooms(self) -> dict[Elsewhere, float] | None:
+        """Bytes for vectors that are kept elsewhere; None where that is another machine."""
+        return rooms() if self.on_cpu else None
+
     def count(self, job: JobSizes) -> tuple[_Counted, Setting, list[str]]:
         """Count a micro-batch of the size that fits; return that, the setting, and what was changed in it."""
         counter = JobCounter(self.model, self.loss, self.data, self.partition, job.settings.precision)
@@ -171,7 +179,10 @@ class _Asked:
     def fit(self, job: JobSizes, counted: _Counted, microbatch: int | None) -> Setting:
         """Fit a counted job with a given micro-batch."""
         curvature = self.curvature(job, counted.graph.of(microbatch), counted.head)
-        return fit(job, counted.graph, self.budget, microbatch, curvature, on_cpu=self.on_cpu)
+        return self._fit(job, counted.graph, microbatch, curvature)
+
+    def _fit(self, job: JobSizes, graph: GraphSize, microbatch: int | None, curvature: CurvaturePlan | None) -> Setting:
+        return fit(job, graph, self.budget, microbatch, curvature, on_cpu=self.on_cpu, rooms=self.rooms)
 
     def curvature(self, job: JobSizes, graph_bytes: int, head: CountedHead | None) -> CurvaturePlan | None:
         """Say what the engine will do about the head's curvature in this job."""
@@ -191,6 +202,9 @@ class _Asked:
         """Take the engine's own setting where it fits; else half the basis."""
         settings = job.settings
         largest = choose_microbatch(graph, job.samples, self.budget, settings.microbatch)
+        if settings.basis == AUTO:
+            return self._choose_basis(job, graph, head, largest)
+        check_place(settings.lanczos.kept, on_cpu=self.on_cpu)
         halved = settings.basis == "fp32" and settings.precision != "fp64" and settings.reorthogonalize == "full"
         reasons: list[OutOfMemoryError] = []
         for name in (settings.basis, "bf16") if halved else (settings.basis,):
@@ -198,12 +212,35 @@ class _Asked:
             size = make_room(graph, largest, self.budget, tried.streams.largest)
             curvature = self.curvature(tried, graph.of(size), head)
             try:
-                setting = fit(tried, graph, self.budget, size, curvature, on_cpu=self.on_cpu)
+                setting = self._fit(tried, graph, size, curvature)
             except OutOfMemoryError as error:
                 reasons.append(error)
                 continue
             return setting, [] if name == settings.basis else ["an fp32 basis does not fit: pass basis='bf16'"]
         raise reasons[-1]
+
+    def _choose_basis(
+        self, job: JobSizes, graph: GraphSize, head: CountedHead | None, largest: int | None
+    ) -> tuple[Setting, list[str]]:
+        """Choose how vectors are kept as the engine does, and the setting with it."""
+        for name in LEANEST:
+            lean = job.with_settings(basis=name)
+            size = make_room(graph, largest, self.budget, lean.streams.largest)
+            if spare(graph.of(size), self.budget, lean.streams.largest) >= 0:
+                break
+        curvature = self.curvature(lean, graph.of(size), head)
+        held = 0 if curvature is None else curvature.memory_bytes
+        basis = choose_basis(
+            lambda name: job.with_settings(basis=name).streams,
+            self.budget,
+            graph.of(size),
+            held,
+            self.rooms,
+            on_cpu=self.on_cpu,
+        )
+        chosen = job.with_settings(basis=basis)
+        setting, kept = self._fit(chosen, graph, size, curvature), chosen.settings.lanczos.kept
+        return setting, [] if kept is None or basis == RESIDENT[0] else [note(basis, kept)]
 
 
 @dataclass(frozen=True)
@@ -227,7 +264,15 @@ class _Sources:
     def at_most(self, setting: Setting) -> Prediction:
         """Predict an adaptive job in which every block takes all that it may, set up as for what is expected."""
         job, counted = replace(self.job, at_most=True), self.counted
-        whole = fit(job, counted.graph, setting.budget, setting.microbatch, setting.curvature, on_cpu=self.asked.on_cpu)
+        whole = fit(
+            job,
+            counted.graph,
+            setting.budget,
+            setting.microbatch,
+            setting.curvature,
+            on_cpu=self.asked.on_cpu,
+            rooms=self.asked.rooms,
+        )
         return predict(counted.counts, job, whole, self.machine, self.calibration)
 
 
@@ -271,8 +316,8 @@ def _alternatives(sources: _Sources, setting: Setting) -> Iterable[Alternative]:
 
 
 def _other_bases(sources: _Sources, microbatch: int | None, taken: set[str]) -> Iterable[Alternative]:
-    """Yield a counted job with every dtype of the basis but those taken."""
-    for basis in STORAGES:
+    """Yield a counted job with every storage in the device's memory but those taken."""
+    for basis in RESIDENT:
         if basis in taken:
             continue
         tried = replace(sources, job=sources.job.with_settings(basis=basis))

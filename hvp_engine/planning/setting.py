@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from hvp_engine.krylov.basis import Elsewhere
+from hvp_engine.krylov.registry import AUTO
 from hvp_engine.krylov.settings import JobSettings
 from hvp_engine.problem.precision import Precision
-from hvp_engine.scheduling import expected, policy
+from hvp_engine.scheduling import expected, policy, storages
 from hvp_engine.scheduling.expected import BlockWork
 from hvp_engine.scheduling.policy import CurvaturePlan, GraphSize
 from hvp_engine.scheduling.rounds import first_round, round_sizes
@@ -68,6 +71,10 @@ class JobSizes:
         """Return the same job with other settings."""
         return replace(self, settings=replace(self.settings, **changed))
 
+    def decided(self, basis: str) -> JobSizes:
+        """Return the job with the basis that was chosen for it, where it left that open."""
+        return self.with_settings(basis=basis) if self.settings.basis == AUTO else self
+
     def record(self) -> dict[str, Any]:
         """Return the sizes as plain data."""
         settings = self.settings
@@ -101,7 +108,10 @@ class Setting:
         waves: Streams of each block that run together, group by group.
         sweeps: Sweeps over the data of each wave.
         graph_bytes: One micro-batch's graph.
-        vector_bytes: Lanczos vectors of the largest wave.
+        vector_bytes: Lanczos vectors of the largest wave, on the device.
+        elsewhere_bytes: The same of host memory or the disk.
+        reads_from: Where every step reads them, if that is not the device's memory; a file that the kernel can keep in
+            memory counts as memory of the host.
         curvature: Where the head's curvature is kept; None where it is not formed.
         budget: Bytes for graphs, temporaries, vectors and the head's curvature.
     """
@@ -118,6 +128,8 @@ class Setting:
     sweeps: tuple[int, ...]
     graph_bytes: int
     vector_bytes: int
+    elsewhere_bytes: int
+    reads_from: Elsewhere | None
     curvature: CurvaturePlan | None
     budget: int
 
@@ -141,6 +153,7 @@ def fit(
     curvature: CurvaturePlan | None,
     *,
     on_cpu: bool,
+    rooms: Mapping[Elsewhere, float] | None = None,
 ) -> Setting:
     """Group the streams and count the graphs that can stay.
 
@@ -151,6 +164,7 @@ def fit(
         microbatch: As chosen by :func:`hvp_engine.scheduling.policy.choose_microbatch`.
         curvature: As chosen by :func:`hvp_engine.scheduling.policy.choose_curvature`.
         on_cpu: Whether passes are batched by the CPU's rule.
+        rooms: As for :func:`hvp_engine.scheduling.policy.choose_waves`.
 
     Raises:
         OutOfMemoryError: One stream of a block does not fit.
@@ -158,8 +172,9 @@ def fit(
     size, work = graph.of(microbatch), job.work
     held = 0 if curvature is None else curvature.memory_bytes
     room = policy.spare(size, budget, held)
-    rounds = [policy.choose_waves(streams, budget, size, held) for streams in replace(job, room=room).rounds]
+    rounds = [policy.choose_waves(streams, budget, size, held, rooms) for streams in replace(job, room=room).rounds]
     vector_bytes = max(waves.vector_bytes for waves in rounds)
+    away = max(waves.elsewhere_bytes for waves in rounds)
     waves = [(number, Counter(block for block, _ in wave)) for number, r in enumerate(rounds) for wave in r.groups]
     left = policy.budget_of_graphs(budget, size, vector_bytes + held)
     cut = 1.0 if job.samples is None or microbatch is None else job.samples / microbatch
@@ -178,6 +193,10 @@ def fit(
         sweeps=tuple(max(work[block].sweeps[number] for block in wave) for number, wave in waves),
         graph_bytes=size,
         vector_bytes=vector_bytes,
+        elsewhere_bytes=away,
+        reads_from=storages.read_from(
+            job.streams.elsewhere, away, policy.working_bytes(size) + vector_bytes + held, rooms, on_cpu=on_cpu
+        ),
         curvature=curvature,
         budget=budget,
     )

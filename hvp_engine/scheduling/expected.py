@@ -137,4 +137,4 @@ def _expected(numel: int, settings: JobSettings) -> BlockWork:
 
 
 def _singles(count: int, settings: JobSettings) -> int:
-    return count if settings.lanczos.kept is not None else 0
+    return count if settings.reorthogonalize == "full" else 0

@@ -10,6 +10,7 @@ alive in a share of what the largest wave leaves.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Literal
@@ -17,10 +18,11 @@ from typing import Literal
 import torch
 
 from hvp_engine.errors import ConfigurationError, ObjectiveError, OutOfMemoryError
+from hvp_engine.krylov.basis import Elsewhere
 from hvp_engine.krylov.lanczos import Stream
 from hvp_engine.ops.head.curvature import head_cost
 from hvp_engine.problem.precision import Precision
-from hvp_engine.scheduling.waves import StreamSizes, group_streams
+from hvp_engine.scheduling.waves import Room, StreamSizes, group_streams
 from hvp_engine.system.formatting import format_bytes
 
 GRAPH_SHARE = 0.5  # of the budget for graphs that stay; the rest is for vectors and a second backward's temporaries
@@ -201,14 +203,18 @@ class Waves:
 
     Attributes:
         groups: The (block, probe) pairs of every wave.
-        vector_bytes: Lanczos vectors of the largest wave.
+        vector_bytes: Lanczos vectors of the largest wave, on the device.
+        elsewhere_bytes: The same of host memory or the disk.
     """
 
     groups: list[list[Stream]]
     vector_bytes: int
+    elsewhere_bytes: int
 
 
-def choose_waves(streams: StreamSizes, budget: int, graph_bytes: int, held: int) -> Waves:
+def choose_waves(
+    streams: StreamSizes, budget: int, graph_bytes: int, held: int, rooms: Mapping[Elsewhere, float] | None = None
+) -> Waves:
     """Group the streams so that each group's vectors fit beside one micro-batch's graph.
 
     Args:
@@ -216,18 +222,28 @@ def choose_waves(streams: StreamSizes, budget: int, graph_bytes: int, held: int)
         budget: Bytes for everything.
         graph_bytes: Bytes of one micro-batch's graph.
         held: Bytes of memory that the head's curvature takes.
+        rooms: Bytes for vectors that are kept elsewhere, see :mod:`hvp_engine.scheduling.storages`; None sets no limit.
 
     Raises:
         OutOfMemoryError: Not even one stream of some block fits.
     """
-    room = budget - working_bytes(graph_bytes) - held
+    elsewhere = streams.elsewhere
+    away = math.inf if elsewhere is None or rooms is None else rooms[elsewhere]
+    room = Room(budget - working_bytes(graph_bytes) - held, away)
 
-    def refuse(block: str, need: int) -> OutOfMemoryError:
+    def refuse(block: str, need: int, is_elsewhere: bool) -> OutOfMemoryError:
         numel, steps = streams.numel[block], streams.steps_of(block)
+        stream = f"One stream of block {block!r} ({numel:,} parameters, {steps} steps) needs {format_bytes(need)}"
+        if is_elsewhere:
+            where = "on the disk" if elsewhere == "disk" else "in host memory"
+            other = "set TMPDIR to a folder with more, " if elsewhere == "disk" else ""
+            return OutOfMemoryError(
+                f"{stream} {where}; {format_bytes(int(room.elsewhere))} may be taken there. Free some, {other}use "
+                "fewer steps, or smaller blocks."
+            )
         return OutOfMemoryError(
-            f"One stream of block {block!r} ({numel:,} parameters, {steps} steps) needs "
-            f"{format_bytes(need)}; {format_bytes(max(room, 0))} are left beside the gradient graph. Use "
-            f"{streams.savings}smaller blocks, a smaller micro-batch, raise memory=, or take a device with more."
+            f"{stream}; {format_bytes(max(room.here, 0))} are left beside the gradient graph. Use "
+            f"{streams.ways_out}smaller blocks, a smaller micro-batch, raise memory=, or take a device with more."
         )
 
     return Waves(*group_streams(streams, room, refuse))

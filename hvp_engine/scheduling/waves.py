@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import torch
 
+from hvp_engine.krylov.basis import Elsewhere
 from hvp_engine.krylov.lanczos import Stream
-from hvp_engine.krylov.registry import Storage, bytes_per_stream
+from hvp_engine.krylov.registry import Storage, bytes_elsewhere, bytes_per_stream
 
+_BY_BASIS = "basis='auto', "
 WORK_VECTORS = 3  # per stream: the newest vector gathered, its product, and a temporary
 
 
@@ -25,7 +29,8 @@ class StreamSizes:
         kept: How vectors are kept; None where two are.
         limits: Steps of blocks that take fewer than the others.
         beside: Bytes that a block takes beside its streams' vectors.
-        savings: What asked for less would need less, in words for an error message that go on with "smaller blocks".
+        savings: What asked for less would need less, in words for an error message that go on with "smaller blocks";
+            None for what ``ways_out`` says.
     """
 
     numel: Mapping[str, int]
@@ -35,7 +40,7 @@ class StreamSizes:
     kept: Storage | None
     limits: Mapping[str, int] = field(default_factory=dict)
     beside: Mapping[str, int] = field(default_factory=dict)
-    savings: str = "basis='bf16', reorthogonalize='none', fewer steps, "
+    savings: str | None = None
 
     @property
     def largest(self) -> int:
@@ -56,31 +61,63 @@ class StreamSizes:
         kept = bytes_per_stream(self.steps_of(block), numel, self.dtype, self.kept)
         return kept + WORK_VECTORS * numel * self.dtype.itemsize + self.beside.get(block, 0)
 
+    @property
+    def ways_out(self) -> str:
+        """Say what asked for less would need less, each with a comma behind it."""
+        if self.savings is not None:
+            return self.savings
+        if self.kept is None:
+            return ""
+        return f"{'' if self.elsewhere else _BY_BASIS}reorthogonalize='none', fewer steps, "
+
+    @property
+    def elsewhere(self) -> Elsewhere | None:
+        """Where vectors are kept, if that is not the device's memory."""
+        return None if self.kept is None else self.kept.elsewhere
+
+    def elsewhere_of(self, block: str) -> int:
+        """Return what one stream of a block takes in host memory or on the disk."""
+        return bytes_elsewhere(self.steps_of(block), self.numel[block], self.kept)
+
+
+class Room(NamedTuple):
+    """Bytes that a group of streams may take.
+
+    Attributes:
+        here: On the device.
+        elsewhere: In host memory or on the disk, where the vectors are kept there.
+    """
+
+    here: int
+    elsewhere: float = math.inf
+
 
 def group_streams(
-    streams: StreamSizes, room: int, refuse: Callable[[str, int], Exception]
-) -> tuple[list[list[Stream]], int]:
+    streams: StreamSizes, room: Room, refuse: Callable[[str, int, bool], Exception]
+) -> tuple[list[list[Stream]], int, int]:
     """Group (block, probe) pairs, in order, so that each group fits.
 
     Args:
         streams: Sizes of all streams.
-        room: Bytes that a group may take.
-        refuse: Makes the error for a block, and its need, of which not even one stream fits.
+        room: What a group may take.
+        refuse: Makes the error for a block, and its need, of which not even one stream fits; elsewhere, where True.
 
     Returns:
-        The groups, and the bytes of the largest one.
+        The groups, and the bytes of the largest one on the device, and elsewhere.
     """
     waves: list[list[Stream]] = [[]]
-    used = most = 0
+    used = away = most = furthest = 0
     for block in streams.numel:
-        need = streams.bytes_of(block)
-        if need > room:
-            raise refuse(block, need)
+        need, further = streams.bytes_of(block), streams.elsewhere_of(block)
+        if need > room.here:
+            raise refuse(block, need, False)
+        if further > room.elsewhere:
+            raise refuse(block, further, True)
         for k in streams.probes_of(block):
-            if used + need > room:
+            if used + need > room.here or away + further > room.elsewhere:
                 waves.append([])
-                used = 0
+                used = away = 0
             waves[-1].append((block, k))
-            used += need
-            most = max(most, used)
-    return waves, most
+            used, away = used + need, away + further
+            most, furthest = max(most, used), max(furthest, away)
+    return waves, most, furthest

@@ -60,7 +60,7 @@ def test_a_folder_of_another_kind_of_job_is_refused(tmp_path: Path) -> None:
 
 def test_a_job_that_does_not_fit_is_refused_before_its_first_step(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Squares, "step", lambda state: pytest.fail("a step was taken"))
-    with pytest.raises(OutOfMemoryError, match="fewer steps, smaller blocks"):
+    with pytest.raises(OutOfMemoryError, match="Use smaller blocks"):
         traces(gpt(), None, memory=90_000)
 
 

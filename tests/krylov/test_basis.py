@@ -13,10 +13,14 @@ from torch import Tensor
 
 from hvp_engine.errors import ConfigurationError
 from hvp_engine.kernels.lanczos_step import record_step
+from hvp_engine.kernels.scaled_rows import row_length
 from hvp_engine.kernels.streams import LanczosState, NewVector, Step
 from hvp_engine.krylov import storage
 from hvp_engine.krylov.basis import Basis, BlockShape, Layout
+from hvp_engine.krylov.mapped import MappedBasis
+from hvp_engine.krylov.offloaded import OffloadedBasis
 from hvp_engine.krylov.registry import Storage, bytes_per_stream, storage_for
+from hvp_engine.krylov.scaled import ScaledBasis
 
 
 class StorageCase(NamedTuple):
@@ -39,6 +43,15 @@ STORAGES = {
     "bf16": StorageCase(torch.float32, torch.bfloat16, 2.0**-8, 1200 + 800),
     "bf16 beside fp64": StorageCase(torch.float64, torch.bfloat16, 2.0**-8, 1200 + 1600),
     "fp32 beside fp64": StorageCase(torch.float64, torch.float32, 2.0**-23, 2400 + 1600),
+    "int8": StorageCase(torch.float32, torch.int8, 2.0**-7, 6 * 192 + 800, ScaledBasis),
+    "int8 beside fp64": StorageCase(torch.float64, torch.int8, 2.0**-7, 6 * 192 + 1600, ScaledBasis),
+    "offloaded": StorageCase(torch.float32, torch.float32, 0.0, 800, OffloadedBasis),
+    "offloaded bf16": StorageCase(torch.float32, torch.bfloat16, 2.0**-8, 800, OffloadedBasis),
+    "offloaded int8": StorageCase(torch.float32, torch.int8, 2.0**-7, 800, OffloadedBasis),
+    "mapped": StorageCase(torch.float32, torch.float32, 0.0, 800, MappedBasis),
+    "mapped fp64": StorageCase(torch.float64, torch.float64, 0.0, 1600, MappedBasis),
+    "mapped bf16": StorageCase(torch.float32, torch.bfloat16, 2.0**-8, 800, MappedBasis),
+    "mapped int8": StorageCase(torch.float32, torch.int8, 2.0**-7, 800, MappedBasis),
     "newest two": StorageCase(torch.float32, None, 0.0, 800),
     "newest two fp64": StorageCase(torch.float64, None, 0.0, 1600),
 }
@@ -254,7 +267,9 @@ def test_export_holds_the_blocks_that_have_capacity(kind: StorageCase) -> None:
         assert basis.export(0, 4) == {}
         return
     shapes = {block: rows.shape for block, rows in basis.export(1, 4).items() if block in SHAPES}
-    assert shapes == {"long": (3, 3, 700), "odd": (1, 3, 129), "short": (2, 1, 2)}
+    assert kind.store_dtype is not None
+    row = {numel: row_length(kind.store_dtype, numel) for numel in (700, 129, 2)}
+    assert shapes == {"long": (3, 3, row[700]), "odd": (1, 3, row[129]), "short": (2, 1, row[2])}
 
 
 def test_what_does_not_fit_is_refused(kind: StorageCase) -> None:

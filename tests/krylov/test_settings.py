@@ -15,7 +15,7 @@ import hvp_engine as he
 from hvp_engine.cli import commands as cli
 from hvp_engine.errors import ConfigurationError
 from hvp_engine.krylov.probes import Distribution
-from hvp_engine.krylov.registry import STORAGES, Storage
+from hvp_engine.krylov.registry import AUTO, STORAGES, Storage
 from hvp_engine.krylov.settings import JobSettings, Reorthogonalize
 from hvp_engine.problem.precision import Precision
 
@@ -43,7 +43,7 @@ def test_the_command_line_offers_the_values_that_the_settings_take() -> None:
         (cli._Precision, get_args(Precision)),
         (cli._Distribution, get_args(Distribution)),
         (cli._Reorthogonalize, get_args(Reorthogonalize)),
-        (cli._Basis, tuple(STORAGES)),
+        (cli._Basis, (AUTO, *STORAGES)),
     ):
         assert {choice.value for choice in choices} == set(values)
 
@@ -57,7 +57,7 @@ def test_whole_numbers_of_any_library_become_plain_ones() -> None:
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        ({"basis": "fp16"}, "basis='fp16' is not one of 'fp32', 'bf16'"),
+        ({"basis": "fp16"}, "basis='fp16' is not one of 'auto', 'fp32', 'bf16', 'int8', 'fp32-offload'"),
         ({"basis": ["fp32"]}, "basis=.'fp32'. is not one of"),
         ({"reorthogonalize": "half"}, "reorthogonalize='half' is neither 'full' nor 'none'"),
         ({"steps": 2.5}, "steps=2.5 must be a whole number of at least 1"),

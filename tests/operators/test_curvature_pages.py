@@ -15,10 +15,9 @@ import torch
 from problems import gpt
 
 import hvp_engine as he
-from hvp_engine.operators.head import pages
 from hvp_engine.ops.head.curvature import head_cost
 from hvp_engine.scheduling import policy
-from hvp_engine.system import files
+from hvp_engine.system import files, pages
 
 BLOCKS = ["layers.0.attn.wq.weight", "ln_f.weight"]
 

@@ -33,7 +33,13 @@ def test_a_basis_that_does_not_fit_shrinks_or_is_refused_with_the_ways_out() -> 
     narrow = he.plan(model, loss, data=data, device="v100-32gb", steps=80, probes=2)
     assert narrow.setting.basis == "bf16" and any("basis='bf16'" in note for note in narrow.notes)
     assert len(narrow.setting.waves) == 2
-    with pytest.raises(OutOfMemoryError, match=r"One stream of block 'full' .* Use basis='bf16', .*fewer steps"):
+    with pytest.raises(OutOfMemoryError, match=r"One stream of block 'full' .* Use basis='auto', .*fewer steps"):
         he.plan(model, loss, data=data, device="v100-16gb")
+    chosen = he.plan(model, loss, data=data, device="v100-16gb", steps=80, probes=2, basis="auto")
+    assert chosen.setting.basis == "int8" and any("kept as int8 (8 bits with scales" in note for note in chosen.notes)
+    away = he.plan(model, loss, data=data, device="v100-16gb", steps=80, probes=2, basis="auto", memory=5 << 30)
+    assert away.setting.basis == "int8-offload" and away.setting.reads_from == "host memory"
+    reads, resident = (p.prediction.parts["reorthogonalisation"] for p in (away, chosen))
+    assert reads.seconds > 10 * resident.seconds and reads.limit == "host memory"
     with pytest.raises(OutOfMemoryError, match="The gradient graph of the smallest micro-batch needs about"):
         he.plan(model, loss, data=data, device="v100-16gb", memory=1000)

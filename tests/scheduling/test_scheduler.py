@@ -160,7 +160,7 @@ def test_out_of_memory_that_nothing_cures_is_reported(monkeypatch: pytest.Monkey
 def test_a_stream_too_large_for_the_budget_names_the_ways_out() -> None:
     case = mlp()
     working = operator(case).scheduler.working_bytes
-    with pytest.raises(OutOfMemoryError, match="basis='bf16', reorthogonalize='none'"):
+    with pytest.raises(OutOfMemoryError, match="basis='auto', reorthogonalize='none'"):
         he.slq(case.model, case.loss, data=case.data, steps=10**6, probes=1, memory=working + 40_000)
 
 

@@ -7,6 +7,7 @@ import torch
 from problems import same_dtype_projection
 
 from hvp_engine.kernels.reorthogonalize import reorthogonalize, reorthogonalize_ref
+from hvp_engine.kernels.scaled_rows import row_bytes, scaled_rows
 
 pytestmark = pytest.mark.usefixtures("on_triton")
 
@@ -48,6 +49,24 @@ def test_the_error_is_at_most_twice_that_of_plain_pytorch(interpreter, basis_dty
         assert (projection.coefficients[s, :count] - true_dots).norm() <= allowed
         assert not projection.coefficients[s, count:].any()
         assert float(projection.norms[s]) == pytest.approx(float(vectors[s].double().norm()), rel=1e-13)
+
+
+@pytest.mark.parametrize("vector_dtype", VECTOR_DTYPES)
+def test_rows_of_8_bits_are_read_as_what_they_stand_for(interpreter, vector_dtype):
+    plain, vectors, counts = make_streams(torch.float32, vector_dtype)
+    bases = [
+        torch.full((count + 2, row_bytes(basis.shape[1])), 0x7E).to(torch.int8)
+        for basis, count in zip(plain, counts, strict=True)
+    ]
+    for basis, rows, count in zip(bases, plain, counts, strict=True):
+        for row, target in zip(rows[:count], basis, strict=False):
+            scaled_rows(row, target)
+    wanted = [vector.clone() for vector in vectors]
+    expected = reorthogonalize_ref(bases, wanted, counts)
+    found = project(interpreter, bases, vectors, counts)
+    for name in ("coefficients", "norms", "lost"):
+        torch.testing.assert_close(getattr(found, name), getattr(expected, name), rtol=1e-6, atol=1e-7)
+    torch.testing.assert_close(vectors, wanted, rtol=1e-6, atol=1e-6)
 
 
 def test_streams_of_all_types_in_one_call_match_the_reference(interpreter):

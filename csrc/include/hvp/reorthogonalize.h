@@ -12,10 +12,10 @@ namespace hvp {
 struct ReorthogonalizeStream {
     const void* basis;
     void* vector;
-    std::int64_t row_stride;  // elements between the starts of two basis rows
+    std::int64_t row_stride;  // elements (of scaled8: bytes) between the starts of two basis rows
     std::int64_t size;
     std::int64_t count;
-    Dtype basis_type;   // float32, float64 or bfloat16
+    Dtype basis_type;   // float32, float64, bfloat16 or scaled8
     Dtype vector_type;  // float32 or float64
 };
 

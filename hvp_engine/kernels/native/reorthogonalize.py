@@ -10,6 +10,8 @@ from hvp_engine.kernels.streams import Projection
 
 __all__ = ["reorthogonalize"]
 
+READS_SCALED_ROWS = True
+
 
 def reorthogonalize(table: NDArray[np.int64], found: Projection) -> None:
     """Make each vector orthogonal, in place, to the leading rows of its basis.

@@ -14,22 +14,28 @@ import triton
 import triton.language as tl
 from numpy.typing import NDArray
 
+from hvp_engine.kernels.scaled_rows import BLOCK
 from hvp_engine.kernels.streams import Projection
 from hvp_engine.kernels.tensors import dtype_number
 from hvp_engine.kernels.triton.resource_case import COMPILE_OPTIONS, ResourceCase
 
 __all__ = ["reorthogonalize", "resource_cases"]
 
+READS_SCALED_ROWS = True
+
 # By the numbers that the table of streams holds.
 _BASIS_TYPES = {
     dtype_number(torch.float32): tl.float32,
     dtype_number(torch.bfloat16): tl.bfloat16,
     dtype_number(torch.float64): tl.float64,
+    dtype_number(torch.int8): tl.int8,
 }
 _VECTOR_TYPES = {dtype_number(torch.float32): tl.float32, dtype_number(torch.float64): tl.float64}
-# Columns of a tile: each of 256 threads reads 16 bytes of a row, so that rows are added within a thread.
-_TILES = {tl.float32: 1024, tl.bfloat16: 2048, tl.float64: 512}
+# Columns of a tile: each of 256 threads reads 16 bytes of a row, so that rows are added within a thread; of 8 bits it
+# reads 4 bytes, for it has no registers for what more would be in fp64.
+_TILES = {tl.float32: 1024, tl.bfloat16: 2048, tl.float64: 512, tl.int8: 1024}
 _UNALIGNED_TILE = 1024  # at most: loads of single elements need more registers
+_BLOCK = tl.constexpr(BLOCK)
 _ROWS = 8  # basis rows that are loaded at once
 _WARPS = 8
 _SUM_TASKS = 512
@@ -56,6 +62,18 @@ def _stream(streams, s, BASIS: tl.constexpr, VECTOR: tl.constexpr, ALIGNED: tl.c
 def _wide(x):
     """Fp64 by way of fp32, as bf16 needs."""
     return x if x.dtype == tl.float64 else x.to(tl.float32).to(tl.float64)
+
+
+@triton.jit
+def _load_rows(basis, row, column, stride, size, count):
+    """Load some columns of some rows in fp64, 0 outside; 8 bits are multiplied by the scales behind them."""
+    start = basis + row[:, None] * stride
+    mask = (row < count)[:, None] & (column < size)[None, :]
+    wide = _wide(tl.load(start + column[None, :], mask=mask, other=0))
+    if basis.dtype.element_ty == tl.int8:
+        scales = (start + tl.cdiv(size, _BLOCK) * _BLOCK).to(tl.pointer_type(tl.float32))
+        wide *= _wide(tl.load(scales + column[None, :] // _BLOCK, mask=mask, other=0.0))
+    return wide
 
 
 @triton.jit(do_not_specialize=["width"])  # it grows by one each step
@@ -95,13 +113,9 @@ def project_tiles(
         out = tl.load(streams + s * 8 + 7)
         for start in range(0, count, ROWS):
             row = start + tl.arange(0, ROWS)
-            rows = tl.load(
-                basis + row[:, None] * stride + column[None, :],
-                mask=(row < count)[:, None] & inside[None, :],
-                other=0.0,
-            )
+            rows = _load_rows(basis, row, column, stride, size, count)
             c = tl.load(coefficients + out * width + row, mask=row < count, other=0.0)
-            values -= tl.sum(_wide(rows) * c[:, None], axis=0)
+            values -= tl.sum(rows * c[:, None], axis=0)
         rounded = values.to(VECTOR)
         tl.store(vector + column, rounded, mask=inside)
         values = _wide(rounded)
@@ -111,12 +125,8 @@ def project_tiles(
         blocks = tl.cdiv(count, ROWS)
         for block in range(0, blocks):
             row = (blocks - 1 - block) * ROWS + tl.arange(0, ROWS)
-            rows = tl.load(
-                basis + row[:, None] * stride + column[None, :],
-                mask=(row < count)[:, None] & inside[None, :],
-                other=0.0,
-            )
-            dots = tl.sum(_wide(rows) * values[None, :], axis=1)
+            rows = _load_rows(basis, row, column, stride, size, count)
+            dots = tl.sum(rows * values[None, :], axis=1)
             tl.store(partial + task * width + row, dots, mask=row < count)
 
 

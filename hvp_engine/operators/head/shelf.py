@@ -20,10 +20,10 @@ import torch
 from torch import Tensor
 
 from hvp_engine.errors import RunFolderError
-from hvp_engine.operators.head.pages import map_file, map_new_file, sync
 from hvp_engine.ops.head.curvature import HeadCurvature
 from hvp_engine.ops.head.dropping import Dropped
 from hvp_engine.system.files import names
+from hvp_engine.system.pages import map_file, map_new_file, sync
 from hvp_engine.system.tensor_files import read_sealed_tensors, write_tensors
 
 log = logging.getLogger(__name__)

@@ -19,11 +19,11 @@ import torch
 from torch import Tensor
 
 from hvp_engine.kernels.packed_symmetric import packed_size
-from hvp_engine.operators.head.pages import map_temporary_file
 from hvp_engine.operators.head.shelf import Formed, Piece, Shelf
 from hvp_engine.ops.head.curvature import HeadCurvature, form_head_curvature
 from hvp_engine.ops.head.lazy_logits import FusedHead, HeadLogits
 from hvp_engine.scheduling.policy import CurvaturePlan
+from hvp_engine.system.pages import map_temporary_file
 
 Key = tuple[int, int]
 

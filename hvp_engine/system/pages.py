@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 import os
 import tempfile
 from pathlib import Path
@@ -42,18 +43,24 @@ def map_file(path: Path, size: int, dtype: torch.dtype) -> Tensor:
         raise OSError(f"{path} cannot be mapped: {str(error).splitlines()[0]}") from error
 
 
-def map_temporary_file(size: int, dtype: torch.dtype) -> Tensor:
-    """Map a file that has no name, so that no crash leaves it behind.
+def map_temporary_file(size: int, dtype: torch.dtype, *, in_order: bool = False) -> Tensor:
+    """Map a file that has no name, so that no crash leaves it behind; all of its space is reserved first.
+
+    Args:
+        size: Its numbers, at least 1.
+        dtype: Their type.
+        in_order: Whether it will be read from front to back, many rows side by side perhaps: the kernel then reads
+            ahead of each, and lets go of what was read before it lets go of other files.
 
     Raises:
         OSError: There is no room for it where temporary files go.
     """
-    folder = Path(tempfile.mkdtemp(prefix="hvp_engine_head_"))
-    try:
-        return map_new_file(folder / "pages", size, dtype)
-    finally:
-        (folder / "pages").unlink(missing_ok=True)
-        folder.rmdir()
+    with tempfile.TemporaryFile(prefix="hvp_engine_") as file:
+        allocate(file.fileno(), size * dtype.itemsize)
+        pages = mmap.mmap(file.fileno(), size * dtype.itemsize)
+    if in_order and hasattr(mmap, "MADV_SEQUENTIAL"):
+        pages.madvise(mmap.MADV_SEQUENTIAL)
+    return torch.frombuffer(pages, dtype=dtype)
 
 
 def sync(path: Path) -> None:
