@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+from torch.autograd.graph import GradientEdge
 
 from hvp_engine.errors import BackwardError, HvpEngineError, SecondDerivativeError
 from hvp_engine.problem.model_state import renew_active
@@ -29,9 +31,9 @@ def fix_for(operation: str) -> str:
 
 
 def backward(
-    outputs: list[Tensor],
-    inputs: list[Tensor] | list[nn.Parameter],
-    cotangents: list[Tensor] | None,
+    outputs: Sequence[Tensor | GradientEdge],
+    inputs: Sequence[Tensor | GradientEdge],
+    cotangents: Sequence[Tensor] | None,
     *,
     create_graph: bool = False,
     batched: bool = False,

@@ -14,6 +14,7 @@ from hvp_engine.errors import ConfigurationError, HvpEngineError
 from hvp_engine.kernels.allocator import retained_heap
 from hvp_engine.krylov.settings import check_memory, checked_microbatch
 from hvp_engine.operators.derivative_check import Verification
+from hvp_engine.operators.gradient_graph import GradientGraph
 from hvp_engine.operators.head.decide import decide_curvature
 from hvp_engine.operators.head.find import LinearHead
 from hvp_engine.operators.head.fusion import HeadFusion
@@ -57,6 +58,8 @@ class CurvatureOperator(ABC):
     """
 
     matrix: ClassVar[str]
+    graph: ClassVar[type[GradientGraph]] = GradientGraph
+    """The graph on which the second derivative is tested."""
     checked = True
     """Whether custom autograd functions and cut graphs are tested by finite differences before the first product."""
 
@@ -119,7 +122,7 @@ class CurvatureOperator(ABC):
         key = ("sample", micro.key) if micro.is_sample else micro.key
         unknown = self._inspection.unknown(key, total, self.objective.cuts)
         if unknown and self.checked and not micro.is_sample:
-            _, tested = verify(self.objective, self.partition.parameters, [micro.batch], unknown)
+            _, tested = verify(self.objective, self.partition.parameters, [micro.batch], unknown, self.graph)
             self._inspection.trusted |= tested
         return total, weight
 
@@ -295,7 +298,7 @@ class CurvatureOperator(ABC):
             count = choose_samples_to_check(size, plan.graph_bytes, plan.budget, sum(products.values()))
             if count < size:
                 pieces.insert(0, batches.cut(batch, 0, count))
-        measured, tested = verify(self.objective, self.partition.parameters, pieces)
+        measured, tested = verify(self.objective, self.partition.parameters, pieces, graph=self.graph)
         self._inspection.trusted |= tested
         return measured
 

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from hvp_engine.errors import ConfigurationError
+from hvp_engine.operators.ggn import GaussNewtonOperator, ResidualOperator
 from hvp_engine.operators.hessian import HessianOperator
 from hvp_engine.operators.operator import CurvatureOperator
 
 # A new operator is one line here.
 OPERATORS: dict[str, type[CurvatureOperator]] = {
     HessianOperator.matrix: HessianOperator,
+    GaussNewtonOperator.matrix: GaussNewtonOperator,
+    ResidualOperator.matrix: ResidualOperator,
 }
 
 

@@ -1,0 +1,184 @@
+"""One micro-batch's gradient as a graph in which the loss's gradient with respect to the model's outputs is a constant.
+
+With outputs z, and s = dL/dz taken for a constant, the gradient is J's, and linear in s. Asking autograd for the
+derivative of <J_b's, v> with respect to s gives J_b v, pruned to what lies above the block: derivatives in reverse mode
+alone, which every operation has that has a second one. The loss's own second derivative multiplies that, J_b' brings it
+back to the block: together half a Hessian product. The derivative of J_b's with respect to the parameters is what the
+Hessian has beside it.
+
+Where linear head and cross-entropy are fused, z are hidden states, weights and bias of the head. For blocks without the
+head's weights the loss is convex in the hidden states, and its second derivative is the formed head curvature, or the
+panels of :mod:`hvp_engine.ops.head.by_classes`; for the others the head's own share is split off by chunks of tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.autograd.graph import GradientEdge
+
+from hvp_engine.operators.backward import backward
+from hvp_engine.operators.gradient_graph import GradientGraph, Products
+from hvp_engine.operators.outputs.find import LossTerm, find_losses, fused_loss, weights_of
+from hvp_engine.ops.head.by_tokens import Part
+from hvp_engine.ops.head.parts import head_part
+
+
+@dataclass(frozen=True)
+class _Loss:
+    """One loss of the total.
+
+    Attributes:
+        term: Where it is.
+        weight: Weights of its values in the total.
+        slopes: Gradients of the total with respect to its outputs, attached to the graph of the loss.
+        constants: The same numbers, in which the gradient of the parameters is linear.
+    """
+
+    term: LossTerm
+    weight: Tensor
+    slopes: tuple[Tensor, ...]
+    constants: tuple[Tensor, ...]
+
+    def gauss_newton(self, tangents: Sequence[Tensor | None], *, batched: bool) -> Sequence[Tensor | None]:
+        """Multiply tangents of the outputs by the loss's second derivative with respect to them."""
+        if self.term.is_head and self._moves_head(tangents):
+            return self._head(tangents, Part.GAUSS_NEWTON, batched=batched)
+        # Outputs that the block does not move are not on the way back to it.
+        moved = [i for i, t in enumerate(tangents) if t is not None and self.slopes[i].requires_grad]
+        if not moved:
+            return [None] * len(tangents)
+        edges = [self.term.outputs[i] for i in moved]
+        given = [t for i in moved for t in [tangents[i]] if t is not None]
+        found = dict(zip(moved, backward([self.slopes[i] for i in moved], edges, given, batched=batched), strict=True))
+        return [found.get(i) for i in range(len(tangents))]
+
+    def residual(self, tangents: Sequence[Tensor | None], *, batched: bool) -> Sequence[Tensor | None]:
+        """Multiply by what a head has beside that: weights times hidden states bend by themselves."""
+        if not self._moves_head(tangents) or tangents[0] is None:
+            return [None] * len(tangents)
+        return self._head(tangents, Part.RESIDUAL, batched=batched)
+
+    def _moves_head(self, tangents: Sequence[Tensor | None]) -> bool:
+        """Say whether weights or bias of the head move."""
+        return any(t is not None for place, t in zip(self.places, tangents, strict=True) if place > 0)
+
+    @property
+    def places(self) -> list[int]:
+        """Positions of the outputs among hidden states, weights and bias."""
+        following = [(node, number) for node, number in self.term.node.next_functions]
+        return [following.index((edge.node, edge.output_nr)) for edge in self.term.outputs]
+
+    @torch.no_grad()
+    def _head(self, tangents: Sequence[Tensor | None], part: Part, *, batched: bool) -> Sequence[Tensor | None]:
+        directions: list[Tensor | None] = [None] * 3
+        for place, tangent in zip(self.places, tangents, strict=True):
+            directions[place] = tangent if batched or tangent is None else tangent.unsqueeze(0)
+        wanted = [direction is not None for direction in directions]
+        products = head_part(self.term.node, self.weight, directions, wanted, part)
+        found = [products[place] if wanted[place] else None for place in self.places]
+        return found if batched else [None if p is None else p.squeeze(0) for p in found]
+
+
+class _OutputGraph(GradientGraph):
+    """The gradient of a total by way of the model's outputs."""
+
+    is_part = True
+
+    def _differentiate(self, total: Tensor) -> Products:
+        self._total = total  # keeps the nodes alive that are known by their edges alone
+        terms = find_losses(total, self._parameters, fused_loss)
+        self._losses = [self._loss(term, weight) for term, weight in zip(terms, weights_of(total, terms), strict=True)]
+        constants = [constant for loss in self._losses for constant in loss.constants]
+        if not constants:
+            return (None,) * len(self._parameters)
+        return backward(self._edges, list(self._parameters.values()), constants, create_graph=True)
+
+    @staticmethod
+    def _loss(term: LossTerm, weight: Tensor) -> _Loss:
+        slopes = backward([term.values], term.outputs, [weight], create_graph=True)
+        found = tuple(slope for slope in slopes if slope is not None)
+        assert len(found) == len(slopes)
+        return _Loss(term, weight, found, tuple(slope.detach().requires_grad_() for slope in found))
+
+    @property
+    def _edges(self) -> list[GradientEdge]:
+        return [edge for loss in self._losses for edge in loss.term.outputs]
+
+    @property
+    def _passed(self) -> Iterable[Tensor | None]:
+        return (*super()._passed, *(slope for loss in self._losses for slope in loss.slopes))
+
+    def _tangents(
+        self, outputs: list[Tensor], cotangents: list[Tensor], losses: Sequence[_Loss], *, batched: bool
+    ) -> list[Sequence[Tensor | None]]:
+        """Multiply a block's vectors by the Jacobian of the outputs of some losses."""
+        constants = [constant for loss in losses for constant in loss.constants]
+        found = iter(backward(outputs, constants, cotangents, batched=batched))
+        return [[next(found) for _ in loss.constants] for loss in losses]
+
+    def _back(
+        self, losses: Sequence[_Loss], inputs: list[Tensor], of_outputs: list[Sequence[Tensor | None]], *, batched: bool
+    ) -> Products:
+        """Multiply vectors of the outputs by the transposed Jacobian."""
+        edges = [edge for loss in losses for edge in loss.term.outputs]
+        pairs = [
+            (edge, vector)
+            for edge, vector in zip(edges, (v for vectors in of_outputs for v in vectors), strict=True)
+            if vector is not None
+        ]
+        if not pairs:
+            return (None,) * len(inputs)
+        return backward([edge for edge, _ in pairs], inputs, [vector for _, vector in pairs], batched=batched)
+
+    def _gauss_newton(
+        self, outputs: list[Tensor], inputs: list[Tensor], cotangents: list[Tensor], *, batched: bool
+    ) -> Products:
+        tangents = self._tangents(outputs, cotangents, self._losses, batched=batched)
+        moved = [loss.gauss_newton(t, batched=batched) for loss, t in zip(self._losses, tangents, strict=True)]
+        return self._back(self._losses, inputs, moved, batched=batched)
+
+    def _residual(
+        self, outputs: list[Tensor], inputs: list[Tensor], cotangents: list[Tensor], *, batched: bool
+    ) -> Products:
+        products = super()._hessian(outputs, inputs, cotangents, batched=batched)
+        heads = [loss for loss in self._losses if loss.term.is_head]
+        if not heads:
+            return products
+        tangents = self._tangents(outputs, cotangents, heads, batched=batched)
+        moved = [loss.residual(t, batched=batched) for loss, t in zip(heads, tangents, strict=True)]
+        return _sum(products, self._back(heads, inputs, moved, batched=batched))
+
+    def _hessian(
+        self, outputs: list[Tensor], inputs: list[Tensor], cotangents: list[Tensor], *, batched: bool
+    ) -> Products:
+        both = (self._gauss_newton, self._residual)
+        return _sum(*(multiply(outputs, inputs, cotangents, batched=batched) for multiply in both))
+
+
+class GaussNewtonGraph(_OutputGraph):
+    """Multiplies by the generalised Gauss-Newton matrix."""
+
+    semidefinite = True
+
+    def _multiply(
+        self, outputs: list[Tensor], inputs: list[Tensor], cotangents: list[Tensor], *, batched: bool
+    ) -> Products:
+        return self._gauss_newton(outputs, inputs, cotangents, batched=batched)
+
+
+class ResidualGraph(_OutputGraph):
+    """Multiplies by what the Hessian has beside the Gauss-Newton matrix."""
+
+    def _multiply(
+        self, outputs: list[Tensor], inputs: list[Tensor], cotangents: list[Tensor], *, batched: bool
+    ) -> Products:
+        return self._residual(outputs, inputs, cotangents, batched=batched)
+
+
+def _sum(first: Products, second: Products) -> Products:
+    """Add products, of which None is zero."""
+    return tuple(b if a is None else a if b is None else a + b for a, b in zip(first, second, strict=True))

@@ -1,0 +1,222 @@
+"""Finds where a loss takes the model's outputs: values that are convex in them, which are weighed and added up.
+
+A loss is run, and its graph is followed back from the total. What only weighs and adds (means, sums, masks, products
+with constants) is passed; it has to end at losses that are known to be convex (or, with weights below zero, concave) in
+what they are computed from. That is the output of the model. A total that reaches parameters in another way has no
+Gauss-Newton matrix, and is refused.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+from torch.autograd.graph import GradientEdge, Node
+
+from hvp_engine.errors import ObjectiveError
+from hvp_engine.operators.autograd_nodes import function_of, name_of, nodes_from, operation_of
+from hvp_engine.operators.backward import backward
+from hvp_engine.operators.outputs.linear import SHAPES, is_linear
+from hvp_engine.ops.cross_entropy import CROSS_ENTROPY
+from hvp_engine.ops.head.linear_cross_entropy import LINEAR_CROSS_ENTROPY
+
+# Convex (1) or concave (-1) in their first input, the others being constants.
+_OF_ONE = {
+    "BinaryCrossEntropyWithLogitsBackward0": 1,
+    "HuberLossBackward0": 1,
+    "LogSigmoidBackward0": -1,
+    "LogSoftmaxBackward0": -1,
+    "LogsumexpBackward0": 1,
+    "SmoothL1LossBackward0": 1,
+    "SoftMarginLossBackward0": 1,
+    "SoftplusBackward0": 1,
+}
+_FIXES = (
+    "Write it with F.cross_entropy, F.mse_loss, F.binary_cross_entropy_with_logits or the like, with weights and masks "
+    "that do not depend on the parameters, and without further terms (weight decay, a z-loss, an auxiliary loss of "
+    'the model); operator="hessian" takes any loss.'
+)
+
+
+@dataclass(frozen=True)
+class LossTerm:
+    """Values of a convex or concave loss.
+
+    Attributes:
+        node: What computed them.
+        sign: 1 where they are convex in the outputs, -1 where they are concave.
+        outputs: Where the outputs come from that depend on the parameters.
+        is_head: Whether these are hidden states, weights and bias of a linear head: convex in the logits only.
+    """
+
+    node: Node
+    sign: int
+    outputs: tuple[GradientEdge, ...]
+    is_head: bool = False
+
+    @property
+    def values(self) -> GradientEdge:
+        """Where the values leave the node."""
+        return GradientEdge(self.node, 0)
+
+
+Recognise = Callable[[Node], "tuple[int, bool] | None"]
+"""Says of a node that only fused functions have: sign and `is_head` of a :class:`LossTerm`; None for any other."""
+
+
+def fused_loss(node: Node) -> tuple[int, bool] | None:
+    """Recognise this package's own losses."""
+    function = function_of(node)
+    return (1, function is LINEAR_CROSS_ENTROPY) if function in (CROSS_ENTROPY, LINEAR_CROSS_ENTROPY) else None
+
+
+def find_losses(
+    total: Tensor, parameters: Mapping[str, Tensor], recognise: Recognise = fused_loss
+) -> tuple[LossTerm, ...]:
+    """Find the losses that a total adds up, and the outputs that they are computed from.
+
+    Args:
+        total: Scalar, attached to the graph.
+        parameters: The parameters that are to vary, by name.
+        recognise: Knows the fused losses.
+
+    Returns:
+        The losses; none where the total does not depend on the parameters.
+
+    Raises:
+        ObjectiveError: The total depends on the parameters in another way.
+    """
+    search = _Search(parameters, recognise)
+    return search.losses(total)
+
+
+def weights_of(total: Tensor, losses: tuple[LossTerm, ...]) -> list[Tensor]:
+    """Return the weights with which values of losses enter a total, in the values' shapes.
+
+    Raises:
+        ObjectiveError: Some have the wrong sign, so that the total is not convex in the outputs.
+    """
+    weights = [w for w in backward([total], [loss.values for loss in losses], None) if w is not None]
+    assert len(weights) == len(losses)
+    for loss, weight in zip(losses, weights, strict=True):
+        if weight.is_meta or not weight.numel():
+            continue
+        worst = float((loss.sign * weight).min())
+        if worst < 0:
+            raise ObjectiveError(
+                f"The loss is not convex in the model's output: values of {operation_of(loss.node)} enter it with the "
+                f"weight {loss.sign * worst:.3g}, of the wrong sign. The Gauss-Newton matrix is defined for convex "
+                'losses; operator="hessian" takes any.'
+            )
+    return weights
+
+
+class _Search:
+    """Follows one total to its losses."""
+
+    def __init__(self, parameters: Mapping[str, Tensor], recognise: Recognise) -> None:
+        self._names = {id(parameter): name for name, parameter in parameters.items()}
+        self._recognise = recognise
+        self._reached: dict[Node, str | None] = {}  # a parameter that lies behind each node
+        self._terms: dict[Node, LossTerm] = {}
+        self._ends: dict[tuple[Node, int], Node] = {}  # what is no loss, and the node that takes it
+
+    def losses(self, total: Tensor) -> tuple[LossTerm, ...]:
+        root = total.grad_fn
+        if root is None:
+            return ()
+        self._mark(root)
+        pending, seen = [(root, 0, root)], {(root, 0)}
+        while pending:
+            node, number, above = pending.pop()
+            if self._reached[node] is None:
+                continue
+            term = self._term(node)
+            varying = self._varying(node)
+            if term is not None:
+                self._terms[node] = term
+            elif varying and is_linear(node, varying):
+                for i in varying:
+                    following, position = node.next_functions[i]
+                    assert following is not None
+                    if (following, position) not in seen:
+                        seen.add((following, position))
+                        pending.append((following, position, node))
+            else:
+                self._ends[node, number] = above
+        self._refuse_others()
+        return tuple(self._terms.values())
+
+    def _mark(self, root: Node) -> None:
+        """Note for every node a parameter that it depends on."""
+        pending: list[tuple[Node, bool]] = [(root, False)]
+        while pending:
+            node, done = pending.pop()
+            if done:
+                behind = (self._reached[n] for n, _ in node.next_functions if n is not None)
+                variable: Any = getattr(node, "variable", None)
+                self._reached[node] = next((name for name in behind if name is not None), self._names.get(id(variable)))
+            elif node not in self._reached:
+                self._reached[node] = None
+                pending.append((node, True))
+                pending += [(n, False) for n, _ in node.next_functions if n is not None]
+
+    def _varying(self, node: Node) -> list[int]:
+        return [i for i, (n, _) in enumerate(node.next_functions) if n is not None and self._reached[n] is not None]
+
+    def _term(self, node: Node) -> LossTerm | None:
+        """Return the loss that a node computes; None for any other node."""
+        varying, name = self._varying(node), name_of(node)
+        fused = self._recognise(node)
+        if fused is not None:
+            sign, is_head = fused
+            return LossTerm(node, sign, self._edges(node, varying), is_head)
+        if name in _OF_ONE and varying == [0]:
+            return LossTerm(node, _OF_ONE[name], self._edges(node, varying))
+        # A square is convex in both of what it is the difference of.
+        if name == "MseLossBackward0" or self._is_squared_difference(node):
+            return LossTerm(node, 1, self._edges(node, varying[:1] if name == "MulBackward0" else varying))
+        return None
+
+    @staticmethod
+    def _edges(node: Node, positions: Iterable[int]) -> tuple[GradientEdge, ...]:
+        edges = (node.next_functions[i] for i in positions)
+        return tuple(dict.fromkeys(GradientEdge(n, number) for n, number in edges if n is not None))
+
+    def _is_squared_difference(self, node: Any) -> bool:
+        """Say whether a node squares a difference: (output - target) ** 2, or its product with itself."""
+        name = name_of(node)
+        if name == "PowBackward0":
+            if float(node._saved_exponent) != 2.0:
+                return False
+        elif name != "MulBackward0" or node.next_functions[0] != node.next_functions[1]:
+            return False
+        argument: Node | None = node.next_functions[0][0]
+        while argument is not None and name_of(argument) in SHAPES:
+            argument = argument.next_functions[0][0]
+        if argument is None or name_of(argument) not in ("RsubBackward1", "SubBackward0", "SubBackward1"):
+            return False
+        return not any(hasattr(n, "variable") for n, _ in argument.next_functions)  # of a parameter: weight decay
+
+    def _refuse_others(self) -> None:
+        """Refuse ways from the total to the parameters that pass no loss, except linear ones from the outputs."""
+        outputs = {(edge.node, edge.output_nr) for term in self._terms.values() for edge in term.outputs}
+        others = {end: above for end, above in self._ends.items() if end not in outputs}
+        for (node, _), above in others.items():
+            parameter = self._reached[node]
+            through = "itself" if hasattr(node, "variable") else f"through {operation_of(node)}"
+            beside = " beside them" if self._terms else ""
+            known = ", ".join(sorted({operation_of(term.node).strip("_") for term in self._terms.values()}))
+            raise ObjectiveError(
+                "The Gauss-Newton matrix needs a total that adds up losses which are convex in the model's output"
+                f"{f' (found: {known})' if known else ''}, but{beside} parameter {parameter!r} enters this one "
+                f"{through}, which {operation_of(above)} takes. {_FIXES}"
+            )
+        behind = nodes_from(node for node, _ in outputs)
+        if not self._terms.keys().isdisjoint(behind):
+            raise ObjectiveError(
+                "A loss of this model enters the computation of another loss's output; the Gauss-Newton matrix is "
+                f"defined for losses that are only added up. {_FIXES}"
+            )
