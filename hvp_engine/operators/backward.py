@@ -24,6 +24,8 @@ _FIXES = {
 }
 ONCE = "a custom autograd.Function marked once_differentiable"
 
+Ends = Sequence[Tensor] | Sequence[GradientEdge]  # tensors, or where they are in the graph
+
 
 def fix_for(operation: str) -> str:
     """Say what to do about an operation that has no second derivative."""
@@ -31,8 +33,8 @@ def fix_for(operation: str) -> str:
 
 
 def backward(
-    outputs: Sequence[Tensor | GradientEdge],
-    inputs: Sequence[Tensor | GradientEdge],
+    outputs: Ends,
+    inputs: Ends,
     cotangents: Sequence[Tensor] | None,
     *,
     create_graph: bool = False,

@@ -14,73 +14,14 @@ panels of :mod:`hvp_engine.ops.head.by_classes`; for the others the head's own s
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 from torch.autograd.graph import GradientEdge
 
 from hvp_engine.operators.backward import backward
 from hvp_engine.operators.gradient_graph import GradientGraph, Products
-from hvp_engine.operators.outputs.find import LossTerm, find_losses, fused_loss, weights_of
-from hvp_engine.ops.head.by_tokens import Part
-from hvp_engine.ops.head.parts import head_part
-
-
-@dataclass(frozen=True)
-class _Loss:
-    """One loss of the total.
-
-    Attributes:
-        term: Where it is.
-        weight: Weights of its values in the total.
-        slopes: Gradients of the total with respect to its outputs, attached to the graph of the loss.
-        constants: The same numbers, in which the gradient of the parameters is linear.
-    """
-
-    term: LossTerm
-    weight: Tensor
-    slopes: tuple[Tensor, ...]
-    constants: tuple[Tensor, ...]
-
-    def gauss_newton(self, tangents: Sequence[Tensor | None], *, batched: bool) -> Sequence[Tensor | None]:
-        """Multiply tangents of the outputs by the loss's second derivative with respect to them."""
-        if self.term.is_head and self._moves_head(tangents):
-            return self._head(tangents, Part.GAUSS_NEWTON, batched=batched)
-        # Outputs that the block does not move are not on the way back to it.
-        moved = [i for i, t in enumerate(tangents) if t is not None and self.slopes[i].requires_grad]
-        if not moved:
-            return [None] * len(tangents)
-        edges = [self.term.outputs[i] for i in moved]
-        given = [t for i in moved for t in [tangents[i]] if t is not None]
-        found = dict(zip(moved, backward([self.slopes[i] for i in moved], edges, given, batched=batched), strict=True))
-        return [found.get(i) for i in range(len(tangents))]
-
-    def residual(self, tangents: Sequence[Tensor | None], *, batched: bool) -> Sequence[Tensor | None]:
-        """Multiply by what a head has beside that: weights times hidden states bend by themselves."""
-        if not self._moves_head(tangents) or tangents[0] is None:
-            return [None] * len(tangents)
-        return self._head(tangents, Part.RESIDUAL, batched=batched)
-
-    def _moves_head(self, tangents: Sequence[Tensor | None]) -> bool:
-        """Say whether weights or bias of the head move."""
-        return any(t is not None for place, t in zip(self.places, tangents, strict=True) if place > 0)
-
-    @property
-    def places(self) -> list[int]:
-        """Positions of the outputs among hidden states, weights and bias."""
-        following = [(node, number) for node, number in self.term.node.next_functions]
-        return [following.index((edge.node, edge.output_nr)) for edge in self.term.outputs]
-
-    @torch.no_grad()
-    def _head(self, tangents: Sequence[Tensor | None], part: Part, *, batched: bool) -> Sequence[Tensor | None]:
-        directions: list[Tensor | None] = [None] * 3
-        for place, tangent in zip(self.places, tangents, strict=True):
-            directions[place] = tangent if batched or tangent is None else tangent.unsqueeze(0)
-        wanted = [direction is not None for direction in directions]
-        products = head_part(self.term.node, self.weight, directions, wanted, part)
-        found = [products[place] if wanted[place] else None for place in self.places]
-        return found if batched else [None if p is None else p.squeeze(0) for p in found]
+from hvp_engine.operators.outputs.find import find_losses, weights_of
+from hvp_engine.operators.outputs.loss import OutputLoss
 
 
 class _OutputGraph(GradientGraph):
@@ -90,19 +31,12 @@ class _OutputGraph(GradientGraph):
 
     def _differentiate(self, total: Tensor) -> Products:
         self._total = total  # keeps the nodes alive that are known by their edges alone
-        terms = find_losses(total, self._parameters, fused_loss)
-        self._losses = [self._loss(term, weight) for term, weight in zip(terms, weights_of(total, terms), strict=True)]
+        terms = find_losses(total, self._parameters)
+        self._losses = [OutputLoss(*each) for each in zip(terms, weights_of(total, terms), strict=True)]
         constants = [constant for loss in self._losses for constant in loss.constants]
         if not constants:
             return (None,) * len(self._parameters)
         return backward(self._edges, list(self._parameters.values()), constants, create_graph=True)
-
-    @staticmethod
-    def _loss(term: LossTerm, weight: Tensor) -> _Loss:
-        slopes = backward([term.values], term.outputs, [weight], create_graph=True)
-        found = tuple(slope for slope in slopes if slope is not None)
-        assert len(found) == len(slopes)
-        return _Loss(term, weight, found, tuple(slope.detach().requires_grad_() for slope in found))
 
     @property
     def _edges(self) -> list[GradientEdge]:
@@ -113,7 +47,7 @@ class _OutputGraph(GradientGraph):
         return (*super()._passed, *(slope for loss in self._losses for slope in loss.slopes))
 
     def _tangents(
-        self, outputs: list[Tensor], cotangents: list[Tensor], losses: Sequence[_Loss], *, batched: bool
+        self, outputs: list[Tensor], cotangents: list[Tensor], losses: Sequence[OutputLoss], *, batched: bool
     ) -> list[Sequence[Tensor | None]]:
         """Multiply a block's vectors by the Jacobian of the outputs of some losses."""
         constants = [constant for loss in losses for constant in loss.constants]
@@ -121,7 +55,12 @@ class _OutputGraph(GradientGraph):
         return [[next(found) for _ in loss.constants] for loss in losses]
 
     def _back(
-        self, losses: Sequence[_Loss], inputs: list[Tensor], of_outputs: list[Sequence[Tensor | None]], *, batched: bool
+        self,
+        losses: Sequence[OutputLoss],
+        inputs: list[Tensor],
+        of_outputs: list[Sequence[Tensor | None]],
+        *,
+        batched: bool,
     ) -> Products:
         """Multiply vectors of the outputs by the transposed Jacobian."""
         edges = [edge for loss in losses for edge in loss.term.outputs]
@@ -145,7 +84,7 @@ class _OutputGraph(GradientGraph):
         self, outputs: list[Tensor], inputs: list[Tensor], cotangents: list[Tensor], *, batched: bool
     ) -> Products:
         products = super()._hessian(outputs, inputs, cotangents, batched=batched)
-        heads = [loss for loss in self._losses if loss.term.is_head]
+        heads = [loss for loss in self._losses if loss.term.head is not None]
         if not heads:
             return products
         tangents = self._tangents(outputs, cotangents, heads, batched=batched)

@@ -27,7 +27,8 @@ class Multiply(Protocol):
 
     def __call__(
         self, outputs: list[Tensor], inputs: list[Tensor], cotangents: list[Tensor], *, batched: bool
-    ) -> Products: ...
+    ) -> Products:
+        """Return the product with respect to each of the inputs, None for zero."""
 
 
 class GradientGraph:

@@ -62,6 +62,7 @@ def verify(
         names: The parameters.
         pieces: Samples on the model's device; the next ones serve where the loss of those before is not defined.
         suspects: Custom autograd functions, and places that cut the graph, that must take part.
+        graph: Multiplies by the matrix that is tested.
 
     Returns:
         The measured errors with the noise of a product, and the custom functions and places that took part.

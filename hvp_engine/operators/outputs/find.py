@@ -21,6 +21,7 @@ from hvp_engine.operators.backward import backward
 from hvp_engine.operators.outputs.linear import SHAPES, is_linear
 from hvp_engine.ops.cross_entropy import CROSS_ENTROPY
 from hvp_engine.ops.head.linear_cross_entropy import LINEAR_CROSS_ENTROPY
+from hvp_engine.ops.head.parts import HeadParts
 
 # Convex (1) or concave (-1) in their first input, the others being constants.
 _OF_ONE = {
@@ -48,13 +49,14 @@ class LossTerm:
         node: What computed them.
         sign: 1 where they are convex in the outputs, -1 where they are concave.
         outputs: Where the outputs come from that depend on the parameters.
-        is_head: Whether these are hidden states, weights and bias of a linear head: convex in the logits only.
+        head: Derivatives of a loss fused with a linear head, of whose operands (hidden states, weights, bias) the
+            outputs are some; None for any other.
     """
 
     node: Node
     sign: int
     outputs: tuple[GradientEdge, ...]
-    is_head: bool = False
+    head: HeadParts | None = None
 
     @property
     def values(self) -> GradientEdge:
@@ -62,14 +64,22 @@ class LossTerm:
         return GradientEdge(self.node, 0)
 
 
-Recognise = Callable[[Node], "tuple[int, bool] | None"]
-"""Says of a node that only fused functions have: sign and `is_head` of a :class:`LossTerm`; None for any other."""
+@dataclass(frozen=True)
+class FusedLoss:
+    """What is known of a fused loss, which is convex in its first operand or, where there is a head, in the logits."""
+
+    head: HeadParts | None = None
 
 
-def fused_loss(node: Node) -> tuple[int, bool] | None:
+def fused_loss(node: Node) -> FusedLoss | None:
     """Recognise this package's own losses."""
     function = function_of(node)
-    return (1, function is LINEAR_CROSS_ENTROPY) if function in (CROSS_ENTROPY, LINEAR_CROSS_ENTROPY) else None
+    if function is LINEAR_CROSS_ENTROPY:
+        return FusedLoss(HeadParts())
+    return FusedLoss() if function is CROSS_ENTROPY else None
+
+
+Recognise = Callable[[Node], "FusedLoss | None"]
 
 
 def find_losses(
@@ -171,8 +181,7 @@ class _Search:
         varying, name = self._varying(node), name_of(node)
         fused = self._recognise(node)
         if fused is not None:
-            sign, is_head = fused
-            return LossTerm(node, sign, self._edges(node, varying), is_head)
+            return LossTerm(node, 1, self._edges(node, varying), fused.head)
         if name in _OF_ONE and varying == [0]:
             return LossTerm(node, _OF_ONE[name], self._edges(node, varying))
         # A square is convex in both of what it is the difference of.
@@ -215,8 +224,20 @@ class _Search:
                 f"{through}, which {operation_of(above)} takes. {_FIXES}"
             )
         behind = nodes_from(node for node, _ in outputs)
-        if not self._terms.keys().isdisjoint(behind):
+        if not self._terms.keys().isdisjoint(behind) or any(map(_compares_with_itself, self._terms.values())):
             raise ObjectiveError(
-                "A loss of this model enters the computation of another loss's output; the Gauss-Newton matrix is "
-                f"defined for losses that are only added up. {_FIXES}"
+                "A loss of this model compares an output with what is computed from it, or enters the computation of "
+                "another loss's output; the Gauss-Newton matrix is defined for losses of outputs beside each other. "
+                f"{_FIXES}"
             )
+
+
+def _compares_with_itself(term: LossTerm) -> bool:
+    """Say whether one output of a loss is computed from another one."""
+    if term.head is not None or len(term.outputs) < 2:
+        return False
+    return any(
+        output.node in nodes_from(node for node, _ in other.node.next_functions)
+        for output in term.outputs
+        for other in term.outputs
+    )

@@ -25,10 +25,11 @@ _FACTORS = frozenset(("BmmBackward0", "DotBackward0", "MmBackward0", "MulBackwar
 _QUOTIENTS = frozenset(("DivBackward0", "DivBackward1"))
 
 # They change the shape of one tensor, no value.
-SHAPES = frozenset(
-    "AliasBackward0 PermuteBackward0 ReshapeAliasBackward0 SqueezeBackward0 SqueezeBackward1 SqueezeBackward4 "
-    "TBackward0 ToCopyBackward0 TransposeBackward0 UnsafeViewBackward0 UnsqueezeBackward0 ViewBackward0".split()
-)
+_SHAPES = """
+    AliasBackward0 PermuteBackward0 ReshapeAliasBackward0 SqueezeBackward0 SqueezeBackward1 SqueezeBackward4 TBackward0
+    ToCopyBackward0 TransposeBackward0 UnsafeViewBackward0 UnsqueezeBackward0 ViewBackward0
+"""
+SHAPES = frozenset(_SHAPES.split())
 
 
 def is_linear(node: Node, varying: list[int]) -> bool:

@@ -1,35 +1,59 @@
-"""The Gauss-Newton part of a head's second derivative, and the rest of it, apart from each other."""
+"""The derivatives of a fused head's loss by its parts: the loss in the logits, and the logits in states and weights."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
-from hvp_engine.ops.head.by_tokens import HeadInputs, Part, Tangents, Wanted, head_hvp
+from hvp_engine.ops.head.by_tokens import HeadInputs, Part, Tangents, Wanted, head_backward, head_hvp
 
-__all__ = ["head_part"]
+__all__ = ["HeadParts"]
 
 
-def head_part(
-    node: Any, scale: Tensor, tangents: Sequence[Tensor | None], wanted: Sequence[bool], part: Part
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Multiply by a part of the second derivative of `linear_cross_entropy`, a chunk of tokens at a time.
+class HeadParts:
+    """Derivatives of `linear_cross_entropy` that are taken from its node in a graph, a chunk of tokens at a time."""
 
-    Args:
-        node: The loss's node in the graph, which saved the operands.
-        scale: Upstream gradient (R) of the losses.
-        tangents: Directions (K, ...) in hidden states (R, d), weights (V, d) and bias (V); None stands for zero.
-        wanted: For which of the three the product is computed; the others are empty.
-        part: Which part.
+    @torch.no_grad()
+    def slopes(self, node: Any, scale: Tensor, wanted: Sequence[bool]) -> tuple[Tensor, ...]:
+        """Compute gradients of the losses without a graph.
 
-    Returns:
-        The products (K, ...) with respect to hidden states, weights and bias.
-    """
+        Args:
+            node: The loss's node, which saved the operands.
+            scale: Upstream gradient (R) of the losses.
+            wanted: Which gradients are computed, of hidden states, weights and bias; the others are empty.
+
+        Returns:
+            Gradients with respect to hidden states (R, d), weights (V, d) and bias (V).
+        """
+        head, statistics = _operands(node)
+        return head_backward(head, statistics, scale, Wanted(*wanted))
+
+    @torch.no_grad()
+    def product(
+        self, node: Any, scale: Tensor, tangents: Sequence[Tensor | None], wanted: Sequence[bool], part: Part
+    ) -> tuple[Tensor, ...]:
+        """Multiply by a part of the losses' second derivative.
+
+        Args:
+            node: The loss's node, which saved the operands.
+            scale: Upstream gradient (R) of the losses.
+            tangents: Directions (K, ...) in hidden states, weights and bias; None stands for zero.
+            wanted: For which of the three the product is computed; the others are empty.
+            part: Which part.
+
+        Returns:
+            The products (K, ...) with respect to hidden states, weights and bias.
+        """
+        head, statistics = _operands(node)
+        directions = [None if t is None else t.contiguous() for t in tangents]
+        count = next(t.shape[0] for t in directions if t is not None)
+        return head_hvp(head, statistics, scale, Tangents(*directions), count, Wanted(*wanted), part)[:3]
+
+
+def _operands(node: Any) -> tuple[HeadInputs, Tensor]:
     hidden, weight, bias, statistics, logits, target, class_weight = node.saved_tensors
     kept = logits if logits.shape[0] > 0 else None
-    head = HeadInputs(hidden, weight, bias, target, class_weight, node.options, kept)
-    directions = [None if t is None else t.contiguous() for t in tangents]
-    count = next(t.shape[0] for t in directions if t is not None)
-    return head_hvp(head, statistics, scale, Tangents(*directions), count, Wanted(*wanted), part)[:3]
+    return HeadInputs(hidden, weight, bias, target, class_weight, node.options, kept), statistics
