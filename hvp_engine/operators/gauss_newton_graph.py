@@ -31,16 +31,22 @@ class _OutputGraph(GradientGraph):
 
     def _differentiate(self, total: Tensor) -> Products:
         self._total = total  # keeps the nodes alive that are known by their edges alone
-        terms = find_losses(total, self._parameters)
-        self._losses = [OutputLoss(*each) for each in zip(terms, weights_of(total, terms), strict=True)]
-        constants = [constant for loss in self._losses for constant in loss.constants]
-        if not constants:
+        found = find_losses(total, self._parameters)
+        weights = weights_of(total, found.terms)
+        self._losses = [OutputLoss(term, weight) for term, weight in zip(found.terms, weights, strict=True)]
+        slopes = [
+            (edge, constant)
+            for loss in self._losses
+            for edge, constant in zip(loss.term.outputs, loss.constants, strict=True)
+        ]
+        if not slopes:
             return (None,) * len(self._parameters)
-        return backward(self._edges, list(self._parameters.values()), constants, create_graph=True)
-
-    @property
-    def _edges(self) -> list[GradientEdge]:
-        return [edge for loss in self._losses for edge in loss.term.outputs]
+        for edge in found.linear:
+            (whole,) = backward([total], [edge], None)
+            assert whole is not None
+            slopes.append((edge, whole - sum(slope.detach() for other, slope in slopes if other == edge)))
+        edges, constants = [edge for edge, _ in slopes], [constant for _, constant in slopes]
+        return backward(edges, list(self._parameters.values()), constants, create_graph=True)
 
     @property
     def _passed(self) -> Iterable[Tensor | None]:

@@ -67,7 +67,6 @@ CONVEX: dict[str, Callable[[Tensor], Tensor]] = {
     ),
     "per token": per_token,
     "last axis": last_axis,
-    "legacy reduction": lambda z: F.cross_entropy(z, Y, size_average=False),
     "mse": lambda z: F.mse_loss(z, as_(REAL, z)),
     "mse summed": lambda z: F.mse_loss(z, as_(REAL, z), reduction="sum"),
     "mse by row": lambda z: (F.mse_loss(z, as_(REAL, z), reduction="none").mean(1) * torch.arange(6).to(z)).sum(),
@@ -80,6 +79,8 @@ CONVEX: dict[str, Callable[[Tensor], Tensor]] = {
     "nll of a module": lambda z: nn.NLLLoss()(nn.LogSoftmax(1)(z), Y),
     "kl": distilled,
     "written-out cross-entropy": written_out,
+    "written-out log-softmax": lambda z: -(z - z.logsumexp(1, keepdim=True)).gather(1, KEPT[:, None]).mean(),
+    "a linear term of the output": lambda z: F.mse_loss(z, as_(REAL, z)) - 0.3 * z[:, 1].sum(),
     "huber": lambda z: F.huber_loss(z, as_(REAL, z), delta=0.7),
     "logistic": lambda z: -F.logsigmoid(z[:, 0] - z[:, 1]).mean(),
     "softplus": lambda z: F.softplus(-z).mean(),
@@ -188,20 +189,24 @@ def fed_back(model: nn.Module, batch: Any) -> Tensor:
 
 
 REFUSED: dict[str, tuple[Callable[[nn.Module, Any], Tensor], str]] = {
-    "weight decay": (decayed, r"beside them parameter '0.weight' enters this one itself, which Pow takes"),
-    "decay towards a point": (towards, r"enters this one itself, which Sub takes"),
-    "z-loss": (z_loss, r"found: .*through Logsumexp|through Pow"),
-    "perplexity": (perplexity, r"through Exp, which"),
-    "product": (product_of_losses, r"through Mul, which"),
-    "weights of the loss itself": (self_weighted, r"through Mul, which"),
-    "softmax": (probabilities, r"through Log, which"),
-    "no loss": (lambda model, batch: model(batch[0]).sum(), r"through Addmm, which Sum takes"),
+    "weight decay": (decayed, r"found: CrossEntropy\), but parameter '2.bias' also enters this one through Pow\."),
+    "decay towards a point": (towards, r"parameter '2.bias' also enters this one through Pow\."),
+    "decay by absolute values": (
+        lambda model, batch: convex("mse")(model, batch) + model[0].bias.sum(),
+        r"found: MseLoss\), but parameter '0.bias' also enters this one itself\.",
+    ),
+    "z-loss": (z_loss, r"found: CrossEntropy\), but parameter .* also enters this one through Pow\."),
+    "perplexity": (perplexity, r"parameter .* enters this one through Exp\."),
+    "product": (product_of_losses, r"parameter .* enters this one through Mul\."),
+    "weights of the loss itself": (self_weighted, r"through Mul\."),
+    "softmax": (probabilities, r"through Log\."),
+    "no loss": (lambda model, batch: model(batch[0]).sum(), r"through Addmm\."),
     "compared with itself": (compared_with_itself, r"compares an output with what is computed from it"),
     "fed back": (fed_back, r"enters the computation of another loss's output"),
-    "negative weight": (lambda model, batch: -F.mse_loss(model(batch[0]), REAL), r"not convex .* weight -6,"),
+    "negative weight": (lambda model, batch: -F.mse_loss(model(batch[0]), REAL), r"not convex .* weight -[0-9.]+,"),
     "unlikelihood": (
         lambda model, batch: (F.cross_entropy(model(batch[0]), KEPT, reduction="none") * (KEPT - 1.0)).sum(),
-        r"not convex in the model's output: values of _CrossEntropy enter it with the weight -1, of the wrong sign",
+        r"not convex in the model's output: values of _CrossEntropy enter it with the weight -6, of the wrong sign",
     ),
 }
 

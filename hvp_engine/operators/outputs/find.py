@@ -79,12 +79,25 @@ def fused_loss(node: Node) -> FusedLoss | None:
     return FusedLoss() if function is CROSS_ENTROPY else None
 
 
+@dataclass(frozen=True)
+class Found:
+    """What a total adds up.
+
+    Attributes:
+        terms: The losses.
+        linear: Outputs of theirs that enter the total linearly as well.
+    """
+
+    terms: tuple[LossTerm, ...]
+    linear: tuple[GradientEdge, ...] = ()
+
+
 Recognise = Callable[[Node], "FusedLoss | None"]
 
 
 def find_losses(
     total: Tensor, parameters: Mapping[str, Tensor], recognise: Recognise = fused_loss
-) -> tuple[LossTerm, ...]:
+) -> Found:
     """Find the losses that a total adds up, and the outputs that they are computed from.
 
     Args:
@@ -93,7 +106,7 @@ def find_losses(
         recognise: Knows the fused losses.
 
     Returns:
-        The losses; none where the total does not depend on the parameters.
+        The losses and their outputs; none where the total does not depend on the parameters.
 
     Raises:
         ObjectiveError: The total depends on the parameters in another way.
@@ -131,16 +144,16 @@ class _Search:
         self._recognise = recognise
         self._reached: dict[Node, str | None] = {}  # a parameter that lies behind each node
         self._terms: dict[Node, LossTerm] = {}
-        self._ends: dict[tuple[Node, int], Node] = {}  # what is no loss, and the node that takes it
+        self._ends: list[GradientEdge] = []  # what enters linearly, and is no loss
 
-    def losses(self, total: Tensor) -> tuple[LossTerm, ...]:
+    def losses(self, total: Tensor) -> Found:
         root = total.grad_fn
         if root is None:
-            return ()
+            return Found(())
         self._mark(root)
-        pending, seen = [(root, 0, root)], {(root, 0)}
+        pending, seen = [(root, 0)], {(root, 0)}
         while pending:
-            node, number, above = pending.pop()
+            node, number = pending.pop()
             if self._reached[node] is None:
                 continue
             term = self._term(node)
@@ -153,11 +166,11 @@ class _Search:
                     assert following is not None
                     if (following, position) not in seen:
                         seen.add((following, position))
-                        pending.append((following, position, node))
+                        pending.append((following, position))
             else:
-                self._ends[node, number] = above
+                self._ends.append(_unshaped(GradientEdge(node, number)))
         self._refuse_others()
-        return tuple(self._terms.values())
+        return Found(tuple(self._terms.values()), tuple(self._ends))
 
     def _mark(self, root: Node) -> None:
         """Note for every node a parameter that it depends on."""
@@ -181,7 +194,8 @@ class _Search:
         varying, name = self._varying(node), name_of(node)
         fused = self._recognise(node)
         if fused is not None:
-            return LossTerm(node, 1, self._edges(node, varying), fused.head)
+            outputs = self._edges(node, varying) if fused.head is None else self._operands(node, varying)
+            return LossTerm(node, 1, outputs, fused.head)
         if name in _OF_ONE and varying == [0]:
             return LossTerm(node, _OF_ONE[name], self._edges(node, varying))
         # A square is convex in both of what it is the difference of.
@@ -190,9 +204,14 @@ class _Search:
         return None
 
     @staticmethod
-    def _edges(node: Node, positions: Iterable[int]) -> tuple[GradientEdge, ...]:
+    def _operands(node: Node, positions: Iterable[int]) -> tuple[GradientEdge, ...]:
         edges = (node.next_functions[i] for i in positions)
-        return tuple(dict.fromkeys(GradientEdge(n, number) for n, number in edges if n is not None))
+        return tuple(GradientEdge(n, number) for n, number in edges if n is not None)
+
+    @classmethod
+    def _edges(cls, node: Node, positions: Iterable[int]) -> tuple[GradientEdge, ...]:
+        """Return outputs as they are before changes of shape, so that losses of the same one know it, without doubles."""
+        return tuple(dict.fromkeys(_unshaped(edge) for edge in cls._operands(node, positions)))
 
     def _is_squared_difference(self, node: Any) -> bool:
         """Say whether a node squares a difference: (output - target) ** 2, or its product with itself."""
@@ -202,29 +221,27 @@ class _Search:
                 return False
         elif name != "MulBackward0" or node.next_functions[0] != node.next_functions[1]:
             return False
-        argument: Node | None = node.next_functions[0][0]
-        while argument is not None and name_of(argument) in SHAPES:
-            argument = argument.next_functions[0][0]
-        if argument is None or name_of(argument) not in ("RsubBackward1", "SubBackward0", "SubBackward1"):
+        argument = _unshaped(GradientEdge(*node.next_functions[0])).node
+        if name_of(argument) not in ("RsubBackward1", "SubBackward0", "SubBackward1"):
             return False
         return not any(hasattr(n, "variable") for n, _ in argument.next_functions)  # of a parameter: weight decay
 
     def _refuse_others(self) -> None:
         """Refuse ways from the total to the parameters that pass no loss, except linear ones from the outputs."""
-        outputs = {(edge.node, edge.output_nr) for term in self._terms.values() for edge in term.outputs}
-        others = {end: above for end, above in self._ends.items() if end not in outputs}
-        for (node, _), above in others.items():
-            parameter = self._reached[node]
-            through = "itself" if hasattr(node, "variable") else f"through {operation_of(node)}"
-            beside = " beside them" if self._terms else ""
+        outputs = {edge for term in self._terms.values() for edge in term.outputs}
+        for end in self._ends:
+            if end in outputs:
+                continue
+            through = "itself" if hasattr(end.node, "variable") else f"through {operation_of(end.node)}"
             known = ", ".join(sorted({operation_of(term.node).strip("_") for term in self._terms.values()}))
             raise ObjectiveError(
                 "The Gauss-Newton matrix needs a total that adds up losses which are convex in the model's output"
-                f"{f' (found: {known})' if known else ''}, but{beside} parameter {parameter!r} enters this one "
-                f"{through}, which {operation_of(above)} takes. {_FIXES}"
+                f"{f' (found: {known})' if known else ''}, but parameter {self._reached[end.node]!r} "
+                f"{'also ' if known else ''}enters this one {through}. {_FIXES}"
             )
-        behind = nodes_from(node for node, _ in outputs)
-        if not self._terms.keys().isdisjoint(behind) or any(map(_compares_with_itself, self._terms.values())):
+        behind = nodes_from(edge.node for edge in outputs)
+        nested = any(_is_below(end, other) for end in self._ends for other in outputs)
+        if nested or not self._terms.keys().isdisjoint(behind) or any(map(_compares_with_itself, self._terms.values())):
             raise ObjectiveError(
                 "A loss of this model compares an output with what is computed from it, or enters the computation of "
                 "another loss's output; the Gauss-Newton matrix is defined for losses of outputs beside each other. "
@@ -236,8 +253,17 @@ def _compares_with_itself(term: LossTerm) -> bool:
     """Say whether one output of a loss is computed from another one."""
     if term.head is not None or len(term.outputs) < 2:
         return False
-    return any(
-        output.node in nodes_from(node for node, _ in other.node.next_functions)
-        for output in term.outputs
-        for other in term.outputs
-    )
+    return any(_is_below(output, other) for output in term.outputs for other in term.outputs)
+
+
+def _unshaped(edge: GradientEdge) -> GradientEdge:
+    while name_of(edge.node) in SHAPES:
+        node, number = edge.node.next_functions[0]
+        assert node is not None
+        edge = GradientEdge(node, number)
+    return edge
+
+
+def _is_below(edge: GradientEdge, other: GradientEdge) -> bool:
+    """Say whether the second is computed from the first."""
+    return edge.node in nodes_from(node for node, _ in other.node.next_functions)

@@ -35,8 +35,8 @@ class OutputLoss:
         """
         self.term = term
         self._weight = weight
-        self._places = _places(term)  # among hidden states, weights and bias, of a head
-        by_graph = [i for i, place in enumerate(self._places) if term.head is None or place == 0]
+        self._places = _places(term)
+        by_graph = [i for i, place in enumerate(self._places) if place == 0]
         edges = [term.outputs[i] for i in by_graph]
         found = backward([term.values], edges, [weight], create_graph=True) if edges else ()
         attached = dict(zip(by_graph, found, strict=True))
@@ -77,8 +77,6 @@ class OutputLoss:
 
     def _moves_head(self, tangents: Vectors) -> bool:
         """Say whether weights or bias of a head move."""
-        if self.term.head is None:
-            return False
         return any(t is not None and place > 0 for place, t in zip(self._places, tangents, strict=True))
 
     def _head(self, tangents: Vectors, part: Part, *, batched: bool) -> Vectors:
@@ -93,6 +91,8 @@ class OutputLoss:
 
 
 def _places(term: LossTerm) -> list[int]:
-    """Return the positions of the outputs among what the loss's node takes."""
+    """Return which operands of a head the outputs are: 0 hidden states, 1 weights, 2 bias; of another loss 0."""
+    if term.head is None:
+        return [0] * len(term.outputs)
     taken = [(node, number) for node, number in term.node.next_functions]
     return [taken.index((edge.node, edge.output_nr)) for edge in term.outputs]
