@@ -16,23 +16,23 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from torch import Tensor
-from torch.autograd.graph import GradientEdge
+from torch.autograd.graph import Node
 
 from hvp_engine.operators.backward import backward
 from hvp_engine.operators.gradient_graph import GradientGraph, Products
-from hvp_engine.operators.outputs.find import find_losses, weights_of
+from hvp_engine.operators.outputs.find import FusedLoss, LossTerm, find_losses, fused_loss, weights_of
 from hvp_engine.operators.outputs.loss import OutputLoss
 
 
-class _OutputGraph(GradientGraph):
+class OutputGraph(GradientGraph):
     """The gradient of a total by way of the model's outputs."""
 
     is_part = True
 
     def _differentiate(self, total: Tensor) -> Products:
         self._total = total  # keeps the nodes alive that are known by their edges alone
-        found = find_losses(total, self._parameters)
-        weights = weights_of(total, found.terms)
+        found = find_losses(total, self._parameters, self._recognise)
+        weights = self._weights(total, found.terms)
         self._losses = [OutputLoss(term, weight) for term, weight in zip(found.terms, weights, strict=True)]
         slopes = [
             (edge, constant)
@@ -47,6 +47,12 @@ class _OutputGraph(GradientGraph):
             slopes.append((edge, whole - sum(slope.detach() for other, slope in slopes if other == edge)))
         edges, constants = [edge for edge, _ in slopes], [constant for _, constant in slopes]
         return backward(edges, list(self._parameters.values()), constants, create_graph=True)
+
+    def _recognise(self, node: Node) -> FusedLoss | None:
+        return fused_loss(node)
+
+    def _weights(self, total: Tensor, terms: tuple[LossTerm, ...]) -> list[Tensor]:
+        return weights_of(total, terms)
 
     @property
     def _passed(self) -> Iterable[Tensor | None]:
@@ -90,7 +96,7 @@ class _OutputGraph(GradientGraph):
         self, outputs: list[Tensor], inputs: list[Tensor], cotangents: list[Tensor], *, batched: bool
     ) -> Products:
         products = super()._hessian(outputs, inputs, cotangents, batched=batched)
-        heads = [loss for loss in self._losses if loss.term.head is not None]
+        heads = [loss for loss in self._losses if loss.bends(inputs)]
         if not heads:
             return products
         tangents = self._tangents(outputs, cotangents, heads, batched=batched)
@@ -104,7 +110,7 @@ class _OutputGraph(GradientGraph):
         return _sum(*(multiply(outputs, inputs, cotangents, batched=batched) for multiply in both))
 
 
-class GaussNewtonGraph(_OutputGraph):
+class GaussNewtonGraph(OutputGraph):
     """Multiplies by the generalised Gauss-Newton matrix."""
 
     semidefinite = True
@@ -115,7 +121,7 @@ class GaussNewtonGraph(_OutputGraph):
         return self._gauss_newton(outputs, inputs, cotangents, batched=batched)
 
 
-class ResidualGraph(_OutputGraph):
+class ResidualGraph(OutputGraph):
     """Multiplies by what the Hessian has beside the Gauss-Newton matrix."""
 
     def _multiply(

@@ -18,6 +18,7 @@ from hvp_engine.operators.head.find import head_candidates
 from hvp_engine.operators.inspection import GraphInspection
 from hvp_engine.planning.head_shapes import HeadOnShapes
 from hvp_engine.planning.meter import Meter, Work
+from hvp_engine.planning.output_shapes import on_shapes
 from hvp_engine.planning.shapes import ShapesOnly
 from hvp_engine.problem import batches
 from hvp_engine.problem.attention_switches import math_attention
@@ -168,7 +169,13 @@ class JobCounter:
     """
 
     def __init__(
-        self, model: nn.Module, loss: Loss, data: DataShape, partition: Partition, precision: Precision = "fp32"
+        self,
+        model: nn.Module,
+        loss: Loss,
+        data: DataShape,
+        partition: Partition,
+        precision: Precision = "fp32",
+        graph: type[GradientGraph] = GradientGraph,
     ) -> None:
         """Take the job.
 
@@ -178,7 +185,9 @@ class JobCounter:
             data: The data's shape.
             partition: The blocks, resolved against ``model``.
             precision: Arithmetic of the products.
+            graph: Multiplies by the matrix that is asked for.
         """
+        self._kind = on_shapes(graph)
         self._fake = fake_mode()
         self._loss, self._data, self._partition, self._precision = loss, data, partition, precision
         self._dtype = working_dtype(precision)
@@ -244,7 +253,7 @@ class JobCounter:
             GraphInspection().unknown(samples, total, ())  # refuses what the engine refuses
             products = dict(meter.products)
             with meter.part() as gradient, _in_words("gradient is"):
-                graph = GradientGraph(total, 1.0, self._parameters)
+                graph = self._kind(total, 1.0, self._parameters)
             return graph, forward, gradient, products
 
         kept: list[Tensor] = list(self._parameters.values())

@@ -92,12 +92,10 @@ class Found:
     linear: tuple[GradientEdge, ...] = ()
 
 
-Recognise = Callable[[Node], "FusedLoss | None"]
+Recognise = Callable[[Node], FusedLoss | None]
 
 
-def find_losses(
-    total: Tensor, parameters: Mapping[str, Tensor], recognise: Recognise = fused_loss
-) -> Found:
+def find_losses(total: Tensor, parameters: Mapping[str, Tensor], recognise: Recognise = fused_loss) -> Found:
     """Find the losses that a total adds up, and the outputs that they are computed from.
 
     Args:
@@ -115,18 +113,22 @@ def find_losses(
     return search.losses(total)
 
 
+def unchecked_weights(total: Tensor, losses: tuple[LossTerm, ...]) -> list[Tensor]:
+    """Return the weights with which values of losses enter a total, in the values' shapes."""
+    weights = [w for w in backward([total], [loss.values for loss in losses], None) if w is not None] if losses else []
+    assert len(weights) == len(losses)
+    return weights
+
+
 def weights_of(total: Tensor, losses: tuple[LossTerm, ...]) -> list[Tensor]:
-    """Return the weights with which values of losses enter a total, in the values' shapes.
+    """Return the weights with which values of losses enter a total, in the values' shapes, as long as they are right.
 
     Raises:
         ObjectiveError: Some have the wrong sign, so that the total is not convex in the outputs.
     """
-    weights = [w for w in backward([total], [loss.values for loss in losses], None) if w is not None]
-    assert len(weights) == len(losses)
+    weights = unchecked_weights(total, losses)
     for loss, weight in zip(losses, weights, strict=True):
-        if weight.is_meta or not weight.numel():
-            continue
-        worst = float((loss.sign * weight).min())
+        worst = float((loss.sign * weight).min()) if weight.numel() else 0.0
         if worst < 0:
             raise ObjectiveError(
                 f"The loss is not convex in the model's output: values of {operation_of(loss.node)} enter it with the "
@@ -210,7 +212,7 @@ class _Search:
 
     @classmethod
     def _edges(cls, node: Node, positions: Iterable[int]) -> tuple[GradientEdge, ...]:
-        """Return outputs as they are before changes of shape, so that losses of the same one know it, without doubles."""
+        """Return outputs as they are before changes of shape, which several losses of one may make, and each once."""
         return tuple(dict.fromkeys(_unshaped(edge) for edge in cls._operands(node, positions)))
 
     def _is_squared_difference(self, node: Any) -> bool:

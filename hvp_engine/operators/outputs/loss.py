@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
+from hvp_engine.operators.autograd_nodes import nodes_from
 from hvp_engine.operators.backward import backward
 from hvp_engine.operators.outputs.find import LossTerm
 from hvp_engine.ops.head.by_tokens import Part
@@ -36,6 +37,8 @@ class OutputLoss:
         self.term = term
         self._weight = weight
         self._places = _places(term)
+        of_head = [edge.node for edge, place in zip(term.outputs, self._places, strict=True) if place > 0]
+        self._of_head = {id(getattr(node, "variable", None)) for node in nodes_from(of_head)} - {id(None)}
         by_graph = [i for i, place in enumerate(self._places) if place == 0]
         edges = [term.outputs[i] for i in by_graph]
         found = backward([term.values], edges, [weight], create_graph=True) if edges else ()
@@ -48,6 +51,10 @@ class OutputLoss:
             (rest[place] if slope is None else slope).detach().requires_grad_()
             for slope, place in zip(self.slopes, self._places, strict=True)
         )
+
+    def bends(self, parameters: Sequence[Tensor]) -> bool:
+        """Say whether some of the parameters enter weights or bias of a head."""
+        return any(id(parameter) in self._of_head for parameter in parameters)
 
     def gauss_newton(self, tangents: Vectors, *, batched: bool) -> Vectors:
         """Multiply tangents of the outputs by the loss's second derivative with respect to the model's outputs."""
