@@ -15,6 +15,7 @@ from problems import Case, cnn, dense_hessian, gpt, mlp
 from torch import Tensor, nn
 
 import hvp_engine as he
+from hvp_engine.errors import SecondDerivativeError
 from hvp_engine.operators.ggn import GaussNewtonOperator, ResidualOperator
 from hvp_engine.ops.head.curvature import HeadCurvature
 from hvp_engine.scheduling import policy
@@ -51,9 +52,7 @@ def untied() -> Case:
 
 def random_vectors(operator: Any, count: int = 3) -> dict[str, Tensor]:
     generator = torch.Generator().manual_seed(0)
-    return {
-        name: torch.randn(count, n, generator=generator, dtype=torch.float64) for name, n in operator.numel.items()
-    }
+    return {name: torch.randn(count, n, generator=generator, dtype=torch.float64) for name, n in operator.numel.items()}
 
 
 def relative(found: Tensor, wanted: Tensor) -> float:
@@ -207,6 +206,42 @@ def test_the_check_holds_the_passes_against_differences_of_the_gradient() -> Non
         assert measured.asymmetry < 1e-10
         assert measured.finite_difference < 1e-5
         assert 0 < measured.noise < 1e-4
+
+
+class TurnedBack(torch.autograd.Function):
+    """Twice its argument, whose derivative has a derivative of the wrong sign."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return 2.0 * x
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        return _Turned.apply(grad)  # type: ignore[no-any-return, no-untyped-call]
+
+
+class _Turned(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, grad: Tensor) -> Tensor:
+        return 2.0 * grad
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        return -2.0 * grad
+
+
+@pytest.mark.parametrize("operator", ["ggn", "residual"])
+def test_a_wrong_jacobian_is_refused_before_the_work(operator: str) -> None:
+    case = mlp()
+
+    def loss(model: nn.Module, batch: Any) -> Tensor:
+        assert isinstance(model, nn.Sequential)
+        return F.cross_entropy(model[2:](TurnedBack.apply(model[:2](batch[0]))), batch[1])  # type: ignore[no-untyped-call]
+
+    arguments: dict[str, Any] = {"data": case.data, "steps": 2, "probes": 1, "operator": operator, "progress": False}
+    with pytest.raises(SecondDerivativeError, match=r"wrong without an error message: asymmetry .*TurnedBack"):
+        he.slq(case.model, loss, **arguments)
+    assert he.slq(case.model, loss, check=False, **arguments).manifest["verification"] is None
 
 
 def test_a_frozen_body_leaves_the_heads_own_matrix() -> None:

@@ -189,13 +189,16 @@ def fed_back(model: nn.Module, batch: Any) -> Tensor:
 
 
 REFUSED: dict[str, tuple[Callable[[nn.Module, Any], Tensor], str]] = {
-    "weight decay": (decayed, r"found: CrossEntropy\), but parameter '2.bias' also enters this one through Pow\."),
+    "weight decay": (
+        decayed,
+        r"found: (CrossEntropy|LogSoftmax)\), but parameter '2.bias' also enters this one through Pow\.",
+    ),
     "decay towards a point": (towards, r"parameter '2.bias' also enters this one through Pow\."),
     "decay by absolute values": (
         lambda model, batch: convex("mse")(model, batch) + model[0].bias.sum(),
         r"found: MseLoss\), but parameter '0.bias' also enters this one itself\.",
     ),
-    "z-loss": (z_loss, r"found: CrossEntropy\), but parameter .* also enters this one through Pow\."),
+    "z-loss": (z_loss, r"found: (CrossEntropy|LogSoftmax)\), but parameter .* also enters this one through Pow\."),
     "perplexity": (perplexity, r"parameter .* enters this one through Exp\."),
     "product": (product_of_losses, r"parameter .* enters this one through Mul\."),
     "weights of the loss itself": (self_weighted, r"through Mul\."),
@@ -206,7 +209,7 @@ REFUSED: dict[str, tuple[Callable[[nn.Module, Any], Tensor], str]] = {
     "negative weight": (lambda model, batch: -F.mse_loss(model(batch[0]), REAL), r"not convex .* weight -[0-9.]+,"),
     "unlikelihood": (
         lambda model, batch: (F.cross_entropy(model(batch[0]), KEPT, reduction="none") * (KEPT - 1.0)).sum(),
-        r"not convex in the model's output: values of _CrossEntropy enter it with the weight -6, of the wrong sign",
+        r"not convex in the model's output: values of _?[A-Za-z]* enter it with the weight -6, of the wrong sign",
     ),
 }
 
