@@ -209,7 +209,7 @@ REFUSED: dict[str, tuple[Callable[[nn.Module, Any], Tensor], str]] = {
     "negative weight": (lambda model, batch: -F.mse_loss(model(batch[0]), REAL), r"not convex .* weight -[0-9.]+,"),
     "unlikelihood": (
         lambda model, batch: (F.cross_entropy(model(batch[0]), KEPT, reduction="none") * (KEPT - 1.0)).sum(),
-        r"not convex in the model's output: values of _?[A-Za-z]* enter it with the weight -6, of the wrong sign",
+        r"not convex in the model's output: values of _?[A-Za-z]* enter it with the weight -?6, of the wrong sign",
     ),
 }
 

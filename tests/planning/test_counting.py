@@ -49,7 +49,7 @@ def test_products_of_a_transformer_are_those_of_the_formulas() -> None:
     assert found.head.blocks == {"full"}
 
 
-def test_gauss_newton_products_take_half_of_the_linear_layers_work() -> None:
+def test_gauss_newton_products_take_less_work_than_the_hessians_on_the_same_graphs() -> None:
     model, data = small_gpt()
     blocks = {"full": ["*"], "last": ["layers.1.c_proj.weight"], "first": ["layers.0.c_fc.weight"]}
     whole, ggn, rest = (counted(model, he.losses.causal_lm, data, blocks, graph=kind) for kind in GRAPHS)
@@ -63,7 +63,8 @@ def test_gauss_newton_products_take_half_of_the_linear_layers_work() -> None:
     # Tangents up to the logits and products back. The rest stays below the head: the last normalisation bends.
     assert ggn.blocks["last"].flop == 2 * (last + head)
     assert rest.blocks["last"].flop == 2 * last
-    assert 2 * last + 2 * head < ggn.blocks["first"].flop < 0.8 * whole.blocks["first"].flop
+    # Between a block and the logits a Hessian product passes every linear layer as often; attention it passes more.
+    assert 2 * last + 2 * head < ggn.blocks["first"].flop < 0.9 * whole.blocks["first"].flop
     assert ggn.blocks["full"].flop < 0.7 * whole.blocks["full"].flop
 
 
