@@ -2,9 +2,9 @@
 
 With outputs z, and s = dL/dz taken for a constant, the gradient is J's, and linear in s. Asking autograd for the
 derivative of <J_b's, v> with respect to s gives J_b v, pruned to what lies above the block: derivatives in reverse mode
-alone, which every operation has that has a second one. The loss's own second derivative multiplies that, J_b' brings it
-back to the block: together half a Hessian product. The derivative of J_b's with respect to the parameters is what the
-Hessian has beside it.
+alone, which every operation has that has a second one. The loss's own second derivative multiplies that, and J_b'
+brings it back to the block: never more than a Hessian product, which passes the same layers, and their curvature too.
+The derivative of J_b's with respect to the parameters is what the Hessian has beside it.
 
 Where linear head and cross-entropy are fused, z are hidden states, weights and bias of the head. For blocks without the
 head's weights the loss is convex in the hidden states, and its second derivative is the formed head curvature, or the

@@ -126,6 +126,18 @@ def test_a_target_that_depends_on_the_parameters_is_an_output_too() -> None:
     assert float((found - matrix).norm() / matrix.norm()) <= 1e-12
 
 
+def test_a_parameter_that_is_subtracted_from_an_output_is_no_weight_decay() -> None:
+    def loss(model: nn.Module, batch: Any) -> Tensor:
+        assert isinstance(model, nn.Sequential)
+        return ((model(batch[0]) - model[0].bias) ** 2).sum()
+
+    matrix = dense_gauss_newton(
+        network(), lambda m, b: m(b[0]) - m[0].bias, lambda z, _: (z.square().sum(), 6.0), [(X, Y)]
+    )
+    found = products(GaussNewtonOperator, loss, [(X, Y)], torch.eye(len(matrix), dtype=torch.float64))
+    assert float((found / 6 - matrix).norm() / matrix.norm()) <= 1e-12
+
+
 def test_losses_of_an_output_and_of_a_layer_below_it_are_summed() -> None:
     def outputs(model: nn.Module, batch: Any) -> Tensor:
         assert isinstance(model, nn.Sequential)

@@ -226,7 +226,8 @@ class _Search:
         argument = _unshaped(GradientEdge(*node.next_functions[0])).node
         if name_of(argument) not in ("RsubBackward1", "SubBackward0", "SubBackward1"):
             return False
-        return not any(hasattr(n, "variable") for n, _ in argument.next_functions)  # of a parameter: weight decay
+        # Of parameters alone it is weight decay.
+        return any(not hasattr(argument.next_functions[i][0], "variable") for i in self._varying(argument))
 
     def _refuse_others(self) -> None:
         """Refuse ways from the total to the parameters that pass no loss, except linear ones from the outputs."""
