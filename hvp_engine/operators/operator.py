@@ -20,6 +20,7 @@ from hvp_engine.operators.head.find import LinearHead
 from hvp_engine.operators.head.fusion import HeadFusion
 from hvp_engine.operators.head.shelf import Shelf
 from hvp_engine.operators.inspection import GraphInspection, Suspect
+from hvp_engine.operators.preconditioned import Precondition, Preconditioner, preconditioner
 from hvp_engine.operators.vectors import checked_rows, refuse_nonfinite
 from hvp_engine.operators.verification import verify
 from hvp_engine.ops.head.dropping import check_tolerance
@@ -55,6 +56,7 @@ class CurvatureOperator(ABC):
         objective: Loss, model and data.
         partition: The blocks, resolved against the model.
         scheduler: Order of loops, and what fits.
+        preconditioner: The diagonal that scales the matrix from both sides, None where there is none.
     """
 
     matrix: ClassVar[str]
@@ -75,6 +77,8 @@ class CurvatureOperator(ABC):
         precision: Precision = "fp32",
         microbatch: int | None = None,
         memory: int | None = None,
+        precondition: Precondition | None = None,
+        seed: int = 0,
     ) -> None:
         """Check the model, the loss and the data, and plan the sweeps.
 
@@ -87,6 +91,9 @@ class CurvatureOperator(ABC):
             precision: ``"fp64"``, ``"fp32"``, ``"tf32"`` or ``"bf16"``: arithmetic of the products.
             microbatch: Samples differentiated at once; None chooses.
             memory: Budget in bytes for graphs and temporaries; None takes 80 % of what is free.
+            precondition: A diagonal P, as :func:`hvp_engine.operators.preconditioned.preconditioner` reads it: the
+                matrix A becomes P^-1/2 A P^-1/2. None leaves it as it is.
+            seed: Decides what an operator draws, if it does.
 
         Raises:
             HvpEngineError: One of its subclasses, for anything that would make the products wrong.
@@ -97,6 +104,10 @@ class CurvatureOperator(ABC):
             self.objective = Objective(model, loss, data, precision)
             self.partition = resolve(self.objective.model, blocks)
             self._parameters = self.objective.parameters_named(self.partition.parameters)
+        self.preconditioner: Preconditioner | None = None
+        if precondition is not None:
+            self.preconditioner = preconditioner(precondition, model, self.partition, self.device, self.dtype)
+        self._seed = seed
         self._steady = False
         self._stream_bytes = 0  # vectors that the caller keeps beside the graphs, at least
         budget = free_budget(self.objective.device) if memory is None else memory
@@ -109,6 +120,7 @@ class CurvatureOperator(ABC):
             self.scheduler = Scheduler(
                 self.objective, self.partition, self._graph, largest, microbatch=microbatch, budget=budget
             )
+            self.scheduler.scaling = self.preconditioner
 
     @abstractmethod
     def _graph(self, micro: MicroBatch) -> ProductGraph:
@@ -170,8 +182,13 @@ class CurvatureOperator(ABC):
 
     @property
     def held_bytes(self) -> int:
-        """Memory that stays taken during the whole job: the head's curvature, where it is in memory."""
-        return self._fusion.held_bytes
+        """Memory that stays taken during the whole job: the head's curvature, where it is in memory, a diagonal."""
+        return self._fusion.held_bytes + (0 if self.preconditioner is None else self.preconditioner.bytes)
+
+    @property
+    def name(self) -> str:
+        """The matrix in words."""
+        return self.matrix if self.preconditioner is None else f"preconditioned {self.matrix}"
 
     def matmat(self, vectors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Multiply vectors by their blocks in one sweep over the data.
@@ -238,7 +255,7 @@ class CurvatureOperator(ABC):
         self._stream_bytes = streams.largest
         self.scheduler.make_room(streams.largest)
         plan = self.scheduler.plan
-        choose_waves(streams, plan.budget, plan.graph_bytes, held=0)
+        choose_waves(streams, plan.budget, plan.graph_bytes, self.held_bytes)
 
     def form_head_curvature(
         self,
