@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, ClassVar, TypeVar
 
 import torch
@@ -126,9 +127,16 @@ class CurvatureOperator(ABC):
     def _graph(self, micro: MicroBatch) -> ProductGraph:
         """Build the graph of a micro-batch; called with the objective's arithmetic in force."""
 
-    def _evaluate(self, micro: MicroBatch) -> tuple[Tensor, float]:
-        """Return total and weight of a micro-batch, attached to the graph, by the head's curvature where it serves."""
-        with self._fusion.using(micro.key):
+    def _evaluate(
+        self, micro: MicroBatch, within: AbstractContextManager[object] | None = None
+    ) -> tuple[Tensor, float]:
+        """Return total and weight of a micro-batch, attached to the graph, by the head's curvature where it serves.
+
+        Args:
+            micro: The micro-batch.
+            within: What the loss is to run in.
+        """
+        with self._fusion.using(micro.key), within or nullcontext():
             total, weight = self.objective.evaluate(micro.batch, micro.identity)
         # A sample is looked at, so that what is known to be wrong is refused before the work, and is not the job's.
         key = ("sample", micro.key) if micro.is_sample else micro.key
