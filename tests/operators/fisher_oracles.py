@@ -8,9 +8,13 @@ from typing import Any
 
 import torch
 from problems import Case, to_double, total_and_weight
+from test_hvp import offsets
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from hvp_engine.operators.operator import CurvatureOperator
+
+TOLERANCE = {"fp32": 2e-5, "fp64": 1e-11}
 Gradients = Iterable[tuple[float, Tensor]]
 """Weights c and gradients g of some losses, of which the matrix is the sum of c g g'."""
 
@@ -59,3 +63,20 @@ def by_rows(case: Case, rows: Callable[[nn.Module, int, Any], Gradients]) -> Ten
     model = double(case.model)
     found = (row for number, batch in enumerate(case.data) for row in rows(model, number, to_double(batch)))
     return summed(found, weight_of(case))
+
+
+def compare(operator: CurvatureOperator, dense: Tensor, model: nn.Module, precision: str = "fp64") -> None:
+    """Products with every block, one vector and several, against the dense matrix."""
+    where = offsets(model)
+    scale = float(torch.linalg.matrix_norm(dense, 2))
+    for streams in (1, 6):
+        operator.scheduler.plan.streams_per_pass = streams
+        vectors = {name: torch.randn(6, n, dtype=torch.float64) for name, n in operator.numel.items()}
+        for name, found in operator.matmat(vectors).items():
+            part = where.get(name, slice(None))
+            error = (found.double() - vectors[name] @ dense[part, part]).norm()
+            assert float(error) <= TOLERANCE[precision] * scale * float(vectors[name].norm()), (name, streams)
+
+
+def blocks_of(model: nn.Module) -> dict[str, list[str]]:
+    return {"all of it": ["*"], **{name: [name] for name in offsets(model)}}

@@ -178,7 +178,7 @@ def _classes(func: Callable[..., Any], options: dict[str, Any], draw: Draw) -> t
             target.reshape(-1), None if weight is None else of_classes, count
         )
         mass = mass.reshape(target.shape)
-    else:  # the smoothed distribution sums to the same where the classes weigh the same
+    else:
         smoothing = options["label_smoothing"]
         mass = ((1.0 - smoothing) * target.double() + smoothing / count).movedim(dimension, -1) @ of_classes
     if func is F.nll_loss:
