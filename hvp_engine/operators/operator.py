@@ -61,6 +61,8 @@ class CurvatureOperator(ABC):
     """
 
     matrix: ClassVar[str]
+    uses_head_curvature: ClassVar[bool] = True
+    """Whether products pass second derivatives of the loss, which the head's curvature has."""
     graph: ClassVar[type[GradientGraph]] = GradientGraph
     """The graph on which the second derivative is tested."""
     checked = True
@@ -290,7 +292,7 @@ class CurvatureOperator(ABC):
         """
         check_tolerance(tolerance)
         head = self.head
-        if head is None or self._fusion.formed:
+        if head is None or self._fusion.formed or not self.uses_head_curvature:
             return
         blocks = self.partition.blocks.items()
         holders = frozenset(name for name, block in blocks if any(part.parameter == head.name for part in block.parts))

@@ -15,10 +15,12 @@ from hvp_engine.blocks import Partition
 from hvp_engine.errors import BackwardError, HvpEngineError, ObjectiveError
 from hvp_engine.operators.gradient_graph import GradientGraph
 from hvp_engine.operators.head.find import head_candidates
+from hvp_engine.operators.hessian import HessianOperator
 from hvp_engine.operators.inspection import GraphInspection
+from hvp_engine.operators.operator import CurvatureOperator
 from hvp_engine.planning.head_shapes import HeadOnShapes
+from hvp_engine.planning.matrices import on_shapes
 from hvp_engine.planning.meter import Meter, Work
-from hvp_engine.planning.output_shapes import on_shapes
 from hvp_engine.planning.shapes import ShapesOnly
 from hvp_engine.problem import batches
 from hvp_engine.problem.attention_switches import math_attention
@@ -175,7 +177,7 @@ class JobCounter:
         data: DataShape,
         partition: Partition,
         precision: Precision = "fp32",
-        graph: type[GradientGraph] = GradientGraph,
+        operator: type[CurvatureOperator] = HessianOperator,
     ) -> None:
         """Take the job.
 
@@ -185,9 +187,9 @@ class JobCounter:
             data: The data's shape.
             partition: The blocks, resolved against ``model``.
             precision: Arithmetic of the products.
-            graph: Multiplies by the matrix that is asked for.
+            operator: Multiplies by the matrix that is asked for.
         """
-        self._kind = on_shapes(graph)
+        self._kind = on_shapes(operator)
         self._fake = fake_mode()
         self._loss, self._data, self._partition, self._precision = loss, data, partition, precision
         self._dtype = working_dtype(precision)
@@ -248,12 +250,13 @@ class JobCounter:
 
         def build() -> tuple[GradientGraph, Work, Work, Products]:
             meter.products.clear()
-            with meter.part() as forward:
+            kind = self._kind()
+            with meter.part() as forward, kind.within:
                 total = self._evaluate(batch)
             GraphInspection().unknown(samples, total, ())  # refuses what the engine refuses
             products = dict(meter.products)
             with meter.part() as gradient, _in_words("gradient is"):
-                graph = self._kind(total, 1.0, self._parameters)
+                graph = kind.graph(total, self._parameters)
             return graph, forward, gradient, products
 
         kept: list[Tensor] = list(self._parameters.values())

@@ -64,12 +64,7 @@ class _ResidualOnShapes(_OnShapes, ResidualGraph):
     pass
 
 
-_STAND_INS: dict[type[GradientGraph], type[GradientGraph]] = {
+STAND_INS: dict[type[GradientGraph], type[GradientGraph]] = {
     GaussNewtonGraph: _GaussNewtonOnShapes,
     ResidualGraph: _ResidualOnShapes,
 }
-
-
-def on_shapes(graph: type[GradientGraph]) -> type[GradientGraph]:
-    """Return what stands in for a graph where tensors have no data; most need nothing else."""
-    return _STAND_INS.get(graph, graph)

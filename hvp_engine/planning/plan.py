@@ -13,6 +13,8 @@ from hvp_engine.blocks import BlockSpec, Partition, resolve
 from hvp_engine.errors import ConfigurationError, OutOfMemoryError
 from hvp_engine.krylov.registry import STORAGES
 from hvp_engine.krylov.settings import JobSettings, Reorthogonalize
+from hvp_engine.operators.operator import CurvatureOperator
+from hvp_engine.operators.registry import operator_named
 from hvp_engine.planning.calibration import calibrate
 from hvp_engine.planning.cost import Calibration, Prediction, predict
 from hvp_engine.planning.counting import CountedHead, Counts, DataShape, JobCounter, data_shape, meta_copy
@@ -52,6 +54,7 @@ def plan(
     steps: int | None = None,
     probes: int | None = None,
     tolerance: float | Mapping[str, float] | None = None,
+    operator: str = "hessian",
     precision: Precision = "fp32",
     basis: str = "fp32",
     reorthogonalize: Reorthogonalize = "full",
@@ -80,6 +83,8 @@ def plan(
         steps: As for :func:`hvp_engine.slq`, as are the next two.
         probes: Random vectors per block.
         tolerance: What an adaptive job has to reach.
+        operator: The matrix, one of :data:`hvp_engine.operators.registry.OPERATORS`. A diagonal (``precondition``)
+            costs next to nothing.
         precision: Arithmetic of the products.
         basis: Dtype of the kept vectors; ``"bf16"`` is taken where ``"fp32"`` does not fit.
         reorthogonalize: ``"full"`` or ``"none"``.
@@ -98,6 +103,7 @@ def plan(
         ObjectiveError: The model or the loss cannot run without data.
         BlockError: The blocks do not fit the model.
     """
+    kind = operator_named(operator)
     settings = JobSettings(
         steps=steps,  # type: ignore[arg-type]  # numbers once they are settings
         probes=probes,  # type: ignore[arg-type]
@@ -107,7 +113,7 @@ def plan(
         basis=basis,
         microbatch=microbatch,
         memory=memory,
-        head_curvature=head_curvature,
+        head_curvature=head_curvature and kind.uses_head_curvature,
     )
     check_ingredients(model, loss, data)
     target = _gpu(device, precision)
@@ -118,15 +124,18 @@ def plan(
     parameters = sum(t.nbytes for t in (*shell.parameters(), *shell.buffers()))
     job = JobSizes(partition.numel, settings, shape.samples, shape.batches, parameters)
     free = device_memory.free_share(target.room(parameters)) if target else device_memory.budget(torch.device("cpu"))
-    asked = _Asked(shell, loss, shape, partition, free if memory is None else memory, on_cpu=target is None)
+    budget = free if memory is None else memory
+    asked = _Asked(shell, loss, shape, partition, kind, budget, on_cpu=target is None)
     counted, setting, changed = asked.count(job)
     products = counted.counts.products
     machine = target or measure_cpu(precision, max(products, key=lambda key: products[key], default=None))
     calibration = None
     real = not any(p.is_meta for p in model.parameters()) and not _is_meta(data)
     if target is None and real:
-        calibration = calibrate(model, loss, blocks, data, counted.counts, setting, machine)
+        calibration = calibrate(kind, model, loss, blocks, data, counted.counts, setting, machine)
     sources = _Sources(asked, counted, job, machine, calibration)
+    if operator != "hessian":
+        changed.append(f"the matrix is operator={operator!r}")
     if setting.curvature is not None:
         changed.append(f"the head's curvature is formed once: {setting.curvature}")
     return JobPlan(
@@ -158,12 +167,13 @@ class _Asked:
     loss: Loss
     data: DataShape
     partition: Partition
+    operator: type[CurvatureOperator]
     budget: int
     on_cpu: bool
 
     def count(self, job: JobSizes) -> tuple[_Counted, Setting, list[str]]:
         """Count a micro-batch of the size that fits; return that, the setting, and what was changed in it."""
-        counter = JobCounter(self.model, self.loss, self.data, self.partition, job.settings.precision)
+        counter = JobCounter(self.model, self.loss, self.data, self.partition, job.settings.precision, self.operator)
         graph = GraphSize.measured(job.samples, counter.graph_bytes)
         setting, changed = self._choose(job, graph, counter.head)
         return _Counted(counter.count(setting.microbatch), graph, counter.head), setting, changed

@@ -155,6 +155,13 @@ def _reduction(options: dict[str, Any]) -> str:
     return "none" if reduced is False else "sum" if averaged is False else "mean"
 
 
+def _unreduced(func: Callable[..., Any], options: dict[str, Any]) -> Tensor:
+    """Return one loss per row, for the data's own targets; logits that are not computed yet must come first."""
+    rest = {name: value for name, value in options.items() if name not in ("input", "target", "reduction")}
+    losses: Tensor = func(options["input"], options["target"], **rest, reduction="none")
+    return losses
+
+
 def _classes(func: Callable[..., Any], options: dict[str, Any], draw: Draw) -> tuple[Tensor, Tensor]:
     """Return the rows of a loss over classes: log-softmax of logits, or negative log-probabilities."""
     logits, target, weight = options["input"], options["target"], options["weight"]
@@ -171,7 +178,7 @@ def _classes(func: Callable[..., Any], options: dict[str, Any], draw: Draw) -> t
     share = torch.ones_like(mean) if options["reduction"] != "mean" else 1.0 / mean
     uniforms = draw(target.numel() if is_index else target.numel() // max(count, 1))
     if uniforms is None:
-        return func(**{**options, "reduction": "none"}), share
+        return _unreduced(func, options), share
     if kept is not None:
         smoothing = options.get("label_smoothing", 0.0)
         mass = ClassTargets(options["ignore_index"], smoothing).mass(
@@ -223,7 +230,7 @@ def _squares(func: Callable[..., Any], options: dict[str, Any], draw: Draw) -> t
     share = 1.0 / mean if options["reduction"] == "mean" else torch.ones_like(mean)
     uniforms = draw(output.numel())
     if uniforms is None:
-        return func(**{**options, "input": output, "target": target, "reduction": "none"}), share
+        return _unreduced(func, {**options, "input": output, "target": target}), share
     _refuse_varying(target)
     drawn = output.detach() + draw_normals(uniforms, output) * 0.5**0.5
     return func(output, drawn, reduction="none"), share if weight is None else share * weight
@@ -237,7 +244,7 @@ def _truths(func: Callable[..., Any], options: dict[str, Any], draw: Draw) -> tu
         share = share / logits.numel()
     uniforms = draw(logits.numel())
     if uniforms is None:
-        return func(**{**options, "reduction": "none"}), share
+        return _unreduced(func, options), share
     _refuse_varying(target)
     if options["pos_weight"] is not None:
         share = share * (1.0 + (options["pos_weight"] - 1.0) * target)

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from hvp_engine.operators.head.shelf import Shelf
 from hvp_engine.operators.operator import CurvatureOperator
 from hvp_engine.operators.rows.draws import Place
 from hvp_engine.operators.rows.graph import RowGraph
@@ -22,16 +20,8 @@ ALIKE = {"fp64": 1e-6, "fp32": 1e-3, "tf32": 1e-2, "bf16": 5e-2}  # of the large
 class RowOperator(CurvatureOperator):
     """Products with a sum over rows, or over samples, of squares of their gradients."""
 
+    uses_head_curvature = False
     _ordered: bool | None = None  # whether rows follow the order of samples, once that was seen
-
-    def form_head_curvature(
-        self,
-        products: Mapping[str, int],
-        progress: bool | None = None,
-        tolerance: float = 0.0,
-        shelf: Shelf | None = None,
-    ) -> None:
-        """Do nothing: only second derivatives of a loss use the head's curvature, and these products have none."""
 
     def _rows(self, micro: MicroBatch, place: Place | None) -> tuple[Rows, float]:
         """Return the rows of a micro-batch, and its weight."""
