@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from hvp_engine.krylov.registry import STORAGES
+from hvp_engine.operators.registry import OPERATORS
 
 
 class Precision(str, Enum):
@@ -31,6 +32,8 @@ class Reorthogonalize(str, Enum):
 
 Basis = Enum("Basis", {name: name for name in STORAGES}, type=str)  # type: ignore[misc]  # as many as are registered
 PLAIN_BASIS = Basis("fp32")
+Operator = Enum("Operator", {name: name for name in OPERATORS}, type=str)  # type: ignore[misc]  # likewise
+HESSIAN = Operator("hessian")
 
 
 class Device(str, Enum):
@@ -61,6 +64,7 @@ Tolerance = Annotated[
     ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+Matrix = Annotated[Operator, typer.Option("--operator", help="Of which matrix.")]
 Arithmetic = Annotated[Precision, typer.Option(help="Arithmetic of the products.")]
 Kept = Annotated[Basis, typer.Option(help="Dtype of the kept Lanczos vectors.")]
 Microbatch = Annotated[int | None, typer.Option(help="Samples differentiated at once.")]

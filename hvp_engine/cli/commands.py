@@ -12,6 +12,7 @@ from typing import Annotated
 import typer
 
 from hvp_engine.cli.arguments import (
+    HESSIAN,
     PLAIN_BASIS,
     Arithmetic,
     Blocks,
@@ -21,6 +22,7 @@ from hvp_engine.cli.arguments import (
     HeadCurvature,
     Json,
     Kept,
+    Matrix,
     Memory,
     Microbatch,
     Out,
@@ -113,6 +115,7 @@ def slq(
     distribution: Annotated[
         Distribution, typer.Option(help="Of the probes; rademacher misses eigenvectors on few coordinates.")
     ] = Distribution.gaussian,
+    operator: Matrix = HESSIAN,
     precision: Arithmetic = Precision.fp32,
     reorthogonalize: Annotated[
         Reorthogonalize, typer.Option(help="Against all vectors or two.")
@@ -145,6 +148,7 @@ def slq(
             probes=probes,
             seed=seed,
             distribution=distribution.value,
+            operator=operator.value,
             precision=precision.value,
             reorthogonalize=reorthogonalize.value,
             basis=basis.value,
@@ -169,6 +173,7 @@ def plan(
     tolerance: Tolerance = None,
     steps: Steps = None,
     probes: Probes = None,
+    operator: Matrix = HESSIAN,
     precision: Arithmetic = Precision.fp32,
     basis: Kept = PLAIN_BASIS,
     microbatch: Microbatch = None,
@@ -190,6 +195,7 @@ def plan(
             tolerance=tolerance_of(tolerance),
             steps=steps,
             probes=probes,
+            operator=operator.value,
             precision=precision.value,
             basis=basis.value,
             microbatch=microbatch,

@@ -41,7 +41,7 @@ _SPECTRA = Kind(
     Spectra.load,
     {"spectra": Spectra.plot, "js_distance": Spectra.plot_js},
     lambda spectra: spectra.summarize().record(),
-    ("tolerance", "steps", "probes", "seed", "distribution", "precision", "reorthogonalize", "basis"),
+    ("matrix", "tolerance", "steps", "probes", "seed", "distribution", "precision", "reorthogonalize", "basis"),
     print_spectra,
 )
 
