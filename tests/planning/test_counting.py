@@ -11,11 +11,11 @@ from torch import nn
 
 import hvp_engine as he
 from hvp_engine.blocks import resolve
-from hvp_engine.operators.gauss_newton_graph import GaussNewtonGraph, ResidualGraph
+from hvp_engine.operators.ggn import GaussNewtonOperator, ResidualOperator
 from hvp_engine.operators.gradient_graph import GradientGraph
 from hvp_engine.planning.counting import JobCounter, data_shape
 
-GRAPHS = (GradientGraph, GaussNewtonGraph, ResidualGraph)
+KINDS = (he.HessianOperator, GaussNewtonOperator, ResidualOperator)
 
 
 def test_products_of_an_mlp_are_those_of_the_formulas() -> None:
@@ -52,7 +52,7 @@ def test_products_of_a_transformer_are_those_of_the_formulas() -> None:
 def test_gauss_newton_products_take_less_work_than_the_hessians_on_the_same_graphs() -> None:
     model, data = small_gpt()
     blocks = {"full": ["*"], "last": ["layers.1.c_proj.weight"], "first": ["layers.0.c_fc.weight"]}
-    whole, ggn, rest = (counted(model, he.losses.causal_lm, data, blocks, graph=kind) for kind in GRAPHS)
+    whole, ggn, rest = (counted(model, he.losses.causal_lm, data, blocks, operator=kind) for kind in KINDS)
     tokens, d, v = BATCH * CONFIG.context, CONFIG.width, CONFIG.vocabulary
     head = 2 * (tokens - BATCH) * v * d
     last = 2 * tokens * 4 * d * d
