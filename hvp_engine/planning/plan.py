@@ -13,6 +13,7 @@ from hvp_engine.blocks import BlockSpec, Partition, resolve
 from hvp_engine.errors import ConfigurationError, OutOfMemoryError
 from hvp_engine.krylov.registry import STORAGES
 from hvp_engine.krylov.settings import JobSettings, Reorthogonalize
+from hvp_engine.operators.hessian import HessianOperator
 from hvp_engine.operators.operator import CurvatureOperator
 from hvp_engine.operators.registry import operator_named
 from hvp_engine.planning.calibration import calibrate
@@ -123,8 +124,7 @@ def plan(
     shape = _scaled(data_shape(data, settings.dtype), batches, tokens)
     parameters = sum(t.nbytes for t in (*shell.parameters(), *shell.buffers()))
     job = JobSizes(partition.numel, settings, shape.samples, shape.batches, parameters)
-    free = device_memory.free_share(target.room(parameters)) if target else device_memory.budget(torch.device("cpu"))
-    budget = free if memory is None else memory
+    budget = _free(target, parameters) if memory is None else memory
     asked = _Asked(shell, loss, shape, partition, kind, budget, on_cpu=target is None)
     counted, setting, changed = asked.count(job)
     products = counted.counts.products
@@ -134,10 +134,6 @@ def plan(
     if target is None and real:
         calibration = calibrate(kind, model, loss, blocks, data, counted.counts, setting, machine)
     sources = _Sources(asked, counted, job, machine, calibration)
-    if operator != "hessian":
-        changed.append(f"the matrix is operator={operator!r}")
-    if setting.curvature is not None:
-        changed.append(f"the head's curvature is formed once: {setting.curvature}")
     return JobPlan(
         device=machine,
         job=job,
@@ -146,8 +142,21 @@ def plan(
         worst=None if settings.targets is None else sources.at_most(setting),
         calibrated=calibration is not None,
         alternatives=tuple(_alternatives(sources, setting)),
-        notes=(*partition.notes, *changed),
+        notes=(*partition.notes, *changed, *_decided(operator, setting)),
     )
+
+
+def _free(target: Device | None, parameters: int) -> int:
+    """Return the bytes for graphs and vectors that a device, or this machine, has beside the model."""
+    return device_memory.free_share(target.room(parameters)) if target else device_memory.budget(torch.device("cpu"))
+
+
+def _decided(operator: str, setting: Setting) -> Iterable[str]:
+    """Say what is otherwise than in most plans."""
+    if operator != HessianOperator.matrix:
+        yield f"the matrix is operator={operator!r}"
+    if setting.curvature is not None:
+        yield f"the head's curvature is formed once: {setting.curvature}"
 
 
 @dataclass(frozen=True)
