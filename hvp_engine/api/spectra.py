@@ -88,7 +88,8 @@ def slq(
             sphere in none. Their variance is no smaller in practice, and the error bars are made for the sphere.
         operator: The matrix: ``"hessian"``, ``"ggn"`` (generalised Gauss-Newton), ``"residual"`` (the Hessian without
             that), ``"fisher"`` (targets drawn from the model's predictions), ``"empirical_fisher"`` (the data's
-            targets, by samples) or ``"empirical_fisher_tokens"``; one of :data:`hvp_engine.operators.registry.OPERATORS`.
+            targets, by samples) or ``"empirical_fisher_tokens"``: the names in
+            :data:`hvp_engine.operators.registry.OPERATORS`.
         precondition: A diagonal P: the spectra are those of P^-1/2 H P^-1/2, which are those of P^-1 H. Positive
             numbers by parameter name, each a tensor of the parameter's shape or one number; or a ``torch.optim``
             optimiser of the model (Adam, AdamW, NAdam, Adamax) that has taken a step, with P = sqrt(v_hat) + eps as it
