@@ -36,6 +36,10 @@ class ObjectiveError(HvpEngineError):
     """The loss or its data cannot define an objective: not scalar, not finite, empty, malformed."""
 
 
+class RowError(ObjectiveError):
+    """The loss is no sum of rows that can be told apart, as Fisher matrices need it."""
+
+
 class NonDeterministicError(ObjectiveError):
     """The same parameters gave two different losses, or the data changed between sweeps."""
 

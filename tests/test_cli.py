@@ -97,6 +97,27 @@ def test_bars_for_the_choice_of_data_are_shown_and_kept(
     assert "Choice of data: 95 % bars" in capsys.readouterr().out
 
 
+def test_another_matrix_is_asked_for_and_named_in_tables_and_figures(
+    target: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ("slq", target, "--blocks", "parameter", "--steps", "3", "--probes", "1", "--quiet", "--out", "r")
+    assert call(monkeypatch, *arguments, "--operator", "empirical_fisher", "--data-error") == 0
+    shown = capsys.readouterr().out
+    assert "Matrix: empirical fisher, in place of the Hessian." in shown
+    assert "bars of the expected empirical fisher from" in shown
+    assert call(monkeypatch, "show", "r") == 0
+    assert "empirical_fisher" in capsys.readouterr().out
+    assert call(monkeypatch, *arguments, "--operator", "fisher") == 1
+    assert "holds another job (matrix: 'empirical_fisher' there, 'fisher' here" in capsys.readouterr().err
+    spectra = Spectra.load(tmp_path / "r")
+    spectra.plot(tmp_path / "spectra.svg")
+    spectra.plot_js(tmp_path / "js.svg")
+    assert "empirical_fisher" in (tmp_path / "spectra.svg").read_text().replace("\u00a0", " ")
+    assert "empirical fisher" in (tmp_path / "js.svg").read_text()
+    assert call(monkeypatch, "plan", target, "--operator", "fisher", "--steps", "3", "--device", "a100-80gb") == 0
+    assert "operator='fisher'" in capsys.readouterr().out
+
+
 def test_named_globs_and_options_reach_the_engine(
     target: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

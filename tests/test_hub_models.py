@@ -13,6 +13,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import LlamaConfig, LlamaForCausalLM, MixtralConfig, MixtralForCausalLM
 
 import hvp_engine as he
+from hvp_engine.errors import ObjectiveError
+from hvp_engine.operators.registry import operator_named
 
 SIZES = {
     "vocab_size": 17,
@@ -94,3 +96,20 @@ def test_padding_on_the_left_is_the_same_job_in_float64_as_in_float32(attention:
         assert error(found, expected) < 1e-5
     assert he.doctor(model, loss, data=[batch], seconds=1).ok
     he.slq(model, loss, data=[batch], steps=3, probes=1, precision="fp64")
+
+
+def test_a_models_own_loss_has_a_gauss_newton_matrix_and_with_an_auxiliary_loss_none(
+    mixture: tuple[nn.Module, dict[str, Tensor]],
+) -> None:
+    torch.manual_seed(0)
+    model = LlamaForCausalLM(LlamaConfig(**SIZES)).eval()
+    batch = {"input_ids": tokens(), "labels": tokens()}
+    of = {
+        name: operator_named(name)(model, loss, data=[batch], precision="fp64").matmat({"full": vectors(model)})["full"]
+        for name in ("hessian", "ggn", "residual")
+    }
+    assert error(of["ggn"] + of["residual"], of["hessian"]) <= 1e-6  # the model computes its rotations in float32
+    assert bool(((of["ggn"] * vectors(model)).sum(1) > 0).all())
+    routed, batch = mixture
+    with pytest.raises(ObjectiveError, match="also enters this one through .*an auxiliary loss of the model"):
+        operator_named("ggn")(routed, lambda m, b: m(**b, output_router_logits=True).loss, data=[batch])

@@ -12,6 +12,7 @@ from hvp_engine.blocks import BlockSpec
 from hvp_engine.jobs.data_error import divide, groups_of
 from hvp_engine.krylov.settings import JobSettings
 from hvp_engine.operators.operator import CurvatureOperator
+from hvp_engine.operators.preconditioned import Precondition
 from hvp_engine.operators.registry import operator_named
 from hvp_engine.problem.objective import Loss
 
@@ -24,6 +25,7 @@ def builder(
     data: Iterable[Any] | None,
     settings: JobSettings,
     operator: str = "hessian",
+    precondition: Precondition | None = None,
 ) -> Callable[[], CurvatureOperator]:
     """Return what makes an operator for a job.
 
@@ -34,6 +36,7 @@ def builder(
         data: Batches.
         settings: What the job was asked for.
         operator: Name of the matrix, one of :data:`hvp_engine.operators.registry.OPERATORS`.
+        precondition: A diagonal per parameter, or an optimiser that has one; see :func:`hvp_engine.slq`.
 
     Raises:
         ConfigurationError: There is no operator of that name.
@@ -47,6 +50,8 @@ def builder(
         precision=settings.precision,
         microbatch=settings.microbatch,
         memory=settings.memory,
+        precondition=precondition,
+        seed=settings.seed,
     )
 
 

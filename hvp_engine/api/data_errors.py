@@ -15,6 +15,7 @@ from hvp_engine.blocks import BlockSpec
 from hvp_engine.jobs.data_error import GROUPS, DataErrorJob, settings_of
 from hvp_engine.jobs.runner import run
 from hvp_engine.krylov.settings import JobSettings, whole_number
+from hvp_engine.operators.preconditioned import Precondition
 from hvp_engine.problem.objective import Loss
 from hvp_engine.problem.precision import Precision
 from hvp_engine.results.data_errors import DataErrors
@@ -29,6 +30,8 @@ def data_error(
     data: Iterable[Any],
     groups: int = GROUPS,
     seed: int = 0,
+    operator: str = "hessian",
+    precondition: Precondition | None = None,
     precision: Precision = "fp32",
     microbatch: int | None = None,
     memory: int | None = None,
@@ -52,6 +55,8 @@ def data_error(
         groups: Into how many groups the data are cut where they suffice, at least 2; more of them know their scatter
             better, and take memory for one vector each.
         seed: Decides the probes.
+        operator: The matrix, as for :func:`slq`; what is said here of the Hessian holds for every one.
+        precondition: As for :func:`slq`.
         precision: Arithmetic of the products: ``"fp64"``, ``"fp32"``, ``"tf32"``, ``"bf16"``.
         microbatch: Samples differentiated at once; None takes whole groups while they fit.
         memory: Budget in bytes for graphs and vectors; None takes 80 % of what is free.
@@ -67,5 +72,5 @@ def data_error(
     """
     groups = whole_number("groups", groups, 2)
     settings = JobSettings(seed=seed, precision=precision, microbatch=microbatch, memory=memory)
-    build = builder(model, loss, blocks, data=data, settings=settings)
+    build = builder(model, loss, blocks, data=data, settings=settings, operator=operator, precondition=precondition)
     return run(DataErrorJob(settings_of(settings, check=check), groups), partial(divided, build, groups), out, progress)

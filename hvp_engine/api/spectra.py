@@ -20,6 +20,7 @@ from hvp_engine.jobs.slq import SlqJob
 from hvp_engine.krylov.probes import Distribution
 from hvp_engine.krylov.settings import JobSettings, Reorthogonalize
 from hvp_engine.operators.operator import CurvatureOperator
+from hvp_engine.operators.preconditioned import Precondition
 from hvp_engine.problem.objective import Loss
 from hvp_engine.problem.precision import Precision
 from hvp_engine.results import data_errors
@@ -39,6 +40,7 @@ def slq(
     seed: int = 0,
     distribution: Distribution = "gaussian",
     operator: str = "hessian",
+    precondition: Precondition | None = None,
     precision: Precision = "fp32",
     reorthogonalize: Reorthogonalize = "full",
     basis: str = "fp32",
@@ -80,11 +82,18 @@ def slq(
             ``{"w1": 0.02}``, ``{"js": 0.01}`` (every Jensen-Shannon divergence), ``{"trace": 0.01}`` (relative) or
             ``{"density": 0.1}`` (decades), or several. None takes 0.02 where neither ``steps`` nor ``probes`` is given,
             and exactly these where one is.
-        seed: Decides the probes; the same seed gives the same bits on one machine.
+        seed: Decides the probes, and what an operator draws; the same seed gives the same bits on one machine.
         distribution: ``"gaussian"`` (normalised: uniform on the sphere) or ``"rademacher"`` (signs). Signs are blind to
             eigenvectors on few coordinates: of one on two of them they missed the eigenvalue in 46 of 100 runs, the
             sphere in none. Their variance is no smaller in practice, and the error bars are made for the sphere.
-        operator: The matrix, one of :data:`hvp_engine.operators.registry.OPERATORS`.
+        operator: The matrix: ``"hessian"``, ``"ggn"`` (generalised Gauss-Newton), ``"residual"`` (the Hessian without
+            that), ``"fisher"`` (targets drawn from the model's predictions), ``"empirical_fisher"`` (the data's
+            targets, by samples) or ``"empirical_fisher_tokens"``: the names in
+            :data:`hvp_engine.operators.registry.OPERATORS`.
+        precondition: A diagonal P: the spectra are those of P^-1/2 H P^-1/2, which are those of P^-1 H. Positive
+            numbers by parameter name, each a tensor of the parameter's shape or one number; or a ``torch.optim``
+            optimiser of the model (Adam, AdamW, NAdam, Adamax) that has taken a step, with P = sqrt(v_hat) + eps as it
+            divides its step. None leaves the matrix as it is.
         precision: Arithmetic of the products: ``"fp64"``, ``"fp32"``, ``"tf32"``, ``"bf16"``.
         reorthogonalize: ``"full"`` keeps all Lanczos vectors and admits no ghost eigenvalues; ``"none"`` keeps two.
         basis: How the vectors are kept: ``"fp32"``, ``"bf16"`` (half the memory) or ``"int8"`` (8 bits with scales, a
@@ -126,7 +135,7 @@ def slq(
         head_curvature_tolerance=head_curvature_tolerance,
         check=check,
     )
-    build = builder(model, loss, blocks, data=data, settings=settings, operator=operator)
+    build = builder(model, loss, blocks, data=data, settings=settings, operator=operator, precondition=precondition)
     if not data_error:
         return _spectra(settings, build, out, progress)
     inside = None if out is None else located(out) / data_errors.FOLDER

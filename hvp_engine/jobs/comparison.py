@@ -142,7 +142,7 @@ _Compare = Callable[[str, Any, Any], list[str]]
 _WORDS = ("modules", "hooks")
 _COMPARED: dict[str, _Compare] = {
     **dict.fromkeys(_WORDS, _described),
-    **dict.fromkeys(("parameters", "buffers"), _digests),
+    **dict.fromkeys(("parameters", "buffers", "precondition"), _digests),
     "data": _batches,
 }
 

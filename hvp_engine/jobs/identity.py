@@ -24,10 +24,13 @@ def describe(operator: CurvatureOperator) -> dict[str, Any]:
     """Return what a job is about as plain data: model, data, and the loss by its code."""
     objective = operator.objective
     model = objective.model
+    diagonal = operator.preconditioner
+    scales = {} if diagonal is None else {name: digest_of(scale) for name, scale in diagonal.scales.items()}
     return {
         "modules": describe_modules(model),
         "hooks": describe_hooks(model),
         "parameters": {name: digest_of(parameter) for name, parameter in objective.parameters.items()},
+        **({"precondition": scales} if scales else {}),  # runs of before there were any have no word of it
         "buffers": {name: digest_of(buffer) for name, buffer in model.named_buffers()},
         "data": objective.data_digests,
         "loss": describe_function(objective.loss),

@@ -151,7 +151,7 @@ def run(
     operator.hold_steady()
     if folder is None or not is_finished(folder):
         basis.make_room(job, operator)
-    config = {**_kind(job.name, operator.matrix), **job.config(), "blocks": describe_blocks(operator.partition)}
+    config = {**_kind(job.name, operator.name), **job.config(), "blocks": describe_blocks(operator.partition)}
     identity = {**config, **describe(operator)}
     sittings = Sittings(identity["environment"], started)
     compute = partial(_compute, job, operator, identity, config, progress, sittings)

@@ -11,7 +11,12 @@ from torch.autograd.graph import Node
 
 def nodes_behind(tensors: Iterable[Tensor | None]) -> list[Node]:
     """List all nodes of the graph that made some tensors."""
-    pending = [tensor.grad_fn for tensor in tensors if tensor is not None]
+    return nodes_from(tensor.grad_fn for tensor in tensors if tensor is not None)
+
+
+def nodes_from(roots: Iterable[Node | None]) -> list[Node]:
+    """List some nodes and all that lie behind them."""
+    pending = list(roots)
     seen: dict[Node, None] = {}
     while pending:
         node = pending.pop()

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+from torch.autograd.graph import GradientEdge
 
 from hvp_engine.errors import BackwardError, HvpEngineError, SecondDerivativeError
 from hvp_engine.problem.model_state import renew_active
@@ -22,6 +24,8 @@ _FIXES = {
 }
 ONCE = "a custom autograd.Function marked once_differentiable"
 
+Ends = Sequence[Tensor] | Sequence[GradientEdge]  # tensors, or where they are in the graph
+
 
 def fix_for(operation: str) -> str:
     """Say what to do about an operation that has no second derivative."""
@@ -29,9 +33,9 @@ def fix_for(operation: str) -> str:
 
 
 def backward(
-    outputs: list[Tensor],
-    inputs: list[Tensor] | list[nn.Parameter],
-    cotangents: list[Tensor] | None,
+    outputs: Ends,
+    inputs: Ends,
+    cotangents: Sequence[Tensor] | None,
     *,
     create_graph: bool = False,
     batched: bool = False,

@@ -52,8 +52,10 @@ class Verification:
     Attributes:
         dtype: Arithmetic of the checks, "float64" or "float32"; "half" where the model computes a part in bfloat16 or
             float16 whatever it is given.
-        asymmetry: abs(u'Hv - v'Hu) / ||Hv|| with a random unit vector v and u = Hv / ||Hv||.
-        finite_difference: ||(difference of gradients) - Hv|| / ||Hv||.
+        asymmetry: abs(u'Hv - v'Hu) / ||Hv|| with a random unit vector v and u = Hv / ||Hv||; -v'Hv / ||Hv|| where that
+            is more and the matrix has no negative eigenvalues.
+        finite_difference: ||(difference of gradients) - Hv|| / ||Hv||; of a matrix that is a part of the Hessian, the
+            other part is added to its product.
         curvature: ||Hv||; 0 where it is no more than rounding.
         noise: ||error|| / ||Hv|| of one product in the job's own arithmetic; nan where only checks were made.
     """
@@ -80,13 +82,20 @@ class DerivativeCheck:
         eps: Relative spacing of the coarsest numbers that take part.
     """
 
-    def __init__(self, objective: Objective, names: tuple[str, ...], batch: Any) -> None:
+    def __init__(
+        self,
+        objective: Objective,
+        names: tuple[str, ...],
+        batch: Any,
+        graph: type[GradientGraph] = GradientGraph,
+    ) -> None:
         """Build the graph.
 
         Args:
             objective: Loss and model, in the arithmetic of the test.
             names: The parameters that blocks touch.
             batch: Samples on the model's device.
+            graph: Multiplies by the matrix that is tested.
 
         Raises:
             HvpEngineError: The loss cannot be evaluated or has no gradient.
@@ -94,6 +103,7 @@ class DerivativeCheck:
         self._objective = objective
         self._parameters = objective.parameters_named(names)
         self._batch = batch
+        self._kind = graph
         parts = tuple(BlockPart(name, None, p.shape, p.numel()) for name, p in self._parameters.items())
         self.union = ResolvedBlock("union of all blocks", parts, sum(part.numel for part in parts))
         with objective.arithmetic():
@@ -125,7 +135,7 @@ class DerivativeCheck:
         self.suspects: set[Suspect] = {*custom_functions(nodes), *self._objective.cuts}
         self._padding = padding_rows(nodes, self._parameters)
         del nodes
-        return GradientGraph(total, weight, self._parameters)
+        return self._kind(total, weight, self._parameters)
 
     def measure(self, block: ResolvedBlock, curvature: float = 0.0) -> Verification:
         """Test one diagonal block of the Hessian.
@@ -152,18 +162,27 @@ class DerivativeCheck:
             asymmetry = float("nan")
             if norm > floor:
                 asymmetry = abs(norm - float(v @ self._product(self._graph, block, hv / norm))) / norm
+                if self._kind.semidefinite:
+                    asymmetry = max(asymmetry, -float(v @ hv) / norm)
                 if asymmetry > _TOLERANCE[dtype] and self._is_rounding(block, v, hv):
                     return Verification(dtype, float("nan"), float("nan"), 0.0)
-            difference, unclear = self._difference(self._graph, block, v, hv, floor)
+            derivative = self._derivative(self._graph, block, v) if self._kind.is_part else hv
+            difference, unclear = self._difference(self._graph, block, v, derivative, floor)
             if unclear:
                 with self._beside(_BESIDE):
                     graph = self._rebuilt()
-                    difference, _ = self._difference(graph, block, v, self._product(graph, block, v), floor)
+                    difference, _ = self._difference(graph, block, v, self._derivative(graph, block, v), floor)
         return Verification(dtype, asymmetry, difference, norm if norm > floor else 0.0)
 
     def _product(self, graph: GradientGraph, block: ResolvedBlock, vector: Tensor) -> Tensor:
         out = torch.zeros_like(vector)
         graph.product(block, vector[None], out[None], batched=False)
+        return self._masked(block, out)
+
+    def _derivative(self, graph: GradientGraph, block: ResolvedBlock, vector: Tensor) -> Tensor:
+        """Differentiate the block's gradient along a vector, by the passes of which the product is made."""
+        out = torch.zeros_like(vector)
+        graph.derivative(block, vector, out)
         return self._masked(block, out)
 
     def _masked(self, block: ResolvedBlock, vector: Tensor) -> Tensor:
@@ -178,7 +197,7 @@ class DerivativeCheck:
         return vector
 
     def _rebuilt(self) -> GradientGraph:
-        return GradientGraph(*self._objective.evaluate(self._batch), self._parameters)
+        return self._kind(*self._objective.evaluate(self._batch), self._parameters)
 
     def _is_rounding(self, block: ResolvedBlock, direction: Tensor, product: Tensor) -> bool:
         """Say whether a product is another one as soon as the parameters are rounded differently."""

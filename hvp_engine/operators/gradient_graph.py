@@ -6,7 +6,9 @@ respect to theta_b. Asking autograd for theta_b alone prunes the second pass to 
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from functools import cached_property
+from typing import ClassVar, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -17,9 +19,25 @@ from hvp_engine.operators.autograd_nodes import function_of, name_of, nodes_behi
 from hvp_engine.operators.backward import ONCE, backward, without_second_derivative
 from hvp_engine.operators.batchable import BATCHABLE, COMPLEX_VIEWS
 
+Products = tuple[Tensor | None, ...]
+
+
+class Multiply(Protocol):
+    """Multiplies a vector's pieces by a matrix, see :meth:`GradientGraph._multiply`."""
+
+    def __call__(
+        self, outputs: list[Tensor], inputs: list[Tensor], cotangents: list[Tensor], *, batched: bool
+    ) -> Products:
+        """Return the product with respect to each of the inputs, None for zero."""
+
 
 class GradientGraph:
     """The gradient of one micro-batch's total, kept differentiable for all blocks and probes."""
+
+    is_part: ClassVar[bool] = False
+    """Whether it multiplies by a part of the gradient's derivative."""
+    semidefinite: ClassVar[bool] = False
+    """Whether no product has a negative component along its vector, so that one which has is wrong."""
 
     def __init__(
         self, total: Tensor, weight: float, parameters: dict[str, nn.Parameter], *, of_all_blocks: bool = True
@@ -38,7 +56,7 @@ class GradientGraph:
         """
         self.weight = weight
         self._parameters = parameters
-        gradients = backward([total], list(parameters.values()), None, create_graph=True)
+        gradients = self._differentiate(total)
         if of_all_blocks and all(gradient is None for gradient in gradients):
             raise ObjectiveError(
                 "The loss does not depend on any parameter of the blocks. The loss must use the model it is given as "
@@ -47,6 +65,10 @@ class GradientGraph:
         self._gradients = dict(zip(parameters, gradients, strict=True))
         # Slicing a gradient adds a node to the graph; every block does so once, not once per vector.
         self._pieces: dict[str, list[Tensor | None]] = {}
+
+    def _differentiate(self, total: Tensor) -> tuple[Tensor | None, ...]:
+        """Return the gradients of the total, in the order of the parameters, as a graph."""
+        return backward([total], list(self._parameters.values()), None, create_graph=True)
 
     @property
     def parameters(self) -> dict[str, nn.Parameter]:
@@ -61,12 +83,17 @@ class GradientGraph:
     @cached_property
     def kinds(self) -> frozenset[str]:
         """Kinds of nodes in the graph, by name; those of this package's own functions, which are tested, left out."""
-        kinds = {type(node): node for node in nodes_behind(self._gradients.values())}
+        kinds = {type(node): node for node in nodes_behind(self._passed)}
         return frozenset(
             name_of(node)
             for node in kinds.values()
             if not getattr(function_of(node), "__module__", "").startswith("hvp_engine.")
         )
+
+    @property
+    def _passed(self) -> Iterable[Tensor | None]:
+        """The tensors whose graphs products pass through."""
+        return self._gradients.values()
 
     @property
     def batchable(self) -> bool:
@@ -115,7 +142,17 @@ class GradientGraph:
         for vector, row in zip(vectors, out, strict=True):
             self._add(block, vector, row, batched=False)
 
-    def _add(self, block: ResolvedBlock, vectors: Tensor, out: Tensor, *, batched: bool) -> None:
+    def derivative(self, block: ResolvedBlock, vector: Tensor, out: Tensor) -> None:
+        """Add the derivative of the block's gradient along a vector (numel,): what differences of it are held against.
+
+        The Hessian's product, whatever matrix :meth:`product` multiplies with.
+        """
+        self._add(block, vector, out, self._hessian, batched=False)
+
+    def _add(
+        self, block: ResolvedBlock, vectors: Tensor, out: Tensor, multiply: Multiply | None = None, *, batched: bool
+    ) -> None:
+        multiply = multiply or self._multiply
         if block.name not in self._pieces:
             self._pieces[block.name] = [
                 None if (g := self._gradients[part.parameter]) is None else part.take(g) for part in block.parts
@@ -130,7 +167,7 @@ class GradientGraph:
             return
         names = list(dict.fromkeys(part.parameter for part in block.parts))
         inputs: list[Tensor] = [self._parameters[name] for name in names]
-        products = dict(zip(names, backward(outputs, inputs, cotangents, batched=batched), strict=True))
+        products = dict(zip(names, multiply(outputs, inputs, cotangents, batched=batched), strict=True))
         for part, target in zip(block.parts, block.split(out), strict=True):
             product = products[part.parameter]
             if product is None:
@@ -140,6 +177,27 @@ class GradientGraph:
                 index = part.index if isinstance(part.index, tuple) else (part.index,)
                 product = product[(*leading, *index)]
             target.add_(product)
+
+    def _multiply(
+        self, outputs: list[Tensor], inputs: list[Tensor], cotangents: list[Tensor], *, batched: bool
+    ) -> Products:
+        """Multiply by the matrix.
+
+        Args:
+            outputs: The gradient's pieces that belong to a block.
+            inputs: The parameters that the block touches.
+            cotangents: A vector's pieces, or those of several, (k, ...), where ``batched``.
+            batched: Whether they are.
+
+        Returns:
+            The product with respect to each of the inputs, None for zero.
+        """
+        return self._hessian(outputs, inputs, cotangents, batched=batched)
+
+    def _hessian(
+        self, outputs: list[Tensor], inputs: list[Tensor], cotangents: list[Tensor], *, batched: bool
+    ) -> Products:
+        return backward(outputs, inputs, cotangents, batched=batched)
 
     def _viewable(self, cotangent: Tensor) -> Tensor:
         """Copy a piece of a flat vector where it starts between two real-imaginary pairs and may be read as complex."""

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from hvp_engine.operators.gradient_graph import GradientGraph
-from hvp_engine.operators.operator import CurvatureOperator
-from hvp_engine.problem.objective import MicroBatch
+from hvp_engine.operators.gradient_operator import GradientOperator
 
 
-class HessianOperator(CurvatureOperator):
+class HessianOperator(GradientOperator):
     """Products H_bb v with the diagonal blocks of an objective's Hessian.
 
     Reverse-over-reverse (Pearlmutter 1994): the gradient of a micro-batch is kept as a graph, and a second backward
@@ -20,9 +18,3 @@ class HessianOperator(CurvatureOperator):
     """
 
     matrix = "hessian"
-
-    def _graph(self, micro: MicroBatch) -> GradientGraph:
-        parameters = self._parameters_of(micro.blocks)
-        graph = GradientGraph(*self._evaluate(micro), parameters, of_all_blocks=micro.blocks is None)
-        self._inspection.refuse_cuts((micro.key, micro.blocks), graph)
-        return graph

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, ClassVar, TypeVar
 
 import torch
@@ -14,12 +15,14 @@ from hvp_engine.errors import ConfigurationError, HvpEngineError
 from hvp_engine.kernels.allocator import retained_heap
 from hvp_engine.krylov.settings import check_memory, checked_microbatch
 from hvp_engine.operators.derivative_check import Verification
+from hvp_engine.operators.gradient_graph import GradientGraph
 from hvp_engine.operators.head.decide import decide_curvature
 from hvp_engine.operators.head.find import LinearHead
 from hvp_engine.operators.head.fusion import HeadFusion
 from hvp_engine.operators.head.shelf import Shelf
 from hvp_engine.operators.inspection import GraphInspection, Suspect
 from hvp_engine.operators.matrix_like import MatrixLike
+from hvp_engine.operators.preconditioned import Precondition, Preconditioner, preconditioner
 from hvp_engine.operators.vectors import checked_rows, refuse_nonfinite
 from hvp_engine.operators.verification import verify
 from hvp_engine.ops.head.dropping import check_tolerance
@@ -55,9 +58,14 @@ class CurvatureOperator(MatrixLike):
         objective: Loss, model and data.
         partition: The blocks, resolved against the model.
         scheduler: Order of loops, and what fits.
+        preconditioner: The diagonal that scales the matrix from both sides, None where there is none.
     """
 
     matrix: ClassVar[str]
+    uses_head_curvature: ClassVar[bool] = True
+    """Whether products pass second derivatives of the loss, which the head's curvature has."""
+    graph: ClassVar[type[GradientGraph]] = GradientGraph
+    """The graph on which the second derivative is tested."""
     checked = True
     """Whether custom autograd functions and cut graphs are tested by finite differences before the first product."""
 
@@ -73,6 +81,8 @@ class CurvatureOperator(MatrixLike):
         precision: Precision = "fp32",
         microbatch: int | None = None,
         memory: int | None = None,
+        precondition: Precondition | None = None,
+        seed: int = 0,
     ) -> None:
         """Check the model, the loss and the data, and plan the sweeps.
 
@@ -85,6 +95,9 @@ class CurvatureOperator(MatrixLike):
             precision: ``"fp64"``, ``"fp32"``, ``"tf32"`` or ``"bf16"``: arithmetic of the products.
             microbatch: Samples differentiated at once; None chooses.
             memory: Budget in bytes for graphs and temporaries; None takes 80 % of what is free.
+            precondition: A diagonal P, as :func:`hvp_engine.operators.preconditioned.preconditioner` reads it: the
+                matrix A becomes P^-1/2 A P^-1/2. None leaves it as it is.
+            seed: Decides what an operator draws, if it does.
 
         Raises:
             HvpEngineError: One of its subclasses, for anything that would make the products wrong.
@@ -95,6 +108,10 @@ class CurvatureOperator(MatrixLike):
             self.objective = Objective(model, loss, data, precision)
             self.partition = resolve(self.objective.model, blocks)
             self._parameters = self.objective.parameters_named(self.partition.parameters)
+        self.preconditioner: Preconditioner | None = None
+        if precondition is not None:
+            self.preconditioner = preconditioner(precondition, model, self.partition, self.device, self.dtype)
+        self._seed = seed
         self._steady = False
         self._stream_bytes = 0  # vectors that the caller keeps beside the graphs, at least
         budget = free_budget(self.objective.device) if memory is None else memory
@@ -107,20 +124,28 @@ class CurvatureOperator(MatrixLike):
             self.scheduler = Scheduler(
                 self.objective, self.partition, self._graph, largest, microbatch=microbatch, budget=budget
             )
+            self.scheduler.scaling = self.preconditioner
 
     @abstractmethod
     def _graph(self, micro: MicroBatch) -> ProductGraph:
         """Build the graph of a micro-batch; called with the objective's arithmetic in force."""
 
-    def _evaluate(self, micro: MicroBatch) -> tuple[Tensor, float]:
-        """Return total and weight of a micro-batch, attached to the graph, by the head's curvature where it serves."""
-        with self._fusion.using(micro.key):
+    def _evaluate(
+        self, micro: MicroBatch, within: AbstractContextManager[object] | None = None
+    ) -> tuple[Tensor, float]:
+        """Return total and weight of a micro-batch, attached to the graph, by the head's curvature where it serves.
+
+        Args:
+            micro: The micro-batch.
+            within: What the loss is to run in.
+        """
+        with self._fusion.using(micro.key), within or nullcontext():
             total, weight = self.objective.evaluate(micro.batch, micro.identity)
         # A sample is looked at, so that what is known to be wrong is refused before the work, and is not the job's.
         key = ("sample", micro.key) if micro.is_sample else micro.key
         unknown = self._inspection.unknown(key, total, self.objective.cuts)
         if unknown and self.checked and not micro.is_sample:
-            _, tested = verify(self.objective, self.partition.parameters, [micro.batch], unknown)
+            _, tested = verify(self.objective, self.partition.parameters, [micro.batch], unknown, self.graph)
             self._inspection.trusted |= tested
         return total, weight
 
@@ -158,8 +183,13 @@ class CurvatureOperator(MatrixLike):
 
     @property
     def held_bytes(self) -> int:
-        """Memory that stays taken during the whole job: the head's curvature, where it is in memory."""
-        return self._fusion.held_bytes
+        """Memory that stays taken during the whole job: the head's curvature, where it is in memory, a diagonal."""
+        return self._fusion.held_bytes + (0 if self.preconditioner is None else self.preconditioner.bytes)
+
+    @property
+    def name(self) -> str:
+        """The matrix in words."""
+        return self.matrix if self.preconditioner is None else f"preconditioned {self.matrix}"
 
     def matmat(self, vectors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Multiply vectors by their blocks in one sweep over the data.
@@ -226,7 +256,7 @@ class CurvatureOperator(MatrixLike):
         self._stream_bytes = streams.largest
         self.scheduler.make_room(streams.largest)
         plan = self.scheduler.plan
-        choose_waves(streams, plan.budget, plan.graph_bytes, held=0)
+        choose_waves(streams, plan.budget, plan.graph_bytes, self.held_bytes)
 
     def form_head_curvature(
         self,
@@ -253,7 +283,7 @@ class CurvatureOperator(MatrixLike):
         """
         check_tolerance(tolerance)
         head = self.head
-        if head is None or self._fusion.formed:
+        if head is None or self._fusion.formed or not self.uses_head_curvature:
             return
         blocks = self.partition.blocks.items()
         holders = frozenset(name for name, block in blocks if any(part.parameter == head.name for part in block.parts))
@@ -286,7 +316,7 @@ class CurvatureOperator(MatrixLike):
             count = choose_samples_to_check(size, plan.graph_bytes, plan.budget, sum(products.values()))
             if count < size:
                 pieces.insert(0, batches.cut(batch, 0, count))
-        measured, tested = verify(self.objective, self.partition.parameters, pieces)
+        measured, tested = verify(self.objective, self.partition.parameters, pieces, graph=self.graph)
         self._inspection.trusted |= tested
         return measured
 

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from hvp_engine.errors import BackwardError, SecondDerivativeError
 from hvp_engine.operators.derivative_check import DerivativeCheck, Verification
+from hvp_engine.operators.gradient_graph import GradientGraph
 from hvp_engine.operators.inspection import Suspect
 from hvp_engine.problem import batches
 from hvp_engine.problem.cuts import Cut
@@ -48,7 +49,11 @@ def product_noise(record: Mapping[str, Any] | None, precision: Precision) -> flo
 
 
 def verify(
-    objective: Objective, names: tuple[str, ...], pieces: list[Any], suspects: Iterable[Suspect] = ()
+    objective: Objective,
+    names: tuple[str, ...],
+    pieces: list[Any],
+    suspects: Iterable[Suspect] = (),
+    graph: type[GradientGraph] = GradientGraph,
 ) -> tuple[Verification, set[Suspect]]:
     """Check the second derivative with respect to some parameters.
 
@@ -57,6 +62,7 @@ def verify(
         names: The parameters.
         pieces: Samples on the model's device; the next ones serve where the loss of those before is not defined.
         suspects: Custom autograd functions, and places that cut the graph, that must take part.
+        graph: Multiplies by the matrix that is tested.
 
     Returns:
         The measured errors with the noise of a product, and the custom functions and places that took part.
@@ -77,14 +83,14 @@ def verify(
         noise = _NOISE * test.eps
         if measured.dtype == "float64" and objective.precision != "fp64":
             product = test.product(test.union, test.direction(test.union))
-            found, difference = _compare_with_job(objective, names, piece, product)
+            found, difference = _compare_with_job(objective, names, piece, product, graph)
             taking_part &= found
             noise = max(noise, difference)
         else:
             noise = max(noise, product_noise(None, objective.precision))
         return replace(measured, noise=noise), taking_part
 
-    return in_widest_arithmetic(objective, names, pieces, measure_union, suspects)
+    return in_widest_arithmetic(objective, names, pieces, measure_union, suspects, graph)
 
 
 def describe(measured: Verification) -> str:
@@ -101,6 +107,7 @@ def in_widest_arithmetic(
     pieces: list[Any],
     use: Callable[[DerivativeCheck, Any], T],
     suspects: Iterable[Suspect] = (),
+    graph: type[GradientGraph] = GradientGraph,
 ) -> T:
     """Call ``use`` with a check in float64, or else in float32, on the first piece of the data that defines a loss.
 
@@ -110,6 +117,7 @@ def in_widest_arithmetic(
         pieces: Samples on the model's device, see :func:`verify`.
         use: Called with the check and its piece; what it returns is passed on.
         suspects: Custom functions, and places that cut the graph, without which a check tells nothing.
+        graph: Multiplies by the matrix that is tested.
 
     Raises:
         SecondDerivativeError: From ``use``, or because it or the passes fail in every arithmetic.
@@ -119,7 +127,7 @@ def in_widest_arithmetic(
     for precision in ("fp64", "fp32"):
         for piece in pieces:
             try:
-                test = _check(objective, names, piece, precision)
+                test = _check(objective, names, piece, precision, graph)
                 missing = needed - test.suspects
                 if not missing:
                     return use(test, piece)
@@ -140,15 +148,18 @@ def in_widest_arithmetic(
     ) from failure
 
 
-def _check(objective: Objective, names: tuple[str, ...], piece: Any, precision: Precision) -> DerivativeCheck:
+def _check(
+    objective: Objective, names: tuple[str, ...], piece: Any, precision: Precision, graph: type[GradientGraph]
+) -> DerivativeCheck:
     data = None if objective.data is None else [piece]
     own = Objective(objective.model, objective.loss, data, precision)
     own.fused.hidden_rows_are_constant = True
-    return DerivativeCheck(own, names, piece if precision == objective.precision else _converted(piece, own.dtype))
+    batch = piece if precision == objective.precision else _converted(piece, own.dtype)
+    return DerivativeCheck(own, names, batch, graph)
 
 
 def _compare_with_job(
-    objective: Objective, names: tuple[str, ...], piece: Any, expected: Tensor
+    objective: Objective, names: tuple[str, ...], piece: Any, expected: Tensor, graph: type[GradientGraph]
 ) -> tuple[set[Suspect], float]:
     """Compare the product in the job's own arithmetic with that in float64, and test it by itself if they differ.
 
@@ -158,7 +169,7 @@ def _compare_with_job(
     Raises:
         SecondDerivativeError: They differ, and the job's own contradicts its gradient.
     """
-    test = _check(objective, names, piece, objective.precision)
+    test = _check(objective, names, piece, objective.precision, graph)
     product = test.product(test.union, test.direction(test.union)).double()
     norm = max(float(expected.norm()), float(product.norm()))
     difference = float((product - expected).norm()) / norm if norm else 0.0

@@ -84,6 +84,9 @@ class _CrossEntropy(BatchedFunction):
         return (unfold(loss), unfold(statistics)), (0, 0)
 
 
+CROSS_ENTROPY = _CrossEntropy  # to be known by in a graph
+
+
 class _CrossEntropyBackward(BatchedFunction):
     """Gradient wrt the logits; row r of `scale` and of the result belongs to row r % R of the logits."""
 

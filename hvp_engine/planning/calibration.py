@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from hvp_engine.blocks import BlockSpec
 from hvp_engine.kernels.allocator import retained_heap
-from hvp_engine.operators.hessian import HessianOperator
+from hvp_engine.operators.operator import CurvatureOperator
 from hvp_engine.planning.cost import Calibration
 from hvp_engine.planning.counting import Counts
 from hvp_engine.planning.devices import Device, touch_rate
@@ -31,6 +31,7 @@ _ROUNDS = 5
 
 
 def calibrate(
+    kind: type[CurvatureOperator],
     model: nn.Module,
     loss: Loss,
     blocks: BlockSpec,
@@ -42,6 +43,7 @@ def calibrate(
     """Run one micro-batch's gradient graph and a few blocks' products.
 
     Args:
+        kind: What multiplies with the matrix.
         model: With weights, on the CPU.
         loss: The job's loss.
         blocks: The job's blocks.
@@ -51,7 +53,7 @@ def calibrate(
         device: This machine's ceilings, which the measurements are compared with.
     """
     began = time.perf_counter()
-    operator = HessianOperator(model, loss, blocks, data=_one(data, setting), precision=setting.precision)
+    operator = kind(model, loss, blocks, data=_one(data, setting), precision=setting.precision)
     operator.verify(sum(map(Counter, setting.waves), Counter()))  # fewer products than the job's: the least it takes
     setup = time.perf_counter() - began
     counted = {
@@ -83,7 +85,7 @@ def _spread(names: list[str]) -> list[str]:
     return [names[round(i * (len(names) - 1) / (_BLOCKS - 1))] for i in range(_BLOCKS)]
 
 
-def _measure(operator: HessianOperator, names: list[str], setting: Setting) -> tuple[float, dict[str, float]]:
+def _measure(operator: CurvatureOperator, names: list[str], setting: Setting) -> tuple[float, dict[str, float]]:
     """Measure the seconds of a gradient graph, and of one vector's product with each named block."""
     generator = torch.Generator().manual_seed(0)
 

@@ -15,8 +15,11 @@ from hvp_engine.blocks import Partition
 from hvp_engine.errors import BackwardError, HvpEngineError, ObjectiveError
 from hvp_engine.operators.gradient_graph import GradientGraph
 from hvp_engine.operators.head.find import head_candidates
+from hvp_engine.operators.hessian import HessianOperator
 from hvp_engine.operators.inspection import GraphInspection
+from hvp_engine.operators.operator import CurvatureOperator
 from hvp_engine.planning.head_shapes import HeadOnShapes
+from hvp_engine.planning.matrices import on_shapes
 from hvp_engine.planning.meter import Meter, Work
 from hvp_engine.planning.shapes import ShapesOnly
 from hvp_engine.problem import batches
@@ -168,7 +171,13 @@ class JobCounter:
     """
 
     def __init__(
-        self, model: nn.Module, loss: Loss, data: DataShape, partition: Partition, precision: Precision = "fp32"
+        self,
+        model: nn.Module,
+        loss: Loss,
+        data: DataShape,
+        partition: Partition,
+        precision: Precision = "fp32",
+        operator: type[CurvatureOperator] = HessianOperator,
     ) -> None:
         """Take the job.
 
@@ -178,7 +187,9 @@ class JobCounter:
             data: The data's shape.
             partition: The blocks, resolved against ``model``.
             precision: Arithmetic of the products.
+            operator: Multiplies by the matrix that is asked for.
         """
+        self._kind = on_shapes(operator)
         self._fake = fake_mode()
         self._loss, self._data, self._partition, self._precision = loss, data, partition, precision
         self._dtype = working_dtype(precision)
@@ -239,12 +250,13 @@ class JobCounter:
 
         def build() -> tuple[GradientGraph, Work, Work, Products]:
             meter.products.clear()
-            with meter.part() as forward:
+            kind = self._kind()
+            with meter.part() as forward, kind.within:
                 total = self._evaluate(batch)
             GraphInspection().unknown(samples, total, ())  # refuses what the engine refuses
             products = dict(meter.products)
             with meter.part() as gradient, _in_words("gradient is"):
-                graph = GradientGraph(total, 1.0, self._parameters)
+                graph = kind.graph(total, self._parameters)
             return graph, forward, gradient, products
 
         kept: list[Tensor] = list(self._parameters.values())

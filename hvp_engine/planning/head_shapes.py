@@ -9,6 +9,7 @@ from torch import Tensor
 
 from hvp_engine.kernels.tensors import accumulator
 from hvp_engine.ops.applies import autocast_operands
+from hvp_engine.ops.head.by_tokens import Part
 from hvp_engine.ops.head.lazy_logits import FusedHead, HeadLogits
 from hvp_engine.planning.meter import Meter
 from hvp_engine.planning.shapes import RowKernel, reduced, run_shapes
@@ -57,6 +58,14 @@ class HeadKernel(RowKernel):
         hidden, weight, _ = given
         of_hidden, of_weight = wanted[:2]
         return self._product * (hidden + weight + of_hidden * (1 + weight) + of_weight * (1 + hidden))
+
+    def part_flop(self, given: Sequence[bool], wanted: Sequence[bool], part: Part) -> float:
+        """Count a part of that: the tangents and what the loss makes of them, or products of tangents and gradients."""
+        hidden, weight, _ = given
+        of_hidden, of_weight, _ = wanted
+        if part == Part.RESIDUAL:
+            return self._product * (of_hidden * weight + of_weight * hidden)
+        return self._product * (hidden + weight + of_hidden + of_weight)
 
     def count(self, flop: float, tensors: Iterable[Tensor | None]) -> None:
         """Report each product, and the element-wise passes over the logits."""

@@ -14,6 +14,9 @@ from hvp_engine.errors import ConfigurationError, OutOfMemoryError
 from hvp_engine.krylov.basis import Elsewhere
 from hvp_engine.krylov.registry import AUTO
 from hvp_engine.krylov.settings import JobSettings, Reorthogonalize
+from hvp_engine.operators.hessian import HessianOperator
+from hvp_engine.operators.operator import CurvatureOperator
+from hvp_engine.operators.registry import operator_named
 from hvp_engine.planning.calibration import calibrate
 from hvp_engine.planning.cost import Calibration, Prediction, predict
 from hvp_engine.planning.counting import CountedHead, Counts, DataShape, JobCounter, data_shape, meta_copy
@@ -54,6 +57,7 @@ def plan(
     steps: int | None = None,
     probes: int | None = None,
     tolerance: float | Mapping[str, float] | None = None,
+    operator: str = "hessian",
     precision: Precision = "fp32",
     basis: str = "fp32",
     reorthogonalize: Reorthogonalize = "full",
@@ -82,6 +86,8 @@ def plan(
         steps: As for :func:`hvp_engine.slq`, as are the next two.
         probes: Random vectors per block.
         tolerance: What an adaptive job has to reach.
+        operator: The matrix, one of :data:`hvp_engine.operators.registry.OPERATORS`. A diagonal (``precondition``)
+            costs next to nothing.
         precision: Arithmetic of the products.
         basis: As for :func:`hvp_engine.slq`; ``"bf16"`` is taken where ``"fp32"`` does not fit. Vectors that are kept
             elsewhere are read from there in every step; of a file only what does not fit into memory.
@@ -101,6 +107,7 @@ def plan(
         ObjectiveError: The model or the loss cannot run without data.
         BlockError: The blocks do not fit the model.
     """
+    kind = operator_named(operator)
     settings = JobSettings(
         steps=steps,  # type: ignore[arg-type]  # numbers once they are settings
         probes=probes,  # type: ignore[arg-type]
@@ -110,7 +117,7 @@ def plan(
         basis=basis,
         microbatch=microbatch,
         memory=memory,
-        head_curvature=head_curvature,
+        head_curvature=head_curvature and kind.uses_head_curvature,
     )
     check_ingredients(model, loss, data)
     target = _gpu(device, precision)
@@ -120,18 +127,16 @@ def plan(
     shape = _scaled(data_shape(data, settings.dtype), batches, tokens)
     parameters = sum(t.nbytes for t in (*shell.parameters(), *shell.buffers()))
     job = JobSizes(partition.numel, settings, shape.samples, shape.batches, parameters)
-    free = device_memory.free_share(target.room(parameters)) if target else device_memory.budget(torch.device("cpu"))
-    asked = _Asked(shell, loss, shape, partition, free if memory is None else memory, on_cpu=target is None)
+    budget = _free(target, parameters) if memory is None else memory
+    asked = _Asked(shell, loss, shape, partition, kind, budget, on_cpu=target is None)
     counted, setting, changed = asked.count(job)
     products = counted.counts.products
     machine = target or measure_cpu(precision, max(products, key=lambda key: products[key], default=None))
     calibration = None
     real = not any(p.is_meta for p in model.parameters()) and not _is_meta(data)
     if target is None and real:
-        calibration = calibrate(model, loss, blocks, data, counted.counts, setting, machine)
+        calibration = calibrate(kind, model, loss, blocks, data, counted.counts, setting, machine)
     sources = _Sources(asked, counted, job.decided(setting.basis), machine, calibration)
-    if setting.curvature is not None:
-        changed.append(f"the head's curvature is formed once: {setting.curvature}")
     return JobPlan(
         device=machine,
         job=sources.job,
@@ -140,8 +145,21 @@ def plan(
         worst=None if settings.targets is None else sources.at_most(setting),
         calibrated=calibration is not None,
         alternatives=tuple(_alternatives(sources, setting)),
-        notes=(*partition.notes, *changed),
+        notes=(*partition.notes, *changed, *_decided(operator, setting)),
     )
+
+
+def _free(target: Device | None, parameters: int) -> int:
+    """Return the bytes for graphs and vectors that a device, or this machine, has beside the model."""
+    return device_memory.free_share(target.room(parameters)) if target else device_memory.budget(torch.device("cpu"))
+
+
+def _decided(operator: str, setting: Setting) -> Iterable[str]:
+    """Say what is otherwise than in most plans."""
+    if operator != HessianOperator.matrix:
+        yield f"the matrix is operator={operator!r}"
+    if setting.curvature is not None:
+        yield f"the head's curvature is formed once: {setting.curvature}"
 
 
 @dataclass(frozen=True)
@@ -161,6 +179,7 @@ class _Asked:
     loss: Loss
     data: DataShape
     partition: Partition
+    operator: type[CurvatureOperator]
     budget: int
     on_cpu: bool
 
@@ -171,7 +190,7 @@ class _Asked:
 
     def count(self, job: JobSizes) -> tuple[_Counted, Setting, list[str]]:
         """Count a micro-batch of the size that fits; return that, the setting, and what was changed in it."""
-        counter = JobCounter(self.model, self.loss, self.data, self.partition, job.settings.precision)
+        counter = JobCounter(self.model, self.loss, self.data, self.partition, job.settings.precision, self.operator)
         graph = GraphSize.measured(job.samples, counter.graph_bytes)
         setting, changed = self._choose(job, graph, counter.head)
         return _Counted(counter.count(setting.microbatch), graph, counter.head), setting, changed

@@ -216,6 +216,11 @@ def _like(tensors: Sequence[Tensor | None], wanted: Sequence[bool]) -> list[Tens
     return [torch.empty_like(t) for t, want in zip(tensors, wanted, strict=False) if want and t is not None]
 
 
+def kernel_of(node: Any) -> Kernel | None:
+    """Return the kernel of a fused operation's forward node; None for any other node."""
+    return node.kernel if getattr(type(node), "_forward_cls", None) is _Forward else None
+
+
 def run_shapes(kernel: Kernel, *tensors: Tensor | None) -> Tensor:
     """Return the result of a fused operation, attached to the graph, without values."""
     out: Tensor = _Forward.apply(kernel, *tensors)  # type: ignore[no-untyped-call]

@@ -22,6 +22,7 @@ from hvp_engine.results.data_error import ENDS, HALVES, QUANTITIES, BlockDataErr
 from hvp_engine.results.estimate import Estimate
 from hvp_engine.results.jackknife import variance_range
 from hvp_engine.results.smoothing import FloatArray
+from hvp_engine.results.words import matrix_of
 from hvp_engine.system import run_files
 from hvp_engine.system.formatting import abbreviate, first_names, format_count, format_number
 from hvp_engine.system.json_files import damaged
@@ -190,8 +191,10 @@ class DataErrors(Mapping[str, BlockDataError]):
     def _heading(self) -> str:
         samples, weight = int(self.samples.sum()), float(self.weights.sum())
         weighed = "" if weight == samples else f", weight {weight:,.10g}"
+        matrix = matrix_of(self.manifest.get("config"))
         return (
-            f"Choice of data: 95 % bars of the expected Hessian from {len(self.weights)} groups of the data "
+            f"Choice of data: 95 % bars of the expected {matrix or 'Hessian'} from "
+            f"{len(self.weights)} groups of the data "
             f"({format_count(samples)} samples{weighed}); errors of probes and steps come on top."
         )
 

@@ -27,6 +27,7 @@ def plot_js(
     js0: Estimate,
     zero_blocks: Collection[str],
     path: str | os.PathLike[str],
+    matrix: str | None = None,
 ) -> None:
     """Draw the Jensen-Shannon distances between all blocks, and the half-widths of their 95 % bars, as heat maps.
 
@@ -39,6 +40,7 @@ def plot_js(
         js0: The mean over pairs.
         zero_blocks: Names of the blocks of zero curvature.
         path: Where to write; the suffix (.png, .pdf, .svg) chooses the format.
+        matrix: Whose spectra they are, in words; None for the Hessian.
 
     Raises:
         ConfigurationError: If the suffix names no known format.
@@ -72,7 +74,8 @@ def plot_js(
         if count <= _NUMBERED_CELLS:
             _write(left, value, 1.0, np.where(doubtful, np.inf, half))
             _write(right, half, most, np.zeros_like(half))
-        left.set_title(f"JS0 (mean over pairs) = {number_text(js0, 3).line}", fontsize=8)
+        heading = "" if matrix is None else f"{drawable([matrix], path)[0]}\n"
+        left.set_title(f"{heading}JS0 (mean over pairs) = {number_text(js0, 3).line}", fontsize=8, parse_math=False)
         right.set_title(_of_errors(half, js.reading, int(doubtful.sum()) // 2, int(zero.sum())), fontsize=8)
 
 

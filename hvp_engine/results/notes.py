@@ -23,7 +23,19 @@ _LISTED = 12  # names in one line; the rest are counted
 
 def notes(summary: Summary) -> list[str]:
     """Write what a reader of the table must know, one text per subject; most subjects are absent from most tables."""
-    return [*_bars(summary), *_readings(summary), *_zero(summary), *_missed(summary.blocks), *_spent(summary.blocks)]
+    return [
+        *_matrix(summary),
+        *_bars(summary),
+        *_readings(summary),
+        *_zero(summary),
+        *_missed(summary.blocks),
+        *_spent(summary.blocks),
+    ]
+
+
+def _matrix(summary: Summary) -> Iterator[str]:
+    if summary.matrix is not None:
+        yield f"Matrix: {summary.matrix}, in place of the Hessian."
 
 
 def _bars(summary: Summary) -> Iterator[str]:

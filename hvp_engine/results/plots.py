@@ -22,7 +22,7 @@ _LINE = "#1f4e79"
 _BAND = "#e08214"
 _TICK = "#b2182b"
 _DYNAMIC_RANGE = 1e-6
-_FACTS = ("precision", "distribution", "reorthogonalize", "seed")
+_FACTS = ("matrix", "precision", "distribution", "reorthogonalize", "seed")
 
 
 def plot_spectra(spectra: Mapping[str, Spectrum], path: str | os.PathLike[str], settings: Mapping[str, object]) -> None:
@@ -34,7 +34,7 @@ def plot_spectra(spectra: Mapping[str, Spectrum], path: str | os.PathLike[str], 
     Args:
         spectra: The spectra, 1 to about 100 blocks.
         path: Where to write; the suffix (.png, .pdf, .svg) chooses the format.
-        settings: How the spectra were computed; the footer names those of ``precision``, ``distribution``,
+        settings: How the spectra were computed; the footer names those of ``matrix``, ``precision``, ``distribution``,
             ``reorthogonalize``, ``seed`` and ``tolerance`` that are known.
 
     Raises:

@@ -20,6 +20,7 @@ from hvp_engine.results.smoothing import FloatArray
 from hvp_engine.results.spectrum import Spectrum
 from hvp_engine.results.summary import Summary, summarize
 from hvp_engine.results.wasserstein import wasserstein_estimate
+from hvp_engine.results.words import matrix_of
 from hvp_engine.results.zero_blocks import zero_blocks
 from hvp_engine.system import run_files
 from hvp_engine.system.formatting import first_names
@@ -237,7 +238,9 @@ class Spectra(Mapping[str, Spectrum]):
         """
         from hvp_engine.results import heat_map  # noqa: PLC0415 - matplotlib takes half a second to import
 
-        heat_map.plot_js(list(self), self.js_estimate(), self.js0_estimate(), self.zero_blocks, path)
+        heat_map.plot_js(
+            list(self), self.js_estimate(), self.js0_estimate(), self.zero_blocks, path, matrix_of(self.settings)
+        )
 
     def summarize(self) -> Summary:
         """Gather every number with its 95 % bar, its reading and its cost; ``record()`` makes plain data of them."""

@@ -11,6 +11,7 @@ from hvp_engine.results.account import Account, accounts
 from hvp_engine.results.estimate import Estimate
 from hvp_engine.results.record import OF_A_BLOCK, plain
 from hvp_engine.results.spectrum import Spectrum
+from hvp_engine.results.words import matrix_of
 
 NUMBERS = (*OF_A_BLOCK, "js0")
 
@@ -41,10 +42,12 @@ class Summary:
     Attributes:
         blocks: Its blocks, in their order.
         js0: Mean distance over distinct pairs of blocks, those of zero curvature left out.
+        matrix: Whose spectra they are, in words; None for the Hessian.
     """
 
     blocks: tuple[BlockSummary, ...]
     js0: Estimate
+    matrix: str | None = None
 
     @property
     def zero_blocks(self) -> list[str]:
@@ -61,6 +64,7 @@ class Summary:
     def record(self) -> dict[str, Any]:
         """Return everything as plain data; bars that there are not, and numbers, are None."""
         return {
+            **({} if self.matrix is None else {"matrix": self.matrix}),
             "js0": plain(self.js0),
             "blocks": [
                 {
@@ -113,6 +117,7 @@ def summarize(
             for name, spectrum in spectra.items()
         ),
         js0,
+        matrix_of(manifest.get("config")),
     )
 
 

@@ -7,13 +7,20 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 from hvp_engine.results.estimate import Estimate
-from hvp_engine.system.formatting import format_number, format_with_error
+from hvp_engine.system.formatting import abbreviate, format_number, format_with_error
 
 UNKNOWN = "?"
 NOTHING = "–"
 EXACT = "exact"
+_LONGEST_MATRIX = 48  # characters of its name, which may be a stranger's
 _DIGITS, _ERROR_DIGITS = 4, 2
 _BOUNDS = {"≤": "or less", "≥": "or more"}
+
+
+def matrix_of(config: object) -> str | None:
+    """Name the matrix of a run in words, by its configuration; None for the Hessian, which goes without saying."""
+    named = config.get("matrix") if isinstance(config, Mapping) else None
+    return abbreviate([named.replace("_", " ")], _LONGEST_MATRIX)[0] if isinstance(named, str) else None
 
 
 class NumberText(NamedTuple):

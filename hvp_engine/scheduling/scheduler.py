@@ -11,7 +11,7 @@ import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -32,6 +32,16 @@ log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 Build = Callable[[MicroBatch], ProductGraph]
+
+
+class Scaling(Protocol):
+    """A diagonal D: the sweeps multiply by D A D in place of A."""
+
+    def scaled(self, block: ResolvedBlock, vectors: Tensor) -> Tensor:
+        """Return D times vectors (k, numel) of a block."""
+
+    def scale(self, block: str, products: Tensor) -> None:
+        """Multiply products (k, numel) of a block by D, in place."""
 
 
 @dataclass
@@ -66,6 +76,7 @@ class Scheduler:
         objective: Loss and data.
         plan: What was decided.
         groups: Parts of the data that no micro-batch crosses, see :meth:`divide`; None where there are none.
+        scaling: What scales the blocks from both sides; None where nothing does.
     """
 
     def __init__(
@@ -105,6 +116,7 @@ class Scheduler:
         self._parameters: list[Tensor] = list(objective.parameters_named(partition.parameters).values())
         self._graph_size = policy.GraphSize(0.0)
         self.groups: Groups | None = None
+        self.scaling: Scaling | None = None
         self.plan = SweepPlan(microbatch, 1, 0, 0, budget)
         self._budget = budget  # of graphs and vectors together
         self._choose(largest)
@@ -264,6 +276,10 @@ class Scheduler:
                     self.plan.single_passes = passes.note
                     log.warning("slower than it might be: %s", passes.note)
                 del graph
+        if self.scaling is not None:
+            for of_part in out:
+                for name, products in of_part.items():
+                    self.scaling.scale(name, products)
         check_sum_of_weights(self.objective, sum(weights))
         return out, weights
 
@@ -273,7 +289,10 @@ class Scheduler:
         streams = self.plan.streams_per_pass
         for start in range(0, vectors.shape[0], streams):
             stop = start + streams
-            passes.multiply(key, graph, block, vectors[start:stop], out[start:stop])
+            part = vectors[start:stop]
+            if self.scaling is not None:  # here, not before the sweep: a pass is all that has to fit twice
+                part = self.scaling.scaled(block, part)
+            passes.multiply(key, graph, block, part, out[start:stop])
 
     def _graphs(self, blocks: Iterable[str]) -> Iterator[tuple[Key, ProductGraph, Passes]]:
         """Yield the graph of every micro-batch, built where it is not kept, kept where it fits, for all blocks then.

@@ -11,8 +11,11 @@ from torch import nn
 
 import hvp_engine as he
 from hvp_engine.blocks import resolve
+from hvp_engine.operators.ggn import GaussNewtonOperator, ResidualOperator
 from hvp_engine.operators.gradient_graph import GradientGraph
 from hvp_engine.planning.counting import JobCounter, data_shape
+
+KINDS = (he.HessianOperator, GaussNewtonOperator, ResidualOperator)
 
 
 def test_products_of_an_mlp_are_those_of_the_formulas() -> None:
@@ -44,6 +47,25 @@ def test_products_of_a_transformer_are_those_of_the_formulas() -> None:
     assert found.blocks["last"].flop == 2 * (2 * tokens * 4 * d * d + head)
     assert (found.head.tokens, found.head.hidden_size, found.head.classes) == (predicted, d, v)
     assert found.head.blocks == {"full"}
+
+
+def test_gauss_newton_products_take_less_work_than_the_hessians_on_the_same_graphs() -> None:
+    model, data = small_gpt()
+    blocks = {"full": ["*"], "last": ["layers.1.c_proj.weight"], "first": ["layers.0.c_fc.weight"]}
+    whole, ggn, rest = (counted(model, he.losses.causal_lm, data, blocks, operator=kind) for kind in KINDS)
+    tokens, d, v = BATCH * CONFIG.context, CONFIG.width, CONFIG.vocabulary
+    head = 2 * (tokens - BATCH) * v * d
+    last = 2 * tokens * 4 * d * d
+    for counts in (ggn, rest):
+        assert (counts.forward, counts.gradient.flop) == (whole.forward, whole.gradient.flop)
+        assert counts.graph_bytes == whole.graph_bytes
+        assert counts.head == whole.head
+    # Tangents up to the logits and products back. The rest stays below the head: the last normalisation bends.
+    assert ggn.blocks["last"].flop == 2 * (last + head)
+    assert rest.blocks["last"].flop == 2 * last
+    # Between a block and the logits a Hessian product passes every linear layer as often; attention it passes more.
+    assert 2 * last + 2 * head < ggn.blocks["first"].flop < 0.9 * whole.blocks["first"].flop
+    assert ggn.blocks["full"].flop < 0.7 * whole.blocks["full"].flop
 
 
 def test_bytes_are_those_of_inputs_and_outputs() -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from enum import Enum
 
 import torch
 from torch import Tensor
@@ -15,7 +16,7 @@ from hvp_engine.kernels.cross_entropy import cross_entropy_backward, cross_entro
 from hvp_engine.kernels.tensors import accumulator
 from hvp_engine.ops.class_targets import ClassTargets
 
-__all__ = ["HeadInputs", "Tangents", "Wanted", "head_backward", "head_forward", "head_hvp"]
+__all__ = ["HeadInputs", "Part", "Tangents", "Wanted", "head_backward", "head_forward", "head_hvp"]
 
 # Logits of one chunk: enough rows for the products to run at full speed; smaller chunks, although they would
 # stay in cache between product and kernel, are slower (benchmarks/NOTES.md).
@@ -89,6 +90,14 @@ class Wanted:
     weight: bool
     bias: bool
     slope: bool = False
+
+
+class Part(Enum):
+    """Parts of the second derivative of a head: the logits' own curvature, and the head's, which multiplies twice."""
+
+    WHOLE = "whole"
+    GAUSS_NEWTON = "of the loss in the logits"
+    RESIDUAL = "of the logits in hidden states and weights"
 
 
 class _Sum:
@@ -192,7 +201,13 @@ class Tangents:
 
 
 def head_hvp(
-    head: HeadInputs, statistics: Tensor, scale: Tensor, tangents: Tangents, count: int, wanted: Wanted
+    head: HeadInputs,
+    statistics: Tensor,
+    scale: Tensor,
+    tangents: Tangents,
+    count: int,
+    wanted: Wanted,
+    part: Part = Part.WHOLE,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Differentiate `head_backward` and the losses along K directions.
 
@@ -207,6 +222,7 @@ def head_hvp(
         tangents: The directions.
         count: Their number K.
         wanted: Derivatives to compute; the others are empty.
+        part: Which terms of them: those with q (Gauss-Newton), those with g u (residual), or both.
 
     Returns:
         Derivatives of the gradients wrt hidden (K, R, d), weight (K, V, d), bias (K, V), and of the losses (K, R).
@@ -215,16 +231,19 @@ def head_hvp(
     statistics, scale = statistics.contiguous(), scale.contiguous()
     (rows, d), classes = head.hidden.shape, head.weight.shape[0]
     out_hidden = head.hidden.new_empty(count, rows if wanted.hidden else 0, d)
+    if part == Part.RESIDUAL:
+        out_hidden.zero_()
     out_weight = [_Sum((classes if wanted.weight else 0, d), head.weight) for _ in range(count)]
     out_bias = [_Sum((classes if wanted.bias else 0,), head.weight) for _ in range(count)]
     slope = statistics.new_empty(count, rows if wanted.slope else 0)
-    needs_product = wanted.hidden or wanted.weight or wanted.bias
-    needs_grad = (wanted.hidden and tangents.weight is not None) or (wanted.weight and tangents.hidden is not None)
+    needs_product = part != Part.RESIDUAL and (wanted.hidden or wanted.weight or wanted.bias)
+    crossed = (wanted.hidden and tangents.weight is not None) or (wanted.weight and tangents.hidden is not None)
+    needs_grad = part != Part.GAUSS_NEWTON and crossed
     buffer, tangent_buffer = head.buffer(), head.buffer()
     for chunk in head.chunks():
         logits = head.logits(chunk, buffer)
         rows_of_chunk = head.options.rows(logits, head.target[chunk], head.class_weight)
-        for k in range(count):
+        for k in range(count if needs_product or wanted.slope else 0):
             product = tangents.logits(k, head, chunk, tangent_buffer)
             cross_entropy_hvp(
                 rows_of_chunk,

@@ -111,6 +111,9 @@ class _LinearCrossEntropy(BatchedFunction):
         return (unfold(loss), unfold(statistics), logits), (0, 0, None)
 
 
+LINEAR_CROSS_ENTROPY = _LinearCrossEntropy  # to be known by in a graph
+
+
 def _only_wanted(parts: tuple[Tensor, ...], wanted: Wanted) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     flags = (wanted.hidden, wanted.weight, wanted.bias)
     picked = [part if flag else None for part, flag in zip(parts, flags, strict=False)]

@@ -1,0 +1,1 @@
+"""The rows of a loss (tokens, samples, elements of a regression): their losses, and targets drawn for them."""
