@@ -15,6 +15,7 @@ from hvp_engine.blocks.union import with_union
 from hvp_engine.jobs.off_diagonal import OffDiagonalJob
 from hvp_engine.jobs.runner import run
 from hvp_engine.krylov.settings import JobSettings
+from hvp_engine.operators.preconditioned import Precondition
 from hvp_engine.problem.checks import check_module
 from hvp_engine.problem.objective import Loss
 from hvp_engine.problem.precision import Precision
@@ -31,6 +32,7 @@ def off_diagonal(
     probes: int = 10,
     seed: int = 0,
     operator: str = "hessian",
+    precondition: Precondition | None = None,
     precision: Precision = "fp32",
     microbatch: int | None = None,
     memory: int | None = None,
@@ -56,6 +58,7 @@ def off_diagonal(
             between them where there are many parameters.
         seed: Decides the vectors.
         operator: The matrix, one of :data:`hvp_engine.operators.registry.OPERATORS`.
+        precondition: As for :func:`slq`.
         precision: Arithmetic of the products: ``"fp64"``, ``"fp32"``, ``"tf32"``, ``"bf16"``. A ratio below the error
             of a product, ``noise``, is rounding.
         microbatch: Samples differentiated at once; None takes whole batches while they fit.
@@ -83,5 +86,13 @@ def off_diagonal(
         check=check,
     )
     check_module(model)
-    build = builder(model, loss, with_union(model, blocks), data=data, settings=settings, operator=operator)
+    build = builder(
+        model,
+        loss,
+        with_union(model, blocks),
+        data=data,
+        settings=settings,
+        operator=operator,
+        precondition=precondition,
+    )
     return run(OffDiagonalJob(settings), build, out, progress)

@@ -12,6 +12,7 @@ from hvp_engine.blocks import BlockSpec
 from hvp_engine.krylov.settings import JobSettings
 from hvp_engine.operators.dense import DenseBlocks, dense_blocks
 from hvp_engine.operators.hessian import HessianOperator
+from hvp_engine.operators.preconditioned import Precondition
 from hvp_engine.problem.objective import Loss
 from hvp_engine.problem.precision import Precision
 
@@ -54,6 +55,7 @@ def dense(
     data: Iterable[Any] | None = None,
     seed: int = 0,
     operator: str = "hessian",
+    precondition: Precondition | None = None,
     precision: Precision = "fp64",
     microbatch: int | None = None,
     memory: int | None = None,
@@ -73,6 +75,7 @@ def dense(
         data: As for :func:`hvp`.
         seed: Decides what an operator draws; the Hessian draws nothing.
         operator: The matrix, one of :data:`hvp_engine.operators.registry.OPERATORS`.
+        precondition: As for :func:`slq`.
         precision: Arithmetic of the products: ``"fp64"``, the default here, as entries are looked at and matrices
             inverted; ``"fp32"``, ``"tf32"`` and ``"bf16"`` give float32.
         microbatch: Samples differentiated at once; None takes whole batches while they fit.
@@ -97,5 +100,5 @@ def dense(
         head_curvature=head_curvature,
         check=check,
     )
-    build = builder(model, loss, blocks, data=data, settings=settings, operator=operator)
+    build = builder(model, loss, blocks, data=data, settings=settings, operator=operator, precondition=precondition)
     return dense_blocks(build(), settings, progress)
