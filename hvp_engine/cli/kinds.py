@@ -10,6 +10,7 @@ import typer
 
 from hvp_engine.cli.output import print_spectra
 from hvp_engine.errors import RunFolderError
+from hvp_engine.results.off_diagonal import OffDiagonal
 from hvp_engine.results.spectra import Spectra
 from hvp_engine.system.run_files import MANIFEST, read_manifest
 
@@ -48,6 +49,7 @@ _SPECTRA = Kind(
 # A new kind of result is one line here.
 KINDS: dict[str, Kind] = {
     _SLQ: _SPECTRA,
+    "off diagonal": Kind(OffDiagonal.load, {}, OffDiagonal.record, ("matrix", "probes", "seed", "precision")),
 }
 
 

@@ -42,6 +42,8 @@ def plot(
     """Draw the figures of a run into its folder."""
     kind = kind_of(run)
     result = kind.load(run)
+    if not kind.figures:
+        say("A run of this kind has no figure; hvp-engine show prints its numbers.")
     for name, draw in kind.figures.items():
         path: Path = run / f"{name}.{suffix}"
         draw(result, path)
