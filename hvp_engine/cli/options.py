@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from hvp_engine.cli.job_file import JobOfUser
@@ -36,6 +37,12 @@ def blocks_of(given: list[str] | None, job: JobOfUser) -> Any:
             )
         named[name] = [glob.strip() for glob in globs.split(",")] if equals else ["*"] if name == "full" else [name]
     return named
+
+
+def folder_of(target: str) -> Path:
+    """Return the run folder of a job file's function, where none is given."""
+    file, _, function = target.rpartition(":")
+    return Path("runs") / f"{Path(file).stem}-{function}"
 
 
 def bytes_of(gibibytes: float | None) -> int | None:

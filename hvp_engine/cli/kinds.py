@@ -1,0 +1,68 @@
+"""What a run folder may hold, by the name of the job that wrote it, and how each kind is shown and drawn."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import typer
+
+from hvp_engine.cli.output import print_spectra
+from hvp_engine.errors import RunFolderError
+from hvp_engine.results.spectra import Spectra
+from hvp_engine.system.run_files import MANIFEST, read_manifest
+
+
+def _print_summary(result: Any) -> None:
+    typer.echo(result.summary())
+
+
+class Kind(NamedTuple):
+    """One kind of result; its class has a ``manifest`` and a ``summary()``.
+
+    Attributes:
+        load: Reads a run folder.
+        figures: What draws the result to a path, by the name of the file without its suffix.
+        record: Makes plain data of the result, for ``--json``.
+        settings: What of the configuration is shown below the table.
+        print: Prints the table.
+    """
+
+    load: Callable[[Path], Any]
+    figures: Mapping[str, Callable[[Any, Path], None]]
+    record: Callable[[Any], Any]
+    settings: tuple[str, ...]
+    print: Callable[[Any], None] = _print_summary
+
+
+_SLQ = "slq"  # whose manifests do not name the job
+_SPECTRA = Kind(
+    Spectra.load,
+    {"spectra": Spectra.plot, "js_distance": Spectra.plot_js},
+    lambda spectra: spectra.summarize().record(),
+    ("tolerance", "steps", "probes", "seed", "distribution", "precision", "reorthogonalize", "basis"),
+    print_spectra,
+)
+
+# A new kind of result is one line here.
+KINDS: dict[str, Kind] = {
+    _SLQ: _SPECTRA,
+}
+
+
+def kind_of(run: Path) -> Kind:
+    """Return the kind of result that a run folder holds.
+
+    Raises:
+        RunFolderError: The folder is missing, damaged or foreign, or its result is of no kind that can be shown.
+    """
+    facts = read_manifest(run).get("run")
+    config = facts.get("config") if isinstance(facts, dict) else None
+    job = config.get("job", _SLQ) if isinstance(config, dict) else _SLQ
+    if job not in tuple(KINDS):
+        raise RunFolderError(
+            f"{run} holds the result of a job {job!r}, which is none of {', '.join(KINDS)}; read its {MANIFEST}, or "
+            "upgrade hvp-engine."
+        )
+    return KINDS[job]
