@@ -212,7 +212,8 @@ class EigenStream:
             self.effort = self.spent
         ended = self.whole or (self.spent >= self.wanted.most and space.count >= self.k)
         over = ended or (converged and self._is_complete(ritz, order))
-        fresh = not over and (space.held == space.count or (converged and not self._is_known(ritz.values[order])))
+        lacking = space.held == space.count or (converged and not self._is_known(ritz.values[order]))
+        fresh = lacking and not over and space.held < space.numel  # else all that there is waits already
         if fresh:
             self._know(ritz.values[order])
             if len(ritz.couplings) >= _WAITING:
@@ -245,6 +246,8 @@ class EigenStream:
 
     def _shows_none(self, points: Points) -> bool:
         """Say whether what grew from the last random vector shows that no copy is missing."""
+        if self.space.held == self.space.numel:
+            return False  # all that there is waits, and will be multiplied
         if self.chain >= self.effort or self.drawn not in self._waiting():
             return True
         alphas, betas = self.recurrence[:, : self.chain].numpy()
@@ -253,8 +256,9 @@ class EigenStream:
 
     def _next(self, ritz: Ritz, order: IntArray, converged: bool) -> int:
         """Choose a waiting vector: of what grew from the last random one, or what residuals have most of."""
-        if converged:
-            return self._waiting().index(self.drawn)
+        waiting = self._waiting()
+        if converged and self.drawn in waiting:
+            return waiting.index(self.drawn)
         wanted = order[: self.k]
         late = wanted[ritz.estimates[wanted] > self.bound]
         return int(np.abs(ritz.couplings[:, late if len(late) else wanted]).max(1).argmax())

@@ -25,6 +25,7 @@ class StreamSizes:
         kept: How vectors are kept; None where two are.
         limits: Steps of blocks that take fewer than the others.
         beside: Bytes that a block takes beside its streams' vectors.
+        results: Bytes that stay taken when waves have ended, those of all of them.
         savings: What asked for less would need less, in words for an error message that go on with "smaller blocks".
     """
 
@@ -35,6 +36,7 @@ class StreamSizes:
     kept: Storage | None
     limits: Mapping[str, int] = field(default_factory=dict)
     beside: Mapping[str, int] = field(default_factory=dict)
+    results: int = 0
     savings: str = "basis='bf16', reorthogonalize='none', fewer steps, "
 
     @property
