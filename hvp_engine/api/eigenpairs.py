@@ -69,7 +69,7 @@ def eigsh(
             than the error of a product; where that is more than the tolerance, pairs have not ``converged``.
         microbatch: Samples differentiated at once; None takes whole batches while they fit.
         memory: Budget in bytes for graphs and vectors; None takes 80 % of what is free. A block keeps
-            3 k + 50 vectors where they fit, and at least 2 k + 1 or 20: with fewer it restarts more often.
+            3 k + 10 vectors where they fit, and at least 2 k + 1 or 20: with fewer it restarts more often.
         head_curvature: As for :func:`slq`.
         check: Test the second derivative for symmetry and against finite differences first.
         progress: True shows progress, False hides it, None shows it on a terminal.

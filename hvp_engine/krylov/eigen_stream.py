@@ -20,7 +20,7 @@ from torch import Tensor
 from hvp_engine.kernels.reorthogonalize import reorthogonalize
 from hvp_engine.krylov.probes import probe
 from hvp_engine.krylov.ritz_space import Ritz, RitzSpace
-from hvp_engine.krylov.wanted import FloatArray, IntArray, Points, Wanted, displacing, is_absent, preferred
+from hvp_engine.krylov.wanted import FloatArray, IntArray, Wanted, displacing, is_absent, preferred
 
 AT_ONCE = 4  # vectors of one block that are measured in one sweep
 ENDINGS = ("", "converged", "noise", "maxiter")
@@ -30,8 +30,6 @@ ENDINGS = ("", "converged", "noise", "maxiter")
 _BREAKDOWN = 16.0
 # Of the room beside the wanted vectors, the share that further Ritz vectors keep over a restart.
 _KEPT = 1 / 3
-# Vectors that a fresh start should have room for: a few dozen decide.
-_ROOM = 24
 # Vectors that may wait for their products; each fresh start adds one.
 _WAITING = 3
 # Residuals within this many times a product's error are not for more products to improve.
@@ -39,7 +37,7 @@ _NOISE = 4.0
 # A cycle that improves the worst residual by less than this has come to where it stops.
 _PROGRESS = 0.5
 _SOLVING, _MEASURING, _DONE = range(3)
-_MARKS = 11
+_MARKS = 10
 
 
 class Start(NamedTuple):
@@ -82,19 +80,20 @@ class EigenStream:
 
     Attributes:
         space: Its vectors.
-        marks: (11,) int64: the whole numbers below.
+        marks: (10,) int64: the whole numbers below.
         phase: What the next products are for.
         spent: Products so far.
         drawn: Random vectors so far.
         chain: Products with what grew from the last random vector.
-        unbroken: Whether there was no rotation since it was taken in.
         effort: Products that the wanted pairs took when they first converged; 0 before.
         measured: Wanted vectors that were measured, in this turn.
         checked: Whether it is known that no copy of an eigenvalue is missing.
         until: Products before which convergence is not looked at, again.
         whole: Whether the space was the whole one.
         ending: What ended the stream, as a place in ``ENDINGS``.
-        recurrence: (2, capacity) float64: alphas and betas of what grew from the last random vector.
+        points: (2,) float64: where a copy of an eigenvalue would displace another one, see
+            :func:`hvp_engine.krylov.wanted.displacing`, when the last random vector was taken in.
+        seen: (2,) float64: the most that the squares of ``space.copies`` amounted to since then.
         size: (1,) float64: largest magnitude of an eigenvalue so far.
         worst: (1,) float64: largest residual, relative to it, when they were last measured.
         values: (k,) float64: what was measured; before that nan.
@@ -102,7 +101,7 @@ class EigenStream:
         known: (k,) float64: the wanted values when the last random vector was taken in; nan where there were fewer.
     """
 
-    phase, spent, drawn, chain, unbroken, effort, measured, checked, until, whole, ending = map(_Mark, range(_MARKS))
+    phase, spent, drawn, chain, effort, measured, checked, until, whole, ending = map(_Mark, range(_MARKS))
 
     def __init__(self, start: Start, wanted: Wanted) -> None:
         """Draw the first vector."""
@@ -113,7 +112,7 @@ class EigenStream:
         self.size, self.worst = torch.zeros((2, 1), dtype=torch.float64, device="cpu")
         self.worst.fill_(math.inf)
         self.values, self.residuals, self.known = torch.full((3, self.k), math.nan, dtype=torch.float64, device="cpu")
-        self.recurrence = torch.zeros(2, start.capacity, dtype=torch.float64, device="cpu")
+        self.points, self.seen = torch.zeros((2, 2), dtype=torch.float64, device="cpu")
         self._begin()
 
     @property
@@ -127,7 +126,9 @@ class EigenStream:
             "values": self.values,
             "residuals": self.residuals,
             "known": self.known,
-            "recurrence": self.recurrence,
+            "points": self.points,
+            "seen": self.seen,
+            "copies": space.copies,
             "projected": space.projected,
             "lost": space.lost,
             "labels": space.labels,
@@ -181,9 +182,10 @@ class EigenStream:
         self.size.fill_(max(float(self.size), float(np.abs(coefficients[: space.count]).max())))
         invariant = norm <= _BREAKDOWN * float(torch.finfo(self.start.dtype).eps) * float(self.size)
         follows = not (invariant or space.held == space.numel)
-        self._note(norm if follows else 0.0)
+        self.chain += int(space.labels[space.count - 1]) == self.drawn
         if follows:
-            space.append(vector, norm)
+            space.append(vector, norm, self.points.numpy())
+            self.seen.copy_(torch.maximum(self.seen, space.copies[: space.held].square().sum(0)))
         self.whole = int(space.count == space.numel)
         ritz = space.ritz()
         self.size.fill_(max(float(self.size), float(np.abs(ritz.values).max())))
@@ -221,7 +223,7 @@ class EigenStream:
                 ritz = space.ritz()
         elif not over:
             space.put_first(self._next(ritz, order, converged))
-        crowded = space.held + (_ROOM if fresh else 1) > space.capacity and space.held < space.numel
+        crowded = space.held + 1 + fresh > space.capacity and space.held < space.numel
         if over or crowded:
             self._rotate(ritz, order)
         if not self.whole and (fresh or space.held == space.count):
@@ -237,22 +239,24 @@ class EigenStream:
     def _is_complete(self, ritz: Ritz, order: IntArray) -> bool:
         """Say whether no copy of a wanted eigenvalue is missing that would displace another one."""
         values = ritz.values[order]
-        points = displacing(np.sort(values[: self.k]), self.wanted.which, self.bound)
-        if not points.none and not (self._is_known(values) and (self.checked or self._shows_none(points))):
+        none = not np.isfinite(self._displacing(values)).any()
+        if not none and not (self._is_known(values) and (self.checked or self._shows_none())):
             return False
         self._know(values)
         self.checked = 1
         return True
 
-    def _shows_none(self, points: Points) -> bool:
+    def _displacing(self, values: FloatArray) -> FloatArray:
+        return displacing(np.sort(values[: self.k]), self.wanted.which, self.bound)
+
+    def _shows_none(self) -> bool:
         """Say whether what grew from the last random vector shows that no copy is missing."""
         if self.space.held == self.space.numel:
             return False  # all that there is waits, and will be multiplied
         if self.chain >= self.effort or self.drawn not in self._waiting():
             return True
-        alphas, betas = self.recurrence[:, : self.chain].numpy()
-        ends = [point for point in points if math.isfinite(point)]
-        return bool(self.unbroken) and all(is_absent(alphas, betas, point, self.start.numel) for point in ends)
+        asked = self.points.isfinite()
+        return all(is_absent(total, self.start.numel) for total in self.seen[asked].tolist())
 
     def _next(self, ritz: Ritz, order: IntArray, converged: bool) -> int:
         """Choose a waiting vector: of what grew from the last random one, or what residuals have most of."""
@@ -268,14 +272,6 @@ class EigenStream:
         found: list[int] = self.space.labels[self.space.count : self.space.held].tolist()
         return found
 
-    def _note(self, norm: float) -> None:
-        """Note a step of what grew from the last random vector, if it was one."""
-        newest = self.space.count - 1
-        if int(self.space.labels[newest]) == self.drawn:
-            if self.unbroken:
-                self.recurrence[:, self.chain] = torch.tensor([float(self.space.projected[newest, newest]), norm])
-            self.chain += 1
-
     def _is_known(self, values: FloatArray) -> bool:
         """Say whether the wanted values are those that there were when the last random vector was taken in."""
         if len(values) < self.k:
@@ -289,6 +285,8 @@ class EigenStream:
         self.known.fill_(math.nan)
         self.known[: len(found)] = torch.from_numpy(found)
         self.checked = 0
+        if len(found) == self.k:
+            self.points.copy_(torch.from_numpy(self._displacing(found)))
 
     def _rotate(self, ritz: Ritz, order: IntArray) -> None:
         """Go over to the best Ritz vectors: the wanted ones, ascending, then as many others as are to be kept."""
@@ -296,7 +294,6 @@ class EigenStream:
         room = 0 if self.whole else int(_KEPT * (space.capacity - self.k - len(ritz.couplings)))
         keep = min(space.count, self.k + room)
         space.rotate(ritz, np.concatenate([np.sort(order[: self.k]), order[self.k : keep]]))
-        self.unbroken = 0
 
     def _begin(self) -> None:
         """Take in a random unit vector that is orthogonal to all there are."""
@@ -304,7 +301,8 @@ class EigenStream:
         vector = probe(start.seed, start.block, self.drawn, start.numel, "gaussian", start.dtype).to(start.device)
         for _ in range(2 if space.held else 0):  # once more after it is normalised: little of it may be left
             vector.div_(reorthogonalize([space.store], [vector], [space.held]).norms[0])
-        self.drawn, self.chain, self.unbroken = self.drawn + 1, 0, 1
+        self.drawn, self.chain = self.drawn + 1, 0
+        self.seen.fill_(1.0)
         space.start(vector, self.drawn)
 
     def _judge(self) -> None:

@@ -7,7 +7,6 @@ from typing import ClassVar
 
 import numpy as np
 import numpy.typing as npt
-import torch
 from torch import Tensor
 
 from hvp_engine.errors import NotFiniteError, not_finite
@@ -15,6 +14,7 @@ from hvp_engine.kernels.reorthogonalize import reorthogonalize
 from hvp_engine.krylov.basis import copy_exactly
 from hvp_engine.krylov.eigen_stream import EigenStream
 from hvp_engine.krylov.lanczos import Matmat
+from hvp_engine.krylov.wanted import FloatArray
 
 
 class RestartedLanczos:
@@ -85,32 +85,37 @@ class RestartedLanczos:
         """
         live = {block: stream for block, stream in self.streams.items() if not stream.is_done}
         products = self._matmat({block: stream.asked() for block, stream in live.items()})
-        self._refuse_nonfinite(products)
-        self.consistent = False
         taken = sum(map(len, products.values()))
-        self._grow({block: stream for block, stream in live.items() if stream.grows}, products)
+        growing = {block: stream for block, stream in live.items() if stream.grows}
+        vectors = {block: products.pop(block)[0] for block in growing}
+        self._refuse_nonfinite({block: bool(product.isfinite().all()) for block, product in products.items()})
+        found = self._orthogonalized(growing, vectors)
+        self.consistent = False
+        for (block, stream), (coefficients, norm) in zip(growing.items(), found, strict=True):
+            stream.grow(vectors[block], coefficients, norm)
         for block, product in products.items():
             live[block].measure(product)
         self.position += 1
         self.consistent = True
         return taken
 
-    def _grow(self, growing: Mapping[str, EigenStream], products: dict[str, Tensor]) -> None:
-        """Make the products of new vectors orthogonal to what there is, in one call, and hand them out."""
+    def _orthogonalized(
+        self, growing: Mapping[str, EigenStream], vectors: Mapping[str, Tensor]
+    ) -> list[tuple[FloatArray, float]]:
+        """Make products orthogonal, in place and in one call, to what there is; return components and norms."""
         if not growing:
-            return
-        vectors = [products.pop(block)[0] for block in growing]
+            return []
         counts = [stream.space.held for stream in growing.values()]
-        found = reorthogonalize([stream.space.store for stream in growing.values()], vectors, counts)
+        found = reorthogonalize([stream.space.store for stream in growing.values()], list(vectors.values()), counts)
         coefficients, norms = found.coefficients.numpy(force=True), found.norms.numpy(force=True)
-        for row, (stream, vector, count) in enumerate(zip(growing.values(), vectors, counts, strict=True)):
-            stream.grow(vector, coefficients[row, :count], float(norms[row]))
+        finite = np.isfinite(coefficients).all(1) & np.isfinite(norms)  # a product that is not makes its dots so
+        self._refuse_nonfinite(dict(zip(growing, finite.tolist(), strict=True)))
+        return [(row[:count], float(norm)) for row, count, norm in zip(coefficients, counts, norms, strict=True)]
 
-    def _refuse_nonfinite(self, products: Mapping[str, Tensor]) -> None:
-        finite = torch.stack([product.isfinite().all() for product in products.values()]).tolist()
-        if not all(finite):
-            block = list(products)[finite.index(False)]
-            raise NotFiniteError(not_finite(f"of block {block!r}", f" in sweep {self.position + 1}"))
+    def _refuse_nonfinite(self, finite: Mapping[str, bool]) -> None:
+        for block, is_finite in finite.items():
+            if not is_finite:
+                raise NotFiniteError(not_finite(f"of block {block!r}", f" in sweep {self.position + 1}"))
 
 
 class MovingVectors:

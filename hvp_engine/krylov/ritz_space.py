@@ -41,6 +41,8 @@ class RitzSpace:
         projected: (capacity, capacity) float64 on the CPU: q_i' H q_j for multiplied q_j.
         lost: (capacity,) float64 on the CPU: norm of what a product has beside all vectors, and no vector stands for.
         labels: (capacity,) int64 on the CPU: which start vector each vector grew from, those that were multiplied last.
+        copies: (capacity, 2) float64 on the CPU: components of the vectors along eigenvectors of two given values that
+            are orthogonal to all but what grew from the last start vector, in units of that one's.
         counts: (2,) int64 on the CPU: how many vectors were multiplied, and how many there are.
     """
 
@@ -50,6 +52,7 @@ class RitzSpace:
         self.projected = torch.zeros(capacity, capacity, dtype=torch.float64, device="cpu")
         self.lost = torch.zeros(capacity, dtype=torch.float64, device="cpu")
         self.labels = torch.zeros(capacity, dtype=torch.int64, device="cpu")
+        self.copies = torch.zeros(capacity, 2, dtype=torch.float64, device="cpu")
         self.counts = torch.zeros(2, dtype=torch.int64, device="cpu")
 
     @property
@@ -92,16 +95,20 @@ class RitzSpace:
         beside = np.abs(weights).T @ self.lost[:count].numpy()
         return Ritz(values, weights, couplings, np.sqrt((couplings**2).sum(0)) + beside)
 
-    def append(self, vector: Tensor, norm: float) -> None:
+    def append(self, vector: Tensor, norm: float, points: FloatArray) -> None:
         """Add what the newest product has beside all vectors, as the next one.
 
         Args:
             vector: (numel,): overwritten.
             norm: Its norm.
+            points: (2,): the values of which ``copies`` has eigenvectors: v'Hq = x v'q for each of them.
         """
-        label = int(self.labels[self.count - 1])
-        self.start(vector.div_(norm), label)
-        self.projected[self.count, self.count - 1] = norm
+        newest, held = self.count - 1, self.held
+        known = self.projected[:held, newest] @ self.copies[:held]
+        copies = (torch.from_numpy(points) * self.copies[newest] - known) / norm
+        self._insert(vector.div_(norm), int(self.labels[newest]))
+        self.copies[self.count] = copies
+        self.projected[self.count, newest] = norm
 
     def start(self, vector: Tensor, label: int) -> None:
         """Add a unit vector that is orthogonal to all, as the next one.
@@ -110,6 +117,11 @@ class RitzSpace:
             vector: (numel,).
             label: Of what grows from it.
         """
+        self._insert(vector, label)
+        self.copies[: self.held] = 0.0
+        self.copies[self.count] = 1.0
+
+    def _insert(self, vector: Tensor, label: int) -> None:
         count, held = self.count, self.held
         if held > count:
             self._move(count, held)
@@ -126,7 +138,7 @@ class RitzSpace:
         """
         if place:
             first, other = self.count, self.count + place
-            for rows in (self.store, self.projected, self.labels):
+            for rows in (self.store, self.projected, self.labels, self.copies):
                 kept = rows[first].clone()
                 rows[first] = rows[other]
                 rows[other] = kept
@@ -150,9 +162,11 @@ class RitzSpace:
         turn = torch.from_numpy(np.ascontiguousarray(ritz.weights[:, chosen].T)).to(self.store.device)
         for piece in torch.split(self.store, _COLUMNS, dim=1):
             piece[:keep] = (turn @ piece[:count].double()).to(piece.dtype)
+        copies = turn.to(self.copies.device) @ self.copies[:count]
         waiting = held - count
         for place in range(waiting):
             self._move(count + place, keep + place)
+        self.copies[:keep] = copies
         lost = np.abs(ritz.weights[:, chosen]).T @ self.lost[:count].numpy()
         self.lost.zero_()
         self.lost[:keep] = torch.from_numpy(lost)
@@ -186,5 +200,5 @@ class RitzSpace:
 
     def _move(self, place: int, to: int) -> None:
         """Copy a waiting vector, with what is known of it, to another place."""
-        for rows in (self.store, self.projected, self.labels):
+        for rows in (self.store, self.projected, self.labels, self.copies):
             rows[to] = rows[place]

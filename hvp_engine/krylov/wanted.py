@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -108,66 +108,41 @@ def preferred(values: FloatArray, which: Which) -> IntArray:
     return order
 
 
-class Points(NamedTuple):
-    """Where further copies of what was found would displace a wanted eigenvalue.
-
-    Attributes:
-        upper: Eigenvalues from here up are wanted; inf where no further one can be.
-        lower: Those from here down; -inf likewise.
-    """
-
-    upper: float = math.inf
-    lower: float = -math.inf
-
-    @property
-    def none(self) -> bool:
-        """Whether there is no such place."""
-        return math.isinf(self.upper) and math.isinf(self.lower)
-
-
-def displacing(values: FloatArray, which: Which, margin: float) -> Points:
+def displacing(values: FloatArray, which: Which, margin: float) -> FloatArray:
     """Say where a further copy of an eigenvalue would displace another one that is at least ``margin`` from it.
 
     Args:
         values: (k,) ascending: the wanted ones that were found.
         which: Which they are.
         margin: Differences below it do not matter.
+
+    Returns:
+        (2,): from the first value up, and from the second down; infinite where there is no such value.
     """
     if which == "LM":
         least = float(np.abs(values).min()) + margin
-        return Points(_least(values[values > least]), -_least(-values[values < -least]))
+        return np.array([_least(values[values > least]), -_least(-values[values < -least])])
     low = 0 if which == "LA" else len(values) if which == "SA" else len(values) // 2
     lower, upper = values[:low], values[low:]
-    return Points(
-        _least(upper[upper > upper.min() + margin]) if len(upper) else math.inf,
-        -_least(-lower[lower < lower.max() - margin]) if len(lower) else -math.inf,
-    )
+    first = _least(upper[upper > upper.min() + margin]) if len(upper) else math.inf
+    last = -_least(-lower[lower < lower.max() - margin]) if len(lower) else -math.inf
+    return np.array([first, last])
 
 
-def is_absent(alphas: FloatArray, betas: FloatArray, point: float, numel: int) -> bool:
-    """Say whether a matrix has no eigenvalue at a point, but for a chance of one in a thousand.
+def is_absent(total: float, numel: int) -> bool:
+    """Say whether a matrix has no eigenvalue of some value, but for a chance of one in a thousand.
 
-    A Lanczos run from a random vector of the sphere bounds the squared component of that vector along the eigenvectors
-    of any value x, by the Christoffel function 1 / sum p_i(x)^2 of its orthonormal polynomials (Szego, Orthogonal
-    Polynomials, 3.4). For one eigenvector it is a squared normal number over ``numel``: where the bound is far below
-    that, there is none.
+    Let v be an eigenvector of that value, and g a random unit vector. What grows from g has components along v that
+    follow from that of g by v'Hq = x v'q; as it is orthonormal, their squares do not amount to more than 1. So the
+    square of v'g is at most 1 / ``total``. In Lanczos that is the Christoffel function (Szego, Orthogonal Polynomials,
+    3.4). For a vector of the sphere it is a squared normal number over ``numel``: where the bound is far below that,
+    there is no such v.
 
     Args:
-        alphas: (j,): diagonal of the run's tridiagonal matrix.
-        betas: (j,): beside it; the last one is the norm of what the last step left.
-        point: The point x.
+        total: Squared components, in units of g's.
         numel: Length of a vector.
     """
-    enough = numel / _UNLIKELY
-    before, now, total, coupling = 0.0, 1.0, 1.0, 0.0
-    for alpha, beta in zip(alphas.tolist(), betas.tolist(), strict=True):
-        if beta == 0.0:  # an invariant space: what the vector has components of is all there
-            return True
-        before, now, coupling = now, ((point - alpha) * now - coupling * before) / beta, beta
-        total += now * now
-        if total >= enough:
-            return True
-    return False
+    return total >= numel / _UNLIKELY or math.isnan(total)
 
 
 def _least(values: FloatArray) -> float:

