@@ -30,8 +30,11 @@ ENDINGS = ("", "converged", "noise", "maxiter")
 _BREAKDOWN = 16.0
 # Of the room beside the wanted vectors, the share that further Ritz vectors keep over a restart.
 _KEPT = 1 / 3
-# Vectors that may wait for their products; each fresh start adds one.
+# Vectors that may wait for their products; each fresh start adds one, in place of one that residuals have little of.
 _WAITING = 3
+_LITTLE = 0.05  # of the residual that is allowed
+# Estimates below this share of a product's error say nothing of residuals.
+_TRUE = 0.25
 # Residuals within this many times a product's error are not for more products to improve.
 _NOISE = 4.0
 # A cycle that improves the worst residual by less than this has come to where it stops.
@@ -162,6 +165,12 @@ class EigenStream:
         """The residual up to which a pair has converged."""
         return self.wanted.tolerance * float(self.size)
 
+    @property
+    def reach(self) -> float:
+        """The estimate up to which a pair is taken to have converged, so that it is measured."""
+        floor = max(_TRUE * self.start.noise, float(torch.finfo(self.start.dtype).eps))
+        return max(self.bound, floor * float(self.size))
+
     def asked(self) -> Tensor:
         """Return the vectors that are to be multiplied next, (r, numel); a view."""
         if self.grows:
@@ -216,13 +225,18 @@ class EigenStream:
         over = ended or (converged and self._is_complete(ritz, order))
         lacking = space.held == space.count or (converged and not self._is_known(ritz.values[order]))
         fresh = lacking and not over and space.held < space.numel  # else all that there is waits already
+        if fresh and len(ritz.couplings) >= _WAITING:
+            parts = np.abs(ritz.couplings[:, order[: self.k]]).max(1)
+            if parts.min() > _LITTLE * self.reach:
+                space.put_first(int(parts.argmin()))
+                fresh = False
+            else:
+                space.drop(int(parts.argmin()))
+                ritz = space.ritz()
+        elif not over and not fresh:
+            space.put_first(self._next(ritz, order, converged))
         if fresh:
             self._know(ritz.values[order])
-            if len(ritz.couplings) >= _WAITING:
-                space.drop(int(np.abs(ritz.couplings[:, order[: self.k]]).max(1).argmin()))
-                ritz = space.ritz()
-        elif not over:
-            space.put_first(self._next(ritz, order, converged))
         crowded = space.held + 1 + fresh > space.capacity and space.held < space.numel
         if over or crowded:
             self._rotate(ritz, order)
@@ -234,7 +248,7 @@ class EigenStream:
     def _has_converged(self, ritz: Ritz, order: IntArray) -> bool:
         if len(order) < self.k or self.spent < self.until:
             return False
-        return bool((ritz.estimates[order[: self.k]] <= self.bound).all())
+        return bool((ritz.estimates[order[: self.k]] <= self.reach).all())
 
     def _is_complete(self, ritz: Ritz, order: IntArray) -> bool:
         """Say whether no copy of a wanted eigenvalue is missing that would displace another one."""
@@ -264,7 +278,7 @@ class EigenStream:
         if converged and self.drawn in waiting:
             return waiting.index(self.drawn)
         wanted = order[: self.k]
-        late = wanted[ritz.estimates[wanted] > self.bound]
+        late = wanted[ritz.estimates[wanted] > self.reach]
         return int(np.abs(ritz.couplings[:, late if len(late) else wanted]).max(1).argmax())
 
     def _waiting(self) -> list[int]:
