@@ -53,24 +53,21 @@ def same(a: he.Eigensystem, b: he.Eigensystem) -> bool:
     )
 
 
-@pytest.mark.parametrize("memory", [None, 600_000])
+@pytest.mark.parametrize("memory", [None, 80_000])
 def test_a_job_interrupted_at_every_step_gives_the_same_bits(tmp_path: Path, memory: int | None) -> None:
     case = gpt()
-    blocks = ["wte.weight", "ln_f.weight", "layers.1.c_fc.weight"]
+    blocks = ["wte.weight", "layers.1.c_fc.weight"]
 
     def pairs(out: Path | None) -> he.Eigensystem:
         return he.eigsh(case.model, case.loss, blocks, data=case.data, k=3, memory=memory, out=out, **QUIET)  # type: ignore[arg-type]
 
     wanted = pairs(None)
-    assert wanted.manifest["plan"]["waves"] == (1 if memory is None else 3)
-    for _ in range(200):
-        try:
-            with interrupted_at(1, RestartedLanczos):
-                found = pairs(tmp_path)
-        except BaseException as error:
-            if "DID NOT RAISE" not in str(error):
-                raise
-            break
+    assert wanted.manifest["plan"]["waves"] == (1 if memory is None else 2)
+    sweeps = max(found.products for found in wanted.values()) // 2  # in waves more, and fewer are left by then
+    for _ in range(sweeps):
+        with interrupted_at(1, RestartedLanczos):
+            pairs(tmp_path)
+    found = pairs(tmp_path)
     assert same(found, wanted) and same(pairs(tmp_path), wanted)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["manifest.json", "spectra.safetensors"]
 
@@ -83,12 +80,12 @@ def test_a_restarted_basis_is_resumed_to_the_same_bits(tmp_path: Path) -> None:
         return he.eigsh(problem.model, problem.loss, k=5, out=out, vectors=vectors, **QUIET)  # type: ignore[arg-type]
 
     wanted = pairs(None)
-    assert wanted["full"].products > 50  # more than the basis holds: it was rotated
-    for stop in (20, 12, 30):
+    assert wanted["full"].products > 30  # more than the basis holds: it was rotated
+    for stop in (18, 9, 5):
         with interrupted_at(stop, RestartedLanczos):
             pairs(tmp_path)
     assert same(pairs(tmp_path), wanted)
-    with interrupted_at(40, RestartedLanczos):
+    with interrupted_at(30, RestartedLanczos):
         pairs(tmp_path / "values", vectors=False)
     found = pairs(tmp_path / "values", vectors=False)["full"]
     np.testing.assert_array_equal(found.values, wanted["full"].values)
