@@ -53,8 +53,8 @@ def same(a: he.Eigensystem, b: he.Eigensystem) -> bool:
     )
 
 
-@pytest.mark.parametrize("memory", [None, 80_000])
-def test_a_job_interrupted_at_every_step_gives_the_same_bits(tmp_path: Path, memory: int | None) -> None:
+@pytest.mark.parametrize(("memory", "stride"), [(None, 1), (80_000, 7)])
+def test_an_interrupted_job_gives_the_same_bits(tmp_path: Path, memory: int | None, stride: int) -> None:
     case = gpt()
     blocks = ["wte.weight", "layers.1.c_fc.weight"]
 
@@ -64,8 +64,8 @@ def test_a_job_interrupted_at_every_step_gives_the_same_bits(tmp_path: Path, mem
     wanted = pairs(None)
     assert wanted.manifest["plan"]["waves"] == (1 if memory is None else 2)
     sweeps = max(found.products for found in wanted.values()) // 2  # in waves more, and fewer are left by then
-    for _ in range(sweeps):
-        with interrupted_at(1, RestartedLanczos):
+    for _ in range(sweeps // stride):
+        with interrupted_at(stride, RestartedLanczos):
             pairs(tmp_path)
     found = pairs(tmp_path)
     assert same(found, wanted) and same(pairs(tmp_path), wanted)
