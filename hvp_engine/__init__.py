@@ -7,7 +7,7 @@ matrices of small blocks, :func:`off_diagonal` what lies between blocks.
 from __future__ import annotations
 
 from hvp_engine import blocks, losses
-from hvp_engine.api import data_error, dense, hvp, off_diagonal, slq
+from hvp_engine.api import data_error, dense, eigsh, hvp, off_diagonal, slq
 from hvp_engine.blocks import Block
 from hvp_engine.config import show_config
 from hvp_engine.diagnosis.doctor import doctor
@@ -15,6 +15,8 @@ from hvp_engine.errors import HvpEngineError
 from hvp_engine.operators.hessian import HessianOperator
 from hvp_engine.planning.plan import plan
 from hvp_engine.planning.report import JobPlan
+from hvp_engine.results.eigenpairs import Eigenpairs
+from hvp_engine.results.eigensystem import Eigensystem
 from hvp_engine.results.estimate import Estimate
 from hvp_engine.results.spectra import Spectra
 from hvp_engine.results.spectrum import Spectrum
@@ -24,6 +26,8 @@ __version__ = package_version()
 
 __all__ = [
     "Block",
+    "Eigenpairs",
+    "Eigensystem",
     "Estimate",
     "HessianOperator",
     "HvpEngineError",
@@ -34,6 +38,7 @@ __all__ = [
     "data_error",
     "dense",
     "doctor",
+    "eigsh",
     "hvp",
     "losses",
     "off_diagonal",

@@ -1,4 +1,4 @@
-"""The command ``hvp-engine``: demo, doctor, plan, slq, show and plot."""
+"""The command ``hvp-engine``: demo, doctor, plan, slq, eigsh, show and plot."""
 
 from __future__ import annotations
 
@@ -35,6 +35,7 @@ from hvp_engine.cli.arguments import (
     Target,
     Tolerance,
 )
+from hvp_engine.cli.eigen import eigsh
 from hvp_engine.cli.job_file import load_job, output_to_errors
 from hvp_engine.cli.options import blocks_of, bytes_of, folder_of, tolerance_of
 from hvp_engine.cli.output import console, print_spectra, say
@@ -50,6 +51,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Hessian spectra of neural networks, block by block.",
 )
+app.command()(eigsh)
 app.command()(show)
 app.command()(plot)
 
@@ -214,7 +216,7 @@ def main() -> None:
         if code == _INTERRUPTED:
             resumed = (
                 " The same command again goes on from the last checkpoint."
-                if sys.argv[1:2] in (["slq"], ["demo"])
+                if sys.argv[1:2] in (["slq"], ["eigsh"], ["demo"])
                 else ""
             )
             typer.echo(f"Interrupted.{resumed}", err=True)

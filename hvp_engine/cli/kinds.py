@@ -10,6 +10,7 @@ import typer
 
 from hvp_engine.cli.output import print_spectra
 from hvp_engine.errors import RunFolderError
+from hvp_engine.results.eigensystem import Eigensystem
 from hvp_engine.results.off_diagonal import OffDiagonal
 from hvp_engine.results.spectra import Spectra
 from hvp_engine.system.run_files import MANIFEST, read_manifest
@@ -46,9 +47,12 @@ _SPECTRA = Kind(
     print_spectra,
 )
 
+_OF_PAIRS = ("matrix", "k", "which", "tolerance", "seed", "precision")
+
 # A new kind of result is one line here.
 KINDS: dict[str, Kind] = {
     _SLQ: _SPECTRA,
+    "eigsh": Kind(Eigensystem.load, {"eigenpairs": Eigensystem.plot}, Eigensystem.record, _OF_PAIRS),
     "off diagonal": Kind(OffDiagonal.load, {}, OffDiagonal.record, ("matrix", "probes", "seed", "precision")),
 }
 

@@ -30,8 +30,7 @@ from torch import Tensor
 from hvp_engine.errors import RunFolderError
 from hvp_engine.jobs.comparison import differences, refuse_foreign
 from hvp_engine.jobs.folder import FOLDER, JobFolder
-from hvp_engine.jobs.resumable import Resumable
-from hvp_engine.krylov.basis import Basis
+from hvp_engine.jobs.resumable import Resumable, SavedVectors
 from hvp_engine.krylov.lanczos import Stream
 from hvp_engine.operators.head.shelf import Shelf
 from hvp_engine.scheduling.waves import WORK_VECTORS
@@ -297,7 +296,7 @@ class Checkpoint:
             raise RunFolderError(
                 f"{self._folder.path} was deleted or replaced while the job ran, or this process is a child of its own."
             )
-        tensors = {_SCALAR + key: value.cpu().clone() for key, value in streams.scalars.items()}
+        tensors = {_SCALAR + key: value.cpu() for key, value in streams.scalars.items()}
         tensors["position"] = torch.tensor(streams.position, device="cpu")
         ranges: list[Range] = []
         if streams.basis is not None and not streams.finished:
@@ -354,7 +353,7 @@ class Checkpoint:
         return f"{_prefix(wave)}-rows-{first:05d}-{last:05d}.safetensors"
 
 
-def _pieces(basis: Basis, first: int, last: int) -> Iterator[Range]:
+def _pieces(basis: SavedVectors, first: int, last: int) -> Iterator[Range]:
     """Cut a range of positions into pieces that are small beside the basis."""
     if not basis.keeps_all or first >= last:
         return

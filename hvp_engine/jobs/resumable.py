@@ -9,7 +9,25 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
-from hvp_engine.krylov.basis import Basis
+
+class SavedVectors(Protocol):
+    """What a checkpoint asks of vectors; every :class:`hvp_engine.krylov.basis.Basis` has it."""
+
+    @property
+    def keeps_all(self) -> bool:
+        """Whether vectors stay as they are at their positions: these are written once, others every time."""
+
+    def export(self, first: int, last: int) -> dict[str, Tensor]:
+        """Return the vectors at some positions."""
+
+    def restore(self, first: int, last: int, exported: Mapping[str, Tensor]) -> None:
+        """Take them back."""
+
+    def export_window(self) -> dict[str, Tensor]:
+        """Return what changes."""
+
+    def restore_window(self, exported: Mapping[str, Tensor]) -> None:
+        """Take it back."""
 
 
 class Resumable(Protocol):
@@ -32,7 +50,7 @@ class Resumable(Protocol):
         """A few numbers per stream by name, to be copied from and to."""
 
     @property
-    def basis(self) -> Basis | None:
+    def basis(self) -> SavedVectors | None:
         """The vectors; None for streams that keep none."""
 
     def resume(self, position: int) -> None:

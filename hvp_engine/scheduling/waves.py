@@ -29,6 +29,7 @@ class StreamSizes:
         kept: How vectors are kept; None where two are.
         limits: Steps of blocks that take fewer than the others.
         beside: Bytes that a block takes beside its streams' vectors.
+        results: Bytes that stay taken when waves have ended, those of all of them.
         savings: What asked for less would need less, in words for an error message that go on with "smaller blocks";
             None for what ``ways_out`` says.
     """
@@ -40,6 +41,7 @@ class StreamSizes:
     kept: Storage | None
     limits: Mapping[str, int] = field(default_factory=dict)
     beside: Mapping[str, int] = field(default_factory=dict)
+    results: int = 0
     savings: str | None = None
 
     @property

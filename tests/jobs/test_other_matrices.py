@@ -14,6 +14,7 @@ import hvp_engine as he
 from hvp_engine.errors import RunFolderError
 from hvp_engine.krylov.lanczos import BatchedLanczos
 from hvp_engine.operators.head.fusion import HeadFusion
+from hvp_engine.operators.registry import OPERATORS
 
 BLOCKS = ["layers.0.attn.wq.weight", "ln_f.weight"]
 ROWS = ("fisher", "empirical_fisher", "empirical_fisher_tokens")
@@ -93,3 +94,16 @@ def test_less_accurate_arithmetic_gives_about_the_same(operator: str) -> None:
         for precision in ("fp64", "bf16")
     )
     assert abs(rounded - exact) < 0.1 * exact
+
+
+@pytest.mark.parametrize("operator", OPERATORS)
+def test_eigenpairs_are_those_of_the_matrix_that_was_asked_for(operator: str) -> None:
+    case = gpt()
+    diagonal = {name: 2.0 for name, _ in case.model.named_parameters()}
+    options: dict[str, Any] = {"data": case.data, "operator": operator, "precision": "fp64", "seed": 3, "check": False}
+    found = he.eigsh(case.model, case.loss, BLOCKS, k=3, tolerance=1e-8, precondition=diagonal, **options)
+    dense = he.dense(case.model, case.loss, BLOCKS, precondition=diagonal, **options)
+    for block in BLOCKS:
+        values = torch.linalg.eigvalsh(dense[block])
+        largest = values[values.abs().argsort(descending=True)[:3]].sort().values
+        torch.testing.assert_close(torch.from_numpy(found[block].values), largest, rtol=1e-7, atol=1e-10)

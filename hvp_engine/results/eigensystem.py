@@ -1,0 +1,115 @@
+"""The result of a job of eigenpairs: those of all blocks, in block order."""
+
+from __future__ import annotations
+
+import io
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from hvp_engine.errors import ConfigurationError
+from hvp_engine.results.eigenpairs import Eigenpairs, read, write
+from hvp_engine.system.formatting import abbreviate, first_names, format_count, format_number
+
+_COLUMNS = ("parameters", "smallest", "largest", "largest residual", "converged", "products", "ended by")
+
+
+class Eigensystem(Mapping[str, Eigenpairs]):
+    """Eigenpairs by block name.
+
+    Attributes:
+        manifest: The facts of the run, all of it writable as JSON.
+    """
+
+    def __init__(self, pairs: Iterable[Eigenpairs], manifest: Mapping[str, Any] | None = None) -> None:
+        """Take the eigenpairs of some blocks.
+
+        Args:
+            pairs: One per block, at least one.
+            manifest: The facts of the run.
+
+        Raises:
+            ConfigurationError: There is no block, or two have the same name.
+        """
+        self.manifest: dict[str, Any] = dict(manifest or {})
+        self._pairs: dict[str, Eigenpairs] = {}
+        for found in pairs:
+            if found.name in self._pairs:
+                raise ConfigurationError(f"Two blocks have the name {found.name!r}; name the blocks differently.")
+            self._pairs[found.name] = found
+        if not self._pairs:
+            raise ConfigurationError("There are no eigenpairs; pass those of at least one block.")
+
+    def __getitem__(self, name: str) -> Eigenpairs:
+        if name not in self._pairs:
+            # A mapping's own error: "in" and get() rely on it.
+            raise KeyError(f"{name!r} is none of the blocks {first_names(list(self))}.")
+        return self._pairs[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._pairs)
+
+    def __len__(self) -> int:
+        return len(self._pairs)
+
+    def __repr__(self) -> str:
+        return f"Eigensystem({list(self)})"
+
+    def save(self, folder: str | os.PathLike[str]) -> None:
+        """Write ``manifest.json`` and ``spectra.safetensors`` into a folder, which is made if needed.
+
+        Raises:
+            ConfigurationError: If the manifest cannot be written as JSON.
+            RunFolderError: If a file cannot be written (a full disk, say); earlier files are then intact.
+        """
+        write(list(self.values()), self.manifest, folder)
+
+    @classmethod
+    def load(cls, folder: str | os.PathLike[str]) -> Eigensystem:
+        """Read a run folder; every array has the bits that were saved.
+
+        Raises:
+            RunFolderError: If the folder is missing, damaged, foreign, or of a newer version.
+        """
+        facts, pairs = read(folder)
+        return cls(pairs, facts)
+
+    def plot(self, path: str | os.PathLike[str]) -> None:
+        """Draw the values of all blocks with their residuals; the suffix (.png, .pdf, .svg) is the format.
+
+        Raises:
+            ConfigurationError: If the suffix names no known format.
+            RunFolderError: If the file cannot be written.
+        """
+        from hvp_engine.results import eigen_plot  # noqa: PLC0415 - matplotlib takes half a second to import
+
+        eigen_plot.plot_panels([found.panel() for found in self.values()], path)
+
+    def record(self) -> list[dict[str, Any]]:
+        """Return everything but the vectors as plain data, one entry per block."""
+        return [found.record() for found in self.values()]
+
+    def summary(self) -> str:
+        """Write a table: the range of the values, the largest residual, how many converged, and what they took."""
+        table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
+        table.add_column("block", overflow="fold")
+        for title in _COLUMNS:
+            table.add_column(title, justify="right", no_wrap=True)
+        for name, found in zip(abbreviate(list(self)), self.values(), strict=True):
+            numbers = (found.values[0], found.values[-1], found.residuals.max())
+            cells = (
+                format_count(found.numel),
+                *(format_number(float(number)) for number in numbers),
+                f"{int(found.converged.sum())} of {len(found.values)}",
+                format_count(found.products),
+                found.effort.ended_by,
+            )
+            table.add_row(*map(Text, (name, *cells)))
+        buffer = io.StringIO()
+        Console(file=buffer, width=10_000, color_system=None, legacy_windows=False).print(table)
+        return "\n".join(line.rstrip() for line in buffer.getvalue().strip("\n").splitlines())
