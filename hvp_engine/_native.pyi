@@ -21,6 +21,9 @@ def fingerprint(pointer: int, bytes: int) -> int: ...
 # csrc/bindings/reorthogonalize.cpp
 def reorthogonalize(
     table: NDArray[np.int64],
+    near: int,
+    tolerance: float,
+    postponed: float,
     coefficients: NDArray[np.float64],
     norms: NDArray[np.float64],
     lost: NDArray[np.float64],

@@ -162,7 +162,7 @@ def examples(native: ModuleType) -> dict[str, list[Any]]:
         "pair_products": [F32, at(15), at(5), ROWS, COLUMNS, Size(2), Size(9), at(21)],
         "pack_covariance": [F32, F32, at(21), at(15), ROWS, COLUMNS, Size(2), Size(9), at(45)],
         "packed_symmetric_matvec": [F32, at(45), at(30), BATCH, ROWS, COLUMNS, at(30)],
-        "reorthogonalize": [stream_table(), numbers(2, 3), numbers(2), numbers(2)],
+        "reorthogonalize": [stream_table(), 2, 1e-6, -1.0, numbers(2, 3), numbers(2), numbers(2)],
         "tridiagonal_quadrature": [
             numbers(3, 4),
             numbers(3, 3),

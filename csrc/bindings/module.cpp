@@ -23,7 +23,7 @@ void register_cuda_tridiagonal(py::module_& m);
 
 namespace {
 // Raised whenever a binding changes its signature; hvp_engine/kernels/loader.py refuses any other value.
-constexpr int kAbiVersion = 5;
+constexpr int kAbiVersion = 6;
 }  // namespace
 
 PYBIND11_MODULE(_native, m) {

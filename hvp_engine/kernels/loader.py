@@ -15,7 +15,7 @@ from hvp_engine.errors import BackendError
 
 __all__ = ["ABI_VERSION", "cuda_missing_reason", "missing_reason", "native", "warn_if_missing"]
 
-ABI_VERSION = 5  # must equal kAbiVersion in csrc/bindings/module.cpp
+ABI_VERSION = 6  # must equal kAbiVersion in csrc/bindings/module.cpp
 
 _warned = False
 

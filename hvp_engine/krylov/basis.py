@@ -57,7 +57,8 @@ class Orthogonalized(NamedTuple):
     Attributes:
         alphas: (k,) fp64, of any stride: component along the newest vector.
         betas: (k,) fp64, contiguous: norm of what is left.
-        loss: (k,) fp64, contiguous: largest cosine between the vector and its basis that the second pass still found.
+        loss: (k,) fp64, contiguous: largest cosine between a vector and its basis that stays, or where all components
+            were taken out twice, that the second pass still found.
     """
 
     alphas: Tensor
@@ -70,9 +71,12 @@ class Basis(ABC):
 
     Attributes:
         keeps_all: Whether every vector is kept, or only the newest two.
+        corrects_newest: Whether projection may still correct the newest vector itself: what was exported of it before
+            is then out of date.
     """
 
     keeps_all: ClassVar[bool] = True
+    corrects_newest: ClassVar[bool] = False
 
     @abstractmethod
     def __init__(self, layout: Layout) -> None:
@@ -101,7 +105,7 @@ class Basis(ABC):
 
     @abstractmethod
     def project(self, position: int, slots: Sequence[Slot], vectors: Sequence[Tensor]) -> Orthogonalized:
-        """Make vectors orthogonal, in place and in two passes, to all kept vectors up to ``position``.
+        """Make vectors orthogonal, in place, to all kept vectors up to ``position``.
 
         Args:
             position: Number of the newest vector.
@@ -111,7 +115,7 @@ class Basis(ABC):
 
     @abstractmethod
     def deflate(self, slot: Slot, count: int, vectors: Sequence[Tensor]) -> None:
-        """Make further vectors orthogonal, in place and in two passes, to the first ``count`` vectors of a stream.
+        """Make further vectors orthogonal, in place, to the first ``count`` vectors of a stream.
 
         Args:
             slot: The stream.
@@ -138,7 +142,8 @@ class Basis(ABC):
     def export(self, first: int, last: int) -> dict[str, Tensor]:
         """Return the vectors at positions ``first`` to ``last - 1`` on the CPU, as they are stored.
 
-        They do not change any more: a checkpoint writes them once, piece by piece up to the newest position.
+        They do not change any more, but for the newest where :attr:`corrects_newest` says so: a checkpoint writes them
+        once, piece by piece up to the newest position, and that one again in the next piece.
 
         Returns:
             (streams, positions, numel) by block, for the blocks that have capacity for any of them; a storage may add

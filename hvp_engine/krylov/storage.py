@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Mapping, Sequence
 
 import torch
@@ -9,10 +10,28 @@ from torch import Tensor
 
 from hvp_engine.errors import ConfigurationError
 from hvp_engine.kernels.reorthogonalize import reorthogonalize
+from hvp_engine.kernels.streams import Rule
 from hvp_engine.krylov.basis import Basis, Layout, Orthogonalized, Slot, Target, copy_exactly
 
 WINDOW = 2  # the three-term recurrence goes back to the last two vectors
 _COLUMNS = 1 << 16  # widened to fp64 at a time
+# Norm of a vector's cosines with the kept ones that may stay: ||Q'Q - I|| of m vectors is then at most sqrt(2 m) times
+# that. What a kept vector is rounded by stays in any case.
+_TOLERANCES = {torch.float64: 1e-13, torch.float32: 5e-7, torch.bfloat16: 5e-6}
+
+
+def lanczos_rule(dtype: torch.dtype) -> Rule:
+    """Say how vectors are projected that are kept as they are, in their own dtype.
+
+    A vector is multiplied while its cosines are below the square root of the rounding: T is right to the rounding then
+    (Simon, Linear Algebra and its Applications 61 (1984)). It is kept when they are below the tolerance.
+    """
+    return Rule(WINDOW, _TOLERANCES[dtype], 0.5 * math.sqrt(torch.finfo(dtype).eps))
+
+
+def plain_rule(store_dtype: torch.dtype) -> Rule:
+    """Say how vectors are projected whose components along the kept ones, of any dtype, are none of them large."""
+    return Rule(0, _TOLERANCES[store_dtype])
 
 
 class WindowBasis(Basis):
@@ -82,6 +101,8 @@ class WindowBasis(Basis):
 class FullBasis(Basis):
     """All vectors in the working dtype."""
 
+    corrects_newest = True
+
     def __init__(self, layout: Layout) -> None:
         """Allocate."""
         self._store = {
@@ -106,13 +127,14 @@ class FullBasis(Basis):
     def project(self, position: int, slots: Sequence[Slot], vectors: Sequence[Tensor]) -> Orthogonalized:
         """Make vectors orthogonal to all that are kept, in one kernel call."""
         stores = [self._store[block][row] for block, row in slots]
-        done = reorthogonalize(stores, vectors, [position + 1] * len(vectors))
+        done = reorthogonalize(stores, vectors, [position + 1] * len(vectors), lanczos_rule(stores[0].dtype))
         return Orthogonalized(done.coefficients[:, position], done.norms, done.lost)
 
     def deflate(self, slot: Slot, count: int, vectors: Sequence[Tensor]) -> None:
         """Make further vectors orthogonal to the first of a stream, all in one kernel call."""
         block, row = slot
-        reorthogonalize([self._store[block][row]] * len(vectors), vectors, [count] * len(vectors))
+        store = self._store[block][row]
+        reorthogonalize([store] * len(vectors), vectors, [count] * len(vectors), plain_rule(store.dtype))
 
     def release(self, block: str) -> None:
         """Free the vectors of a block."""
@@ -147,6 +169,8 @@ class FullBasis(Basis):
 class RoundedBasis(FullBasis):
     """All vectors in a narrower dtype that the kernels read and write, and the newest two unrounded beside them."""
 
+    corrects_newest = False
+
     def __init__(self, layout: Layout) -> None:
         """Allocate."""
         super().__init__(layout)
@@ -177,7 +201,8 @@ class RoundedBasis(FullBasis):
         # take out afterwards is small, so that their rounding is multiplied by something small.
         recent = self._window.project(position, slots, vectors)
         stores = [self._store[block][row] for block, row in slots]
-        older = reorthogonalize(stores, vectors, [max(0, position + 1 - WINDOW)] * len(vectors))
+        counts = [max(0, position + 1 - WINDOW)] * len(vectors)
+        older = reorthogonalize(stores, vectors, counts, plain_rule(stores[0].dtype))
         return Orthogonalized(recent.alphas, older.norms, torch.maximum(recent.loss, older.lost))
 
     def release(self, block: str) -> None:
