@@ -51,6 +51,9 @@ class ProjectionPlan:
 def cuda_plan_reorthogonalize(table: NDArray[np.int64]) -> tuple[ProjectionPlan, NDArray[np.int64]]: ...
 def cuda_reorthogonalize(
     plan: ProjectionPlan,
+    near: int,
+    tolerance: float,
+    postponed: float,
     entries: int,
     coefficients: int,
     coefficient_stride: int,

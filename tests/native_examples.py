@@ -191,6 +191,9 @@ def cuda_examples(native: ModuleType) -> dict[str, list[Any]]:
         "cuda_plan_reorthogonalize": [stream_table()],
         "cuda_reorthogonalize": [
             projection,
+            2,
+            1e-6,
+            -1.0,
             Address(kept(words)),
             at(6),
             Size(3),

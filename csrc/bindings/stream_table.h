@@ -52,12 +52,13 @@ std::vector<ReorthogonalizeStream> streams_of(const Table& table) {
     return streams;
 }
 
-// Refuses to correct last rows of another type than that of the vectors.
+constexpr const char* kMixedTypes =
+    "Corrections of last rows that have another type than the vectors cannot be postponed.";
+
 inline ReorthogonalizeRule checked_rule(const ReorthogonalizeRule& rule,
                                         const std::vector<ReorthogonalizeStream>& streams) {
     for (const ReorthogonalizeStream& stream : streams)
-        if (rule.postpones() && stream.basis_type != stream.vector_type)
-            refuse("Corrections of last rows that have another type than the vectors cannot be postponed.");
+        if (rule.postpones() && stream.basis_type != stream.vector_type) refuse(kMixedTypes);
     return rule;
 }
 

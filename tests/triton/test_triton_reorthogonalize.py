@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from problems import same_dtype_projection
+from rough_streams import RULES, rough_streams
 
 from hvp_engine.kernels.reorthogonalize import reorthogonalize, reorthogonalize_ref
 
@@ -48,6 +49,22 @@ def test_the_error_is_at_most_twice_that_of_plain_pytorch(interpreter, basis_dty
         assert (projection.coefficients[s, :count] - true_dots).norm() <= allowed
         assert not projection.coefficients[s, count:].any()
         assert float(projection.norms[s]) == pytest.approx(float(vectors[s].double().norm()), rel=1e-13)
+
+
+@pytest.mark.parametrize("name", sorted(RULES))
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_every_rule_takes_out_what_the_reference_takes_out(interpreter, name, dtype):
+    rule, tolerance = RULES[name], 1e-5 if dtype == torch.float32 else 1e-11
+    sizes = [(33, 0), (33, 2), (129, 9), (1300, 12)]
+    (bases, vectors, counts), wanted = (rough_streams(sizes, dtype, dtype) for _ in range(2))
+    interpreter.reach(*(b[:c] for b, c in zip(bases, counts, strict=True)), *vectors)
+    found = reorthogonalize(bases, vectors, counts, rule)
+    for a, b in zip(found, reorthogonalize_ref(*wanted, rule), strict=True):
+        torch.testing.assert_close(a, b, rtol=tolerance, atol=tolerance)
+    for a, b, count in zip(bases, wanted[0], counts, strict=True):
+        torch.testing.assert_close(a[:count], b[:count], rtol=tolerance, atol=tolerance)
+    for a, b in zip(vectors, wanted[1], strict=True):
+        torch.testing.assert_close(a, b, rtol=tolerance, atol=tolerance)
 
 
 def test_streams_of_all_types_in_one_call_match_the_reference(interpreter):
