@@ -43,7 +43,7 @@ class _Distribution(str, Enum):
 
 
 class _Reorthogonalize(str, Enum):
-    full, none = "full", "none"
+    full, selective, none = "full", "selective", "none"
 
 
 _Basis = Enum("_Basis", {name: name for name in STORAGES}, type=str)  # type: ignore[misc]  # as many as are registered
@@ -145,7 +145,7 @@ def slq(
     ] = _Distribution.gaussian,
     precision: _Arithmetic = _Precision.fp32,
     reorthogonalize: Annotated[
-        _Reorthogonalize, typer.Option(help="Against all vectors or two.")
+        _Reorthogonalize, typer.Option(help="Against all vectors, all where needed, or two.")
     ] = _Reorthogonalize.full,
     basis: _Kept = _PLAIN_BASIS,
     microbatch: _Microbatch = None,

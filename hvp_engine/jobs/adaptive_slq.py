@@ -88,10 +88,11 @@ class AdaptiveSlqJob(Job[Wave, Spectra]):
         settings, where = self.settings, Where(operator.dtype, operator.device)
         small = {block: operator.numel[block] for block, k in wave if k == MATRIX}
         starts = start_vectors(operator, [stream for stream in wave if stream[0] not in small], settings)
+        lanczos = settings.lanczos.with_noise(self.noise)
         found = self._found(operator, finished)
         if any(block in found for block, _ in wave):
             limits = {block: int(found[block].steps[0]) for block in starts}
-            return Wave(operator.sweep, WavePlan(starts, small, limits), settings.lanczos, where)
+            return Wave(operator.sweep, WavePlan(starts, small, limits), lanczos, where)
 
         def judge(
             asked: Collection[str], blocks: Mapping[str, Coefficients], singles: Mapping[str, FloatArray]
@@ -99,7 +100,7 @@ class AdaptiveSlqJob(Job[Wave, Spectra]):
             return self._judged(asked, {**found, **blocks}, singles, [*finished, state], list(operator.numel))
 
         rule = Rule(judge, settings.seed, self.noise)
-        state = AdaptiveWave(operator.sweep, WavePlan(starts, small, {}), settings.lanczos, where, rule)
+        state = AdaptiveWave(operator.sweep, WavePlan(starts, small, {}), lanczos, where, rule)
         return state
 
     def collect(self, operator: CurvatureOperator, states: list[Wave], manifest: dict[str, Any]) -> Spectra:
@@ -155,7 +156,7 @@ class AdaptiveSlqJob(Job[Wave, Spectra]):
 
     def _found(self, operator: CurvatureOperator, states: Sequence[Wave]) -> dict[str, Coefficients]:
         """Return what the streams of the finished waves found, by block in block order."""
-        return collected(_streams(states), operator.numel, self.settings.reorthogonalize == "full", self.noise)
+        return collected(_streams(states), operator.numel, self.settings.lanczos.kept is not None, self.noise)
 
     def _singles(self, states: Sequence[Wave]) -> dict[str, FloatArray]:
         return {

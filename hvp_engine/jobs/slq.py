@@ -29,13 +29,14 @@ class SlqJob(Job[BatchedLanczos, Spectra]):
     ) -> BatchedLanczos:
         """Draw the start vectors of a wave."""
         starts = start_vectors(operator, wave, self.settings)
-        return BatchedLanczos(operator.sweep, starts, self.settings.lanczos, operator.dtype, operator.device)
+        settings = self.settings.lanczos.with_noise(self.noise)
+        return BatchedLanczos(operator.sweep, starts, settings, operator.dtype, operator.device)
 
     def collect(self, operator: CurvatureOperator, states: list[BatchedLanczos], manifest: dict[str, Any]) -> Spectra:
         """Collect each block's streams from the waves and turn them into spectra."""
         settings = self.settings
-        full = settings.reorthogonalize == "full"
-        found = collected(states, operator.numel, full, self.noise, settings.steps)
+        orthogonal = settings.lanczos.kept is not None
+        found = collected(states, operator.numel, orthogonal, self.noise, settings.steps)
         spectra = [spectrum(operator, block, coefficients) for block, coefficients in found.items()]
         return Spectra(spectra, {**manifest, **lost_orthogonality(states)})
 

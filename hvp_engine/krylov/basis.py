@@ -58,7 +58,8 @@ class Orthogonalized(NamedTuple):
         alphas: (k,) fp64, of any stride: component along the newest vector.
         betas: (k,) fp64, contiguous: norm of what is left.
         loss: (k,) fp64, contiguous: largest cosine between a vector and its basis that stays, or where all components
-            were taken out twice, that the second pass still found.
+            were taken out twice, that the second pass still found. Of a thorough projection by rounded vectors: the
+            largest that it took out, for no more is known to be left.
     """
 
     alphas: Tensor
@@ -104,14 +105,22 @@ class Basis(ABC):
         """Return the newest or second newest vectors of a block, unrounded: (streams, numel)."""
 
     @abstractmethod
-    def project(self, position: int, slots: Sequence[Slot], vectors: Sequence[Tensor]) -> Orthogonalized:
+    def project(
+        self, position: int, slots: Sequence[Slot], vectors: Sequence[Tensor], thorough: bool = False
+    ) -> Orthogonalized:
         """Make vectors orthogonal, in place, to all kept vectors up to ``position``.
 
         Args:
             position: Number of the newest vector.
             slots: The vectors' streams.
             vectors: Per stream a contiguous (numel,) tensor of the working dtype.
+            thorough: Whether every component is taken out that is found, at once, and of the newest vector as well where
+                :attr:`corrects_newest` says so. Else those stay that are too small to matter.
         """
+
+    @abstractmethod
+    def project_newest(self, position: int, slots: Sequence[Slot], vectors: Sequence[Tensor]) -> Orthogonalized:
+        """Make vectors orthogonal, in place, to the newest two alone; the arguments are those of :meth:`project`."""
 
     @abstractmethod
     def deflate(self, slot: Slot, count: int, vectors: Sequence[Tensor]) -> None:

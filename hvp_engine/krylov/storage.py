@@ -29,6 +29,11 @@ def lanczos_rule(dtype: torch.dtype) -> Rule:
     return Rule(WINDOW, _TOLERANCES[dtype], 0.5 * math.sqrt(torch.finfo(dtype).eps))
 
 
+def applied(rule: Rule, thorough: bool) -> Rule:
+    """Return the rule, or the same with nothing left where it is."""
+    return Rule(rule.near, 0.0, None if rule.postponed is None else 0.0) if thorough else rule
+
+
 def plain_rule(store_dtype: torch.dtype) -> Rule:
     """Say how vectors are projected whose components along the kept ones, of any dtype, are none of them large."""
     return Rule(0, _TOLERANCES[store_dtype])
@@ -60,8 +65,14 @@ class WindowBasis(Basis):
         """Return the newest or second newest vectors of a block."""
         return self._window[block][:, position % WINDOW]
 
-    def project(self, position: int, slots: Sequence[Slot], vectors: Sequence[Tensor]) -> Orthogonalized:
-        """Make vectors orthogonal to the newest two."""
+    def project(
+        self, position: int, slots: Sequence[Slot], vectors: Sequence[Tensor], thorough: bool = False
+    ) -> Orthogonalized:
+        """Make vectors orthogonal to the newest two, in two passes."""
+        return self.project_newest(position, slots, vectors)
+
+    def project_newest(self, position: int, slots: Sequence[Slot], vectors: Sequence[Tensor]) -> Orthogonalized:
+        """Make vectors orthogonal to the newest two, in two passes."""
         windows = [self._window[block][row] for block, row in slots]
         done = reorthogonalize(windows, vectors, [min(position + 1, WINDOW)] * len(vectors))
         return Orthogonalized(done.coefficients[:, position % WINDOW], done.norms, done.lost)
@@ -124,11 +135,21 @@ class FullBasis(Basis):
         """Return the vectors of a block at a position."""
         return self._store[block][:, position]
 
-    def project(self, position: int, slots: Sequence[Slot], vectors: Sequence[Tensor]) -> Orthogonalized:
+    def project(
+        self, position: int, slots: Sequence[Slot], vectors: Sequence[Tensor], thorough: bool = False
+    ) -> Orthogonalized:
         """Make vectors orthogonal to all that are kept, in one kernel call."""
         stores = [self._store[block][row] for block, row in slots]
-        done = reorthogonalize(stores, vectors, [position + 1] * len(vectors), lanczos_rule(stores[0].dtype))
+        rule = applied(lanczos_rule(stores[0].dtype), thorough)
+        done = reorthogonalize(stores, vectors, [position + 1] * len(vectors), rule)
         return Orthogonalized(done.coefficients[:, position], done.norms, done.lost)
+
+    def project_newest(self, position: int, slots: Sequence[Slot], vectors: Sequence[Tensor]) -> Orthogonalized:
+        """Make vectors orthogonal to the newest two, in two passes."""
+        first = max(0, position + 1 - WINDOW)
+        stores = [self._store[block][row, first : position + 1] for block, row in slots]
+        done = reorthogonalize(stores, vectors, [position + 1 - first] * len(vectors))
+        return Orthogonalized(done.coefficients[:, -1], done.norms, done.lost)
 
     def deflate(self, slot: Slot, count: int, vectors: Sequence[Tensor]) -> None:
         """Make further vectors orthogonal to the first of a stream, all in one kernel call."""
@@ -195,15 +216,24 @@ class RoundedBasis(FullBasis):
         """Return the newest or second newest vectors of a block, unrounded."""
         return self._window.newest(position, block)
 
-    def project(self, position: int, slots: Sequence[Slot], vectors: Sequence[Tensor]) -> Orthogonalized:
+    def project(
+        self, position: int, slots: Sequence[Slot], vectors: Sequence[Tensor], thorough: bool = False
+    ) -> Orthogonalized:
         """Make vectors orthogonal to the newest two unrounded ones, then to the rounded older ones."""
         # The unrounded window first: it takes out the large components alpha and beta. What the rounded older vectors
         # take out afterwards is small, so that their rounding is multiplied by something small.
         recent = self._window.project(position, slots, vectors)
         stores = [self._store[block][row] for block, row in slots]
         counts = [max(0, position + 1 - WINDOW)] * len(vectors)
-        older = reorthogonalize(stores, vectors, counts, plain_rule(stores[0].dtype))
-        return Orthogonalized(recent.alphas, older.norms, torch.maximum(recent.loss, older.lost))
+        older = reorthogonalize(stores, vectors, counts, applied(plain_rule(stores[0].dtype), thorough))
+        lost = older.lost
+        if thorough and counts[0] > 0:  # by rounded vectors, and so no more of it stays than was found
+            lost = torch.where(older.norms == 0.0, 0.0, older.coefficients.abs().amax(dim=1) / older.norms)
+        return Orthogonalized(recent.alphas, older.norms, torch.maximum(recent.loss, lost))
+
+    def project_newest(self, position: int, slots: Sequence[Slot], vectors: Sequence[Tensor]) -> Orthogonalized:
+        """Make vectors orthogonal to the newest two, unrounded, in two passes."""
+        return self._window.project(position, slots, vectors)
 
     def release(self, block: str) -> None:
         """Free the vectors of a block."""
