@@ -112,7 +112,7 @@ __global__ void __launch_bounds__(kProjectionThreads) finish_pass(ProjectionBatc
         }
         if (thread == 0) {
             batch.arrays.norms[index] = norm;
-            batch.passes()[index] = passes;
+            if (number == 1) batch.passes()[index] = passes;
         }
         __syncthreads();
     }

@@ -13,7 +13,7 @@ from typing import Any
 
 from hvp_engine.jobs.account import Taken, account, not_reached
 from hvp_engine.jobs.runner import Job
-from hvp_engine.jobs.slq import collected, lost_orthogonality, spectrum, start_vectors
+from hvp_engine.jobs.slq import collected, orthogonality_facts, spectrum, start_vectors
 from hvp_engine.krylov import stopping
 from hvp_engine.krylov.adaptive import AdaptiveWave, Rule
 from hvp_engine.krylov.lanczos import BatchedLanczos, Stream
@@ -120,11 +120,12 @@ class AdaptiveSlqJob(Job[Wave, Spectra]):
                 spectra[block] = spectrum(operator, block, found[block], singles=singles[block], deflated=deflated)
             blocks[block] = account(spectra[block], taken, verdicts.get(block), self.settings)
         adaptive = {"targets": self._targets.record(), "blocks": blocks}
-        notes = list(manifest.get("notes", []))
+        facts = orthogonality_facts(_streams(states), found, operator, manifest)
+        notes = list(facts.get("notes", manifest.get("notes", [])))
         if (missing := not_reached(adaptive)) is not None:
             log.warning("%s", missing)
             notes.append(missing)
-        facts = {"notes": notes, **lost_orthogonality(_streams(states)), "adaptive": adaptive}
+        facts |= {"notes": notes, "adaptive": adaptive}
         return Spectra([spectra[block] for block in operator.numel], {**manifest, **facts})
 
     def load(self, run: Path) -> Spectra:

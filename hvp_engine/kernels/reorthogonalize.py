@@ -80,9 +80,7 @@ def reorthogonalize_ref(
     return _project(bases, vectors, counts, rule)
 
 
-def _project(
-    bases: Sequence[Tensor], vectors: Sequence[Tensor], counts: Sequence[int], rule: Rule
-) -> Projection:
+def _project(bases: Sequence[Tensor], vectors: Sequence[Tensor], counts: Sequence[int], rule: Rule) -> Projection:
     device = vectors[0].device
     coefficients = torch.zeros((len(vectors), max(counts)), dtype=torch.float64, device=device)
     norms, lost = torch.zeros((2, len(vectors)), dtype=torch.float64, device=device)

@@ -104,7 +104,9 @@ class JobSettings:
                 f"steps={self.steps!r} is more than {_MOST_STEPS:,}; tens to thousands are enough."
             )
         if self.reorthogonalize not in get_args(Reorthogonalize):
-            raise ConfigurationError(f"reorthogonalize={self.reorthogonalize!r} is not one of 'full', 'selective', 'none'.")
+            raise ConfigurationError(
+                f"reorthogonalize={self.reorthogonalize!r} is not one of 'full', 'selective', 'none'."
+            )
         if self.basis not in tuple(STORAGES):
             raise ConfigurationError(f"basis={self.basis!r} is not one of {', '.join(map(repr, STORAGES))}.")
         check_precision(self.precision)

@@ -143,7 +143,9 @@ def test_projection_takes_out_all_that_is_kept(kind: StorageCase, count: int) ->
 
 
 @pytest.mark.parametrize("equal", [(0, 1), (5, 6)], ids=["older", "newest"])
-def test_projection_reports_the_orthogonality_that_its_first_pass_over_all_leaves(kind: StorageCase, equal: tuple[int, int]) -> None:
+def test_projection_reports_the_orthogonality_that_its_first_pass_over_all_leaves(
+    kind: StorageCase, equal: tuple[int, int]
+) -> None:
     vectors = orthonormal(kind.dtype)
     slot = ("long", 1)
     other = products([slot], kind.dtype)[0]

@@ -50,7 +50,9 @@ def lanczos(name: str, reorthogonalize: str = "selective", noise: float = 0.0, *
             rows += noise * rows.norm(dim=1, keepdim=True) * error / error.norm(dim=1, keepdim=True)
         return products
 
-    starts = {block: {k: probe(0, block, k, len(d), "gaussian", dtype) for k in range(2)} for block, d in DIAGONALS.items()}
+    starts = {
+        block: {k: probe(0, block, k, len(d), "gaussian", dtype) for k in range(2)} for block, d in DIAGONALS.items()
+    }
     settings = LanczosSettings(STEPS, reorthogonalize, storage, noise)  # type: ignore[arg-type]
     return BatchedLanczos(multiply, starts, settings, dtype, torch.device("cpu"), **options)
 

@@ -19,6 +19,4 @@ def reorthogonalize(table: NDArray[np.int64], rule: Rule, found: Projection) -> 
         rule: As in `hvp_engine.kernels.reorthogonalize.reorthogonalize`.
         found: Filled; its coefficients are given as zeros.
     """
-    native.reorthogonalize(
-        table, *rule.numbers, found.coefficients.numpy(), found.norms.numpy(), found.lost.numpy()
-    )
+    native.reorthogonalize(table, *rule.numbers, found.coefficients.numpy(), found.norms.numpy(), found.lost.numpy())
