@@ -86,10 +86,10 @@ def slq(
             sphere in none. Their variance is no smaller in practice, and the error bars are made for the sphere.
         operator: The matrix, one of :data:`hvp_engine.operators.registry.OPERATORS`.
         precision: Arithmetic of the products: ``"fp64"``, ``"fp32"``, ``"tf32"``, ``"bf16"``.
-        reorthogonalize: ``"full"`` keeps all Lanczos vectors, measures in every step how orthogonal they are, and admits no
-            ghost eigenvalues. ``"selective"`` keeps them too, estimates instead, and reads them only where the loss of
-            orthogonality would harm the coefficients: the same spectra to the rounding of the precision, for fewer
-            reads. ``"none"`` keeps two; the manifest says from which step on there are ghosts.
+        reorthogonalize: ``"full"`` keeps all Lanczos vectors, measures in every step how orthogonal they are, and
+            admits no ghost eigenvalues. ``"selective"`` keeps them too, estimates instead, and reads them only where
+            the loss of orthogonality would harm the coefficients: the same spectra to the rounding of the precision,
+            for fewer reads. ``"none"`` keeps two; the manifest says from which step on there are ghosts.
         basis: Dtype of the kept vectors, ``"fp32"`` or ``"bf16"`` (half the memory); ``precision="fp64"`` keeps fp64.
         microbatch: Samples differentiated at once; None takes whole batches while they fit.
         memory: Budget in bytes for graphs and vectors; None takes 80 % of what is free.

@@ -3,9 +3,9 @@
 Files in ``hvp_engine-checkpoint/``: ``identity.json`` says which job it belongs to, ``waves.json`` how its streams are
 grouped. ``wave-000-state.safetensors`` holds the scalars of a wave, its progress, what its basis rewrites with every
 step (the newest vectors, unrounded, as ``window/<block>``), and which rows files belong to it;
-``wave-000-rows-00000-00012.safetensors`` holds the Lanczos vectors of those positions. These are written once (the newest
-again with the next ones, where it is corrected meanwhile), so that a checkpoint costs what is new, not what the basis
-has grown to.
+``wave-000-rows-00000-00012.safetensors`` holds the Lanczos vectors of those positions. These are written once (the
+newest again with the next ones, where it is corrected meanwhile), so that a checkpoint costs what is new, not what the
+basis has grown to.
 
 Every file has a checksum that covers the job, the wave's streams and the file's name beside the content: one of another
 job, another wave or another place does not fit.

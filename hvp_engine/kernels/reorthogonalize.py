@@ -122,7 +122,8 @@ def _project_one(rows: Tensor, vector: Tensor, total: Tensor, rule: Rule) -> tup
 
 
 def _norm(vector: Tensor) -> Tensor:
-    return torch.linalg.vector_norm(vector, dtype=torch.float64)
+    norm: Tensor = torch.linalg.vector_norm(vector, dtype=torch.float64)
+    return norm
 
 
 def _relative(size: Tensor, norm: Tensor) -> Tensor:

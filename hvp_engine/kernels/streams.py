@@ -17,8 +17,8 @@ from hvp_engine.errors import ConfigurationError
 from hvp_engine.kernels.tensors import dtype_number
 
 __all__ = [
-    "LanczosState",
     "TWICE",
+    "LanczosState",
     "NewVector",
     "Projection",
     "Rule",

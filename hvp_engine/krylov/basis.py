@@ -114,8 +114,8 @@ class Basis(ABC):
             position: Number of the newest vector.
             slots: The vectors' streams.
             vectors: Per stream a contiguous (numel,) tensor of the working dtype.
-            thorough: Whether every component is taken out that is found, at once, and of the newest vector as well where
-                :attr:`corrects_newest` says so. Else those stay that are too small to matter.
+            thorough: Whether every component is taken out that is found, at once, and of the newest vector as well
+                where :attr:`corrects_newest` says so. Else those stay that are too small to matter.
         """
 
     @abstractmethod

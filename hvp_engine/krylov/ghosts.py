@@ -52,8 +52,8 @@ def ghost_facts(blocks: Mapping[str, Coefficients], eps: float) -> tuple[dict[st
         most = max(hit, key=lambda name: hit[name].copies)
         counted = f", at most {hit[most].copies} in a stream ({most})" if hit[most].copies else ""
         words.append(
-            f"Without reorthogonalisation copies of converged eigenvalues must be expected in {len(hit)} of {len(found)} "
-            f"blocks, from step {hit[earliest].from_step} on ({earliest}){counted}."
+            f"Without reorthogonalisation copies of converged eigenvalues must be expected in {len(hit)} of "
+            f"{len(found)} blocks, from step {hit[earliest].from_step} on ({earliest}){counted}."
         )
     return {name: ghosts._asdict() for name, ghosts in found.items()}, words
 

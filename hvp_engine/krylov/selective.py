@@ -3,9 +3,9 @@
 Each stream decides by itself, from its coefficients (:mod:`hvp_engine.krylov.omega`). Every step takes out the
 components along the newest two vectors; once the estimate of the next vector passes the square root of the rounding, it
 and the newest one are made orthogonal to the whole basis: two in succession, for the recurrence has two (Simon 1984).
-A basis that cannot correct its newest vector has the next one of the stream reorthogonalised in its place. One that rounds
-its vectors leaves about as much as it finds when there is nothing but their rounding to find, and estimates go on from
-that: where rounding is coarse, such as that of bf16 in small blocks, every step reads the basis.
+A basis that cannot correct its newest vector has the next one of the stream reorthogonalised in its place. One that
+rounds its vectors leaves about as much as it finds when there is nothing but their rounding to find, and estimates go
+on from that: where rounding is coarse, such as that of bf16 in small blocks, every step reads the basis.
 
 The decision is the host's. It reads two numbers per stream in every step, and so waits for a device that computes
 beside it; a basis is read less often in exchange.
@@ -28,8 +28,8 @@ class Selection:
     """Decides for every stream of a wave which steps read its basis.
 
     Attributes:
-        left: (streams, steps) fp64: largest cosines after the steps that did, 0 for the others; a checkpoint keeps them, for
-            the estimates follow from them.
+        left: (streams, steps) fp64: largest cosines after the steps that did, 0 for the others; a checkpoint keeps
+            them, for the estimates follow from them.
     """
 
     def __init__(self, streams: int, steps: int, eps: float, noise: float) -> None:
@@ -87,7 +87,8 @@ class Selection:
         loss = np.where(np.isfinite(estimates), estimates, 0.0)
         alphas, betas = alphas.copy(), betas.copy()
         if len(chosen):
-            whole = basis.project(j, [slots[i] for i in chosen], [vectors[i] for i in chosen], thorough=True)
+            picked = chosen.tolist()
+            whole = basis.project(j, [slots[i] for i in picked], [vectors[i] for i in picked], thorough=True)
             alphas[chosen] += whole.alphas.numpy(force=True)
             betas[chosen], loss[chosen] = whole.betas.numpy(force=True), whole.loss.numpy(force=True)
             left = np.maximum(self._eps, np.nan_to_num(loss[chosen], nan=1.0))

@@ -47,7 +47,7 @@ def lanczos(name: str, reorthogonalize: str = "selective", noise: float = 0.0, *
         products = {block: rows * DIAGONALS[block].to(dtype) for block, rows in vectors.items()}
         for rows in products.values() if noise else ():
             error = torch.randn(rows.shape, generator=generator).to(dtype)
-            rows += noise * rows.norm(dim=1, keepdim=True) * error / error.norm(dim=1, keepdim=True)
+            rows.add_(noise * rows.norm(dim=1, keepdim=True) * error / error.norm(dim=1, keepdim=True))
         return products
 
     starts = {

@@ -1,9 +1,9 @@
 """Batched ragged reorthogonalisation: what hvp_engine.kernels.reorthogonalize describes.
 
-A program takes one tile of one stream's columns, so that what a stream gives depends on nothing but itself. Pass 0 takes
-the dots with the near rows; pass 1 their update and, while the tile's rows are on their way, the dots with all of them;
-passes 2 and 3 are updates that only those streams have which need them: the device decides, the programs of the others
-leave at once, and the host waits for nothing. Each pass leaves its partial sums in fp64, one row per program, which a
+A program takes one tile of one stream's columns, so that what a stream gives depends on nothing but itself. Pass 0
+takes the dots with the near rows; pass 1 their update and the dots with all rows; passes 2 and 3 are updates that only
+those streams have which need them: the device decides, the programs of the others leave at once, and the host waits for
+nothing. Each pass leaves its partial sums in fp64, one row per program, which a
 second launch adds in a fixed order: no atomic operations, and equal inputs give equal bits.
 """
 
@@ -177,9 +177,11 @@ def sum_dots(streams, passes, partial, sums, width, NUMBER: tl.constexpr, TASKS:
     first = tl.zeros_like(count)
     if NUMBER == 0:
         first = tl.maximum(0, count - tl.load(entry + 8))
+    known = 4
     if NUMBER == 2:
-        if tl.load(passes + out) <= NUMBER + 1:
-            return
+        known = tl.load(passes + out)
+    if known <= 3:
+        return
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     is_measured = (row >= first) & (row < count)
     total = tl.zeros((TASKS, ROWS), dtype=tl.float64)
@@ -317,7 +319,8 @@ def _project(
     for number in range(0 if any(near) else 1, _PASSES - (rule.near is None)):
         taken = coefficients if number < 2 else second[0]
         project_tiles[(num_tasks,)](
-            streams, owners, passes, taken, second[-1], partial[0], partial[-1], squares, width, NUMBER=number, **constants
+            streams, owners, passes, taken, second[-1], partial[0], partial[-1], squares, width, NUMBER=number,
+            **constants,
         )  # fmt: skip
         if number < 3:
             sums = coefficients if number == 0 else second[0]
