@@ -36,8 +36,8 @@ class Selection:
         """Begin with the start vectors; for the arguments see :class:`Omega`."""
         self.left = torch.zeros((streams, steps), dtype=torch.float64, device="cpu")
         self._eps = eps
-        self._make = lambda: Omega(streams, steps, eps, noise)
-        self._omega = self._make()
+        self._sizes = (streams, steps, eps, noise)
+        self._omega = Omega(*self._sizes)
         self._again = np.zeros(streams, dtype=np.bool_)
 
     def resume(
@@ -57,7 +57,7 @@ class Selection:
             betas: (streams, steps) norms of what was left.
             steps: (streams,) steps done.
         """
-        self._omega = self._make()
+        self._omega = Omega(*self._sizes)
         self._again[:] = False
         for j in range(position):
             rows = np.flatnonzero(steps > j)

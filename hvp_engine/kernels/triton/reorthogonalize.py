@@ -68,6 +68,20 @@ def _rows_of(basis, stride, row, column, inside, first, count):
     return _wide(tl.load(basis + row[:, None] * stride + column[None, :], mask=mask, other=0.0))
 
 
+@triton.jit
+def _subtract(
+    basis, stride, column, inside, first, count, c, d, values, others, BOTH: tl.constexpr, ROWS: tl.constexpr
+):
+    """Subtract rows first .. count - 1 times c from a tile's values and, where BOTH, times d from others."""
+    for start in range(first, count, ROWS):
+        row = start + tl.arange(0, ROWS)
+        rows = _rows_of(basis, stride, row, column, inside, first, count)
+        values -= tl.sum(rows * tl.load(c + row, mask=row < count, other=0.0)[:, None], axis=0)
+        if BOTH:
+            others -= tl.sum(rows * tl.load(d + row, mask=row < count - 1, other=0.0)[:, None], axis=0)
+    return values, others
+
+
 @triton.jit(do_not_specialize=["width"])  # it grows by one each step
 def project_tiles(
     streams,
@@ -121,14 +135,8 @@ def project_tiles(
     if PAIRS:
         others = _wide(tl.load(last_row, mask=has_last, other=0.0))
     if NUMBER >= 1:
-        for start in range(first, count, ROWS):
-            row = start + tl.arange(0, ROWS)
-            rows = _rows_of(basis, stride, row, column, inside, first, count)
-            c = tl.load(coefficients + out * width + row, mask=row < count, other=0.0)
-            values -= tl.sum(rows * c[:, None], axis=0)
-            if PAIRS and NUMBER == 2:
-                d = tl.load(last_coefficients + out * width + row, mask=row < count - 1, other=0.0)
-                others -= tl.sum(rows * d[:, None], axis=0)
+        c, d, both = coefficients + out * width, last_coefficients + out * width, PAIRS and NUMBER == 2
+        values, others = _subtract(basis, stride, column, inside, first, count, c, d, values, others, both, ROWS)
         rounded = values.to(VECTOR)
         tl.store(vector + column, rounded, mask=inside)
         values = _wide(rounded)
@@ -195,6 +203,21 @@ def sum_dots(streams, passes, partial, sums, width, NUMBER: tl.constexpr, TASKS:
     tl.store(sums + out * width + row, tl.sum(total, axis=0), mask=row < count)
 
 
+@triton.jit
+def _sizes(dots, other, count, ROWS: tl.constexpr):
+    """Largest magnitude and sum of squares of some dots, and their product with others."""
+    largest = tl.zeros((ROWS,), dtype=tl.float64)
+    square = tl.zeros((ROWS,), dtype=tl.float64)
+    overlap = tl.zeros((ROWS,), dtype=tl.float64)
+    for start in range(0, count, ROWS):
+        row = start + tl.arange(0, ROWS)
+        d = tl.load(dots + row, mask=row < count, other=0.0)
+        largest = tl.maximum(largest, tl.abs(d))
+        square += d * d
+        overlap += d * tl.load(other + row, mask=row < count, other=0.0)
+    return tl.max(largest, axis=0), tl.sum(square, axis=0), tl.sum(overlap, axis=0)
+
+
 @triton.jit(do_not_specialize=["width", "tolerance", "postponed"])
 def finish_streams(
     streams,
@@ -227,29 +250,16 @@ def finish_streams(
     tl.store(norms + out, norm)
     if NUMBER == 3 or (NUMBER == 2 and known <= 3):
         return
-    largest = tl.zeros((ROWS,), dtype=tl.float64)
-    square = tl.zeros((ROWS,), dtype=tl.float64)
-    last_largest = tl.zeros((ROWS,), dtype=tl.float64)
-    last_square = tl.zeros((ROWS,), dtype=tl.float64)
-    overlap = tl.zeros((ROWS,), dtype=tl.float64)  # of the last row's components, which were not measured without
-    for start in range(0, count, ROWS):
-        row = start + tl.arange(0, ROWS)
-        c = tl.load(second + out * width + row, mask=row < count, other=0.0)
-        largest = tl.maximum(largest, tl.abs(c))
-        square += c * c
-        if PAIRS and NUMBER == 1:
-            d = tl.load(last + out * width + row, mask=row < count - 1, other=0.0)
-            last_largest = tl.maximum(last_largest, tl.abs(d))
-            last_square += d * d
-            overlap += c * d
+    largest, square, _ = _sizes(second + out * width, second + out * width, count, ROWS)
+    overlap = 0.0 * square  # of the last row's components, which the vector was not measured without
     # A NaN, which the maximum may drop, is in the norm as well.
-    cosine = tl.where(norm == 0.0, 0.0, tl.max(largest, axis=0) / norm)
+    cosine = tl.where(norm == 0.0, 0.0, largest / norm)
     if NUMBER == 1:
-        share = tl.where(norm == 0.0, 0.0, tl.sqrt(tl.sum(square, axis=0)) / norm)
+        share = tl.where(norm == 0.0, 0.0, tl.sqrt(square) / norm)
         enough = share <= tolerance
         if PAIRS:
-            enough = (share <= postponed) & (tl.sqrt(tl.sum(last_square, axis=0)) <= tolerance)
-            cosine = tl.max(last_largest, axis=0)
+            cosine, square, overlap = _sizes(last + out * width, second + out * width, count - 1, ROWS)
+            enough = (share <= postponed) & (tl.sqrt(square) <= tolerance)
         once = tl.load(entry + 8) >= count
         known = tl.where(enough, 2, tl.where(once | (share <= LARGE), 3, 4))
         tl.store(passes + out, known)
@@ -261,7 +271,7 @@ def finish_streams(
             row = start + tl.arange(0, ROWS)
             c = tl.load(second + out * width + row, mask=row < count, other=0.0)
             if PAIRS and NUMBER == 1:
-                c = tl.where(row == count - 1, c - tl.sum(overlap, axis=0), c)
+                c = tl.where(row == count - 1, c - overlap, c)
                 tl.store(second + out * width + row, c, mask=row < count)
             before = tl.load(total + out * width + row, mask=row < count, other=0.0)
             tl.store(total + out * width + row, before + c, mask=row < count)
