@@ -82,6 +82,21 @@ def _subtract(
     return values, others
 
 
+@triton.jit
+def _dots(
+    basis, stride, column, inside, first, count, to, last_to, values, others, BOTH: tl.constexpr, ROWS: tl.constexpr
+):
+    """Write the products of rows first .. count - 1 with a tile's values and, where BOTH, with others."""
+    # Backwards: the rows read last are the likeliest to be in the cache.
+    blocks = tl.cdiv(count - first, ROWS)
+    for block in range(0, blocks):
+        row = first + (blocks - 1 - block) * ROWS + tl.arange(0, ROWS)
+        rows = _rows_of(basis, stride, row, column, inside, first, count)
+        tl.store(to + row, tl.sum(rows * values[None, :], axis=1), mask=row < count)
+        if BOTH:
+            tl.store(last_to + row, tl.sum(rows * others[None, :], axis=1), mask=row < count)
+
+
 @triton.jit(do_not_specialize=["width"])  # it grows by one each step
 def project_tiles(
     streams,
@@ -152,16 +167,8 @@ def project_tiles(
         measured = first
         if NUMBER == 1:
             measured = 0
-        # Backwards: the rows read last are the likeliest to be in the cache.
-        blocks = tl.cdiv(count - measured, ROWS)
-        for block in range(0, blocks):
-            row = measured + (blocks - 1 - block) * ROWS + tl.arange(0, ROWS)
-            rows = _rows_of(basis, stride, row, column, inside, measured, count)
-            dots = tl.sum(rows * values[None, :], axis=1)
-            tl.store(partial + task * width + row, dots, mask=row < count)
-            if PAIRS and NUMBER == 1:
-                dots = tl.sum(rows * others[None, :], axis=1)
-                tl.store(last_partial + task * width + row, dots, mask=row < count)
+        to, last, both = partial + task * width, last_partial + task * width, PAIRS and NUMBER == 1
+        _dots(basis, stride, column, inside, measured, count, to, last, values, others, both, ROWS)
 
 
 @triton.jit
