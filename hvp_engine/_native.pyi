@@ -21,6 +21,9 @@ def fingerprint(pointer: int, bytes: int) -> int: ...
 # csrc/bindings/reorthogonalize.cpp
 def reorthogonalize(
     table: NDArray[np.int64],
+    near: int,
+    tolerance: float,
+    postponed: float,
     coefficients: NDArray[np.float64],
     norms: NDArray[np.float64],
     lost: NDArray[np.float64],
@@ -48,6 +51,9 @@ class ProjectionPlan:
 def cuda_plan_reorthogonalize(table: NDArray[np.int64]) -> tuple[ProjectionPlan, NDArray[np.int64]]: ...
 def cuda_reorthogonalize(
     plan: ProjectionPlan,
+    near: int,
+    tolerance: float,
+    postponed: float,
     entries: int,
     coefficients: int,
     coefficient_stride: int,

@@ -168,7 +168,7 @@ def examples(native: ModuleType) -> dict[str, list[Any]]:
         "pair_products": [F32, at(15), at(5), ROWS, COLUMNS, Size(2), Size(9), at(21)],
         "pack_covariance": [F32, F32, at(21), at(15), ROWS, COLUMNS, Size(2), Size(9), at(45)],
         "packed_symmetric_matvec": [F32, at(45), at(30), BATCH, ROWS, COLUMNS, at(30)],
-        "reorthogonalize": [host_stream_table(), numbers(3, 3), numbers(3), numbers(3)],
+        "reorthogonalize": [host_stream_table(), 2, 1e-6, -1.0, numbers(3, 3), numbers(3), numbers(3)],
         "tridiagonal_quadrature": [
             numbers(3, 4),
             numbers(3, 3),
@@ -197,6 +197,9 @@ def cuda_examples(native: ModuleType) -> dict[str, list[Any]]:
         "cuda_plan_reorthogonalize": [stream_table()],
         "cuda_reorthogonalize": [
             projection,
+            2,
+            1e-6,
+            -1.0,
             Address(kept(words)),
             at(6),
             Size(3),

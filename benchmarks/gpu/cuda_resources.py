@@ -30,16 +30,16 @@ TYPES = {"f": "fp32", "d": "fp64", "b": "bf16"}
 
 # The kernels without their launchers, for a compiler that has no host headers.
 NVRTC_SOURCE = """
-#include "reorthogonalize_kernels.cuh"
+#include "reorthogonalize_decide.cuh"
 #include "lanczos_step_kernels.cuh"
 #include "tridiagonal_kernels.cuh"
 namespace hvp { namespace cuda {
-template __global__ void project<float, float>(ProjectionBatch, Pass, std::int64_t);
-template __global__ void project<float, double>(ProjectionBatch, Pass, std::int64_t);
-template __global__ void project<Bf16, float>(ProjectionBatch, Pass, std::int64_t);
-template __global__ void project<Bf16, double>(ProjectionBatch, Pass, std::int64_t);
-template __global__ void project<double, float>(ProjectionBatch, Pass, std::int64_t);
-template __global__ void project<double, double>(ProjectionBatch, Pass, std::int64_t);
+template __global__ void project<float, float>(ProjectionBatch, int, std::int64_t);
+template __global__ void project<float, double>(ProjectionBatch, int, std::int64_t);
+template __global__ void project<Bf16, float>(ProjectionBatch, int, std::int64_t);
+template __global__ void project<Bf16, double>(ProjectionBatch, int, std::int64_t);
+template __global__ void project<double, float>(ProjectionBatch, int, std::int64_t);
+template __global__ void project<double, double>(ProjectionBatch, int, std::int64_t);
 }}
 """
 CSTDINT = """

@@ -15,7 +15,7 @@ using hvp::DeviceAddress;
 using hvp::cuda::ProjectionEntry;
 using hvp::cuda::ProjectionPlan;
 
-// The plan's sums, of which there are no more than twice as many, must not overflow.
+// The plan's sums, of which there are no more than three times as many, must not overflow.
 void check_sums(const std::vector<hvp::ReorthogonalizeStream>& streams) {
     std::int64_t largest = 0, sum = 0;
     for (const hvp::ReorthogonalizeStream& stream : streams) {
@@ -33,15 +33,18 @@ py::tuple cuda_plan_reorthogonalize(const hvp::Table& table) {
     return py::make_tuple(plan, hvp::cuda::words_of(entries));
 }
 
-void cuda_reorthogonalize(const ProjectionPlan& plan, DeviceAddress entries, DeviceAddress coefficients,
-                          std::int64_t coefficient_stride, DeviceAddress norms, DeviceAddress lost,
-                          DeviceAddress workspace, int device, std::uintptr_t stream) {
+void cuda_reorthogonalize(const ProjectionPlan& plan, std::int64_t near, double tolerance, double postponed,
+                          DeviceAddress entries, DeviceAddress coefficients, std::int64_t coefficient_stride,
+                          DeviceAddress norms, DeviceAddress lost, DeviceAddress workspace, int device,
+                          std::uintptr_t stream) {
     if (coefficient_stride < plan.max_count)
         hvp::refuse("A stream has more rows than there are columns of coefficients.");
+    const hvp::ReorthogonalizeRule rule = {near, tolerance, postponed};
+    if (rule.postpones() && plan.has_mixed_types()) hvp::refuse(hvp::kMixedTypes);
     const std::int64_t all = hvp::elements({plan.num_streams, coefficient_stride});
     const std::int64_t room = plan.workspace_bytes / static_cast<std::int64_t>(sizeof(double));
     hvp::cuda::check(hvp::cuda::reorthogonalize(
-        plan,
+        plan, rule,
         {entries.required<const ProjectionEntry>("entries", plan.num_streams),
          coefficients.required<double>("coefficients", all), coefficient_stride,
          norms.required<double>("norms", plan.num_streams), lost.required<double>("lost", plan.num_streams),

@@ -62,4 +62,14 @@ std::vector<ReorthogonalizeStream> streams_of(const Table& table) {
     return streams;
 }
 
+constexpr const char* kMixedTypes =
+    "Corrections of last rows that have another type than the vectors cannot be postponed.";
+
+inline ReorthogonalizeRule checked_rule(const ReorthogonalizeRule& rule,
+                                        const std::vector<ReorthogonalizeStream>& streams) {
+    for (const ReorthogonalizeStream& stream : streams)
+        if (rule.postpones() && stream.basis_type != stream.vector_type) refuse(kMixedTypes);
+    return rule;
+}
+
 }  // namespace hvp

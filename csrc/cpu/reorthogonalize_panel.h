@@ -138,16 +138,20 @@ void load_panel(const W* w, std::int64_t size, P* panel) {
         for (std::int64_t i = size; i % kScaledBlock != 0; ++i) panel[i] = P{0};
 }
 
-// Writes the panel back, rounds it to what was written, and returns its sum of squares. Two loops, for the
-// rounded values must come from memory: fused, GCC 12 drops the narrowing and widening pair in its AVX-512
-// code.
+// Writes the panel back and rounds it to what was written. Two loops, for the rounded values must come from
+// memory: fused, GCC 12 drops the narrowing and widening pair in its AVX-512 code.
 template <typename Q, typename W>
-double store_panel(double* panel, std::int64_t size, W* w) {
+void store_panel(double* panel, std::int64_t size, W* w) {
     const std::int64_t whole = size - size % kStep<Q>;
     for (std::int64_t i = 0; i < whole; i += kStep<Q>)
         for (std::int64_t j = 0; j < kStep<Q>; ++j) w[i + j] = static_cast<W>(panel[i + slot<Q>(j)]);
     for (std::int64_t i = whole; i < size; ++i) w[i] = static_cast<W>(panel[i]);
     load_panel<Q>(w, size, panel);
+}
+
+template <typename Q>
+double sum_of_squares(const double* panel, std::int64_t size) {
+    const std::int64_t whole = size - size % kStep<Q>;
     double squares[kStep<Q>] = {};
     for (std::int64_t i = 0; i < whole; i += kStep<Q>)
         for (std::int64_t j = 0; j < kStep<Q>; ++j) squares[j] += panel[i + j] * panel[i + j];

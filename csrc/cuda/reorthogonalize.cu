@@ -1,10 +1,10 @@
-// Two-pass classical Gram-Schmidt for many streams: the dots of the first pass; its update fused, tile by
-// tile, with the dots of the second pass; the second update fused with the norm. Each is one launch over all
-// streams, followed by a small one that adds the tasks' sums.
+// Classical Gram-Schmidt for many streams, as often as is needed; see hvp/reorthogonalize.h. Each pass is one
+// launch over all streams, followed by a small one that adds the tasks' sums and decides, on the device,
+// which streams have another pass. The blocks of the others leave at once.
 #include <cuda_runtime.h>
 
 #include "launch.h"
-#include "reorthogonalize_kernels.cuh"
+#include "reorthogonalize_decide.cuh"
 
 namespace hvp {
 namespace cuda {
@@ -18,12 +18,12 @@ ProjectionPlan plan_projection(const ReorthogonalizeStream* streams, std::int64_
         entries[s] = {stream, plan.num_tasks, partials};
         const std::int64_t tasks = (stream.size + kTaskColumns - 1) / kTaskColumns;
         plan.num_tasks += tasks;
-        partials += tasks * (stream.count + 1);
+        partials += tasks * (2 * stream.count + 1);
         if (stream.count > plan.max_count) plan.max_count = stream.count;
         plan.type_pairs |= std::int64_t{1} << type_pair_of(stream);
     }
     plan.workspace_bytes =
-        static_cast<std::int64_t>(sizeof(double)) * (num_streams * plan.max_count + partials);
+        static_cast<std::int64_t>(sizeof(double)) * (num_streams * (2 * plan.max_count + 1) + partials);
     return plan;
 }
 
@@ -32,14 +32,14 @@ namespace {
 constexpr int kBlocksPerProcessor = 2048 / kProjectionThreads;
 
 template <typename Q, typename W>
-cudaError_t launch_pass(Pass pass, const ProjectionBatch& batch, std::int64_t type_pair, unsigned blocks,
+cudaError_t launch_pass(int number, const ProjectionBatch& batch, std::int64_t type_pair, unsigned blocks,
                         const Queue& queue) {
     const std::int64_t bytes =
-        static_cast<std::int64_t>(sizeof(double)) * shared_doubles<Q>(batch.max_count, pass);
-    return launch(project<Q, W>, blocks, kProjectionThreads, bytes, queue, batch, pass, type_pair);
+        static_cast<std::int64_t>(sizeof(double)) * shared_doubles<Q>(batch.max_count, batch.vectors());
+    return launch(project<Q, W>, blocks, kProjectionThreads, bytes, queue, batch, number, type_pair);
 }
 
-using LaunchPass = cudaError_t (*)(Pass, const ProjectionBatch&, std::int64_t, unsigned, const Queue&);
+using LaunchPass = cudaError_t (*)(int, const ProjectionBatch&, std::int64_t, unsigned, const Queue&);
 // By basis type and vector type, in the order of their numbers.
 constexpr LaunchPass kLaunchPass[] = {launch_pass<float, float>,  launch_pass<float, double>,
                                       launch_pass<double, float>, launch_pass<double, double>,
@@ -48,21 +48,25 @@ constexpr std::int64_t kTypePairs = 6;
 
 }  // namespace
 
-const char* reorthogonalize(const ProjectionPlan& plan, const ProjectionArrays& arrays, Queue queue) {
+const char* reorthogonalize(const ProjectionPlan& plan, const ReorthogonalizeRule& rule,
+                            const ProjectionArrays& arrays, Queue queue) {
     if (plan.max_count > kMaxRows) return "a basis has more rows than the shared memory of a block holds";
     const DeviceGuard guard(queue);
-    const ProjectionBatch batch = {arrays, plan.num_streams, plan.num_tasks, plan.max_count};
+    const ProjectionBatch batch = {arrays, rule, plan.num_streams, plan.num_tasks, plan.max_count};
     unsigned task_blocks = 0, stream_blocks = 0;
     cudaError_t error = guard.error();
     if (error == cudaSuccess) error = grid_size(queue, plan.num_tasks, kBlocksPerProcessor, task_blocks);
     if (error == cudaSuccess) error = grid_size(queue, plan.num_streams, kBlocksPerProcessor, stream_blocks);
-    for (const Pass pass : {Pass::dots, Pass::update_and_dots, Pass::update}) {
-        for (std::int64_t pair = 0; pair < kTypePairs && error == cudaSuccess; ++pair)
+    const int passes =
+        rule.near < 0 ? kPasses - 1 : kPasses;  // with all rows in the first one, two are enough
+    for (int number = 0; number < passes; ++number) {
+        const bool is_empty = number == 0 && rule.near == 0;
+        for (std::int64_t pair = 0; pair < kTypePairs && error == cudaSuccess && !is_empty; ++pair)
             if ((plan.type_pairs >> pair & 1) != 0)
-                error = kLaunchPass[pair](pass, batch, pair, task_blocks, queue);
+                error = kLaunchPass[pair](number, batch, pair, task_blocks, queue);
         if (error == cudaSuccess)
-            error = launch(finish_pass, stream_blocks, kProjectionThreads, kProjectionWarps * sizeof(double),
-                           queue, batch, pass);
+            error = launch(finish_pass, stream_blocks, kProjectionThreads,
+                           static_cast<std::int64_t>(kProjectionWarps * sizeof(Found)), queue, batch, number);
     }
     return text_of(error);
 }

@@ -4,6 +4,8 @@
 // the grid nor the time.
 #pragma once
 
+#include <type_traits>
+
 #include "hvp/cuda/reorthogonalize.h"
 #include "warp.cuh"
 
@@ -27,13 +29,13 @@ __device__ constexpr int padded(int column) {
     return column + column / kPackColumns<Q>;
 }
 
-enum class Pass : int { dots, update_and_dots, update };
+constexpr int kPasses = 4;  // dots with the near rows; their update and all dots; up to two more updates
 
-// Doubles of shared memory: dots of all rows, one square sum per warp and, for updates, each warp's part of a
-// tile.
+// Doubles of shared memory: dots of all rows with one or two vectors, one square sum per warp and each warp's
+// part of a tile.
 template <typename Q>
-constexpr std::int64_t shared_doubles(std::int64_t max_count, Pass pass) {
-    return max_count + kProjectionWarps + (pass == Pass::dots ? 0 : kProjectionWarps * kPaddedColumns<Q>);
+constexpr std::int64_t shared_doubles(std::int64_t max_count, int vectors) {
+    return vectors * max_count + kProjectionWarps + kProjectionWarps * kPaddedColumns<Q>;
 }
 
 // What one lane loads at once, as words that become numbers when they are used.
@@ -82,18 +84,27 @@ __host__ __device__ inline std::int64_t type_pair_of(const ReorthogonalizeStream
 
 struct ProjectionBatch {
     ProjectionArrays arrays;
+    ReorthogonalizeRule rule;
     std::int64_t num_streams;
     std::int64_t num_tasks;
     std::int64_t max_count;
 
-    __device__ double* second(std::int64_t s) const {
-        return static_cast<double*>(arrays.workspace) + s * max_count;
+    __host__ __device__ int vectors() const { return rule.postponed >= 0.0 ? 2 : 1; }
+    __device__ std::int64_t near(std::int64_t count) const {
+        return rule.near < 0 || rule.near > count ? count : rule.near;
     }
+    __device__ double* workspace() const { return static_cast<double*>(arrays.workspace); }
+    // How many passes a stream has in all.
+    __device__ double* passes() const { return workspace(); }
+    // What the next update subtracts from the vector and, where corrections are postponed, from the last row.
+    __device__ double* second(std::int64_t s) const { return workspace() + num_streams + s * max_count; }
+    __device__ double* last(std::int64_t s) const { return second(num_streams + s); }
     __device__ double* first(std::int64_t s) const {
         return arrays.coefficients + s * arrays.coefficient_stride;
     }
+    // Of each task the dots of both vectors and a squared norm.
     __device__ double* partial(const ProjectionEntry& e) const {
-        return static_cast<double*>(arrays.workspace) + num_streams * max_count + e.first_partial;
+        return second(2 * num_streams) + e.first_partial;
     }
 };
 
@@ -123,6 +134,19 @@ struct View {
     }
 
     __device__ bool packed(std::int64_t tile) const { return aligned && tile + kTileColumns<Q> <= size; }
+
+    // The last rows alone, and the last row in place of the vector.
+    __device__ View last_rows(std::int64_t rows) const {
+        View tail = *this;
+        tail.basis += (count - rows) * row_stride;
+        tail.count = static_cast<int>(rows);
+        return tail;
+    }
+    __device__ View with_last_row() const {
+        View other = *this;
+        other.vector = reinterpret_cast<W*>(const_cast<Q*>(basis) + (count - 1) * row_stride);
+        return other;
+    }
 
     // Row `row` + r; past the last one, the last one.
     __device__ const Q* row(int row, int r) const {
@@ -257,31 +281,50 @@ __device__ double update_tile(const View<Q, W>& s, std::int64_t tile, const doub
     return square;
 }
 
-// One task: subtracts what the coefficients say, then takes the dots with what is left, as the pass asks. The
-// dots of a tile follow its update at once, while it is in the cache.
+// Adds the dots of all rows with the vector, over some columns, to `dots`.
 template <typename Q, typename W>
-__device__ void run_task(const ProjectionBatch& batch, std::int64_t index, std::int64_t task, Pass pass,
+__device__ void dot_all(const View<Q, W>& s, std::int64_t begin, std::int64_t end, double* dots) {
+    const int warp = static_cast<int>(threadIdx.x) / kWarpSize;
+#pragma unroll 1
+    for (int row = warp * kRows; row < s.count; row += kProjectionWarps * kRows)
+        dot_rows(s, row, begin, end, dots);
+}
+
+// One task of pass `number`: subtracts what the coefficients say, then takes the dots with what is left. The
+// dots of a tile follow its update at once, while it is in the cache, and so does the last row the vector.
+template <typename Q, typename W>
+__device__ void run_task(const ProjectionBatch& batch, std::int64_t index, std::int64_t task, int number,
                          double* dots) {
-    double* squares = dots + batch.max_count;
+    const std::int64_t width = batch.vectors() * batch.max_count;
+    double* squares = dots + width;
     double* parts = squares + kProjectionWarps;
     const ProjectionEntry& e = batch.arrays.entries[index];
     const View<Q, W> s(e.stream);
+    const std::int64_t near = batch.near(s.count), passes = static_cast<std::int64_t>(batch.passes()[index]);
+    const bool pairs = batch.vectors() == 2 && s.count > 0;
+    const View<Q, W> updated = s.last_rows(number == 0 ? 0 : number == 1 ? near : s.count);
+    const View<Q, W> measured = s.last_rows(number == 0                          ? near
+                                            : number == 1 || number + 1 < passes ? s.count
+                                                                                 : 0);
+    const double* coefficients = number == 1 ? batch.first(index) + s.count - near : batch.second(index);
     const int thread = static_cast<int>(threadIdx.x), warp = thread / kWarpSize;
     const std::int64_t task_begin = (task - e.first_task) * kTaskColumns;
     const std::int64_t task_end = task_begin + kTaskColumns < s.size ? task_begin + kTaskColumns : s.size;
-    const double* coefficients = pass == Pass::update ? batch.second(index) : batch.first(index);
 #pragma unroll 1
-    for (int row = thread; row < s.count; row += kProjectionThreads) dots[row] = 0.0;
+    for (std::int64_t row = thread; row < width; row += kProjectionThreads) dots[row] = 0.0;
     __syncthreads();
     double square = 0.0;
-    const std::int64_t stride = pass == Pass::dots ? kTaskColumns : kTileColumns<Q>;
+    const std::int64_t stride = number == 0 ? kTaskColumns : kTileColumns<Q>;
 #pragma unroll 1
     for (std::int64_t begin = task_begin; begin < task_end; begin += stride) {
         const std::int64_t end = begin + stride < task_end ? begin + stride : task_end;
-        if (pass != Pass::dots) square += update_tile(s, begin, coefficients, parts);
-#pragma unroll 1
-        for (int row = warp * kRows; pass != Pass::update && row < s.count; row += kProjectionWarps * kRows)
-            dot_rows(s, row, begin, end, dots);
+        if (number > 0) square += update_tile(updated, begin, coefficients, parts);
+        if constexpr (std::is_same_v<Q, W>)
+            if (pairs && number == 2)
+                (void)update_tile(updated.with_last_row(), begin, batch.last(index), parts);
+        dot_all(measured, begin, end, dots + (s.count - measured.count));
+        if constexpr (std::is_same_v<Q, W>)
+            if (pairs && number == 1) dot_all(s.with_last_row(), begin, end, dots + batch.max_count);
     }
     square = warp_sum(square);
     if (thread % kWarpSize == 0) squares[warp] = square;
@@ -289,74 +332,29 @@ __device__ void run_task(const ProjectionBatch& batch, std::int64_t index, std::
     double* partial = batch.partial(e) + (task - e.first_task);
     const std::int64_t tasks = num_tasks_of(e);
 #pragma unroll 1
-    for (int row = thread; row < s.count; row += kProjectionThreads) partial[row * tasks] = dots[row];
+    for (int row = thread; row < s.count; row += kProjectionThreads) {
+        partial[row * tasks] = dots[row];
+        if (pairs) partial[(s.count + row) * tasks] = dots[batch.max_count + row];
+    }
     if (thread == 0) {
         square = 0.0;
         for (int from = 0; from < kProjectionWarps; ++from) square += squares[from];
-        partial[s.count * tasks] = square;
+        partial[2 * static_cast<std::int64_t>(s.count) * tasks] = square;
     }
     __syncthreads();  // the next task of this block clears the dots
 }
 
 extern __shared__ double shared_memory[];
 
-// One pass over all tasks of streams with this pair of types.
+// Pass `number` over all tasks of streams with this pair of types that have so many.
 template <typename Q, typename W>
 __global__ void __launch_bounds__(kProjectionThreads, 2)
-    project(ProjectionBatch batch, Pass pass, std::int64_t type_pair) {
+    project(ProjectionBatch batch, int number, std::int64_t type_pair) {
     for (std::int64_t task = blockIdx.x; task < batch.num_tasks; task += gridDim.x) {
         const std::int64_t index = entry_of(batch.arrays.entries, batch.num_streams, task);
         const ReorthogonalizeStream& s = batch.arrays.entries[index].stream;
-        if (type_pair_of(s) == type_pair) run_task<Q, W>(batch, index, task, pass, shared_memory);
-    }
-}
-
-// Adds one row's sums of all tasks; the result is in every lane.
-__device__ inline double total_of_tasks(const double* partial, std::int64_t tasks) {
-    double sum = 0.0;
-    for (std::int64_t t = threadIdx.x % kWarpSize; t < tasks; t += kWarpSize) sum += partial[t];
-    return warp_sum(sum);
-}
-
-// What is known after a pass, of one stream per block.
-__global__ void __launch_bounds__(kProjectionThreads) finish_pass(ProjectionBatch batch, Pass pass) {
-    double* largest_of_warps = shared_memory;
-    const int thread = static_cast<int>(threadIdx.x), warp = thread / kWarpSize, lane = thread % kWarpSize;
-    for (std::int64_t index = blockIdx.x; index < batch.num_streams; index += gridDim.x) {
-        const ProjectionEntry& e = batch.arrays.entries[index];
-        const int count = static_cast<int>(e.stream.count);
-        const std::int64_t tasks = num_tasks_of(e);
-        const double* partial = batch.partial(e);
-        double* first = batch.first(index);
-        double largest = 0.0;
-        for (int row = warp; pass != Pass::update && row < count; row += kProjectionWarps) {
-            const double dot = total_of_tasks(partial + row * tasks, tasks);
-            const double magnitude = dot < 0.0 ? -dot : dot;
-            if (magnitude > largest || magnitude != magnitude) largest = magnitude;  // a NaN stays
-            if (lane == 0 && pass == Pass::dots) first[row] = dot;
-            if (lane == 0 && pass == Pass::update_and_dots) {
-                batch.second(index)[row] = dot;
-                first[row] += dot;
-            }
-        }
-        if (pass == Pass::dots) {
-            for (int row = count + thread; row < batch.arrays.coefficient_stride; row += kProjectionThreads)
-                first[row] = 0.0;
-            continue;
-        }
-        if (lane == 0) largest_of_warps[warp] = largest;
-        __syncthreads();
-        if (warp == 0) {
-            const double norm = sqrt(total_of_tasks(partial + e.stream.count * tasks, tasks));
-            for (int from = 0; from < kProjectionWarps; ++from) {
-                const double other = largest_of_warps[from];
-                if (other > largest || other != other) largest = other;
-            }
-            if (lane == 0 && pass == Pass::update) batch.arrays.norms[index] = norm;
-            if (lane == 0 && pass == Pass::update_and_dots)
-                batch.arrays.lost[index] = norm == 0.0 ? 0.0 : largest / norm;
-        }
-        __syncthreads();
+        if (type_pair_of(s) == type_pair && (number < 2 || number < batch.passes()[index]))
+            run_task<Q, W>(batch, index, task, number, shared_memory);
     }
 }
 

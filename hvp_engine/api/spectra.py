@@ -95,7 +95,10 @@ def slq(
             optimiser of the model (Adam, AdamW, NAdam, Adamax) that has taken a step, with P = sqrt(v_hat) + eps as it
             divides its step. None leaves the matrix as it is.
         precision: Arithmetic of the products: ``"fp64"``, ``"fp32"``, ``"tf32"``, ``"bf16"``.
-        reorthogonalize: ``"full"`` keeps all Lanczos vectors and admits no ghost eigenvalues; ``"none"`` keeps two.
+        reorthogonalize: ``"full"`` keeps all Lanczos vectors, measures in every step how orthogonal they are, and
+            admits no ghost eigenvalues. ``"selective"`` keeps them too, estimates instead, and reads them only where
+            the loss of orthogonality would harm the coefficients: the same spectra to the rounding of the precision,
+            for fewer reads. ``"none"`` keeps two; the manifest says from which step on there are ghosts.
         basis: How the vectors are kept: ``"fp32"``, ``"bf16"`` (half the memory) or ``"int8"`` (8 bits with scales, a
             quarter), all of them in the device's memory; with ``-mmap`` behind it in a temporary file (in ``TMPDIR``),
             with ``-offload``, on a GPU, in the host's memory. ``"auto"`` takes the most accurate one in memory that has

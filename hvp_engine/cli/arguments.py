@@ -27,7 +27,7 @@ class Distribution(str, Enum):
 class Reorthogonalize(str, Enum):
     """Against which Lanczos vectors."""
 
-    full, none = "full", "none"
+    full, selective, none = "full", "selective", "none"
 
 
 Basis = Enum("Basis", {name: name for name in (*STORAGES, AUTO)}, type=str)  # type: ignore[misc]  # as many as are registered

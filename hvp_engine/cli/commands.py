@@ -120,7 +120,7 @@ def slq(
     operator: Matrix = HESSIAN,
     precision: Arithmetic = Precision.fp32,
     reorthogonalize: Annotated[
-        Reorthogonalize, typer.Option(help="Against all vectors or two.")
+        Reorthogonalize, typer.Option(help="Against all vectors, against all where it matters, or against two.")
     ] = Reorthogonalize.full,
     basis: Kept = PLAIN_BASIS,
     microbatch: Microbatch = None,

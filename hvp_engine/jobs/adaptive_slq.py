@@ -13,7 +13,7 @@ from typing import Any
 
 from hvp_engine.jobs.account import Taken, account, not_reached
 from hvp_engine.jobs.runner import Job
-from hvp_engine.jobs.slq import collected, lost_orthogonality, spectrum, start_vectors
+from hvp_engine.jobs.slq import collected, orthogonality_facts, spectrum, start_vectors
 from hvp_engine.krylov import stopping
 from hvp_engine.krylov.adaptive import AdaptiveWave, Rule
 from hvp_engine.krylov.lanczos import BatchedLanczos, Stream
@@ -88,10 +88,11 @@ class AdaptiveSlqJob(Job[Wave, Spectra]):
         settings, where = self.settings, Where(operator.dtype, operator.device)
         small = {block: operator.numel[block] for block, k in wave if k == MATRIX}
         starts = start_vectors(operator, [stream for stream in wave if stream[0] not in small], settings)
+        lanczos = settings.lanczos.with_noise(self.noise)
         found = self._found(operator, finished)
         if any(block in found for block, _ in wave):
             limits = {block: int(found[block].steps[0]) for block in starts}
-            return Wave(operator.sweep, WavePlan(starts, small, limits), settings.lanczos, where)
+            return Wave(operator.sweep, WavePlan(starts, small, limits), lanczos, where)
 
         def judge(
             asked: Collection[str], blocks: Mapping[str, Coefficients], singles: Mapping[str, FloatArray]
@@ -99,7 +100,7 @@ class AdaptiveSlqJob(Job[Wave, Spectra]):
             return self._judged(asked, {**found, **blocks}, singles, [*finished, state], list(operator.numel))
 
         rule = Rule(judge, settings.seed, self.noise)
-        state = AdaptiveWave(operator.sweep, WavePlan(starts, small, {}), settings.lanczos, where, rule)
+        state = AdaptiveWave(operator.sweep, WavePlan(starts, small, {}), lanczos, where, rule)
         return state
 
     def collect(self, operator: CurvatureOperator, states: list[Wave], manifest: dict[str, Any]) -> Spectra:
@@ -119,11 +120,12 @@ class AdaptiveSlqJob(Job[Wave, Spectra]):
                 spectra[block] = spectrum(operator, block, found[block], singles=singles[block], deflated=deflated)
             blocks[block] = account(spectra[block], taken, verdicts.get(block), self.settings)
         adaptive = {"targets": self._targets.record(), "blocks": blocks}
-        notes = list(manifest.get("notes", []))
+        facts = orthogonality_facts(_streams(states), found, operator, manifest)
+        notes = list(facts.get("notes", manifest.get("notes", [])))
         if (missing := not_reached(adaptive)) is not None:
             log.warning("%s", missing)
             notes.append(missing)
-        facts = {"notes": notes, **lost_orthogonality(_streams(states)), "adaptive": adaptive}
+        facts |= {"notes": notes, "adaptive": adaptive}
         return Spectra([spectra[block] for block in operator.numel], {**manifest, **facts})
 
     def load(self, run: Path) -> Spectra:
@@ -155,7 +157,7 @@ class AdaptiveSlqJob(Job[Wave, Spectra]):
 
     def _found(self, operator: CurvatureOperator, states: Sequence[Wave]) -> dict[str, Coefficients]:
         """Return what the streams of the finished waves found, by block in block order."""
-        return collected(_streams(states), operator.numel, self.settings.reorthogonalize == "full", self.noise)
+        return collected(_streams(states), operator.numel, self.settings.lanczos.kept is not None, self.noise)
 
     def _singles(self, states: Sequence[Wave]) -> dict[str, FloatArray]:
         return {

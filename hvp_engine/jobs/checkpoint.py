@@ -3,8 +3,9 @@
 Files in ``hvp_engine-checkpoint/``: ``identity.json`` says which job it belongs to, ``waves.json`` how its streams are
 grouped. ``wave-000-state.safetensors`` holds the scalars of a wave, its progress, what its basis rewrites with every
 step (the newest vectors, unrounded, as ``window/<block>``), and which rows files belong to it;
-``wave-000-rows-00000-00012.safetensors`` holds the Lanczos vectors of those positions. These are written once, so that
-a checkpoint costs what is new, not what the basis has grown to.
+``wave-000-rows-00000-00012.safetensors`` holds the Lanczos vectors of those positions. These are written once (the
+newest again with the next ones, where it is corrected meanwhile), so that a checkpoint costs what is new, not what the
+basis has grown to.
 
 Every file has a checksum that covers the job, the wave's streams and the file's name beside the content: one of another
 job, another wave or another place does not fit.
@@ -281,7 +282,7 @@ class Checkpoint:
         for first, last in ranges:
             path = self._folder.path / self._rows_file(wave, first, last)
             rows = self._resumed(lambda path=path: read_sealed_tensors(path, self._key(wave, path)))  # type: ignore[misc]
-            if first != reached:
+            if first > reached:
                 raise self._damaged(path, f"Lanczos vectors {reached} to {first - 1} are missing")
             streams.basis.restore(first, last, rows)
             reached = last
@@ -302,6 +303,8 @@ class Checkpoint:
         if streams.basis is not None and not streams.finished:
             ranges = self._rows.get(wave, [])
             first, last = ranges[-1][1] if ranges else 0, streams.position + 1
+            if 0 < first < last and streams.basis.corrects_newest:
+                first -= 1
             for start, stop in _pieces(streams.basis, first, last):
                 self._write(wave, self._rows_file(wave, start, stop), streams.basis.export(start, stop))
                 ranges = [*ranges, (start, stop)]

@@ -17,6 +17,10 @@ class SavedVectors(Protocol):
     def keeps_all(self) -> bool:
         """Whether vectors stay as they are at their positions: these are written once, others every time."""
 
+    @property
+    def corrects_newest(self) -> bool:
+        """Whether the newest of them may change once more, so that it is written again."""
+
     def export(self, first: int, last: int) -> dict[str, Tensor]:
         """Return the vectors at some positions."""
 

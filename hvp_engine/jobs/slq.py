@@ -7,9 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from hvp_engine.jobs.runner import Job
+from hvp_engine.krylov.ghosts import ghost_facts
 from hvp_engine.krylov.lanczos import BatchedLanczos, Stream
 from hvp_engine.krylov.probes import probe
 from hvp_engine.krylov.settings import JobSettings
@@ -29,15 +31,16 @@ class SlqJob(Job[BatchedLanczos, Spectra]):
     ) -> BatchedLanczos:
         """Draw the start vectors of a wave."""
         starts = start_vectors(operator, wave, self.settings)
-        return BatchedLanczos(operator.sweep, starts, self.settings.lanczos, operator.dtype, operator.device)
+        settings = self.settings.lanczos.with_noise(self.noise)
+        return BatchedLanczos(operator.sweep, starts, settings, operator.dtype, operator.device)
 
     def collect(self, operator: CurvatureOperator, states: list[BatchedLanczos], manifest: dict[str, Any]) -> Spectra:
         """Collect each block's streams from the waves and turn them into spectra."""
         settings = self.settings
-        full = settings.reorthogonalize == "full"
-        found = collected(states, operator.numel, full, self.noise, settings.steps)
+        orthogonal = settings.lanczos.kept is not None
+        found = collected(states, operator.numel, orthogonal, self.noise, settings.steps)
         spectra = [spectrum(operator, block, coefficients) for block, coefficients in found.items()]
-        return Spectra(spectra, {**manifest, **lost_orthogonality(states)})
+        return Spectra(spectra, {**manifest, **orthogonality_facts(states, found, operator, manifest)})
 
     def load(self, run: Path) -> Spectra:
         """Read the spectra of a finished run."""
@@ -106,6 +109,23 @@ def spectrum(operator: CurvatureOperator, block: str, found: Coefficients, **fur
     )
 
 
-def lost_orthogonality(states: Iterable[BatchedLanczos]) -> dict[str, float]:
-    """Return the largest loss of orthogonality of all streams, as a manifest has it."""
-    return {"lost_orthogonality": max((float(lanczos.orthogonality_loss.max()) for lanczos in states), default=0.0)}
+def orthogonality_facts(
+    states: Sequence[BatchedLanczos],
+    found: Mapping[str, Coefficients],
+    operator: CurvatureOperator,
+    manifest: Mapping[str, Any],
+) -> dict[str, Any]:
+    """Return what a manifest says of the Lanczos vectors' orthogonality.
+
+    That is the largest loss of it, the share of the steps that took components along all of the basis out, and where it
+    was not kept what this must have done, in figures and as one more note.
+    """
+    lost = max((float(lanczos.orthogonality_loss.max()) for lanczos in states), default=0.0)
+    steps = [int(lanczos.steps.sum()) for lanczos in states]
+    reads = sum(lanczos.basis_reads * count for lanczos, count in zip(states, steps, strict=True)) / max(1, sum(steps))
+    facts: dict[str, Any] = {"lost_orthogonality": lost, "basis_reads": reads}
+    unprotected = {name: c for name, c in found.items() if not c.reorthogonalized}
+    if unprotected:
+        facts["ghosts"], words = ghost_facts(unprotected, float(torch.finfo(operator.dtype).eps))
+        facts["notes"] = [*manifest.get("notes", []), *words]
+    return facts

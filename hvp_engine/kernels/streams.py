@@ -18,9 +18,11 @@ from hvp_engine.kernels.scaled_rows import row_length
 from hvp_engine.kernels.tensors import dtype_number
 
 __all__ = [
+    "TWICE",
     "LanczosState",
     "NewVector",
     "Projection",
+    "Rule",
     "Step",
     "check_step",
     "stream_table",
@@ -31,14 +33,47 @@ _BASIS_DTYPES = (*_STORE_DTYPES, torch.int8)
 _VECTOR_DTYPES = (torch.float32, torch.float64)
 
 
+class Rule(NamedTuple):
+    """How often reorthogonalisation reads a basis: components that are too small to matter are left where they are.
+
+    Attributes:
+        near: How many of the last rows the first pass takes out, by dots with these alone; None for all.
+        tolerance: What may stay in a vector: the Euclidean norm of its cosines with the basis.
+        postponed: What may stay in a vector until it is itself the last row of the basis, and is corrected there to the
+            tolerance; None where nothing more than the tolerance may. Such bases have the dtype of their vectors.
+    """
+
+    near: int | None = None
+    tolerance: float = 0.0
+    postponed: float | None = None
+
+    def first_rows(self, count: int) -> int:
+        """Return how many of a stream's rows the first pass takes out."""
+        return count if self.near is None else min(self.near, count)
+
+    @property
+    def numbers(self) -> tuple[int, float, float]:
+        """What compiled kernels are given: negative numbers stand for None."""
+        return (
+            -1 if self.near is None else self.near,
+            self.tolerance,
+            -1.0 if self.postponed is None else self.postponed,
+        )
+
+
+TWICE = Rule()  # both passes, always, with all rows
+LARGE_SHARE = 0.1  # a second pass that removes more than this share of a vector is followed by a third
+
+
 class Projection(NamedTuple):
     """What reorthogonalisation found, per stream.
 
     Attributes:
-        coefficients: (streams, max(counts)) fp64: basis times vector, summed over both passes, zero padded.
+        coefficients: (streams, max(counts)) fp64: basis times vector, summed over what was taken out, zero padded.
         norms: (streams,) fp64: norm of the vector afterwards.
-        lost: (streams,) fp64: the largest second-pass coefficient in magnitude, relative to the vector's norm
-            after the first pass: the loss of orthogonality that one pass alone leaves. 0 without rows.
+        lost: (streams,) fp64: the loss of orthogonality, as a cosine. Where the first pass has all rows: the largest
+            that it left. Else the largest that stays: what was measured or, where that was taken out, times the rule's
+            tolerance; where corrections are postponed that of the last row, else that of the vector. 0 without rows.
     """
 
     coefficients: Tensor
@@ -142,6 +177,20 @@ def stream_table(bases: Sequence[Tensor], vectors: Sequence[Tensor], counts: Seq
             dtype_number(vector.dtype),
         )
     return table
+
+
+def check_rule(rule: Rule, bases: Sequence[Tensor], vectors: Sequence[Tensor]) -> None:
+    """Refuse a rule that makes no sense, or does not fit the streams.
+
+    Raises:
+        ConfigurationError: A number is out of range, or last rows would be corrected in another dtype.
+    """
+    if (rule.near is not None and rule.near < 0) or rule.tolerance < 0.0 or (rule.postponed or 0.0) < 0.0:
+        raise ConfigurationError(f"{rule} has a negative number; all of its numbers are at least 0.")
+    if rule.postponed is not None and any(b.dtype != v.dtype for b, v in zip(bases, vectors, strict=True)):
+        raise ConfigurationError(
+            "Corrections cannot be postponed for bases of another dtype than their vectors; use postponed=None."
+        )
 
 
 def _problem(basis: Tensor, vector: Tensor, count: int, device: torch.device) -> str | None:

@@ -58,7 +58,9 @@ class Orthogonalized(NamedTuple):
     Attributes:
         alphas: (k,) fp64, of any stride: component along the newest vector.
         betas: (k,) fp64, contiguous: norm of what is left.
-        loss: (k,) fp64, contiguous: largest cosine between the vector and its basis that the second pass still found.
+        loss: (k,) fp64, contiguous: largest cosine between a vector and its basis that stays, or where all components
+            were taken out twice, that the second pass still found. Of a thorough projection by rounded vectors: the
+            largest that it took out, for no more is known to be left.
     """
 
     alphas: Tensor
@@ -72,10 +74,13 @@ class Basis(ABC):
     Attributes:
         keeps_all: Whether every vector is kept, or only the newest two.
         elsewhere: What keeps them, where that is not the device's own memory: ``"host memory"`` or ``"disk"``.
+        corrects_newest: Whether projection may still correct the newest vector itself: what was exported of it before
+            is then out of date.
     """
 
     keeps_all: ClassVar[bool] = True
     elsewhere: ClassVar[Elsewhere | None] = None
+    corrects_newest: ClassVar[bool] = False
 
     @abstractmethod
     def __init__(self, layout: Layout) -> None:
@@ -108,18 +113,26 @@ class Basis(ABC):
         """Return the newest or second newest vectors of a block, unrounded: (streams, numel)."""
 
     @abstractmethod
-    def project(self, position: int, slots: Sequence[Slot], vectors: Sequence[Tensor]) -> Orthogonalized:
-        """Make vectors orthogonal, in place and in two passes, to all kept vectors up to ``position``.
+    def project(
+        self, position: int, slots: Sequence[Slot], vectors: Sequence[Tensor], thorough: bool = False
+    ) -> Orthogonalized:
+        """Make vectors orthogonal, in place, to all kept vectors up to ``position``.
 
         Args:
             position: Number of the newest vector.
             slots: The vectors' streams.
             vectors: Per stream a contiguous (numel,) tensor of the working dtype.
+            thorough: Whether every component is taken out that is found, at once, and of the newest vector as well
+                where :attr:`corrects_newest` says so. Else those stay that are too small to matter.
         """
 
     @abstractmethod
+    def project_newest(self, position: int, slots: Sequence[Slot], vectors: Sequence[Tensor]) -> Orthogonalized:
+        """Make vectors orthogonal, in place, to the newest two alone; the arguments are those of :meth:`project`."""
+
+    @abstractmethod
     def deflate(self, slot: Slot, count: int, vectors: Sequence[Tensor]) -> None:
-        """Make further vectors orthogonal, in place and in two passes, to the first ``count`` vectors of a stream.
+        """Make further vectors orthogonal, in place, to the first ``count`` vectors of a stream.
 
         Args:
             slot: The stream.
@@ -146,7 +159,8 @@ class Basis(ABC):
     def export(self, first: int, last: int) -> dict[str, Tensor]:
         """Return the vectors at positions ``first`` to ``last - 1`` on the CPU, as they are stored.
 
-        They do not change any more: a checkpoint writes them once, piece by piece up to the newest position.
+        They do not change any more, but for the newest where :attr:`corrects_newest` says so: a checkpoint writes them
+        once, piece by piece up to the newest position, and that one again in the next piece.
 
         Returns:
             (streams, positions, numel) by block, for the blocks that have capacity for any of them; rows with scales

@@ -20,6 +20,7 @@ from hvp_engine.kernels.lanczos_step import record_step
 from hvp_engine.kernels.streams import LanczosState, NewVector, Step
 from hvp_engine.krylov.basis import Basis, BlockShape, Layout, Orthogonalized
 from hvp_engine.krylov.registry import storage_for
+from hvp_engine.krylov.selective import Selection
 from hvp_engine.krylov.settings import LanczosSettings
 
 Matmat = Callable[[Mapping[str, Tensor]], dict[str, Tensor]]
@@ -83,6 +84,10 @@ class BatchedLanczos:
         self._whole = np.array([np.inf if kept is None else shapes[block].numel for block, _ in self.streams])
         self._keeps_residuals = torch.ones(1, dtype=torch.float64, device="cpu")  # nan: restored, and not known
         self.state = _initial_state(self._last, settings.steps, device)
+        self._selection: Selection | None = None
+        if settings.reorthogonalize == "selective":
+            eps = float(torch.finfo(dtype).eps)
+            self._selection = Selection(len(self.streams), settings.steps, eps, settings.noise)
         self.resume(0)
 
     @property
@@ -132,7 +137,19 @@ class BatchedLanczos:
     def scalars(self) -> dict[str, Tensor]:
         """What a checkpoint keeps of the state: written to where one is restored. Last steps follow from the job."""
         kept = {name: value for name, value in self.state._asdict().items() if name != "last"}
+        if self._selection is not None:
+            kept["left"] = self._selection.left
         return {**kept, "keeps_residuals": self._keeps_residuals}
+
+    @property
+    def basis_reads(self) -> float:
+        """Share of the steps, of all streams together, that took components along the whole basis out.
+
+        It is 1 where every step measures them, and 0 where the basis is not kept.
+        """
+        if self._selection is None:
+            return float(np.isfinite(self._whole).all())
+        return float((self._selection.left > 0.0).sum()) / max(1, int(self.steps.sum()))
 
     @property
     def finished(self) -> bool:
@@ -143,6 +160,8 @@ class BatchedLanczos:
         """Go on from ``state``, where the live streams have done ``position`` steps."""
         self.position = self._checked = position
         self._active = self.state.live.numpy(force=True).copy()
+        if self._selection is not None and position > 0 and self._basis is not None:
+            self._selection.resume(self._basis, position, self.alphas, self.betas, self.steps)
 
     def step(self) -> int:
         """Advance every live stream by one step; return how many streams took part.
@@ -153,7 +172,11 @@ class BatchedLanczos:
         j = self.position
         members = [s for s, active in enumerate(self._active) if active]
         vectors = self._products(members)
-        found = self.basis.project(j, [self._slots[s] for s in members], vectors)
+        slots = [self._slots[s] for s in members]
+        if self._selection is None:
+            found = self.basis.project(j, slots, vectors)
+        else:
+            found = self._selection.project(self.basis, j, members, slots, vectors)
         active = self._active & (self._last > j + 1)
         synchronises = (j + 1) % self._sync_every == 0 or not active.any()
         if synchronises:

@@ -125,6 +125,7 @@ class MovingVectors:
     """
 
     keeps_all: ClassVar[bool] = False
+    corrects_newest: ClassVar[bool] = False
 
     def __init__(self, streams: Mapping[str, EigenStream]) -> None:
         """Take the streams."""

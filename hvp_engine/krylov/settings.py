@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from operator import index
 from typing import Any, Literal, get_args
 
@@ -17,7 +17,7 @@ from hvp_engine.krylov.stopping import DEFAULT_TOLERANCE, Targets
 from hvp_engine.ops.head.dropping import check_tolerance
 from hvp_engine.problem.precision import Precision, check_precision, working_dtype
 
-Reorthogonalize = Literal["full", "none"]
+Reorthogonalize = Literal["full", "selective", "none"]
 # The error of an average falls with the root of their number; more than this is a slip, and lists of streams would take
 # minutes and gigabytes before it shows.
 _MOST_PROBES = 100_000
@@ -31,18 +31,25 @@ class LanczosSettings:
 
     Attributes:
         steps: Largest number of steps.
-        reorthogonalize: ``"full"`` against the whole basis, or ``"none"`` (the last two vectors only).
-        storage: How the basis is stored under ``"full"``.
+        reorthogonalize: ``"full"`` against the whole basis, ``"selective"`` only where the estimated loss of
+            orthogonality asks for it, or ``"none"`` (the last two vectors only).
+        storage: How the basis is stored, unless it is ``"none"``.
+        noise: Relative error of one product, which estimates start from.
     """
 
     steps: int
     reorthogonalize: Reorthogonalize
     storage: Storage
+    noise: float = 0.0
 
     @property
     def kept(self) -> Storage | None:
         """How the basis is stored; None where only the newest two vectors are."""
-        return self.storage if self.reorthogonalize == "full" else None
+        return None if self.reorthogonalize == "none" else self.storage
+
+    def with_noise(self, noise: float) -> LanczosSettings:
+        """Return these settings for products of a known error."""
+        return replace(self, noise=noise)
 
 
 @dataclass(frozen=True)
@@ -97,7 +104,9 @@ class JobSettings:
                 f"steps={self.steps!r} is more than {_MOST_STEPS:,}; tens to thousands are enough."
             )
         if self.reorthogonalize not in get_args(Reorthogonalize):
-            raise ConfigurationError(f"reorthogonalize={self.reorthogonalize!r} is neither 'full' nor 'none'.")
+            raise ConfigurationError(
+                f"reorthogonalize={self.reorthogonalize!r} is not one of 'full', 'selective', 'none'."
+            )
         if self.basis not in (AUTO, *STORAGES):
             raise ConfigurationError(f"basis={self.basis!r} is not one of {', '.join(map(repr, (AUTO, *STORAGES)))}.")
         check_precision(self.precision)

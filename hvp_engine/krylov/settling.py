@@ -17,7 +17,7 @@ from hvp_engine.kernels.reorthogonalize import reorthogonalize
 from hvp_engine.kernels.scaled_rows import in_fp64, parts_of, row_length, scaled_rows
 from hvp_engine.kernels.streams import Projection
 from hvp_engine.krylov.basis import Basis, Layout, Orthogonalized, Slot, Target, copy_exactly, still_wanted
-from hvp_engine.krylov.storage import WINDOW, WindowBasis
+from hvp_engine.krylov.storage import WINDOW, WindowBasis, applied, beside_window, plain_rule
 from hvp_engine.krylov.streamed import reorthogonalize_streamed
 
 Shape = tuple[int, int, int]  # streams, capacity, elements of a row
@@ -68,19 +68,25 @@ class SettlingBasis(Basis):
         """Return the newest or second newest vectors of a block, unrounded."""
         return self._window.newest(position, block)
 
-    def project(self, position: int, slots: Sequence[Slot], vectors: Sequence[Tensor]) -> Orthogonalized:
+    def project(
+        self, position: int, slots: Sequence[Slot], vectors: Sequence[Tensor], thorough: bool = False
+    ) -> Orthogonalized:
         """Make vectors orthogonal to the newest two unrounded ones, then to the settled older ones."""
         # In this order for the reason that RoundedBasis has: rounding is then multiplied by something small.
         recent = self._window.project(position, slots, vectors)
         rows = [self._rows[block][row] for block, row in slots]
-        older = _project(rows, vectors, [max(0, position + 1 - WINDOW)] * len(vectors))
-        return Orthogonalized(recent.alphas, older.norms, torch.maximum(recent.loss, older.lost))
+        older = _project(rows, vectors, max(0, position + 1 - WINDOW), thorough)
+        return beside_window(recent, older, thorough)
+
+    def project_newest(self, position: int, slots: Sequence[Slot], vectors: Sequence[Tensor]) -> Orthogonalized:
+        """Make vectors orthogonal to the newest two, unrounded, in two passes."""
+        return self._window.project(position, slots, vectors)
 
     def deflate(self, slot: Slot, count: int, vectors: Sequence[Tensor]) -> None:
         """Make further vectors orthogonal to the first of a stream."""
         self._settle(slot, count)
         block, row = slot
-        _project([self._rows[block][row]] * len(vectors), vectors, [count] * len(vectors))
+        _project([self._rows[block][row]] * len(vectors), vectors, count)
 
     def release(self, block: str) -> None:
         """Free the vectors of a block."""
@@ -151,10 +157,12 @@ def _write(vector: Tensor, row: Tensor) -> None:
         row.copy_(rounded)
 
 
-def _project(rows: list[Tensor], vectors: Sequence[Tensor], counts: list[int]) -> Projection:
-    """Make vectors orthogonal to rows: in one kernel call, or where rows are elsewhere, as they come in."""
-    here = rows[0].device == vectors[0].device
-    return (reorthogonalize if here else reorthogonalize_streamed)(rows, vectors, counts)
+def _project(rows: list[Tensor], vectors: Sequence[Tensor], count: int, thorough: bool = False) -> Projection:
+    """Make vectors orthogonal to leading rows: in one kernel call, or where rows are elsewhere, as they come in."""
+    counts = [count] * len(vectors)
+    if rows[0].device != vectors[0].device:
+        return reorthogonalize_streamed(rows, vectors, counts)
+    return reorthogonalize(rows, vectors, counts, applied(plain_rule(rows[0].dtype), thorough))
 
 
 def _widened(rows: Tensor, numel: int) -> Iterator[Tensor]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -9,10 +10,41 @@ from torch import Tensor
 
 from hvp_engine.errors import ConfigurationError
 from hvp_engine.kernels.reorthogonalize import reorthogonalize
+from hvp_engine.kernels.streams import Projection, Rule
 from hvp_engine.krylov.basis import Basis, Layout, Orthogonalized, Slot, Target, copy_exactly, still_wanted
 
 WINDOW = 2  # the three-term recurrence goes back to the last two vectors
 _COLUMNS = 1 << 16  # widened to fp64 at a time
+# Norm of a vector's cosines with the kept ones that may stay: ||Q'Q - I|| of m vectors is then at most sqrt(2 m) times
+# that. What a kept vector is rounded by stays in any case.
+_TOLERANCES = {torch.float64: 1e-13, torch.float32: 5e-7, torch.bfloat16: 7e-6, torch.int8: 5e-4}
+
+
+def lanczos_rule(dtype: torch.dtype) -> Rule:
+    """Say how vectors are projected that are kept as they are, in their own dtype.
+
+    A vector is multiplied while its cosines are below the square root of the rounding: T is right to the rounding then
+    (Simon, Linear Algebra and its Applications 61 (1984)). It is kept when they are below the tolerance.
+    """
+    return Rule(WINDOW, _TOLERANCES[dtype], 0.5 * math.sqrt(torch.finfo(dtype).eps))
+
+
+def applied(rule: Rule, thorough: bool) -> Rule:
+    """Return the rule, or the same with nothing left where it is."""
+    return Rule(rule.near, 0.0, None if rule.postponed is None else 0.0) if thorough else rule
+
+
+def plain_rule(store_dtype: torch.dtype) -> Rule:
+    """Say how vectors are projected whose components along the kept ones, of any dtype, are none of them large."""
+    return Rule(0, _TOLERANCES[store_dtype])
+
+
+def beside_window(recent: Orthogonalized, older: Projection, thorough: bool) -> Orthogonalized:
+    """Put together what the newest two vectors took out, and then the rounded older ones."""
+    lost = older.lost
+    if thorough and older.coefficients.shape[1]:  # by rounded vectors, and so no more of it stays than was found
+        lost = torch.where(older.norms == 0.0, 0.0, older.coefficients.abs().amax(dim=1) / older.norms)
+    return Orthogonalized(recent.alphas, older.norms, torch.maximum(recent.loss, lost))
 
 
 class WindowBasis(Basis):
@@ -41,8 +73,14 @@ class WindowBasis(Basis):
         """Return the newest or second newest vectors of a block."""
         return self._window[block][:, position % WINDOW]
 
-    def project(self, position: int, slots: Sequence[Slot], vectors: Sequence[Tensor]) -> Orthogonalized:
-        """Make vectors orthogonal to the newest two."""
+    def project(
+        self, position: int, slots: Sequence[Slot], vectors: Sequence[Tensor], thorough: bool = False
+    ) -> Orthogonalized:
+        """Make vectors orthogonal to the newest two, in two passes."""
+        return self.project_newest(position, slots, vectors)
+
+    def project_newest(self, position: int, slots: Sequence[Slot], vectors: Sequence[Tensor]) -> Orthogonalized:
+        """Make vectors orthogonal to the newest two, in two passes."""
         windows = [self._window[block][row] for block, row in slots]
         done = reorthogonalize(windows, vectors, [min(position + 1, WINDOW)] * len(vectors))
         return Orthogonalized(done.coefficients[:, position % WINDOW], done.norms, done.lost)
@@ -82,6 +120,8 @@ class WindowBasis(Basis):
 class FullBasis(Basis):
     """All vectors in the working dtype."""
 
+    corrects_newest = True
+
     def __init__(self, layout: Layout) -> None:
         """Allocate."""
         self._store = {
@@ -103,16 +143,27 @@ class FullBasis(Basis):
         """Return the vectors of a block at a position."""
         return self._store[block][:, position]
 
-    def project(self, position: int, slots: Sequence[Slot], vectors: Sequence[Tensor]) -> Orthogonalized:
+    def project(
+        self, position: int, slots: Sequence[Slot], vectors: Sequence[Tensor], thorough: bool = False
+    ) -> Orthogonalized:
         """Make vectors orthogonal to all that are kept, in one kernel call."""
         stores = [self._store[block][row] for block, row in slots]
-        done = reorthogonalize(stores, vectors, [position + 1] * len(vectors))
+        rule = applied(lanczos_rule(stores[0].dtype), thorough)
+        done = reorthogonalize(stores, vectors, [position + 1] * len(vectors), rule)
         return Orthogonalized(done.coefficients[:, position], done.norms, done.lost)
+
+    def project_newest(self, position: int, slots: Sequence[Slot], vectors: Sequence[Tensor]) -> Orthogonalized:
+        """Make vectors orthogonal to the newest two, in two passes."""
+        first = max(0, position + 1 - WINDOW)
+        stores = [self._store[block][row, first : position + 1] for block, row in slots]
+        done = reorthogonalize(stores, vectors, [position + 1 - first] * len(vectors))
+        return Orthogonalized(done.coefficients[:, -1], done.norms, done.lost)
 
     def deflate(self, slot: Slot, count: int, vectors: Sequence[Tensor]) -> None:
         """Make further vectors orthogonal to the first of a stream, all in one kernel call."""
         block, row = slot
-        reorthogonalize([self._store[block][row]] * len(vectors), vectors, [count] * len(vectors))
+        store = self._store[block][row]
+        reorthogonalize([store] * len(vectors), vectors, [count] * len(vectors), plain_rule(store.dtype))
 
     def release(self, block: str) -> None:
         """Free the vectors of a block."""
@@ -147,6 +198,8 @@ class FullBasis(Basis):
 class RoundedBasis(FullBasis):
     """All vectors in a narrower dtype that the kernels read and write, and the newest two unrounded beside them."""
 
+    corrects_newest = False
+
     def __init__(self, layout: Layout) -> None:
         """Allocate."""
         super().__init__(layout)
@@ -171,14 +224,21 @@ class RoundedBasis(FullBasis):
         """Return the newest or second newest vectors of a block, unrounded."""
         return self._window.newest(position, block)
 
-    def project(self, position: int, slots: Sequence[Slot], vectors: Sequence[Tensor]) -> Orthogonalized:
+    def project(
+        self, position: int, slots: Sequence[Slot], vectors: Sequence[Tensor], thorough: bool = False
+    ) -> Orthogonalized:
         """Make vectors orthogonal to the newest two unrounded ones, then to the rounded older ones."""
         # The unrounded window first: it takes out the large components alpha and beta. What the rounded older vectors
         # take out afterwards is small, so that their rounding is multiplied by something small.
         recent = self._window.project(position, slots, vectors)
         stores = [self._store[block][row] for block, row in slots]
-        older = reorthogonalize(stores, vectors, [max(0, position + 1 - WINDOW)] * len(vectors))
-        return Orthogonalized(recent.alphas, older.norms, torch.maximum(recent.loss, older.lost))
+        counts = [max(0, position + 1 - WINDOW)] * len(vectors)
+        older = reorthogonalize(stores, vectors, counts, applied(plain_rule(stores[0].dtype), thorough))
+        return beside_window(recent, older, thorough)
+
+    def project_newest(self, position: int, slots: Sequence[Slot], vectors: Sequence[Tensor]) -> Orthogonalized:
+        """Make vectors orthogonal to the newest two, unrounded, in two passes."""
+        return self._window.project(position, slots, vectors)
 
     def release(self, block: str) -> None:
         """Free the vectors of a block."""

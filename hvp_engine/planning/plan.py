@@ -91,7 +91,7 @@ def plan(
         precision: Arithmetic of the products.
         basis: As for :func:`hvp_engine.slq`; ``"bf16"`` is taken where ``"fp32"`` does not fit. Vectors that are kept
             elsewhere are read from there in every step; of a file only what does not fit into memory.
-        reorthogonalize: ``"full"`` or ``"none"``.
+        reorthogonalize: ``"full"``, ``"selective"`` or ``"none"``.
         microbatch: Samples differentiated at once; None chooses.
         memory: Bytes for graphs and vectors; None takes 80 % of what the device has beside the model.
         head_curvature: As for :func:`hvp_engine.slq`.
@@ -224,7 +224,7 @@ class _Asked:
         if settings.basis == AUTO:
             return self._choose_basis(job, graph, head, largest)
         check_place(settings.lanczos.kept, on_cpu=self.on_cpu)
-        halved = settings.basis == "fp32" and settings.precision != "fp64" and settings.reorthogonalize == "full"
+        halved = settings.basis == "fp32" and settings.precision != "fp64" and settings.lanczos.kept is not None
         reasons: list[OutOfMemoryError] = []
         for name in (settings.basis, "bf16") if halved else (settings.basis,):
             tried = job.with_settings(basis=name)
@@ -309,7 +309,7 @@ def _alternatives(sources: _Sources, setting: Setting) -> Iterable[Alternative]:
     """Yield other ways to run the job: precisions and basis dtypes of a GPU, head curvature, the ceilings."""
     machine, job = sources.machine, sources.job
     precision = job.settings.precision
-    if precision != "fp64" and job.settings.reorthogonalize == "full":
+    if precision != "fp64" and job.settings.lanczos.kept is not None:
         yield from _other_bases(sources, setting.microbatch, {setting.basis})
         known = {product_dtype(precision): (sources.counted, setting)}  # fp32 and TF32 count the same
         for other in [] if machine.measured else [p for p in machine.peak if p not in ("fp64", precision)]:

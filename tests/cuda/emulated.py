@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from compiling import CSRC, EMULATION, FLAGS, KERNELS, compile_source, link
 
-from hvp_engine.kernels.streams import Projection
+from hvp_engine.kernels.streams import TWICE, Projection
 
 SUPPORT = ("emulation.cpp", "harness.cpp")
 DTYPES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2}  # hvp::Dtype in csrc/include/hvp/dtype.h
@@ -107,22 +107,31 @@ class Emulator:
                 position += len(before)
             return pieces
 
-    def reorthogonalize(self, bases, vectors, counts, *, order="fwd", lead=0) -> tuple:
-        """Returns (Projection, new vectors). `lead` misaligns every basis by so many elements."""
+    def reorthogonalize(self, bases, vectors, counts, rule=TWICE, *, order="fwd", lead=0) -> tuple:
+        """Returns (Projection, new vectors), and corrects last rows in place where the rule says so.
+
+        `lead` misaligns every basis by so many elements.
+        """
         num, width = len(vectors), max(counts)
-        parameters = [num, width]
+        near, *tolerances = rule.numbers
+        parameters = [num, width, near]
         for basis, vector, count in zip(bases, vectors, counts, strict=True):
             parameters += [basis.stride(0), vector.shape[0], count]
             parameters += [DTYPES[basis.dtype], DTYPES[vector.dtype]]
         nan = np.full(num * (width + 2), np.nan)
         arrays = [(0, np.array(parameters, dtype=np.int64).tobytes())]
         arrays += [(0, nan[: num * width].tobytes()), (0, nan[:num].tobytes()), (0, nan[:num].tobytes())]
+        arrays += [(0, np.array(tolerances).tobytes())]
         for basis, vector, count in zip(bases, vectors, counts, strict=True):
             arrays += [(lead * basis.element_size(), _bytes(basis[:count])), (0, _bytes(vector))]
         pieces = self._run("reorthogonalize", arrays, order)
         doubles = [torch.frombuffer(bytearray(p) or bytearray(8), dtype=torch.float64) for p in pieces[1:4]]
         coefficients = doubles[0][: num * width].reshape(num, width)
-        results = [torch.frombuffer(bytearray(p), dtype=v.dtype) for p, v in zip(pieces[5::2], vectors, strict=True)]
+        results = [torch.frombuffer(bytearray(p), dtype=v.dtype) for p, v in zip(pieces[6::2], vectors, strict=True)]
+        if rule.postponed is not None:
+            for basis, piece, count in zip(bases, pieces[5::2], counts, strict=True):
+                strided = torch.frombuffer(bytearray(piece) or bytearray(8), dtype=basis.dtype)
+                basis[:count] = strided.as_strided((count, basis.shape[1]), (basis.stride(0), 1))
         return Projection(coefficients, doubles[1], doubles[2]), results
 
     def tridiagonal_quadrature(self, alphas, betas, steps, *, order="fwd") -> Quadrature:

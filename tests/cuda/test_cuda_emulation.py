@@ -8,6 +8,7 @@ import pytest
 import torch
 from cuda_cases import ORDERS, streams, tridiagonals
 from emulated import Emulator, Failure, build, copy_of_sources
+from rough_streams import DELAYED, NEAR, rough_streams
 
 ADDRESS = ("-fsanitize=address,undefined", "-fno-sanitize-recover=all")
 THREAD = ("-fsanitize=thread",)
@@ -39,7 +40,7 @@ BROKEN = {
     "a shuffle that leaves out lanes": ("warp.cuh", "kAllLanes = 0xffffffffu", "kAllLanes = 0x7fffffffu"),
     "one column too many": (PROJECTION, "tile + kTileColumns<Q> <= size;", "tile + kTileColumns<Q> <= size + 1;"),
     "one row too many": (PROJECTION, "row + r < count ? row + r : count - 1", "row + r <= count ? row + r : count - 1"),
-    "too little shared memory": (PROJECTION, "return max_count + kProjectionWarps +", "return max_count +"),
+    "too little shared memory": (PROJECTION, "vectors * max_count + kProjectionWarps +", "vectors * max_count +"),
     "one entry too many of a matrix": ("tridiagonal_kernels.cuh", "i + 1 < n; ++i) largest", "i < n; ++i) largest"),
 }
 NEEDS_SANITIZER = {
@@ -63,6 +64,10 @@ def exercise(emulator: Emulator, order: str = "fwd") -> list[torch.Tensor]:
         bases, vectors, counts = (a + b for a, b in zip(plain, padded, strict=True))
         projection, vectors = emulator.reorthogonalize(bases, vectors, counts, order=order)
         results += [*projection, *vectors]
+    for rule in (NEAR, DELAYED):
+        bases, vectors, counts = rough_streams([(4200, 5), (255, 3)], torch.float32, torch.float32, extra_columns=1)
+        projection, vectors = emulator.reorthogonalize(bases, vectors, counts, rule, order=order)
+        results += [*projection, *vectors, *(basis[:count] for basis, count in zip(bases, counts, strict=True))]
     nodes, weights, _ = emulator.tridiagonal_quadrature(*tridiagonals(33, 12), order=order)
     return [*results, torch.from_numpy(nodes.copy()), torch.from_numpy(weights.copy())]
 
@@ -102,6 +107,9 @@ def test_address_and_undefined_behaviour_sanitizers_find_nothing(address, emulat
 def test_the_thread_sanitizer_finds_no_race(thread):
     bases, vectors, counts = streams([(300, 5), (70, 34)], torch.float32, torch.float32)
     projection, _ = thread.reorthogonalize(bases, vectors, counts, order="rand:3")
+    assert projection.norms.isfinite().all()
+    bases, vectors, counts = rough_streams([(300, 5)], torch.float32, torch.float32)
+    projection, _ = thread.reorthogonalize(bases, vectors, counts, DELAYED, order="rand:3")
     assert projection.norms.isfinite().all()
     assert thread.tridiagonal_quadrature(*tridiagonals(5, 6)).failed == -1
 

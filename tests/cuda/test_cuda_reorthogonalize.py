@@ -6,6 +6,7 @@ import pytest
 import torch
 from cuda_cases import BASIS_DTYPES, ORDERS, VECTOR_DTYPES, streams
 from problems import same_dtype_projection
+from rough_streams import DELAYED, RULES, rough_streams
 
 from hvp_engine.kernels.reorthogonalize import reorthogonalize_ref
 
@@ -42,6 +43,31 @@ def test_it_agrees_with_the_reference(emulator, basis_dtype, vector_dtype):
         torch.testing.assert_close(getattr(found, name), wanted, rtol=tolerance, atol=tolerance)
     for a, b in zip(results, vectors, strict=True):
         torch.testing.assert_close(a, b, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("name", sorted(RULES))
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_every_rule_takes_out_what_the_reference_takes_out(emulator, name, dtype):
+    rule, tolerance = RULES[name], 1e-5 if dtype == torch.float32 else 1e-11
+    sizes = [(33, 0), (33, 2), (129, 9), (4500, 12)]
+    (bases, vectors, counts), wanted = (rough_streams(sizes, dtype, dtype) for _ in range(2))
+    found, results = emulator.reorthogonalize(bases, vectors, counts, rule)
+    for a, b in zip(found, reorthogonalize_ref(*wanted, rule), strict=True):
+        torch.testing.assert_close(a, b, rtol=tolerance, atol=tolerance)
+    for a, b, count in zip(bases, wanted[0], counts, strict=True):
+        torch.testing.assert_close(a[:count], b[:count], rtol=tolerance, atol=tolerance)
+    for a, b in zip(results, wanted[1], strict=True):
+        torch.testing.assert_close(a, b, rtol=tolerance, atol=tolerance)
+
+
+def test_rules_give_equal_bits_in_three_orders_of_threads(emulator):
+    results = []
+    for order in ORDERS:
+        bases, vectors, counts = rough_streams([(129, 9), (4500, 12)], torch.float32, torch.float32)
+        found, new = emulator.reorthogonalize(bases, vectors, counts, DELAYED, order=order)
+        results.append((*found, *new, *(b[:c] for b, c in zip(bases, counts, strict=True))))
+    for other in results[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
 
 
 @pytest.mark.parametrize("basis_dtype", BASIS_DTYPES)

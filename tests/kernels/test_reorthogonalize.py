@@ -9,10 +9,12 @@ from pathlib import Path
 import pytest
 import torch
 from problems import same_dtype_projection
+from rough_streams import DELAYED, NEAR, RULES, rough_streams
 
 from hvp_engine.errors import ConfigurationError
 from hvp_engine.kernels.loader import native
 from hvp_engine.kernels.reorthogonalize import reorthogonalize, reorthogonalize_ref
+from hvp_engine.kernels.streams import Rule
 
 SIZES = (1, 2, 15, 16, 17, 31, 33, 129, 4097, 16385, 33001)
 BASIS_DTYPES = (torch.float32, torch.bfloat16, torch.float64)
@@ -150,6 +152,92 @@ def test_mixed_dtypes_and_thousands_of_small_streams_match_the_reference():
         torch.testing.assert_close(getattr(found, name), getattr(expected, name), rtol=1e-5, atol=1e-6)
     for a, b in zip(vectors, plain, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
+
+
+ROUGH = [(n, count) for n in (33, 129, 4097, 40001) for count in (0, 1, 2, 3, 9, 26) if count < n - 1]
+
+
+@pytest.mark.parametrize("name", sorted(RULES))
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_every_rule_takes_out_what_the_reference_takes_out(name, dtype):
+    rule, tolerance = RULES[name], 1e-5 if dtype == torch.float32 else 1e-11
+    found = rough_streams(ROUGH, dtype, dtype, extra_columns=3)
+    wanted = rough_streams(ROUGH, dtype, dtype, extra_columns=3)
+    for a, b in zip(reorthogonalize(*found, rule), reorthogonalize_ref(*wanted, rule), strict=True):
+        torch.testing.assert_close(a, b, rtol=tolerance, atol=tolerance)
+    for a, b, count in zip(found[0], wanted[0], found[2], strict=True):
+        torch.testing.assert_close(a[:count], b[:count], rtol=tolerance, atol=tolerance)
+    for a, b in zip(found[1], wanted[1], strict=True):
+        torch.testing.assert_close(a, b, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("function", [reorthogonalize, reorthogonalize_ref])
+@pytest.mark.parametrize("rule", [NEAR, DELAYED], ids=["near", "delayed"])
+def test_what_a_rule_leaves_is_within_its_tolerances(function, rule):
+    bases, vectors, counts = rough_streams(ROUGH, torch.float64, torch.float64)
+    before = [basis.clone() for basis in bases]
+    found = function(bases, vectors, counts, rule)
+    corrected = 0
+    for basis, old, vector, count, lost in zip(bases, before, vectors, counts, found.lost, strict=True):
+        rows = basis[:count]
+        left = float((rows @ vector).norm() / vector.norm())
+        last = float((rows[:-1] @ rows[-1]).norm()) if count else 0.0
+        if rule.postponed is None:
+            assert torch.equal(rows, old[:count])
+            assert left <= 1.01 * rule.tolerance or last > rule.tolerance  # a basis that is rough itself leaves more
+            assert last > rule.tolerance or float(lost) <= rule.tolerance
+        else:
+            assert left <= 1.01 * rule.postponed and last <= 1.01 * rule.tolerance
+            assert float(lost) <= rule.tolerance
+            assert torch.equal(rows[:-1], old[: max(0, count - 1)])
+            corrected += not torch.equal(rows, old[:count])
+    assert corrected > 0 or rule.postponed is None
+
+
+def test_a_delayed_correction_leaves_the_alpha_of_the_corrected_vector():
+    torch.manual_seed(6)
+    n, count = 3000, 9
+    rows = torch.linalg.qr(torch.randn(n, count, dtype=torch.float64))[0].T.contiguous()
+    eigenvalues = torch.linspace(-1, 5, n, dtype=torch.float64)
+    # In a Krylov space of rows 0 .. count - 2 the operator takes the last row to itself and the one before alone.
+    clean = rows[-1].clone()
+    rows[-1] += 1e-4 * rows[0]
+    product = eigenvalues * clean
+    product -= rows[:-2].T @ (rows[:-2] @ product)
+    alpha = float(clean @ product)
+    product += 1e-4 * 5.0 * rows[0]  # what the operator makes of the error
+    found = reorthogonalize([rows], [product], [count], DELAYED)
+    assert float((rows[-1] - clean).norm()) <= 1e-7
+    assert float(found.coefficients[0, -1]) == pytest.approx(alpha, abs=1e-11)
+    plain = rows.clone()
+    plain[-1] = clean + 1e-4 * rows[0]
+    assert abs(float(plain[-1] @ (product + found.coefficients[0] @ rows)) - alpha) > 1e-9  # uncorrected it shows
+
+
+def test_rules_give_equal_bits_at_every_thread_count():
+    before, results = torch.get_num_threads(), []
+    try:
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            bases, vectors, counts = rough_streams(ROUGH[-6:], torch.float32, torch.float32)
+            found = reorthogonalize(bases, vectors, counts, DELAYED)
+            results.append((*vectors, *found, *(b[:c] for b, c in zip(bases, counts, strict=True))))
+    finally:
+        torch.set_num_threads(before)
+    for other in results[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
+
+
+@pytest.mark.parametrize("rule", [Rule(-1), Rule(0, -1e-3), Rule(2, 0.0, -1e-3)])
+def test_a_negative_number_in_a_rule_is_refused(rule):
+    with pytest.raises(ConfigurationError, match="at least 0"):
+        reorthogonalize([torch.randn(2, 5)], [torch.randn(5)], [1], rule)
+
+
+def test_corrections_of_rows_of_another_dtype_cannot_be_postponed():
+    with pytest.raises(ConfigurationError, match="use postponed=None"):
+        reorthogonalize([torch.randn(2, 5).bfloat16()], [torch.randn(5)], [1], DELAYED)
+    reorthogonalize([torch.randn(2, 5).bfloat16()], [torch.randn(5)], [1], DELAYED._replace(postponed=None))
 
 
 def test_a_nan_in_the_vector_shows_in_every_result():

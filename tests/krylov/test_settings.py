@@ -59,7 +59,7 @@ def test_whole_numbers_of_any_library_become_plain_ones() -> None:
     [
         ({"basis": "fp16"}, "basis='fp16' is not one of 'auto', 'fp32', 'bf16', 'int8', 'fp32-offload'"),
         ({"basis": ["fp32"]}, "basis=.'fp32'. is not one of"),
-        ({"reorthogonalize": "half"}, "reorthogonalize='half' is neither 'full' nor 'none'"),
+        ({"reorthogonalize": "half"}, "reorthogonalize='half' is not one of 'full', 'selective', 'none'"),
         ({"steps": 2.5}, "steps=2.5 must be a whole number of at least 1"),
         ({"tolerance": 0}, "tolerance=0 must be a finite number above 0"),
         ({"tolerance": {"w2": 0.1}}, "no target named 'w2'"),

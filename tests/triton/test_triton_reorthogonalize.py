@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from problems import same_dtype_projection
+from rough_streams import RULES, rough_streams
 
 from hvp_engine.kernels.reorthogonalize import reorthogonalize, reorthogonalize_ref
 from hvp_engine.kernels.scaled_rows import row_bytes, scaled_rows
@@ -67,6 +68,22 @@ def test_rows_of_8_bits_are_read_as_what_they_stand_for(interpreter, vector_dtyp
     for name in ("coefficients", "norms", "lost"):
         torch.testing.assert_close(getattr(found, name), getattr(expected, name), rtol=1e-6, atol=1e-7)
     torch.testing.assert_close(vectors, wanted, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", sorted(RULES))
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_every_rule_takes_out_what_the_reference_takes_out(interpreter, name, dtype):
+    rule, tolerance = RULES[name], 1e-5 if dtype == torch.float32 else 1e-11
+    sizes = [(33, 0), (33, 2), (129, 9), (1300, 12)]
+    (bases, vectors, counts), wanted = (rough_streams(sizes, dtype, dtype) for _ in range(2))
+    interpreter.reach(*(b[:c] for b, c in zip(bases, counts, strict=True)), *vectors)
+    found = reorthogonalize(bases, vectors, counts, rule)
+    for a, b in zip(found, reorthogonalize_ref(*wanted, rule), strict=True):
+        torch.testing.assert_close(a, b, rtol=tolerance, atol=tolerance)
+    for a, b, count in zip(bases, wanted[0], counts, strict=True):
+        torch.testing.assert_close(a[:count], b[:count], rtol=tolerance, atol=tolerance)
+    for a, b in zip(vectors, wanted[1], strict=True):
+        torch.testing.assert_close(a, b, rtol=tolerance, atol=tolerance)
 
 
 def test_streams_of_all_types_in_one_call_match_the_reference(interpreter):

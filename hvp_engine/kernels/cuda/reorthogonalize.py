@@ -9,16 +9,17 @@ from numpy.typing import NDArray
 from hvp_engine.errors import ConfigurationError
 from hvp_engine.kernels import loader
 from hvp_engine.kernels.cuda.queue import queue, to_device
-from hvp_engine.kernels.streams import Projection
+from hvp_engine.kernels.streams import Projection, Rule
 
 __all__ = ["reorthogonalize"]
 
 
-def reorthogonalize(table: NDArray[np.int64], found: Projection) -> None:
+def reorthogonalize(table: NDArray[np.int64], rule: Rule, found: Projection) -> None:
     """Make each vector orthogonal, in place, to the leading rows of its basis.
 
     Args:
         table: As `hvp_engine.kernels.streams.stream_table` gives it, for streams on one CUDA device.
+        rule: As in `hvp_engine.kernels.reorthogonalize.reorthogonalize`.
         found: Filled, on that device. Equal inputs give equal bits.
 
     Raises:
@@ -37,6 +38,7 @@ def reorthogonalize(table: NDArray[np.int64], found: Projection) -> None:
         workspace = torch.empty(plan.workspace_bytes, dtype=torch.uint8, device=device)
         loader.native.cuda_reorthogonalize(
             plan,
+            *rule.numbers,
             entries.data_ptr(),
             found.coefficients.data_ptr(),
             found.coefficients.shape[1],

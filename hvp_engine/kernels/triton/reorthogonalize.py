@@ -1,9 +1,10 @@
-"""Batched ragged reorthogonalisation: what hvp_engine.kernels.reorthogonalize describes, in three reads of each basis.
+"""Batched ragged reorthogonalisation: what hvp_engine.kernels.reorthogonalize describes.
 
-A program takes one tile of one stream's columns, so that what a stream gives depends on nothing but itself. The passes
-are: the dots of the first pass; its update and, while the tile's rows are still in the L2 cache, the dots of the second
-pass; the second update with the norm. Each leaves its partial sums in fp64, one row per program, which a second launch
-adds in a fixed order: no atomic operations, and equal inputs give equal bits.
+A program takes one tile of one stream's columns, so that what a stream gives depends on nothing but itself. Pass 0
+takes the dots with the near rows; pass 1 their update and the dots with all rows; passes 2 and 3 are updates that only
+those streams have which need them: the device decides, the programs of the others leave at once, and the host waits for
+nothing. Each pass leaves its partial sums in fp64, one row per program, which a
+second launch adds in a fixed order: no atomic operations, and equal inputs give equal bits.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import triton.language as tl
 from numpy.typing import NDArray
 
 from hvp_engine.kernels.scaled_rows import BLOCK
-from hvp_engine.kernels.streams import Projection
+from hvp_engine.kernels.streams import LARGE_SHARE, Projection, Rule
 from hvp_engine.kernels.tensors import dtype_number
 from hvp_engine.kernels.triton.resource_case import COMPILE_OPTIONS, ResourceCase
 
@@ -40,12 +41,14 @@ _ROWS = 8  # basis rows that are loaded at once
 _WARPS = 8
 _SUM_TASKS = 512
 _SUM_ROWS = 8
+_FIELDS = tl.constexpr(9)  # of a stream in the table that the kernels read
+_PASSES = 4
 
 
 @triton.jit
 def _stream(streams, s, BASIS: tl.constexpr, VECTOR: tl.constexpr, ALIGNED: tl.constexpr):
     """Address of the basis and of the vector, row stride, size and count of a stream."""
-    entry = streams + s * 8
+    entry = streams + s * _FIELDS
     basis = tl.load(entry).to(tl.pointer_type(BASIS))
     vector = tl.load(entry + 1).to(tl.pointer_type(VECTOR))
     stride = tl.load(entry + 2)
@@ -65,10 +68,10 @@ def _wide(x):
 
 
 @triton.jit
-def _load_rows(basis, row, column, stride, size, count):
-    """Load some columns of some rows in fp64, 0 outside; 8 bits are multiplied by the scales behind them."""
+def _rows_of(basis, stride, size, row, column, inside, first, count):
+    """Rows of a tile in fp64, 8 bits times the scales behind them; zeros where not among first .. count - 1."""
     start = basis + row[:, None] * stride
-    mask = (row < count)[:, None] & (column < size)[None, :]
+    mask = ((row >= first) & (row < count))[:, None] & inside[None, :]
     wide = _wide(tl.load(start + column[None, :], mask=mask, other=0))
     if basis.dtype.element_ty == tl.int8:
         scales = (start + tl.cdiv(size, _BLOCK) * _BLOCK).to(tl.pointer_type(tl.float32))
@@ -76,58 +79,119 @@ def _load_rows(basis, row, column, stride, size, count):
     return wide
 
 
+@triton.jit
+def _subtract(
+    basis, stride, size, column, inside, first, count, c, d, values, others, BOTH: tl.constexpr, ROWS: tl.constexpr
+):
+    """Subtract rows first .. count - 1 times c from a tile's values and, where BOTH, times d from others."""
+    for start in range(first, count, ROWS):
+        row = start + tl.arange(0, ROWS)
+        rows = _rows_of(basis, stride, size, row, column, inside, first, count)
+        values -= tl.sum(rows * tl.load(c + row, mask=row < count, other=0.0)[:, None], axis=0)
+        if BOTH:
+            others -= tl.sum(rows * tl.load(d + row, mask=row < count - 1, other=0.0)[:, None], axis=0)
+    return values, others
+
+
+@triton.jit
+def _dots(
+    basis,
+    stride,
+    size,
+    column,
+    inside,
+    first,
+    count,
+    to,
+    last_to,
+    values,
+    others,
+    BOTH: tl.constexpr,
+    ROWS: tl.constexpr,
+):
+    """Write the products of rows first .. count - 1 with a tile's values and, where BOTH, with others."""
+    # Backwards: the rows read last are the likeliest to be in the cache.
+    blocks = tl.cdiv(count - first, ROWS)
+    for block in range(0, blocks):
+        row = first + (blocks - 1 - block) * ROWS + tl.arange(0, ROWS)
+        rows = _rows_of(basis, stride, size, row, column, inside, first, count)
+        tl.store(to + row, tl.sum(rows * values[None, :], axis=1), mask=row < count)
+        if BOTH:
+            tl.store(last_to + row, tl.sum(rows * others[None, :], axis=1), mask=row < count)
+
+
 @triton.jit(do_not_specialize=["width"])  # it grows by one each step
 def project_tiles(
     streams,
     owners,
+    passes,
     coefficients,
+    last_coefficients,
     partial,
+    last_partial,
     squares,
     width,
     BASIS: tl.constexpr,
     VECTOR: tl.constexpr,
     ALIGNED: tl.constexpr,
-    UPDATE: tl.constexpr,
-    DOTS: tl.constexpr,
+    NUMBER: tl.constexpr,
+    PAIRS: tl.constexpr,
     TILE: tl.constexpr,
     ROWS: tl.constexpr,
 ):
     """One tile of one stream: subtracts coefficients times rows, then takes the dots of the result.
 
     Args:
-        streams: (streams, 8) int64: addresses of basis and vector, row stride, size, count, first task, tasks, and
-            the stream's row in what is returned.
+        streams: (streams, 9) int64: addresses of basis and vector, row stride, size, count, first task, tasks, the
+            stream's row in what is returned, and how many of its last rows are near.
         owners: (tasks,) int64: the stream of each program.
-        coefficients: (all streams, width) fp64: what UPDATE subtracts.
-        partial: (tasks, width) fp64: what DOTS writes.
-        squares: (tasks,) fp64: the tile's squared norm after the update, where UPDATE.
+        passes: (all streams,) int32: how many there are of each stream, from pass 2 on.
+        coefficients: (all streams, width) fp64: what is subtracted, from pass 1 on.
+        last_coefficients: The same for the last row: in pass 2, where PAIRS.
+        partial: (tasks, width) fp64: dots of the vector.
+        last_partial: The same of the last row: in pass 1, where PAIRS.
+        squares: (tasks,) fp64: the tile's squared norm after the update, from pass 1 on.
         width: Row length of coefficients and partial, at least the largest count.
     """
     task = tl.program_id(0).to(tl.int64)
     s = tl.load(owners + task)
     basis, vector, stride, size, count = _stream(streams, s, BASIS, VECTOR, ALIGNED)
-    column = (task - tl.load(streams + s * 8 + 5)) * TILE + tl.arange(0, TILE)
+    out = tl.load(streams + s * _FIELDS + 7)
+    first = tl.maximum(0, count - tl.load(streams + s * _FIELDS + 8))  # the first of the near rows
+    known = 2
+    if NUMBER >= 2:
+        known = tl.load(passes + out)
+        if known <= NUMBER:
+            return
+        first = 0
+    column = (task - tl.load(streams + s * _FIELDS + 5)) * TILE + tl.arange(0, TILE)
     inside = column < size
     values = _wide(tl.load(vector + column, mask=inside, other=0.0))
-    if UPDATE:
-        out = tl.load(streams + s * 8 + 7)
-        for start in range(0, count, ROWS):
-            row = start + tl.arange(0, ROWS)
-            rows = _load_rows(basis, row, column, stride, size, count)
-            c = tl.load(coefficients + out * width + row, mask=row < count, other=0.0)
-            values -= tl.sum(rows * c[:, None], axis=0)
+    others = values
+    last_row = basis + (count - 1) * stride + column
+    has_last = inside & (count > 0)
+    if PAIRS:
+        others = _wide(tl.load(last_row, mask=has_last, other=0.0))
+    if NUMBER >= 1:
+        c, d, both = coefficients + out * width, last_coefficients + out * width, PAIRS and NUMBER == 2
+        values, others = _subtract(basis, stride, size, column, inside, first, count, c, d, values, others, both, ROWS)
         rounded = values.to(VECTOR)
         tl.store(vector + column, rounded, mask=inside)
         values = _wide(rounded)
         tl.store(squares + task, tl.sum(values * values, axis=0))
-    if DOTS:
-        # Backwards: the rows read last are the likeliest to be in the cache.
-        blocks = tl.cdiv(count, ROWS)
-        for block in range(0, blocks):
-            row = (blocks - 1 - block) * ROWS + tl.arange(0, ROWS)
-            rows = _load_rows(basis, row, column, stride, size, count)
-            dots = tl.sum(rows * values[None, :], axis=1)
-            tl.store(partial + task * width + row, dots, mask=row < count)
+        if PAIRS and NUMBER == 2:
+            tl.debug_barrier()  # the row is read by all threads above, and below
+            tl.store(last_row, others.to(BASIS), mask=has_last)
+            tl.debug_barrier()
+    is_measured = NUMBER < 2
+    if NUMBER == 2:
+        is_measured = known > 3
+    if is_measured:
+        measured = first
+        if NUMBER == 1:
+            measured = 0
+        to, last, both = partial + task * width, last_partial + task * width, PAIRS and NUMBER == 1
+        _dots(basis, stride, size, column, inside, measured, count, to, last, values, others, both, ROWS)
 
 
 @triton.jit
@@ -141,55 +205,116 @@ def _sum_column(source, tasks, BLOCK: tl.constexpr):
 
 
 @triton.jit(do_not_specialize=["width"])  # it grows by one each step
-def sum_dots(streams, partial, sums, width, TASKS: tl.constexpr, ROWS: tl.constexpr):
-    """Add the partial dots of a few rows of one stream: sums (all streams, width) fp64."""
-    entry = streams + tl.program_id(1) * 8
+def sum_dots(streams, passes, partial, sums, width, NUMBER: tl.constexpr, TASKS: tl.constexpr, ROWS: tl.constexpr):
+    """Add the partial dots of pass NUMBER, of a few rows of one stream: sums (all streams, width) fp64."""
+    entry = streams + tl.program_id(1) * _FIELDS
     count = tl.load(entry + 4)
-    first = tl.load(entry + 5)
+    task_begin = tl.load(entry + 5)
     tasks = tl.load(entry + 6)
+    out = tl.load(entry + 7)
+    first = tl.zeros_like(count)
+    if NUMBER == 0:
+        first = tl.maximum(0, count - tl.load(entry + 8))
+    known = 4
+    if NUMBER == 2:
+        known = tl.load(passes + out)
+    if known <= 3:
+        return
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    is_measured = (row >= first) & (row < count)
     total = tl.zeros((TASKS, ROWS), dtype=tl.float64)
     for start in range(0, tasks, TASKS):
         task = start + tl.arange(0, TASKS)
         total += tl.load(
-            partial + (first + task)[:, None] * width + row[None, :],
-            mask=(task < tasks)[:, None] & (row < count)[None, :],
+            partial + (task_begin + task)[:, None] * width + row[None, :],
+            mask=(task < tasks)[:, None] & is_measured[None, :],
             other=0.0,
         )
-    tl.store(sums + tl.load(entry + 7) * width + row, tl.sum(total, axis=0), mask=row < count)
+    tl.store(sums + out * width + row, tl.sum(total, axis=0), mask=row < count)
 
 
-@triton.jit(do_not_specialize=["width", "num_tasks"])
-def finish_streams(
-    streams, first_pass, second_pass, squares, norms, lost, width, num_tasks, TASKS: tl.constexpr, ROWS: tl.constexpr
-):
-    """Add the passes of one stream, and take the roots of its squared norms, (2, num_tasks)."""
-    entry = streams + tl.program_id(0) * 8
-    count = tl.load(entry + 4)
-    first = tl.load(entry + 5)
-    tasks = tl.load(entry + 6)
-    out = tl.load(entry + 7)
-    before = tl.sqrt(_sum_column(squares + first, tasks, TASKS))
-    after = tl.sqrt(_sum_column(squares + num_tasks + first, tasks, TASKS))
+@triton.jit
+def _sizes(dots, other, count, ROWS: tl.constexpr):
+    """Largest magnitude and sum of squares of some dots, and their product with others."""
     largest = tl.zeros((ROWS,), dtype=tl.float64)
+    square = tl.zeros((ROWS,), dtype=tl.float64)
+    overlap = tl.zeros((ROWS,), dtype=tl.float64)
     for start in range(0, count, ROWS):
         row = start + tl.arange(0, ROWS)
-        c = tl.load(second_pass + out * width + row, mask=row < count, other=0.0)
-        total = tl.load(first_pass + out * width + row, mask=row < count, other=0.0) + c
-        tl.store(first_pass + out * width + row, total, mask=row < count)
-        largest = tl.maximum(largest, tl.abs(c))
+        d = tl.load(dots + row, mask=row < count, other=0.0)
+        largest = tl.maximum(largest, tl.abs(d))
+        square += d * d
+        overlap += d * tl.load(other + row, mask=row < count, other=0.0)
+    return tl.max(largest, axis=0), tl.sum(square, axis=0), tl.sum(overlap, axis=0)
+
+
+@triton.jit(do_not_specialize=["width", "tolerance", "postponed"])
+def finish_streams(
+    streams,
+    passes,
+    total,
+    second,
+    last,
+    squares,
+    norms,
+    lost,
+    width,
+    tolerance: tl.float64,
+    postponed: tl.float64,
+    NUMBER: tl.constexpr,
+    PAIRS: tl.constexpr,
+    LARGE: tl.constexpr,
+    TASKS: tl.constexpr,
+    ROWS: tl.constexpr,
+):
+    """Keep what is known of one stream after pass NUMBER, and decide after pass 1 how many there are."""
+    entry = streams + tl.program_id(0) * _FIELDS
+    count = tl.load(entry + 4)
+    out = tl.load(entry + 7)
+    known = 4
+    if NUMBER >= 2:
+        known = tl.load(passes + out)
+        if known <= NUMBER:
+            return
+    norm = tl.sqrt(_sum_column(squares + tl.load(entry + 5), tl.load(entry + 6), TASKS))
+    tl.store(norms + out, norm)
+    if NUMBER == 3 or (NUMBER == 2 and known <= 3):
+        return
+    largest, square, _ = _sizes(second + out * width, second + out * width, count, ROWS)
+    overlap = 0.0 * square  # of the last row's components, which the vector was not measured without
     # A NaN, which the maximum may drop, is in the norm as well.
-    tl.store(lost + out, tl.where(before == 0.0, 0.0, tl.max(largest, axis=0) / before))
-    tl.store(norms + out, after)
+    cosine = tl.where(norm == 0.0, 0.0, largest / norm)
+    if NUMBER == 1:
+        share = tl.where(norm == 0.0, 0.0, tl.sqrt(square) / norm)
+        enough = share <= tolerance
+        if PAIRS:
+            cosine, square, overlap = _sizes(last + out * width, second + out * width, count - 1, ROWS)
+            enough = (share <= postponed) & (tl.sqrt(square) <= tolerance)
+        once = tl.load(entry + 8) >= count
+        known = tl.where(enough, 2, tl.where(once | (share <= LARGE), 3, 4))
+        tl.store(passes + out, known)
+        # What is taken out leaves as much of it as the basis is orthogonal.
+        cosine = tl.where(enough | once, cosine, cosine * tolerance)
+    tl.store(lost + out, cosine)
+    if known > 2:
+        for start in range(0, count, ROWS):
+            row = start + tl.arange(0, ROWS)
+            c = tl.load(second + out * width + row, mask=row < count, other=0.0)
+            if PAIRS and NUMBER == 1:
+                c = tl.where(row == count - 1, c - overlap, c)
+                tl.store(second + out * width + row, c, mask=row < count)
+            before = tl.load(total + out * width + row, mask=row < count, other=0.0)
+            tl.store(total + out * width + row, before + c, mask=row < count)
 
 
-def reorthogonalize(table: NDArray[np.int64], found: Projection) -> None:
+def reorthogonalize(table: NDArray[np.int64], rule: Rule, found: Projection) -> None:
     """Make each vector orthogonal, in place, to the leading rows of its basis.
 
     Enqueued on the device's current stream; the host waits for nothing.
 
     Args:
         table: As `hvp_engine.kernels.streams.stream_table` gives it.
+        rule: As in `hvp_engine.kernels.reorthogonalize.reorthogonalize`.
         found: Filled, on the device of all streams; its coefficients are given as zeros.
     """
     aligned = (table[:, :2] % 16 == 0).all(axis=1) & (table[:, 2:4] % 16 == 0).all(axis=1)
@@ -198,7 +323,7 @@ def reorthogonalize(table: NDArray[np.int64], found: Projection) -> None:
         for variant in np.unique(variants, axis=0):
             members = np.flatnonzero((variants == variant).all(axis=1))
             basis_type, vector_type, is_aligned = map(int, variant)
-            _project(table[members], members, basis_type, vector_type, is_aligned, found)
+            _project(table[members], members, (basis_type, vector_type, is_aligned), rule, found)
 
 
 def _tile(basis_type: int, aligned: int) -> int:
@@ -207,62 +332,69 @@ def _tile(basis_type: int, aligned: int) -> int:
 
 
 def _project(
-    table: NDArray[np.int64],
-    members: NDArray[np.int64],
-    basis_type: int,
-    vector_type: int,
-    aligned: int,
-    found: Projection,
+    table: NDArray[np.int64], members: NDArray[np.int64], variant: tuple[int, int, int], rule: Rule, found: Projection
 ) -> None:
-    """Run all passes over the streams of one pair of types."""
-    coefficients, norms, lost = found
+    """Run all passes over the streams of one pair of types, aligned or not."""
+    (basis_type, vector_type, aligned), (coefficients, norms, lost) = variant, found
     device, width, tile = norms.device, coefficients.shape[1], _tile(basis_type, aligned)
     tasks = -(-table[:, 3] // tile)
     num_tasks = int(tasks.sum())
-    fields = np.column_stack([table[:, :5], np.cumsum(tasks) - tasks, tasks, members])
+    near = [rule.first_rows(count) for count in table[:, 4].tolist()]
+    fields = np.column_stack([table[:, :5], np.cumsum(tasks) - tasks, tasks, members, near])
     # From pageable memory this copy is staged at once: neither the host nor the device waits.
     streams = torch.from_numpy(fields).to(device, non_blocking=True)
     owners = torch.repeat_interleave(streams[:, 6], output_size=num_tasks)
-    partial = torch.empty((num_tasks, width), dtype=torch.float64, device=device)
-    squares = torch.empty((2, num_tasks), dtype=torch.float64, device=device)
-    second = torch.empty_like(coefficients)
-    constants = {
-        "BASIS": _BASIS_TYPES[basis_type],
-        "VECTOR": _VECTOR_TYPES[vector_type],
-        "ALIGNED": bool(aligned),
-        "TILE": tile,
-        "ROWS": _ROWS,
-        "num_warps": _WARPS,
-        **COMPILE_OPTIONS,
-    }
+    pairs = rule.postponed is not None
+    partial = torch.empty((1 + pairs, num_tasks, width), dtype=torch.float64, device=device)
+    second = torch.empty((1 + pairs, *coefficients.shape), dtype=torch.float64, device=device)
+    squares = torch.empty(num_tasks, dtype=torch.float64, device=device)
+    passes = torch.empty(len(norms), dtype=torch.int32, device=device)
+    options = {"num_warps": _WARPS, **COMPILE_OPTIONS}
+    constants = {"BASIS": _BASIS_TYPES[basis_type], "VECTOR": _VECTOR_TYPES[vector_type], "ALIGNED": bool(aligned)}
+    constants |= {"PAIRS": pairs, "TILE": tile, "ROWS": _ROWS, **options}
+    sizes = {"TASKS": _SUM_TASKS, "ROWS": _SUM_ROWS, **options}
     sum_grid = (max(1, triton.cdiv(width, _SUM_ROWS)), len(table))
-    sizes = {"TASKS": _SUM_TASKS, "ROWS": _SUM_ROWS, "num_warps": _WARPS, **COMPILE_OPTIONS}
-    tiles = project_tiles[(num_tasks,)]
-    tiles(streams, owners, coefficients, partial, squares[0], width, UPDATE=False, DOTS=True, **constants)
-    sum_dots[sum_grid](streams, partial, coefficients, width, **sizes)
-    tiles(streams, owners, coefficients, partial, squares[0], width, UPDATE=True, DOTS=True, **constants)
-    sum_dots[sum_grid](streams, partial, second, width, **sizes)
-    tiles(streams, owners, second, partial, squares[1], width, UPDATE=True, DOTS=False, **constants)
-    finish_streams[(len(table),)](streams, coefficients, second, squares, norms, lost, width, num_tasks, **sizes)
+    thresholds = (rule.tolerance, rule.postponed or 0.0)
+    # With all rows in the first pass two are enough, and a third update is never asked for.
+    for number in range(0 if any(near) else 1, _PASSES - (rule.near is None)):
+        taken = coefficients if number < 2 else second[0]
+        project_tiles[(num_tasks,)](
+            streams, owners, passes, taken, second[-1], partial[0], partial[-1], squares, width, NUMBER=number,
+            **constants,
+        )  # fmt: skip
+        if number < 3:
+            sums = coefficients if number == 0 else second[0]
+            sum_dots[sum_grid](streams, passes, partial[0], sums, width, NUMBER=number, **sizes)
+        if pairs and number == 1:
+            sum_dots[sum_grid](streams, passes, partial[-1], second[-1], width, NUMBER=number, **sizes)
+        if number > 0:
+            finish_streams[(len(table),)](
+                streams, passes, coefficients, second[0], second[-1], squares, norms, lost, width, *thresholds,
+                NUMBER=number, PAIRS=pairs, LARGE=LARGE_SHARE, **sizes,
+            )  # fmt: skip
 
 
 def resource_cases() -> list[ResourceCase]:
     """Every pass for each type of basis, aligned; the longest one also without alignment."""
-    pointers = {"streams": "*i64", "owners": "*i64", **dict.fromkeys(("coefficients", "partial", "squares"), "*fp64")}
+    doubles = ("coefficients", "last_coefficients", "partial", "last_partial", "squares")
+    pointers = {"streams": "*i64", "owners": "*i64", "passes": "*i32", **dict.fromkeys(doubles, "*fp64")}
     signature = {**pointers, "width": "i32"}
-    passes = {"dots": (False, True, True), "update + dots": (True, True, True), "update": (True, False, True)}
-    passes["update + dots, unaligned"] = (True, True, False)
     cases = []
     for number, basis in _BASIS_TYPES.items():
         vector = tl.float64 if basis == tl.float64 else tl.float32
-        for label, (update, dots, aligned) in passes.items():
-            constants = {"BASIS": basis, "VECTOR": vector, "ALIGNED": aligned, "UPDATE": update, "DOTS": dots}
-            constants |= {"TILE": _tile(number, aligned), "ROWS": _ROWS}
-            cases.append(ResourceCase(project_tiles, f"{basis} basis, {label}", signature, constants, _WARPS))
+        for pairs in (False, True)[: 1 + (basis == vector)]:
+            variants = [(0, True), (1, True), (2, True), (1, False)] + [(3, True)] * (not pairs)
+            for step, aligned in variants:
+                constants = {"BASIS": basis, "VECTOR": vector, "ALIGNED": aligned, "NUMBER": step, "PAIRS": pairs}
+                constants |= {"TILE": _tile(number, aligned), "ROWS": _ROWS}
+                label = f"{basis} basis, pass {step}{', with last row' * pairs}{', unaligned' * (not aligned)}"
+                cases.append(ResourceCase(project_tiles, label, signature, constants, _WARPS))
     sizes = {"TASKS": _SUM_TASKS, "ROWS": _SUM_ROWS}
-    signature = {"streams": "*i64", "partial": "*fp64", "sums": "*fp64", "width": "i32"}
-    cases.append(ResourceCase(sum_dots, "all types", signature, sizes, _WARPS))
-    pointers = dict.fromkeys(("first_pass", "second_pass", "squares", "norms", "lost"), "*fp64")
-    signature = {"streams": "*i64", **pointers, "width": "i32", "num_tasks": "i32"}
-    cases.append(ResourceCase(finish_streams, "all types", signature, sizes, _WARPS))
+    signature = {"streams": "*i64", "passes": "*i32", "partial": "*fp64", "sums": "*fp64", "width": "i32"}
+    cases.append(ResourceCase(sum_dots, "all types", signature, {"NUMBER": 1, **sizes}, _WARPS))
+    pointers = dict.fromkeys(("total", "second", "last", "squares", "norms", "lost"), "*fp64")
+    signature = {"streams": "*i64", "passes": "*i32", **pointers, "width": "i32", "tolerance": "fp64"}
+    signature["postponed"] = "fp64"
+    constants = {"NUMBER": 1, "PAIRS": True, "LARGE": LARGE_SHARE, **sizes}
+    cases.append(ResourceCase(finish_streams, "all types", signature, constants, _WARPS))
     return cases

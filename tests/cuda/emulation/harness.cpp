@@ -59,16 +59,18 @@ const char* reorthogonalize(const std::vector<Array>& a) {
     const std::int64_t num = p[0];
     std::vector<hvp::ReorthogonalizeStream> streams;
     for (std::int64_t s = 0; s < num; ++s) {
-        const std::int64_t* f = p + 2 + 5 * s;
-        const auto i = static_cast<std::size_t>(4 + 2 * s);
+        const std::int64_t* f = p + 3 + 5 * s;
+        const auto i = static_cast<std::size_t>(5 + 2 * s);
         streams.push_back({a[i].at<void>(), a[i + 1].at<void>(), f[0], f[1], f[2],
                            static_cast<hvp::Dtype>(f[3]), static_cast<hvp::Dtype>(f[4])});
     }
     std::vector<hvp::cuda::ProjectionEntry> entries(streams.size());
     const auto plan = hvp::cuda::plan_projection(streams.data(), num, entries.data());
     const auto memory = workspace(plan.workspace_bytes);
+    const double* rule = a[4].at<double>();
     return hvp::cuda::reorthogonalize(
-        plan, {entries.data(), a[1].at<double>(), p[1], a[2].at<double>(), a[3].at<double>(), memory.get()},
+        plan, {p[2], rule[0], rule[1]},
+        {entries.data(), a[1].at<double>(), p[1], a[2].at<double>(), a[3].at<double>(), memory.get()},
         Queue{0, nullptr});
 }
 

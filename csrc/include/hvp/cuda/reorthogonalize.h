@@ -9,7 +9,7 @@
 namespace hvp {
 namespace cuda {
 
-constexpr std::int64_t kMaxRows = 3072;  // what the shared memory of a block holds
+constexpr std::int64_t kMaxRows = 2304;  // what the shared memory of a block holds
 
 // An entry of the table of streams.
 struct ProjectionEntry {
@@ -24,6 +24,11 @@ struct ProjectionPlan {
     std::int64_t max_count;
     std::int64_t workspace_bytes;
     std::int64_t type_pairs;  // the bit of each pair of basis type and vector type that occurs
+
+    bool has_mixed_types() const {
+        constexpr std::int64_t equal = std::int64_t{1} << 3 | 1;  // both fp32, both fp64
+        return (type_pairs & ~equal) != 0;
+    }
 };
 
 // Fills the table (on the host; the caller copies it to the device) and says what the batch needs.
@@ -40,7 +45,8 @@ struct ProjectionArrays {
 };
 
 // Does what hvp::reorthogonalize does. Equal inputs give equal bits, on every device of one architecture.
-const char* reorthogonalize(const ProjectionPlan& plan, const ProjectionArrays& arrays, Queue queue);
+const char* reorthogonalize(const ProjectionPlan& plan, const ReorthogonalizeRule& rule,
+                            const ProjectionArrays& arrays, Queue queue);
 
 }  // namespace cuda
 }  // namespace hvp
