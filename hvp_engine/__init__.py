@@ -7,7 +7,7 @@ matrices of small blocks, :func:`off_diagonal` what lies between blocks.
 from __future__ import annotations
 
 from hvp_engine import blocks, losses
-from hvp_engine.api import data_error, dense, eigsh, hvp, off_diagonal, slq
+from hvp_engine.api import data_error, dense, diagonal, eigsh, gradients, hvp, norms, off_diagonal, slq, trace
 from hvp_engine.blocks import Block
 from hvp_engine.config import show_config
 from hvp_engine.diagnosis.doctor import doctor
@@ -15,34 +15,44 @@ from hvp_engine.errors import HvpEngineError
 from hvp_engine.operators.hessian import HessianOperator
 from hvp_engine.planning.plan import plan
 from hvp_engine.planning.report import JobPlan
+from hvp_engine.results.diagonals import Diagonals
 from hvp_engine.results.eigenpairs import Eigenpairs
 from hvp_engine.results.eigensystem import Eigensystem
 from hvp_engine.results.estimate import Estimate
+from hvp_engine.results.norms import Norms
 from hvp_engine.results.spectra import Spectra
 from hvp_engine.results.spectrum import Spectrum
+from hvp_engine.results.traces import Traces
 from hvp_engine.system.versions import package_version
 
 __version__ = package_version()
 
 __all__ = [
     "Block",
+    "Diagonals",
     "Eigenpairs",
     "Eigensystem",
     "Estimate",
     "HessianOperator",
     "HvpEngineError",
     "JobPlan",
+    "Norms",
     "Spectra",
     "Spectrum",
+    "Traces",
     "blocks",
     "data_error",
     "dense",
+    "diagonal",
     "doctor",
     "eigsh",
+    "gradients",
     "hvp",
     "losses",
+    "norms",
     "off_diagonal",
     "plan",
     "show_config",
     "slq",
+    "trace",
 ]

@@ -3,7 +3,19 @@
 from hvp_engine.api.between_blocks import off_diagonal
 from hvp_engine.api.data_errors import data_error
 from hvp_engine.api.eigenpairs import eigsh
+from hvp_engine.api.estimators import diagonal, gradients, norms, trace
 from hvp_engine.api.products import dense, hvp
 from hvp_engine.api.spectra import slq
 
-__all__ = ["data_error", "dense", "eigsh", "hvp", "off_diagonal", "slq"]
+__all__ = [
+    "data_error",
+    "dense",
+    "diagonal",
+    "eigsh",
+    "gradients",
+    "hvp",
+    "norms",
+    "off_diagonal",
+    "slq",
+    "trace",
+]

@@ -10,9 +10,12 @@ import typer
 
 from hvp_engine.cli.output import print_spectra
 from hvp_engine.errors import RunFolderError
+from hvp_engine.results.diagonals import Diagonals
 from hvp_engine.results.eigensystem import Eigensystem
+from hvp_engine.results.norms import Norms
 from hvp_engine.results.off_diagonal import OffDiagonal
 from hvp_engine.results.spectra import Spectra
+from hvp_engine.results.traces import Traces
 from hvp_engine.system.run_files import MANIFEST, read_manifest
 
 
@@ -48,11 +51,15 @@ _SPECTRA = Kind(
 )
 
 _OF_PAIRS = ("matrix", "k", "which", "tolerance", "seed", "precision")
+_SAMPLED = ("matrix", "most_products", "tolerance", "method", "seed", "precision")
 
 # A new kind of result is one line here.
 KINDS: dict[str, Kind] = {
     _SLQ: _SPECTRA,
     "eigsh": Kind(Eigensystem.load, {"eigenpairs": Eigensystem.plot}, Eigensystem.record, _OF_PAIRS),
+    "trace": Kind(Traces.load, {}, Traces.record, _SAMPLED),
+    "diagonal": Kind(Diagonals.load, {}, Diagonals.record, _SAMPLED),
+    "norms": Kind(Norms.load, {}, Norms.record, _SAMPLED),
     "off diagonal": Kind(OffDiagonal.load, {}, OffDiagonal.record, ("matrix", "probes", "seed", "precision")),
 }
 

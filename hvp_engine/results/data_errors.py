@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import math
 import os
 from collections.abc import Iterator, Mapping
@@ -12,19 +11,16 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from rich import box
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
 from hvp_engine.errors import ConfigurationError
 from hvp_engine.results.data_error import ENDS, HALVES, QUANTITIES, BlockDataError, GroupForms, error_of_block
 from hvp_engine.results.estimate import Estimate
 from hvp_engine.results.jackknife import variance_range
 from hvp_engine.results.smoothing import FloatArray
+from hvp_engine.results.text_table import text_table
 from hvp_engine.results.words import matrix_of
 from hvp_engine.system import run_files
-from hvp_engine.system.formatting import abbreviate, first_names, format_count, format_number
+from hvp_engine.system.formatting import first_names, format_count, format_number
 from hvp_engine.system.json_files import damaged
 
 FOLDER = "data_error"
@@ -173,19 +169,14 @@ class DataErrors(Mapping[str, BlockDataError]):
     def summary(self, bar: float = _BAR) -> str:
         """Write a table: values for the expected Hessian with their 95 % bars, and the samples that a bar takes."""
         needed = self.samples_for(bar)
-        table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
-        table.add_column("block", overflow="fold")
         share = f"{100 * bar:.3g} %"
         titles = ("trace", "Frobenius norm", "smallest", "largest", f"trace to {share}", f"largest to {share}")
-        for title in titles:
-            table.add_column(title, justify="right", no_wrap=True)
-        for name, (block, found) in zip(abbreviate(list(self)), self.items(), strict=True):
+        rows: list[tuple[str, tuple[str, ...]]] = []
+        for block, found in self.items():
             bars = (found.trace, found.frobenius_norm, found.smallest, found.largest)
             counts = (needed[block]["trace"], needed[block]["largest"])
-            table.add_row(*map(Text, (name, *map(_with_bar, bars), *map(_count, counts))))
-        buffer = io.StringIO()
-        Console(file=buffer, width=10_000, color_system=None, legacy_windows=False).print(table)
-        lines = [line.rstrip() for line in buffer.getvalue().strip("\n").splitlines()]
+            rows.append((block, (*map(_with_bar, bars), *map(_count, counts))))
+        lines = text_table(titles, rows)
         return "\n".join((self._heading(), *lines, self._footing()))
 
     def _heading(self) -> str:

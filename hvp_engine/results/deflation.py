@@ -12,9 +12,7 @@ import numpy as np
 
 from hvp_engine.results.coefficients import Coefficients
 from hvp_engine.results.smoothing import FloatArray
-
-# Scatter between squared lengths that is expected before any is seen, as a squared coefficient of variation.
-_PRIOR_SCATTER = 0.2
+from hvp_engine.results.sphere import of_forms
 
 
 @dataclass(frozen=True)
@@ -60,16 +58,13 @@ def deflated(found: Coefficients, singles: FloatArray, vectors: int) -> Deflated
     if not left or np.isnan(rest):
         return None
     squares = np.maximum(lengths - rest**2 * overlaps, 0.0)  # |B h|^2 / h'h: what H h has along Q is beta_m q'h
-    trace = float(forms.mean())
-    variance = max(float(squares.mean()) - trace**2, 0.0)
-    count, mean = len(singles), float(squares.mean())
-    scatter = float(((squares / mean - 1.0) ** 2).sum()) if mean > 0.0 else 0.0
+    law, count = of_forms(left, forms, squares), len(singles)
     tridiagonal = float(alphas @ alphas + 2.0 * (betas @ betas))
     return Deflated(
         products=count,
-        trace=float(alphas.sum()) + left * trace,
-        trace_variance=2.0 * left**2 / (left + 2.0) * variance / count,
-        freedom=2.0 * count * count / (scatter + _PRIOR_SCATTER),
+        trace=float(alphas.sum()) + left * law.value,
+        trace_variance=law.variance,
+        freedom=law.freedom,
         square=tridiagonal + rest**2 + left * float(lengths.mean()),
         square_scatter=left**2 * float(lengths.var(ddof=1)) if count > 1 else 0.0,
         vectors=vectors,

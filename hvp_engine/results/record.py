@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
@@ -14,6 +15,7 @@ from hvp_engine.errors import HvpEngineError
 from hvp_engine.results.estimate import Estimate, MatrixEstimate
 from hvp_engine.results.smoothing import FloatArray
 from hvp_engine.results.spectrum import Spectrum
+from hvp_engine.system.json_files import damaged
 from hvp_engine.system.tensor_files import Layout
 
 # No block has an empty name, so these are not arrays of a block.
@@ -77,6 +79,25 @@ def plain(estimate: Estimate | None) -> dict[str, Any] | None:
     keys = ("value", "stderr", "low", "high")
     numbers = {key: float(getattr(estimate, key)) for key in keys}
     return {key: x if math.isfinite(x) else None for key, x in numbers.items()} | {"reading": estimate.reading}
+
+
+def estimate_of(record: Any, path: Path) -> Estimate:
+    """Return the estimate that :func:`plain` made plain data of; what is None there is nan.
+
+    Args:
+        record: The data.
+        path: The file that it is from.
+
+    Raises:
+        RunFolderError: It is none.
+    """
+    match record:
+        case {"value": value, "stderr": stderr, "low": low, "high": high, "reading": str(reading)}:
+            numbers = [math.nan if x is None else x for x in (value, stderr, low, high)]
+            if all(type(x) in (int, float) for x in numbers):
+                found, error, lower, upper = map(float, numbers)
+                return Estimate(found, error, lower, upper, reading)
+    raise damaged(path, "a number with its bar is none")
 
 
 def _tried(number: Callable[[], _T]) -> _T | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import numpy as np
 
@@ -16,6 +17,42 @@ _STUDENT = (
     (0.0, 1 / 60, 1 / 30, 1 / 15, 1 / 10, 1 / 7, 1 / 5, 1 / 4, 1 / 3, 1 / 2, 1.0),
     (1.960, 2.000, 2.042, 2.131, 2.228, 2.365, 2.571, 2.776, 3.182, 4.303, 12.706),
 )
+
+# Scatter between squared lengths that is expected before any is seen, as a squared coefficient of variation.
+_PRIOR_SCATTER = 0.2
+
+
+class MeanForm(NamedTuple):
+    """What some probes say of a trace.
+
+    Attributes:
+        value: The mean of their forms ``h'Bh / h'h``.
+        variance: Of the dimension times it, by the law of the sphere.
+        freedom: How many squared normal variables that variance has seen, about.
+    """
+
+    value: float
+    variance: float
+    freedom: float
+
+
+def of_forms(dimension: int, forms: FloatArray, squares: FloatArray) -> MeanForm:
+    """Average forms of probes that are uniform on a sphere; ``dimension`` times the mean estimates a trace.
+
+    A form has the variance ``2 Var / (d + 2)``, where Var is that of the eigenvalues, their mean square less their
+    squared mean. The lengths of the products show that mean square better than few forms show their own spread.
+
+    Args:
+        dimension: d, of the sphere's space.
+        forms: ``h'Bh / h'h`` of every probe h, shape (probes,).
+        squares: ``|Bh|^2 / h'h``, shape (probes,).
+    """
+    value = float(forms.mean())
+    variance = max(float(squares.mean()) - value**2, 0.0)
+    count, mean = len(forms), float(squares.mean())
+    scatter = float(((squares / mean - 1.0) ** 2).sum()) if mean > 0.0 else 0.0
+    variance = 2.0 * dimension**2 / (dimension + 2.0) * variance / count
+    return MeanForm(value, variance, 2.0 * count * count / (scatter + _PRIOR_SCATTER))
 
 
 def traces(numel: int, pairs: Ritz, accepted: BoolArray, function: Function) -> tuple[FloatArray, FloatArray]:

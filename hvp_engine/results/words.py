@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from hvp_engine.results.estimate import Estimate
+from hvp_engine.results.estimate import Estimate, relative
 from hvp_engine.system.formatting import abbreviate, format_number, format_with_error
 
 UNKNOWN = "?"
@@ -34,6 +34,11 @@ class NumberText(NamedTuple):
 def half_width(estimate: Estimate) -> float:
     """Return the larger of the two sides of a bar: what may follow ``±``. It is nan where there is no bar."""
     return max(estimate.high - estimate.value, estimate.value - estimate.low)
+
+
+def relative_half_width(estimate: Estimate) -> float:
+    """Return the larger side of a bar as a share of the value."""
+    return relative(half_width(estimate), estimate.value)
 
 
 def is_known(value: float, half: float) -> bool:

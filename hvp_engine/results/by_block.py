@@ -1,0 +1,82 @@
+"""Results by block name with the facts of their run: what small kinds of results share."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+from hvp_engine.system import run_files
+from hvp_engine.system.formatting import first_names
+from hvp_engine.system.json_files import damaged
+
+T = TypeVar("T")
+_LARGEST = 1 << 62
+
+
+class ByBlock(Mapping[str, T], Generic[T]):
+    """A mapping of block names to what was found of each.
+
+    Attributes:
+        manifest: The facts of the run, all of it writable as JSON.
+        numel: Number of parameters by block name.
+    """
+
+    def __init__(
+        self, found: Mapping[str, T], numel: Mapping[str, int], manifest: Mapping[str, Any] | None = None
+    ) -> None:
+        """Take what was found.
+
+        Args:
+            found: By block name.
+            numel: Number of parameters by block name.
+            manifest: The facts of the run.
+        """
+        self._found, self.numel = dict(found), dict(numel)
+        self.manifest: dict[str, Any] = dict(manifest or {})
+
+    def __getitem__(self, name: str) -> T:
+        if name not in self._found:
+            # A mapping's own error: "in" and get() rely on it.
+            raise KeyError(f"{name!r} is none of the blocks {first_names(list(self))}.")
+        return self._found[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._found)
+
+    def __len__(self) -> int:
+        return len(self._found)
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({list(self)})"
+
+    def products(self, block: str) -> str:
+        """Say how many products a block took, and ``!`` where the tolerance was not reached."""
+        taken = self.manifest.get("sampling", {}).get(block, {})
+        missed = block in self.manifest.get("not_reached", ())
+        return f"{taken.get('products', '')}{'!' * missed}"
+
+
+def read_blocks(folder: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, dict[str, Any]], Path]:
+    """Read a manifest with a list of blocks.
+
+    Returns:
+        The whole document; the entry of each block by its name, of which ``"numel"`` is a size; the manifest's path.
+
+    Raises:
+        RunFolderError: The folder is missing, damaged, foreign, or of a newer version.
+    """
+    document, path = run_files.read_manifest(folder), Path(folder) / run_files.MANIFEST
+    match document:
+        case {"run": dict(), "blocks": [*blocks]} if blocks:
+            entries: dict[str, dict[str, Any]] = {}
+        case _:
+            raise damaged(path, "its facts or its blocks are missing")
+    for block in blocks:
+        match block:
+            case {"name": str(name), "numel": int(numel)} if name not in entries and 1 <= numel < _LARGEST:
+                entries[name] = block
+            case _:
+                raise damaged(path, "an entry of its blocks is not one, or is there twice")
+    return document, entries, path
