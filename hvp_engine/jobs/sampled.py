@@ -189,6 +189,7 @@ class KeptVectors:
     """The vectors of some samplers; they are written anew with every checkpoint, for each may have other ones."""
 
     keeps_all = False
+    corrects_newest = False
 
     def __init__(self, samplers: Sequence[Sampler]) -> None:
         """Take the samplers."""

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import hvp_engine as he
-from hvp_engine.cli import commands as cli
+from hvp_engine.cli import arguments, commands
 from hvp_engine.errors import ConfigurationError
 from hvp_engine.krylov.probes import Distribution
 from hvp_engine.krylov.registry import AUTO, STORAGES, Storage
@@ -22,7 +22,7 @@ from hvp_engine.problem.precision import Precision
 SETTINGS = {field.name: field.default for field in fields(JobSettings)}
 
 
-@pytest.mark.parametrize("call", [he.slq, he.plan, cli.slq, cli.plan], ids=["slq", "plan", "cli slq", "cli plan"])
+@pytest.mark.parametrize("call", [he.slq, he.plan, commands.slq, commands.plan], ids=["slq", "plan", "cli slq", "cli plan"])
 def test_every_call_states_the_same_defaults(call: object) -> None:
     stated = {name: parameter.default for name, parameter in inspect.signature(call).parameters.items()}
     shared = {
@@ -40,10 +40,10 @@ def test_slq_offers_every_setting() -> None:
 
 def test_the_command_line_offers_the_values_that_the_settings_take() -> None:
     for choices, values in (
-        (cli._Precision, get_args(Precision)),
-        (cli._Distribution, get_args(Distribution)),
-        (cli._Reorthogonalize, get_args(Reorthogonalize)),
-        (cli._Basis, (AUTO, *STORAGES)),
+        (arguments.Precision, get_args(Precision)),
+        (arguments.Distribution, get_args(Distribution)),
+        (arguments.Reorthogonalize, get_args(Reorthogonalize)),
+        (arguments.Basis, (AUTO, *STORAGES)),
     ):
         assert {choice.value for choice in choices} == set(values)
 
