@@ -22,7 +22,9 @@ from hvp_engine.problem.precision import Precision
 SETTINGS = {field.name: field.default for field in fields(JobSettings)}
 
 
-@pytest.mark.parametrize("call", [he.slq, he.plan, commands.slq, commands.plan], ids=["slq", "plan", "cli slq", "cli plan"])
+@pytest.mark.parametrize(
+    "call", [he.slq, he.plan, commands.slq, commands.plan], ids=["slq", "plan", "cli slq", "cli plan"]
+)
 def test_every_call_states_the_same_defaults(call: object) -> None:
     stated = {name: parameter.default for name, parameter in inspect.signature(call).parameters.items()}
     shared = {
