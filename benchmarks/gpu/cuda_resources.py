@@ -42,12 +42,21 @@ template __global__ void project<double, float>(ProjectionBatch, int, std::int64
 template __global__ void project<double, double>(ProjectionBatch, int, std::int64_t);
 }}
 """
-CSTDINT = """
+HOST_HEADERS = {
+    "cstdint": """
 namespace std {
-using int64_t = long; using uint16_t = unsigned short; using uint32_t = unsigned; using uint64_t = unsigned long;
+using int8_t = signed char; using int64_t = long;
+using uint16_t = unsigned short; using uint32_t = unsigned; using uint64_t = unsigned long;
 using uintptr_t = unsigned long;
 }
-"""
+""",
+    "type_traits": """
+namespace std {
+template <typename A, typename B> inline constexpr bool is_same_v = false;
+template <typename A> inline constexpr bool is_same_v<A, A> = true;
+}
+""",
+}
 
 
 def kernel_name(mangled: str) -> str:
@@ -105,8 +114,10 @@ def compile_with_nvrtc(site_packages: Path, architecture: int) -> tuple[str, dic
     nvrtc = ctypes.CDLL(str(next(libraries.glob("libnvrtc.so*"))))
     major, minor, program, size = ctypes.c_int(), ctypes.c_int(), ctypes.c_void_p(), ctypes.c_size_t()
     nvrtc.nvrtcVersion(ctypes.byref(major), ctypes.byref(minor))
-    headers, names = (ctypes.c_char_p * 1)(CSTDINT.encode()), (ctypes.c_char_p * 1)(b"cstdint")
-    nvrtc.nvrtcCreateProgram(ctypes.byref(program), NVRTC_SOURCE.encode(), b"kernels.cu", 1, headers, names)
+    count = len(HOST_HEADERS)
+    headers = (ctypes.c_char_p * count)(*(text.encode() for text in HOST_HEADERS.values()))
+    names = (ctypes.c_char_p * count)(*(name.encode() for name in HOST_HEADERS))
+    nvrtc.nvrtcCreateProgram(ctypes.byref(program), NVRTC_SOURCE.encode(), b"kernels.cu", count, headers, names)
     options = [f"--gpu-architecture=sm_{architecture}", "--std=c++17", "--ptxas-options=-v"]
     options += ["--device-as-default-execution-space"]  # the declarations of launchers are never called
     options += [f"-I{ROOT / 'csrc' / 'include'}", f"-I{CUDA}"]
