@@ -11,6 +11,7 @@ import numpy as np
 from hvp_engine.errors import ConfigurationError
 from hvp_engine.results.estimate import Estimate
 from hvp_engine.results.reading import Quadrature, Reading
+from hvp_engine.results.ritz import BoolArray
 from hvp_engine.results.smoothing import FloatArray
 from hvp_engine.results.sphere import student
 
@@ -19,6 +20,8 @@ _RANK = 0.003  # residual over gap, below which nothing is missed further out; t
 _CHANCE = 0.05
 _APART = 6.0  # standard deviations of the bulk from its mean
 _ROUNDS = 100  # of leaving out what stands apart; each leaves out something, and a handful do
+_BULK = 37  # of so many values none is more than six standard deviations, the root of one less than that, from the mean
+_TAILED = 3  # nodes of a stream that tell the fourth moment of what they stand for, and so long tails from none
 
 
 @dataclass(frozen=True)
@@ -62,7 +65,9 @@ def outliers(reading: Reading) -> Estimate:
     The bulk is what is left when such eigenvalues are left out again and again, so that their number is a property of
     the spectrum alone; a normal, a semicircular or a Marchenko-Pastur bulk has none. The bar counts eigenvalues whose
     side cannot be told, because they or the border are not known well enough: what is left out first moves the border
-    for all that follows. Where something speaks against the values taken as single, it holds the count without them.
+    for all that follows. Where a stream sees the bulk as one or two nodes, what it is made of, and whether leaving out
+    ends there, is not known: the bar reaches to all but the 37 that are left at least. Where something speaks against
+    the values taken as single, it holds the count without them.
     """
     found = _counted(reading, reading.variance_reduced)
     if not reading.suspected:
@@ -76,9 +81,10 @@ def _counted(reading: Reading, rule: Quadrature) -> Estimate:
     n, d, probes = rule.numel, float(rule.free.mean()), len(rule.free)
     blur = 0.0 if reading.exact else 0.5 * student(math.inf) * _relative_scatter(rule, _inside(rule, _APART, floor))
     ends = []
-    for side in (0, -1, 1):
+    for side in (0, -1, 1):  # the last one leaves out most
         reach = _reach_of_nodes(rule) if side > 0 else np.zeros_like(rule.nodes)
-        outside = (_inside(rule, _APART * (1.0 - side * blur), floor, reach) == 0.0) & (rule.weights > 0.0)
+        bulk = _inside(rule, _APART * (1.0 - side * blur), floor, reach)
+        outside = (bulk == 0.0) & (rule.weights > 0.0)
         free = rule.weights[outside & ~rule.accepted]
         value, known = (n * float(rule.weights[mask].sum()) for mask in (outside, outside & rule.accepted))
         stderr = half = 0.0
@@ -88,7 +94,21 @@ def _counted(reading: Reading, rule: Quadrature) -> Estimate:
             half = student(math.inf) * stderr + (n * float(free.max()) * probes if side <= 0 else 0.0)
         ends.append(Estimate(value, stderr, max(value - half, known), value + half))
     low, high = min(end.low for end in ends), max(end.high for end in ends)
+    if not _ends_there(reading, rule, bulk > 0.0):
+        high = max(high, n - _BULK)
     return replace(ends[0], low=low, high=high, reading="exact" if reading.exact else "vr")
+
+
+def _ends_there(reading: Reading, rule: Quadrature, bulk: BoolArray) -> bool:
+    """Say whether every stream shows that nothing in the bulk stands apart from the rest of it.
+
+    So many nodes do as tell the fourth moment: long tails would make it large, and the outer ones of these light. So
+    do nodes that leave no residual, which stand for one eigenvalue each, however often repeated.
+    """
+    pairs = reading.ritz
+    blurred = ~(pairs.residuals <= pairs.floor)[pairs.used] & ~rule.accepted & bulk
+    seen, open_ends = (np.bincount(rule.probe[mask], minlength=len(rule.free)) for mask in (bulk, blurred))
+    return bool(((seen >= _TAILED) | (open_ends == 0)).all())
 
 
 def check_rank(k: int, most: int) -> None:

@@ -74,7 +74,9 @@ def chance_of_distance(rule: Quadrature) -> float:
     """Return what 95 % of streams are at most off in Wasserstein-1 distance, by chance alone.
 
     The share of the free eigenvalues below x that a stream sees is off by a Brownian bridge G(F(x)), nearly, with
-    variance ``2 / (d + 2)``; the distance is the integral of ``|G|``, whose mean and variance are known.
+    variance ``2 / (d + 2)``; the distance is the integral of ``|G|``, whose mean and variance are known. Every other
+    node is a Ritz value, beyond which there is an eigenvalue for each of those further out, however small the weights
+    that these have by chance: where most eigenvalues of a tail happen to weigh little, its chance is no smaller.
     """
     total = 0.0
     for probe, free in enumerate(rule.free):
@@ -83,6 +85,8 @@ def chance_of_distance(rule: Quadrature) -> float:
             continue
         nodes, weights = rule.nodes[own], rule.weights[own]
         below, width = (weights.cumsum() / weights.sum())[:-1], np.diff(nodes)
+        rank = np.arange(1, nodes.size)
+        below = np.clip(below, rank // 2 / free, 1.0 - (nodes.size - rank) // 2 / free)
         deviation = np.sqrt(np.clip(below * (1.0 - below), 0.0, None))
         scale = deviation * width
         above = np.where(below < 1.0, 1.0 - below, 1.0)

@@ -186,6 +186,19 @@ def test_the_bar_by_chance_is_that_of_a_brownian_bridge_for_an_even_spectrum() -
     assert quantile <= chance_of_distance(rule) / math.sqrt(2.0 / n) <= 1.1 * quantile
 
 
+def test_the_bar_by_chance_does_not_vanish_where_the_eigenvalues_of_a_tail_weigh_nothing_by_chance() -> None:
+    n, nodes = 1_000, np.arange(9.0)
+
+    def chance(tail: float) -> float:
+        weights = np.append(1.0 - 8 * tail / n, np.full(8, tail / n))
+        return chance_of_distance(
+            Quadrature(nodes, weights, np.zeros(9, bool), np.zeros(9, int), n, np.array([n]), "vr")
+        )
+
+    # Every other node is a Ritz value: four eigenvalues are there, at two, four, six and eight or further out.
+    assert chance(1e-6) == pytest.approx(chance(0.5), rel=0.2)
+
+
 @pytest.mark.parametrize("seed", range(3))
 def test_the_distance_stays_below_what_the_verdict_says(seed: int) -> None:
     found = streams(SKEWED, 1, 40, seed)

@@ -174,6 +174,32 @@ def test_mass_that_may_lie_beyond_the_border_is_in_the_bar():
     assert np.mean(held) >= 0.9
 
 
+@pytest.mark.parametrize(("steps", "probes"), [(20, 1), (30, 3)])
+@pytest.mark.parametrize("mixed", [False, True])
+def test_the_number_of_outliers_is_open_upwards_where_a_bulk_may_have_tails_of_its_own(mixed, steps, probes):
+    eigenvalues = np.arange(1.0, 601.0) ** -3.0 * (np.where(np.arange(600) % 2, -1.0, 1.0) if mixed else 1.0)
+    inside, held = eigenvalues, []
+    while (outside := abs(inside - inside.mean()) > 6.0 * inside.std()).any():
+        inside = inside[~outside]
+    for seed in range(10):
+        estimate = spectrum_of(streams(eigenvalues, steps, probes=probes, seed=seed)[0]).outliers()
+        held.append(holds(estimate, 600 - inside.size))
+        assert estimate.high <= 563.0  # of 37 eigenvalues none is that far from their mean
+    assert np.mean(held) >= 0.9
+
+
+def test_the_number_of_outliers_is_known_where_a_krylov_space_ends_with_one_value_in_the_bulk():
+    eigenvalues = np.concatenate((np.zeros(395), np.geomspace(1.0, 9.0, 5)))
+    for seed in range(5):
+        estimate = spectrum_of(streams(eigenvalues, 12, seed=seed)[0]).outliers()
+        assert (estimate.value, estimate.low, estimate.high) == pytest.approx((5.0, 5.0, 5.0))
+
+
+def test_two_steps_do_not_tell_that_there_are_no_outliers():
+    estimate = spectrum_of(streams(with_outliers(), 2)[0]).outliers()
+    assert holds(estimate, 8)
+
+
 def test_outliers_of_a_stream_with_a_few_nodes_in_its_bulk_have_a_bar_of_their_own_size():
     rng = np.random.default_rng(0)
     eigenvalues = np.concatenate((1e-3 * rng.standard_normal(1940), rng.exponential(1.0, 60)))
