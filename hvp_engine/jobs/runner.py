@@ -26,7 +26,7 @@ from hvp_engine.krylov.lanczos import Stream
 from hvp_engine.krylov.settings import JobSettings
 from hvp_engine.operators.operator import CurvatureOperator
 from hvp_engine.operators.verification import product_noise
-from hvp_engine.scheduling.policy import choose_waves, spare
+from hvp_engine.scheduling.policy import choose_waves, spare, usable
 from hvp_engine.scheduling.storages import rooms
 from hvp_engine.scheduling.waves import StreamSizes
 from hvp_engine.system.memory import budget as free_budget
@@ -223,8 +223,7 @@ def _compute(
         job.noise = _noise(verification, job.settings, checkpoint)
         if job.settings.head_curvature:
             _form_head_curvature(products, job.settings, operator, checkpoint, progress)
-        memory = job.settings.memory
-        budget = free_budget(operator.device) + operator.held_bytes if memory is None else memory
+        budget = usable(job.settings.memory, free_budget(operator.device) + operator.held_bytes)
         job.room = _room(operator, budget, checkpoint)
         asked, job = job, basis.decided(job, operator, budget, checkpoint)
         streams = job.streams(operator)

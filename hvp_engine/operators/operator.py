@@ -24,16 +24,15 @@ from hvp_engine.operators.inspection import GraphInspection, Suspect
 from hvp_engine.operators.matrix_like import MatrixLike
 from hvp_engine.operators.preconditioned import Precondition, Preconditioner, preconditioner
 from hvp_engine.operators.vectors import checked_rows, refuse_nonfinite
-from hvp_engine.operators.verification import verify
+from hvp_engine.operators.verification import choose_check, verify
 from hvp_engine.ops.head.dropping import check_tolerance
-from hvp_engine.problem import batches
 from hvp_engine.problem.model_state import turn
 from hvp_engine.problem.objective import Loss, MicroBatch, Objective
 from hvp_engine.problem.precision import Precision
 from hvp_engine.problem.watch import changed_during_job
 from hvp_engine.problem.weights import check_weights
 from hvp_engine.scheduling.passes import ProductGraph
-from hvp_engine.scheduling.policy import choose_samples_to_check, choose_waves, products_past_head, spare
+from hvp_engine.scheduling.policy import choose_waves, products_past_head, spare, usable
 from hvp_engine.scheduling.scheduler import Scheduler
 from hvp_engine.scheduling.waves import StreamSizes
 from hvp_engine.system.formatting import first_names
@@ -114,7 +113,7 @@ class CurvatureOperator(MatrixLike):
         self._seed = seed
         self._steady = False
         self._stream_bytes = 0  # vectors that the caller keeps beside the graphs, at least
-        budget = free_budget(self.objective.device) if memory is None else memory
+        budget = usable(memory, free_budget(self.objective.device))
         with retained_heap(), self.objective.arithmetic():
             largest = self.objective.largest_batch()
             plain = self.objective.check_deterministic(largest)
@@ -309,14 +308,12 @@ class CurvatureOperator(MatrixLike):
         Raises:
             SecondDerivativeError: It is wrong, or cannot be tested.
         """
+        plan = self.scheduler.plan
         batch = next(self.scheduler.microbatches()).batch
-        size, plan = batches.samples(batch), self.scheduler.plan
-        pieces = [batch]
-        if size is not None:
-            count = choose_samples_to_check(size, plan.graph_bytes, plan.budget, sum(products.values()))
-            if count < size:
-                pieces.insert(0, batches.cut(batch, 0, count))
-        measured, tested = verify(self.objective, self.partition.parameters, pieces, graph=self.graph)
+        chosen = choose_check(self.objective, self.partition, batch, plan.graph_bytes, plan.budget, products)
+        names = self.partition.parameters
+        with retained_heap():  # what it took goes back to the kernel before vectors are made
+            measured, tested = verify(self.objective, names, chosen.pieces, graph=self.graph, widest=chosen.widest)
         self._inspection.trusted |= tested
         return measured
 

@@ -11,11 +11,12 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
 
+from hvp_engine.blocks import Partition
 from hvp_engine.errors import BackwardError, SecondDerivativeError
 from hvp_engine.operators.derivative_check import DerivativeCheck, Verification
 from hvp_engine.operators.gradient_graph import GradientGraph
@@ -24,6 +25,7 @@ from hvp_engine.problem import batches
 from hvp_engine.problem.cuts import Cut
 from hvp_engine.problem.objective import Objective
 from hvp_engine.problem.precision import Precision, rounding
+from hvp_engine.scheduling.checked import CheckedSizes, choose_samples_to_check, is_checked_in_float64
 from hvp_engine.system.formatting import first_line, first_names
 from hvp_engine.system.memory import is_out_of_memory
 
@@ -48,12 +50,58 @@ def product_noise(record: Mapping[str, Any] | None, precision: Precision) -> flo
     return _NOISE * rounding(precision) if measured is None else measured
 
 
+class ChosenCheck(NamedTuple):
+    """How much is tested, and how.
+
+    Attributes:
+        pieces: Samples, see :func:`verify`.
+        widest: Whether in float64.
+    """
+
+    pieces: list[Any]
+    widest: bool
+
+
+def choose_check(
+    objective: Objective,
+    partition: Partition,
+    batch: Any,
+    graph_bytes: int,
+    budget: int,
+    products: Mapping[str, int],
+) -> ChosenCheck:
+    """Choose as much of a micro-batch, and as wide an arithmetic, as a job can afford to test.
+
+    Args:
+        objective: The job's objective.
+        partition: Its blocks.
+        batch: The micro-batch.
+        graph_bytes: Size of its graph.
+        budget: Bytes for everything.
+        products: How many products of each block the job will ask for.
+    """
+    sizes = checked_sizes(objective, partition, batches.samples(batch), graph_bytes)
+    count = choose_samples_to_check(sizes, budget, sum(products.values()))
+    pieces = [batch] if count == sizes.samples or count is None else [batches.cut(batch, 0, count), batch]
+    return ChosenCheck(pieces, is_checked_in_float64(sizes, budget))
+
+
+def checked_sizes(objective: Objective, partition: Partition, samples: int | None, graph_bytes: int) -> CheckedSizes:
+    """Read off an objective what the test of its second derivative is made of."""
+    vector = sum(parameter.nbytes for parameter in objective.parameters_named(partition.parameters).values())
+    held = (*objective.model.parameters(), *objective.model.buffers())
+    copy = 0 if objective.precision == "fp64" else sum(8 * t.numel() for t in held if t.is_floating_point())
+    return CheckedSizes(samples, graph_bytes, vector, copy)
+
+
 def verify(
     objective: Objective,
     names: tuple[str, ...],
     pieces: list[Any],
     suspects: Iterable[Suspect] = (),
     graph: type[GradientGraph] = GradientGraph,
+    *,
+    widest: bool = True,
 ) -> tuple[Verification, set[Suspect]]:
     """Check the second derivative with respect to some parameters.
 
@@ -63,6 +111,7 @@ def verify(
         pieces: Samples on the model's device; the next ones serve where the loss of those before is not defined.
         suspects: Custom autograd functions, and places that cut the graph, that must take part.
         graph: Multiplies by the matrix that is tested.
+        widest: Whether there is memory for float64.
 
     Returns:
         The measured errors with the noise of a product, and the custom functions and places that took part.
@@ -90,7 +139,7 @@ def verify(
             noise = max(noise, product_noise(None, objective.precision))
         return replace(measured, noise=noise), taking_part
 
-    return in_widest_arithmetic(objective, names, pieces, measure_union, suspects, graph)
+    return in_widest_arithmetic(objective, names, pieces, measure_union, suspects, graph, widest=widest)
 
 
 def describe(measured: Verification) -> str:
@@ -108,6 +157,8 @@ def in_widest_arithmetic(
     use: Callable[[DerivativeCheck, Any], T],
     suspects: Iterable[Suspect] = (),
     graph: type[GradientGraph] = GradientGraph,
+    *,
+    widest: bool = True,
 ) -> T:
     """Call ``use`` with a check in float64, or else in float32, on the first piece of the data that defines a loss.
 
@@ -118,13 +169,15 @@ def in_widest_arithmetic(
         use: Called with the check and its piece; what it returns is passed on.
         suspects: Custom functions, and places that cut the graph, without which a check tells nothing.
         graph: Multiplies by the matrix that is tested.
+        widest: Whether there is memory for float64.
 
     Raises:
         SecondDerivativeError: From ``use``, or because it or the passes fail in every arithmetic.
     """
     needed = set(suspects)
     failure: Exception | None = None
-    for precision in ("fp64", "fp32"):
+    arithmetics: tuple[Precision, ...] = ("fp64", "fp32") if widest or objective.precision == "fp64" else ("fp32",)
+    for precision in arithmetics:
         for piece in pieces:
             try:
                 test = _check(objective, names, piece, precision, graph)

@@ -1,18 +1,20 @@
-"""Counts the floating-point operations and the memory traffic of whatever runs, on meta tensors as on real ones."""
+"""Counts operations, memory traffic and living memory of whatever runs, on meta tensors as on real ones."""
 
 from __future__ import annotations
 
 import contextlib
 import functools
+import weakref
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Hashable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.utils.flop_counter import flop_registry
 
-from hvp_engine.system.torch_private import DispatchMode, is_view
+from hvp_engine.system.torch_private import DispatchMode, is_view, storage_key
 
 _GATHERS = ("embedding", "index", "index_select", "gather")  # read as much as they write, not their whole input
 _ALLOCATIONS = ("empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided")
@@ -25,9 +27,11 @@ class Work:
     Attributes:
         operations: How often each pair (FLOP, bytes) was executed. Kept apart, and not summed, because each operation
             by itself is bound by arithmetic, by memory or by its launch.
+        peak: Bytes of new tensors alive at once at most, above those that were alive when it began.
     """
 
     operations: Counter[tuple[float, float]] = field(default_factory=Counter)
+    peak: int = 0
 
     @property
     def flop(self) -> float:
@@ -60,15 +64,19 @@ class Meter(DispatchMode):  # type: ignore[misc]
         super().__init__()
         self.work = Work()
         self.products: Counter[tuple[int, int, int]] = Counter()
+        self._alive: dict[Hashable, weakref.ref[torch.UntypedStorage]] = {}
+        self._living = self._most = 0
 
     @contextlib.contextmanager
     def part(self) -> Iterator[Work]:
         """Count into a new :class:`Work` while the context is open."""
         before, self.work = self.work, Work()
+        began = self._most = self._living
         try:
             with self:
                 yield self.work
         finally:
+            self.work.peak = self._most - began
             self.work = before
 
     def __torch_dispatch__(
@@ -80,7 +88,9 @@ class Meter(DispatchMode):  # type: ignore[misc]
     ) -> Any:
         """Run one operation and count it."""
         out = func(*args, **(kwargs or {}))
-        name, is_free = _name(func)
+        name, is_free, is_new = _name(func)
+        if is_new:
+            self._see(out)
         if is_free:
             return out
         formula = flop_registry.get(func.overloadpacket)
@@ -94,6 +104,22 @@ class Meter(DispatchMode):  # type: ignore[misc]
             self.products[left.shape[0], left.shape[1], right.shape[1]] += int(flop)
         return out
 
+    def _see(self, made: Any) -> None:
+        """Count the memory of new tensors until it is given back."""
+        for tensor in _tensors(made):
+            if tensor.layout != torch.strided:
+                continue
+            storage = tensor.untyped_storage()
+            key, size = storage_key(storage), storage.nbytes()
+            if key not in self._alive:
+                self._alive[key] = weakref.ref(storage, functools.partial(self._forget, key, size))
+                self._living += size
+                self._most = max(self._most, self._living)
+
+    def _forget(self, key: Hashable, size: int, _: Any) -> None:
+        del self._alive[key]
+        self._living -= size
+
 
 def traffic(tensors: Iterable[Tensor | None]) -> float:
     """Return the bytes of some tensors; an expanded tensor is read from its storage, not from its shape."""
@@ -101,10 +127,11 @@ def traffic(tensors: Iterable[Tensor | None]) -> float:
 
 
 @functools.cache
-def _name(operation: Any) -> tuple[str, bool]:
-    """Name of an operation, and whether it moves no data: a view, an allocation, or a question about a tensor."""
+def _name(operation: Any) -> tuple[str, bool, bool]:
+    """Name of an operation, whether it moves no data (a view, allocation, question), and whether it makes tensors."""
     name = operation.name().removeprefix("aten::").partition(".")[0]
-    return name, is_view(operation) or name in _ALLOCATIONS or name.startswith("prim::")
+    views = is_view(operation)
+    return name, views or name in _ALLOCATIONS or name.startswith("prim::"), not views and not name.endswith("_")
 
 
 def _tensors(value: Any) -> Iterator[Tensor]:

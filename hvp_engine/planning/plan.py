@@ -21,6 +21,7 @@ from hvp_engine.planning.calibration import calibrate
 from hvp_engine.planning.cost import Calibration, Prediction, predict
 from hvp_engine.planning.counting import CountedHead, Counts, DataShape, JobCounter, data_shape, meta_copy
 from hvp_engine.planning.devices import Device, gpu, measure_cpu
+from hvp_engine.planning.memory import ModelSizes, predict_memory
 from hvp_engine.planning.report import Alternative, JobPlan
 from hvp_engine.planning.setting import JobSizes, Setting, fit
 from hvp_engine.problem import batches as batch_tools
@@ -38,6 +39,7 @@ from hvp_engine.scheduling.policy import (
     make_room,
     products_past_head,
     spare,
+    usable,
 )
 from hvp_engine.scheduling.storages import LEANEST, RESIDENT, check_place, choose_basis, note, rooms
 from hvp_engine.system import memory as device_memory
@@ -125,16 +127,15 @@ def plan(
     partition = resolve(shell, blocks)
     settings.check_blocks(len(partition.blocks))
     shape = _scaled(data_shape(data, settings.dtype), batches, tokens)
-    parameters = sum(t.nbytes for t in (*shell.parameters(), *shell.buffers()))
-    job = JobSizes(partition.numel, settings, shape.samples, shape.batches, parameters)
-    budget = _free(target, parameters) if memory is None else memory
+    sizes = ModelSizes.of(model, shell, partition.parameters)
+    job = JobSizes(partition.numel, settings, shape.samples, shape.batches, sizes.parameters, sizes.gradient)
+    budget = usable(memory, _free(target, job.parameters))
     asked = _Asked(shell, loss, shape, partition, kind, budget, on_cpu=target is None)
     counted, setting, changed = asked.count(job)
     products = counted.counts.products
     machine = target or measure_cpu(precision, max(products, key=lambda key: products[key], default=None))
     calibration = None
-    real = not any(p.is_meta for p in model.parameters()) and not _is_meta(data)
-    if target is None and real:
+    if target is None and not _is_meta(data) and not any(p.is_meta for p in model.parameters()):
         calibration = calibrate(kind, model, loss, blocks, data, counted.counts, setting, machine)
     sources = _Sources(asked, counted, job.decided(setting.basis), machine, calibration)
     return JobPlan(
@@ -143,6 +144,7 @@ def plan(
         setting=setting,
         prediction=sources.predict(setting),
         worst=None if settings.targets is None else sources.at_most(setting),
+        memory_needs=predict_memory(counted.counts, counted.graph, sources.job, setting, sizes, on_cpu=target is None),
         calibrated=calibration is not None,
         alternatives=tuple(_alternatives(sources, setting)),
         notes=(*partition.notes, *changed, *_decided(operator, setting)),

@@ -15,6 +15,7 @@ from rich.text import Text
 from hvp_engine.errors import printable
 from hvp_engine.planning.cost import Prediction
 from hvp_engine.planning.devices import Device
+from hvp_engine.planning.memory import MemoryPrediction
 from hvp_engine.planning.parts import PartCost
 from hvp_engine.planning.setting import JobSizes, Setting
 from hvp_engine.results.words import targets_text
@@ -48,6 +49,7 @@ class JobPlan:
         setting: Micro-batch, precision, basis dtype, streams per pass, waves.
         prediction: Work and time of every part; of an adaptive job what is expected.
         worst: The same where every block takes all that it may; None for a fixed job.
+        memory_needs: Bytes in each phase.
         calibrated: Whether passes of this model were measured on this machine.
         alternatives: Other ways to run it.
         notes: Decisions, in plain words.
@@ -58,6 +60,7 @@ class JobPlan:
     setting: Setting
     prediction: Prediction
     worst: Prediction | None
+    memory_needs: MemoryPrediction
     calibrated: bool
     alternatives: tuple[Alternative, ...]
     notes: tuple[str, ...]
@@ -86,16 +89,13 @@ class JobPlan:
 
     @property
     def memory(self) -> dict[str, int]:
-        """Bytes per part at the peak."""
-        setting = self.setting
-        return {
-            "parameters": self.job.parameters,
-            "graph per micro-batch": setting.graph_bytes,
-            "temporaries of a pass": setting.graph_bytes,
-            "kept graphs": setting.kept_graphs * setting.graph_bytes,
-            "Lanczos vectors": setting.vector_bytes,
-            "head curvature": setting.held_bytes,
-        }
+        """Bytes per part while the job sweeps."""
+        return {"parameters": self.job.parameters, **self.memory_needs.steps}
+
+    @property
+    def peak(self) -> int:
+        """Bytes by which memory rises above what the process has, its model among that."""
+        return self.memory_needs.peak
 
     def record(self) -> dict[str, Any]:
         """Return the plan as plain data, for JSON."""
@@ -116,6 +116,8 @@ class JobPlan:
             "blocks": {name: asdict(part) for name, part in self.prediction.blocks.items()},
             "head": None if head is None else asdict(head),
             "memory": self.memory,
+            "peak": self.peak,
+            "phases": self.memory_needs.phases,
             "alternatives": [asdict(alternative) for alternative in self.alternatives],
             "notes": list(self.notes),
         }
@@ -153,7 +155,8 @@ class JobPlan:
         source = "this machine's ceilings, measured" if device.measured else "data sheet"
         source += " and passes of this model, measured" if self.calibrated else ""
         share = device.product_share[setting.precision]
-        memory = ", ".join(f"{name} {format_bytes(size)}" for name, size in self.memory.items())
+        memory = ", ".join(f"{name} {format_bytes(size)}" for name, size in self.memory.items() if size)
+        phases = ", ".join(f"{name} {format_bytes(size)}" for name, size in self.memory_needs.phases.items())
         samples = "whole batches" if setting.microbatch is None else f"{setting.microbatch} samples"
         most = "" if self.worst is None else f" expected, {format_time(self.worst.seconds)} at most"
         return [
@@ -166,6 +169,7 @@ class JobPlan:
             f"kept), precision {setting.precision}, basis {setting.basis}, "
             f"{_range(setting.vectors_per_pass.values())} stream(s) per pass, {len(setting.waves)} wave(s)",
             f"memory: {memory}, of {format_bytes(setting.budget)} usable",
+            f"peak: predicted {format_bytes(self.peak)} above the model ({phases})",
             *(f"note: {note}" for note in self.notes),
         ]
 

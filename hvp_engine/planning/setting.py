@@ -29,6 +29,7 @@ class JobSizes:
         samples: Leading dimension of the largest batch, None where it cannot be split.
         batches: How many batches of that size the data amounts to.
         parameters: Bytes of the model.
+        gradient_bytes: The gradient with respect to the parameters of all blocks.
         at_most: Whether an adaptive job takes all that it may, and not what is expected.
         room: Bytes that there are for vectors; 0 until it is known.
     """
@@ -38,6 +39,7 @@ class JobSizes:
     samples: int | None
     batches: float
     parameters: int
+    gradient_bytes: int = 0
     at_most: bool = False
     room: float = 0.0
 
@@ -188,7 +190,7 @@ def fit(
         basis=job.settings.basis,
         streams_per_pass=streams,
         vectors_per_pass={block: min(streams, each.vectors) for block, each in work.items()},
-        kept_graphs=min(microbatches, policy.count_kept_graphs(size, left)),
+        kept_graphs=min(microbatches, policy.count_kept_graphs(size, job.gradient_bytes, left)),
         waves=tuple(dict(wave) for _, wave in waves),
         sweeps=tuple(max(work[block].sweeps[number] for block in wave) for number, wave in waves),
         graph_bytes=size,

@@ -30,12 +30,11 @@ TRANSIENT = 2.0  # a graph plus the temporaries of its passes, in units of the g
 BATCHED_BYTES = 24 << 20  # CPU: above this a vmapped pass leaves the caches and loses to single passes
 BATCHED_STREAMS = 16
 
+LIBRARIES = 56 << 20  # what PyTorch and its libraries take the first time that they differentiate twice
+LIBRARIES_SHARE = 0.25  # of a budget beyond ...
+LIBRARIES_FROM = 16 << 20  # ... this that they may take at most: a smaller one is meant for graphs and vectors alone
 RESTART_FEWEST = 20  # vectors of restarted Lanczos, as of ARPACK
 RESTART_MORE = 10  # most of them, beside three times the wanted pairs
-
-CHECK_PRODUCTS = 9  # what the test of the second derivative costs, in products of the same samples
-CHECK_SHARE = 0.04  # of the job's products that the test may cost
-CHECK_FEWEST = 16
 
 MEMORY_SHARE = 0.25  # of the budget, for a head's matrices in memory; more goes to disk
 DISK_SHARE = 0.5  # of what is free on the temporary folder's disk
@@ -92,6 +91,26 @@ class GraphSize:
         return self.fixed + self.per_sample * (samples or 1)
 
 
+def usable(memory: int | None, free: int) -> int:
+    """Return the bytes that graphs, vectors and matrices may take.
+
+    Args:
+        memory: What the caller allows; None takes what is free.
+        free: What is free, without what is left to libraries.
+    """
+    return free if memory is None else memory - _of_libraries(memory)
+
+
+def memory_for(need: int) -> int:
+    """Return the least ``memory=`` of which :func:`usable` leaves ``need`` bytes, and a little more."""
+    beyond = math.ceil(max(0, need - LIBRARIES_FROM) * LIBRARIES_SHARE / (1.0 - LIBRARIES_SHARE))
+    return need + min(LIBRARIES, beyond) + 1
+
+
+def _of_libraries(memory: int) -> int:
+    return int(min(LIBRARIES, LIBRARIES_SHARE * max(0, memory - LIBRARIES_FROM)))
+
+
 def halve(samples: int) -> int:
     """Return the next smaller micro-batch to try."""
     return (samples + 1) // 2
@@ -125,7 +144,7 @@ def choose_microbatch(graph: GraphSize, samples: int | None, budget: int, asked:
         raise OutOfMemoryError(
             f"The gradient graph of the smallest micro-batch needs about {format_bytes(need)} with the temporaries of "
             f"its passes, the budget is {format_bytes(budget)}; use a smaller model, shorter sequences or activation "
-            "checkpointing, raise memory=, or take a device with more."
+            f"checkpointing, raise memory= above {memory_for(need):,} bytes, or take a device with more."
         )
     return wanted
 
@@ -140,36 +159,17 @@ def make_room(graph: GraphSize, samples: int | None, budget: int, stream_bytes: 
         stream_bytes: Vectors of the largest stream.
 
     Returns:
-        Samples per micro-batch; where no size makes room, ``samples``, for :func:`choose_waves` to refuse in words.
+        Samples per micro-batch; where no size makes room, the least, with which :func:`choose_waves` says what would.
     """
     wanted = samples
     while wanted is not None and wanted > 1 and spare(graph.of(wanted), budget, stream_bytes) < 0:
         wanted = halve(wanted)
-    return wanted if spare(graph.of(wanted), budget, stream_bytes) >= 0 else samples
+    return wanted
 
 
 def spare(graph_bytes: int, budget: int, stream_bytes: int) -> int:
     """Return what is left of a budget beside one micro-batch's graph and one stream's vectors."""
     return budget - working_bytes(graph_bytes) - stream_bytes
-
-
-def choose_samples_to_check(samples: int, graph_bytes: int, budget: int, products: int) -> int:
-    """Halve a micro-batch until the test of its second derivative, in float64, fits and costs little of the job.
-
-    Args:
-        samples: Samples of the micro-batch.
-        graph_bytes: Bytes of its graph.
-        budget: Bytes for graphs and their temporaries.
-        products: How many products the job multiplies it with.
-    """
-    wanted = samples
-    while wanted > 1:
-        fits = 2 * working_bytes(graph_bytes * wanted // samples) <= budget
-        # The overhead of a handful of samples is that of one.
-        if fits and (wanted <= CHECK_FEWEST or CHECK_PRODUCTS * wanted <= CHECK_SHARE * products * samples):
-            break
-        wanted = halve(wanted)
-    return wanted
 
 
 def choose_streams_per_pass(graph_bytes: int, budget: int, *, on_cpu: bool) -> int:
@@ -184,9 +184,15 @@ def choose_streams_per_pass(graph_bytes: int, budget: int, *, on_cpu: bool) -> i
     return max(1, min(BATCHED_STREAMS, room // max(1, graph_bytes)))
 
 
-def count_kept_graphs(graph_bytes: int, budget: int) -> int:
-    """Return how many graphs may stay alive between sweeps in what :func:`budget_of_graphs` leaves to them."""
-    return max(0, int(budget * GRAPH_SHARE) // max(1, graph_bytes))
+def count_kept_graphs(graph_bytes: int, gradient_bytes: int, budget: int) -> int:
+    """Return how many graphs may stay alive between sweeps in what :func:`budget_of_graphs` leaves to them.
+
+    Args:
+        graph_bytes: Bytes that one graph keeps alive.
+        gradient_bytes: The gradient at its root.
+        budget: Bytes for graphs and their temporaries.
+    """
+    return max(0, int(budget * GRAPH_SHARE) // max(1, graph_bytes + gradient_bytes))
 
 
 def budget_of_graphs(budget: int, graph_bytes: int, taken: int) -> int:
@@ -246,7 +252,9 @@ def choose_waves(
             )
         return OutOfMemoryError(
             f"{stream}; {format_bytes(max(room.here, 0))} are left beside the gradient graph. Use "
-            f"{streams.ways_out}smaller blocks, a smaller micro-batch, raise memory=, or take a device with more."
+            f"{streams.ways_out}smaller blocks, a smaller micro-batch, raise memory= to at least "
+            f"{memory_for(need + working_bytes(graph_bytes) + held + streams.results):,} bytes, or take a device with "
+            "more."
         )
 
     groups, vector_bytes, elsewhere_bytes = group_streams(streams, room, refuse)
@@ -349,6 +357,7 @@ def choose_curvature(
     dtype = CURVATURE_DTYPES[precision]
     cost = head_cost(head.tokens, head.hidden_size, head.classes, dtype, kept_logits=True)
     place: CurvaturePlace
+    # What forming takes is free: at most two arrays as large as the logits, which are a part of the graph.
     if cost.stored_bytes <= min(MEMORY_SHARE * budget, left):
         place = "memory" if on_cpu else "device memory"
     elif on_cpu and cost.stored_bytes <= DISK_SHARE * disk:

@@ -218,6 +218,11 @@ class Scheduler:
         """What building and using one graph needs at most."""
         return policy.working_bytes(self.plan.graph_bytes)
 
+    @property
+    def _may_keep(self) -> int:
+        gradient = sum(p.nbytes for p in self._parameters)
+        return policy.count_kept_graphs(self.plan.graph_bytes, gradient, self.plan.budget)
+
     def make_room(self, stream_bytes: int) -> None:
         """Halve the micro-batches until the vectors of one stream fit beside a graph.
 
@@ -240,7 +245,7 @@ class Scheduler:
         """Leave ``size`` bytes of the whole budget to the caller (Lanczos vectors), in place of those left before."""
         plan = self.plan
         plan.budget = policy.budget_of_graphs(self._budget, plan.graph_bytes, size)
-        if plan.kept_graphs > policy.count_kept_graphs(plan.graph_bytes, plan.budget):
+        if plan.kept_graphs > self._may_keep:
             self.release()
 
     def release(self) -> None:
@@ -307,11 +312,10 @@ class Scheduler:
             return
         asked = frozenset(blocks)
         served = asked if asked and asked < self._blocks.keys() else None
-        fits = policy.count_kept_graphs(self.plan.graph_bytes, self.plan.budget) if self._keep else 0
         complete = True
         for micro in self.microbatches():
             kept = self._kept.get(micro.key)
-            if kept is None and len(self._kept) < fits:
+            if kept is None and self._keep and len(self._kept) < self._may_keep:
                 kept = self._kept[micro.key] = self._build(micro)
                 self.objective.held_data.hold(micro.key, micro.batch)
                 self.plan.kept_graphs = len(self._kept)

@@ -124,11 +124,29 @@ def peak_memory(device: torch.device) -> Iterator[Peak]:
         yield peak
         peak.bytes = torch.cuda.max_memory_allocated(device) - before
         return
-    resident = _status("VmRSS") if _forget_peak() else None
+    start = resident().now if _forget_peak() else None
     yield peak
-    highest = _status("VmHWM")
-    if resident is not None and highest is not None:
-        peak.bytes = max(0, highest - resident)
+    highest = resident().highest
+    if start is not None and highest is not None:
+        peak.bytes = max(0, highest - start)
+
+
+@dataclass(frozen=True)
+class Resident:
+    """Resident memory of this process in bytes; None where the system does not tell.
+
+    Attributes:
+        now: At this moment.
+        highest: The most so far.
+    """
+
+    now: int | None
+    highest: int | None
+
+
+def resident() -> Resident:
+    """Ask the kernel how much memory of this process is resident."""
+    return Resident(_status("VmRSS"), _status("VmHWM"))
 
 
 def _forget_peak() -> bool:

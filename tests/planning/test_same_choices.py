@@ -127,11 +127,12 @@ def engines_choice(sizes: Sizes, monkeypatch: pytest.MonkeyPatch, *, on_cpu: boo
     )  # fmt: skip
     targets = settings.targets
     job = SlqJob(settings) if targets is None else AdaptiveSlqJob(settings, targets)
-    streams = job.streams(operator)
-    operator.make_room(streams)
+    operator.make_room(job.streams(operator))
     if settings.head_curvature:
         operator.form_head_curvature(job.products(operator), False)
-    waves = runner._waves(operator, streams, settings.memory)
+    budget = policy.usable(settings.memory, 0)
+    job.room = runner._room(operator, budget, None)
+    waves = runner._waves(operator, job.streams(operator), budget)
     operator.sweep({name: torch.ones(1, size, dtype=operator.dtype) for name, size in operator.numel.items()})
     plan = operator.scheduler.plan
     return {
@@ -158,10 +159,10 @@ def planners_choice(sizes: Sizes, monkeypatch: pytest.MonkeyPatch, *, on_cpu: bo
     counter = SimpleNamespace(graph_bytes=sizes.graph_bytes, head=head, count=lambda samples: None)
     monkeypatch.setattr(planner, "JobCounter", lambda *arguments: counter)
     monkeypatch.setattr(planner, "free_disk", lambda: DISK)
-    asked = planner._Asked(
-        None, None, DataShape(None, sizes.samples, sizes.batches), None, sizes.settings.memory, on_cpu=on_cpu
-    )
-    job = JobSizes(sizes.numel, sizes.settings, sizes.samples, float(sizes.batches), 0)
+    shape, budget = DataShape(None, sizes.samples, sizes.batches), policy.usable(sizes.settings.memory, 0)
+    asked = planner._Asked(None, None, shape, None, HessianOperator, budget, on_cpu=on_cpu)
+    gradient = sum(sizes.numel.values()) * sizes.settings.dtype.itemsize
+    job = JobSizes(sizes.numel, sizes.settings, sizes.samples, float(sizes.batches), 0, gradient)
     _, setting, changed = asked.count(job)
     return setting, changed
 

@@ -23,6 +23,7 @@ __all__ = [
     "HeadCost",
     "HeadCurvature",
     "form_head_curvature",
+    "forming_bytes",
     "head_cost",
     "head_curvature_ref",
 ]
@@ -136,6 +137,15 @@ def head_cost(
         general_flop=product * (2 if kept_logits else 3),
         general_bytes=4 * (2 * classes * hidden_size + 6 * tokens * classes) + vectors,
     )
+
+
+def forming_bytes(tokens: int, hidden_size: int, classes: int, dtype: torch.dtype) -> int:
+    """Return what forming takes beside the matrices: probabilities of some tokens, twice over, and panels."""
+    item = torch.float64.itemsize if dtype == torch.float64 else torch.float32.itemsize
+    most = tokens * classes * item
+    chunk = min(most, max(PROBABILITY_BYTES, classes * item))
+    panels = chunk // max(classes, 1) + min(PANEL_CLASSES, classes) * item
+    return int(2 * chunk + panels * min(PANEL_PAIRS, packed_size(hidden_size)))
 
 
 def _probabilities(hidden: Tensor, weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
