@@ -76,9 +76,15 @@ def prelude() -> dict[str, Any]:
         vocab_size=17, n_positions=8, n_embd=8, n_layer=1, n_head=2, tie_word_embeddings=False, initializer_range=0.2
     )
     batches = [torch.randint(0, 17, (2, 8)) for _ in range(2)]
+    model = GPT2LMHeadModel(config).eval()
+    optimizer = torch.optim.AdamW(model.parameters())
+    model(batches[0], labels=batches[0]).loss.backward()
+    optimizer.step()
+    optimizer.zero_grad()
     return {
         "torch": torch,
-        "model": GPT2LMHeadModel(config).eval(),
+        "model": model,
+        "optimizer": optimizer,
         "loss": losses.causal_lm,
         "batches": batches,
         "tokens": batches[0],
