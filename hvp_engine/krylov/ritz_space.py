@@ -175,6 +175,41 @@ class RitzSpace:
         self.projected[keep : keep + waiting, :keep] = torch.from_numpy(ritz.couplings[:, chosen])
         self.counts.copy_(torch.tensor([keep, keep + waiting]))
 
+    def ritz_of_rotated(self, k: int) -> Ritz:
+        """Return the first Ritz pairs, right after they were rotated to: the vectors themselves."""
+        couplings = self.projected[self.count : self.held, :k].numpy()
+        estimates = np.sqrt((couplings**2).sum(0)) + self.lost[:k].numpy()
+        return Ritz(self.projected.diagonal()[:k].numpy().copy(), np.eye(k), couplings, estimates)
+
+    def combined(self, weights: FloatArray) -> Tensor:
+        """Return a combination of the first vectors, (numel,), summed in fp64."""
+        return self._sum(np.arange(len(weights)), weights)
+
+    def error(self, weights: FloatArray, product: Tensor) -> float:
+        """Say how far a product is from what it should be by those before.
+
+        Args:
+            weights: Of the first vectors, right after they were rotated to, in what was multiplied.
+            product: (numel,).
+
+        Returns:
+            The norm of the difference.
+        """
+        k, count, held = len(weights), self.count, self.held
+        values = self.projected.diagonal()[:k].numpy() * weights
+        waiting = self.projected[count:held, :k].numpy() @ weights
+        places = np.concatenate([np.arange(k), np.arange(count, held)])
+        known = self._sum(places, np.concatenate([values, waiting]))
+        return float(torch.linalg.vector_norm(product - known, dtype=torch.float64))
+
+    def _sum(self, places: IntArray, weights: FloatArray) -> Tensor:
+        rows = torch.from_numpy(places).to(self.store.device)
+        row = torch.from_numpy(weights).to(self.store.device)
+        total = torch.empty_like(self.store[0])
+        for piece, part in zip(torch.split(self.store, _COLUMNS, dim=1), torch.split(total, _COLUMNS), strict=True):
+            part.copy_(row @ piece[rows].double())
+        return total
+
     def measure(self, first: int, products: Tensor) -> tuple[FloatArray, FloatArray]:
         """Return Rayleigh quotients, and norms of residuals, of vectors whose products are given.
 
