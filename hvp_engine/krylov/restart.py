@@ -14,6 +14,7 @@ from hvp_engine.kernels.reorthogonalize import reorthogonalize
 from hvp_engine.krylov.basis import copy_exactly
 from hvp_engine.krylov.eigen_stream import EigenStream
 from hvp_engine.krylov.lanczos import Matmat
+from hvp_engine.krylov.storage import restarted_rule
 from hvp_engine.krylov.wanted import FloatArray
 
 
@@ -106,7 +107,9 @@ class RestartedLanczos:
         if not growing:
             return []
         counts = [stream.space.held for stream in growing.values()]
-        found = reorthogonalize([stream.space.store for stream in growing.values()], list(vectors.values()), counts)
+        stores = [stream.space.store for stream in growing.values()]
+        rule = restarted_rule(stores[0].dtype)
+        found = reorthogonalize(stores, list(vectors.values()), counts, rule)
         coefficients, norms = found.coefficients.numpy(force=True), found.norms.numpy(force=True)
         finite = np.isfinite(coefficients).all(1) & np.isfinite(norms)  # a product that is not makes its dots so
         self._refuse_nonfinite(dict(zip(growing, finite.tolist(), strict=True)))

@@ -29,6 +29,15 @@ def lanczos_rule(dtype: torch.dtype) -> Rule:
     return Rule(WINDOW, _TOLERANCES[dtype], 0.5 * math.sqrt(torch.finfo(dtype).eps))
 
 
+def restarted_rule(dtype: torch.dtype) -> Rule:
+    """Say how vectors are projected in a space that is restarted, whose last rows are the newest two and those waiting.
+
+    Nothing is postponed: the newest one need not be the last. After a restart a product has large components along all
+    rows; what the first pass leaves of them is then taken out as anything else above the tolerance.
+    """
+    return Rule(2 * WINDOW, _TOLERANCES[dtype])
+
+
 def applied(rule: Rule, thorough: bool) -> Rule:
     """Return the rule, or the same with nothing left where it is."""
     return Rule(rule.near, 0.0, None if rule.postponed is None else 0.0) if thorough else rule
