@@ -50,7 +50,13 @@ def eigsh(
     data multiplies one vector of every block that has not converged. Repeated eigenvalues come out as often as they are
     there: once the wanted pairs have converged, a fresh random vector is taken in, until it has brought the copies that
     are missing, or chance is left once in a thousand that there is one. Eigenvalues closer to each other than the
-    tolerance are not told apart. In the end every residual is measured by a product.
+    tolerance are not told apart.
+
+    Residuals are measured. The products with all Lanczos vectors were made, and give those of their combinations, the
+    eigenvectors, and so the residuals. One product more, with a random combination of all eigenvectors of a block,
+    confirms them all at once: where the errors of what was derived amount to the tolerance (in the Frobenius norm over
+    all pairs) that is seen, but for a chance of one in a hundred; the error that is seen is part of the residuals. Where
+    it is not confirmed, or the error of products is too near to the tolerance, every eigenvector is multiplied.
 
     Args:
         model: The network; never changed.

@@ -149,7 +149,7 @@ def _eigenpairs(stream: EigenStream, wanted: Wanted, pieces: Sequence[Piece]) ->
         residuals[order],
         float(wanted.tolerance),
         float(stream.size),
-        Effort(stream.spent, stream.ended_by),
+        Effort(stream.spent, stream.effort, stream.ended_by),
         pieces,
         stored,
     )

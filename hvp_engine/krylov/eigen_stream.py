@@ -24,6 +24,7 @@ from torch import Tensor
 from hvp_engine.kernels.reorthogonalize import reorthogonalize
 from hvp_engine.krylov.probes import probe
 from hvp_engine.krylov.ritz_space import Ritz, RitzSpace
+from hvp_engine.krylov.storage import plain_rule
 from hvp_engine.krylov.wanted import FloatArray, IntArray, Wanted, displacing, is_absent, preferred
 
 AT_ONCE = 4  # vectors of one block that are measured in one sweep
@@ -193,7 +194,7 @@ class EigenStream:
         """Take the product with the newest vector.
 
         Args:
-            vector: (numel,): what it has beside the space; overwritten.
+            vector: (numel,): what it has beside the space.
             coefficients: (held,): its components in the space.
             norm: Of ``vector``.
         """
@@ -355,8 +356,9 @@ class EigenStream:
         """Take in a random unit vector that is orthogonal to all there are."""
         start, space = self.start, self.space
         vector = probe(start.seed, start.block, self.drawn, start.numel, "gaussian", start.dtype).to(start.device)
+        rule = plain_rule(start.dtype)
         for _ in range(2 if space.held else 0):  # once more after it is normalised: little of it may be left
-            vector.div_(reorthogonalize([space.store], [vector], [space.held]).norms[0])
+            vector.div_(reorthogonalize([space.store], [vector], [space.held], rule).norms[0])
         self.drawn, self.chain = self.drawn + 1, 0
         self.seen.fill_(1.0)
         space.start(vector, self.drawn)

@@ -99,14 +99,14 @@ class RitzSpace:
         """Add what the newest product has beside all vectors, as the next one.
 
         Args:
-            vector: (numel,): overwritten.
+            vector: (numel,).
             norm: Its norm.
             points: (2,): the values of which ``copies`` has eigenvectors: v'Hq = x v'q for each of them.
         """
         newest, held = self.count - 1, self.held
         known = self.projected[:held, newest] @ self.copies[:held]
         copies = (torch.from_numpy(points) * self.copies[newest] - known) / norm
-        self._insert(vector.div_(norm), int(self.labels[newest]))
+        self._insert(vector, norm, int(self.labels[newest]))
         self.copies[self.count] = copies
         self.projected[self.count, newest] = norm
 
@@ -117,15 +117,15 @@ class RitzSpace:
             vector: (numel,).
             label: Of what grows from it.
         """
-        self._insert(vector, label)
+        self._insert(vector, 1.0, label)
         self.copies[: self.held] = 0.0
         self.copies[self.count] = 1.0
 
-    def _insert(self, vector: Tensor, label: int) -> None:
+    def _insert(self, vector: Tensor, norm: float, label: int) -> None:
         count, held = self.count, self.held
         if held > count:
             self._move(count, held)
-        self.store[count] = vector
+        torch.div(vector, norm, out=self.store[count])
         self.projected[count].zero_()
         self.labels[count] = label
         self.counts[1] += 1

@@ -42,11 +42,14 @@ class Effort(NamedTuple):
     """What eigenpairs took.
 
     Attributes:
-        products: With the block, those that measured the residuals among them.
+        products: With the block, all of them.
+        until_converged: Those until the wanted pairs had first converged, by what was known then; later ones look for
+            further copies of eigenvalues and confirm the residuals. 0 where they did not.
         ended_by: ``"converged"``; ``"noise"``: more products did not lower the residuals; ``"maxiter"``.
     """
 
     products: int
+    until_converged: int
     ended_by: str
 
 
@@ -59,8 +62,8 @@ class Eigenpairs:
         numel: Length of a vector.
         which: Which pairs were asked for.
         values: (k,) float64: Rayleigh quotients of the vectors.
-        residuals: (k,) float64: ||Hx - value x|| for unit vectors, measured by a product each. There is an eigenvalue
-            that near to each value.
+        residuals: (k,) float64: ||Hx - value x|| for unit vectors, from the products that the vectors consist of, which
+            one more confirmed, or measured by a product each. There is an eigenvalue that near to each value.
         tolerance: What was asked for.
         size: Largest magnitude of an eigenvalue that was found, to which the tolerance is relative.
         effort: What they took.
@@ -126,6 +129,7 @@ class Eigenpairs:
             "tolerance": self.tolerance,
             "size": self.size,
             "products": self.effort.products,
+            "until_converged": self.effort.until_converged,
             "ended_by": self.effort.ended_by,
         }
 
@@ -231,6 +235,7 @@ def _is_entry(block: object) -> bool:
             "tolerance": float(),
             "size": float(),
             "products": int(),
+            "until_converged": int(),
             "ended_by": str(),
             "pieces": [*pieces],
             "vectors": None | "float32" | "float64",
@@ -270,7 +275,7 @@ def _eigenpairs(block: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Eige
         residuals,
         block["tolerance"],
         block["size"],
-        Effort(block["products"], block["ended_by"]),
+        Effort(block["products"], block["until_converged"], block["ended_by"]),
         tuple(Piece(piece, tuple(shape)) for piece, shape in block["pieces"]),
         tensors.get(f"{name}/vectors"),
     )

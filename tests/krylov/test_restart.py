@@ -96,6 +96,37 @@ def test_noise_ends_it_and_is_said(noise: float) -> None:
         assert noise / 10 < float(stream.residuals.max()) / float(stream.size) < 10 * noise
 
 
+def test_one_product_confirms_the_residuals_and_what_it_does_not_confirm_is_measured() -> None:
+    matrix = symmetric(torch.from_numpy(SPECTRA["outliers of both signs"])).float()
+
+    def solved_with(error: float) -> EigenStream:
+        start = Start("b", N, 40, 0, 1e-7, torch.float32, torch.device("cpu"))
+        stream = EigenStream(start, Wanted(10))
+        lanczos = RestartedLanczos(
+            lambda vectors: {"b": vectors["b"] @ (matrix if stream.grows else matrix * (1 + error))}, {"b": stream}
+        )
+        while not lanczos.finished:
+            lanczos.step()
+        return stream
+
+    sound, small, wrong = map(solved_with, (0.0, 1e-6, 1e-4))
+    assert sound.spent == small.spent == sound.grown + 1
+    assert wrong.spent == sound.grown + 1 + 10
+    for stream, error in ((sound, 0.0), (small, 1e-6), (wrong, 1e-4)):
+        vectors = stream.space.store.double()[:10]
+        products = vectors @ matrix.double() * (1 + error)
+        quotients = (products * vectors).sum(1)
+        np.testing.assert_allclose(stream.values, quotients, rtol=2e-6)
+        residuals = (products - quotients[:, None] * vectors).norm(dim=1)
+        np.testing.assert_allclose(stream.residuals, residuals, rtol=0.02, atol=1e-5)
+
+
+def test_a_tolerance_near_the_error_of_products_is_measured_pair_by_pair() -> None:
+    matrix = symmetric(torch.from_numpy(SPECTRA["outliers of both signs"])).float()
+    found = solved(matrix, Wanted(10, "LM", 1e-5))
+    assert found.ended_by == "converged" and found.spent == found.grown + 10
+
+
 def test_products_end_it_where_they_are_limited() -> None:
     matrix = symmetric(torch.linspace(0, 1, N, dtype=torch.float64))
     found = solved(matrix, Wanted(10, "LM", 1e-10, maxiter=30))

@@ -25,7 +25,7 @@ def pairs(name: str = "b", vectors: bool = True) -> Eigenpairs:
         np.array([1e-4, 5e-3, 4e-3]),
         1e-3,
         4.0,
-        Effort(30, "noise"),
+        Effort(30, 21, "noise"),
         (Piece("w", (2, 3)), Piece("scale", ())),
         stored if vectors else None,
     )
