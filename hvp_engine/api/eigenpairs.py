@@ -54,9 +54,9 @@ def eigsh(
 
     Residuals are measured. The products with all Lanczos vectors were made, and give those of their combinations, the
     eigenvectors, and so the residuals. One product more, with a random combination of all eigenvectors of a block,
-    confirms them all at once: where the errors of what was derived amount to the tolerance (in the Frobenius norm over
-    all pairs) that is seen, but for a chance of one in a hundred; the error that is seen is part of the residuals. Where
-    it is not confirmed, or the error of products is too near to the tolerance, every eigenvector is multiplied.
+    confirms them all at once: where what was derived is off by the tolerance (in the Frobenius norm over all pairs)
+    that is seen, but for a chance of one in a hundred; the error that is seen is part of the residuals. Where it is not
+    confirmed, or the error of products is too near to the tolerance, every eigenvector is multiplied.
 
     Args:
         model: The network; never changed.

@@ -44,8 +44,8 @@ _TRUE = 0.25
 _NOISE = 4.0
 # A cycle that improves the worst residual by less than this has come to where it stops.
 _PROGRESS = 0.5
-# A random unit combination of errors is below this share of the whole error less than once in a hundred times, even where
-# all vectors err in the same direction: P(|N(0, 1)| < 0.01).
+# A random unit combination of k errors is below this share of their size, over sqrt(k), less than once in a
+# hundred times, even where all vectors err in the same direction: P(|N(0, 1)| < 0.01).
 _CONFIRMED = 0.01
 _SOLVING, _CONFIRMING, _MEASURING, _DONE = range(4)
 _MARKS = 11
