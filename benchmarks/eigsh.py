@@ -1,11 +1,12 @@
 """Top eigenpairs of blocks of a million parameters: products and time of `eigsh`, SciPy's, and power iteration.
 
-Run as ``python benchmarks/eigsh.py [--width 512] [--rounds 3]``; a few minutes. The model is lightly trained,
-and its batch is small: a product takes some tens of milliseconds, and what methods do beside products shows. All reach the same residual, measured in the end: ``tolerance`` times the largest eigenvalue's
-magnitude. SciPy multiplies by ``op.scipy()`` of the same matrix, and gets the loosest tolerance with which it reaches
-that. It looks for no further copies of eigenvalues; ours does, and confirms its residuals: its products are given
-until the pairs had converged, and in all. Ours and SciPy's alternate; power iteration, which takes most, runs once, and is
-stopped at ``--most`` products: the pairs that it has by then are given.
+Run as ``python benchmarks/eigsh.py [--width 512] [--rounds 3]``; a few minutes. The model is lightly trained, and its
+batch is small: a product takes some tens of milliseconds, and what methods do beside products shows. All reach the same
+residual, measured in the end: ``tolerance`` times the largest eigenvalue's magnitude. SciPy multiplies by
+``op.scipy()`` of the same matrix, and gets the loosest tolerance with which it reaches that. It looks for no further
+copies of eigenvalues; ours does, and confirms its residuals: its products are given until the pairs had converged, and
+in all. Ours and SciPy's alternate; power iteration, which takes most, runs once, and is stopped at ``--most`` products:
+the pairs that it has by then are given.
 """
 
 from __future__ import annotations
