@@ -197,9 +197,9 @@ def test_vectors_of_the_wrong_shape_name_or_content() -> None:
         operator.matmat({"0.bias": torch.ones(1, 7)})
     with pytest.raises(ConfigurationError, match="must be a mapping"):
         operator.matmat([torch.ones(1, 35)])  # type: ignore[arg-type]
-    with pytest.raises(ConfigurationError, match="are complex"):
+    with pytest.raises(ConfigurationError, match="is complex"):
         operator.matmat({"0.weight": torch.ones(1, 35, dtype=torch.complex64)})
-    with pytest.raises(ConfigurationError, match="not finite"):
+    with pytest.raises(ConfigurationError, match="must be finite"):
         operator.matmat({"0.weight": torch.full((1, 35), float("nan"))})
 
 

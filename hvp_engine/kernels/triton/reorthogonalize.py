@@ -33,11 +33,12 @@ _BASIS_TYPES = {
 }
 _VECTOR_TYPES = {dtype_number(torch.float32): tl.float32, dtype_number(torch.float64): tl.float64}
 # Columns of a tile: each of 256 threads reads 16 bytes of a row, so that rows are added within a thread; of 8 bits it
-# reads 4 bytes, for it has no registers for what more would be in fp64.
-_TILES = {tl.float32: 1024, tl.bfloat16: 2048, tl.float64: 512, tl.int8: 1024}
-_UNALIGNED_TILE = 1024  # at most: loads of single elements need more registers
+# reads 2 bytes, for it has no registers for what more would be in fp64.
+_TILES = {tl.float32: 1024, tl.bfloat16: 2048, tl.float64: 512, tl.int8: 512}
+_UNALIGNED_TILE = 512  # at most: loads of single elements need more registers
 _BLOCK = tl.constexpr(BLOCK)
 _ROWS = 8  # basis rows that are loaded at once
+_WIDE_PAIR_ROWS = 4  # the same of fp64 beside the last row, which takes as many registers as the vector
 _WARPS = 8
 _SUM_TASKS = 512
 _SUM_ROWS = 8
@@ -95,19 +96,7 @@ def _subtract(
 
 @triton.jit
 def _dots(
-    basis,
-    stride,
-    size,
-    column,
-    inside,
-    first,
-    count,
-    to,
-    last_to,
-    values,
-    others,
-    BOTH: tl.constexpr,
-    ROWS: tl.constexpr,
+    basis, stride, size, column, inside, first, count, to, last, values, others, BOTH: tl.constexpr, ROWS: tl.constexpr
 ):
     """Write the products of rows first .. count - 1 with a tile's values and, where BOTH, with others."""
     # Backwards: the rows read last are the likeliest to be in the cache.
@@ -117,7 +106,7 @@ def _dots(
         rows = _rows_of(basis, stride, size, row, column, inside, first, count)
         tl.store(to + row, tl.sum(rows * values[None, :], axis=1), mask=row < count)
         if BOTH:
-            tl.store(last_to + row, tl.sum(rows * others[None, :], axis=1), mask=row < count)
+            tl.store(last + row, tl.sum(rows * others[None, :], axis=1), mask=row < count)
 
 
 @triton.jit(do_not_specialize=["width"])  # it grows by one each step
@@ -326,9 +315,11 @@ def reorthogonalize(table: NDArray[np.int64], rule: Rule, found: Projection) -> 
             _project(table[members], members, (basis_type, vector_type, is_aligned), rule, found)
 
 
-def _tile(basis_type: int, aligned: int) -> int:
-    columns = _TILES[_BASIS_TYPES[basis_type]]
-    return columns if aligned else min(columns, _UNALIGNED_TILE)
+def _shape(basis_type: int, aligned: int, pairs: bool) -> dict[str, int]:
+    """Columns and rows of a tile."""
+    basis = _BASIS_TYPES[basis_type]
+    rows = _WIDE_PAIR_ROWS if pairs and basis == tl.float64 else _ROWS
+    return {"TILE": _TILES[basis] if aligned else min(_TILES[basis], _UNALIGNED_TILE), "ROWS": rows}
 
 
 def _project(
@@ -336,22 +327,22 @@ def _project(
 ) -> None:
     """Run all passes over the streams of one pair of types, aligned or not."""
     (basis_type, vector_type, aligned), (coefficients, norms, lost) = variant, found
-    device, width, tile = norms.device, coefficients.shape[1], _tile(basis_type, aligned)
-    tasks = -(-table[:, 3] // tile)
+    device, width, pairs = norms.device, coefficients.shape[1], rule.postponed is not None
+    shape = _shape(basis_type, aligned, pairs)
+    tasks = -(-table[:, 3] // shape["TILE"])
     num_tasks = int(tasks.sum())
     near = [rule.first_rows(count) for count in table[:, 4].tolist()]
     fields = np.column_stack([table[:, :5], np.cumsum(tasks) - tasks, tasks, members, near])
     # From pageable memory this copy is staged at once: neither the host nor the device waits.
     streams = torch.from_numpy(fields).to(device, non_blocking=True)
     owners = torch.repeat_interleave(streams[:, 6], output_size=num_tasks)
-    pairs = rule.postponed is not None
     partial = torch.empty((1 + pairs, num_tasks, width), dtype=torch.float64, device=device)
     second = torch.empty((1 + pairs, *coefficients.shape), dtype=torch.float64, device=device)
     squares = torch.empty(num_tasks, dtype=torch.float64, device=device)
     passes = torch.empty(len(norms), dtype=torch.int32, device=device)
     options = {"num_warps": _WARPS, **COMPILE_OPTIONS}
     constants = {"BASIS": _BASIS_TYPES[basis_type], "VECTOR": _VECTOR_TYPES[vector_type], "ALIGNED": bool(aligned)}
-    constants |= {"PAIRS": pairs, "TILE": tile, "ROWS": _ROWS, **options}
+    constants |= {"PAIRS": pairs, **shape, **options}
     sizes = {"TASKS": _SUM_TASKS, "ROWS": _SUM_ROWS, **options}
     sum_grid = (max(1, triton.cdiv(width, _SUM_ROWS)), len(table))
     thresholds = (rule.tolerance, rule.postponed or 0.0)
@@ -386,7 +377,7 @@ def resource_cases() -> list[ResourceCase]:
             variants = [(0, True), (1, True), (2, True), (1, False)] + [(3, True)] * (not pairs)
             for step, aligned in variants:
                 constants = {"BASIS": basis, "VECTOR": vector, "ALIGNED": aligned, "NUMBER": step, "PAIRS": pairs}
-                constants |= {"TILE": _tile(number, aligned), "ROWS": _ROWS}
+                constants |= _shape(number, aligned, pairs)
                 label = f"{basis} basis, pass {step}{', with last row' * pairs}{', unaligned' * (not aligned)}"
                 cases.append(ResourceCase(project_tiles, label, signature, constants, _WARPS))
     sizes = {"TASKS": _SUM_TASKS, "ROWS": _SUM_ROWS}
