@@ -68,7 +68,7 @@ def decided(job: JobT, operator: CurvatureOperator, budget: int, checkpoint: Che
     name = storages.choose_basis(
         lambda name: keeping(job, name).streams(operator),
         budget,
-        operator.scheduler.plan.graph_bytes,
+        operator.scheduler.working_bytes,
         operator.held_bytes,
         storages.rooms(),
         on_cpu=operator.device.type == "cpu",

@@ -298,7 +298,7 @@ def _noise(verification: Mapping[str, Any] | None, settings: JobSettings, checkp
 
 def _room(operator: CurvatureOperator, budget: int, checkpoint: Checkpoint | None) -> float:
     """Return the bytes that there are for vectors, as the first run of the job knew it: decisions rest on it."""
-    return _as_first_known("room", spare(operator.scheduler.plan.graph_bytes, budget, operator.held_bytes), checkpoint)
+    return _as_first_known("room", spare(operator.scheduler.working_bytes, budget, operator.held_bytes), checkpoint)
 
 
 def _as_first_known(name: str, value: float, checkpoint: Checkpoint | None) -> float:
@@ -336,7 +336,7 @@ def _form_head_curvature(
 def _waves(operator: CurvatureOperator, streams: StreamSizes, budget: int) -> list[list[Stream]]:
     """Group the streams of a round, and leave the memory of their vectors to them."""
     held = operator.held_bytes
-    waves = choose_waves(streams, budget, operator.scheduler.plan.graph_bytes, held, rooms())
+    waves = choose_waves(streams, budget, operator.scheduler.working_bytes, held, rooms())
     operator.scheduler.reserve(waves.vector_bytes + held)
     return waves.groups
 

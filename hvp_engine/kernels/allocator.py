@@ -9,7 +9,7 @@ from __future__ import annotations
 from hvp_engine.kernels import loader
 from hvp_engine.system.shared_state import Hold, SharedState
 
-__all__ = ["retained_heap"]
+__all__ = ["give_back", "retained_heap"]
 
 # Blocks up to 1 GiB come from the heap, which keeps up to 1 GiB of free memory at its end.
 _RETAINED = 1 << 30
@@ -27,6 +27,12 @@ def retained_heap() -> Hold[None]:
     return _heap.held()
 
 
+def give_back() -> None:
+    """Return free memory to the kernel, wherever it lies."""
+    if loader.missing_reason is None:
+        loader.native.trim_heap()
+
+
 def _retain() -> None:
     if loader.missing_reason is None:
         loader.native.set_malloc_thresholds(_RETAINED, _RETAINED)
@@ -35,7 +41,7 @@ def _retain() -> None:
 def _return(_: None) -> None:
     if loader.missing_reason is None:
         loader.native.set_malloc_thresholds(*_ADJUSTED)
-        loader.native.trim_heap()
+    give_back()
 
 
 _heap = SharedState(_retain, _return)

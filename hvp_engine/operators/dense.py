@@ -107,7 +107,7 @@ def _room_for_matrices(operator: CurvatureOperator, settings: JobSettings) -> in
     numel, plan = operator.numel, operator.scheduler.plan
     need = sum(matrix_bytes(size, settings) for size in numel.values())
     operator.scheduler.make_room(need)
-    room = spare(plan.graph_bytes, plan.budget, 0)
+    room = spare(operator.scheduler.working_bytes, plan.budget, 0)
     if need <= room:
         return need
     largest = max(numel.values())

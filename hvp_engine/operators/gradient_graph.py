@@ -100,6 +100,11 @@ class GradientGraph:
         """Whether every node is of a kind known to be right when several vectors pass it at once."""
         return self.kinds <= BATCHABLE
 
+    @property
+    def convolves(self) -> bool:
+        """Whether there are convolutions, whose passes need more memory than others."""
+        return any("Convolution" in kind for kind in self.kinds)
+
     def refuse_cuts(self) -> None:
         """Refuse a gradient that passed through a backward marked once_differentiable.
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from hvp_engine.blocks import BlockSpec, resolve
 from hvp_engine.errors import ConfigurationError, HvpEngineError
-from hvp_engine.kernels.allocator import retained_heap
+from hvp_engine.kernels.allocator import give_back, retained_heap
 from hvp_engine.krylov.settings import check_memory, checked_microbatch
 from hvp_engine.operators.derivative_check import Verification
 from hvp_engine.operators.gradient_graph import GradientGraph
@@ -255,7 +255,7 @@ class CurvatureOperator(MatrixLike):
         self._stream_bytes = streams.largest
         self.scheduler.make_room(streams.largest)
         plan = self.scheduler.plan
-        choose_waves(streams, plan.budget, plan.graph_bytes, self.held_bytes)
+        choose_waves(streams, plan.budget, self.scheduler.working_bytes, self.held_bytes)
 
     def form_head_curvature(
         self,
@@ -288,7 +288,7 @@ class CurvatureOperator(MatrixLike):
         holders = frozenset(name for name, block in blocks if any(part.parameter == head.name for part in block.parts))
         users = products_past_head(products, holders)
         budget = self.scheduler.plan.budget
-        left = spare(self.scheduler.plan.graph_bytes, budget, self._stream_bytes)
+        left = spare(self.scheduler.working_bytes, budget, self._stream_bytes)
         plan = decide_curvature(head, self.objective, users, budget, left, shelf)
         if plan is None:
             return
@@ -308,12 +308,11 @@ class CurvatureOperator(MatrixLike):
         Raises:
             SecondDerivativeError: It is wrong, or cannot be tested.
         """
-        plan = self.scheduler.plan
         batch = next(self.scheduler.microbatches()).batch
-        chosen = choose_check(self.objective, self.partition, batch, plan.graph_bytes, plan.budget, products)
+        chosen = choose_check(self.objective, self.partition, batch, self.scheduler, products)
         names = self.partition.parameters
-        with retained_heap():  # what it took goes back to the kernel before vectors are made
-            measured, tested = verify(self.objective, names, chosen.pieces, graph=self.graph, widest=chosen.widest)
+        measured, tested = verify(self.objective, names, chosen.pieces, graph=self.graph, widest=chosen.widest)
+        give_back()  # before vectors are made
         self._inspection.trusted |= tested
         return measured
 

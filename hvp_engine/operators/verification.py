@@ -25,7 +25,8 @@ from hvp_engine.problem import batches
 from hvp_engine.problem.cuts import Cut
 from hvp_engine.problem.objective import Objective
 from hvp_engine.problem.precision import Precision, rounding
-from hvp_engine.scheduling.checked import CheckedSizes, choose_samples_to_check, is_checked_in_float64
+from hvp_engine.scheduling.checked import CheckedSizes, choose_samples_to_check, is_checked_in_float64, unmixed
+from hvp_engine.scheduling.scheduler import Scheduler
 from hvp_engine.system.formatting import first_line, first_names
 from hvp_engine.system.memory import is_out_of_memory
 
@@ -66,8 +67,7 @@ def choose_check(
     objective: Objective,
     partition: Partition,
     batch: Any,
-    graph_bytes: int,
-    budget: int,
+    scheduler: Scheduler,
     products: Mapping[str, int],
 ) -> ChosenCheck:
     """Choose as much of a micro-batch, and as wide an arithmetic, as a job can afford to test.
@@ -76,22 +76,25 @@ def choose_check(
         objective: The job's objective.
         partition: Its blocks.
         batch: The micro-batch.
-        graph_bytes: Size of its graph.
-        budget: Bytes for everything.
+        scheduler: Knows its graph's size, and the bytes for everything.
         products: How many products of each block the job will ask for.
     """
-    sizes = checked_sizes(objective, partition, batches.samples(batch), graph_bytes)
+    sizes, budget = checked_sizes(objective, partition, batches.samples(batch), scheduler), scheduler.plan.budget
     count = choose_samples_to_check(sizes, budget, sum(products.values()))
     pieces = [batch] if count == sizes.samples or count is None else [batches.cut(batch, 0, count), batch]
     return ChosenCheck(pieces, is_checked_in_float64(sizes, budget))
 
 
-def checked_sizes(objective: Objective, partition: Partition, samples: int | None, graph_bytes: int) -> CheckedSizes:
+def checked_sizes(
+    objective: Objective, partition: Partition, samples: int | None, scheduler: Scheduler
+) -> CheckedSizes:
     """Read off an objective what the test of its second derivative is made of."""
     vector = sum(parameter.nbytes for parameter in objective.parameters_named(partition.parameters).values())
     held = (*objective.model.parameters(), *objective.model.buffers())
     copy = 0 if objective.precision == "fp64" else sum(8 * t.numel() for t in held if t.is_floating_point())
-    return CheckedSizes(samples, graph_bytes, vector, copy)
+    transients = scheduler.transient_in(objective.dtype), scheduler.transient_in(torch.float64)
+    graph_bytes = unmixed(scheduler.plan.graph_bytes, objective.precision)
+    return CheckedSizes(samples, graph_bytes, vector, copy, *transients)
 
 
 def verify(

@@ -24,6 +24,7 @@ from hvp_engine.problem import batches
 from hvp_engine.problem.objective import Loss
 from hvp_engine.problem.randomness import UndisturbedData
 from hvp_engine.problem.reading import refuse_exhausted
+from hvp_engine.scheduling.policy import memory_for
 
 _BLOCKS = 4  # measured at most, from the cheapest to the dearest
 _ENOUGH = 0.4  # seconds of repetitions of one pass
@@ -53,7 +54,8 @@ def calibrate(
         device: This machine's ceilings, which the measurements are compared with.
     """
     began = time.perf_counter()
-    operator = kind(model, loss, blocks, data=_one(data, setting), precision=setting.precision)
+    memory = memory_for(setting.budget)
+    operator = kind(model, loss, blocks, data=_one(data, setting), precision=setting.precision, memory=memory)
     operator.verify(sum(map(Counter, setting.waves), Counter()))  # fewer products than the job's: the least it takes
     setup = time.perf_counter() - began
     counted = {

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -29,6 +29,7 @@ from hvp_engine.problem.precision import Precision, forward_mode, working_dtype
 from hvp_engine.problem.randomness import UndisturbedData
 from hvp_engine.problem.reading import read
 from hvp_engine.problem.state_walk import StateWalk
+from hvp_engine.scheduling.policy import GraphSize, transient
 from hvp_engine.system.formatting import raised
 from hvp_engine.system.layouts import kind_of
 from hvp_engine.system.measured_graph import build_and_weigh
@@ -191,6 +192,7 @@ class JobCounter:
         """
         self._kind = on_shapes(operator)
         self._fake = fake_mode()
+        self.convolves = False
         self._loss, self._data, self._partition, self._precision = loss, data, partition, precision
         self._dtype = working_dtype(precision)
         with self._fake:
@@ -221,6 +223,16 @@ class JobCounter:
     def head(self) -> CountedHead | None:
         """The head as a few samples have it; None for a model without."""
         return self._counted_head()
+
+    def graph_size(self, samples: int | None, *, on_cpu: bool) -> GraphSize:
+        """Size of a micro-batch's graph, by its samples.
+
+        Args:
+            samples: Those of the largest batch; None where it cannot be cut.
+            on_cpu: Whether the CPU's libraries will run it.
+        """
+        measured = GraphSize.measured(samples, self.graph_bytes)
+        return replace(measured, transient=transient(self._dtype, convolves=self.convolves, on_cpu=on_cpu))
 
     def graph_bytes(self, samples: int | None) -> int:
         """Size of a micro-batch's graph."""
@@ -263,6 +275,7 @@ class JobCounter:
         (graph, forward, gradient, products), size = build_and_weigh(
             build, lambda built: built[0].gradients.values(), kept
         )
+        self.convolves |= bool(getattr(graph, "convolves", False))  # as the engine asks
         return graph, forward, gradient, size, products
 
     def _find_head(self, parameters: dict[str, nn.Parameter]) -> tuple[str, nn.Parameter, int] | None:

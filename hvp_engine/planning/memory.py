@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+import torch
 from torch import nn
 
 from hvp_engine.ops.head.curvature import forming_bytes
@@ -16,6 +17,8 @@ from hvp_engine.scheduling.policy import GraphSize
 from hvp_engine.scheduling.waves import WORK_VECTORS
 
 _HOLES = 0.15  # of what comes and goes on a heap that keeps freed memory: holes that nothing fits into (measured)
+_FEWER_HOLES = 0.05  # in the test of the second derivative, whose largest pieces go back to the kernel one by one
+_BACKWARD = 0.1  # of a graph: what the gradient of a point beside takes above its forward pass
 _HELD = 1  # of the work vectors of a stream: its product; the newest is read where it lies, temporaries are counted
 
 
@@ -82,6 +85,9 @@ def predict_memory(
     held = setting.graph_bytes + model.gradient  # a graph has the values of the gradient at its root
     build = max(0, counts.forward.peak - held, counts.forward.peak + counts.gradient.peak - held)
     passes = max((setting.vectors_per_pass[name] * work.peak for name, work in counts.blocks.items()), default=0)
+    beside = _BACKWARD + counts.forward.peak / max(1, setting.graph_bytes)
+    if graph.transient > policy.TRANSIENT:  # what convolutions hold inside is not to be counted
+        passes = max(passes, int(policy.CONVOLUTION_PASSES * setting.graph_bytes))
     share = passes / held if held else 0.0
     always = {"libraries": policy.LIBRARIES if on_cpu else 0, "model in the working dtype": model.copied}
     kept = setting.kept_graphs - (setting.kept_graphs == setting.microbatches)
@@ -98,7 +104,7 @@ def predict_memory(
     fixed = sum(always.values())
     phases = {"steps": sum(steps.values())}
     if job.settings.check:
-        phases["checks"] = fixed + int((1.0 + holes) * _checks(job, setting, model, share))
+        phases["checks"] = fixed + _checks(job, graph, setting, model, max(share, beside))
     few = None if job.samples is None else min(2, job.samples)
     phases["planning"] = fixed + graph.of(few) + model.gradient + build
     if setting.curvature is not None and counts.head is not None:
@@ -115,14 +121,17 @@ def _vectors(job: JobSizes, setting: Setting) -> int:
     return setting.vector_bytes - (WORK_VECTORS - _HELD) * numel * item
 
 
-def _checks(job: JobSizes, setting: Setting, model: ModelSizes, share: float) -> int:
-    """Return what the test of the second derivative takes; its passes have temporaries as those of the job have."""
+def _checks(job: JobSizes, graph: GraphSize, setting: Setting, model: ModelSizes, share: float) -> int:
+    """Return what the test of the second derivative takes, with a share of the graph beside it at any time."""
     wide = job.settings.precision != "fp64"
     copy = model.parameters * 8 // job.settings.dtype.itemsize if wide else 0
-    sizes = CheckedSizes(setting.microbatch, setting.graph_bytes, model.gradient, copy)
+    widest_transient = policy.transient(torch.float64, convolves=graph.transient > policy.TRANSIENT, on_cpu=True)
+    transients = graph.transient, widest_transient
+    whole = checked.unmixed(setting.graph_bytes, job.settings.precision)
+    sizes = CheckedSizes(setting.microbatch, whole, model.gradient, copy, *transients)
     samples = checked.choose_samples_to_check(sizes, setting.budget, sum(job.products.values()))
     widest = checked.is_checked_in_float64(sizes, setting.budget)
-    graph = setting.graph_bytes if samples is None else setting.graph_bytes * samples // (setting.microbatch or 1)
-    width = 2 if widest and wide else 1
-    spared = policy.working_bytes(graph) - int(graph * (1.0 + max(share, checked.CHECK_BESIDE)))
-    return sizes.bytes_of(samples, widest=widest) - width * max(0, spared)
+    if graph.transient > policy.TRANSIENT:
+        return sizes.bytes_of(samples, widest=widest)
+    seen = replace(sizes, transient=1.0 + share, widest_transient=1.0 + share)
+    return int((1.0 + _FEWER_HOLES) * seen.bytes_of(samples, widest=widest))

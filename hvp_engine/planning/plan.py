@@ -193,19 +193,19 @@ class _Asked:
     def count(self, job: JobSizes) -> tuple[_Counted, Setting, list[str]]:
         """Count a micro-batch of the size that fits; return that, the setting, and what was changed in it."""
         counter = JobCounter(self.model, self.loss, self.data, self.partition, job.settings.precision, self.operator)
-        graph = GraphSize.measured(job.samples, counter.graph_bytes)
+        graph = counter.graph_size(job.samples, on_cpu=self.on_cpu)
         setting, changed = self._choose(job, graph, counter.head)
         return _Counted(counter.count(setting.microbatch), graph, counter.head), setting, changed
 
     def fit(self, job: JobSizes, counted: _Counted, microbatch: int | None) -> Setting:
         """Fit a counted job with a given micro-batch."""
-        curvature = self.curvature(job, counted.graph.of(microbatch), counted.head)
+        curvature = self.curvature(job, counted.graph.working(microbatch), counted.head)
         return self._fit(job, counted.graph, microbatch, curvature)
 
     def _fit(self, job: JobSizes, graph: GraphSize, microbatch: int | None, curvature: CurvaturePlan | None) -> Setting:
         return fit(job, graph, self.budget, microbatch, curvature, on_cpu=self.on_cpu, rooms=self.rooms)
 
-    def curvature(self, job: JobSizes, graph_bytes: int, head: CountedHead | None) -> CurvaturePlan | None:
+    def curvature(self, job: JobSizes, working: int, head: CountedHead | None) -> CurvaturePlan | None:
         """Say what the engine will do about the head's curvature in this job."""
         settings = job.settings
         if head is None or not settings.head_curvature:
@@ -216,7 +216,7 @@ class _Asked:
             classes=head.classes,
             products=products_past_head(job.products, head.blocks),
         )
-        left = spare(graph_bytes, self.budget, job.streams.largest)
+        left = spare(working, self.budget, job.streams.largest)
         return choose_curvature(sizes, settings.precision, self.budget, left, free_disk(), on_cpu=self.on_cpu)
 
     def _choose(self, job: JobSizes, graph: GraphSize, head: CountedHead | None) -> tuple[Setting, list[str]]:
@@ -231,7 +231,7 @@ class _Asked:
         for name in (settings.basis, "bf16") if halved else (settings.basis,):
             tried = job.with_settings(basis=name)
             size = make_room(graph, largest, self.budget, tried.streams.largest)
-            curvature = self.curvature(tried, graph.of(size), head)
+            curvature = self.curvature(tried, graph.working(size), head)
             try:
                 setting = self._fit(tried, graph, size, curvature)
             except OutOfMemoryError as error:
@@ -247,14 +247,14 @@ class _Asked:
         for name in LEANEST:
             lean = job.with_settings(basis=name)
             size = make_room(graph, largest, self.budget, lean.streams.largest)
-            if spare(graph.of(size), self.budget, lean.streams.largest) >= 0:
+            if spare(graph.working(size), self.budget, lean.streams.largest) >= 0:
                 break
-        curvature = self.curvature(lean, graph.of(size), head)
+        curvature = self.curvature(lean, graph.working(size), head)
         held = 0 if curvature is None else curvature.memory_bytes
         basis = choose_basis(
             lambda name: job.with_settings(basis=name).streams,
             self.budget,
-            graph.of(size),
+            graph.working(size),
             held,
             self.rooms,
             on_cpu=self.on_cpu,

@@ -171,14 +171,14 @@ def fit(
     Raises:
         OutOfMemoryError: One stream of a block does not fit.
     """
-    size, work = graph.of(microbatch), job.work
+    size, working, work = graph.of(microbatch), graph.working(microbatch), job.work
     held = 0 if curvature is None else curvature.memory_bytes
-    room = policy.spare(size, budget, held)
-    rounds = [policy.choose_waves(streams, budget, size, held, rooms) for streams in replace(job, room=room).rounds]
+    room = policy.spare(working, budget, held)
+    rounds = [policy.choose_waves(streams, budget, working, held, rooms) for streams in replace(job, room=room).rounds]
     vector_bytes = max(waves.vector_bytes for waves in rounds)
     away = max(waves.elsewhere_bytes for waves in rounds)
     waves = [(number, Counter(block for block, _ in wave)) for number, r in enumerate(rounds) for wave in r.groups]
-    left = policy.budget_of_graphs(budget, size, vector_bytes + held)
+    left = policy.budget_of_graphs(budget, working, vector_bytes + held)
     cut = 1.0 if job.samples is None or microbatch is None else job.samples / microbatch
     microbatches = math.ceil(job.batches) * math.ceil(cut)
     streams = policy.choose_streams_per_pass(size, budget, on_cpu=on_cpu)
@@ -190,15 +190,13 @@ def fit(
         basis=job.settings.basis,
         streams_per_pass=streams,
         vectors_per_pass={block: min(streams, each.vectors) for block, each in work.items()},
-        kept_graphs=min(microbatches, policy.count_kept_graphs(size, job.gradient_bytes, left)),
+        kept_graphs=min(microbatches, policy.count_kept_graphs(size, job.gradient_bytes, working, left)),
         waves=tuple(dict(wave) for _, wave in waves),
         sweeps=tuple(max(work[block].sweeps[number] for block in wave) for number, wave in waves),
         graph_bytes=size,
         vector_bytes=vector_bytes,
         elsewhere_bytes=away,
-        reads_from=storages.read_from(
-            job.streams.elsewhere, away, policy.working_bytes(size) + vector_bytes + held, rooms, on_cpu=on_cpu
-        ),
+        reads_from=storages.read_from(job.streams.elsewhere, away, working + vector_bytes + held, rooms, on_cpu=on_cpu),
         curvature=curvature,
         budget=budget,
     )

@@ -27,11 +27,14 @@ from hvp_engine.system.formatting import format_bytes
 
 GRAPH_SHARE = 0.5  # of the budget for graphs that stay; the rest is for vectors and a second backward's temporaries
 TRANSIENT = 2.0  # a graph plus the temporaries of its passes, in units of the graph
+# The same with convolutions on a CPU: copies in other layouts; in float64 the patches of every position, side by side.
+CONVOLVED = {torch.float32: 3.5, torch.float64: 10.0}
+CONVOLUTION_PASSES = 2.3  # of that, what passes hold beside the graph in float32, as it is measured
 BATCHED_BYTES = 24 << 20  # CPU: above this a vmapped pass leaves the caches and loses to single passes
 BATCHED_STREAMS = 16
 
 LIBRARIES = 56 << 20  # what PyTorch and its libraries take the first time that they differentiate twice
-LIBRARIES_SHARE = 0.25  # of a budget beyond ...
+LIBRARIES_SHARE = 0.3  # of a budget beyond ...
 LIBRARIES_FROM = 16 << 20  # ... this that they may take at most: a smaller one is meant for graphs and vectors alone
 RESTART_FEWEST = 20  # vectors of restarted Lanczos, as of ARPACK
 RESTART_MORE = 10  # most of them, beside three times the wanted pairs
@@ -54,10 +57,17 @@ CURVATURE_DTYPES: dict[Precision, torch.dtype] = {
 
 @dataclass(frozen=True)
 class GraphSize:
-    """Bytes of a micro-batch's gradient graph: a fixed part and one per sample."""
+    """Bytes of a micro-batch's gradient graph: a fixed part and one per sample.
+
+    Attributes:
+        fixed: Bytes that no sample adds to.
+        per_sample: Bytes that each adds.
+        transient: The graph with the temporaries of its passes, in units of the graph, see :func:`transient`.
+    """
 
     fixed: float
     per_sample: float = 0.0
+    transient: float = TRANSIENT
 
     @classmethod
     def measured(cls, samples: int | None, graph_bytes: Callable[[int | None], int]) -> GraphSize:
@@ -85,7 +95,11 @@ class GraphSize:
 
     def fits(self, samples: int | None, budget: int) -> bool:
         """Say whether a graph of some samples and the temporaries of its passes fit."""
-        return TRANSIENT * self._exactly(samples) <= budget
+        return self.transient * self._exactly(samples) <= budget
+
+    def working(self, samples: int | None) -> int:
+        """Return what building and using one graph of some samples needs at most."""
+        return int(self.transient * self.of(samples))
 
     def _exactly(self, samples: int | None) -> float:
         return self.fixed + self.per_sample * (samples or 1)
@@ -116,9 +130,15 @@ def halve(samples: int) -> int:
     return (samples + 1) // 2
 
 
-def working_bytes(graph_bytes: int) -> int:
-    """Return what building and using one graph needs at most."""
-    return int(TRANSIENT * graph_bytes)
+def transient(dtype: torch.dtype, *, convolves: bool, on_cpu: bool) -> float:
+    """Return what a graph takes with the temporaries of its passes, in units of the graph.
+
+    Args:
+        dtype: Working dtype.
+        convolves: Whether it has convolutions.
+        on_cpu: Whether the CPU's libraries compute them.
+    """
+    return CONVOLVED[dtype] if convolves and on_cpu else TRANSIENT
 
 
 def choose_microbatch(graph: GraphSize, samples: int | None, budget: int, asked: int | None = None) -> int | None:
@@ -139,7 +159,7 @@ def choose_microbatch(graph: GraphSize, samples: int | None, budget: int, asked:
     wanted = samples if asked is None or samples is None else min(samples, asked)
     while wanted is not None and wanted > 1 and not graph.fits(wanted, budget):
         wanted = halve(wanted)
-    need = working_bytes(graph.of(wanted))
+    need = graph.working(wanted)
     if need > budget:
         raise OutOfMemoryError(
             f"The gradient graph of the smallest micro-batch needs about {format_bytes(need)} with the temporaries of "
@@ -162,14 +182,14 @@ def make_room(graph: GraphSize, samples: int | None, budget: int, stream_bytes: 
         Samples per micro-batch; where no size makes room, the least, with which :func:`choose_waves` says what would.
     """
     wanted = samples
-    while wanted is not None and wanted > 1 and spare(graph.of(wanted), budget, stream_bytes) < 0:
+    while wanted is not None and wanted > 1 and spare(graph.working(wanted), budget, stream_bytes) < 0:
         wanted = halve(wanted)
     return wanted
 
 
-def spare(graph_bytes: int, budget: int, stream_bytes: int) -> int:
-    """Return what is left of a budget beside one micro-batch's graph and one stream's vectors."""
-    return budget - working_bytes(graph_bytes) - stream_bytes
+def spare(working: int, budget: int, stream_bytes: int) -> int:
+    """Return what is left of a budget beside one micro-batch's graph, as it is worked with, and a stream's vectors."""
+    return budget - working - stream_bytes
 
 
 def choose_streams_per_pass(graph_bytes: int, budget: int, *, on_cpu: bool) -> int:
@@ -184,26 +204,28 @@ def choose_streams_per_pass(graph_bytes: int, budget: int, *, on_cpu: bool) -> i
     return max(1, min(BATCHED_STREAMS, room // max(1, graph_bytes)))
 
 
-def count_kept_graphs(graph_bytes: int, gradient_bytes: int, budget: int) -> int:
+def count_kept_graphs(graph_bytes: int, gradient_bytes: int, working: int, budget: int) -> int:
     """Return how many graphs may stay alive between sweeps in what :func:`budget_of_graphs` leaves to them.
 
     Args:
         graph_bytes: Bytes that one graph keeps alive.
         gradient_bytes: The gradient at its root.
+        working: What one graph needs with the temporaries of its passes.
         budget: Bytes for graphs and their temporaries.
     """
-    return max(0, int(budget * GRAPH_SHARE) // max(1, graph_bytes + gradient_bytes))
+    further = working - int(TRANSIENT * graph_bytes)  # temporaries that the other half does not have room for
+    return max(0, int((budget - further) * GRAPH_SHARE) // max(1, graph_bytes + gradient_bytes))
 
 
-def budget_of_graphs(budget: int, graph_bytes: int, taken: int) -> int:
+def budget_of_graphs(budget: int, working: int, taken: int) -> int:
     """Return what is left to graphs and their temporaries: never less than one graph needs.
 
     Args:
         budget: Bytes for everything.
-        graph_bytes: Bytes of one micro-batch's graph.
+        working: What one micro-batch's graph needs.
         taken: Bytes that Lanczos vectors and the head's curvature take.
     """
-    return max(working_bytes(graph_bytes), budget - taken)
+    return max(working, budget - taken)
 
 
 @dataclass(frozen=True)
@@ -222,14 +244,14 @@ class Waves:
 
 
 def choose_waves(
-    streams: StreamSizes, budget: int, graph_bytes: int, held: int, rooms: Mapping[Elsewhere, float] | None = None
+    streams: StreamSizes, budget: int, working: int, held: int, rooms: Mapping[Elsewhere, float] | None = None
 ) -> Waves:
     """Group the streams so that each group's vectors fit beside one micro-batch's graph.
 
     Args:
         streams: Sizes of all streams.
         budget: Bytes for everything.
-        graph_bytes: Bytes of one micro-batch's graph.
+        working: What one micro-batch's graph needs with the temporaries of its passes.
         held: Bytes of memory that the head's curvature takes.
         rooms: Bytes for vectors that are kept elsewhere, see :mod:`hvp_engine.scheduling.storages`; None sets no limit.
 
@@ -238,7 +260,7 @@ def choose_waves(
     """
     elsewhere = streams.elsewhere
     away = math.inf if elsewhere is None or rooms is None else rooms[elsewhere]
-    room = Room(budget - working_bytes(graph_bytes) - held - streams.results, away)
+    room = Room(budget - working - held - streams.results, away)
 
     def refuse(block: str, need: int, is_elsewhere: bool) -> OutOfMemoryError:
         numel, steps = streams.numel[block], streams.steps_of(block)
@@ -253,8 +275,7 @@ def choose_waves(
         return OutOfMemoryError(
             f"{stream}; {format_bytes(max(room.here, 0))} are left beside the gradient graph. Use "
             f"{streams.ways_out}smaller blocks, a smaller micro-batch, raise memory= to at least "
-            f"{memory_for(need + working_bytes(graph_bytes) + held + streams.results):,} bytes, or take a device with "
-            "more."
+            f"{memory_for(need + working + held + streams.results):,} bytes, or take a device with more."
         )
 
     groups, vector_bytes, elsewhere_bytes = group_streams(streams, room, refuse)

@@ -24,8 +24,8 @@ from hvp_engine.problem.weights import check_split, check_sum_of_weights
 from hvp_engine.scheduling import policy
 from hvp_engine.scheduling.groups import Groups
 from hvp_engine.scheduling.passes import Key, Passes, ProductGraph
+from hvp_engine.scheduling.weighing import weigh
 from hvp_engine.system.formatting import first_line
-from hvp_engine.system.measured_graph import build_and_weigh
 from hvp_engine.system.memory import is_out_of_memory
 
 log = logging.getLogger(__name__)
@@ -115,6 +115,7 @@ class Scheduler:
         self._passes: dict[frozenset[str] | None, Passes] = {}
         self._parameters: list[Tensor] = list(objective.parameters_named(partition.parameters).values())
         self._graph_size = policy.GraphSize(0.0)
+        self._convolves = False
         self.groups: Groups | None = None
         self.scaling: Scaling | None = None
         self.plan = SweepPlan(microbatch, 1, 0, 0, budget)
@@ -216,12 +217,12 @@ class Scheduler:
     @property
     def working_bytes(self) -> int:
         """What building and using one graph needs at most."""
-        return policy.working_bytes(self.plan.graph_bytes)
+        return int(self._graph_size.transient * self.plan.graph_bytes)
 
     @property
     def _may_keep(self) -> int:
-        gradient = sum(p.nbytes for p in self._parameters)
-        return policy.count_kept_graphs(self.plan.graph_bytes, gradient, self.plan.budget)
+        plan, gradient = self.plan, sum(p.nbytes for p in self._parameters)
+        return policy.count_kept_graphs(plan.graph_bytes, gradient, self.working_bytes, plan.budget)
 
     def make_room(self, stream_bytes: int) -> None:
         """Halve the micro-batches until the vectors of one stream fit beside a graph.
@@ -244,7 +245,7 @@ class Scheduler:
     def reserve(self, size: int) -> None:
         """Leave ``size`` bytes of the whole budget to the caller (Lanczos vectors), in place of those left before."""
         plan = self.plan
-        plan.budget = policy.budget_of_graphs(self._budget, plan.graph_bytes, size)
+        plan.budget = policy.budget_of_graphs(self._budget, self.working_bytes, size)
         if plan.kept_graphs > self._may_keep:
             self.release()
 
@@ -359,11 +360,16 @@ class Scheduler:
         def graph_bytes(samples: int | None) -> int:
             return self._bytes(batch if samples is None else batches.cut(batch, 0, samples))
 
-        return policy.GraphSize.measured(size, graph_bytes)
+        return replace(policy.GraphSize.measured(size, graph_bytes), transient=self.transient_in(self.objective.dtype))
+
+    def transient_in(self, dtype: torch.dtype) -> float:
+        """Return what a graph takes with the temporaries of its passes, in units of the graph, in a working dtype."""
+        return policy.transient(dtype, convolves=self._convolves, on_cpu=self.objective.device.type == "cpu")
 
     def _bytes(self, batch: object) -> int:
-        micro = MicroBatch((-1, 0), batch, is_sample=True)
-        return build_and_weigh(lambda: self._build(micro), _roots, self._parameters)[1]
+        size, convolves = weigh(self._build, batch, self._parameters)
+        self._convolves |= convolves
+        return size
 
     def _need_less(self, reason: str) -> None:
         """Need less memory next time: fewer streams, then no kept graphs, then smaller micro-batches."""
@@ -392,9 +398,3 @@ class Scheduler:
         plan.microbatch = smaller
         plan.graph_bytes = max(1, plan.graph_bytes * plan.microbatch // current)
         log.warning("out of memory (%s): micro-batches of %d from here on", reason, plan.microbatch)
-
-
-def _roots(graph: ProductGraph) -> Iterable[Tensor | None]:
-    """Return the tensors that hold a graph, as far as it says."""
-    gradients: Mapping[str, Tensor | None] = getattr(graph, "gradients", {})
-    return gradients.values()

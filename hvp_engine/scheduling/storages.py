@@ -69,7 +69,7 @@ def read_from(
 def choose_basis(
     streams: Callable[[str], StreamSizes],
     budget: int,
-    graph_bytes: int,
+    working: int,
     held: int,
     rooms: Mapping[Elsewhere, float] | None,
     *,
@@ -84,7 +84,7 @@ def choose_basis(
     Args:
         streams: Sizes of the job's streams by the name of their storage.
         budget: Bytes for everything.
-        graph_bytes: Bytes of one micro-batch's graph.
+        working: What one micro-batch's graph needs with the temporaries of its passes.
         held: Bytes of memory that the head's curvature takes.
         rooms: As for :func:`hvp_engine.scheduling.policy.choose_waves`.
         on_cpu: Whether the device is the host, whose memory is no other place.
@@ -95,7 +95,7 @@ def choose_basis(
 
     def waves(name: str) -> list[int] | None:
         try:
-            return [len(wave) for wave in choose_waves(streams(name), budget, graph_bytes, held, rooms).groups]
+            return [len(wave) for wave in choose_waves(streams(name), budget, working, held, rooms).groups]
         except OutOfMemoryError:
             return None
 

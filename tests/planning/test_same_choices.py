@@ -27,7 +27,7 @@ from hvp_engine.planning.counting import CountedHead, DataShape
 from hvp_engine.planning.setting import JobSizes, Setting
 from hvp_engine.problem import batches
 from hvp_engine.scheduling import policy, scheduler
-from hvp_engine.scheduling.policy import CurvaturePlan
+from hvp_engine.scheduling.policy import CurvaturePlan, GraphSize
 from hvp_engine.scheduling.scheduler import Scheduler
 
 CASES = 200
@@ -156,7 +156,8 @@ def planners_choice(sizes: Sizes, monkeypatch: pytest.MonkeyPatch, *, on_cpu: bo
     if sizes.head is not None:
         rows, width, classes = sizes.head
         head = CountedHead(rows * min(sizes.samples, 2) // 2, width, classes, frozenset({"head"}))
-    counter = SimpleNamespace(graph_bytes=sizes.graph_bytes, head=head, count=lambda samples: None)
+    size = GraphSize.measured(sizes.samples, sizes.graph_bytes)
+    counter = SimpleNamespace(graph_size=lambda samples, on_cpu: size, head=head, count=lambda samples: None)
     monkeypatch.setattr(planner, "JobCounter", lambda *arguments: counter)
     monkeypatch.setattr(planner, "free_disk", lambda: DISK)
     shape, budget = DataShape(None, sizes.samples, sizes.batches), policy.usable(sizes.settings.memory, 0)

@@ -27,3 +27,14 @@ def test_the_test_of_the_second_derivative_leaves_float64_and_samples_where_its_
     assert not checked.is_checked_in_float64(sizes, 5_000 + 2 * checked.CHECK_VECTORS * 1_000)
     whole = checked.CheckedSizes(None, 16_000, vector_bytes=1_000, copy_bytes=5_000)
     assert not checked.is_checked_in_float64(whole, narrow) and checked.choose_samples_to_check(whole, 1, 1) is None
+
+
+def test_with_convolutions_the_test_takes_no_more_than_a_sweep() -> None:
+    sizes = checked.CheckedSizes(64, 64 << 20, 0, copy_bytes=1, transient=3.5, widest_transient=10.0)
+    assert checked.choose_samples_to_check(sizes, 1 << 40, 10**6) == 8  # of 64: 20 times an eighth is below 3.5
+    small = checked.CheckedSizes(64, 1 << 20, 0, copy_bytes=1, transient=3.5, widest_transient=10.0)
+    assert checked.choose_samples_to_check(small, 1 << 40, 10**6) == 64
+
+
+def test_a_graph_with_half_of_its_tensors_in_bfloat16_is_larger_in_the_test() -> None:
+    assert checked.unmixed(1000, "bf16") == 1500 and checked.unmixed(1000, "fp32") == 1000

@@ -31,7 +31,7 @@ def test_the_micro_batch_is_halved_until_its_graph_and_temporaries_fit(
 ) -> None:
     graph = GraphSize(20.0, 100.0)
     assert policy.choose_microbatch(graph, 16, budget, asked) == chosen
-    assert policy.working_bytes(graph.of(chosen)) <= budget
+    assert graph.working(chosen) <= budget
 
 
 @pytest.mark.parametrize(
@@ -72,20 +72,20 @@ def test_vectors_take_what_a_graph_and_the_heads_curvature_leave() -> None:
     one, other = (4 + 3) * 10 * 4, (4 + 3) * 1000 * 4
     assert (streams.bytes_of("a"), streams.bytes_of("b")) == (one, other)
     graph, held = 500, 300
-    working = policy.working_bytes(graph)
-    all_of_them = policy.choose_waves(streams, working + held + 3 * (one + other), graph, held)
+    working = 2 * graph
+    all_of_them = policy.choose_waves(streams, working + held + 3 * (one + other), working, held)
     assert len(all_of_them.groups) == 1 and all_of_them.vector_bytes == 3 * (one + other)
-    tight = policy.choose_waves(streams, working + held + 3 * (one + other) - 1, graph, held)
+    tight = policy.choose_waves(streams, working + held + 3 * (one + other) - 1, working, held)
     assert [len(group) for group in tight.groups] == [5, 1]
     with pytest.raises(OutOfMemoryError, match="One stream of block 'b' \\(1,000 parameters, 4 steps\\)"):
-        policy.choose_waves(streams, working + held + other - 1, graph, held)
+        policy.choose_waves(streams, working + held + other - 1, working, held)
 
 
 def test_graphs_stay_in_a_share_of_what_is_left_and_one_always_can_be_built() -> None:
-    left = policy.budget_of_graphs(10_000, 500, 4_000)
-    assert left == 6_000 and policy.count_kept_graphs(500, 0, left) == 6
-    assert policy.count_kept_graphs(500, 500, left) == 3  # each with the gradient at its root
-    assert policy.budget_of_graphs(10_000, 500, 20_000) == 1_000
+    left = policy.budget_of_graphs(10_000, 1_000, 4_000)
+    assert left == 6_000 and policy.count_kept_graphs(500, 0, 1_000, left) == 6
+    assert policy.count_kept_graphs(500, 500, 1_000, left) == 3  # each with the gradient at its root
+    assert policy.budget_of_graphs(10_000, 1_000, 20_000) == 1_000
 
 
 @pytest.mark.parametrize(
