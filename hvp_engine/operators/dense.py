@@ -19,6 +19,7 @@ from hvp_engine.system.formatting import format_bytes, format_count
 from hvp_engine.system.memory import shortage_in_words
 from hvp_engine.system.progress import ProgressReporter
 
+_SURE = 0.9  # of the room for a smaller block, whose own graph may take a little more than the one that was measured
 _TILE = 1024  # rows and columns that are made symmetric at once
 
 
@@ -110,7 +111,7 @@ def _room_for_matrices(operator: CurvatureOperator, settings: JobSettings) -> in
     room = spare(operator.scheduler.working_bytes, plan.budget, 0)
     if need <= room:
         return need
-    largest = max(numel.values())
+    largest, fits = max(numel.values()), largest_matrix(int(_SURE * room), settings)
     kind = str(operator.dtype).removeprefix("torch.")
     cheaper = "precision='fp32', " if operator.dtype == torch.float64 else ""
     what = f"The matrix of a block of {format_count(largest)} parameters"
@@ -118,6 +119,6 @@ def _room_for_matrices(operator: CurvatureOperator, settings: JobSettings) -> in
         what = f"The matrices of {len(numel)} blocks, the largest of {format_count(largest)} parameters,"
     raise OutOfMemoryError(
         f"{what} would need {format_bytes(need)} in {kind}; {format_bytes(max(room, 0))} are left beside the gradient "
-        f"graph, enough for one block of {format_count(largest_matrix(room, settings))} parameters. Take "
+        f"graph, enough for one block of {format_count(fits)} parameters. Take "
         f"smaller or fewer blocks, {cheaper}raise memory=, or ask for what needs no matrix: slq, or operator @ v."
     )
