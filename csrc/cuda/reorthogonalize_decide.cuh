@@ -1,5 +1,5 @@
-// What follows each pass of the batched reorthogonalisation: the tasks' sums are added, and the device decides
-// which streams have another pass.
+// What follows each pass of the batched reorthogonalisation: the tasks' sums are added, and the device
+// decides which streams have another pass.
 #pragma once
 
 #include "reorthogonalize_kernels.cuh"
