@@ -69,7 +69,12 @@ def commit() -> str:
 
 def driver() -> str:
     """Release of the NVIDIA driver, from its own tool."""
-    return _said("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader")
+    return asked_of_driver("driver_version")
+
+
+def asked_of_driver(query: str) -> str:
+    """Values of the first card, separated by commas, by the names of `nvidia-smi --help-query-gpu`."""
+    return _said("nvidia-smi", f"--query-gpu={query}", "--format=csv,noheader")
 
 
 def _said(*command: str) -> str:

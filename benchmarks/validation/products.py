@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
 
 import torch
 from baselines.best_practice import BestPracticeHessian
@@ -96,16 +98,27 @@ def check_no_wait(device: torch.device, backend: str) -> Iterator[Check]:
         step = _lanczos(device)
         step()  # builds the graphs, compiles the kernels
         step()
-        torch.cuda.synchronize(device)
-        torch.cuda.set_sync_debug_mode("error")
-        try:
+        with waits_are_errors(device) as waited:
             step()
-            waited = ""
-        except Exception as error:  # the engine puts PyTorch's errors into words of its own
-            waited = str(error).strip().partition("\n")[0]
-        finally:
-            torch.cuda.set_sync_debug_mode("default")
-    yield Check(name, float(bool(waited)), 0, note=waited, fatal=False)
+    yield Check(name, float(bool(waited)), 0, note="; ".join(waited), fatal=False)
+
+
+@contextmanager
+def waits_are_errors(device: torch.device) -> Iterator[list[str]]:
+    """Let PyTorch raise where the host would wait for the device; what stopped the body is in the list afterwards."""
+    waited: list[str] = []
+    if device.type != "cuda":
+        yield waited
+        return
+    torch.cuda.synchronize(device)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        yield waited
+    except Exception as error:  # the engine puts PyTorch's errors into words of its own
+        lines = [f"{Path(f.filename).name}:{f.lineno}" for f in traceback.extract_tb((error.__cause__ or error).__traceback__)]
+        waited.append(f"{str(error).strip().partition(chr(10))[0]} ({' '.join(lines[-6:])})")
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
 
 
 def _lanczos(device: torch.device) -> Callable[[], int]:
