@@ -64,7 +64,7 @@ class Worker:
     def __init__(self, command: Sequence[str], log: Path) -> None:
         with log.open("ab") as sink:
             self._process = subprocess.Popen(
-                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=sink, start_new_session=True
+                command, bufsize=0, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=sink, start_new_session=True
             )
         self._left = b""
 
@@ -92,6 +92,9 @@ class Worker:
         except ProcessLookupError:
             pass
         self._process.wait()
+        for pipe in (self._process.stdin, self._process.stdout):
+            if pipe is not None:
+                pipe.close()
 
     @property
     def _input(self) -> IO[bytes]:
@@ -168,7 +171,11 @@ def serve(stages: Sequence[Stage], context: Callable[[], tuple[Any, ...]], count
             importlib.import_module(modules[name]).run(lambda **facts: write(facts), *given)
         except Exception as error:  # whatever a stage raises is its result
             said = str(error).strip().partition("\n")[0]
-            end = {"ok": False, "error": f"{type(error).__name__}: {said}"[:500], "trace": traceback.format_exc()[-3000:]}
+            end = {
+                "ok": False,
+                "error": f"{type(error).__name__}: {said}"[:500],
+                "trace": traceback.format_exc()[-3000:],
+            }
         write({"end": True, "seconds": round(time.perf_counter() - began, 2), **end, **counts()})
         if not end["ok"]:
             return

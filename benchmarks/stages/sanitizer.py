@@ -32,7 +32,9 @@ def run(emit: Emit, device: torch.device, small: bool) -> None:
         return
     program = _CASES.format(path=str(_BENCHMARKS))
     command = [tool, "--tool", "memcheck", "--error-exitcode", "9", sys.executable, "-c", program]
-    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "PYTORCH_NO_CUDA_MEMORY_CACHING": "1"})
+    done = subprocess.run(
+        command, capture_output=True, text=True, env={**os.environ, "PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
+    )
     said = [line for line in done.stdout.splitlines() if line.startswith("=========")]
     emit(what="memcheck", code=done.returncode, found=" ".join(said[-1:]), errors="\n".join(said[:20])[:2000])
     if done.returncode:

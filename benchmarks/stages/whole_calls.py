@@ -62,4 +62,6 @@ def _waits(device: torch.device) -> Iterator[Check]:
             operator.matmat(stacked)
         with products.waits_are_errors(device) as waited:
             operator.matmat(stacked)
-        yield Check(f"a product with {name} waits for the device", float(bool(waited)), 0, "; ".join(waited), fatal=False)
+        yield Check(
+            f"a product with {name} waits for the device", float(bool(waited)), 0, "; ".join(waited), fatal=False
+        )
