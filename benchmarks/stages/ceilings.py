@@ -110,7 +110,7 @@ def _host_costs(emit: Emit, device: torch.device) -> None:
 
 
 def _launches(device: torch.device) -> dict[str, Callable[[], object]]:
-    """Calls of the engine's own kernels, a small one and the one with the most arguments."""
+    """Return calls of the engine's own kernels, a small one and the one with the most arguments."""
     if device.type != "cuda" or "triton" not in available_backends(device):
         return {}
     from hvp_engine import ops
