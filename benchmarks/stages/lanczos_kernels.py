@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import partial
 
 import torch
-from validation.kernels import check_quadrature, check_reorthogonalize, check_record_step
+from validation.kernels import check_quadrature, check_record_step, check_reorthogonalize
 
 from hvp_engine.kernels.registry import available_backends, families_of
 

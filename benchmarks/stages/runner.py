@@ -170,12 +170,8 @@ def serve(stages: Sequence[Stage], context: Callable[[], tuple[Any, ...]], count
             given = given or context()
             importlib.import_module(modules[name]).run(lambda **facts: write(facts), *given)
         except Exception as error:  # whatever a stage raises is its result
-            said = str(error).strip().partition("\n")[0]
-            end = {
-                "ok": False,
-                "error": f"{type(error).__name__}: {said}"[:500],
-                "trace": traceback.format_exc()[-3000:],
-            }
+            said = f"{type(error).__name__}: " + str(error).strip().partition("\n")[0]
+            end = {"ok": False, "error": said[:500], "trace": traceback.format_exc()[-3000:]}
         write({"end": True, "seconds": round(time.perf_counter() - began, 2), **end, **counts()})
         if not end["ok"]:
             return

@@ -19,8 +19,9 @@ sys.path[:0] = [{path!r}]
 import torch
 from validation.kernels import check_quadrature, check_record_step, check_reorthogonalize
 device = torch.device("cuda", 0)
-found = [c for check in (check_reorthogonalize, check_record_step, check_quadrature) for c in check(device, "cuda", True)]
-sys.exit(0 if all(c.ok for c in found) else 3)
+checks = (check_reorthogonalize, check_record_step, check_quadrature)
+found = [each for check in checks for each in check(device, "cuda", True)]
+sys.exit(0 if all(each.ok for each in found) else 3)
 """
 
 
@@ -32,9 +33,8 @@ def run(emit: Emit, device: torch.device, small: bool) -> None:
         return
     program = _CASES.format(path=str(_BENCHMARKS))
     command = [tool, "--tool", "memcheck", "--error-exitcode", "9", sys.executable, "-c", program]
-    done = subprocess.run(
-        command, capture_output=True, text=True, env={**os.environ, "PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
-    )
+    environment = {**os.environ, "PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
+    done = subprocess.run(command, check=False, capture_output=True, text=True, env=environment)
     said = [line for line in done.stdout.splitlines() if line.startswith("=========")]
     emit(what="memcheck", code=done.returncode, found=" ".join(said[-1:]), errors="\n".join(said[:20])[:2000])
     if done.returncode:

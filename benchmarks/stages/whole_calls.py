@@ -41,7 +41,7 @@ def _products(device: torch.device) -> dict[str, torch.Tensor]:
 
 
 def _off_the_default_stream(device: torch.device) -> Iterator[Check]:
-    """The same bits, whichever stream is current."""
+    """Check that the bits are the same, whichever stream is current."""
     usual = _products(device)
     stream = torch.cuda.Stream(device)
     with torch.cuda.stream(stream):
@@ -53,7 +53,7 @@ def _off_the_default_stream(device: torch.device) -> Iterator[Check]:
 
 
 def _waits(device: torch.device) -> Iterator[Check]:
-    """Whether the host waits for the device in a product on a kept graph, block by block."""
+    """Check whether the host waits for the device in a product on a kept graph, block by block."""
     job = gpt_job("tiny", device)
     for name, vector in job.vectors().items():
         operator = he.HessianOperator(job.model, he.losses.causal_lm, {name: job.patterns[name]}, data=job.data)
@@ -62,6 +62,5 @@ def _waits(device: torch.device) -> Iterator[Check]:
             operator.matmat(stacked)
         with products.waits_are_errors(device) as waited:
             operator.matmat(stacked)
-        yield Check(
-            f"a product with {name} waits for the device", float(bool(waited)), 0, "; ".join(waited), fatal=False
-        )
+        name = f"a product with {name} waits for the device"
+        yield Check(name, float(bool(waited)), 0, "; ".join(waited), fatal=False)

@@ -115,11 +115,9 @@ def waits_are_errors(device: torch.device) -> Iterator[list[str]]:
     try:
         yield waited
     except Exception as error:  # the engine puts PyTorch's errors into words of its own
-        lines = [
-            f"{Path(f.filename).name}:{f.lineno}"
-            for f in traceback.extract_tb((error.__cause__ or error).__traceback__)
-        ]
-        waited.append(f"{str(error).strip().partition(chr(10))[0]} ({' '.join(lines[-6:])})")
+        frames = traceback.extract_tb((error.__cause__ or error).__traceback__)[-6:]
+        lines = " ".join(f"{Path(frame.filename).name}:{frame.lineno}" for frame in frames)
+        waited.append(f"{str(error).strip().partition(chr(10))[0]} ({lines})")
     finally:
         torch.cuda.set_sync_debug_mode("default")
 
