@@ -29,10 +29,14 @@ class BestPracticeHessian:
         leaves = [self.parameters[self.blocks[name]] for name in vectors]
         out = {name: torch.zeros_like(vector) for name, vector in vectors.items()}
         for batch in self.data:
-            with sdpa_kernel(SDPBackend.MATH):
-                loss = self.loss(self.model, batch)
-            gradients = torch.autograd.grad(loss, leaves, create_graph=True)
+            gradients = self.gradients(batch, leaves)
             for (name, vector), leaf, gradient in zip(vectors.items(), leaves, gradients, strict=True):
                 (product,) = torch.autograd.grad(gradient, leaf, vector.view_as(leaf), retain_graph=True)
                 out[name] += product.reshape(-1)
         return {name: product / len(self.data) for name, product in out.items()}
+
+    def gradients(self, batch: Any, leaves: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        """Return the gradients of one batch's loss with a graph of them, which serves any number of products."""
+        with sdpa_kernel(SDPBackend.MATH):
+            loss = self.loss(self.model, batch)
+        return torch.autograd.grad(loss, leaves, create_graph=True)
