@@ -60,3 +60,15 @@ def triton(session: nox.Session, triton: str) -> None:
     session.install(".[test]")
     session.install("--no-deps", f"triton=={triton}")  # torch would ask for the release that it pairs with
     session.run("python", "benchmarks/gpu/triton_resources.py", "--compile-only")
+
+
+@nox.session(name="gpu-compile-only")
+@nox.parametrize("triton", ["3.6.0", "3.7.1"])
+def gpu_compile_only(session: nox.Session, triton: str) -> None:
+    """Compile every launch of the stages of benchmarks/gpu_stages.py, at their sizes on a card, without one."""
+    session.install(".[test]")  # needs a CPU build of torch
+    session.install("--no-deps", f"triton=={triton}")
+    for architecture in ("80", "90"):
+        launches = str(Path(session.create_tmp()) / f"launches-{architecture}.pickle")
+        session.run("python", "benchmarks/gpu_warm.py", "record", launches, "--architecture", architecture)
+        session.run("python", "benchmarks/gpu_warm.py", "compile", launches)

@@ -1,0 +1,86 @@
+"""What a stage launches on a card is found without one, and compiles for sm_80 and sm_90."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import triton
+import triton.language as tl
+
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+sys.path[:0] = [str(BENCHMARKS), str(BENCHMARKS / "gpu")]
+
+import cache_archive
+import gpu_warm
+from compile_only import compile_launch, recorded
+
+# The kernels of a product with a transformer's block: every launch of the stage must be followed, not some.
+KERNELS = {"attention_forward", "attention_means", "attention_queries", "attention_keys"}
+
+
+@pytest.fixture
+def follow(monkeypatch):
+    if torch.backends.cuda.is_built():
+        pytest.skip("the card that is followed is emulated, which takes a CPU build of PyTorch")
+    paths = [str(Path(__file__).parent), *sys.path, os.environ.get("PYTHONPATH", "")]
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, paths)))
+    return gpu_warm.follow_elsewhere
+
+
+@pytest.mark.parametrize("architecture", [80, 90])
+def test_every_launch_of_a_stage_compiles(architecture, follow):
+    launches, rows, error = follow("small_stage", architecture, True)
+    assert error == ""
+    assert [row["what"] for row in rows] == ["fp32", "bf16"]
+    assert {launch.kernel.name for launch in launches} >= KERNELS
+    assert [done.error for done in map(compile_launch, launches) if done.error] == []
+
+
+def test_a_kernel_that_does_not_compile_is_an_error_and_so_is_a_stage_that_ends_early(follow):
+    launches, rows, error = follow("broken_stage", 90, True)
+    assert rows == [{"what": "launched", "numbers": 1 << 35}]
+    assert "the stage's own mistake" in error
+    (launch,) = launches
+    assert "broken does not compile for sm_90" in compile_launch(launch).error
+
+
+@triton.jit
+def copy(source, target, COUNT: tl.constexpr):
+    """Small enough to be compiled often."""
+    at = tl.arange(0, COUNT)
+    tl.store(target + at, tl.load(source + at))
+
+
+@pytest.fixture
+def recorded_copy(tmp_path):
+    x = torch.empty(16)
+    with recorded(90) as launches:
+        for _ in range(2):
+            copy[(1,)](x, x, COUNT=16)
+    (tmp_path / "launches").write_bytes(pickle.dumps(launches))
+    return tmp_path / "launches"
+
+
+def test_variants_are_compiled_once_and_found_in_a_cache_that_was_packed_and_moved(
+    recorded_copy, tmp_path, monkeypatch, capsys
+):
+    def counts(cache):
+        assert gpu_warm.main(["compile", str(recorded_copy), "--cache", str(cache), "--jobs", "1"]) == 0
+        return capsys.readouterr().out
+
+    monkeypatch.setenv("TRITON_CACHE_DIR", "")  # put back after the test, which sets it
+    first, moved = tmp_path / "first", tmp_path / "moved" / "deeper"
+    assert "1 variants of 1 kernels, 0 from the cache, 0 failures" in counts(first)
+    cache_archive.main(["pack", str(first), str(tmp_path / "cache.tar.xz")])
+    shutil.rmtree(first)
+    cache_archive.main(["unpack", str(tmp_path / "cache.tar.xz"), str(moved)])
+    before = {path: path.stat().st_mtime_ns for path in moved.rglob("*.so")}
+    assert "1 variants of 1 kernels, 1 from the cache, 0 failures" in counts(moved)
+    assert {path: path.stat().st_mtime_ns for path in moved.rglob("*.so")} == before, "a launcher was built again"
+    assert [path for path in moved.rglob("*.ttir")] == []
