@@ -7,6 +7,7 @@ context. A worker writes one JSON object per line.
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import json
 import os
@@ -87,10 +88,8 @@ class Worker:
 
     def stop(self) -> None:
         """End the process and all that it started."""
-        try:
+        with contextlib.suppress(ProcessLookupError):
             os.killpg(self._process.pid, signal.SIGKILL)
-        except ProcessLookupError:
-            pass
         self._process.wait()
         for pipe in (self._process.stdin, self._process.stdout):
             if pipe is not None:

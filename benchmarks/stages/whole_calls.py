@@ -55,12 +55,12 @@ def _off_the_default_stream(device: torch.device) -> Iterator[Check]:
 def _waits(device: torch.device) -> Iterator[Check]:
     """Check whether the host waits for the device in a product on a kept graph, block by block."""
     job = gpt_job("tiny", device)
-    for name, vector in job.vectors().items():
-        operator = he.HessianOperator(job.model, he.losses.causal_lm, {name: job.patterns[name]}, data=job.data)
-        stacked = {name: vector[None]}
+    for block, vector in job.vectors().items():
+        operator = he.HessianOperator(job.model, he.losses.causal_lm, {block: job.patterns[block]}, data=job.data)
+        stacked = {block: vector[None]}
         for _ in range(2):  # builds the graph, compiles the kernels
             operator.matmat(stacked)
         with products.waits_are_errors(device) as waited:
             operator.matmat(stacked)
-        name = f"a product with {name} waits for the device"
+        name = f"a product with {block} waits for the device"
         yield Check(name, float(bool(waited)), 0, "; ".join(waited), fatal=False)
