@@ -42,8 +42,9 @@ from hvp_engine.ops.attention import attention_ref
 from hvp_engine.ops.written_out import attention_second as exact_second
 from hvp_engine.problem.precision import product_mode
 
-Table = dict[str, Tiling]
+Table = dict[str, Tiling | None]  # by kernel; None leaves it out
 GROUPS, GROUP_MS = 3, 8.0  # timings of a call: so many groups of as many calls as take about this long
+JOINT = "attention_joint"
 PASSES = ("forward", "backward", "second")
 RESULTS = ("out_query", "out_key", "out_value", "out_grad_out")
 
@@ -88,11 +89,12 @@ class Operands:
 def tiled(case: Case, table: Table) -> Iterator[None]:
     """Use the tilings of `table`, and the package's own for kernels that it lacks."""
 
-    def choose(kernel: str, dtype: torch.dtype, width: int, *, masked: bool) -> Tiling:
-        own = table.get(kernel) or attention_tiling.tiling(kernel, dtype, width, masked=masked)
-        return own._replace(precision="tf32x3") if case.mode == "tf32x3" else own
+    def choose(kernel: str, dtype: torch.dtype, width: int, *, masked: bool) -> Tiling | None:
+        own = table[kernel] if kernel in table else attention_tiling.tiling(kernel, dtype, width, masked=masked)
+        return own and own._replace(precision=case.mode) if case.mode == "tf32x3" else own
 
-    with patch.object(kernels, "tiling", choose), product_mode("tf32" if case.mode == "tf32" else "fp32"):
+    tiles_only = patch.object(kernels, "matrix_strip", lambda *_: None)
+    with patch.object(kernels, "tiling", choose), tiles_only, product_mode("tf32" if case.mode == "tf32" else "fp32"):
         yield
 
 
@@ -154,7 +156,9 @@ class Tuner:
                 self.jobs[case, name, None] = pool.submit(compile_variants, case, name, {}, None, capability)
             for name in kernel_names(case):
                 for tile in candidates(case, name):
-                    job = pool.submit(compile_variants, case, _pass_of(name), {name: tile}, name, capability)
+                    job = pool.submit(
+                        compile_variants, case, _pass_of(name), _only(name, tile), name, capability
+                    )
                     self.jobs[case, name, tile] = job
 
     def write(self, **row: Any) -> None:
@@ -178,6 +182,8 @@ class Tuner:
         for name in PASSES:
             self.compiled(self.jobs[case, name, None])
             self.time_pass(operands, exact, name, {}, {"kind": "pass", "path": "present tilings", **about})
+        if case.mode in ("tf32", "ieee"):
+            self.matrices(operands, exact, about)
         best: Table = {}
         for name in kernel_names(case):
             rows = [self.time_kernel(operands, exact, name, tile, about) for tile in candidates(case, name)]
@@ -186,16 +192,38 @@ class Tuner:
             quickest = min(found, key=lambda pair: pair[0], default=None)
             if quickest is not None and quickest[0] < usual.get("ms", float("inf")):
                 best[name] = quickest[1]
-        shown = {kernel: list(tile) for kernel, tile in best.items()}
-        for name in PASSES:
-            row = {"kind": "pass", "path": "best tilings", "tilings": shown, **about}
-            self.time_pass(operands, exact, name, best, row)
+        for name, joint, programs in (
+            ("forward", True, 0),
+            ("second", False, 0),
+            *(("second", True, n) for n in (192, 384, 768)),
+        ):
+            table = best if joint else {**best, JOINT: None}
+            shown = {kernel: tile and list(tile) for kernel, tile in table.items()}
+            row = {"kind": "pass", "path": "best tilings", "tilings": shown, "joint programs": programs, **about}
+            with patch.object(kernels, "JOINT_PROGRAMS", programs or kernels.JOINT_PROGRAMS):
+                self.time_pass(operands, exact, name, table, row)
+
+    def matrices(self, operands: Operands, exact: dict[str, list[Tensor]], about: dict[str, Any]) -> None:
+        """Write the times with whole matrices of scores, for several sizes of their strips."""
+        case = operands.case
+        for mebibytes, rows in ((256, 256), (64, 256), (1024, 256), (256, 128), (256, 512)):
+            bounds = {"MATRIX_BYTES": mebibytes << 20, "_MATRIX_ROWS": (rows,)}
+            with patch.multiple(attention_tiling, **bounds), product_mode("tf32" if case.mode == "tf32" else "fp32"):
+                for name in ("backward", "second"):
+                    row = {"kind": "pass", "path": "matrices", "MiB": mebibytes, "rows": rows, **about}
+                    self._time_pass(operands, exact, name, row)
 
     def time_pass(
         self, operands: Operands, exact: dict[str, list[Tensor]], name: str, table: Table, row: dict[str, Any]
     ) -> None:
-        """Write the time and errors of a pass."""
-        with tiled(operands.case, table), _failures(row):
+        """Write the time and errors of a pass by tiles."""
+        with tiled(operands.case, table):
+            self._time_pass(operands, exact, name, row)
+
+    def _time_pass(
+        self, operands: Operands, exact: dict[str, list[Tensor]], name: str, row: dict[str, Any]
+    ) -> None:
+        with _failures(row):
             row["ms"] = milliseconds(lambda: operands.run(name))
             row["errors"] = errors(operands.results[name], exact[name])
         self.write(**{"pass": name, **row})
@@ -204,7 +232,7 @@ class Tuner:
         self, operands: Operands, exact: dict[str, list[Tensor]], name: str, tile: Tiling | None, about: dict[str, Any]
     ) -> dict[str, Any]:
         """Write the time of one kernel with one tiling, None for the present one, and the errors of its pass."""
-        case, table = operands.case, {} if tile is None else {name: tile}
+        case, table = operands.case, _only(name, tile)
         row: dict[str, Any] = {"kind": "kernel", "kernel": name, "tiling": tile and list(tile), **about}
         if tile is not None:
             row.update(self.compiled(self.jobs[case, name, tile]))
@@ -215,6 +243,8 @@ class Tuner:
                 with _recorded(name, launches):
                     operands.run(which)
                 row["errors"] = errors(operands.results[which], exact[which])
+                if not launches:
+                    raise ValueError("The kernel does not serve this case.")
                 with _registers(row):
                     _replay(launches)
                 row["ms"] = milliseconds(lambda: _replay(launches))
@@ -235,7 +265,13 @@ class Tuner:
 
 def kernel_names(case: Case) -> list[str]:
     """Name the kernels that have candidates, in the order of their passes."""
-    return [name for name in attention_tiling.FLOAT32 if candidates(case, name)]
+    return [name for name in (*attention_tiling.FLOAT32, JOINT) if candidates(case, name)]
+
+
+def _only(kernel: str, tile: Tiling | None) -> Table:
+    """Try a tiling of one kernel; only where that is the joint one may it replace the others."""
+    table: Table = {} if kernel == JOINT else {JOINT: None}
+    return table if tile is None else {**table, kernel: tile}
 
 
 def _pass_of(kernel: str) -> str:
