@@ -26,7 +26,7 @@ from attention_cases import (
 from hvp_engine.kernels import registry
 from hvp_engine.kernels.attention import attention_second, statistics_like
 from hvp_engine.kernels.records import AttentionInputs
-from hvp_engine.kernels.triton import attention_tiling
+from hvp_engine.kernels.triton import attention_tiling, attention_weights
 from hvp_engine.kernels.triton.attention_tiling import Tiling, tiling
 from hvp_engine.ops import attention_autograd
 from hvp_engine.ops.attention import attention, attention_ref
@@ -35,12 +35,23 @@ F32 = torch.float32
 REAL = attention_tiling.FLOAT32
 
 
-@pytest.fixture(autouse=True)
-def on_triton(interpreter, monkeypatch):
-    """Serves attention by its Triton kernels, with tiles larger than a GPU takes: an interpreter's time is per tile."""
+@pytest.fixture(autouse=True, params=["apart", "joint", "matrices"])
+def on_triton(request, interpreter, monkeypatch):
+    """Serves attention by its Triton kernels, with tiles larger than a GPU takes: an interpreter's time is per tile.
+
+    Derivatives come from kernels for queries and for keys, from one for both, or from whole matrices of scores.
+    """
     monkeypatch.setattr(registry, "_BACKENDS", (registry.Backend("triton", lambda device: None),))
     large = {kernel: Tiling(64, 32, 32, 64, 4, 2) for kernel in attention_tiling.FLOAT32}
+    half = {k: t for k, t in attention_tiling._HALF.items() if k != "attention_joint"}
+    if request.param == "joint":
+        large["attention_joint"] = half["attention_joint"] = Tiling(32, 16, 128, 128, 4, 2)
     monkeypatch.setattr(attention_tiling, "FLOAT32", large)
+    monkeypatch.setattr(attention_tiling, "_HALF", half)
+    monkeypatch.setattr(attention_tiling, "MATRIX_KEYS", 0 if request.param == "matrices" else 1 << 30)
+    monkeypatch.setattr(attention_tiling, "_MATRIX_ROWS", (32,))
+    monkeypatch.setattr(attention_weights, "BLOCK", 64)
+    return request.param
 
 
 @pytest.fixture
@@ -155,7 +166,7 @@ def test_forward_over_reverse():
 
 
 @pytest.mark.parametrize("tangents", [(True, False, False), (False, True, True), (False, False, True)])
-def test_each_part_of_the_second_backward_alone_equals_the_whole(tangents):
+def test_each_part_of_the_second_backward_alone_equals_the_whole(on_triton, tangents):
     query, key, value = make_qkv((1,), 2, 1, 9, 17, 16, 16, dtype=F32)
     x = AttentionInputs(query, key, value, None, statistics_like(query), 0.3, False)
     attention_autograd.attention_forward(x)
@@ -171,7 +182,10 @@ def test_each_part_of_the_second_backward_alone_equals_the_whole(tangents):
         wanted = tuple(i == place for i in range(4))
         alone = attention_second(x, grad_out if place != 3 else None, given, wanted)
         assert [a is not None for a in alone] == list(wanted)
-        assert torch.equal(alone[place], whole[place])
+        if on_triton == "joint":  # which is for results of queries and keys together
+            assert_same([alone[place]], [whole[place]], 1e-6)
+        else:
+            assert torch.equal(alone[place], whole[place])
 
 
 def test_two_runs_give_the_same_bits():
@@ -184,6 +198,15 @@ def test_two_runs_give_the_same_bits():
 def test_float64_goes_to_the_reference():
     x = make_qkv((), 2, 2, 5, 5, 4, 4)
     assert torch.equal(attention(*x), attention_ref(*x))
+
+
+def test_float32_takes_whole_matrices_in_strips_that_fit():
+    assert matrix_strip(torch.bfloat16, 8, 12, 1024, 1024) is None
+    few, many = matrix_strip(F32, 8, 12, 1024, 1024), matrix_strip(F32, 8, 12, 1024, 16384)
+    for strip, keys in ((few, 1024), (many, 16384)):
+        assert 0 < 16 * strip.entries * 12 * strip.rows * keys <= attention_tiling.MATRIX_BYTES
+    assert many.rows < few.rows
+    assert matrix_strip(F32, 1, 64, 1 << 20, 1 << 20) is None
 
 
 def test_tensor_cores_multiply_float32_only_where_torch_lets_them(monkeypatch):

@@ -12,7 +12,10 @@ from torch import Tensor
 from hvp_engine.kernels.records import AttentionInputs
 from hvp_engine.kernels.triton import attention_derivatives as derivatives
 from hvp_engine.kernels.triton import attention_forward as forward
-from hvp_engine.kernels.triton.attention_tiling import tiling
+from hvp_engine.kernels.triton import attention_joint as joint
+from hvp_engine.kernels.triton import attention_outputs as outputs_
+from hvp_engine.kernels.triton.attention_matrices import attention_by_matrices
+from hvp_engine.kernels.triton.attention_tiling import JOINT_BYTES, JOINT_PROGRAMS, Strip, matrix_strip, tiling
 from hvp_engine.kernels.triton.resource_case import COMPILE_OPTIONS
 
 __all__ = ["attention_backward", "attention_forward", "attention_second", "can_run"]
@@ -55,20 +58,65 @@ def attention_second(
 def _derivatives(
     x: AttentionInputs, grad_out: Tensor | None, tangents: Sequence[Tensor | None], outputs: Sequence[Tensor | None]
 ) -> None:
-    means = x.query.new_empty((*x.query.shape[:-1], 3), dtype=torch.float32)
+    parts = _parts(x)
+    means = x.query.new_empty((*x.query.shape[:-1], 1 + 2 * parts), dtype=torch.float32)
     needs_means = any(t is not None for t in (*tangents[:2], *outputs[:2]))
     tensors = (x.query, x.key, x.value, x.mask, x.statistics, grad_out, *tangents, means, *outputs)
-    for *first, gradient, tangent_query, tangent_key, tangent_value, mean, query, key, value, out in _launches(tensors):
+    for views in _launches(tensors):
+        *first, gradient, tangent_query, tangent_key, tangent_value, mean, query, key, value, out = views
+        strip = _strip(views)
+        if strip is not None:
+            given = (*first, gradient, tangent_query, tangent_key, tangent_value)
+            attention_by_matrices(given, (query, key, value, out), x.scale, x.causal, strip)
+            continue
         rest = (tangent_query, tangent_key, tangent_value, mean)
         # Without an output gradient the kernels leave out what only the outputs of query and key need.
-        if needs_means:
-            scores = gradient if query is not None or key is not None else None
-            _launch(derivatives.attention_means, x, (*first, scores, *rest))
-        if query is not None or out is not None:
-            scores = gradient if query is not None else None
-            _launch(derivatives.attention_queries, x, (*first, scores, *rest, query, out))
+        scores = gradient if query is not None or key is not None else None
+        if needs_means or out is not None:
+            _launch(outputs_.attention_outputs, x, (*first, scores, *rest, out))
+        if query is not None and key is not None and _joint(x, (*first, gradient, *rest, query, key, value)):
+            continue
+        if query is not None:
+            _launch(derivatives.attention_queries, x, (*first, gradient, *rest, query))
         if key is not None or value is not None:
             _launch(derivatives.attention_keys, x, (*first, gradient, *rest, key, value))
+
+
+def _strip(views: _Views) -> Strip | None:
+    """Say whether, and how, whole matrices of scores are formed."""
+    query, key = cast("tuple[Tensor, Tensor]", views[:2])
+    return matrix_strip(query.dtype, *query.shape[:3], key.shape[2])
+
+
+def _parts(x: AttentionInputs) -> int:
+    """Say how many programs share the columns of a row's means."""
+    width = x.value.shape[-1]
+    widest = max(x.query.shape[-1], width)
+    tile = tiling("attention_outputs", x.query.dtype, widest, masked=x.mask is not None)
+    assert tile is not None
+    return triton.cdiv(width, tile.out)
+
+
+def _joint(x: AttentionInputs, tensors: Sequence[Tensor | None]) -> bool:
+    """Compute the derivatives of queries, keys and values in one pass where that is faster; say whether it was."""
+    *shared, out_query, out_key, out_value = tensors
+    query, key = cast("tuple[Tensor, Tensor]", shared[:2])
+    (batch, heads, queries, width), (key_heads, keys) = query.shape, key.shape[1:3]
+    widest = max(width, x.value.shape[-1])
+    tile = tiling("attention_joint", query.dtype, widest, masked=x.mask is not None)
+    if tile is None or tile.out < widest:
+        return False
+    splits = min(triton.cdiv(JOINT_PROGRAMS, batch * key_heads), triton.cdiv(keys, tile.keys))
+    if splits * batch * heads * queries * tile.out * 4 > JOINT_BYTES:
+        return False
+    parts = query.new_empty((splits, batch, heads, queries, tile.out), dtype=torch.float32)
+    _launch(joint.attention_joint, x, (*shared, parts, out_key, out_value), splits)
+    with torch.cuda.device_of(query):
+        joint.attention_gather[(batch * heads * triton.cdiv(queries, tile.queries),)](
+            _argument(parts), _argument(out_query), heads, queries, x.scale, splits, tile.keys,
+            CAUSAL=x.causal, WIDTH=width, OUT=tile.out, BLOCK_Q=tile.queries, **COMPILE_OPTIONS,
+        )  # fmt: skip
+    return True
 
 
 def _launches(tensors: Sequence[Tensor | None]) -> Iterator[_Views]:
@@ -86,22 +134,28 @@ def _launches(tensors: Sequence[Tensor | None]) -> Iterator[_Views]:
         yield views
 
 
-def _launch(kernel: Any, x: AttentionInputs, tensors: Sequence[Tensor | None]) -> None:
+def _launch(kernel: Any, x: AttentionInputs, tensors: Sequence[Tensor | None], *splits: int) -> None:
     """Run a kernel on tensors that begin with the query and the key."""
     query, key = cast("tuple[Tensor, Tensor]", tensors[:2])
     (batch, heads, queries, width), (key_heads, keys) = query.shape, key.shape[1:3]
     value_width = x.value.shape[-1]
     widest = max(width, value_width)
     tile = tiling(kernel.__name__, query.dtype, widest, masked=x.mask is not None)
-    if kernel is derivatives.attention_keys:
-        programs = batch * key_heads * triton.cdiv(keys, tile.keys)
+    assert tile is not None
+    if kernel is joint.attention_joint:
+        grid = batch * key_heads * splits[0], 1
+    elif kernel is derivatives.attention_keys:
+        grid = batch * key_heads * triton.cdiv(keys, tile.keys), triton.cdiv(widest, tile.out)
     else:
-        programs = batch * heads * triton.cdiv(queries, tile.queries)
-    parts = 1 if kernel is derivatives.attention_means else triton.cdiv(widest, tile.out)
+        columns = width if kernel is derivatives.attention_queries else value_width
+        grid = batch * heads * triton.cdiv(queries, tile.queries), triton.cdiv(columns, tile.out)
+    constants = tile.constants()
+    if "PARTS" in kernel.arg_names:
+        constants["PARTS"] = _parts(x)
     with torch.cuda.device_of(query):
-        kernel[(programs, parts)](
-            *(_argument(t) for t in tensors), heads, heads // key_heads, queries, keys, x.scale,
-            CAUSAL=x.causal, WIDTH=width, VALUE_WIDTH=value_width, **tile.constants(),
+        kernel[grid](
+            *(_argument(t) for t in tensors), heads, heads // key_heads, queries, keys, x.scale, *splits,
+            CAUSAL=x.causal, WIDTH=width, VALUE_WIDTH=value_width, **constants,
             num_warps=tile.warps, num_stages=tile.stages, **COMPILE_OPTIONS,
         )  # fmt: skip
 

@@ -5,8 +5,9 @@ With P the probabilities, q', k', v' the tangents, dO = grad_out, and mean(X) = 
   X = dP - mean(dP),  Y = A - mean(A),  Z = X * Y + B,  R = P * (Z - mean(Z)),
   out_grad_out = (P * Y) value + P v',         out_value = (P * Y)' dO,
   out_query = scale (R key + (P * X) k'),      out_key = scale (R' query + (P * X)' q').
-The backward pass is the case v' = value without q' and k': then Z = dP, out_query and out_key are the gradients,
-and that of the value is P' dO, which `attention_keys` computes when there is no A.
+attention_outputs.py computes out_grad_out and the means first. The backward pass is the case v' = value without q' and
+k': then Z = dP, out_query and out_key are the gradients, and that of the value is P' dO, which `attention_keys`
+computes when there is no A.
 """
 
 from __future__ import annotations
@@ -19,11 +20,11 @@ from hvp_engine.kernels.triton.attention_tiles import (
     centered,
     first_products,
     head_of,
+    load_means,
     load_numbers,
-    masked,
     own_columns,
+    probabilities,
     split_program,
-    store_numbers,
     store_rows,
     value_products,
 )
@@ -32,79 +33,13 @@ from hvp_engine.kernels.triton.resource_case import ResourceCase
 
 
 @triton.jit
-def attention_means(
-    query, key, value, mask, statistics, grad_out, tangent_query, tangent_key, tangent_value, means,
-    heads, group, queries, keys, scale,
-    CAUSAL: tl.constexpr, WIDTH: tl.constexpr, VALUE_WIDTH: tl.constexpr, CHUNK: tl.constexpr, OUT: tl.constexpr,
-    PRECISION: tl.constexpr, BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr,
-):  # fmt: skip
-    """Fill `means` with each row's mean of dP, A and Z.
-
-    mean(X * Y) is the covariance of dP and A under P, merged tile by tile (Chan, Golub, LeVeque 1983): the
-    difference mean(dP * A) - mean(dP) mean(A) would cancel.
-    """
-    blocks = tl.cdiv(queries, BLOCK_Q)
-    batch, head, block = split_program(heads, blocks)
-    first = (blocks - 1 - block) * BLOCK_Q  # of causal blocks the longest start first
-    rows = first + tl.arange(0, BLOCK_Q)
-    q = head_of(query, batch, head)
-    tq = head_of(tangent_query, batch, head) if tangent_query[0] is not None else (None, 0, 0)
-    g = head_of(grad_out, batch, head) if grad_out[0] is not None else (None, 0, 0)
-    k, v = head_of(key, batch, head // group), head_of(value, batch, head // group)
-    tk = head_of(tangent_key, batch, head // group) if tangent_key[0] is not None else (None, 0, 0)
-    tv = head_of(tangent_value, batch, head // group) if tangent_value[0] is not None else (None, 0, 0)
-    hidden = head_of(mask, batch, head) if mask[0] is not None else (None, 0, 0)
-    kept = head_of(statistics, batch, head)
-    largest, inverse = load_numbers(kept, rows, queries, 0), load_numbers(kept, rows, queries, 1)
-
-    weight = tl.zeros((BLOCK_Q,), tl.float32)
-    mean_x = tl.zeros((BLOCK_Q,), tl.float32)
-    mean_y = tl.zeros((BLOCK_Q,), tl.float32)
-    mean_z = tl.zeros((BLOCK_Q,), tl.float32)
-    end = tl.minimum(keys, first + BLOCK_Q) if CAUSAL else keys
-    for start in range(0, end, BLOCK_K):
-        cols = start + tl.arange(0, BLOCK_K)
-        s, a = first_products(q, tq, k, tk, rows, cols, queries, keys, scale, WIDTH, CHUNK, False, PRECISION)
-        a = a if tq[0] is not None or tk[0] is not None else None
-        dp, b = value_products(
-            g, v, tv, rows, cols, queries, keys, a is not None, VALUE_WIDTH, CHUNK, False, PRECISION
-        )  # fmt: skip
-        dp = dp if g[0] is not None else None
-        b = b if dp is not None and tv[0] is not None else None
-        s = masked(s, hidden, rows, cols, queries, keys, CAUSAL, False)
-        p = tl.exp(s - largest[:, None]) * inverse[:, None]
-        if b is not None:
-            mean_z += tl.sum(p * b, 1)
-        if a is not None:
-            part = tl.sum(p, 1)
-            unit = 1.0 / tl.where(part > 0.0, part, 1.0)
-            whole = weight + part
-            share = part / tl.where(whole > 0.0, whole, 1.0)
-            part_y = tl.sum(p * a, 1) * unit
-            step_y = part_y - mean_y
-            if dp is not None:
-                part_x = tl.sum(p * dp, 1) * unit
-                step_x = part_x - mean_x
-                mean_z += tl.sum(p * (dp - part_x[:, None]) * (a - part_y[:, None]), 1)
-                mean_z += step_x * step_y * weight * share
-                mean_x += step_x * share
-            mean_y += step_y * share
-            weight = whole
-
-    to = head_of(means, batch, head)
-    store_numbers(to, rows, queries, 0, mean_x)
-    store_numbers(to, rows, queries, 1, mean_y)
-    store_numbers(to, rows, queries, 2, mean_z)
-
-
-@triton.jit
 def attention_queries(
     query, key, value, mask, statistics, grad_out, tangent_query, tangent_key, tangent_value, means,
-    out_query, out_grad_out, heads, group, queries, keys, scale,
+    out_query, heads, group, queries, keys, scale,
     CAUSAL: tl.constexpr, WIDTH: tl.constexpr, VALUE_WIDTH: tl.constexpr, CHUNK: tl.constexpr, OUT: tl.constexpr,
-    PRECISION: tl.constexpr, BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr,
+    PARTS: tl.constexpr, PRECISION: tl.constexpr, BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
-    """Fill OUT columns of `out_query` and `out_grad_out`, where present."""
+    """Fill OUT columns of `out_query`."""
     blocks = tl.cdiv(queries, BLOCK_Q)
     batch, head, block = split_program(heads, blocks)
     first = (blocks - 1 - block) * BLOCK_Q
@@ -120,11 +55,9 @@ def attention_queries(
     kept = head_of(statistics, batch, head)
     largest, inverse = load_numbers(kept, rows, queries, 0), load_numbers(kept, rows, queries, 1)
     center = head_of(means, batch, head)
-    mean_x, mean_y = load_numbers(center, rows, queries, 0), load_numbers(center, rows, queries, 1)
-    mean_z = load_numbers(center, rows, queries, 2)
+    mean_x, mean_y, mean_z = load_means(center, rows, queries, PARTS)
 
     to_query = tl.zeros((BLOCK_Q, OUT), tl.float32)
-    to_grad_out = tl.zeros((BLOCK_Q, OUT), tl.float32)
     end = tl.minimum(keys, first + BLOCK_Q) if CAUSAL else keys
     for start in range(0, end, BLOCK_K):
         cols = start + tl.arange(0, BLOCK_K)
@@ -135,23 +68,14 @@ def attention_queries(
         )  # fmt: skip
         dp = dp if g[0] is not None else None
         b = b if dp is not None and tv[0] is not None else None
-        s = masked(s, hidden, rows, cols, queries, keys, CAUSAL, False)
-        p = tl.exp(s - largest[:, None]) * inverse[:, None]
-        r, px, py = centered(p, dp, a, b, mean_x[:, None], mean_y[:, None], mean_z[:, None])
+        p = probabilities(s, hidden, largest, inverse, rows, cols, queries, keys, scale, CAUSAL, False)
+        r, px, _ = centered(p, dp, a, b, mean_x[:, None], mean_y[:, None], mean_z[:, None])
         r = r if (b if a is None else dp) is not None else None
         px = px if a is not None and dp is not None else None
-        py = py if a is not None else None
-        if out_query[0] is not None:
-            to_query = add_weighted(to_query, r, k, cols, keys, columns, WIDTH, PRECISION)
-            to_query = add_weighted(to_query, px, tk, cols, keys, columns, WIDTH, PRECISION)
-        if out_grad_out[0] is not None:
-            to_grad_out = add_weighted(to_grad_out, py, v, cols, keys, columns, VALUE_WIDTH, PRECISION)
-            to_grad_out = add_weighted(to_grad_out, p, tv, cols, keys, columns, VALUE_WIDTH, PRECISION)
+        to_query = add_weighted(to_query, r, k, cols, keys, columns, WIDTH, PRECISION)
+        to_query = add_weighted(to_query, px, tk, cols, keys, columns, WIDTH, PRECISION)
 
-    if out_query[0] is not None:
-        store_rows(head_of(out_query, batch, head), rows, queries, columns, WIDTH, to_query * scale)
-    if out_grad_out[0] is not None:
-        store_rows(head_of(out_grad_out, batch, head), rows, queries, columns, VALUE_WIDTH, to_grad_out)
+    store_rows(head_of(out_query, batch, head), rows, queries, columns, WIDTH, to_query * scale)
 
 
 @triton.jit
@@ -159,7 +83,7 @@ def attention_keys(
     query, key, value, mask, statistics, grad_out, tangent_query, tangent_key, tangent_value, means,
     out_key, out_value, heads, group, queries, keys, scale,
     CAUSAL: tl.constexpr, WIDTH: tl.constexpr, VALUE_WIDTH: tl.constexpr, CHUNK: tl.constexpr, OUT: tl.constexpr,
-    PRECISION: tl.constexpr, BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr,
+    PARTS: tl.constexpr, PRECISION: tl.constexpr, BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     """Fill OUT columns of `out_key` and `out_value`, where present, summing over the heads of a group, too."""
     batch, key_head, block = split_program(heads // group, tl.cdiv(keys, BLOCK_K))
@@ -190,11 +114,9 @@ def attention_keys(
             )  # fmt: skip
             dp = dp if g[0] is not None else None
             b = b if dp is not None and tv[0] is not None else None
-            s = masked(s, hidden, rows, cols, queries, keys, CAUSAL, True)
             largest, inverse = load_numbers(kept, rows, queries, 0), load_numbers(kept, rows, queries, 1)
-            p = tl.exp(s - largest[None, :]) * inverse[None, :]
-            mean_x, mean_y = load_numbers(center, rows, queries, 0), load_numbers(center, rows, queries, 1)
-            mean_z = load_numbers(center, rows, queries, 2)
+            p = probabilities(s, hidden, largest, inverse, rows, cols, queries, keys, scale, CAUSAL, True)
+            mean_x, mean_y, mean_z = load_means(center, rows, queries, PARTS)
             r, px, py = centered(p, dp, a, b, mean_x[None, :], mean_y[None, :], mean_z[None, :])
             r = r if (b if a is None else dp) is not None else None
             px = px if a is not None and dp is not None else None
@@ -216,6 +138,4 @@ def attention_keys(
 
 def resource_cases() -> list[ResourceCase]:
     """List the variants to compile ahead of time."""
-    return [
-        case for kernel in (attention_means, attention_queries, attention_keys) for case in attention_variants(kernel)
-    ]
+    return [case for kernel in (attention_queries, attention_keys) for case in attention_variants(kernel)]

@@ -11,6 +11,7 @@ from hvp_engine.kernels.triton.attention_tiles import (
     head_of,
     masked,
     own_columns,
+    powers,
     split_program,
     store_numbers,
     store_rows,
@@ -43,11 +44,11 @@ def attention_forward(
         s, _ = first_products(
             q, (None, 0, 0), k, (None, 0, 0), rows, cols, queries, keys, scale, WIDTH, CHUNK, False, PRECISION
         )
-        s = masked(s, hidden, rows, cols, queries, keys, CAUSAL, False)
+        s = masked(s, hidden, rows, cols, queries, keys, scale, CAUSAL, False)
         new = tl.maximum(largest, tl.max(s, 1))
         shift = tl.where(new == float("-inf"), 0.0, new)  # a row that has seen no key yet
-        p = tl.exp(s - shift[:, None])
-        decay = tl.exp(largest - shift)
+        p = powers(s - shift[:, None], hidden)
+        decay = powers(largest - shift, hidden)
         total = total * decay + tl.sum(p, 1)
         result = add_weighted(result * decay[:, None], p, v, cols, keys, columns, VALUE_WIDTH, PRECISION)
         largest = new

@@ -64,9 +64,9 @@ def load_numbers(view, rows, count, COLUMN: tl.constexpr):
 
 
 @triton.jit
-def store_numbers(view, rows, count, COLUMN: tl.constexpr, numbers):
+def store_numbers(view, rows, count, column, numbers):
     """Store one number per row that exists."""
-    tl.store(view[0] + rows.to(tl.int64) * view[1] + COLUMN * view[2], numbers, mask=rows < count)
+    tl.store(view[0] + rows.to(tl.int64) * view[1] + column * view[2], numbers, mask=rows < count)
 
 
 @triton.jit
@@ -97,8 +97,49 @@ def per_query(numbers, KEYS_FIRST: tl.constexpr):
 
 
 @triton.jit
-def masked(scores, mask, rows, cols, queries, keys, CAUSAL: tl.constexpr, KEYS_FIRST: tl.constexpr):
-    """Add or apply the mask; -inf where a key is hidden or does not exist."""
+def load_means(view, rows, count, PARTS: tl.constexpr):
+    """Load each row's mean of dP, A and Z, the first and last summed over the parts that `attention_outputs` left."""
+    mean_x = load_numbers(view, rows, count, 1)
+    mean_z = load_numbers(view, rows, count, 2)
+    for part in tl.static_range(1, PARTS):
+        mean_x += load_numbers(view, rows, count, 1 + 2 * part)
+        mean_z += load_numbers(view, rows, count, 2 + 2 * part)
+    return mean_x, load_numbers(view, rows, count, 0), mean_z
+
+
+@triton.jit
+def rounded(weights, rows_type: tl.constexpr):
+    """Return float32 weights as `add_weighted` rounds them for rows of a type."""
+    if rows_type == tl.bfloat16:
+        weights = weights.to(tl.bfloat16).to(tl.float32)
+    return weights
+
+
+@triton.jit
+def powers(scores, mask):
+    """Return the exponential of differences of what `masked` returned."""
+    if mask[0] is not None:
+        scores = tl.exp(scores)
+    else:
+        scores = tl.exp2(scores)
+    return scores
+
+
+@triton.jit
+def probabilities(
+    scores, mask, largest, inverse, rows, cols, queries, keys, scale, CAUSAL: tl.constexpr, KEYS_FIRST: tl.constexpr
+):
+    """Return the softmax of scale scores + mask from what the forward pass kept of each row."""
+    scores = masked(scores, mask, rows, cols, queries, keys, scale, CAUSAL, KEYS_FIRST)
+    return powers(scores - per_query(largest, KEYS_FIRST), mask) * per_query(inverse, KEYS_FIRST)
+
+
+@triton.jit
+def masked(scores, mask, rows, cols, queries, keys, scale, CAUSAL: tl.constexpr, KEYS_FIRST: tl.constexpr):
+    """Return scale scores + mask, times log2(e) without a mask; -inf where a key is hidden or does not exist.
+
+    A mask may hold the least number of float32, which that factor would take out of range.
+    """
     row, col = per_query(rows, KEYS_FIRST), per_query(cols, not KEYS_FIRST)
     seen = col < keys
     if CAUSAL:
@@ -106,10 +147,13 @@ def masked(scores, mask, rows, cols, queries, keys, CAUSAL: tl.constexpr, KEYS_F
     if mask[0] is not None:
         at = mask[0] + row.to(tl.int64) * mask[1] + col.to(tl.int64) * mask[2]
         given = tl.load(at, mask=(row < queries) & (col < keys), other=0)
+        scores *= scale
         if given.dtype == tl.uint8:
             seen = seen & (given != 0)
         else:
             scores += given.to(tl.float32)
+    else:
+        scores *= scale * 1.4426950408889634
     return tl.where(seen, scores, float("-inf"))
 
 
@@ -118,7 +162,7 @@ def first_products(
     q, tangent_q, k, tangent_k, rows, cols, queries, keys, scale,
     WIDTH: tl.constexpr, CHUNK: tl.constexpr, KEYS_FIRST: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Return scale query key' and A = scale (q' key' + query k''), unused without tangents."""
+    """Return query key' and A = scale (q' key' + query k''), unused without tangents."""
     scores = zero_scores(rows, cols, KEYS_FIRST)
     a = zero_scores(rows, cols, KEYS_FIRST)
     for start in range(0, WIDTH, CHUNK):
@@ -129,7 +173,27 @@ def first_products(
             a = add_across(a, load_rows(tangent_q, rows, queries, columns, WIDTH), key, KEYS_FIRST, PRECISION)
         if tangent_k[0] is not None:
             a = add_across(a, query, load_rows(tangent_k, cols, keys, columns, WIDTH), KEYS_FIRST, PRECISION)
-    return scores * scale, a * scale
+    return scores, a * scale
+
+
+@triton.jit
+def first_slopes(
+    q, tangent_q, k, tangent_k, rows, queries, keys, scale,
+    WIDTH: tl.constexpr, CHUNK: tl.constexpr,
+):  # fmt: skip
+    """Return each row's plain mean of A over the first keys: what all of them have in common, but for a little."""
+    cols = tl.arange(0, 16)
+    factor = scale / tl.minimum(keys, 16)
+    total = tl.zeros((rows.shape[0],), tl.float32)
+    for start in range(0, WIDTH, CHUNK):
+        columns = start + tl.arange(0, CHUNK)
+        if tangent_q[0] is not None:
+            key = tl.sum(load_rows(k, cols, keys, columns, WIDTH).to(tl.float32), 0)
+            total += tl.sum(load_rows(tangent_q, rows, queries, columns, WIDTH).to(tl.float32) * key[None, :], 1)
+        if tangent_k[0] is not None:
+            tangent = tl.sum(load_rows(tangent_k, cols, keys, columns, WIDTH).to(tl.float32), 0)
+            total += tl.sum(load_rows(q, rows, queries, columns, WIDTH).to(tl.float32) * tangent[None, :], 1)
+    return total * factor
 
 
 @triton.jit
