@@ -21,6 +21,7 @@ class Timer:
 
     def __init__(self, device: torch.device, small: bool) -> None:
         self.device = device
+        self._rounds = 1 if small else _ROUNDS
         self._busy: torch.Tensor | None = None
         if device.type == "cuda":
             size = 16 if small else 8192
@@ -33,7 +34,7 @@ class Timer:
         """
         call()
         count = max(1, min(_CALLS, int(_GROUP / max(seconds(call, self.device), 1e-6))))
-        return statistics.median(self._round(call, count) for _ in range(_ROUNDS))
+        return statistics.median(self._round(call, count) for _ in range(self._rounds))
 
     def _round(self, call: Callable[[], object], count: int) -> float:
         if self._busy is None:
