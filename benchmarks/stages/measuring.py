@@ -93,14 +93,11 @@ def profile(call: Callable[[], object], device: torch.device) -> Profile:
         call()
         if on_card:
             torch.cuda.synchronize(device)
-    events = [event for event in found.events() if not event.is_async and not event.is_user_annotation]
-    host = [event for event in events if event.device_type == DeviceType.CPU]
+    events = [event for event in found.events() if not event.is_user_annotation]
+    host = [event for event in events if event.device_type == DeviceType.CPU and not event.is_async]
     ran = list(_kernels(host) if on_card else _operations(host))
-    spans = sorted(
-        (event.time_range.start, event.time_range.end)
-        for event in (host if not on_card else events)
-        if on_card == (event.device_type == DeviceType.CUDA)
-    )
+    there = [event for event in events if event.device_type == DeviceType.CUDA] if on_card else host
+    spans = sorted((event.time_range.start, event.time_range.end) for event in there)
     busy, until = 0.0, spans[0][0] if spans else 0.0
     for start, end in spans:
         busy += max(0.0, end - max(start, until))
