@@ -89,7 +89,7 @@ class Profile:
 
 def profile(call: Callable[[], object], device: torch.device) -> Profile:
     """Run a call once under PyTorch's profiler."""
-    on_card = device.type == "cuda"
+    on_card = device.type == "cuda" and ProfilerActivity.CUDA in torch.profiler.supported_activities()
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_card else [])]
     with torch.profiler.profile(activities=activities, record_shapes=True) as found:
         call()
