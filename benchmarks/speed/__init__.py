@@ -1,0 +1,1 @@
+"""The table of times against others: what `speed_table.py` measures."""
