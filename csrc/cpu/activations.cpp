@@ -4,6 +4,8 @@
 #include "hvp/activations.h"
 
 #include "element.h"
+#include "grains.h"
+#include "parallel.h"
 #include "simd_math.h"
 
 namespace hvp {
@@ -11,8 +13,6 @@ namespace HVP_ISA {
 namespace {
 
 constexpr std::int64_t kChunk = 1024;
-// Below this many elements waking the other threads costs more than it saves.
-constexpr std::int64_t kParallelFrom = 16 * kChunk;
 
 template <class T>
 struct Derivatives {
@@ -83,12 +83,12 @@ T* output_chunk(void* output, std::int64_t group, std::int64_t size, std::int64_
 template <class Body>
 void for_each_chunk(const ElementwiseShape& shape, const Body& body) {
     const std::int64_t chunks = (shape.size + kChunk - 1) / kChunk;
-#pragma omp parallel for schedule(static) if (shape.batch * shape.size >= kParallelFrom)
-    for (std::int64_t chunk = 0; chunk < chunks; ++chunk) {
+    const auto elements = static_cast<double>(shape.batch * shape.size);
+    parallel_for(chunks, elements, grain::kActivation, [&](std::int64_t chunk) {
         const std::int64_t offset = chunk * kChunk;
         const std::int64_t count = shape.size - offset < kChunk ? shape.size - offset : kChunk;
         for (std::int64_t group = 0; group < shape.batch; ++group) body(group, offset, count);
-    }
+    });
 }
 
 template <class Op, class T>

@@ -8,12 +8,18 @@
 
 #include "element.h"
 #include "exp_nonpositive.h"
+#include "grains.h"
+#include "parallel.h"
 
 namespace hvp {
 namespace HVP_ISA {
 namespace {
 
 constexpr std::int64_t kBlock = 1024;
+
+double elements(std::int64_t rows, const CrossEntropyRows& in) {
+    return static_cast<double>(rows * in.classes);
+}
 
 // With L = log sum exp z: loss = hit (L - z_target) + smooth sum_c w_c (L - z_c), and its gradient is
 // mass p - hit e_target - smooth w.
@@ -109,8 +115,7 @@ void forward(const CrossEntropyRows& in, Acc<T>* statistics, Acc<T>* loss) {
     using A = Acc<T>;
     const A* w = static_cast<const A*>(in.class_weight);
     const double total_weight = weight_sum<A>(in);
-#pragma omp parallel for schedule(static)
-    for (std::int64_t r = 0; r < in.base_rows; ++r) {
+    parallel_for(in.base_rows, elements(in.base_rows, in), grain::kCrossEntropy, [&](std::int64_t r) {
         const T* z = static_cast<const T*>(in.logits) + r * in.classes;
         const RowTerms row = row_terms<A>(in, r, total_weight);
         const RowStatistics found = row_statistics(z, in.classes);
@@ -123,7 +128,7 @@ void forward(const CrossEntropyRows& in, Acc<T>* statistics, Acc<T>* loss) {
             if (row.smooth != 0) sum += row.smooth * (total_weight * value - weighted_sum(z, w, in.classes));
         }
         loss[r] = static_cast<A>(sum);
-    }
+    });
 }
 
 template <class T>
@@ -136,15 +141,14 @@ void backward(const CrossEntropyRows& in, const Acc<T>* statistics, const Acc<T>
     using A = Acc<T>;
     const A* w = static_cast<const A*>(in.class_weight);
     const double total_weight = weight_sum<A>(in);
-#pragma omp parallel for schedule(static)
-    for (std::int64_t r = 0; r < in.rows; ++r) {
+    parallel_for(in.rows, elements(in.rows, in), grain::kCrossEntropy, [&](std::int64_t r) {
         const std::int64_t base = r % in.base_rows;
         const T* z = static_cast<const T*>(in.logits) + base * in.classes;
         T* out = grad + r * in.classes;
         const RowTerms row = row_terms<A>(in, base, total_weight);
         if (!row.kept) {
             fill_zero(out, in.classes);
-            continue;
+            return;
         }
         const A shift = statistics[2 * base];
         const A mass = static_cast<A>(row.mass) * statistics[2 * base + 1];
@@ -165,7 +169,7 @@ void backward(const CrossEntropyRows& in, const Acc<T>* statistics, const Acc<T>
         }
         const A drop = static_cast<A>(row.hit + row.smooth * (w == nullptr ? 1.0 : w[row.target]));
         store(out + row.target, g * (mass * simd::exp_nonpositive(at_target - shift) - drop));
-    }
+    });
 }
 
 // <softmax(z), u>; keeps exp(z - shift) in p. Dividing by the sum of the very terms in the numerator, not by
@@ -215,14 +219,14 @@ bool hvp(const CrossEntropyRows& in, const Acc<T>* statistics, const Acc<T>* sca
          T* product, Acc<T>* slope) {
     using A = Acc<T>;
     const double total_weight = weight_sum<A>(in);
-    bool complete = true;
-#pragma omp parallel reduction(&& : complete)
-    {
-        A* p = static_cast<A*>(std::malloc(static_cast<std::size_t>(in.classes + 1) * sizeof(A)));
-        complete = p != nullptr;
-#pragma omp for schedule(static)
-        for (std::int64_t r = 0; r < in.rows; ++r) {
-            if (p == nullptr) continue;
+    const std::int64_t shares = shares_of(in.rows, elements(in.rows, in), grain::kCrossEntropy);
+    const std::int64_t apart = (in.classes + 31) / 16 * 16;  // no two threads write to one cache line
+    A* memory = static_cast<A*>(std::malloc(static_cast<std::size_t>(shares * apart) * sizeof(A)));
+    if (memory == nullptr) return false;
+    deal(static_cast<int>(shares), [&](int number) {
+        A* p = memory + number * apart;
+        const std::int64_t last = in.rows * (number + 1) / shares;
+        for (std::int64_t r = in.rows * number / shares; r < last; ++r) {
             const std::int64_t base = r % in.base_rows;
             const RowTerms row = row_terms<A>(in, base, total_weight);
             T* out = product == nullptr ? nullptr : product + r * in.classes;
@@ -235,9 +239,9 @@ bool hvp(const CrossEntropyRows& in, const Acc<T>* statistics, const Acc<T>* sca
             if (out != nullptr) fill_zero(out, in.classes);
             if (slope != nullptr) slope[r] = 0;
         }
-        std::free(p);
-    }
-    return complete;
+    });
+    std::free(memory);
+    return true;
 }
 
 }  // namespace

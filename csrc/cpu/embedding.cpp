@@ -3,6 +3,8 @@
 #include "hvp/embedding.h"
 
 #include "element.h"
+#include "grains.h"
+#include "parallel.h"
 
 namespace hvp {
 namespace HVP_ISA {
@@ -43,8 +45,8 @@ template <class T>
 void backward(const std::int64_t* order, const std::int64_t* sorted_rows, std::int64_t tokens, const T* grad,
               std::int64_t table_rows, std::int64_t columns, T* table) {
     const std::int64_t units = (table_rows + kTableRows - 1) / kTableRows;
-#pragma omp parallel for schedule(static)
-    for (std::int64_t unit = 0; unit < units; ++unit) {
+    const auto elements = static_cast<double>((table_rows + tokens) * columns);
+    parallel_for(units, elements, grain::kEmbedding, [&](std::int64_t unit) {
         const std::int64_t last = unit + 1 < units ? (unit + 1) * kTableRows : table_rows;
         std::int64_t i = first_not_below(sorted_rows, tokens, unit * kTableRows);
         for (std::int64_t row = unit * kTableRows; row < last; ++row) {
@@ -52,7 +54,7 @@ void backward(const std::int64_t* order, const std::int64_t* sorted_rows, std::i
             while (i < tokens && sorted_rows[i] == row) ++i;
             sum_tokens(order + begin, i - begin, grad, columns, table + row * columns);
         }
-    }
+    });
 }
 
 }  // namespace

@@ -6,11 +6,13 @@
 
 #include <cstring>
 
+#include "grains.h"
+#include "parallel.h"
+
 namespace hvp {
 namespace {
 
-constexpr std::uint64_t kChunk = 1 << 20;          // bytes that one thread takes at a time
-constexpr std::uint64_t kParallelFrom = 16 << 20;  // bytes
+constexpr std::uint64_t kChunk = 1 << 20;  // bytes that one thread takes at a time
 constexpr std::uint64_t kChains = 8;
 constexpr std::uint64_t kBlock = kChains * sizeof(std::uint64_t);
 constexpr std::uint64_t kOdd = 0x9e3779b97f4a7c15u;  // both odd and without pattern
@@ -62,12 +64,13 @@ std::uint64_t fingerprint(const void* data, std::uint64_t bytes) {
     const auto chunks = static_cast<std::int64_t>((bytes + kChunk - 1) / kChunk);
     std::uint64_t total = scatter(bytes);
     if (chunks <= 1) return total + of_chunk(from, bytes, 0);
-#pragma omp parallel for schedule(static) reduction(+ : total) if (bytes > kParallelFrom)
-    for (std::int64_t chunk = 0; chunk < chunks; ++chunk) {
+    parallel_for(chunks, static_cast<double>(bytes), grain::kFingerprint, [&](std::int64_t chunk) {
         const std::uint64_t start = static_cast<std::uint64_t>(chunk) * kChunk;
         const std::uint64_t left = bytes - start;
-        total += of_chunk(from + start, left < kChunk ? left : kChunk, static_cast<std::uint64_t>(chunk));
-    }
+        const std::uint64_t part =
+            of_chunk(from + start, left < kChunk ? left : kChunk, static_cast<std::uint64_t>(chunk));
+        __atomic_fetch_add(&total, part, __ATOMIC_RELAXED);  // modulo 2^64: in any order the same
+    });
     return total;
 }
 

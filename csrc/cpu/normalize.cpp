@@ -8,15 +8,14 @@
 #include "hvp/normalize.h"
 
 #include "element.h"
+#include "grains.h"
+#include "parallel.h"
 
 namespace hvp {
 namespace HVP_ISA {
 namespace {
 
 constexpr std::int64_t kBlock = 512;  // elements added in the compute type before their sum goes to double
-constexpr std::int64_t kParallelFrom = 16384;
-constexpr std::int64_t kParallelReductionFrom =
-    262144;  // plain additions: a wake-up costs as much as more of them
 
 // What one element adds to up to five sums. By value: an array would keep the loop from being vectorised.
 template <class A>
@@ -79,12 +78,12 @@ template <class Body>
 void for_each_chunk(const NormalizeShape& shape, const Body& body) {
     const std::int64_t step = normalize_rows_per_chunk(shape.rows);
     const std::int64_t chunks = normalize_chunks(shape.rows);
-#pragma omp parallel for schedule(static) if (shape.batch * shape.rows * shape.size >= kParallelFrom)
-    for (std::int64_t chunk = 0; chunk < chunks; ++chunk) {
+    const auto elements = static_cast<double>(shape.batch * shape.rows * shape.size);
+    parallel_for(chunks, elements, grain::kNormalize, [&](std::int64_t chunk) {
         const std::int64_t first = chunk * step;
         const std::int64_t last = shape.rows - first < step ? shape.rows : first + step;
         for (std::int64_t group = 0; group < shape.batch; ++group) body(group, chunk, first, last);
-    }
+    });
 }
 
 template <class A>
@@ -98,23 +97,20 @@ template <class A, class W>
 void reduce_chunks(const NormalizeShape& shape, const A* partial, std::int64_t group_stride, void* out) {
     const std::int64_t chunks = normalize_chunks(shape.rows);
     const std::int64_t blocks = (shape.size + kBlock - 1) / kBlock;
-#pragma omp parallel for collapse(2) \
-    schedule(static) if (shape.batch * chunks * shape.size >= kParallelReductionFrom)
-    for (std::int64_t group = 0; group < shape.batch; ++group) {
-        for (std::int64_t block = 0; block < blocks; ++block) {
-            const std::int64_t start = block * kBlock;
-            const std::int64_t count = shape.size - start < kBlock ? shape.size - start : kBlock;
-            double sum[kBlock] = {};
-            const A* row = partial + group * group_stride + start;
-            for (std::int64_t chunk = 0; chunk < chunks; ++chunk, row += shape.size) {
+    const auto elements = static_cast<double>(shape.batch * chunks * shape.size);
+    parallel_for(shape.batch * blocks, elements, grain::kNormalizeSums, [&](std::int64_t task) {
+        const std::int64_t group = task / blocks, start = task % blocks * kBlock;
+        const std::int64_t count = shape.size - start < kBlock ? shape.size - start : kBlock;
+        double sum[kBlock] = {};
+        const A* row = partial + group * group_stride + start;
+        for (std::int64_t chunk = 0; chunk < chunks; ++chunk, row += shape.size) {
 #pragma omp simd
-                for (std::int64_t j = 0; j < count; ++j) sum[j] += double(row[j]);
-            }
-            W* target = static_cast<W*>(out) + group * shape.size + start;
-#pragma omp simd
-            for (std::int64_t j = 0; j < count; ++j) store(target + j, A(sum[j]));
+            for (std::int64_t j = 0; j < count; ++j) sum[j] += double(row[j]);
         }
-    }
+        W* target = static_cast<W*>(out) + group * shape.size + start;
+#pragma omp simd
+        for (std::int64_t j = 0; j < count; ++j) store(target + j, A(sum[j]));
+    });
 }
 
 // Mean and variance in two passes; the second corrects the rounding of the mean.

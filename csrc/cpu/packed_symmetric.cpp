@@ -2,6 +2,8 @@
 #include "hvp/packed_symmetric.h"
 
 #include "element.h"
+#include "grains.h"
+#include "parallel.h"
 
 namespace hvp {
 namespace HVP_ISA {
@@ -38,8 +40,7 @@ __attribute__((always_inline)) inline void for_each_segment(std::int64_t d, std:
 template <class A>
 void products_of_pairs(const A* weight, const A* center, std::int64_t rows, std::int64_t d,
                        std::int64_t first, std::int64_t last, A* products) {
-#pragma omp parallel for schedule(static)
-    for (std::int64_t v = 0; v < rows; ++v) {
+    parallel_for(rows, static_cast<double>(rows * (last - first)), grain::kPairs, [&](std::int64_t v) {
         const A* w = weight + v * d;
         A* out = products + v * (last - first);
         for_each_segment(d, first, last,
@@ -49,14 +50,13 @@ void products_of_pairs(const A* weight, const A* center, std::int64_t rows, std:
                              for (std::int64_t c = 0; c < count; ++c)
                                  out[at + c] = left * (w[j + c] - center[j + c]);
                          });
-    }
+    });
 }
 
 template <class A, class S>
 void subtract_means(const A* moments, const A* mean, std::int64_t tokens, std::int64_t d, std::int64_t first,
                     std::int64_t last, S* packed) {
-#pragma omp parallel for schedule(static)
-    for (std::int64_t n = 0; n < tokens; ++n) {
+    parallel_for(tokens, static_cast<double>(tokens * (last - first)), grain::kPairs, [&](std::int64_t n) {
         const A* m = mean + n * d;
         const A* in = moments + n * (last - first);
         S* out = packed + n * (d * (d + 1) / 2) + first;
@@ -67,7 +67,7 @@ void subtract_means(const A* moments, const A* mean, std::int64_t tokens, std::i
                              for (std::int64_t c = 0; c < count; ++c)
                                  store(out + at + c, in[at + c] - left * m[j + c]);
                          });
-    }
+    });
 }
 
 // Rows that one pass over a vector serves: enough to hide the traffic of the vector and of the result.
@@ -117,8 +117,8 @@ void four_rows(const S* first, std::int64_t length, const Acc<S>* u, Acc<S>* out
 template <class S>
 void matvec(const S* packed, const Acc<S>* vectors, std::int64_t count, std::int64_t tokens, std::int64_t d,
             Acc<S>* out) {
-#pragma omp parallel for schedule(static)
-    for (std::int64_t n = 0; n < tokens; ++n) {
+    const std::int64_t entries = tokens * (d * (d + 1) / 2);
+    parallel_for(tokens, static_cast<double>(entries * count), grain::kMatvec, [&](std::int64_t n) {
         for (std::int64_t k = 0; k < count; ++k)
             for (std::int64_t i = 0; i < d; ++i) out[(k * tokens + n) * d + i] = 0;
         const S* matrix = packed + n * (d * (d + 1) / 2);
@@ -134,7 +134,7 @@ void matvec(const S* packed, const Acc<S>* vectors, std::int64_t count, std::int
             }
             i += block ? kRows : 1;
         }
-    }
+    });
 }
 
 }  // namespace

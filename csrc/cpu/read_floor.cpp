@@ -3,14 +3,18 @@
 
 #include <cstring>
 
+#include "grains.h"
+#include "parallel.h"
+
 namespace hvp {
 namespace HVP_ISA {
 
 std::int64_t read_sum(const float* data, std::int64_t size) {
     constexpr std::int64_t kChunk = 1 << 18;
     std::int64_t total = 0;
-#pragma omp parallel for schedule(static) reduction(+ : total)
-    for (std::int64_t begin = 0; begin < size; begin += kChunk) {
+    const std::int64_t chunks = (size + kChunk - 1) / kChunk;
+    parallel_for(chunks, static_cast<double>(size), grain::kRead, [&](std::int64_t chunk) {
+        const std::int64_t begin = chunk * kChunk;
         const std::int64_t end = size - begin < kChunk ? size : begin + kChunk;
         std::uint32_t sum = 0;
 #pragma omp simd reduction(+ : sum)
@@ -19,8 +23,8 @@ std::int64_t read_sum(const float* data, std::int64_t size) {
             std::memcpy(&bits, data + i, sizeof bits);
             sum += bits;
         }
-        total += sum;
-    }
+        __atomic_fetch_add(&total, static_cast<std::int64_t>(sum), __ATOMIC_RELAXED);
+    });
     return total;
 }
 

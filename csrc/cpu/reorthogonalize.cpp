@@ -10,6 +10,8 @@
 
 #include <cstdlib>
 
+#include "grains.h"
+#include "parallel.h"
 #include "reorthogonalize_pass.h"
 
 namespace hvp {
@@ -139,6 +141,47 @@ struct Batch {
         for (std::int64_t row = 0; row < count; ++row) first(s)[row] += sum.second[row];
     }
 
+    // Rows of the basis that a pass over a stream reads, once for an update and once for dots, and the
+    // vector.
+    std::int64_t rows_read(std::int64_t s, int number) const {
+        const std::int64_t count = streams[s].count, near = rule.first_rows(count);
+        return 1 + (number == 0 ? near : number == 1 ? near + count : 2 * count);
+    }
+
+    // Elements that the tasks of a pass read, as far as is known; a stream of one task reads all in the
+    // first.
+    double work(int number) const {
+        std::int64_t elements = 0;
+        for (std::int64_t s = 0; s < num_streams; ++s) {
+            const std::int64_t size = streams[s].size;
+            if (sums[s].tasks > 1) {
+                if (number < sums[s].passes) elements += size * rows_read(s, number);
+            } else if (number == 0) {
+                elements += size * (rows_read(s, 0) + rows_read(s, 1));
+            }
+        }
+        return static_cast<double>(elements);
+    }
+
+    // Partial sums that are added after a pass.
+    double sums_added(int number) const {
+        std::int64_t added = 0;
+        for (std::int64_t s = 0; s < num_streams; ++s)
+            if (sums[s].tasks > 1 && number < sums[s].passes)
+                added += sums[s].tasks * partial_size(streams[s]);
+        return static_cast<double>(added);
+    }
+
+    // A stream of one task does all its passes in the first, while its basis is in the cache.
+    void run_task(std::int64_t task, int number) const {
+        const std::int64_t s = stream_of(task);
+        if (sums[s].tasks > 1) return run(s, task - sums[s].first_task, number);
+        for (int own = 0; number == 0 && own < kPasses; ++own) {
+            run(s, 0, own);
+            reduce(s, own);
+        }
+    }
+
     // The stream of task number `task` of all: the last one that starts at or before it.
     std::int64_t stream_of(std::int64_t task) const {
         std::int64_t low = 0, high = num_streams - 1;
@@ -187,23 +230,15 @@ bool reorthogonalize(const Stream* streams, std::int64_t num_streams, const Rule
     const Batch batch = {streams, num_streams,  static_cast<StreamSums*>(memory),
                          rule,    coefficients, coefficient_stride,
                          norms,   lost};
-#pragma omp parallel
     for (int pass = 0; pass < kPasses; ++pass) {
-#pragma omp for schedule(dynamic)
-        for (std::int64_t task = 0; task < num_tasks; ++task) {
-            const std::int64_t s = batch.stream_of(task);
-            if (batch.sums[s].tasks > 1) {
-                batch.run(s, task - batch.sums[s].first_task, pass);
-            } else if (pass == 0) {
-                for (int own = 0; own < kPasses; ++own) {
-                    batch.run(s, 0, own);
-                    batch.reduce(s, own);
-                }
-            }
-        }
-#pragma omp for schedule(dynamic)
-        for (std::int64_t s = 0; s < num_streams; ++s)
-            if (batch.sums[s].tasks > 1) batch.reduce(s, pass);
+        const double work = batch.work(pass);
+        if (work == 0.0) break;  // every stream has done all its passes
+        parallel_any_order(num_tasks, work, grain::kReorthogonalize,
+                           [&](std::int64_t task) { batch.run_task(task, pass); });
+        parallel_any_order(num_streams, batch.sums_added(pass), grain::kReorthogonalizeSums,
+                           [&](std::int64_t s) {
+                               if (batch.sums[s].tasks > 1) batch.reduce(s, pass);
+                           });
     }
     std::free(memory);
     return true;

@@ -6,6 +6,8 @@
 
 #include "element.h"
 #include "exp_nonpositive.h"
+#include "grains.h"
+#include "parallel.h"
 
 namespace hvp {
 namespace HVP_ISA {
@@ -17,11 +19,15 @@ std::int64_t block_end(std::int64_t begin, std::int64_t columns) {
     return begin + kBlock < columns ? begin + kBlock : columns;
 }
 
+template <class Body>
+void for_each_row(std::int64_t rows, std::int64_t columns, const Body& body) {
+    parallel_for(rows, static_cast<double>(rows * columns), grain::kSoftmax, body);
+}
+
 template <class T>
 void forward(const T* input, std::int64_t rows, std::int64_t columns, T* output) {
     using A = Acc<T>;
-#pragma omp parallel for schedule(static)
-    for (std::int64_t r = 0; r < rows; ++r) {
+    for_each_row(rows, columns, [&](std::int64_t r) {
         const T* x = input + r * columns;
         T* out = output + r * columns;
         A largest = -static_cast<A>(INFINITY);
@@ -42,7 +48,7 @@ void forward(const T* input, std::int64_t rows, std::int64_t columns, T* output)
 #pragma omp simd
         for (std::int64_t c = 0; c < columns; ++c)
             store(out + c, factor * simd::exp_nonpositive(load(x + c) - largest));
-    }
+    });
 }
 
 template <class T>
@@ -61,15 +67,14 @@ double dot(const T* a, const T* b, std::int64_t columns) {
 template <class T>
 void backward(const T* probabilities, const T* upstream, std::int64_t rows, std::int64_t base_rows,
               std::int64_t columns, T* grad_input) {
-#pragma omp parallel for schedule(static)
-    for (std::int64_t r = 0; r < rows; ++r) {
+    for_each_row(rows, columns, [&](std::int64_t r) {
         const T* p = probabilities + (r % base_rows) * columns;
         const T* g = upstream + r * columns;
         T* out = grad_input + r * columns;
         const Acc<T> mean = static_cast<Acc<T>>(dot(p, g, columns));
 #pragma omp simd
         for (std::int64_t c = 0; c < columns; ++c) store(out + c, load(p + c) * (load(g + c) - mean));
-    }
+    });
 }
 
 // With a = g - <p, g> and b = u - <p, u>, F = <u, p a> has dF/dg = p b and, through p(x), dF/dx = p (a b -
@@ -78,8 +83,7 @@ template <class T>
 void double_backward(const T* probabilities, const T* upstream, const T* cotangent, std::int64_t rows,
                      std::int64_t base_rows, std::int64_t columns, T* wrt_input, T* wrt_g) {
     using A = Acc<T>;
-#pragma omp parallel for schedule(static)
-    for (std::int64_t r = 0; r < rows; ++r) {
+    for_each_row(rows, columns, [&](std::int64_t r) {
         const T* p = probabilities + (r % base_rows) * columns;
         const T* g = upstream + r * columns;
         const T* u = cotangent + r * columns;
@@ -90,7 +94,7 @@ void double_backward(const T* probabilities, const T* upstream, const T* cotange
 #pragma omp simd
             for (std::int64_t c = 0; c < columns; ++c) store(out + c, load(p + c) * (load(u + c) - mean_u));
         }
-        if (wrt_input == nullptr) continue;
+        if (wrt_input == nullptr) return;
         double total = 0;
         for (std::int64_t b = 0; b < columns; b = block_end(b, columns)) {
             const std::int64_t e = block_end(b, columns);
@@ -105,7 +109,7 @@ void double_backward(const T* probabilities, const T* upstream, const T* cotange
 #pragma omp simd
         for (std::int64_t c = 0; c < columns; ++c)
             store(out + c, load(p + c) * ((load(g + c) - mean_g) * (load(u + c) - mean_u) - covariance));
-    }
+    });
 }
 
 // Sums of rounded terms in the accumulator type are short (kBlock), their sum is a double.
@@ -113,14 +117,13 @@ template <class T>
 void tangent_rows(const T* logits, std::int64_t row_stride, const Acc<T>* statistics, const Acc<T>* factor,
                   const Acc<T>* center, std::int64_t rows, std::int64_t columns, T* tangent, double* totals) {
     using A = Acc<T>;
-#pragma omp parallel for schedule(static)
-    for (std::int64_t r = 0; r < rows; ++r) {
+    for_each_row(rows, columns, [&](std::int64_t r) {
         const T* z = logits + r * row_stride;
         T* t = tangent + r * columns;
         const A f = factor[r], shift = statistics[2 * r], mean = center[r];
         if (f == 0) {  // whatever the logits are: zero times infinity is no number
             for (std::int64_t c = 0; c < columns; ++c) store(t + c, 0);
-            continue;
+            return;
         }
         double total = 0;
         for (std::int64_t b = 0; b < columns; b = block_end(b, columns)) {
@@ -135,7 +138,7 @@ void tangent_rows(const T* logits, std::int64_t row_stride, const Acc<T>* statis
             total += sum;
         }
         totals[r] += total;
-    }
+    });
 }
 
 }  // namespace

@@ -8,6 +8,9 @@
 #include <cstdlib>
 #include <cstring>
 
+#include "grains.h"
+#include "parallel.h"
+
 #if defined(__AVX512F__)
 #include <immintrin.h>
 #endif
@@ -211,43 +214,51 @@ void store_lane(const Group& t, int k, std::int64_t n, std::int64_t m, int expon
     }
 }
 
+// The matrices of rows order[0] .. order[lanes - 1].
+std::int64_t quadrature_of_group(const double* alphas, const double* betas, const std::int64_t* steps,
+                                 const std::int64_t* order, int lanes, std::int64_t m, double* nodes,
+                                 double* weights) {
+    Group t = {nullptr, nullptr, nullptr, 1};
+    for (int k = 0; k < lanes; ++k) t.n = steps[order[k]] > t.n ? steps[order[k]] : t.n;
+    const std::int64_t size = t.n * kLanes;
+    const auto bytes = static_cast<std::size_t>(3 * size) * sizeof(double);
+    t.d = static_cast<double*>(std::aligned_alloc(64, bytes));
+    if (t.d == nullptr) return kTridiagonalNoMemory;
+    std::memset(t.d, 0, bytes);
+    t.e = t.d + size;
+    t.z = t.e + size;
+    int exponents[kLanes];
+    for (int k = 0; k < lanes; ++k) {
+        const std::int64_t row = order[k];
+        exponents[k] = exponent_of(alphas + row * m, betas + row * (m - 1), steps[row]);
+        load_lane(t, k, alphas + row * m, betas + row * (m - 1), steps[row], exponents[k]);
+    }
+    const bool done = diagonalise(t);
+    for (int k = 0; k < lanes && done; ++k) {
+        const std::int64_t row = order[k];
+        store_lane(t, k, steps[row], m, exponents[k], nodes + row * m, weights + row * m);
+    }
+    std::free(t.d);
+    return done ? kTridiagonalDone : order[0];
+}
+
 }  // namespace
 
 std::int64_t tridiagonal_quadrature(const double* alphas, const double* betas, const std::int64_t* steps,
                                     const std::int64_t* order, std::int64_t num, std::int64_t m,
                                     double* nodes, double* weights) {
     std::int64_t status = kTridiagonalDone;
-#pragma omp parallel for schedule(dynamic)
-    for (std::int64_t begin = 0; begin < num; begin += kLanes) {
+    const std::int64_t groups = (num + kLanes - 1) / kLanes;
+    double work = 0.0;  // squared sizes of the groups: neighbours in the order are of about the same size
+    for (std::int64_t k = 0; k < num; ++k)
+        work += static_cast<double>(steps[order[k]] * steps[order[k]]) / kLanes;
+    parallel_any_order(groups, work, grain::kTridiagonal, [&](std::int64_t group) {
+        const std::int64_t begin = group * kLanes;
         const int lanes = num - begin < kLanes ? static_cast<int>(num - begin) : kLanes;
-        Group t = {nullptr, nullptr, nullptr, 1};
-        for (int k = 0; k < lanes; ++k) t.n = steps[order[begin + k]] > t.n ? steps[order[begin + k]] : t.n;
-        const std::int64_t size = t.n * kLanes;
-        const auto bytes = static_cast<std::size_t>(3 * size) * sizeof(double);
-        t.d = static_cast<double*>(std::aligned_alloc(64, bytes));
-        std::int64_t outcome = kTridiagonalNoMemory;
-        if (t.d != nullptr) {
-            std::memset(t.d, 0, bytes);
-            t.e = t.d + size;
-            t.z = t.e + size;
-            int exponents[kLanes];
-            for (int k = 0; k < lanes; ++k) {
-                const std::int64_t row = order[begin + k];
-                exponents[k] = exponent_of(alphas + row * m, betas + row * (m - 1), steps[row]);
-                load_lane(t, k, alphas + row * m, betas + row * (m - 1), steps[row], exponents[k]);
-            }
-            outcome = diagonalise(t) ? kTridiagonalDone : order[begin];
-            for (int k = 0; k < lanes && outcome == kTridiagonalDone; ++k) {
-                const std::int64_t row = order[begin + k];
-                store_lane(t, k, steps[row], m, exponents[k], nodes + row * m, weights + row * m);
-            }
-        }
-        std::free(t.d);
-        if (outcome != kTridiagonalDone) {
-#pragma omp atomic write
-            status = outcome;
-        }
-    }
+        const std::int64_t outcome =
+            quadrature_of_group(alphas, betas, steps, order + begin, lanes, m, nodes, weights);
+        if (outcome != kTridiagonalDone) __atomic_store_n(&status, outcome, __ATOMIC_RELAXED);
+    });
     return status;
 }
 

@@ -78,15 +78,14 @@ void backward_block(const AttentionProblem& p, const Plan& plan, const Block& b,
 
 template <class T>
 bool backward(const AttentionProblem& p, const AttentionGradients& g) {
-    const Plan plan(p);
+    const Plan plan(p, grain::kAttentionBackward);
     const Memory<T> memory(plan, BackwardWorkspace<T>(p, plan, g, nullptr).arena.used,
                            KeySums<T>::elements(p, plan, g.grad_key, g.grad_value));
     if (memory.threads == nullptr) return false;
-#pragma omp parallel num_threads(plan.threads)
-    {
-        BackwardWorkspace<T> w(p, plan, g, memory.threads + omp_get_thread_num() * memory.per_thread);
-#pragma omp for schedule(dynamic, 1)
-        for (Index task = 0; task < plan.tasks(); ++task) {
+    Queue queue(plan.tasks());
+    deal(plan.threads, [&](int number) {
+        BackwardWorkspace<T> w(p, plan, g, memory.threads + number * memory.per_thread);
+        for (Index task; queue.take(task);) {
             const Index pair = task / plan.splits, batch = pair / p.key_heads, head = pair % p.key_heads;
             const KeySums<T> sums =
                 KeySums<T>::of_task(p, plan, g.grad_key, g.grad_value, memory, task, w.sums);
@@ -99,8 +98,8 @@ bool backward(const AttentionProblem& p, const AttentionGradients& g) {
             }
             if (plan.splits == 1) sums.write(p, plan, pair, g.grad_key, g.grad_value);
         }
-        KeySums<T>::reduce(p, plan, g.grad_key, g.grad_value, memory);
-    }
+    });
+    KeySums<T>::reduce(p, plan, g.grad_key, g.grad_value, memory);
     return true;
 }
 

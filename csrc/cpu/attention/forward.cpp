@@ -87,14 +87,13 @@ void forward_block(const AttentionProblem& p, const Plan& plan, const Block& b, 
 
 template <class T>
 bool forward(const AttentionProblem& p, const AttentionTensor& out) {
-    const Plan plan(p);
+    const Plan plan(p, grain::kAttentionForward);
     const Memory<T> memory(plan, ForwardWorkspace<T>(p, plan, nullptr).arena.used, 0);
     if (memory.threads == nullptr) return false;
-#pragma omp parallel num_threads(plan.threads)
-    {
-        ForwardWorkspace<T> w(p, plan, memory.threads + omp_get_thread_num() * memory.per_thread);
-#pragma omp for schedule(dynamic, 1)
-        for (Index task = 0; task < plan.tasks(); ++task) {
+    Queue queue(plan.tasks());
+    deal(plan.threads, [&](int number) {
+        ForwardWorkspace<T> w(p, plan, memory.threads + number * memory.per_thread);
+        for (Index task; queue.take(task);) {
             const Index pair = task / plan.splits, batch = pair / p.key_heads, head = pair % p.key_heads;
             pack_rows(head_view(p, p.key, p.type, batch, head), 0, p.keys, p.width, w.key, plan.width);
             pack_rows(head_view(p, p.value, p.type, batch, head), 0, p.keys, p.value_width, w.value,
@@ -103,7 +102,7 @@ bool forward(const AttentionProblem& p, const AttentionTensor& out) {
                 forward_block(p, plan, block_of<T>(p, plan, pair, at), out, w);
             }
         }
-    }
+    });
     return true;
 }
 

@@ -63,19 +63,19 @@ struct KeySums {
         }
     }
 
-    // Called by every thread of the team, after the loop over tasks.
+    // Adds the shares of split heads, after all tasks.
     static void reduce(const AttentionProblem& p, const Plan& plan, const AttentionTensor& to_key,
                        const AttentionTensor& to_value, const Memory<T>& memory) {
         if (plan.splits == 1) return;
-#pragma omp for schedule(static)
-        for (Index pair = 0; pair < plan.heads; ++pair) {
+        const auto elements = static_cast<double>(memory.per_task * plan.tasks());
+        parallel_for(plan.heads, elements, grain::kAttentionSums, [&](Index pair) {
             const Index first = pair * plan.splits;
             const KeySums total = of_task(p, plan, to_key, to_value, memory, first, KeySums());
             for (Index split = 1; split < plan.splits; ++split) {
                 total.add(p, plan, of_task(p, plan, to_key, to_value, memory, first + split, KeySums()));
             }
             total.write(p, plan, pair, to_key, to_value);
-        }
+        });
     }
 };
 

@@ -207,15 +207,14 @@ void pack_keys(const AttentionProblem& p, const Plan& plan, Index pair, const At
 
 template <class T>
 bool second(const AttentionProblem& p, const AttentionSecond& s) {
-    const Plan plan(p);
+    const Plan plan(p, grain::kAttentionSecond);
     const Memory<T> memory(plan, SecondWorkspace<T>(p, plan, s, nullptr).arena.used,
                            KeySums<T>::elements(p, plan, s.out_key, s.out_value));
     if (memory.threads == nullptr) return false;
-#pragma omp parallel num_threads(plan.threads)
-    {
-        SecondWorkspace<T> w(p, plan, s, memory.threads + omp_get_thread_num() * memory.per_thread);
-#pragma omp for schedule(dynamic, 1)
-        for (Index task = 0; task < plan.tasks(); ++task) {
+    Queue queue(plan.tasks());
+    deal(plan.threads, [&](int number) {
+        SecondWorkspace<T> w(p, plan, s, memory.threads + number * memory.per_thread);
+        for (Index task; queue.take(task);) {
             const Index pair = task / plan.splits;
             const KeySums<T> sums =
                 KeySums<T>::of_task(p, plan, s.out_key, s.out_value, memory, task, w.sums);
@@ -226,8 +225,8 @@ bool second(const AttentionProblem& p, const AttentionSecond& s) {
             }
             if (plan.splits == 1) sums.write(p, plan, pair, s.out_key, s.out_value);
         }
-        KeySums<T>::reduce(p, plan, s.out_key, s.out_value, memory);
-    }
+    });
+    KeySums<T>::reduce(p, plan, s.out_key, s.out_value, memory);
     return true;
 }
 

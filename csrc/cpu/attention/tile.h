@@ -8,14 +8,14 @@
 // memory linear in the keys.
 #pragma once
 
-#include <omp.h>
-
 #include <cstdint>
 #include <cstdlib>
 
 #include "element.h"
 #include "gemm.h"
+#include "grains.h"
 #include "hvp/attention.h"
+#include "parallel.h"
 #include "simd_math.h"
 
 namespace hvp {
@@ -31,8 +31,6 @@ constexpr Index kMinTasks =
 constexpr Index kMinBlocks = 4;  // query blocks of a share: each task packs its keys and values again
 constexpr Index kAhead = 8;      // rows prefetched ahead while packing
 constexpr Index kAlign = 16;     // packed rows are padded to this many elements
-constexpr double kParallelWork =
-    1e6;  // multiplications below which starting threads costs more than it gains
 
 inline Index smaller(Index a, Index b) { return a < b ? a : b; }
 inline Index larger(Index a, Index b) { return a > b ? a : b; }
@@ -136,7 +134,7 @@ void fill_zero(T* to, Index n) {
     for (Index i = 0; i < n; ++i) to[i] = T(0);
 }
 
-// Sizes and the division of work, functions of the problem alone.
+// Sizes and the division of work. Only how many threads do it depends on more than the problem.
 struct Plan {
     Index width, value_width;  // padded
     Index group;               // query heads per key head
@@ -145,7 +143,7 @@ struct Plan {
     Index splits;              // tasks per pair
     int threads;
 
-    explicit Plan(const AttentionProblem& p) {
+    Plan(const AttentionProblem& p, double grain) {
         width = round_up(p.width, kAlign);
         value_width = round_up(p.value_width, kAlign);
         group = p.heads / p.key_heads;
@@ -155,7 +153,7 @@ struct Plan {
         splits = larger(1, smaller(blocks * group / kMinBlocks, (kMinTasks + heads - 1) / larger(heads, 1)));
         const double work = static_cast<double>(heads) * static_cast<double>(group * p.queries) *
                             static_cast<double>(p.keys) * static_cast<double>(p.width + p.value_width);
-        threads = work < kParallelWork ? 1 : static_cast<int>(smaller(omp_get_max_threads(), tasks()));
+        threads = shares_of(tasks(), p.causal ? work / 2 : work, grain);
     }
     Index tasks() const { return heads * splits; }
 };
