@@ -1,9 +1,9 @@
-"""How long a grain of each native kernel takes, and what more threads gain beyond it: the constants of csrc/cpu/grains.h.
+"""How long a grain of each native kernel (csrc/cpu/grains.h) takes, and what more threads gain beyond it.
 
     python benchmarks/grain_sizes.py --rounds 15
 
-Run it on a quiet machine with AVX-512. A grain should take about 25 microseconds on one thread: ``proposed`` is what would.
-Work of two grains is the least that is shared out; where more threads lose there (below 1), the grain is too small.
+Run it on a quiet machine with AVX-512. A grain should take about 25 microseconds on one thread: ``proposed`` is one
+that would. Work of two grains is the least that is shared; where more threads lose there (below 1), it is too small.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ REPEATS = 20  # calls that are timed at once
 
 @dataclass
 class Job:
-    """What does some work, how much it is in the unit of its grain, and the tensors that it writes but does not return."""
+    """What does some work, how much it is in the unit of its grain, and tensors that it writes but does not return."""
 
     run: Callable[[], Any]
     work: float
@@ -92,13 +92,11 @@ def cross_entropy(work: int) -> Job:
     loss, scale, statistics = torch.empty(rows), torch.ones(rows), torch.empty(rows, 2)
     described = CrossEntropyRows(logits, torch.zeros(rows, dtype=torch.int64), None, rows, -100, 0.0)
     cross_entropy_forward(described, statistics, loss)
-    return Job(
-        partial(cross_entropy_hvp, described, statistics, scale, tangent, product, None), rows * 256, [product]
-    )
+    return Job(partial(cross_entropy_hvp, described, statistics, scale, tangent, product, None), rows * 256, [product])
 
 
 def embedding(work: int) -> Job:
-    """Sums of rows of 64, as many tokens as rows of the table; the sort is PyTorch's, and sorted already."""
+    """Rows of 64 summed for as many tokens as the table has rows; the sort is PyTorch's, of what is sorted already."""
     rows = max(work // 128, 64)
     grad, tokens = torch.randn(rows, 64), torch.arange(rows)
     return Job(partial(sum_rows, grad, tokens, rows), 128 * rows)

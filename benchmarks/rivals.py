@@ -52,8 +52,8 @@ class Task:
         return F.cross_entropy(self.model(self.inputs), self.targets)
 
     def vectors(self, count: int) -> Tensor:
-        """Draw unit vectors (count, numel), the same for everybody."""
-        drawn = torch.randn(count, self.numel, generator=torch.Generator().manual_seed(1))
+        """Draw unit vectors (count, numel), the first ones the same however many there are."""
+        drawn = torch.stack([torch.randn(self.numel, generator=torch.Generator().manual_seed(n)) for n in range(count)])
         return drawn / drawn.norm(dim=1, keepdim=True)
 
     def split(self, flat: Tensor) -> list[Tensor]:
@@ -128,7 +128,7 @@ def pyhessian(task: Task) -> Product:
 
 
 def eigenthings_operator(task: Task) -> Any:
-    """The matrix of hessian-eigenthings: a forward and two backwards per product."""
+    """Build the matrix of hessian-eigenthings: a forward and two backwards per product."""
     package = importlib.import_module("hessian_eigenthings")
 
     def loss(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
@@ -144,7 +144,7 @@ def eigenthings(task: Task) -> Product:
 
 
 def curvlinops_operator(task: Task) -> Any:
-    """The matrix of curvlinops: forward over reverse with torch.func."""
+    """Build the matrix of curvlinops: forward over reverse with torch.func."""
     package = importlib.import_module("curvlinops")
     data = [(task.inputs, task.targets)]
     return package.HessianLinearOperator(

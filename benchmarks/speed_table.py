@@ -20,13 +20,13 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-from jobs import gpt_job  # noqa: E402
-from results import FOLDER, machine  # noqa: E402
-from speed.busy import busy  # noqa: E402
-from speed.networks import NETWORKS, TINY  # noqa: E402
-from speed.products import rows_of_products  # noqa: E402
-from speed.sweeps import has_bf16, head_in_bf16, long_job, sweep  # noqa: E402
-from speed.table import Row, joined, markdown  # noqa: E402
+from jobs import gpt_job
+from results import FOLDER, machine
+from speed.busy import busy
+from speed.networks import NETWORKS, TINY
+from speed.products import rows_of_products
+from speed.sweeps import has_bf16, head_in_bf16, long_job, sweep
+from speed.table import Row, joined, markdown
 
 THREADS = 2
 ROWS = ("product", "first", "sweep", "medium", "bf16", "head")

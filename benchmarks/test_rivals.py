@@ -2,7 +2,7 @@
 
 Run with `pytest -s benchmarks/test_rivals.py`; ratios are of medians timed alternately, kept in `extra_info`.
 Products are timed in series, as Lanczos takes them: whoever keeps a gradient graph between products may do so. The
-ratio with an operator of ours built anew for each product is kept beside. `speed_table.py` has products on more networks.
+ratio with an operator of ours built anew for each product is kept beside. `speed_table.py` has more networks.
 """
 
 from __future__ import annotations
@@ -142,7 +142,7 @@ def test_pyhessian(benchmark: Any, monkeypatch: pytest.MonkeyPatch, task: rivals
 
 @KINDS
 def test_cola(benchmark: Any, task: rivals.Task, kind: str) -> None:
-    """It has no SLQ of a density; its Lanczos and an eigendecomposition of its tridiagonal matrices are the same work."""
+    """It has no SLQ of a density; its Lanczos and eigenvalues of its tridiagonal matrices are the same work."""
     pytest.importorskip("cola")
     decompositions = pytest.importorskip("cola.linalg.decompositions.lanczos")
     operator = rivals.cola_operator(task)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -31,7 +32,7 @@ class Network:
 def _mlp(samples: int, *widths: int) -> Task:
     torch.manual_seed(0)
     layers: list[nn.Module] = []
-    for before, after in zip(widths, widths[1:], strict=False):
+    for before, after in pairwise(widths):
         layers += [nn.Linear(before, after), nn.GELU()]
     model = nn.Sequential(*layers[:-1])
     return Task(model, torch.randn(samples, widths[0]), torch.randint(0, widths[-1], (samples,)))

@@ -82,12 +82,14 @@ def long_job(size: str, precision: Any, rounds: int) -> Iterator[Row]:
     medians = alternate(methods, rounds, warm_up=False)
     note = f"head curvature {engine.head_curvature}, formed in {forming:.1f} s; a sweep takes {medians['ours']:.2f} s"
     ours, theirs = forming + STEPS * medians["ours"], STEPS * medians["paper"]
-    yield Row(name, f"with head curvature, {STEPS} steps", ours, theirs, "the paper's way in fp32", with_head, {}, [note])
+    yield Row(
+        name, f"with head curvature, {STEPS} steps", ours, theirs, "the paper's way in fp32", with_head, {}, [note]
+    )
 
 
 def _plain_loss(model: nn.Module, tokens: Tensor) -> Tensor:
-    logits = model(tokens)[:, :-1]
-    return F.cross_entropy(logits.reshape(-1, logits.shape[-1]), tokens[:, 1:].reshape(-1))
+    logits = model(tokens[:, :-1])
+    return F.cross_entropy(logits.view(-1, logits.shape[-1]), tokens[:, 1:].reshape(-1))
 
 
 def head_in_bf16(job: Job) -> str:
