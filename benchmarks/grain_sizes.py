@@ -152,9 +152,9 @@ def second(work: int) -> Job:
 
 
 def reorthogonalization(work: int) -> Job:
-    """Streams of 8,192 numbers against 8 rows: three reads of these, two of the vector."""
-    size, rows = 8192, 8
-    streams = max(work // (size * (3 * rows + 2)), 2)
+    """Streams of 2,048 numbers against 8 rows: three reads of these, two of the vector."""
+    size, rows = 2048, 8
+    streams = max(work // (size * (3 * rows + 2)), 1)
     bases = [torch.linalg.qr(torch.randn(size, rows))[0].T.contiguous() for _ in range(streams)]
     vectors = list(torch.randn(streams, size))
     return Job(partial(reorthogonalize, bases, vectors, [rows] * streams), streams * size * (3 * rows + 2), vectors)

@@ -12,20 +12,20 @@ constexpr double kNormalizeSums = 131072;  // of partial rows, which are only ad
 constexpr double kSoftmax = 32768;
 constexpr double kCrossEntropy = 32768;
 
-constexpr double kEmbedding = 65536;   // elements of the gradients and of the table
-constexpr double kPairs = 65536;       // products of pairs, entries of covariances
-constexpr double kMatvec = 131072;     // entries of packed matrices, each with each vector
-constexpr double kTridiagonal = 2500;  // squared sizes of groups of matrices
+constexpr double kEmbedding = 65536;  // elements of the gradients and of the table
+constexpr double kPairs = 65536;      // products of pairs, entries of covariances
+constexpr double kMatvec = 65536;     // entries of packed matrices, each with each vector
+constexpr double kTridiagonal = 320;  // squared sizes of groups of matrices
 
 // Multiplications of the two products of the forward pass; the others have more products.
 constexpr double kAttentionForward = 5e5;
 constexpr double kAttentionBackward = 2e5;
-constexpr double kAttentionSecond = 8e4;
+constexpr double kAttentionSecond = 1e5;
 constexpr double kAttentionSums = 65536;  // elements of partial sums
 
-constexpr double kReorthogonalize = 262144;     // elements of the basis, each as often as it is read
+constexpr double kReorthogonalize = 131072;     // elements of the basis, each as often as it is read
 constexpr double kReorthogonalizeSums = 32768;  // partial dots
-constexpr double kFingerprint = 8 << 20;        // bytes
+constexpr double kFingerprint = 4 << 20;        // bytes
 constexpr double kRead = 262144;                // floats
 
 }  // namespace grain
