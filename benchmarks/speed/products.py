@@ -24,7 +24,7 @@ from .table import Row, Target
 OURS = "hvp_engine"
 TOLERANCE = 1e-4
 VECTORS = 16
-BLOCK = 0.05  # seconds that are timed at once: calls of microseconds are repeated
+BLOCK = 0.2  # seconds that are timed at once: many turns of the scheduler where others compute too
 WARM_UP = 0.5  # seconds, or five calls
 
 
