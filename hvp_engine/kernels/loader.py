@@ -3,21 +3,35 @@
 from __future__ import annotations
 
 import importlib
+import threading
 import warnings
 from types import ModuleType
 from typing import TYPE_CHECKING
 
 # Before the extension: torch brings its own libgomp, and the extension then binds to that same copy, so that
 # torch.set_num_threads governs both.
-import torch  # noqa: F401
+import torch
 
 from hvp_engine.errors import BackendError
 
-__all__ = ["ABI_VERSION", "cuda_missing_reason", "missing_reason", "native", "warn_if_missing"]
+__all__ = ["ABI_VERSION", "cuda_missing_reason", "missing_reason", "native", "take_thread_count", "warn_if_missing"]
 
 ABI_VERSION = 6  # must equal kAbiVersion in csrc/bindings/module.cpp
 
 _warned = False
+
+
+class _Thread(threading.local):
+    """What is known of a thread.
+
+    Attributes:
+        counted: Whether OpenMP knows how many threads PyTorch works with there.
+    """
+
+    counted = False
+
+
+_thread = _Thread()
 
 
 def _load() -> tuple[ModuleType | None, str | None]:
@@ -70,3 +84,10 @@ def warn_if_missing() -> None:
         RuntimeWarning,
         stacklevel=3,
     )
+
+
+def take_thread_count() -> None:
+    """Have `torch.set_num_threads` hold in this thread too: PyTorch tells OpenMP when it is first asked there."""
+    if not _thread.counted:
+        torch.get_num_threads()
+        _thread.counted = True

@@ -307,6 +307,7 @@ def _wished(wish: str, device: torch.device) -> Backend:
 
 def _module(family: str, device: torch.device, wish: str) -> ModuleType | None:
     """Return the module of a family that serves a device, None where the PyTorch references do; chosen once."""
+    loader.take_thread_count()
     try:
         return _choices[family, device, wish]
     except KeyError:

@@ -3,6 +3,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import threading
 import types
 import warnings
 
@@ -11,6 +12,7 @@ import torch
 
 from hvp_engine.errors import BackendError
 from hvp_engine.kernels import loader
+from hvp_engine.kernels.softmax import softmax_forward
 
 
 def run_python(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -43,6 +45,25 @@ def test_torch_thread_setting_governs_the_extension():
             assert loader.native.num_threads() == threads
     finally:
         torch.set_num_threads(before)
+
+
+def test_torch_thread_setting_governs_kernels_in_threads_that_pytorch_has_not_met():
+    before, counts = torch.get_num_threads(), []
+
+    def kernel():
+        x = torch.empty(2, 3)
+        softmax_forward(x, torch.empty_like(x))
+        counts.append(loader.native.num_threads())
+
+    try:
+        for threads in (1, 3):
+            torch.set_num_threads(threads)
+            thread = threading.Thread(target=kernel)
+            thread.start()
+            thread.join()
+    finally:
+        torch.set_num_threads(before)
+    assert counts == [1, 3]
 
 
 def test_the_instruction_set_can_be_lowered():
