@@ -10,6 +10,8 @@ import pytest
 import torch
 from device_process import on_device
 
+from hvp_engine.experiments.models.gpt import GPTConfig
+
 pytestmark = pytest.mark.usefixtures("emulated_device")
 
 CUDA = torch.device("cuda", 0)
@@ -67,3 +69,17 @@ def test_reorthogonalisation_is_measured_by_every_backend():
         f"reorthogonalize, {basis} basis, {backend}" for basis in ("fp32", "bf16") for backend in ("triton", "cuda")
     ]
     assert 0 < lanczos_bandwidth._columns(CUDA) <= 4_000_000
+
+
+@on_device
+def test_products_are_measured_beside_those_of_others():
+    import jobs
+    from stages import gpt2_bf16
+    from validation.compare import using
+
+    tiny = GPTConfig(vocabulary=31, context=8, layers=1, heads=2, width=16), 2
+    with using("cuda"), patch.dict(jobs.SIZES, tiny=tiny):
+        said = {row["what"] for row in rows_of(gpt2_bf16)}
+    for block in ("0.wq", "full", "wte", "0.c_proj"):
+        assert {f"product, {block}, bf16", f"expert, product, {block}, bf16", f"rate, {block}, bf16"} <= said
+    assert {"profile, 0.wq, gemm", "published way, graph and 0.wq, bf16"} <= said
