@@ -29,9 +29,10 @@ def run(emit: Emit, device: torch.device, small: bool) -> None:
     engine = Engine(job, blocks, "bf16")
     emit(what="operator, bf16", s=engine.seconds, **engine.facts())
     taken = measure(emit, clock, engine, seconds_of_one=3.0)
-    first = next(iter(blocks))
-    with tried(emit, f"profile, {first}"):
-        _profile(emit, engine, first, taken)
+    first, *_, last = blocks
+    for name in (first, last):
+        with tried(emit, f"profile, {name}"):
+            _profile(emit, engine, name, taken)
     del engine
     free()
     with tried(emit, "expert, bf16"):

@@ -66,6 +66,7 @@ def test_products_of_gpt2_are_timed_block_by_block_and_divided_into_families():
     profile = rows["profile, 0.wq"]
     assert positive(profile, "launches", "span_ms", "busy_ms")
     assert 0 <= profile["idle_share"] < 1
+    assert positive(rows["profile, 1.c_proj"], "launches", "busy_ms")
     for family in ("attention", "gemm", "head", "norm", "gelu"):
         assert positive(rows[f"profile, 0.wq, {family}"], "ms", "launches", "share")
 
