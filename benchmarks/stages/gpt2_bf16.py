@@ -6,7 +6,7 @@ from functools import partial
 
 import torch
 from baselines.paper import PaperHessian
-from jobs import SIZES, Job
+from jobs import Job
 from timing import alternate, peak_gib
 
 from hvp_engine.system.memory import is_out_of_memory
@@ -24,15 +24,15 @@ def run(emit: Emit, device: torch.device, small: bool) -> None:
     """Measure the engine, then profile it, then the others."""
     clock = Clock(SECONDS)
     free()
-    size = "tiny" if small else "gpt2"
-    job = gpt_on(device, size)
+    job = gpt_on(device, "tiny" if small else "gpt2")
     blocks = depths(job.model.config)
     engine = Engine(job, blocks, "bf16")
     emit(what="operator, bf16", s=engine.seconds, **engine.facts())
     taken = measure(emit, clock, engine, seconds_of_one=3.0)
-    first = next(iter(blocks))
-    with tried(emit, f"profile, {first}"):
-        _profile(emit, engine, first, SIZES[size][0].vocabulary, taken)
+    first, *_, last = blocks
+    for name in (first, last):
+        with tried(emit, f"profile, {name}"):
+            _profile(emit, engine, name, taken)
     del engine
     free()
     with tried(emit, "expert, bf16"):
@@ -44,7 +44,7 @@ def run(emit: Emit, device: torch.device, small: bool) -> None:
         emit_rates(emit, job, blocks, "bf16", taken)
 
 
-def _profile(emit: Emit, engine: Engine, block: str, classes: int, taken: dict[str, float]) -> None:
+def _profile(emit: Emit, engine: Engine, block: str, taken: dict[str, float]) -> None:
     """Emit how a product divides into families of kernels, and how long the device waits for the host."""
     vectors = engine.vectors(block)
     engine.operator.sweep(vectors)
@@ -57,7 +57,7 @@ def _profile(emit: Emit, engine: Engine, block: str, classes: int, taken: dict[s
         idle_share=1 - found.busy_us / found.span_us,  # the profiler slows the host down
         idle_share_without=1 - found.busy_us / (1e6 * taken[block]) if block in taken else 0.0,
     )
-    for name, (us, launches) in by_family(found.ran, classes).items():
+    for name, (us, launches) in by_family(found.ran, engine.job.model.config.vocabulary).items():
         emit(what=f"profile, {block}, {name}", ms=us / 1e3, launches=launches, share=us / found.busy_us)
 
 

@@ -84,43 +84,48 @@ def neighbours(tile: Tiling) -> list[Tiling]:
     return [tile._replace(queries=q, keys=k, warps=w, stages=s) for q, k, w, s in found if min(q, k) >= _LEAST]
 
 
-def try_tilings(emit: Emit, timer: Timer, clock: Clock, case: Case, precision: str) -> None:
-    """Emit the time of each kernel of the second backward pass with tilings near the one that it has."""
-    from .attention import relative
-
-    second = case.passes["second"]
-    wanted, names, own = second(), list(launches(second)), dict[str, Tiling]()
+def tilings_of(call: Callable[[], object]) -> dict[str, Tiling]:
+    """Return the tilings of the kernels that a call launches."""
+    own: dict[str, Tiling] = {}
 
     def look(name: str, tile: Tiling) -> Tiling:
         own[name] = tile
         return tile
 
     with tiled(look):
-        second()
-    order = ("attention_keys", "attention_queries")
-    for name in sorted((n for n in names if n in own), key=lambda n: order.index(n) if n in order else len(order)):
-        for tile in neighbours(own[name]):
-            if not clock.has(_VARIANT_SECONDS):
-                return
-            what = f"tiling of {name}, {precision}"
-            with tried(emit, what, **_facts(tile)), tiled(_only(name, tile)):
-                found: list[Tensor] = []
-                again = launches(lambda found=found: found.extend(second()))[name]
-                emit(what=what, ms=timer.ms(again), difference=relative(found, wanted), **_facts(tile))
+        launched = launches(call)
+    return {name: own[name] for name in launched if name in own}
+
+
+def try_tilings(emit: Emit, timer: Timer, clock: Clock, case: Case, precision: str) -> None:
+    """Emit the time of each kernel of two passes with tilings near the one that it has."""
+    from .attention import relative
+
+    for which in ("second", "forward"):
+        call = case.passes[which]
+        wanted = call()
+        for name, own in tilings_of(call).items():
+            for tile in neighbours(own):
+                if not clock.has(_VARIANT_SECONDS):
+                    return
+                what = f"tiling of {name}, {precision}"
+                with tried(emit, what, **_facts(tile)), tiled(_only(name, tile)):
+                    found: list[Tensor] = []
+                    again = launches(lambda call=call, found=found: found.extend(call()))[name]
+                    emit(what=what, ms=timer.ms(again), difference=relative(found, wanted), **_facts(tile))
 
 
 def try_arithmetic(emit: Emit, timer: Timer, clock: Clock, case: Case) -> None:
-    """Emit the times of the passes with float32 multiplied as three products of TF32."""
+    """Emit the times of the passes that multiply tiles of float32 with three products of TF32 for each."""
     from .attention import relative
 
-    for name in ("second", "backward", "forward"):
-        if not clock.has(_VARIANT_SECONDS):
-            return
+    for name, call in case.passes.items():
+        if not clock.has(_VARIANT_SECONDS) or not tilings_of(call):
+            continue
         what = f"{name}, fp32 by tf32x3"
-        wanted = case.passes[name]()
+        wanted = call()
         with tried(emit, what), tiled(lambda _, tile: tile._replace(precision="tf32x3")):
-            difference = relative(case.passes[name](), wanted)
-            emit(what=what, ms=timer.ms(case.passes[name]), difference=difference)
+            emit(what=what, ms=timer.ms(call), difference=relative(call(), wanted))
 
 
 def _facts(tile: Tiling) -> dict[str, int]:

@@ -17,6 +17,7 @@ from hvp_engine.krylov.lanczos import BatchedLanczos
 from hvp_engine.krylov.probes import probe
 from hvp_engine.krylov.registry import Storage
 from hvp_engine.krylov.settings import LanczosSettings
+from hvp_engine.problem.precision import Precision, product_dtype, product_mode, working_dtype
 
 from .compare import using, worst
 from .report import Check
@@ -27,30 +28,32 @@ STEPS, PROBES = 6, 2
 _QUADRATURE_ROUNDING = 1e-4
 
 
-def _expert(device: torch.device, dtype: torch.dtype, autocast: bool = False) -> dict[str, Tensor]:
+def _expert(device: torch.device, precision: Precision) -> dict[str, Tensor]:
     """Form products by plain PyTorch: one gradient graph and one second backward per block."""
+    dtype = working_dtype(precision)
     job = gpt_job("tiny", device, dtype)
-    context = torch.autocast(device.type, torch.bfloat16) if autocast else nullcontext()
+    context = torch.autocast(device.type, torch.bfloat16) if precision == "bf16" else nullcontext()
 
     def loss(model, batch):
         with context:
             return mean_loss(model, batch)
 
     matrix = BestPracticeHessian(job.model, loss, job.data, job.blocks)
-    return matrix.sweep({name: vector.to(dtype) for name, vector in job.vectors().items()})
+    with product_mode(precision):
+        return matrix.sweep({name: vector.to(dtype) for name, vector in job.vectors().items()})
 
 
-def check_hvp(device: torch.device, backend: str, precisions: tuple[str, ...]) -> Iterator[Check]:
+def check_hvp(device: torch.device, backend: str, precisions: tuple[Precision, ...]) -> Iterator[Check]:
     """`hvp` with every block in each precision; the row is the block nearest to its limit."""
-    exact = _expert(CPU, torch.float64)
+    exact = _expert(CPU, "fp64")
     for precision in precisions:
-        dtype = torch.float64 if precision == "fp64" else torch.float32
         job = gpt_job("tiny", device)
-        plain = _expert(device, dtype, autocast=precision == "bf16")
+        plain = _expert(device, precision)
         vectors = {name: vector[None] for name, vector in job.vectors().items()}
         with using(backend):
             found = he.hvp(job.model, he.losses.causal_lm, vectors, job.patterns, data=job.data, precision=precision)
-        working = torch.bfloat16 if precision == "bf16" else dtype
+        # Factors in TF32 have as many digits as float16.
+        working = torch.float16 if precision == "tf32" else product_dtype(precision)
         parts = [(found[name][0], plain[name], exact[name]) for name in exact]
         yield Check(f"{backend} hvp, {precision}", *worst(parts, working), note=f"{len(parts)} blocks")
 
