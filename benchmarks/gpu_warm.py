@@ -47,8 +47,10 @@ def follow(module: str, architecture: int, small: bool) -> tuple[list[Launch], l
 
     shapes_only.install(shapes_only.CARDS[architecture], DEVICES)
     import torch
+    import unmeasured
     from compile_only import recorded
 
+    unmeasured.call_once()
     rows: list[dict[str, Any]] = []
     error = ""
     with recorded(architecture) as launches:
