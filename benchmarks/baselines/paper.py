@@ -36,7 +36,7 @@ class PaperHessian:
             gradients = dict(zip(self.parameters, torch.autograd.grad(loss, leaves, create_graph=True), strict=True))
             for name, vector in vectors.items():
                 target = self.blocks[name]
-                direction = vector.to(self.parameters[target].dtype).view_as(self.parameters[target])
+                direction = vector.to(self.parameters[target]).view_as(self.parameters[target])
                 inner = (gradients[target] * direction).sum()
                 products = torch.autograd.grad(inner, leaves, retain_graph=True, allow_unused=True)
                 mine = dict(zip(self.parameters, products, strict=True))[target]

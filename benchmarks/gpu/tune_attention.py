@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import math
 import multiprocessing
 import os
 import statistics
@@ -46,6 +47,8 @@ Table = dict[str, Tiling | None]  # by kernel; None leaves it out
 GROUPS, GROUP_MS = 3, 8.0  # timings of a call: so many groups of as many calls as take about this long
 JOINT = "attention_joint"
 PASSES = ("forward", "backward", "second")
+DEVICE = "cuda"
+WRONG = 0.1  # a relative error that is no rounding
 RESULTS = ("out_query", "out_key", "out_value", "out_grad_out")
 
 
@@ -55,6 +58,7 @@ class Operands:
 
     case: Case
     device: str
+    filled: bool
     x: AttentionInputs = field(init=False)
     grad_out: Tensor = field(init=False)
     tangents: list[Tensor] = field(init=False)
@@ -70,7 +74,7 @@ class Operands:
     def _tensor(self, *, fill: bool) -> Tensor:
         case = self.case
         shape = (case.batch, case.length, case.heads, case.width)
-        if fill and self.device != "cpu":
+        if fill and self.filled:
             return torch.randn(shape, device=self.device).to(case.dtype).transpose(1, 2)
         return torch.empty(shape, device=self.device, dtype=case.dtype).transpose(1, 2)
 
@@ -138,7 +142,7 @@ def compile_variants(case: Case, name: str, table: Table, only: str | None, capa
         patch.object(torch.cuda, "device_of", lambda _: contextlib.nullcontext()),
     ):
         try:
-            Operands(case, "cpu").run(name)
+            Operands(case, "cpu", filled=False).run(name)
         except Exception as error:  # Triton's passes raise errors of many types
             return {"error": f"{type(error).__name__}: {str(error)[:300]}"}
     return {"compile_s": round(time.perf_counter() - began, 2)}
@@ -156,9 +160,7 @@ class Tuner:
                 self.jobs[case, name, None] = pool.submit(compile_variants, case, name, {}, None, capability)
             for name in kernel_names(case):
                 for tile in candidates(case, name):
-                    job = pool.submit(
-                        compile_variants, case, _pass_of(name), _only(name, tile), name, capability
-                    )
+                    job = pool.submit(compile_variants, case, _pass_of(name), _only(name, tile), name, capability)
                     self.jobs[case, name, tile] = job
 
     def write(self, **row: Any) -> None:
@@ -176,7 +178,7 @@ class Tuner:
     def tune(self, case: Case) -> None:
         """Measure everything about one case."""
         about = {"mode": case.mode, "heads": case.heads, "width": case.width}
-        operands = Operands(case, "cuda")
+        operands = Operands(case, DEVICE, filled=True)
         exact = exact_results(operands)
         self.plain(case, operands, exact, about)
         for name in PASSES:
@@ -188,7 +190,8 @@ class Tuner:
         for name in kernel_names(case):
             rows = [self.time_kernel(operands, exact, name, tile, about) for tile in candidates(case, name)]
             usual = self.time_kernel(operands, exact, name, None, about)
-            found = [(row["ms"], tile) for row, tile in zip(rows, candidates(case, name), strict=True) if "ms" in row]
+            pairs = zip(rows, candidates(case, name), strict=True)
+            found = [(row["ms"], tile) for row, tile in pairs if "ms" in row and max(row["errors"]) < WRONG]
             quickest = min(found, key=lambda pair: pair[0], default=None)
             if quickest is not None and quickest[0] < usual.get("ms", float("inf")):
                 best[name] = quickest[1]
@@ -220,9 +223,7 @@ class Tuner:
         with tiled(operands.case, table):
             self._time_pass(operands, exact, name, row)
 
-    def _time_pass(
-        self, operands: Operands, exact: dict[str, list[Tensor]], name: str, row: dict[str, Any]
-    ) -> None:
+    def _time_pass(self, operands: Operands, exact: dict[str, list[Tensor]], name: str, row: dict[str, Any]) -> None:
         with _failures(row):
             row["ms"] = milliseconds(lambda: operands.run(name))
             row["errors"] = errors(operands.results[name], exact[name])
@@ -251,9 +252,7 @@ class Tuner:
         self.write(**row)
         return row
 
-    def plain(
-        self, case: Case, operands: Operands, exact: dict[str, list[Tensor]], about: dict[str, Any]
-    ) -> None:
+    def plain(self, case: Case, operands: Operands, exact: dict[str, list[Tensor]], about: dict[str, Any]) -> None:
         """Write the times of PyTorch's own attention in the dtype of the case."""
         for path, function in _plain_functions(case).items():
             row: dict[str, Any] = {"kind": "plain", "path": path, **about}
@@ -338,8 +337,9 @@ def _elapsed(call: Callable[[], object], count: int) -> float:
 
 
 def errors(results: list[Tensor], exact: list[Tensor]) -> list[float]:
-    """Return the relative errors of results; NaN does not hide."""
-    return [float(f"{((a.double() - b).norm() / b.norm()).item():.3g}") for a, b in zip(results, exact, strict=True)]
+    """Return the relative errors of results, infinite where it is no number."""
+    found = (((a.double() - b).norm() / b.norm()).item() for a, b in zip(results, exact, strict=True))
+    return [float(f"{e:.3g}") if math.isfinite(e) else math.inf for e in found]
 
 
 def exact_results(operands: Operands) -> dict[str, list[Tensor]]:
@@ -418,8 +418,10 @@ def main() -> None:
         tuner.write(kind="end", why="time is up")
     else:
         tuner.write(kind="end", why="done")
-    for worker in list(pool._processes.values()):
-        worker.kill()
+    processes = list(pool._processes.values())
+    pool.shutdown(wait=False, cancel_futures=True)
+    for process in processes:
+        process.kill()
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from hvp_engine.kernels.registry import implementation
 from hvp_engine.ops.attention import attention_ref
 from hvp_engine.problem.precision import Precision, product_mode
 
-from .clock import Clock, tried
+from .clock import Clock, free, tried
 from .measuring import Timer
 from .runner import Emit
 
@@ -69,6 +69,7 @@ class Case:
 
 def run(emit: Emit, device: torch.device, small: bool) -> None:
     """Measure the passes in every precision, then what the tilings of the kernels might be."""
+    free()
     clock, timer = Clock(SECONDS), Timer(device, small)
     shape = _SMALL if small else SHAPE
     for precision, dtype in _PRECISIONS.items():

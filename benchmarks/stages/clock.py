@@ -24,7 +24,11 @@ class Clock:
 
     def has(self, seconds: float) -> bool:
         """Say whether so many seconds are left."""
-        return time.monotonic() + seconds <= self._end
+        return seconds <= self.left()
+
+    def left(self) -> float:
+        """Return the seconds that are left."""
+        return self._end - time.monotonic()
 
 
 @contextlib.contextmanager

@@ -142,13 +142,15 @@ def _measure_graph(emit: Emit, engine: Engine, block: str, taken: dict[str, floa
     emit(what=f"gradient graph, {engine.precision}", ms=ms, peak_gib=peak_gib(anew, engine.device))
 
 
-def emit_rates(emit: Emit, engine: Engine, taken: dict[str, float]) -> None:
+def emit_rates(
+    emit: Emit, job: Job, blocks: dict[str, list[str]], precision: Precision, taken: dict[str, float]
+) -> None:
     """Emit the rates of products whose seconds are known, by the planner's count of their operations."""
-    with tried(emit, f"rates, {engine.precision}"):
-        counted = flop(engine.job, {name: engine.blocks[name] for name in taken}, engine.precision)
+    with tried(emit, f"rates, {precision}"):
+        counted = flop(job, {name: blocks[name] for name in taken}, precision)
         for name, seconds in taken.items():
             tflop = 1e-12 * counted[name]
-            emit(what=f"rate, {name}, {engine.precision}", tflop=tflop, tflops=tflop / seconds)
+            emit(what=f"rate, {name}, {precision}", tflop=tflop, tflops=tflop / seconds)
 
 
 def flop(job: Job, blocks: dict[str, list[str]], precision: Precision) -> dict[str, float]:

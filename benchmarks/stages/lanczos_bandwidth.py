@@ -13,7 +13,7 @@ from validation.compare import using
 from hvp_engine.kernels.registry import available_backends
 from hvp_engine.kernels.reorthogonalize import reorthogonalize
 
-from .clock import Clock, tried
+from .clock import Clock, free, tried
 from .runner import Emit
 
 SECONDS = 22.0
@@ -27,6 +27,7 @@ _SMALL = replace(REFERENCE, streams=2, rows=5, columns=4096)
 def run(emit: Emit, device: torch.device, small: bool) -> None:
     """Measure a copy, then each basis by each backend."""
     clock = Clock(SECONDS)
+    free()
     copied = _copy(emit, device, small)
     sizes = _SMALL if small else replace(REFERENCE, columns=_columns(device))
     for name in _BASES:

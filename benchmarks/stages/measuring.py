@@ -21,6 +21,7 @@ class Timer:
 
     def __init__(self, device: torch.device, small: bool) -> None:
         self.device = device
+        self._rounds = 1 if small else _ROUNDS
         self._busy: torch.Tensor | None = None
         if device.type == "cuda":
             size = 16 if small else 8192
@@ -32,8 +33,10 @@ class Timer:
         The device is given other work first, so that the calls wait for it in its queue and not it for the host.
         """
         call()
+        if self._rounds == 1:
+            return self._round(call, 1)
         count = max(1, min(_CALLS, int(_GROUP / max(seconds(call, self.device), 1e-6))))
-        return statistics.median(self._round(call, count) for _ in range(_ROUNDS))
+        return statistics.median(self._round(call, count) for _ in range(self._rounds))
 
     def _round(self, call: Callable[[], object], count: int) -> float:
         if self._busy is None:
@@ -86,20 +89,17 @@ class Profile:
 
 def profile(call: Callable[[], object], device: torch.device) -> Profile:
     """Run a call once under PyTorch's profiler."""
-    on_card = device.type == "cuda"
+    on_card = device.type == "cuda" and ProfilerActivity.CUDA in torch.profiler.supported_activities()
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_card else [])]
     with torch.profiler.profile(activities=activities, record_shapes=True) as found:
         call()
         if on_card:
             torch.cuda.synchronize(device)
-    events = [event for event in found.events() if not event.is_async and not event.is_user_annotation]
-    host = [event for event in events if event.device_type == DeviceType.CPU]
+    events = [event for event in found.events() if not event.is_user_annotation]
+    host = [event for event in events if event.device_type == DeviceType.CPU and not event.is_async]
     ran = list(_kernels(host) if on_card else _operations(host))
-    spans = sorted(
-        (event.time_range.start, event.time_range.end)
-        for event in (host if not on_card else events)
-        if on_card == (event.device_type == DeviceType.CUDA)
-    )
+    there = [event for event in events if event.device_type == DeviceType.CUDA] if on_card else host
+    spans = sorted((event.time_range.start, event.time_range.end) for event in there)
     busy, until = 0.0, spans[0][0] if spans else 0.0
     for start, end in spans:
         busy += max(0.0, end - max(start, until))

@@ -6,7 +6,6 @@ import math
 import sys
 from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -27,7 +26,7 @@ from hvp_engine.kernels import registry
 from hvp_engine.kernels.attention import attention_second, statistics_like
 from hvp_engine.kernels.records import AttentionInputs
 from hvp_engine.kernels.triton import attention_tiling, attention_weights
-from hvp_engine.kernels.triton.attention_tiling import Tiling, tiling
+from hvp_engine.kernels.triton.attention_tiling import Tiling
 from hvp_engine.ops import attention_autograd
 from hvp_engine.ops.attention import attention, attention_ref
 
@@ -51,7 +50,9 @@ def on_triton(request, interpreter, monkeypatch):
     monkeypatch.setattr(attention_tiling, "MATRIX_KEYS", 0 if request.param == "matrices" else 1 << 30)
     monkeypatch.setattr(attention_tiling, "_MATRIX_ROWS", (32,))
     monkeypatch.setattr(attention_weights, "BLOCK", 64)
-    return request.param
+    registry.forget_choices()
+    yield request.param
+    registry.forget_choices()
 
 
 @pytest.fixture
@@ -198,18 +199,3 @@ def test_two_runs_give_the_same_bits():
 def test_float64_goes_to_the_reference():
     x = make_qkv((), 2, 2, 5, 5, 4, 4)
     assert torch.equal(attention(*x), attention_ref(*x))
-
-
-def test_float32_takes_whole_matrices_in_strips_that_fit():
-    assert matrix_strip(torch.bfloat16, 8, 12, 1024, 1024) is None
-    few, many = matrix_strip(F32, 8, 12, 1024, 1024), matrix_strip(F32, 8, 12, 1024, 16384)
-    for strip, keys in ((few, 1024), (many, 16384)):
-        assert 0 < 16 * strip.entries * 12 * strip.rows * keys <= attention_tiling.MATRIX_BYTES
-    assert many.rows < few.rows
-    assert matrix_strip(F32, 1, 64, 1 << 20, 1 << 20) is None
-
-
-def test_tensor_cores_multiply_float32_only_where_torch_lets_them(monkeypatch):
-    assert tiling("attention_queries", F32, 64, masked=False).precision == "ieee"
-    monkeypatch.setattr(torch.backends.cuda, "matmul", SimpleNamespace(fp32_precision="tf32"))
-    assert tiling("attention_queries", F32, 64, masked=False).precision == "tf32"

@@ -80,7 +80,9 @@ class _Entries:
 
     def _strip(self, first: int, last: int) -> None:
         out_query, _, _, out_gradient = self.wanted
-        query, gradient, tangent_query = (_part(t, first, last) for t in (self.query, self.gradient, self.tangent_query))
+        query, gradient, tangent_query = (
+            _part(t, first, last) for t in (self.query, self.gradient, self.tangent_query)
+        )
         assert self.key is not None and query is not None
         seen = min(self.key.shape[1], last) if self.causal else self.key.shape[1]
         key, value, tangent_key, tangent_value = (

@@ -91,6 +91,7 @@ def attention_outputs(
         store_numbers(to, rows, queries, 1 + part, tl.sum(gradient * of_values, 1) * unit)
         store_numbers(to, rows, queries, 2 + part, tl.sum(gradient * of_slopes, 1))
 
+
 def resource_cases() -> list[ResourceCase]:
     """List the variants to compile ahead of time."""
     return attention_variants(attention_outputs)

@@ -20,7 +20,9 @@ def attention_variants(kernel: Any) -> list[ResourceCase]:
     """List a kernel's variants: the second backward by dtype, head size and mask, and the first backward."""
     name = kernel.__name__
     half = [("bf16", 64, None), ("bf16", 128, None), ("fp16", 128, None), ("bf16", 128, "*u8"), ("bf16", 128, "*bf16")]
-    kinds = [(kind, width, mask, tiling(name, _DTYPES[kind], width, masked=mask is not None)) for kind, width, mask in half]
+    kinds = [
+        (kind, width, mask, tiling(name, _DTYPES[kind], width, masked=mask is not None)) for kind, width, mask in half
+    ]
     kinds += [("fp32", 64, None, FLOAT32.get(name)), ("fp32", 128, None, TF32.get(name))]
     kinds.append(("fp32", 128, "*fp32", FLOAT32.get(name)))
     cases = [_variant(kernel, kind, width, tile, mask) for kind, width, mask, tile in kinds if tile is not None]
