@@ -246,9 +246,9 @@ class Shapes:
     def _in_place(self, operation: Any, tensors: list[Any], aliases: list[Any], args: Any, kwargs: Any) -> Any:
         """Change nothing where much would be."""
         target = kwargs["out"] if "out" in kwargs else args[0]
-        device = self._emulated.DeviceTensor
-        if isinstance(target, device) and target.dtype.is_floating_point and aliases:
-            if self._memory.holds(target) or any(t.numel() > _SMALL for t in tensors):
+        if isinstance(target, self._emulated.DeviceTensor) and target.dtype != self._torch.bool and aliases:
+            large = [t for t in tensors if t.numel() > _SMALL]
+            if self._memory.holds(target) or any(t.dtype.is_floating_point or self._memory.holds(t) for t in large):
                 return target
         return self._compute(operation, *args, **kwargs)
 
