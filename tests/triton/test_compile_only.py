@@ -20,8 +20,8 @@ import cache_archive
 import gpu_warm
 from compile_only import compile_launch, recorded
 
-# The kernels of a product with a transformer's block: every launch of the stage must be followed, not some.
-KERNELS = {"attention_forward", "attention_means", "attention_queries", "attention_keys"}
+# What a product with a transformer's block launches at least, by the modules of the kernels.
+FAMILIES = {"activations", "attention_forward", "cross_entropy", "normalize"}
 
 
 @pytest.fixture
@@ -38,7 +38,7 @@ def test_every_launch_of_a_stage_compiles(architecture, follow):
     launches, rows, error = follow("small_stage", architecture, True)
     assert error == ""
     assert [row["what"] for row in rows] == ["fp32", "bf16"]
-    assert {launch.kernel.name for launch in launches} >= KERNELS
+    assert {launch.kernel.module.rpartition(".")[2] for launch in launches} >= FAMILIES
     assert [done.error for done in map(compile_launch, launches) if done.error] == []
 
 
