@@ -9,8 +9,8 @@ import triton.language as tl
 
 @triton.jit
 def broken(x, COUNT: tl.constexpr):
-    """Adds what cannot be added."""
-    tl.store(x, tl.load(x) + (COUNT, COUNT))
+    """Counts to what is no power of two."""
+    tl.store(x + tl.arange(0, COUNT), 0.0)
 
 
 def run(emit, device, small):

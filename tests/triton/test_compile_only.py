@@ -14,7 +14,8 @@ import triton
 import triton.language as tl
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
-sys.path[:0] = [str(BENCHMARKS), str(BENCHMARKS / "gpu")]
+sys.path.insert(0, str(BENCHMARKS))
+sys.path.insert(0, str(BENCHMARKS / "gpu"))
 
 import cache_archive
 import gpu_warm
@@ -83,4 +84,4 @@ def test_variants_are_compiled_once_and_found_in_a_cache_that_was_packed_and_mov
     before = {path: path.stat().st_mtime_ns for path in moved.rglob("*.so")}
     assert "1 variants of 1 kernels, 1 from the cache, 0 failures" in counts(moved)
     assert {path: path.stat().st_mtime_ns for path in moved.rglob("*.so")} == before, "a launcher was built again"
-    assert [path for path in moved.rglob("*.ttir")] == []
+    assert list(moved.rglob("*.ttir")) == []
