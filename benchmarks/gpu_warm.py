@@ -136,8 +136,8 @@ def compile_all(options: argparse.Namespace) -> int:
     print("\n".join(errors), end="\n" if errors else "")
     kernels, taken = len({name for name, *_ in found}), sum(seconds for *_, seconds in found)
     print(
-        f"triton {triton.__version__}: {len(found)} variants of {kernels} kernels, {cached} from the cache, {len(errors)} "
-        f"failures; {taken:.0f} s of compiling in {time.perf_counter() - began:.0f} s"
+        f"triton {triton.__version__}: {len(found)} variants of {kernels} kernels, {cached} from the cache, "
+        f"{len(errors)} failures; {taken:.0f} s of compiling in {time.perf_counter() - began:.0f} s"
     )
     return int(bool(errors))
 
