@@ -42,12 +42,30 @@ def test_every_launch_of_a_stage_compiles(architecture, follow):
     assert [done.error for done in map(compile_launch, launches) if done.error] == []
 
 
-def test_a_kernel_that_does_not_compile_is_an_error_and_so_is_a_stage_that_ends_early(follow):
-    launches, rows, error = follow("broken_stage", 90, True)
-    assert rows == [{"what": "launched", "numbers": 1 << 35}]
-    assert "the stage's own mistake" in error
-    (launch,) = launches
-    assert "broken does not compile for sm_90" in compile_launch(launch).error
+def test_a_stage_that_ends_early_or_launches_nothing_is_an_error(tmp_path, monkeypatch, capsys):
+    def record(found):
+        monkeypatch.setattr(gpu_warm, "follow_elsewhere", lambda module, architecture, small: found)
+        return gpu_warm.main(["record", str(tmp_path / "launches"), "--only", "ceilings"])
+
+    assert record(([], [{"what": "begun"}], "KeyError: its own mistake")) == 1
+    assert "ceilings: 0 variants, 1 rows: KeyError: its own mistake" in capsys.readouterr().out
+    assert record(([], [], "")) == 1
+
+
+@triton.jit
+def broken(x, COUNT: tl.constexpr):
+    """Counts to what is no power of two."""
+    tl.store(x + tl.arange(0, COUNT), 0.0)
+
+
+def test_a_kernel_that_does_not_compile_is_an_error(tmp_path, capsys):
+    with recorded(90) as launches:
+        broken[(1,)](torch.empty(8), COUNT=3)
+    (tmp_path / "launches").write_bytes(pickle.dumps(launches))
+    assert gpu_warm.main(["compile", str(tmp_path / "launches"), "--jobs", "1"]) == 1
+    said = capsys.readouterr().out
+    assert "broken does not compile for sm_90: CompilationError" in said
+    assert "1 failures" in said
 
 
 @triton.jit
