@@ -5,8 +5,8 @@
 
 The first line follows every stage with the sizes that it has on a card, computing nothing large, and writes down what
 it would compile; it needs a CPU build of PyTorch (gpu/shapes_only.py, gpu/compile_only.py). The second line compiles
-that, in processes, into a cache of Triton's: by any PyTorch, and by the Triton that will launch it. Exit code 1: a stage
-ended early, so that launches may be missing, or a variant did not compile.
+that, in processes, into a cache of Triton's: by any PyTorch, and by the Triton that will launch it. Exit code 1: a
+stage ended early, so that launches may be missing, or a variant did not compile.
 """
 
 from __future__ import annotations
@@ -47,8 +47,10 @@ def follow(module: str, architecture: int, small: bool) -> tuple[list[Launch], l
 
     shapes_only.install(shapes_only.CARDS[architecture], DEVICES)
     import torch
+    import unmeasured
     from compile_only import recorded
 
+    unmeasured.call_once()
     rows: list[dict[str, Any]] = []
     error = ""
     with recorded(architecture) as launches:
@@ -132,10 +134,10 @@ def compile_all(options: argparse.Namespace) -> int:
     errors = [error for _, error, _, _ in found if error]
     cached = sum(from_cache for _, _, from_cache, _ in found)
     print("\n".join(errors), end="\n" if errors else "")
+    kernels, taken = len({name for name, *_ in found}), sum(seconds for *_, seconds in found)
     print(
-        f"triton {triton.__version__}: {len(found)} variants of {len({name for name, *_ in found})} kernels, {cached} from "
-        f"the cache, {len(errors)} failures; {sum(seconds for *_, seconds in found):.0f} s of compiling in "
-        f"{time.perf_counter() - began:.0f} s"
+        f"triton {triton.__version__}: {len(found)} variants of {kernels} kernels, {cached} from the cache, "
+        f"{len(errors)} failures; {taken:.0f} s of compiling in {time.perf_counter() - began:.0f} s"
     )
     return int(bool(errors))
 

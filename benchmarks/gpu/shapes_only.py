@@ -17,6 +17,7 @@ import os
 import re
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any, NamedTuple
@@ -64,6 +65,43 @@ def install(card: Card, folder: Path) -> None:
         loader.native = ModuleType("no extension")
     loader.cuda_missing_reason = lambda: None
     emulated.install(_idle_kernels())
+    import torch
+
+    torch.cuda.Stream, torch.cuda.stream = _Stream, lambda stream: nullcontext()
+    _take_steps()
+
+
+class _Stream:
+    """A further stream: the device has done everything as soon as it is queued."""
+
+    cuda_stream = 0x5EE9
+
+    def __init__(self, device: object = None, priority: int = 0) -> None:
+        self.device = device
+
+    def synchronize(self) -> None:
+        pass
+
+    def wait_stream(self, stream: object) -> None:
+        pass
+
+    def wait_event(self, event: object) -> None:
+        pass
+
+
+def _take_steps() -> None:
+    """Let recorded Lanczos steps be counted, as the kernels would have done: jobs end by their counts."""
+    from hvp_engine.kernels.cuda import lanczos_step as of_cuda
+    from hvp_engine.kernels.lanczos_step import record_step_ref
+    from hvp_engine.kernels.triton import lanczos_step as of_triton
+
+    for module in (of_cuda, of_triton):
+
+        def record_step(state: Any, step: Any, vectors: Any, launch: Any = module.record_step) -> None:
+            launch(state, step, vectors)
+            record_step_ref(state, step, vectors)
+
+        module.record_step = record_step
 
 
 def _library(folder: Path) -> Path:
@@ -208,9 +246,9 @@ class Shapes:
     def _in_place(self, operation: Any, tensors: list[Any], aliases: list[Any], args: Any, kwargs: Any) -> Any:
         """Change nothing where much would be."""
         target = kwargs["out"] if "out" in kwargs else args[0]
-        device = self._emulated.DeviceTensor
-        if isinstance(target, device) and target.dtype.is_floating_point and aliases:
-            if self._memory.holds(target) or any(t.numel() > _SMALL for t in tensors):
+        if isinstance(target, self._emulated.DeviceTensor) and target.dtype != self._torch.bool and aliases:
+            large = [t for t in tensors if t.numel() > _SMALL]
+            if self._memory.holds(target) or any(t.dtype.is_floating_point or self._memory.holds(t) for t in large):
                 return target
         return self._compute(operation, *args, **kwargs)
 
