@@ -16,6 +16,7 @@ from hvp_engine.kernels.triton import attention_joint as joint
 from hvp_engine.kernels.triton import attention_outputs as outputs_
 from hvp_engine.kernels.triton.attention_matrices import attention_by_matrices
 from hvp_engine.kernels.triton.attention_tiling import JOINT_BYTES, JOINT_PROGRAMS, Strip, matrix_strip, tiling
+from hvp_engine.kernels.triton.launching import LAUNCH_FAILURES, refuse_launch
 from hvp_engine.kernels.triton.resource_case import COMPILE_OPTIONS
 
 __all__ = ["attention_backward", "attention_forward", "attention_second", "can_run"]
@@ -153,11 +154,14 @@ def _launch(kernel: Any, x: AttentionInputs, tensors: Sequence[Tensor | None], *
     if "PARTS" in kernel.arg_names:
         constants["PARTS"] = _parts(x)
     with torch.cuda.device_of(query):
-        kernel[grid](
-            *(_argument(t) for t in tensors), heads, heads // key_heads, queries, keys, x.scale, *splits,
-            CAUSAL=x.causal, WIDTH=width, VALUE_WIDTH=value_width, **constants,
-            num_warps=tile.warps, num_stages=tile.stages, **COMPILE_OPTIONS,
-        )  # fmt: skip
+        try:
+            kernel[grid](
+                *(_argument(t) for t in tensors), heads, heads // key_heads, queries, keys, x.scale, *splits,
+                CAUSAL=x.causal, WIDTH=width, VALUE_WIDTH=value_width, **constants,
+                num_warps=tile.warps, num_stages=tile.stages, **COMPILE_OPTIONS,
+            )  # fmt: skip
+        except LAUNCH_FAILURES as error:
+            refuse_launch(kernel, error)
 
 
 def _argument(tensor: Tensor | None) -> tuple[Any, ...]:

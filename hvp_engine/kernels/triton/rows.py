@@ -10,6 +10,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from hvp_engine.kernels.triton.launching import LAUNCH_FAILURES, refuse_launch
 from hvp_engine.kernels.triton.resource_case import COMPILE_OPTIONS, ResourceCase
 
 __all__ = ["ELEMENTS", "Tile", "launch", "load_wide", "softmax_statistics", "tile_of", "variant", "wide"]
@@ -75,12 +76,18 @@ def launch(kernel: Any, programs: int, *arguments: Any, **options: Any) -> None:
         programs: Programs of the one-dimensional grid; none is no launch.
         arguments: Arguments of the kernel.
         options: Constants of the kernel, and `num_warps`.
+
+    Raises:
+        BackendError: The kernel cannot be compiled or launched.
     """
     if programs == 0:
         return
     tensor = next(argument for argument in arguments if isinstance(argument, Tensor))
     with torch.cuda.device_of(tensor):
-        kernel[(programs,)](*arguments, **options, **COMPILE_OPTIONS)
+        try:
+            kernel[(programs,)](*arguments, **options, **COMPILE_OPTIONS)
+        except LAUNCH_FAILURES as error:
+            refuse_launch(kernel, error)
 
 
 def wide(element: str) -> str:
