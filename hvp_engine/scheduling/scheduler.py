@@ -26,7 +26,7 @@ from hvp_engine.scheduling.groups import Groups
 from hvp_engine.scheduling.passes import Key, Passes, ProductGraph
 from hvp_engine.scheduling.sweep_plan import SweepPlan
 from hvp_engine.scheduling.weighing import weigh
-from hvp_engine.system.failures import is_out_of_memory
+from hvp_engine.system.failures import is_out_of_memory, let_go
 from hvp_engine.system.formatting import first_line
 
 log = logging.getLogger(__name__)
@@ -162,7 +162,8 @@ class Scheduler:
                 if not is_out_of_memory(error):
                     raise
                 reason = first_line(error)
-            self._need_less(reason)  # outside the handler: the traceback would keep the failed tensors alive
+            let_go(None)  # outside the handler: the traceback would keep the failed tensors alive
+            self._need_less(reason)
 
     def microbatches(self) -> Iterator[MicroBatch]:
         """Cut the data into micro-batches, the same pieces in the same order every time."""

@@ -15,6 +15,7 @@ import torch
 
 from hvp_engine.errors import DeviceError, HvpEngineError, OutOfMemoryError
 from hvp_engine.system.formatting import first_line
+from hvp_engine.system.torch_private import without_torch_functions
 
 __all__ = ["failures_in_words", "is_device_failure", "is_out_of_memory", "let_go", "pass_on"]
 
@@ -93,11 +94,16 @@ def failures_in_words(while_: str) -> Iterator[None]:
 def let_go(error: BaseException | None) -> None:
     """Free what a failed attempt left in the frames of its exception, and of those behind it: tensors, graphs.
 
-    For an exception that is kept while something else is tried. Its text and its lines stay.
+    For a failure after which something else is tried, where the exception is kept, or None. Its text and lines stay.
     """
     while error is not None:
         traceback.clear_frames(error.__traceback__)
         error = error.__cause__ or error.__context__
+    # A backward pass that fails leaves what it had still to do, and with that its graph, in the thread's queue, where
+    # the next one finds and drops it.
+    with torch.inference_mode(False), torch.enable_grad(), without_torch_functions():
+        number = torch.zeros((), device="cpu", requires_grad=True)
+        torch.autograd.grad(number * 1.0, number)
 
 
 def _says(error: BaseException, what: re.Pattern[str]) -> bool:
