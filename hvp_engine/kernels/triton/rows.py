@@ -13,9 +13,16 @@ from torch import Tensor
 from hvp_engine.kernels.triton.launching import LAUNCH_FAILURES, refuse_launch
 from hvp_engine.kernels.triton.resource_case import COMPILE_OPTIONS, ResourceCase
 
-__all__ = ["ELEMENTS", "Tile", "launch", "load_wide", "softmax_statistics", "tile_of", "variant", "wide"]
+__all__ = ["COUNTS", "ELEMENTS", "Tile", "launch", "load_wide", "softmax_statistics", "tile_of", "variant", "wide"]
 
 ELEMENTS = ("fp32", "bf16", "fp64")
+
+# Arguments that count rows, or tell them apart. Triton makes a variant of its own for an integer that is 1, and for one
+# that 16 divides: of columns and strides these are worth it, since they say how wide a load may be, of these never.
+COUNTS = (
+    *("rows", "base_rows", "tokens", "count", "chunk_count", "first"),
+    *("statistics_stride", "ignore_index"),
+)
 
 _TILE_ELEMENTS = 4096
 _MOST_ROWS = 64
