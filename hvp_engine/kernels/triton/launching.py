@@ -5,16 +5,39 @@ from __future__ import annotations
 import subprocess
 from typing import Any, NoReturn
 
+import torch
+from torch import Tensor
 from triton.errors import TritonError
 
 from hvp_engine.errors import BackendError
+from hvp_engine.kernels.triton.resource_case import COMPILE_OPTIONS
 from hvp_engine.system.failures import pass_on
 from hvp_engine.system.formatting import raised
 
-__all__ = ["LAUNCH_FAILURES", "refuse_launch"]
+__all__ = ["LAUNCH_FAILURES", "refuse_launch", "run"]
 
 # Of Triton's compiler and of ptxas; of the driver, or without a C compiler; of the cache's folder; of that compiler.
 LAUNCH_FAILURES = (TritonError, RuntimeError, OSError, subprocess.SubprocessError)
+
+
+def run(kernel: Any, grid: tuple[int, ...], like: Tensor, *arguments: Any, **options: Any) -> None:
+    """Run a kernel on the device of a tensor.
+
+    Args:
+        kernel: The `triton.jit` function.
+        grid: Programs.
+        like: The tensor.
+        arguments: Arguments of the kernel.
+        options: Constants of the kernel, `num_warps` and the like.
+
+    Raises:
+        BackendError: The kernel cannot be compiled or launched.
+    """
+    with torch.cuda.device_of(like):
+        try:
+            kernel[grid](*arguments, **options, **COMPILE_OPTIONS)
+        except LAUNCH_FAILURES as error:
+            refuse_launch(kernel, error)
 
 
 def refuse_launch(kernel: Any, error: Exception) -> NoReturn:

@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from hvp_engine.kernels.triton.launching import LAUNCH_FAILURES, refuse_launch
-from hvp_engine.kernels.triton.resource_case import COMPILE_OPTIONS, ResourceCase
+from hvp_engine.kernels.triton.launching import run
+from hvp_engine.kernels.triton.resource_case import ResourceCase
 
 __all__ = ["COUNTS", "ELEMENTS", "Tile", "launch", "load_wide", "softmax_statistics", "tile_of", "variant", "wide"]
 
@@ -90,11 +89,7 @@ def launch(kernel: Any, programs: int, *arguments: Any, **options: Any) -> None:
     if programs == 0:
         return
     tensor = next(argument for argument in arguments if isinstance(argument, Tensor))
-    with torch.cuda.device_of(tensor):
-        try:
-            kernel[(programs,)](*arguments, **options, **COMPILE_OPTIONS)
-        except LAUNCH_FAILURES as error:
-            refuse_launch(kernel, error)
+    run(kernel, (programs,), tensor, *arguments, **options)
 
 
 def wide(element: str) -> str:
