@@ -185,7 +185,7 @@ def in_widest_arithmetic(
             try:
                 return _used(objective, names, piece, precision, use, needed, graph)
             except _OtherPathError as error:
-                failure = SecondDerivativeError(str(error))
+                failure = SecondDerivativeError(f"in {precision} the model does not run {_called(error.missing)}")
                 break
             except Exception as error:
                 if isinstance(error, SecondDerivativeError) and not isinstance(error, BackwardError):
@@ -206,7 +206,11 @@ def in_widest_arithmetic(
 
 
 class _OtherPathError(Exception):
-    """In some arithmetic a model takes another path than the one that is to be checked."""
+    """In some arithmetic a model takes another path than the one that is to be checked, without what is missing."""
+
+    def __init__(self, missing: set[Suspect]) -> None:
+        super().__init__()
+        self.missing = missing
 
 
 def _used(
@@ -226,7 +230,7 @@ def _used(
     test = _check(objective, names, piece, precision, graph)
     missing = needed - test.suspects
     if missing:
-        raise _OtherPathError(f"in {precision} the model does not run {_called(missing)}")
+        raise _OtherPathError(missing)
     return use(test, piece)
 
 
