@@ -17,6 +17,7 @@ from hvp_engine.krylov.settings import JobSettings, Reorthogonalize
 from hvp_engine.operators.hessian import HessianOperator
 from hvp_engine.operators.operator import CurvatureOperator
 from hvp_engine.operators.registry import operator_named
+from hvp_engine.ops.head.room import head_room
 from hvp_engine.planning.calibration import calibrate
 from hvp_engine.planning.cost import Calibration, Prediction, predict
 from hvp_engine.planning.counting import CountedHead, Counts, DataShape, JobCounter, data_shape, meta_copy
@@ -43,10 +44,11 @@ from hvp_engine.scheduling.policy import (
 )
 from hvp_engine.scheduling.storages import LEANEST, RESIDENT, check_place, choose_basis, note, rooms
 from hvp_engine.system import memory as device_memory
-from hvp_engine.system.memory import free_disk, shortage_in_words
+from hvp_engine.system.failures import failures_in_words
+from hvp_engine.system.memory import free_disk
 
 
-@shortage_in_words("the job was counted")
+@failures_in_words("the job was counted")
 @torch.inference_mode(False)
 @torch.enable_grad()
 def plan(
@@ -194,6 +196,8 @@ class _Asked:
         """Count a micro-batch of the size that fits; return that, the setting, and what was changed in it."""
         counter = JobCounter(self.model, self.loss, self.data, self.partition, job.settings.precision, self.operator)
         graph = counter.graph_size(job.samples, on_cpu=self.on_cpu)
+        if counter.head is not None:
+            graph = replace(graph, beside=head_room(self.budget, on_cpu=self.on_cpu).beyond)
         setting, changed = self._choose(job, graph, counter.head)
         return _Counted(counter.count(setting.microbatch), graph, counter.head), setting, changed
 

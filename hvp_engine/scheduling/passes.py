@@ -14,8 +14,8 @@ from torch import Tensor
 
 from hvp_engine.blocks import ResolvedBlock
 from hvp_engine.problem.precision import Precision, rounding
+from hvp_engine.system.failures import is_device_failure, is_out_of_memory
 from hvp_engine.system.formatting import first_line
-from hvp_engine.system.memory import is_out_of_memory
 
 Key = tuple[int, int]
 
@@ -95,7 +95,7 @@ class Passes:
         try:
             graph.product(block, vectors, target, batched=True)
         except Exception as error:
-            if is_out_of_memory(error):
+            if is_out_of_memory(error) or is_device_failure(error):
                 raise
             return f"several together fail ({first_line(error.__cause__ or error)})"
         if known:

@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
-from hvp_engine.errors import HvpEngineError
+from hvp_engine.errors import BackendError, HvpEngineError
 from hvp_engine.ops.head.lazy_logits import FusedHead, HeadLogits
 from hvp_engine.problem.objective import Objective
 
@@ -77,6 +77,8 @@ def find_head(objective: Objective, batch: Any, serving: Serving, plain: float |
                 plain = objective.spot_value(batch)
         with serving(search):
             lazy = objective.spot_value(batch)
+    except BackendError:  # not the loss's, and nothing to do without
+        raise
     except (HvpEngineError, RuntimeError) as error:  # a loss that fails without it too says so when it runs next
         log.info("no head fused: %s", error)
         return None
