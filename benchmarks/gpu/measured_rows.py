@@ -32,6 +32,8 @@ _ATTENTION = re.compile(r"(forward|backward|second), (\w+)$")
 _PRODUCT = re.compile(r"product, (.+), (\w+)$")
 _BASIS = re.compile(r"reorthogonalize, (\w+) basis, triton$")
 _HOST = {"host, torch.add": "plain", "host, ops.gelu": "fused"}
+_PROFILE = re.compile(r"profile, ([\w.]+)$")
+_IDLE = 0.1  # share of a product's time; where the device waits longer, the host's launches are what is measured
 
 
 def collected(rows: Iterable[Row], bandwidth: float) -> dict[str, Any]:
@@ -45,6 +47,7 @@ def collected(rows: Iterable[Row], bandwidth: float) -> dict[str, Any]:
         ValueError: The rows do not say which card it was.
     """
     entry: dict[str, Any] = {}
+    profiled: dict[str, Row] = {}
     copied = 0.0
     for row in rows:
         stage, what = row["stage"], row.get("what", "")
@@ -62,15 +65,27 @@ def collected(rows: Iterable[Row], bandwidth: float) -> dict[str, Any]:
         elif stage.startswith("gpt2") and (found := _PRODUCT.match(what)) and "ms" in row:
             times = entry.setdefault("product_ms", {}).setdefault(found[2], {})
             times[found[1]] = row["ms"] * SIZES["gpt2"][1] / row["samples"]
+        elif (found := _PROFILE.match(what)) and "busy_ms" in row:
+            profiled[found[1]] = row
         elif (found := _BASIS.match(what)) and copied and "share_of_copy" in row:
             family = "reorthogonalise" if found[1] == "fp32" else f"reorthogonalise {found[1]}"
             share = row["share_of_copy"] * copied * 1e9 / bandwidth
             entry.setdefault("bandwidth_share", {})[family] = share
     if not entry.get("measured_on"):
         raise ValueError("no row says which card it was; the stage `ceilings` must have run")
+    _add_launches(entry, profiled)
     if len(entry.get("launch_us", {})) < len(_HOST):
         entry.pop("launch_us", None)
     return entry
+
+
+def _add_launches(entry: dict[str, Any], profiled: Mapping[str, Row]) -> None:
+    """Take the host's time per launch from whole products where the device waits for it: small calls cost it less."""
+    for block, row in profiled.items():
+        taken = entry.get("product_ms", {}).get("bf16", {}).get(block)
+        if taken and row["launches"] and row["busy_ms"] < (1 - _IDLE) * taken:
+            each = 1e3 * taken / row["launches"]
+            entry["launch_us"] = {kind: max(each, us) for kind, us in entry.get("launch_us", {}).items()}
 
 
 def compared(name: str, entry: Row, size: str = "gpt2") -> list[str]:

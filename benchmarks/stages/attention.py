@@ -70,7 +70,7 @@ class Case:
     def products(self, counts: AttentionCounts) -> dict[str, int]:
         """Count the products of a tile of scores in every pass, in which everything is wanted."""
         batch, heads, length, width = self.shape
-        sizes = AttentionSizes(self.dtype, batch, heads, length, length, width, width)
+        sizes = AttentionSizes(self.dtype, batch, heads, heads, length, length, width, width)
         work = {
             "forward": counts.forward(sizes),
             "backward": counts.backward((True,) * 3, sizes),

@@ -147,7 +147,7 @@ def time_attention(
         inputs = tuple(torch.randn(batch, heads, length, width, device=device, dtype=dtype) for _ in range(3))
         peak = product_peak(top, name)
         with using(backend):
-            products = _tile_products(AttentionSizes(dtype, batch, heads, length, length, width, width), device)
+            products = _tile_products(AttentionSizes(dtype, batch, heads, heads, length, length, width, width), device)
             runs: tuple[Callable[[], object], ...] = passes(lambda *x: ops.attention(*x, is_causal=True), inputs)
             for label, run in zip(PASSES, runs, strict=True):
                 taken = alternate({"": run}, ROUNDS, device=device)[""]

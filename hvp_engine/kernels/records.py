@@ -29,6 +29,7 @@ class AttentionSizes(NamedTuple):
         dtype: Of all operands.
         batch: All leading dimensions before the heads.
         heads: Of the query.
+        key_heads: Of key and value.
         queries: Rows of the query.
         keys: Rows of key and value.
         width: Head size of query and key.
@@ -39,6 +40,7 @@ class AttentionSizes(NamedTuple):
     dtype: torch.dtype
     batch: int
     heads: int
+    key_heads: int
     queries: int
     keys: int
     width: int

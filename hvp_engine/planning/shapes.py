@@ -155,10 +155,12 @@ class AttentionKernel(RowKernel):
 def _sizes(tensors: Sequence[Tensor | None]) -> AttentionSizes:
     query, _, value, mask = tensors[:4]
     assert query is not None and value is not None
-    heads = query.shape[-3] if query.dim() > 2 else 1
+    heads, key_heads = (t.shape[-3] if t.dim() > 2 else 1 for t in (query, value))
     (queries, width), (keys, value_width) = query.shape[-2:], value.shape[-2:]
     batch = query.shape[:-3].numel()
-    return AttentionSizes(query.dtype, batch, heads, queries, keys, width, value_width, masked=mask is not None)
+    return AttentionSizes(
+        query.dtype, batch, heads, key_heads, queries, keys, width, value_width, masked=mask is not None
+    )
 
 
 class LossKernel(RowKernel):

@@ -193,7 +193,7 @@ def test_kernels_that_form_more_products_are_counted_with_them() -> None:
         )
         for name in ("native", "triton")
     )
-    sizes = AttentionSizes(torch.bfloat16, BATCH, CONFIG.heads, CONFIG.context, CONFIG.context, 64, 64)
+    sizes = AttentionSizes(torch.bfloat16, BATCH, CONFIG.heads, CONFIG.heads, CONFIG.context, CONFIG.context, 64, 64)
     more = [
         counts_of("triton").backward((True,) * 3, sizes).products - 5,
         counts_of("triton").second((True,) * 3, (True,) * 4, sizes).products - 12,

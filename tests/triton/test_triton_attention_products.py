@@ -7,6 +7,7 @@ from unittest.mock import patch
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 from triton.runtime import interpreter as own
 
 from hvp_engine.kernels.attention import (
@@ -18,13 +19,14 @@ from hvp_engine.kernels.attention import (
 )
 from hvp_engine.kernels.records import AttentionInputs, AttentionSizes
 from hvp_engine.kernels.triton import attention as launcher
+from hvp_engine.kernels.triton.attention_tiling import matrix_strip
 
 ROWS = 16  # one tile of scores, whatever the tiling
 ALL = (True,) * 4
 
 
-def inputs(width, dtype):
-    query, key, value = (torch.randn(1, 1, ROWS, width, dtype=dtype) for _ in range(3))
+def inputs(width, dtype, rows=ROWS):
+    query, key, value = (torch.randn(1, 1, rows, width, dtype=dtype) for _ in range(3))
     return AttentionInputs(query, key, value, None, statistics_like(query), width**-0.5, causal=False)
 
 
@@ -45,6 +47,7 @@ class Formed:
         def counted_launch(kernel, x, *rest):
             self._multiplied = 0
             launch(kernel, x, *rest)
+            self.launches += kernel.__name__ == "attention_joint"  # what gathers its sums multiplies nothing
             tile = launcher.tiling(kernel.__name__, x.query.dtype, self.width, masked=False)
             self.products += self._multiplied / (tile.queries * tile.keys * self.width)
             self.launches += 1
@@ -65,8 +68,8 @@ class Formed:
         return (self.products, self.launches) == (work.products, work.launches)
 
 
-def counted(width, dtype):
-    sizes = AttentionSizes(dtype, 1, 1, ROWS, ROWS, width, width)
+def counted(width, dtype, rows=ROWS):
+    sizes = AttentionSizes(dtype, 1, 1, 1, rows, rows, width, width)
     return counts_on(torch.device("cpu")), sizes
 
 
@@ -103,3 +106,29 @@ def test_the_backward_of_the_backward_forms_what_is_counted(on_triton, width, dt
             tangents = [torch.randn_like(x.query) if each else None for each in given]
             attention_second(x, torch.randn_like(x.query), tangents, wanted)
         assert formed.agrees(counts.second(given, wanted, sizes)), (given, wanted)
+
+
+class MatrixProducts(TorchDispatchMode):
+    """Counts the library's products of batches of matrices."""
+
+    count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.count += func.overloadpacket in (torch.ops.aten.bmm, torch.ops.aten.baddbmm, torch.ops.aten.baddbmm_)
+        return func(*args, **(kwargs or {}))
+
+
+def test_whole_matrices_take_the_products_that_are_counted(on_triton):
+    rows, width = 128, 16
+    counts, sizes = counted(width, torch.float32, rows)
+    assert matrix_strip(torch.float32, 1, 1, rows, rows) is not None
+    x = inputs(width, torch.float32, rows)
+    full = ((True,) * 3, ALL)
+    cases = [full, ((True, False, False), ALL), ((False, True, True), (True, False, False, True))]
+    for given, wanted in cases:
+        tangents = [torch.randn_like(x.query) if each else None for each in given]
+        with MatrixProducts() as formed:
+            attention_second(x, torch.randn_like(x.query), tangents, wanted)
+        work = counts.second(given, wanted, sizes)
+        assert (formed.count, formed.count + 1) == (work.products, work.launches), (given, wanted)
+    assert counts.second(*full, sizes).products == 12
