@@ -132,11 +132,10 @@ def plan(
     sizes = ModelSizes.of(model, shell, partition.parameters)
     job = JobSizes(partition.numel, settings, shape.samples, shape.batches, sizes.parameters, sizes.gradient)
     budget = usable(memory, _free(target, job.parameters))
-    asked = _Asked(shell, loss, shape, partition, kind, budget, on_cpu=target is None)
-    asked = asked if target is None else replace(asked, backends=target.backends)
+    kernels = _natives if target is None else target.backends
+    asked = _Asked(shell, loss, shape, partition, kind, budget, on_cpu=target is None, backends=kernels)
     counted, setting, changed = asked.count(job)
-    products = counted.counts.products
-    machine = target or measure_cpu(precision, max(products, key=lambda key: products[key], default=None))
+    machine = target or measure_cpu(precision, counted.largest)
     calibration = None
     if target is None and not _is_meta(data) and not any(p.is_meta for p in model.parameters()):
         calibration = calibrate(kind, model, loss, blocks, data, counted.counts, setting, machine)
@@ -167,6 +166,11 @@ def _decided(operator: str, setting: Setting) -> Iterable[str]:
         yield f"the head's curvature is formed once: {setting.curvature}"
 
 
+def _natives(precision: Precision) -> Backends:
+    """Say whose kernels this machine has, whatever the precision."""
+    return NATIVE
+
+
 @dataclass(frozen=True)
 class _Counted:
     """What was counted of a job, at the precision of its products."""
@@ -174,6 +178,12 @@ class _Counted:
     counts: Counts
     graph: GraphSize
     head: CountedHead | None  # as a few samples have it
+
+    @property
+    def largest(self) -> tuple[int, int, int] | None:
+        """The matrix product that matters most; None where there is none."""
+        products = self.counts.products
+        return max(products, key=products.__getitem__, default=None)
 
 
 @dataclass(frozen=True)
@@ -187,7 +197,7 @@ class _Asked:
     operator: type[CurvatureOperator]
     budget: int
     on_cpu: bool
-    backends: Callable[[Precision], Backends] = lambda precision: NATIVE
+    backends: Callable[[Precision], Backends] = _natives
 
     @property
     def rooms(self) -> dict[Elsewhere, float] | None:
