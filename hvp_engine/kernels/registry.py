@@ -28,6 +28,7 @@ __all__ = [
     "Refusal",
     "available_backends",
     "backend_for",
+    "beside",
     "families_of",
     "forget_choices",
     "host_implementation",
@@ -233,6 +234,11 @@ def wished_implementation(family: str) -> ModuleType | None:
         return _imported(wish, family)
     except ImportError:
         return None
+
+
+def beside(module: str, backend: str) -> ModuleType:
+    """Return a module of a backend's folder that describes its kernels and needs nothing that they run on."""
+    return _imported(backend, module)
 
 
 def is_fused(family: str, *tensors: torch.Tensor) -> bool:
