@@ -14,6 +14,7 @@ from hvp_engine.blocks import BlockSpec, resolve
 from hvp_engine.errors import ConfigurationError, HvpEngineError
 from hvp_engine.kernels.allocator import give_back, retained_heap
 from hvp_engine.krylov.settings import check_memory, checked_microbatch
+from hvp_engine.operators.compiled.products import Compiler
 from hvp_engine.operators.derivative_check import Verification
 from hvp_engine.operators.gradient_graph import GradientGraph
 from hvp_engine.operators.head.decide import decide_curvature
@@ -124,6 +125,7 @@ class CurvatureOperator(MatrixLike):
                 self.objective, self.partition, self._graph, largest, microbatch=microbatch, budget=budget
             )
             self.scheduler.scaling = self.preconditioner
+            self._compiler = Compiler(precision, after=3, room=1 << 30)
 
     @abstractmethod
     def _graph(self, micro: MicroBatch) -> ProductGraph:

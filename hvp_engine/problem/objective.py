@@ -48,12 +48,14 @@ class MicroBatch:
         batch: The batch on the model's device, or ``None`` where the loss takes no data.
         is_sample: Whether it stands for others while their memory is measured, or what it is; no result is made of it.
         blocks: Names of the blocks that its graph has to serve; None for all of them.
+        is_kept: Whether its graph stays alive between sweeps.
     """
 
     key: tuple[int, int]
     batch: Any
     is_sample: bool = False
     blocks: frozenset[str] | None = None
+    is_kept: bool = False
 
     @property
     def identity(self) -> Key | None:

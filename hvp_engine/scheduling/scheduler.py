@@ -317,7 +317,7 @@ class Scheduler:
         for micro in self.microbatches():
             kept = self._kept.get(micro.key)
             if kept is None and self._keep and len(self._kept) < self._may_keep:
-                kept = self._kept[micro.key] = self._build(micro)
+                kept = self._kept[micro.key] = self._build(replace(micro, is_kept=True))
                 self.objective.held_data.hold(micro.key, micro.batch)
                 self.plan.kept_graphs = len(self._kept)
             if kept is not None:

@@ -1,0 +1,148 @@
+"""The compiled products of one kept graph: which are made, whether they are right, and what serves where they are not.
+
+A compiled product is made from two passes and checked against one of them, all with vectors of its own. So what it is
+does not depend on the vectors that were multiplied before, nor on their number.
+"""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from hvp_engine.blocks import ResolvedBlock
+from hvp_engine.operators.compiled.arena import Arena
+from hvp_engine.operators.compiled.check import difference, probe
+from hvp_engine.operators.compiled.record import Recorder
+from hvp_engine.operators.compiled.replay import Replay
+from hvp_engine.operators.compiled.simplify import simplified
+from hvp_engine.problem.precision import Precision
+from hvp_engine.system.memory import is_out_of_memory
+
+__all__ = ["Compiler", "CompiledProducts"]
+
+log = logging.getLogger(__name__)
+
+Kind = tuple[str, int | None]  # a block, and how many vectors pass at once; None for one vector in a pass of its own
+
+
+class Pass(Protocol):
+    """Adds products of a block by a backward pass."""
+
+    def __call__(self, block: ResolvedBlock, vectors: Tensor, out: Tensor, *, batched: bool) -> None:
+        """Add the product with a vector (numel,), or with several, (k, numel), where ``batched``."""
+
+
+@dataclass
+class Compiler:
+    """What the compiled products of an operator share.
+
+    Attributes:
+        precision: Arithmetic of the products.
+        after: Products of a kind that a graph forms by backward passes before it compiles; see
+            :func:`hvp_engine.scheduling.policy.products_before_compiling`.
+        room: Bytes that constants and the memory of replays may take.
+        taken: Bytes that they take.
+        note: Why some products are not compiled, in words; None while all are.
+    """
+
+    precision: Precision
+    after: int
+    room: int
+    taken: int = 0
+    note: str | None = None
+    arena: Arena = field(default_factory=Arena)
+
+    def reset(self) -> None:
+        """Forget what was compiled, which is gone with its graphs."""
+        self.taken = 0
+        self.arena = Arena()
+
+    def refuse(self, block: str, why: str) -> None:
+        """Note why products are not compiled; say so the first time."""
+        if self.note is None:
+            self.note = f"products with block {block!r} are not compiled: {why}"
+            log.info(self.note)
+
+
+class CompiledProducts:
+    """Compiled products with the blocks of one graph, each made when it has been asked for often enough."""
+
+    def __init__(self, compiler: Compiler) -> None:
+        """Begin without any.
+
+        Args:
+            compiler: What all graphs share.
+        """
+        self._compiler = compiler
+        self._asked: dict[Kind, int] = {}
+        self._made: dict[Kind, Replay | None] = {}
+
+    def add(self, add: Pass, block: ResolvedBlock, vectors: Tensor, out: Tensor, *, batched: bool) -> bool:
+        """Add products by what was compiled, if that can serve; return whether it did.
+
+        Args:
+            add: The graph's own pass; not kept, or the graph would keep itself.
+            block: The block.
+            vectors: (numel,), or (k, numel) where ``batched``.
+            out: Of that shape.
+            batched: Whether several vectors pass at once.
+        """
+        kind = block.name, vectors.shape[0] if batched else None
+        if kind in self._made:
+            replay = self._made[kind]
+        else:
+            asked = self._asked[kind] = self._asked.get(kind, 0) + 1
+            if asked <= self._compiler.after:
+                return False
+            replay = self._made[kind] = self._compiled(add, block, vectors, batched=batched)
+        if replay is None or not replay.is_current:  # what was written to makes the pass say so
+            return False
+        replay.run(vectors, out)
+        return True
+
+    def _compiled(self, add: Pass, block: ResolvedBlock, vectors: Tensor, *, batched: bool) -> Replay | None:
+        """Compile; None where that is not possible, takes too much memory, or gives another product."""
+        try:
+            return self._checked(add, block, vectors, batched=batched)
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+        self._compiler.refuse(block.name, "there is not enough memory")
+        return None
+
+    def _checked(self, add: Pass, block: ResolvedBlock, like: Tensor, *, batched: bool) -> Replay | None:
+        compiler = self._compiler
+        vectors = probe(like, 0)
+        recorder = Recorder(vectors, out := torch.zeros_like(vectors))
+        with recorder:
+            add(block, vectors, out, batched=batched)
+        if recorder.obstacle is not None:
+            compiler.refuse(block.name, recorder.obstacle)
+            return None
+        before = compiler.arena.size
+        replay = Replay(simplified(recorder.tape()), compiler.arena, vectors.shape)
+        more = replay.bytes + compiler.arena.size - before
+        if compiler.taken + more > compiler.room:
+            compiler.refuse(block.name, "what they keep would not fit into memory")
+            return None
+        vectors, expected, found = probe(like, 1), out.zero_(), torch.zeros_like(out)
+        add(block, vectors, expected, batched=batched)
+        replay.run(vectors, found)
+        worst = difference(block, found, expected, compiler.precision)
+        if worst is not None:
+            compiler.refuse(block.name, f"they differ from a backward pass's by {worst:.1g}")
+            warnings.warn(
+                f"The compiled product with block {block.name!r} differs from that of a backward pass (relative "
+                f"difference {worst:.1g}), and is not used; products are right, and slower than they might be.",
+                RuntimeWarning,
+                stacklevel=2,
+            )
+            return None
+        compiler.taken += more
+        return replay
