@@ -111,6 +111,11 @@ class GradientGraph:
         """Whether there are convolutions, whose passes need more memory than others."""
         return any("Convolution" in kind for kind in self.kinds)
 
+    @property
+    def enters_arithmetic(self) -> bool:
+        """Whether products enter the objective's arithmetic by themselves, where they need it."""
+        return self._compiled is not None
+
     def refuse_cuts(self) -> None:
         """Refuse a gradient that passed through a backward marked once_differentiable.
 
@@ -154,10 +159,10 @@ class GradientGraph:
             self._run(block, vector, row, batched=False)
 
     def _run(self, block: ResolvedBlock, vectors: Tensor, out: Tensor, *, batched: bool) -> None:
-        if self._compiled is None or not self._compiled.add(
-            self._add, block, vectors, out, batched=batched
-        ):
+        if self._compiled is None:
             self._add(block, vectors, out, batched=batched)
+        else:
+            self._compiled.add(self._add, block, vectors, out, batched=batched)
 
     def derivative(self, block: ResolvedBlock, vector: Tensor, out: Tensor) -> None:
         """Add the derivative of the block's gradient along a vector (numel,): what differences of it are held against.

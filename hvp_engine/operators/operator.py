@@ -125,7 +125,7 @@ class CurvatureOperator(MatrixLike):
                 self.objective, self.partition, self._graph, largest, microbatch=microbatch, budget=budget
             )
             self.scheduler.scaling = self.preconditioner
-            self._compiler = Compiler(precision, after=3, room=1 << 30)
+            self._compiler = Compiler(precision, self.objective.arithmetic, after=3, room=1 << 30)
 
     @abstractmethod
     def _graph(self, micro: MicroBatch) -> ProductGraph:

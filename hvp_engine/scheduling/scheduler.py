@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
 from typing import Any, Protocol, TypeVar
@@ -268,7 +269,7 @@ class Scheduler:
     ) -> tuple[list[dict[str, Tensor]], list[float]]:
         """Multiply by the sums over the micro-batches of each part of the data; return the parts' weights too."""
         weights = [0.0] * len(vectors)
-        with self.objective.arithmetic():
+        with self._arithmetic():
             out = [
                 {name: torch.zeros_like(v, memory_format=torch.contiguous_format) for name, v in of_part.items()}
                 for of_part in vectors
@@ -288,6 +289,11 @@ class Scheduler:
                     self.scaling.scale(name, products)
         check_sum_of_weights(self.objective, sum(weights))
         return out, weights
+
+    def _arithmetic(self) -> AbstractContextManager[None]:
+        """Return the context of a sweep: a quick one where the graphs enter the objective's arithmetic by themselves."""
+        quick = self._all_kept and all(getattr(graph, "enters_arithmetic", False) for graph in self._kept.values())
+        return self.objective.quick_arithmetic() if quick else self.objective.arithmetic()
 
     def _products(
         self, key: Key, graph: ProductGraph, passes: Passes, block: ResolvedBlock, vectors: Tensor, out: Tensor

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import warnings
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -48,10 +49,12 @@ class Compiler:
             :func:`hvp_engine.scheduling.policy.products_before_compiling`.
         room: Bytes that constants and the memory of replays may take.
         taken: Bytes that they take.
+        arithmetic: Makes the context of backward passes; replays have their own.
         note: Why some products are not compiled, in words; None while all are.
     """
 
     precision: Precision
+    arithmetic: Callable[[], AbstractContextManager[None]]
     after: int
     room: int
     taken: int = 0
@@ -83,8 +86,8 @@ class CompiledProducts:
         self._asked: dict[Kind, int] = {}
         self._made: dict[Kind, Replay | None] = {}
 
-    def add(self, add: Pass, block: ResolvedBlock, vectors: Tensor, out: Tensor, *, batched: bool) -> bool:
-        """Add products by what was compiled, if that can serve; return whether it did.
+    def add(self, add: Pass, block: ResolvedBlock, vectors: Tensor, out: Tensor, *, batched: bool) -> None:
+        """Add products, by what was compiled if that can serve.
 
         Args:
             add: The graph's own pass; not kept, or the graph would keep itself.
@@ -94,17 +97,17 @@ class CompiledProducts:
             batched: Whether several vectors pass at once.
         """
         kind = block.name, vectors.shape[0] if batched else None
-        if kind in self._made:
-            replay = self._made[kind]
-        else:
+        replay = self._made.get(kind)
+        if replay is None and kind not in self._made:
             asked = self._asked[kind] = self._asked.get(kind, 0) + 1
-            if asked <= self._compiler.after:
-                return False
-            replay = self._made[kind] = self._compiled(add, block, vectors, batched=batched)
-        if replay is None or not replay.is_current:  # what was written to makes the pass say so
-            return False
-        replay.run(vectors, out)
-        return True
+            if asked > self._compiler.after:
+                with self._compiler.arithmetic():
+                    replay = self._made[kind] = self._compiled(add, block, vectors, batched=batched)
+        if replay is not None and replay.is_current:
+            replay.run(vectors, out)
+            return
+        with self._compiler.arithmetic():  # where a constant was written to, the pass says so
+            add(block, vectors, out, batched=batched)
 
     def _compiled(self, add: Pass, block: ResolvedBlock, vectors: Tensor, *, batched: bool) -> Replay | None:
         """Compile; None where that is not possible, takes too much memory, or gives another product."""

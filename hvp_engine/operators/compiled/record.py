@@ -22,6 +22,8 @@ __all__ = ["Recorder"]
 _aten = torch.ops.aten
 _EMPTY = frozenset(("empty", "empty_like", "empty_strided", "empty_permuted", "new_empty", "new_empty_strided"))
 _ZEROS = frozenset(("zeros", "zeros_like", "new_zeros"))
+# What reads of a tensor no more than its shape and kind.
+_SHAPED = _EMPTY | _ZEROS | frozenset(("ones_like", "full_like", "new_ones", "new_full"))
 _MOVING = frozenset(("resize_", "resize_as_", "set_"))  # give a tensor other memory
 _PICKING = frozenset(("index", "masked_select"))  # as many numbers as their second argument says
 
@@ -62,7 +64,8 @@ class Recorder(DispatchMode):  # type: ignore[misc]
         kwargs = kwargs or {}
         if self._inside or self.obstacle is not None:
             return func(*args, **kwargs)
-        given = [leaf for leaf in leaves_of((args, kwargs)) if isinstance(leaf, Tensor)]
+        shaped = func.overloadpacket.__name__ in _SHAPED
+        given = [] if shaped else [leaf for leaf in leaves_of((args, kwargs)) if isinstance(leaf, Tensor)]
         written = _written_arguments(func, args, kwargs)
         if not self._look(func, args, given):
             return func(*args, **kwargs)

@@ -10,7 +10,7 @@ from torch import Tensor
 from hvp_engine.operators.compiled.arena import Arena, placed
 from hvp_engine.operators.compiled.binding import bound
 from hvp_engine.operators.compiled.tape import Call, Fixed, Memory, Tape, View, leaves_of, replaced
-from hvp_engine.system.torch_private import write_count
+from hvp_engine.system.torch_private import without_torch_functions, write_count
 
 __all__ = ["Replay"]
 
@@ -50,7 +50,7 @@ class Replay:
 
     def run(self, vectors: Tensor, out: Tensor) -> None:
         """Add the products with vectors to ``out``, both of the shape that it was made for."""
-        with torch.inference_mode():
+        with torch.inference_mode(), without_torch_functions():
             self._vector.copy_(vectors)
             for call in self._calls:
                 call()
@@ -72,8 +72,7 @@ class _Views:
         if not isinstance(leaf, View):
             return leaf
         if leaf not in self._made:
-            memory, start = leaf.memory.placed()
-            begin = (self._starts[memory] + start) // leaf.dtype.itemsize + leaf.offset
+            begin = self._starts[leaf.memory] // leaf.dtype.itemsize + leaf.offset
             with torch.inference_mode():
                 self._made[leaf] = torch.as_strided(self._base(leaf.dtype), leaf.shape, leaf.stride, begin)
         return self._made[leaf]
@@ -96,9 +95,8 @@ def _spans(tape: Tape) -> dict[Memory, tuple[int, int]]:
     spans: dict[Memory, tuple[int, int]] = {tape.vector: (-1, -1), tape.out: (end, end)}
     for number, call in enumerate(tape.calls):
         for view in (*call.operands, *call.outputs):
-            memory, _ = view.memory.placed()
-            first, last = spans.get(memory, (number, number))
-            spans[memory] = min(first, number), max(last, number)
+            first, last = spans.get(view.memory, (number, number))
+            spans[view.memory] = min(first, number), max(last, number)
     return spans
 
 

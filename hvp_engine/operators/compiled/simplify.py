@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from hvp_engine.operators.compiled.moving import moved_to
 from hvp_engine.operators.compiled.tape import Call, Memory, Tape, View, replaced
 
 __all__ = ["simplified"]
@@ -75,31 +76,32 @@ class _Sums:
         if (
             product is None
             or product.function not in _BEGUN_FROM
-            or product.results != (term,)
             or self._uses[term.memory] != [made_at, number]
             or (total.shape, total.dtype) != (term.shape, term.dtype)
             or uses[0] >= made_at
             or any(made_at <= use < number for use in uses)
         ):
             return False
+        start = _as_made(product, total, term)
+        if start is None or (call.function is _ADD and not self._may_take(number, call.results[0], total)):
+            return False
         if call.function is _ADD:
-            (result,) = call.results
-            if result is None or not self._may_take(number, result, total):
-                return False
-            self._give(result.memory, total.memory)
-        self._calls[made_at] = Call(_BEGUN_FROM[product.function], (total, *product.args), {"out": total}, (), (total,))
+            assert call.results[0] is not None
+            self._give(call.results[0].memory, total.memory)
+        self._calls[made_at] = Call(_BEGUN_FROM[product.function], (start, *product.args), {"out": start}, (), (start,))
         self._calls[number] = None
         del self._uses[term.memory]
         self._uses[total.memory] = sorted({*self._uses[total.memory], made_at} - {number})
         return True
 
-    def _may_take(self, number: int, result: View, total: View) -> bool:
+    def _may_take(self, number: int, result: View | None, total: View) -> bool:
         """Say whether a sum may lie in the memory of one of its terms, of which nothing else is read any more."""
         return (
-            self._uses[total.memory][-1] == number
-            and total.fills_memory
-            and result.fills_memory
-            and (result.shape, result.dtype) == (total.shape, total.dtype)
+            result is not None
+            and self._uses[total.memory][-1] == number
+            and total.covers_memory
+            and result.covers_memory
+            and (result.shape, result.stride, result.dtype) == (total.shape, total.stride, total.dtype)
         )
 
     def _give(self, old: Memory, new: Memory) -> None:
@@ -117,6 +119,14 @@ class _Sums:
         self._uses[new] = sorted({*self._uses[new], *numbers})
 
 
+def _as_made(product: Call, total: View, term: View) -> View | None:
+    """Return a total in the order of dimensions in which a product makes its term; None where that is another one."""
+    (made,) = product.results
+    if made == term:
+        return total
+    return total.transposed if made == term.transposed else None
+
+
 def _landed(calls: list[Call], tape: Tape) -> list[Call]:
     """Let what is added to the product's zeros be computed there, or be copied there where it has to move.
 
@@ -129,18 +139,22 @@ def _landed(calls: list[Call], tape: Tape) -> list[Call]:
     clear = Call(_aten.zero_.default, (zeros,), {}, written=(zeros,))
     if len(targets) < len(numbers) or not _are_apart(targets):
         return [clear, *calls]
-    landed: list[Call] = []
-    for number, call in enumerate(calls):
-        if number not in numbers:
-            landed.append(call)
+    landed: list[Call | None] = list(calls)
+    for number in numbers:
+        target, source = calls[number].args[:2]
+        landed[number] = Call(_aten.copy_.default, (target, source), {}, written=(target,))
+        if not isinstance(source, View) or source.memory is tape.vector or uses[source.memory][-1] != number:
             continue
-        target, source = call.args[:2]
-        if _may_lie_in(target, source) and source.memory is not tape.vector and uses[source.memory][-1] == number:
-            source.memory.home = (out, target.offset * target.dtype.itemsize)
-        else:
-            landed.append(Call(_aten.copy_.default, (target, source), {}, written=(target,)))
+        users = uses[source.memory][:-1]
+        there = [landed[user] for user in users]
+        moved = moved_to(target, source, [call for call in there if call is not None])
+        if moved is not None:
+            landed[number] = None
+            for user, call in zip(users, moved, strict=True):
+                landed[user] = call
     covered = sum(target.shape.numel() for target in targets)
-    return landed if covered == zeros.shape[0] else [clear, *landed]
+    kept = [call for call in landed if call is not None]
+    return kept if covered == zeros.shape[0] else [clear, *kept]
 
 
 def _is_addition_to(call: Call, out: Memory) -> bool:
@@ -164,15 +178,3 @@ def _are_apart(targets: list[View]) -> bool:
             return False
         ends.append((target.offset, target.offset + math.prod(row.shape)))
     return all(end <= begin for (_, end), (begin, _) in pairwise(sorted(ends)))
-
-
-def _may_lie_in(target: View, source: Any) -> bool:
-    """Say whether a source may be computed where its target is."""
-    return (
-        isinstance(source, View)
-        and source.fills_memory
-        and target.is_dense
-        and (source.shape, source.dtype) == (target.shape, target.dtype)
-        and source.memory.home is None
-        and source.memory.varies
-    )

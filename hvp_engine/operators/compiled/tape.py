@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from torch import Size, Tensor, device, dtype
@@ -22,7 +22,6 @@ class Memory:
         content: What a constant one holds.
         was_there: Whether it is older than the pass, which then must not write to it.
         readers: Where recorded calls read a constant one.
-        home: Memory inside which it is placed, and the byte at which it begins there; None for memory of its own.
     """
 
     bytes: int
@@ -30,15 +29,6 @@ class Memory:
     content: Content = "numbers"
     was_there: bool = False
     readers: list[Fixed] = field(default_factory=list)
-    home: tuple[Memory, int] | None = None
-
-    def placed(self) -> tuple[Memory, int]:
-        """Return the memory in which it lies in the end, and the byte at which it begins there."""
-        memory, start = self, 0
-        while memory.home is not None:
-            memory, offset = memory.home
-            start += offset
-        return memory, start
 
 
 @dataclass(eq=False)
@@ -88,9 +78,19 @@ class View:
         return True
 
     @property
-    def fills_memory(self) -> bool:
-        """Whether it is dense, and all that is in its memory."""
-        return self.offset == 0 and self.is_dense and self.shape.numel() * self.dtype.itemsize == self.memory.bytes
+    def covers_memory(self) -> bool:
+        """Whether it is all that is in its memory, each number once, in any order of dimensions."""
+        dimensions = sorted(zip(self.stride, self.shape, strict=True), reverse=True)
+        sorted_view = replace(self, shape=Size(n for _, n in dimensions), stride=tuple(n for n, _ in dimensions))
+        whole = self.shape.numel() * self.dtype.itemsize == self.memory.bytes
+        return whole and self.offset == 0 and sorted_view.is_dense
+
+    @property
+    def transposed(self) -> View:
+        """The same with the last two dimensions exchanged."""
+        *leading, first, second = range(len(self.shape))
+        order = (*leading, second, first)
+        return replace(self, shape=Size(self.shape[d] for d in order), stride=tuple(self.stride[d] for d in order))
 
 
 @dataclass(eq=False)
