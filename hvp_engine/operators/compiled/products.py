@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Callable
+import weakref
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
 from typing import Protocol
 
 import torch
@@ -23,6 +23,7 @@ from hvp_engine.operators.compiled.record import Recorder
 from hvp_engine.operators.compiled.replay import Replay
 from hvp_engine.operators.compiled.simplify import simplified
 from hvp_engine.problem.precision import Precision
+from hvp_engine.scheduling.policy import products_before_compiling
 from hvp_engine.system.memory import is_out_of_memory
 
 __all__ = ["Compiler", "CompiledProducts"]
@@ -39,32 +40,47 @@ class Pass(Protocol):
         """Add the product with a vector (numel,), or with several, (k, numel), where ``batched``."""
 
 
-@dataclass
 class Compiler:
     """What the compiled products of an operator share.
 
     Attributes:
         precision: Arithmetic of the products.
-        after: Products of a kind that a graph forms by backward passes before it compiles; see
-            :func:`hvp_engine.scheduling.policy.products_before_compiling`.
-        room: Bytes that constants and the memory of replays may take.
-        taken: Bytes that they take.
         arithmetic: Makes the context of backward passes; replays have their own.
+        expected: How many products of each block a job asks for; None where nobody knows.
+        arena: Where replays work.
         note: Why some products are not compiled, in words; None while all are.
     """
 
-    precision: Precision
-    arithmetic: Callable[[], AbstractContextManager[None]]
-    after: int
-    room: int
-    taken: int = 0
-    note: str | None = None
-    arena: Arena = field(default_factory=Arena)
+    def __init__(
+        self, precision: Precision, arithmetic: Callable[[], AbstractContextManager[None]], room: Callable[[], int]
+    ) -> None:
+        """Begin without any.
 
-    def reset(self) -> None:
-        """Forget what was compiled, which is gone with its graphs."""
-        self.taken = 0
+        Args:
+            precision: Arithmetic of the products.
+            arithmetic: Makes the context of backward passes.
+            room: Tells the bytes that constants and the memory of replays may take.
+        """
+        self.precision = precision
+        self.arithmetic = arithmetic
+        self.expected: Mapping[str, int] | None = None
         self.arena = Arena()
+        self.note: str | None = None
+        self._room = room
+        self._alive: weakref.WeakSet[Replay] = weakref.WeakSet()
+
+    def pays(self, block: str, asked: int) -> bool:
+        """Say whether to compile at a product of a block, the how-manieth of its kind is given, from 1 on."""
+        return asked > products_before_compiling(None if self.expected is None else self.expected.get(block, 0))
+
+    def keep(self, replay: Replay) -> bool:
+        """Take a replay among those that are kept; return whether there was room for it."""
+        taken = sum(kept.bytes for kept in self._alive) + self.arena.size
+        if taken + replay.bytes > self._room():
+            self.arena = Arena()  # it may have grown for this one
+            return False
+        self._alive.add(replay)
+        return True
 
     def refuse(self, block: str, why: str) -> None:
         """Note why products are not compiled; say so the first time."""
@@ -100,7 +116,7 @@ class CompiledProducts:
         replay = self._made.get(kind)
         if replay is None and kind not in self._made:
             asked = self._asked[kind] = self._asked.get(kind, 0) + 1
-            if asked > self._compiler.after:
+            if self._compiler.pays(block.name, asked):
                 with self._compiler.arithmetic():
                     replay = self._made[kind] = self._compiled(add, block, vectors, batched=batched)
         if replay is not None and replay.is_current:
@@ -128,10 +144,8 @@ class CompiledProducts:
         if recorder.obstacle is not None:
             compiler.refuse(block.name, recorder.obstacle)
             return None
-        before = compiler.arena.size
         replay = Replay(simplified(recorder.tape()), compiler.arena, vectors.shape)
-        more = replay.bytes + compiler.arena.size - before
-        if compiler.taken + more > compiler.room:
+        if not compiler.keep(replay):
             compiler.refuse(block.name, "what they keep would not fit into memory")
             return None
         vectors, expected, found = probe(like, 1), out.zero_(), torch.zeros_like(out)
@@ -147,5 +161,4 @@ class CompiledProducts:
                 stacklevel=2,
             )
             return None
-        compiler.taken += more
         return replay
