@@ -59,7 +59,7 @@ def gated() -> Case:
 MODELS: dict[str, Callable[[], Case]] = {**CASES, "gated": gated}
 
 
-@pytest.mark.parametrize("blocks", [None, "per_parameter"])
+@pytest.mark.parametrize("blocks", [None, "parameter"])
 @pytest.mark.parametrize("count", [1, 6])
 @pytest.mark.parametrize("precision", ["fp64", "fp32"])
 @pytest.mark.parametrize("model", MODELS)
