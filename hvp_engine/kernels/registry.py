@@ -259,7 +259,7 @@ def is_fused(family: str, *tensors: torch.Tensor) -> bool:
         return not _is_known(wish) or _has(wish, family)
 
 
-def _watched(family: str, module: ModuleType | None) -> Any:
+def _watched(family: str, module: ModuleType | None) -> ModuleType | None:
     """Return a family's module, or what tells the dispatch mode in force of its calls, if that wants to know of them.
 
     Such a mode has a method ``kernel_called(family, name, kernel, args)`` that makes the call.
@@ -270,10 +270,11 @@ def _watched(family: str, module: ModuleType | None) -> Any:
     return module if watch is None else _Watched(family, module, watch)
 
 
-class _Watched:
+class _Watched(ModuleType):
     """A family's module whose functions are called by a dispatch mode."""
 
     def __init__(self, family: str, module: ModuleType, watch: Callable[..., object]) -> None:
+        super().__init__(module.__name__)
         self._family, self._module, self._watch = family, module, watch
 
     def __getattr__(self, name: str) -> Any:

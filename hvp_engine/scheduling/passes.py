@@ -28,8 +28,8 @@ _NOISE = 100.0  # times the rounding that is seen between single passes
 class ProductGraph(Protocol):
     """What a sweep needs of a micro-batch: its weight, and products with a block.
 
-    A graph whose attribute ``batchable`` is true is known to be right in batched passes; one without it is compared. One
-    whose attribute ``enters_arithmetic`` is true needs no more than :meth:`Objective.quick_arithmetic` around products.
+    A graph whose attribute ``batchable`` is true is known to be right in batched passes; one without it is compared.
+    One whose attribute ``enters_arithmetic`` is true needs no more than :meth:`Objective.quick_arithmetic` around it.
     """
 
     weight: float

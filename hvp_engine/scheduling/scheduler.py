@@ -291,7 +291,7 @@ class Scheduler:
         return out, weights
 
     def _arithmetic(self) -> AbstractContextManager[None]:
-        """Return the context of a sweep: a quick one where the graphs enter the objective's arithmetic by themselves."""
+        """Return the context of a sweep: a quick one where graphs enter the objective's arithmetic by themselves."""
         quick = self._all_kept and all(getattr(graph, "enters_arithmetic", False) for graph in self._kept.values())
         return self.objective.quick_arithmetic() if quick else self.objective.arithmetic()
 

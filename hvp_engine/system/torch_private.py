@@ -155,7 +155,6 @@ def watches_kernels() -> bool:
     return _mode_at is not None
 
 
-
 # Whether the running backward pass goes through a node: a gradient that it will not use is not computed. Without the
 # name all are taken to be used that the forward pass declared as needed, which computes too much and changes nothing.
 will_execute: Callable[[Any], bool] = _find("torch:_C._will_engine_execute_node", _always)

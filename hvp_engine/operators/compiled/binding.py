@@ -21,7 +21,7 @@ _PLAIN = """
     index_select.default addcmul.default pow.Tensor_Scalar mm.out bmm.out addmm.out baddbmm.out
 """
 _QUICK = {name: getattr(torch, name.partition(".")[0]) for name in _PLAIN.split()}
-_IN_PLACE = frozenset("add_ sub_ mul_ div_ neg_ zero_ fill_ copy_ addmm_ addcmul_".split())
+_IN_PLACE = frozenset(["add_", "sub_", "mul_", "div_", "neg_", "zero_", "fill_", "copy_", "addmm_", "addcmul_"])
 _COPIES = frozenset(("clone.default", "_to_copy.default"))
 
 
@@ -44,17 +44,22 @@ def bound(
         if quick in _IN_PLACE:
             return partial(getattr(args[0], quick), *args[1:], **kwargs)
         return partial(_QUICK.get(name, function), *args, **kwargs)
+    return _bound_to_results(function, name, args, kwargs, outs)
+
+
+def _bound_to_results(
+    function: Any, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], outs: tuple[Tensor | None, ...]
+) -> Callable[[], object]:
+    """Bind an operation that would return new tensors."""
     if name in _COPIES and outs[0] is not None:
         return partial(outs[0].copy_, args[0])
+    if name in _QUICK and len(outs) == 1:
+        return partial(_QUICK[name], *args, **kwargs, out=outs[0])
     given = writing_to(function)
     if given is None or any(out is None for out in outs):
         return partial(_run_and_copy, partial(function, *args, **kwargs), outs)
     overload, names = given
-    targets = dict(zip(names, outs, strict=True))
-    quick_function = _QUICK.get(name)
-    if quick_function is not None and len(outs) == 1:
-        return partial(quick_function, *args, **kwargs, out=outs[0])
-    return partial(overload, *args, **kwargs, **targets)
+    return partial(overload, *args, **kwargs, **dict(zip(names, outs, strict=True)))
 
 
 def _run_and_copy(function: Callable[[], Any], outs: tuple[Tensor | None, ...]) -> None:

@@ -26,7 +26,7 @@ from hvp_engine.problem.precision import Precision
 from hvp_engine.scheduling.policy import products_before_compiling
 from hvp_engine.system.memory import is_out_of_memory
 
-__all__ = ["Compiler", "CompiledProducts"]
+__all__ = ["CompiledProducts", "Compiler"]
 
 log = logging.getLogger(__name__)
 

@@ -67,7 +67,7 @@ class Recorder(DispatchMode):  # type: ignore[misc]
         shaped = func.overloadpacket.__name__ in _SHAPED
         given = [] if shaped else [leaf for leaf in leaves_of((args, kwargs)) if isinstance(leaf, Tensor)]
         written = _written_arguments(func, args, kwargs)
-        if not self._look(func, args, given):
+        if not self._look(func, args, given) or torch.Tag.inplace_view in func.tags:  # those change no numbers
             return func(*args, **kwargs)
         arguments = self._prepared(given, written, (args, kwargs))
         result = func(*args, **kwargs)

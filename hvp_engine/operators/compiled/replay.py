@@ -102,5 +102,7 @@ def _spans(tape: Tape) -> dict[Memory, tuple[int, int]]:
 
 def _constant_bytes(calls: list[Call]) -> int:
     """Return the bytes of constants that a recording made, each counted once."""
-    constants = {leaf.memory for call in calls for leaf in leaves_of((call.args, call.kwargs)) if isinstance(leaf, Fixed)}
+    constants = {
+        leaf.memory for call in calls for leaf in leaves_of((call.args, call.kwargs)) if isinstance(leaf, Fixed)
+    }
     return sum(memory.bytes for memory in constants if not memory.was_there)

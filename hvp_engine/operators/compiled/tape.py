@@ -65,7 +65,7 @@ class View:
     @classmethod
     def of(cls, memory: Memory, tensor: Tensor) -> View:
         """Describe a tensor that lies in some memory."""
-        return cls(memory, tensor.dtype, tensor.shape, tensor.stride(), tensor.storage_offset())
+        return cls(memory, tensor.dtype, tensor.shape, tensor.stride(), int(tensor.storage_offset()))
 
     @property
     def is_dense(self) -> bool:

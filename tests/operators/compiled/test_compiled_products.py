@@ -53,10 +53,19 @@ class Gated(nn.Module):
 def gated() -> Case:
     torch.manual_seed(4)
     tokens = torch.randint(0, 11, (3, 5))
-    return Case(Gated(), lambda m, b: F.cross_entropy(m(b[0]).flatten(0, 1), b[1].flatten()), [(tokens, tokens.flip(1))])
+    return Case(
+        Gated(), lambda m, b: F.cross_entropy(m(b[0]).flatten(0, 1), b[1].flatten()), [(tokens, tokens.flip(1))]
+    )
 
 
-MODELS: dict[str, Callable[[], Case]] = {**CASES, "gated": gated}
+def normalised() -> Case:
+    """Group normalisation, whose backward gives its sums other shapes in place."""
+    torch.manual_seed(5)
+    model = nn.Sequential(nn.Conv2d(2, 4, 1), nn.GroupNorm(2, 4), nn.Tanh(), nn.Flatten(), nn.Linear(16, 3))
+    return Case(model, lambda m, b: F.cross_entropy(m(b[0]), b[1]), [(torch.randn(3, 2, 2, 2), torch.arange(3))])
+
+
+MODELS: dict[str, Callable[[], Case]] = {**CASES, "gated": gated, "normalised": normalised}
 
 
 @pytest.mark.parametrize("blocks", [None, "parameter"])
