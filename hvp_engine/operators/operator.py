@@ -32,8 +32,9 @@ from hvp_engine.problem.objective import Loss, MicroBatch, Objective
 from hvp_engine.problem.precision import Precision
 from hvp_engine.problem.watch import changed_during_job
 from hvp_engine.problem.weights import check_weights
+from hvp_engine.scheduling.compiling import room_to_compile
 from hvp_engine.scheduling.passes import ProductGraph
-from hvp_engine.scheduling.policy import choose_waves, products_past_head, room_to_compile, spare, usable
+from hvp_engine.scheduling.policy import choose_waves, products_past_head, spare, usable
 from hvp_engine.scheduling.scheduler import Scheduler
 from hvp_engine.scheduling.waves import StreamSizes
 from hvp_engine.system.formatting import first_names

@@ -7,12 +7,15 @@ other has its first batched pass compared with single passes, for every micro-ba
 
 from __future__ import annotations
 
+from collections.abc import Collection
+from contextlib import AbstractContextManager
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from hvp_engine.blocks import ResolvedBlock
+from hvp_engine.problem.objective import Objective
 from hvp_engine.problem.precision import Precision, rounding
 from hvp_engine.system.formatting import first_line
 from hvp_engine.system.memory import is_out_of_memory
@@ -36,6 +39,12 @@ class ProductGraph(Protocol):
 
     def product(self, block: ResolvedBlock, vectors: Tensor, out: Tensor, *, batched: bool) -> None:
         """Add products with (k, numel) vectors to ``out``; where it raises, nothing was added."""
+
+
+def arithmetic_around(graphs: Collection[ProductGraph], objective: Objective) -> AbstractContextManager[None]:
+    """Return the context of products with all graphs of a sweep; none where some are yet to be built."""
+    quick = bool(graphs) and all(getattr(graph, "enters_arithmetic", False) for graph in graphs)
+    return objective.quick_arithmetic() if quick else objective.arithmetic()
 
 
 class Passes:

@@ -32,10 +32,6 @@ CONVOLVED = {torch.float32: 3.5, torch.float64: 10.0}
 CONVOLUTION_PASSES = 2.3  # of that, what passes hold beside the graph in float32, as it is measured
 BATCHED_BYTES = 24 << 20  # CPU: above this a vmapped pass leaves the caches and loses to single passes
 BATCHED_STREAMS = 16
-COMPILE_AFTER = 3  # products of a kind: to compile takes as long as three of them
-COMPILE_FROM = 8  # products of a block that a job must ask for
-COMPILED_BYTES = 32 << 20  # that compiled products may take anyway ...
-COMPILED_SHARE = 0.25  # ... within this share of the budget
 
 LIBRARIES = 56 << 20  # what PyTorch and its libraries take the first time that they differentiate twice
 LIBRARIES_SHARE = 0.3  # of a budget beyond ...
@@ -206,27 +202,6 @@ def choose_streams_per_pass(graph_bytes: int, budget: int, *, on_cpu: bool) -> i
     """
     room = BATCHED_BYTES if on_cpu else budget // 4
     return max(1, min(BATCHED_STREAMS, room // max(1, graph_bytes)))
-
-
-def products_before_compiling(expected: int | None) -> float:
-    """Return how many products of a kind are backward passes before one is compiled.
-
-    Args:
-        expected: Products of the block that a job asks for; None where nobody knows.
-    """
-    if expected is None:
-        return COMPILE_AFTER
-    return 0 if expected >= COMPILE_FROM else math.inf
-
-
-def room_to_compile(working: int, budget: int) -> int:
-    """Return the bytes that compiled products may keep, which take the place of temporaries of backward passes.
-
-    Args:
-        working: What one micro-batch's graph needs with the temporaries of its passes.
-        budget: Bytes for graphs and their temporaries.
-    """
-    return min(max(COMPILED_BYTES, working), int(COMPILED_SHARE * budget))
 
 
 def count_kept_graphs(graph_bytes: int, gradient_bytes: int, working: int, budget: int) -> int:

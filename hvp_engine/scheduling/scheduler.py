@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
 from typing import Any, Protocol, TypeVar
@@ -24,7 +23,7 @@ from hvp_engine.problem.objective import MicroBatch, Objective
 from hvp_engine.problem.weights import check_split, check_sum_of_weights
 from hvp_engine.scheduling import policy
 from hvp_engine.scheduling.groups import Groups
-from hvp_engine.scheduling.passes import Key, Passes, ProductGraph
+from hvp_engine.scheduling.passes import Key, Passes, ProductGraph, arithmetic_around
 from hvp_engine.scheduling.weighing import weigh
 from hvp_engine.system.formatting import first_line
 from hvp_engine.system.memory import is_out_of_memory
@@ -269,7 +268,7 @@ class Scheduler:
     ) -> tuple[list[dict[str, Tensor]], list[float]]:
         """Multiply by the sums over the micro-batches of each part of the data; return the parts' weights too."""
         weights = [0.0] * len(vectors)
-        with self._arithmetic():
+        with arithmetic_around(self._kept.values() if self._all_kept else (), self.objective):
             out = [
                 {name: torch.zeros_like(v, memory_format=torch.contiguous_format) for name, v in of_part.items()}
                 for of_part in vectors
@@ -289,11 +288,6 @@ class Scheduler:
                     self.scaling.scale(name, products)
         check_sum_of_weights(self.objective, sum(weights))
         return out, weights
-
-    def _arithmetic(self) -> AbstractContextManager[None]:
-        """Return the context of a sweep: a quick one where graphs enter the objective's arithmetic by themselves."""
-        quick = self._all_kept and all(getattr(graph, "enters_arithmetic", False) for graph in self._kept.values())
-        return self.objective.quick_arithmetic() if quick else self.objective.arithmetic()
 
     def _products(
         self, key: Key, graph: ProductGraph, passes: Passes, block: ResolvedBlock, vectors: Tensor, out: Tensor

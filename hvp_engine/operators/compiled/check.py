@@ -6,11 +6,12 @@ import torch
 from torch import Tensor
 
 from hvp_engine.blocks import ResolvedBlock
-from hvp_engine.problem.precision import Precision
+from hvp_engine.problem.precision import Precision, rounding
 
 __all__ = ["difference", "probe"]
 
 _ALLOWED: dict[Precision, float] = {"fp64": 1e-10, "fp32": 1e-5, "tf32": 2e-3, "bf16": 2e-2}
+_ROUNDINGS = 32.0  # of the whole product that each part may be off
 _SEED = 0x5EED
 
 
@@ -30,8 +31,8 @@ def difference(block: ResolvedBlock, found: Tensor, expected: Tensor, precision:
     """Compare products (..., numel) part by part; None where they agree but for rounding.
 
     Returns:
-        The largest relative difference of a part from what it should be, beside which parts of products that cancel
-        are given the rounding of the whole product.
+        The largest relative difference of a part from what it should be; parts that cancel have roundings of the whole
+        product.
     """
     same = found.isfinite() == expected.isfinite()
     if not bool(same.all()):
@@ -40,7 +41,7 @@ def difference(block: ResolvedBlock, found: Tensor, expected: Tensor, precision:
     whole = expected.masked_fill(~expected.isfinite(), 0.0)
     errors, sizes = _norms(block, error), _norms(block, whole)
     allowed = _ALLOWED[precision]
-    scale = sizes + allowed * float(sizes.norm())
+    scale = sizes + _ROUNDINGS * rounding(precision) / allowed * float(sizes.norm())
     worst = float((errors / scale).nan_to_num(nan=0.0, posinf=float("inf")).max())
     return worst if worst > allowed else None
 

@@ -23,7 +23,7 @@ from hvp_engine.operators.compiled.record import Recorder
 from hvp_engine.operators.compiled.replay import Replay
 from hvp_engine.operators.compiled.simplify import simplified
 from hvp_engine.problem.precision import Precision
-from hvp_engine.scheduling.policy import products_before_compiling
+from hvp_engine.scheduling.compiling import products_before_compiling
 from hvp_engine.system.memory import is_out_of_memory
 
 __all__ = ["CompiledProducts", "Compiler"]
@@ -69,9 +69,10 @@ class Compiler:
         self._room = room
         self._alive: weakref.WeakSet[Replay] = weakref.WeakSet()
 
-    def pays(self, block: str, asked: int) -> bool:
-        """Say whether to compile at a product of a block, the how-manieth of its kind is given, from 1 on."""
-        return asked > products_before_compiling(None if self.expected is None else self.expected.get(block, 0))
+    def pays(self, block: str, asked: int, device: torch.device) -> bool:
+        """Say whether to compile a product of a block when it is asked for, the first time, the second, and so on."""
+        expected = None if self.expected is None else self.expected.get(block, 0)
+        return asked > products_before_compiling(expected, device)
 
     def keep(self, replay: Replay) -> bool:
         """Take a replay among those that are kept; return whether there was room for it."""
@@ -116,7 +117,7 @@ class CompiledProducts:
         replay = self._made.get(kind)
         if replay is None and kind not in self._made:
             asked = self._asked[kind] = self._asked.get(kind, 0) + 1
-            if self._compiler.pays(block.name, asked):
+            if self._compiler.pays(block.name, asked, vectors.device):
                 with self._compiler.arithmetic():
                     replay = self._made[kind] = self._compiled(add, block, vectors, batched=batched)
         if replay is not None and replay.is_current:
