@@ -219,6 +219,7 @@ def _compute(
     checkpoint = None if keeping is None else keeping.checkpoint
     try:
         products = job.products(operator)
+        operator.expect(products)
         verification = _verify(products, operator, checkpoint) if job.settings.check else None
         job.noise = _noise(verification, job.settings, checkpoint)
         if job.settings.head_curvature:

@@ -14,6 +14,7 @@ from hvp_engine.blocks import BlockSpec, resolve
 from hvp_engine.errors import ConfigurationError, HvpEngineError
 from hvp_engine.kernels.allocator import give_back, retained_heap
 from hvp_engine.krylov.settings import check_memory, checked_microbatch
+from hvp_engine.operators.compiled.products import Compiler
 from hvp_engine.operators.derivative_check import Verification
 from hvp_engine.operators.gradient_graph import GradientGraph
 from hvp_engine.operators.head.decide import decide_curvature
@@ -32,6 +33,7 @@ from hvp_engine.problem.objective import Loss, MicroBatch, Objective
 from hvp_engine.problem.precision import Precision
 from hvp_engine.problem.watch import changed_during_job
 from hvp_engine.problem.weights import check_weights
+from hvp_engine.scheduling.compiling import room_to_compile
 from hvp_engine.scheduling.passes import ProductGraph
 from hvp_engine.scheduling.policy import choose_waves, products_past_head, spare, usable
 from hvp_engine.scheduling.scheduler import Scheduler
@@ -133,6 +135,7 @@ class CurvatureOperator(MatrixLike):
                 beside=beside,
             )
             self.scheduler.scaling = self.preconditioner
+            self._compiler = Compiler(precision, self.objective.arithmetic, self._room_to_compile)
 
     @abstractmethod
     def _graph(self, micro: MicroBatch) -> ProductGraph:
@@ -304,6 +307,18 @@ class CurvatureOperator(MatrixLike):
         self.scheduler.release()
         with retained_heap():
             self._fusion.form(plan, self.scheduler.microbatches, progress, tolerance, shelf)
+
+    def expect(self, products: Mapping[str, int]) -> None:
+        """Know how many products of each block a job will ask for: where they are many they are compiled at once."""
+        self._compiler.expected = products
+
+    @property
+    def uncompiled(self) -> str | None:
+        """Why some products go by backward passes although they are many, in words; None where that is not so."""
+        return self._compiler.note
+
+    def _room_to_compile(self) -> int:
+        return room_to_compile(self.scheduler.working_bytes, self.scheduler.plan.budget)
 
     def verify(self, products: Mapping[str, int]) -> Verification:
         """Test the second derivative on as much of the first micro-batch as a job can afford.

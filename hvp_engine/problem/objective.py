@@ -27,6 +27,7 @@ from hvp_engine.problem.cuts import Cut
 from hvp_engine.problem.looking import needs_gradients
 from hvp_engine.problem.model_state import turn
 from hvp_engine.problem.precision import Precision, check_precision, forward_mode, product_mode, working_dtype
+from hvp_engine.problem.product_switches import is_ieee_on_cpu
 from hvp_engine.problem.randomness import UndisturbedData
 from hvp_engine.problem.reading import read, refuse_exhausted
 from hvp_engine.problem.steady import Key, SteadyLoss
@@ -49,12 +50,14 @@ class MicroBatch:
         batch: The batch on the model's device, or ``None`` where the loss takes no data.
         is_sample: Whether it stands for others while their memory is measured, or what it is; no result is made of it.
         blocks: Names of the blocks that its graph has to serve; None for all of them.
+        is_kept: Whether its graph stays alive between sweeps.
     """
 
     key: tuple[int, int]
     batch: Any
     is_sample: bool = False
     blocks: frozenset[str] | None = None
+    is_kept: bool = False
 
     @property
     def identity(self) -> Key | None:
@@ -207,6 +210,20 @@ class Objective:
             granted(self.head_room),
             self._steady.held(),
         ):
+            yield
+
+    @contextlib.contextmanager
+    def quick_arithmetic(self) -> Iterator[None]:
+        """Hold what products need that run neither the model nor autograd: the modes of ``precision``, and its turn.
+
+        A product with a small model takes less time than to enter :meth:`arithmetic`.
+        """
+        with turn(self.model), contextlib.ExitStack() as stack:
+            if self.precision == "tf32" or self.device.type != "cpu" or not is_ieee_on_cpu():
+                stack.enter_context(product_mode(self.precision))
+            for kind in ("cpu", self.device.type):
+                if torch.is_autocast_enabled(kind):
+                    stack.enter_context(torch.autocast(kind, enabled=False))
             yield
 
     @property

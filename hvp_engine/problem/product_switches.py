@@ -22,7 +22,7 @@ import torch
 
 from hvp_engine.errors import ConfigurationError
 
-__all__ = ["HeldSwitches"]
+__all__ = ["HeldSwitches", "is_ieee_on_cpu"]
 
 # The newer switches, each before those that follow it where they are "none". That of all of oneDNN is not among them:
 # PyTorch 2.9 to 2.13 set the one of all backends in its place.
@@ -136,6 +136,18 @@ class HeldSwitches:
                     del holders[self._thread]
             while _modes and not _modes[-1].holders:
                 _end_innermost()
+
+
+def is_ieee_on_cpu() -> bool:
+    """Say whether products of float32 on a CPU are IEEE float32 as the switches are, without touching any of them."""
+    switches = [switch for name, switch in _NEWER.items() if not name.startswith(_OF_CUDA)]
+    if any(switch.fp32_precision not in ("ieee", "none") for switch in switches):
+        return False
+    _use_up_warning()
+    try:
+        return torch.get_float32_matmul_precision() == "highest"
+    except RuntimeError:  # the older switches contradict the newer ones
+        return False
 
 
 def _changed(mode: _Mode | None, thread: int, *, tf32: bool) -> _Mode:

@@ -23,7 +23,7 @@ from hvp_engine.problem.objective import MicroBatch, Objective
 from hvp_engine.problem.weights import check_split, check_sum_of_weights
 from hvp_engine.scheduling import policy
 from hvp_engine.scheduling.groups import Groups
-from hvp_engine.scheduling.passes import Key, Passes, ProductGraph
+from hvp_engine.scheduling.passes import Key, Passes, ProductGraph, arithmetic_around
 from hvp_engine.scheduling.sweep_plan import SweepPlan
 from hvp_engine.scheduling.weighing import weigh
 from hvp_engine.system.failures import is_out_of_memory, let_go
@@ -252,7 +252,7 @@ class Scheduler:
     ) -> tuple[list[dict[str, Tensor]], list[float]]:
         """Multiply by the sums over the micro-batches of each part of the data; return the parts' weights too."""
         weights = [0.0] * len(vectors)
-        with self.objective.arithmetic():
+        with arithmetic_around(self._kept.values() if self._all_kept else (), self.objective):
             out = [
                 {name: torch.zeros_like(v, memory_format=torch.contiguous_format) for name, v in of_part.items()}
                 for of_part in vectors
@@ -301,7 +301,7 @@ class Scheduler:
         for micro in self.microbatches():
             kept = self._kept.get(micro.key)
             if kept is None and self._keep and len(self._kept) < self._may_keep:
-                kept = self._kept[micro.key] = self._build(micro)
+                kept = self._kept[micro.key] = self._build(replace(micro, is_kept=True))
                 self.objective.held_data.hold(micro.key, micro.batch)
                 self.plan.kept_graphs = len(self._kept)
             if kept is not None:
