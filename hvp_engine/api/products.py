@@ -17,6 +17,12 @@ from hvp_engine.problem.objective import Loss
 from hvp_engine.problem.precision import Precision
 
 
+class _SingleProduct(HessianOperator):
+    """The Hessian for one product, in which a fused head saves no more than the evaluation that finds it takes."""
+
+    finds_head = False
+
+
 def hvp(
     model: nn.Module,
     loss: Loss,
@@ -27,6 +33,12 @@ def hvp(
     precision: Precision = "fp32",
 ) -> dict[str, Tensor]:
     """Hessian-vector products with diagonal blocks of the Hessian.
+
+    A call costs a forward and two backward passes, and one evaluation of the first two samples of the largest batch,
+    which shows whether the loss is the same every time. What products of a job have beside that is left out: the second
+    derivative is held against finite differences only where the loss has custom functions or cuts its graph, and no
+    head is fused. For several products one after another make a :class:`hvp_engine.HessianOperator`, which keeps the
+    gradient's graph.
 
     Args:
         model: The network; never changed.
@@ -44,7 +56,11 @@ def hvp(
     Raises:
         HvpEngineError: One of its subclasses, with cause and fix.
     """
-    return HessianOperator(model, loss, blocks, data=data, precision=precision).matmat(vectors)
+    operator = _SingleProduct(model, loss, blocks, data=data, precision=precision)
+    try:
+        return operator.matmat(vectors)
+    finally:
+        operator.release()  # it refers to itself, so that its graph would live on until the garbage collector runs
 
 
 def dense(

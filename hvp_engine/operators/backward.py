@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from contextlib import nullcontext
 
 import torch
 from torch import Tensor
@@ -13,7 +14,7 @@ from hvp_engine.errors import BackwardError, SecondDerivativeError
 from hvp_engine.problem.model_state import renew_active
 from hvp_engine.system.failures import pass_on
 from hvp_engine.system.formatting import first_line
-from hvp_engine.system.torch_private import check_batched_passes
+from hvp_engine.system.torch_private import check_batched_passes, resumed_torch_functions
 from hvp_engine.system.warning_filters import without_loop_warnings
 
 _FIXES = {
@@ -50,7 +51,7 @@ def backward(
     try:
         if batched:
             check_batched_passes()
-        with without_loop_warnings():
+        with without_loop_warnings() if batched else nullcontext(), resumed_torch_functions():
             found = torch.autograd.grad(
                 outputs,
                 inputs,
@@ -60,7 +61,7 @@ def backward(
                 allow_unused=True,
                 is_grads_batched=batched,
             )
-            return tuple(g if g is None or g.layout == torch.strided else g.to_dense() for g in found)
+        return tuple(g if g is None or g.layout == torch.strided else g.to_dense() for g in found)
     except Exception as error:
         pass_on(error)
         raise _explained(error) from error

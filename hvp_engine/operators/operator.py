@@ -68,6 +68,8 @@ class CurvatureOperator(MatrixLike):
     """Whether products pass second derivatives of the loss, which the head's curvature has."""
     graph: ClassVar[type[GradientGraph]] = GradientGraph
     """The graph on which the second derivative is tested."""
+    finds_head: ClassVar[bool] = True
+    """Whether the model's head is looked for, which takes an evaluation of the loss."""
     checked = True
     """Whether custom autograd functions and cut graphs are tested by finite differences before the first product."""
 
@@ -120,10 +122,11 @@ class CurvatureOperator(MatrixLike):
         room = self.objective.head_room = head_room(budget, on_cpu=self.objective.device.type == "cpu")
         with retained_heap(), self.objective.arithmetic():
             largest = self.objective.largest_batch()
-            plain = self.objective.check_deterministic(largest)
-            check_weights(self.objective, largest)
+            plain = self.objective.first_value(largest)
             self._inspection = GraphInspection()
-            self._fusion = HeadFusion(self.objective, largest, plain)
+            self._fusion = HeadFusion(self.objective, largest, plain, search=self.finds_head)
+            self.objective.check_deterministic(largest, may_wait=microbatch is None)
+            check_weights(self.objective, largest)
             beside = 0 if self.head is None else room.beyond
             self.scheduler = Scheduler(
                 self.objective,

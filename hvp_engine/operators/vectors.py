@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -87,16 +87,25 @@ def refuse_nonfinite(partition: Partition, products: Mapping[str, Tensor]) -> No
     Raises:
         NotFiniteError: There is one; its block and parameters are named.
     """
-    if not products or bool(torch.stack([product.sum() for product in products.values()]).isfinite().all()):
-        return  # no sum is finite to which something else was added
-    broken_blocks = [(name, product) for name, product in products.items() if not product.isfinite().all()]
-    if not broken_blocks:  # a sum overflowed
+    if all_finite(products.values()):
         return
-    name, product = broken_blocks[0]
+    name, product = next((n, p) for n, p in products.items() if not p.isfinite().all())
     block = partition.blocks[name]
     parts = zip(block.parts, block.split(product), strict=True)
     broken = [part.parameter for part, piece in parts if not piece.isfinite().all()]
     raise NotFiniteError(not_finite(f"of block {name!r}, in {first_names(list(dict.fromkeys(broken)))},"))
+
+
+def all_finite(tensors: Iterable[Tensor]) -> bool:
+    """Say whether all numbers are finite, waiting once for a device.
+
+    A sum is finite only where every term is, and is formed at the speed of memory; where it is not, it may be too large
+    itself.
+    """
+    given = list(tensors)
+    if not given or bool(torch.stack([tensor.sum() for tensor in given]).sum().isfinite()):
+        return True
+    return bool(torch.stack([tensor.isfinite().all() for tensor in given]).all())
 
 
 def _rows(block: ResolvedBlock, vectors: Tensor, device: torch.device, dtype: torch.dtype) -> Tensor:
@@ -107,6 +116,6 @@ def _rows(block: ResolvedBlock, vectors: Tensor, device: torch.device, dtype: to
     if dense.dim() != 2 or dense.shape[1] != size:
         raise ConfigurationError(f"{what} must have shape (k, {size}), got {tuple(dense.shape)}.")
     converted = dense.to(device, dtype)
-    if not converted.sum().isfinite() and not torch.isfinite(converted).all():
+    if not all_finite([converted]):
         raise ConfigurationError(f"{what} must be finite, and is not in {str(dtype).removeprefix('torch.')}.")
     return converted.clone() if converted.is_inference() else converted

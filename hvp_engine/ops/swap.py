@@ -10,7 +10,6 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from types import FunctionType
 from typing import Any
 
 import torch
@@ -30,7 +29,14 @@ from hvp_engine.ops.head.lazy_logits import FUSED_LOSSES, FusedHead, HeadLogits,
 from hvp_engine.ops.layer_norm import layer_norm
 from hvp_engine.ops.rms_norm import rms_norm
 from hvp_engine.ops.softmax import softmax
-from hvp_engine.system.torch_private import GROUPED_PRODUCTS, SILU_FUNCTIONS, WEIGHT_NORM_FUNCTIONS, inside_transform
+from hvp_engine.system.torch_private import (
+    GROUPED_PRODUCTS,
+    SILU_FUNCTIONS,
+    WEIGHT_NORM_FUNCTIONS,
+    around_engine,
+    copied_function,
+    inside_transform,
+)
 
 __all__ = ["REPLACEMENTS", "TwiceDifferentiable", "fuse_lm_head", "twice_differentiable"]
 
@@ -220,22 +226,10 @@ REPLACEMENTS: dict[Callable[..., Any], tuple[str, Callable[..., Any]]] = _table(
 )
 
 
-def _transparent(function: Any) -> FunctionType:
-    """Copy a function of PyTorch so that a mode sees the calls inside it instead of the call of it."""
-    namespace = dict(
-        function.__globals__,
-        has_torch_function=lambda _tensors: False,
-        has_torch_function_unary=lambda _tensor: False,
-    )
-    copy = FunctionType(function.__code__, namespace, function.__name__, function.__defaults__)
-    copy.__kwdefaults__ = function.__kwdefaults__
-    return copy
-
-
 # PyTorch runs the body of an intercepted function without the mode. These bodies contain calls to replace:
 # attention, and whatever checkpointing recomputes during a backward pass.
 _TRANSPARENT: dict[Any, Callable[..., Any]] = {
-    function: _transparent(function)
+    function: copied_function(function, {})
     for function in (F.multi_head_attention_forward, torch.autograd.grad, Tensor.backward)
 }
 
@@ -270,6 +264,10 @@ class TwiceDifferentiable(TorchFunctionMode):
         """Run one intercepted call; PyTorch calls this with the mode switched off."""
         kwargs = kwargs or {}
         if func in _TRANSPARENT:
+            # Most of a small backward pass would be calls of this mode for what surrounds the pass.
+            passing = around_engine(func, self) if func is torch.autograd.grad else None
+            if passing is not None:
+                return passing(*args, **kwargs)
             with self:
                 return _TRANSPARENT[func](*args, **kwargs)
         # Every access to a tensor comes by here: what is plain must pass quickly.

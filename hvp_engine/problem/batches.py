@@ -18,6 +18,8 @@ from hvp_engine.problem.tree import ARRAYS, CONSTANTS, leaves, map_leaves
 from hvp_engine.system.layouts import dense_parts, kind_of
 from hvp_engine.system.torch_private import without_torch_functions
 
+FEW = 2  # samples that checks take
+
 
 def map_tensors(function: Callable[[Tensor], Tensor], batch: Any) -> Any:
     """Apply a function to every tensor of a batch; other leaves are kept as they are."""
@@ -181,10 +183,10 @@ def joined(first: Any, second: Any) -> Any:
     return map_leaves(lambda _: next(rest), first)
 
 
-def few_samples(batch: Any, count: int = 2) -> Any:
+def few_samples(batch: Any, count: int = FEW) -> Any:
     """Take a few samples of a batch, for checks; the batch itself where its tensors share no leading dimension."""
     size = samples(batch)
-    return batch if size is None else cut(batch, 0, min(size, count))
+    return batch if size is None or size <= count else cut(batch, 0, count)
 
 
 def fingerprint(batch: Any) -> str:

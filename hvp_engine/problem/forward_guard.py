@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 import torch
 import torch.nn.functional as F
@@ -12,11 +12,24 @@ from torch.overrides import TorchFunctionMode
 
 from hvp_engine.errors import ConfigurationError
 from hvp_engine.problem.cuts import Cut, cut_by
-from hvp_engine.system.torch_private import storage_key
+from hvp_engine.system.layouts import kind_of
+from hvp_engine.system.torch_private import storage_key, without_torch_functions
 
 _HARMLESS = ("requires_grad_", "retain_grad_", "detach_", "share_memory_")
 _GIVING = frozenset((Tensor.numpy, Tensor.__array__, Tensor.__dlpack__))
 _EMBEDDINGS = {F.embedding: 3, F.embedding_bag: 4}  # at which place max_norm may be given
+
+
+class Made(NamedTuple):
+    """What a forward pass made.
+
+    Attributes:
+        bytes: Results of its operations, whether or not they are kept.
+        convolves: Whether there are convolutions.
+    """
+
+    bytes: int
+    convolves: bool
 
 
 class ForwardGuard(TorchFunctionMode):
@@ -25,6 +38,7 @@ class ForwardGuard(TorchFunctionMode):
     Attributes:
         autocast: Whether the forward pass switched autocast on.
         cuts: Where the latest forward pass took values out of the graph.
+        made: What the latest forward pass made.
     """
 
     def __init__(self, model: nn.Module, device: torch.device, *, plain: bool) -> None:
@@ -38,6 +52,7 @@ class ForwardGuard(TorchFunctionMode):
         super().__init__()
         self.autocast = False
         self.cuts: set[Cut] = set()
+        self.made = Made(0, convolves=False)
         self._grad = True
         self._plain, self._device = plain, device.type
         self._parameters = dict(model.named_parameters())
@@ -49,6 +64,7 @@ class ForwardGuard(TorchFunctionMode):
         """Begin to look, at a new forward pass."""
         self._grad = torch.is_grad_enabled()
         self.cuts.clear()
+        self.made = Made(0, convolves=False)
         super().__enter__()  # type: ignore[no-untyped-call]
         return self
 
@@ -82,10 +98,15 @@ class ForwardGuard(TorchFunctionMode):
                 result = func(*args, **kwargs)
         else:
             result = func(*args, **kwargs)
+        self._count(func, result)
         cut = cut_by(func, (*args, *kwargs.values()), result, within_no_grad=self._grad and not torch.is_grad_enabled())
         if cut is not None:
             self.cuts.add(cut)
         return result
+
+    def _count(self, func: Callable[..., Any], result: Any) -> None:
+        size = sum(_bytes(item) for item in result) if isinstance(result, (tuple, list)) else _bytes(result)
+        self.made = Made(self.made.bytes + size, self.made.convolves or "conv" in getattr(func, "__name__", ""))
 
     def refuse_foreign_writes(self) -> None:
         """Undo what was written to parameters through the memory that they shared, with NumPy say, and refuse it.
@@ -118,6 +139,14 @@ def refuse_write(name: str, *, norm: bool) -> NoReturn:
         f"The forward pass writes to the parameter {name!r}, so that the loss changes the parameters it is evaluated "
         "at. Write to a parameter after an optimiser's step, or compute with a changed copy (weight.clamp(-1, 1))."
     )
+
+
+def _bytes(result: Any) -> int:
+    """Return the bytes of a result's numbers; of none but tensors, and of a view as if it were not one."""
+    if not isinstance(result, Tensor):
+        return 0
+    with without_torch_functions():
+        return 0 if kind_of(result) is not None else result.numel() * result.element_size()
 
 
 def _key(tensor: Tensor) -> Any:

@@ -47,16 +47,25 @@ def renew_active() -> None:
 
 
 class ModelState:
-    """Keeps the state of one model."""
+    """Keeps the state of one model.
 
-    def __init__(self, model: nn.Module) -> None:
-        """Take the model, as it is whenever it is held."""
-        self._model = model
+    Attributes:
+        model: The model.
+    """
+
+    def __init__(self, model: nn.Module, walk: StateWalk | None = None) -> None:
+        """Take the model, as it is whenever it is held.
+
+        Args:
+            model: The model.
+            walk: A walk through it, where there has been one.
+        """
+        self.model = model
         self._written: set[int] = set()  # large tensors that an evaluation wrote to
         self._pure = True  # so far no evaluation changed anything
         self._looked = False
         self._depth = 0
-        self._walk: StateWalk | None = None
+        self._walk = walk
         self._clones: _Clones | None = None
         self._turn = turn(model)
 
@@ -72,7 +81,7 @@ class ModelState:
                     self._depth -= 1
                 return
             if self._walk is None or not self._walk.current:
-                self._walk = StateWalk(self._model)
+                self._walk = StateWalk(self.model)
             clones = _Clones(self._walk, self._written)
             try:
                 self._depth, self._clones = 1, clones

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,11 +25,12 @@ from hvp_engine.problem.attention_switches import math_attention
 from hvp_engine.problem.checks import check_ingredients, refuse_unusable
 from hvp_engine.problem.cuts import Cut
 from hvp_engine.problem.looking import needs_gradients
-from hvp_engine.problem.model_state import turn
+from hvp_engine.problem.model_state import ModelState, turn
 from hvp_engine.problem.precision import Precision, check_precision, forward_mode, product_mode, working_dtype
 from hvp_engine.problem.product_switches import is_ieee_on_cpu
 from hvp_engine.problem.randomness import UndisturbedData
 from hvp_engine.problem.reading import read, refuse_exhausted
+from hvp_engine.problem.repetition import FirstValue, Sight
 from hvp_engine.problem.steady import Key, SteadyLoss
 from hvp_engine.problem.tree import leaves
 from hvp_engine.problem.watch import HeldData, ModelWatch
@@ -37,6 +38,7 @@ from hvp_engine.problem.weighing import as_total
 from hvp_engine.problem.working_copy import working_copy
 from hvp_engine.system.failures import pass_on
 from hvp_engine.system.formatting import raised
+from hvp_engine.system.measured_graph import build_and_weigh
 
 Loss = Callable[..., Any]
 
@@ -106,7 +108,8 @@ class Objective:
         self.device = first.device if first is not None else torch.device("cpu")
         self.data = None if data is None else UndisturbedData(data)
         self.held_data = HeldData()
-        self._steady = SteadyLoss(model, self.model, loss, precision)
+        state = ModelState(self.model, self.watch.walk if self.model is model else None)
+        self._steady = SteadyLoss(model, state, loss, precision)
         self.fused = twice_differentiable()
         self.head_room: HeadRoom | None = None
         self._digests: list[tuple[str, tuple[batches.Entry, ...]]] = []
@@ -114,6 +117,8 @@ class Objective:
         self.declares_weight: bool | None = None  # whether the loss returns (total, weight); None before it is called
         self.weight_shown = False  # whether a weight that the loss returns was seen to be one, on the data
         self._needs_gradients: bool | None = None  # to be looked at; unknown so far
+        self.seen: Sight | None = None  # what the first evaluation made
+        self._first = FirstValue()
 
     @property
     def parameters(self) -> dict[str, nn.Parameter]:
@@ -206,9 +211,9 @@ class Objective:
             torch.enable_grad(),
             product_mode(self.precision),
             math_attention(),
-            self.fused,
             granted(self.head_room),
             self._steady.held(),
+            self.fused if self._steady.depth == 1 else nullcontext(),  # twice would cost twice
         ):
             yield
 
@@ -259,7 +264,10 @@ class Objective:
             NonDeterministicError: It draws random numbers, or has another total than in an earlier sweep.
             ConfigurationError: The forward pass writes to parameters.
         """
-        return self._steady(lambda: self._evaluate(batch), key)
+        total, weight = self._steady(lambda: self._evaluate(batch), key)
+        if key is not None and self._first.key == key and not self._first.meet(float(total.detach())):
+            self.check_deterministic(batch)  # the model may have changed since
+        return total, weight
 
     def _evaluate(self, batch: Any) -> tuple[Tensor, float]:
         with forward_mode(self.precision, self.device):
@@ -321,23 +329,54 @@ class Objective:
             self._needs_gradients = needs_gradients(self.evaluate, batch)
         return torch.enable_grad() if self._needs_gradients else torch.no_grad()
 
-    def check_deterministic(self, batch: Any) -> float:
-        """Evaluate a batch's first samples twice; the same parameters must give the same loss.
+    def first_value(self, batch: Any) -> float:
+        """Evaluate a batch's first samples for the first time, and look at what that takes.
 
         Returns:
-            The loss.
+            The loss; :meth:`check_deterministic` compares it with a second one.
+
+        Raises:
+            NonDeterministicError: The loss draws random numbers.
+            ConfigurationError: The forward pass writes to parameters, or a backward hook changes their gradients.
+        """
+        few = batches.few_samples(batch)
+        with self.arithmetic():
+            self._steady.refuse_hooks(lambda: self._evaluate(few))
+        value, saved = build_and_weigh(lambda: self.spot_value(batch), lambda _: (), list(self.model.parameters()))
+        made = self._steady.made
+        if saved and made is not None:  # else a transform of the loss forbade to look
+            self.seen = Sight(saved + made.bytes, batches.samples(few), made.convolves)
+        self._first.begin(value)
+        return value
+
+    def repeated(self, value: float, *, served: bool) -> None:
+        """Take a second value of the samples whose first one waits for it.
+
+        Args:
+            value: The value.
+            served: Whether later evaluations compute it as this one did, and not as the first.
+        """
+        if not self._first.meet(value) and served:
+            self._first.begin(value)
+
+    def check_deterministic(self, batch: Any, *, may_wait: bool = False) -> None:
+        """Evaluate a batch's first samples twice; the same parameters must give the same loss.
+
+        Args:
+            batch: A batch of the data.
+            may_wait: Whether the evaluation of the first sweep may be the second one, where the data is one batch of so
+                few samples.
 
         Raises:
             NonDeterministicError: They differ, or the loss draws random numbers.
             ConfigurationError: The forward pass writes to parameters, or a backward hook changes their gradients.
         """
-        with self.arithmetic():
-            self._steady.refuse_hooks(lambda: self._evaluate(batches.few_samples(batch)))
-        first, second = self.spot_value(batch), self.spot_value(batch)
-        # Atomics on a GPU may reorder sums: allow rounding, no more.
-        if abs(first - second) > 1e-6 * max(abs(first), abs(second)):
-            raise NonDeterministicError(
-                f"Two evaluations of the same batch gave {first:.9g} and {second:.9g}: the loss depends on something "
-                "that it changes itself, such as a counter, a cache or the batch. Mend the loss or the model."
-            )
-        return first
+        if not may_wait:
+            self.first_value(batch)
+        if not self._first.waits:
+            return
+        size = batches.samples(batch)
+        if may_wait and len(self._digests) <= 1 and (size is None or size <= batches.FEW):
+            self._first.key = (0, 0, batches.leading(batch) or 0)
+            return
+        self._first.refuse_other(self.spot_value(batch))

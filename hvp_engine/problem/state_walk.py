@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Mapping
 from types import BuiltinFunctionType, FunctionType, MethodType, ModuleType
 from typing import Any, NamedTuple
@@ -123,10 +123,13 @@ class StateWalk:
         attributes = vars(module)
         tensors = len(self.slots)
         for key, value in attributes.items():
-            if type(value) in _ATOMS:
+            kind = type(value)
+            if kind in _ATOMS:
                 continue
             if key in _BACKWARD_HOOKS:
                 self.hooks += [(value, dict(value))] if value else []
+            elif (kind is dict or kind is OrderedDict) and not value:  # most attributes of most modules: other hooks
+                self.empty.append(value)
             elif key in ("_parameters", "_modules"):
                 if isinstance(value, dict):  # not of a scripted module
                     self._take(value, dict(value), holds=False)

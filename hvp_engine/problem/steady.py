@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from hvp_engine.errors import ConfigurationError, NonDeterministicError
 from hvp_engine.problem.checks import active_dropout
 from hvp_engine.problem.cuts import Cut
-from hvp_engine.problem.forward_guard import ForwardGuard, refuse_write
+from hvp_engine.problem.forward_guard import ForwardGuard, Made, refuse_write
 from hvp_engine.problem.held_generators import held_sources
 from hvp_engine.problem.model_state import ModelState
 from hvp_engine.problem.precision import Precision
@@ -34,41 +34,45 @@ class SteadyLoss:
 
     Attributes:
         cuts: Where the latest evaluation took values out of the graph; empty for one that was not watched.
+        made: What the first evaluation made; None before it.
+        depth: How often the state is held.
     """
 
-    def __init__(self, source: nn.Module, model: nn.Module, loss: object, precision: Precision) -> None:
+    def __init__(self, source: nn.Module, state: ModelState, loss: object, precision: Precision) -> None:
         """Take the ingredients.
 
         Args:
             source: The caller's model.
-            model: What is differentiated: the caller's model, or a converted copy.
+            state: That of what is differentiated: of the caller's model, or of a converted copy.
             loss: The loss.
             precision: Arithmetic of the products.
         """
+        model = state.model
         self._source, self._model = source, model
         self._precision = precision
         self._device = next((p.device for p in model.parameters()), torch.device("cpu"))
-        self._state = ModelState(model)
+        self._state = state
         self._randomness = RandomnessWatch(held_sources(model, loss))
         self._guard: ForwardGuard | None = None
         self._guarded = True
         self.cuts: frozenset[Cut] = frozenset()
+        self.made: Made | None = None
         self._attached = source is model
         self._totals: dict[Key, float] = {}
-        self._depth = 0
+        self.depth = 0
         self._begun = False  # whether the generators' states are known, since the state is held
 
     @contextlib.contextmanager
     def held(self) -> Iterator[None]:
         """Keep the model's state apart, and the caller's settings out."""
         with self._state.held(), _without_autocast(self._device):
-            if not self._depth:
+            if not self.depth:
                 self._begun = False
-            self._depth += 1
+            self.depth += 1
             try:
                 yield
             finally:
-                self._depth -= 1
+                self.depth -= 1
 
     def forget(self) -> None:
         """Expect other totals from here on: the model changed."""
@@ -154,6 +158,7 @@ class SteadyLoss:
             with self._guard:
                 found = evaluate()
             self._guard.refuse_foreign_writes()
+            self.made = self.made or self._guard.made
             if torch.is_grad_enabled():  # else nothing is cut
                 self._guarded = self._guard.autocast
                 self.cuts = frozenset(self._guard.cuts)

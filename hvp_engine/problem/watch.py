@@ -27,6 +27,7 @@ class ModelWatch:
     Attributes:
         stale: Whether the last look found graphs made before it to be of no use: also after a write that changed
             nothing, since autograd counts writes, and after a change of an attribute, a hook or a module.
+        walk: The latest walk through the caller's model.
     """
 
     def __init__(self, model: nn.Module, copied: nn.Module, dtype: torch.dtype) -> None:
@@ -42,8 +43,8 @@ class ModelWatch:
         self.stale = False
         self._looks = 0
         self._forms = _forms(model)
-        self._walk = StateWalk(model)
-        self._names, self._tensors = _watched(model, self._walk)
+        self.walk = StateWalk(model)
+        self._names, self._tensors = _watched(model, self.walk)
         self._writes: list[tuple[int, bool, bool]] = []
         self._contents: dict[str, int] = {}
         self._modes: dict[str, bool] = {}
@@ -72,10 +73,10 @@ class ModelWatch:
 
     def _look(self, *, waiting: bool) -> list[str]:
         first = not self._looks
-        moved = not self._walk.current
+        moved = not self.walk.current
         if moved:
-            self._walk = StateWalk(self._model)
-            self._names, self._tensors = _watched(self._model, self._walk)
+            self.walk = StateWalk(self._model)
+            self._names, self._tensors = _watched(self._model, self.walk)
         writes = _writes(self._tensors)
         written = moved or writes != self._writes
         contents = {

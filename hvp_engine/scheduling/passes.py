@@ -47,6 +47,16 @@ def arithmetic_around(graphs: Collection[ProductGraph], objective: Objective) ->
     return objective.quick_arithmetic() if quick else objective.arithmetic()
 
 
+class Scaling(Protocol):
+    """A diagonal D: the sweeps multiply by D A D in place of A."""
+
+    def scaled(self, block: ResolvedBlock, vectors: Tensor) -> Tensor:
+        """Return D times vectors (k, numel) of a block."""
+
+    def scale(self, block: str, products: Tensor) -> None:
+        """Multiply products (k, numel) of a block by D, in place."""
+
+
 class Passes:
     """Chooses between batched and single passes, the same way in every run of a job.
 

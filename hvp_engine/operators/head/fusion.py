@@ -27,17 +27,18 @@ class HeadFusion:
             formed.
     """
 
-    def __init__(self, objective: Objective, batch: Any, plain: float | None = None) -> None:
+    def __init__(self, objective: Objective, batch: Any, plain: float | None = None, *, search: bool = True) -> None:
         """Find the head and fuse it.
 
         Args:
             objective: Loss, model and data.
             batch: A batch of the data.
             plain: Its first samples' loss without a head, where that is known.
+            search: False takes the model as one without a head.
         """
         self._fused = objective.fused
         self._objective = objective
-        self.head: LinearHead | None = find_head(objective, batch, self._serving, plain)
+        self.head: LinearHead | None = find_head(objective, batch, self._serving, plain) if search else None
         self.outcome: str | None = None
         self._store: CurvatureStore | None = None
         if self.head is not None:
