@@ -59,7 +59,13 @@ def digest(module: ModuleType) -> str:
     for case in module.resource_cases():
         constexprs = {name: str(value) for name, value in case.constexprs.items()}
         sources.append(repr((case.name, case.signature, constexprs, case.num_warps, case.num_stages, case.aligned)))
+        sources.extend(map(str, case.architectures or ()))
     return hashlib.sha256("\n".join(sources).encode()).hexdigest()[:16]
+
+
+def served(case: ResourceCase, architectures: Sequence[int]) -> list[int]:
+    """Return those of the architectures that a variant is launched on."""
+    return [a for a in architectures if case.architectures is None or a in case.architectures]
 
 
 def compile_case(case: ResourceCase, architecture: int) -> CompiledKernel:
@@ -74,7 +80,7 @@ def compile_all(architectures: Sequence[int]) -> list[str]:
     for name, module in modules().items():
         cases = module.resource_cases()
         for case in cases:
-            for architecture in architectures:
+            for architecture in served(case, architectures):
                 try:
                     compile_case(case, architecture)
                 except Exception as error:  # Triton's passes raise errors of many types
@@ -199,7 +205,10 @@ def write_table() -> None:
     for name, module in modules().items():
         entry = known.get(name)
         if entry is None or entry["digest"] != digest(module):
-            cases = {case.name: [measure(case, arch) for arch in ARCHITECTURES] for case in module.resource_cases()}
+            cases = {
+                case.name: [measure(case, arch) for arch in served(case, ARCHITECTURES)]
+                for case in module.resource_cases()
+            }
             entry = {"digest": digest(module), "cases": cases}
             print(f"{name}: {len(cases)} variants compiled", flush=True)
         table["modules"][name] = entry

@@ -13,10 +13,8 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
-import math
 import multiprocessing
 import os
-import statistics
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -28,7 +26,8 @@ from unittest.mock import patch
 import torch
 import torch.nn.functional as F
 import triton
-from attention_candidates import CASES, Case, candidates
+from attention_candidates import CASES, Case, candidates, usual
+from device_timing import errors, milliseconds
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from triton.backends.compiler import GPUTarget
@@ -43,9 +42,8 @@ from hvp_engine.ops.attention import attention_ref
 from hvp_engine.ops.written_out import attention_second as exact_second
 from hvp_engine.problem.precision import product_mode
 
-Table = dict[str, Tiling | None]  # by kernel; None leaves it out
-GROUPS, GROUP_MS = 3, 8.0  # timings of a call: so many groups of as many calls as take about this long
-JOINT = "attention_joint"
+Table = dict[str, Tiling]
+KERNELS = ("attention_forward", "attention_outputs", "attention_queries", "attention_keys")
 PASSES = ("forward", "backward", "second")
 DEVICE = "cuda"
 WRONG = 0.1  # a relative error that is no rounding
@@ -90,11 +88,14 @@ class Operands:
 
 
 @contextlib.contextmanager
-def tiled(case: Case, table: Table) -> Iterator[None]:
-    """Use the tilings of `table`, and the package's own for kernels that it lacks."""
+def tiled(case: Case, table: Table, capability: int) -> Iterator[None]:
+    """Use the tilings of `table`, and the usual ones of kernels that it lacks."""
+    table = {**usual(case), **table}
 
-    def choose(kernel: str, dtype: torch.dtype, width: int, *, masked: bool) -> Tiling | None:
-        own = table[kernel] if kernel in table else attention_tiling.tiling(kernel, dtype, width, masked=masked)
+    def choose(kernel: str, dtype: torch.dtype, width: int, *, masked: bool, **_: int) -> Tiling | None:
+        own = table.get(kernel)
+        if own is None:
+            own = attention_tiling.tiling(kernel, dtype, width, masked=masked, architecture=capability)
         return own and own._replace(precision=case.mode) if case.mode == "tf32x3" else own
 
     tiles_only = patch.object(kernels, "matrix_strip", lambda *_: None)
@@ -136,7 +137,7 @@ def compile_variants(case: Case, name: str, table: Table, only: str | None, capa
             launch(kernel, *rest)
 
     with (
-        tiled(case, table),
+        tiled(case, table, capability),
         patch.object(JITFunction, "run", compile_only),
         patch.object(kernels, "_launch", launch_one),
         patch.object(torch.cuda, "device_of", lambda _: contextlib.nullcontext()),
@@ -154,13 +155,14 @@ class Tuner:
     def __init__(self, out: Path, deadline: float, pool: ProcessPoolExecutor, capability: int) -> None:
         self.out = out.open("a")
         self.deadline = deadline
+        self.capability = capability
         self.jobs: dict[tuple[Case, str, Tiling | None], Future[dict[str, Any]]] = {}
         for case in CASES:  # in the order in which they are measured
             for name in PASSES:
                 self.jobs[case, name, None] = pool.submit(compile_variants, case, name, {}, None, capability)
             for name in kernel_names(case):
                 for tile in candidates(case, name):
-                    job = pool.submit(compile_variants, case, _pass_of(name), _only(name, tile), name, capability)
+                    job = pool.submit(compile_variants, case, _pass_of(name), {name: tile}, name, capability)
                     self.jobs[case, name, tile] = job
 
     def write(self, **row: Any) -> None:
@@ -195,22 +197,16 @@ class Tuner:
             quickest = min(found, key=lambda pair: pair[0], default=None)
             if quickest is not None and quickest[0] < usual.get("ms", float("inf")):
                 best[name] = quickest[1]
-        for name, joint, programs in (
-            ("forward", True, 0),
-            ("second", False, 0),
-            *(("second", True, n) for n in (192, 384, 768)),
-        ):
-            table = best if joint else {**best, JOINT: None}
-            shown = {kernel: tile and list(tile) for kernel, tile in table.items()}
-            row = {"kind": "pass", "path": "best tilings", "tilings": shown, "joint programs": programs, **about}
-            with patch.object(kernels, "JOINT_PROGRAMS", programs or kernels.JOINT_PROGRAMS):
-                self.time_pass(operands, exact, name, table, row)
+        shown = {kernel: list(tile) for kernel, tile in best.items()}
+        for name in ("forward", "second"):
+            row = {"kind": "pass", "path": "best tilings", "tilings": shown, **about}
+            self.time_pass(operands, exact, name, best, row)
 
     def matrices(self, operands: Operands, exact: dict[str, list[Tensor]], about: dict[str, Any]) -> None:
         """Write the times with whole matrices of scores, for several sizes of their strips."""
         case = operands.case
-        for mebibytes, rows in ((256, 256), (64, 256), (1024, 256), (256, 128), (256, 512)):
-            bounds = {"MATRIX_BYTES": mebibytes << 20, "_MATRIX_ROWS": (rows,)}
+        for mebibytes, rows in ((512, 256), (256, 256), (128, 256), (512, 128), (2048, 1024)):
+            bounds = {"MATRIX_BYTES": mebibytes << 20, "MATRIX_ROWS": rows}
             with patch.multiple(attention_tiling, **bounds), product_mode("tf32" if case.mode == "tf32" else "fp32"):
                 for name in ("backward", "second"):
                     row = {"kind": "pass", "path": "matrices", "MiB": mebibytes, "rows": rows, **about}
@@ -220,7 +216,7 @@ class Tuner:
         self, operands: Operands, exact: dict[str, list[Tensor]], name: str, table: Table, row: dict[str, Any]
     ) -> None:
         """Write the time and errors of a pass by tiles."""
-        with tiled(operands.case, table):
+        with tiled(operands.case, table, self.capability):
             self._time_pass(operands, exact, name, row)
 
     def _time_pass(self, operands: Operands, exact: dict[str, list[Tensor]], name: str, row: dict[str, Any]) -> None:
@@ -233,12 +229,12 @@ class Tuner:
         self, operands: Operands, exact: dict[str, list[Tensor]], name: str, tile: Tiling | None, about: dict[str, Any]
     ) -> dict[str, Any]:
         """Write the time of one kernel with one tiling, None for the present one, and the errors of its pass."""
-        case, table = operands.case, _only(name, tile)
+        case, table = operands.case, ({} if tile is None else {name: tile})
         row: dict[str, Any] = {"kind": "kernel", "kernel": name, "tiling": tile and list(tile), **about}
         if tile is not None:
             row.update(self.compiled(self.jobs[case, name, tile]))
         if "error" not in row:
-            with tiled(case, table), _failures(row):
+            with tiled(case, table, self.capability), _failures(row):
                 launches: list[tuple[Any, ...]] = []
                 which = _pass_of(name)
                 with _recorded(name, launches):
@@ -264,13 +260,7 @@ class Tuner:
 
 def kernel_names(case: Case) -> list[str]:
     """Name the kernels that have candidates, in the order of their passes."""
-    return [name for name in (*attention_tiling.FLOAT32, JOINT) if candidates(case, name)]
-
-
-def _only(kernel: str, tile: Tiling | None) -> Table:
-    """Try a tiling of one kernel; only where that is the joint one may it replace the others."""
-    table: Table = {} if kernel == JOINT else {JOINT: None}
-    return table if tile is None else {**table, kernel: tile}
+    return [name for name in KERNELS if candidates(case, name)]
 
 
 def _pass_of(kernel: str) -> str:
@@ -281,7 +271,7 @@ def _pass_of(kernel: str) -> str:
 def _failures(row: dict[str, Any]) -> Iterator[None]:
     try:
         yield
-    except (RuntimeError, ValueError, triton.TritonError) as error:
+    except Exception as error:  # of the compiler, the driver or the package
         row["error"] = f"{type(error).__name__}: {str(error)[:300]}"
 
 
@@ -316,30 +306,6 @@ def _registers(row: dict[str, Any]) -> Iterator[None]:
 
     with patch.object(JITFunction, "run", note):
         yield
-
-
-def milliseconds(call: Callable[[], object]) -> float:
-    """Return the median time of a call on the device."""
-    call()
-    once = _elapsed(call, 1)
-    count = max(1, min(20, int(GROUP_MS / max(once, 1e-3))))
-    return round(statistics.median(_elapsed(call, count) for _ in range(GROUPS)), 4)
-
-
-def _elapsed(call: Callable[[], object], count: int) -> float:
-    before, after = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-    before.record()
-    for _ in range(count):
-        call()
-    after.record()
-    after.synchronize()
-    return before.elapsed_time(after) / count
-
-
-def errors(results: list[Tensor], exact: list[Tensor]) -> list[float]:
-    """Return the relative errors of results, infinite where it is no number."""
-    found = (((a.double() - b).norm() / b.norm()).item() for a, b in zip(results, exact, strict=True))
-    return [float(f"{e:.3g}") if math.isfinite(e) else math.inf for e in found]
 
 
 def exact_results(operands: Operands) -> dict[str, list[Tensor]]:

@@ -25,30 +25,30 @@ from attention_cases import (
 from hvp_engine.kernels import registry
 from hvp_engine.kernels.attention import attention_second, statistics_like
 from hvp_engine.kernels.records import AttentionInputs
+from hvp_engine.kernels.triton import attention as launches
 from hvp_engine.kernels.triton import attention_tiling, attention_weights
 from hvp_engine.kernels.triton.attention_tiling import Tiling
 from hvp_engine.ops import attention_autograd
 from hvp_engine.ops.attention import attention, attention_ref
 
 F32 = torch.float32
-REAL = attention_tiling.FLOAT32
+REAL = {name: getattr(attention_tiling, name) for name in ("FLOAT32", "_HALF", "_NARROW")}
 
 
-@pytest.fixture(autouse=True, params=["apart", "joint", "matrices"])
+@pytest.fixture(autouse=True, params=["tiles", "matrices"])
 def on_triton(request, interpreter, monkeypatch):
     """Serves attention by its Triton kernels, with tiles larger than a GPU takes: an interpreter's time is per tile.
 
-    Derivatives come from kernels for queries and for keys, from one for both, or from whole matrices of scores.
+    Derivatives come from tiles, or from whole matrices of scores.
     """
     monkeypatch.setattr(registry, "_BACKENDS", (registry.Backend("triton", lambda device: None),))
-    large = {kernel: Tiling(64, 32, 32, 64, 4, 2) for kernel in attention_tiling.FLOAT32}
-    half = {k: t for k, t in attention_tiling._HALF.items() if k != "attention_joint"}
-    if request.param == "joint":
-        large["attention_joint"] = half["attention_joint"] = Tiling(32, 16, 128, 128, 4, 2)
+    large = dict.fromkeys(REAL["_HALF"], Tiling(64, 32, 32, 64, 4, 2))
     monkeypatch.setattr(attention_tiling, "FLOAT32", large)
-    monkeypatch.setattr(attention_tiling, "_HALF", half)
-    monkeypatch.setattr(attention_tiling, "MATRIX_KEYS", 0 if request.param == "matrices" else 1 << 30)
-    monkeypatch.setattr(attention_tiling, "_MATRIX_ROWS", (32,))
+    if request.param == "matrices":
+        strip = attention_tiling.Strip(entries=1, key_heads=1, rows=32)
+        monkeypatch.setattr(launches, "matrix_strip", lambda dtype, *_: strip if dtype == F32 else None)
+    else:
+        monkeypatch.setattr(launches, "matrix_strip", lambda *_: None)
     monkeypatch.setattr(attention_weights, "BLOCK", 64)
     registry.forget_choices()
     yield request.param
@@ -56,8 +56,9 @@ def on_triton(request, interpreter, monkeypatch):
 
 
 @pytest.fixture
-def real_tiles(on_triton, monkeypatch):
-    monkeypatch.setattr(attention_tiling, "FLOAT32", REAL)
+def served(on_triton):
+    """The dtype that the package computes in this way."""
+    return F32 if on_triton == "matrices" else torch.bfloat16
 
 
 def assert_error_rule(inputs, dtype=F32, **options):
@@ -77,22 +78,24 @@ def assert_error_rule(inputs, dtype=F32, **options):
 
 @pytest.mark.parametrize("causal", [False, True])
 @pytest.mark.parametrize("sizes", [(1, 1, 16, 16), (2, 31, 40, 16), (31, 2, 16, 40), (129, 33, 64, 64)], ids=str)
-def test_values_and_derivatives_of_awkward_sizes(sizes, causal):
-    assert_error_rule(make_qkv((), 1, 1, *sizes), is_causal=causal)
+def test_values_and_derivatives_of_awkward_sizes(served, sizes, causal):
+    assert_error_rule(make_qkv((), 1, 1, *sizes), served, is_causal=causal)
 
 
-def test_the_tiles_of_a_gpu(real_tiles):
-    assert_error_rule(make_qkv((), 1, 1, 33, 20, 24, 40))
+def test_the_tiles_of_a_gpu(monkeypatch, served):
+    for name, table in REAL.items():
+        monkeypatch.setattr(attention_tiling, name, table)
+    assert_error_rule(make_qkv((), 1, 1, 33, 20, 24, 40), served)
 
 
 @pytest.mark.parametrize("mask", MASKS)
-def test_masks_and_shared_key_heads(mask):
+def test_masks_and_shared_key_heads(served, mask):
     options = masks(33, 31)[mask]
     given = options.get("attn_mask")
     if given is not None:
         given = given[:, :2] if given.dim() == 4 and given.shape[1] == 4 else given[:2] if given.dim() == 3 else given
         options["attn_mask"] = given if given.dtype == torch.bool else given.float()
-    assert_error_rule(make_qkv((2,), 2, 1, 33, 31, 16, 16), enable_gqa=True, **options)
+    assert_error_rule(make_qkv((2,), 2, 1, 33, 31, 16, 16), served, enable_gqa=True, **options)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -122,9 +125,11 @@ def test_rows_masked_by_a_large_negative_number_stay_probabilities(low):
     torch.testing.assert_close(ours[0][:, 1], inputs[2].mean(-2))
 
 
-def test_a_large_common_offset_of_the_value_does_not_cancel():
+@pytest.mark.parametrize("of", ["value", "key"])
+def test_a_large_common_offset_does_not_cancel(served, of):
     query, key, value = make_qkv((), 1, 1, 33, 129, 16, 16)
-    assert_error_rule([query, key, value + 100.0])
+    offset = {of: 100.0 if of == "value" else 3.0}
+    assert_error_rule([query, key + offset.get("key", 0.0), value + offset.get("value", 0.0)], served)
 
 
 def test_strided_heads_are_read_and_results_merge_without_a_copy():
@@ -167,7 +172,7 @@ def test_forward_over_reverse():
 
 
 @pytest.mark.parametrize("tangents", [(True, False, False), (False, True, True), (False, False, True)])
-def test_each_part_of_the_second_backward_alone_equals_the_whole(on_triton, tangents):
+def test_each_part_of_the_second_backward_alone_equals_the_whole(tangents):
     query, key, value = make_qkv((1,), 2, 1, 9, 17, 16, 16, dtype=F32)
     x = AttentionInputs(query, key, value, None, statistics_like(query), 0.3, False)
     attention_autograd.attention_forward(x)
@@ -183,10 +188,7 @@ def test_each_part_of_the_second_backward_alone_equals_the_whole(on_triton, tang
         wanted = tuple(i == place for i in range(4))
         alone = attention_second(x, grad_out if place != 3 else None, given, wanted)
         assert [a is not None for a in alone] == list(wanted)
-        if on_triton == "joint":  # which is for results of queries and keys together
-            assert_same([alone[place]], [whole[place]], 1e-6)
-        else:
-            assert torch.equal(alone[place], whole[place])
+        assert torch.equal(alone[place], whole[place])
 
 
 def test_two_runs_give_the_same_bits():

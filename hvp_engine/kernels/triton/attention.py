@@ -12,10 +12,9 @@ from torch import Tensor
 from hvp_engine.kernels.records import AttentionInputs
 from hvp_engine.kernels.triton import attention_derivatives as derivatives
 from hvp_engine.kernels.triton import attention_forward as forward
-from hvp_engine.kernels.triton import attention_joint as joint
-from hvp_engine.kernels.triton import attention_outputs as outputs_
+from hvp_engine.kernels.triton import attention_outputs as opening
 from hvp_engine.kernels.triton.attention_matrices import attention_by_matrices
-from hvp_engine.kernels.triton.attention_tiling import JOINT_BYTES, JOINT_PROGRAMS, Strip, matrix_strip, tiling
+from hvp_engine.kernels.triton.attention_tiling import Strip, Tiling, matrix_strip, tiling
 from hvp_engine.kernels.triton.launching import run
 
 __all__ = ["attention_backward", "attention_forward", "attention_second", "can_run"]
@@ -73,9 +72,7 @@ def _derivatives(
         # Without an output gradient the kernels leave out what only the outputs of query and key need.
         scores = gradient if query is not None or key is not None else None
         if needs_means or out is not None:
-            _launch(outputs_.attention_outputs, x, (*first, scores, *rest, out))
-        if query is not None and key is not None and _joint(x, (*first, gradient, *rest, query, key, value)):
-            continue
+            _launch(opening.attention_outputs, x, (*first, scores, *rest, out))
         if query is not None:
             _launch(derivatives.attention_queries, x, (*first, gradient, *rest, query))
         if key is not None or value is not None:
@@ -85,38 +82,21 @@ def _derivatives(
 def _strip(views: _Views) -> Strip | None:
     """Say whether, and how, whole matrices of scores are formed."""
     query, key = cast("tuple[Tensor, Tensor]", views[:2])
-    return matrix_strip(query.dtype, *query.shape[:3], key.shape[2])
+    (batch, heads, queries), (key_heads, keys) = query.shape[:3], key.shape[1:3]
+    return matrix_strip(query.dtype, batch, heads, key_heads, queries, keys)
 
 
 def _parts(x: AttentionInputs) -> int:
-    """Say how many programs share the columns of a row's means."""
-    width = x.value.shape[-1]
-    widest = max(x.query.shape[-1], width)
-    tile = tiling("attention_outputs", x.query.dtype, widest, masked=x.mask is not None)
-    assert tile is not None
-    return triton.cdiv(width, tile.out)
+    """Say how many programs share the columns of a row's means, 0 where whole matrices serve."""
+    tile = _tile("attention_outputs", x)
+    return 0 if tile is None else triton.cdiv(x.value.shape[-1], tile.out)
 
 
-def _joint(x: AttentionInputs, tensors: Sequence[Tensor | None]) -> bool:
-    """Compute the derivatives of queries, keys and values in one pass where that is faster; say whether it was."""
-    *shared, out_query, out_key, out_value = tensors
-    query, key = cast("tuple[Tensor, Tensor]", shared[:2])
-    (batch, heads, queries, width), (key_heads, keys) = query.shape, key.shape[1:3]
-    widest = max(width, x.value.shape[-1])
-    tile = tiling("attention_joint", query.dtype, widest, masked=x.mask is not None)
-    if tile is None or tile.out < widest:
-        return False
-    splits = min(triton.cdiv(JOINT_PROGRAMS, batch * key_heads), triton.cdiv(keys, tile.keys))
-    if splits * batch * heads * queries * tile.out * 4 > JOINT_BYTES:
-        return False
-    parts = query.new_empty((splits, batch, heads, queries, tile.out), dtype=torch.float32)
-    _launch(joint.attention_joint, x, (*shared, parts, out_key, out_value), splits)
-    run(
-        joint.attention_gather, (batch * heads * triton.cdiv(queries, tile.queries),), query,
-        _argument(parts), _argument(out_query), heads, queries, x.scale, splits, tile.keys,
-        CAUSAL=x.causal, WIDTH=width, OUT=tile.out, BLOCK_Q=tile.queries,
-    )  # fmt: skip
-    return True
+def _tile(kernel: str, x: AttentionInputs) -> Tiling | None:
+    device, width = x.query.device, max(x.query.shape[-1], x.value.shape[-1])
+    # Other devices stand for the first that the kernels serve: they are interpreted there, or only compiled.
+    major, minor = torch.cuda.get_device_capability(device) if device.type == "cuda" else (8, 0)
+    return tiling(kernel, x.query.dtype, width, masked=x.mask is not None, architecture=10 * major + minor)
 
 
 def _launches(tensors: Sequence[Tensor | None]) -> Iterator[_Views]:
@@ -134,17 +114,15 @@ def _launches(tensors: Sequence[Tensor | None]) -> Iterator[_Views]:
         yield views
 
 
-def _launch(kernel: Any, x: AttentionInputs, tensors: Sequence[Tensor | None], *splits: int) -> None:
+def _launch(kernel: Any, x: AttentionInputs, tensors: Sequence[Tensor | None]) -> None:
     """Run a kernel on tensors that begin with the query and the key."""
     query, key = cast("tuple[Tensor, Tensor]", tensors[:2])
     (batch, heads, queries, width), (key_heads, keys) = query.shape, key.shape[1:3]
     value_width = x.value.shape[-1]
     widest = max(width, value_width)
-    tile = tiling(kernel.__name__, query.dtype, widest, masked=x.mask is not None)
-    assert tile is not None
-    if kernel is joint.attention_joint:
-        grid = batch * key_heads * splits[0], 1
-    elif kernel is derivatives.attention_keys:
+    tile = _tile(kernel.__name__, x)
+    assert tile is not None  # whole matrices serve in its place
+    if kernel is derivatives.attention_keys:
         grid = batch * key_heads * triton.cdiv(keys, tile.keys), triton.cdiv(widest, tile.out)
     else:
         columns = width if kernel is derivatives.attention_queries else value_width
@@ -154,7 +132,7 @@ def _launch(kernel: Any, x: AttentionInputs, tensors: Sequence[Tensor | None], *
         constants["PARTS"] = _parts(x)
     run(
         kernel, grid, query,
-        *(_argument(t) for t in tensors), heads, heads // key_heads, queries, keys, x.scale, *splits,
+        *(_argument(t) for t in tensors), heads, heads // key_heads, queries, keys, x.scale,
         CAUSAL=x.causal, WIDTH=width, VALUE_WIDTH=value_width, **constants,
         num_warps=tile.warps, num_stages=tile.stages,
     )  # fmt: skip

@@ -33,12 +33,23 @@ def attention_by_matrices(
         causal: Whether query i sees only the keys up to i.
         strip: How much to compute at once.
     """
-    query = tensors[0]
-    assert query is not None
-    for start in range(0, query.shape[0], strip.entries):
-        entries = slice(start, start + strip.entries)
-        given, wanted = ([None if t is None else t[entries] for t in group] for group in (tensors, outputs))
-        _Entries(given, wanted, scale, causal).run(strip.rows)
+    key = tensors[1]
+    assert key is not None
+    batch, key_heads = key.shape[:2]
+    for entry in range(0, batch, strip.entries):
+        for head in range(0, key_heads, strip.key_heads):
+            part = slice(entry, entry + strip.entries), head, head + strip.key_heads
+            given, wanted = ([_heads(t, key_heads, *part) for t in group] for group in (tensors, outputs))
+            with torch.autocast(key.device.type, enabled=False):  # which would round the products' operands
+                _Entries(given, wanted, scale, causal).run(strip.rows)
+
+
+def _heads(tensor: Tensor | None, key_heads: int, entries: slice, first: int, last: int) -> Tensor | None:
+    """Return what belongs to some key heads of a tensor that has as many heads, or a multiple."""
+    if tensor is None:
+        return None
+    group = tensor.shape[1] // key_heads
+    return tensor[entries, first * group : last * group]
 
 
 class _Entries:
@@ -55,9 +66,13 @@ class _Entries:
         self.key, self.value, self.tangent_key, self.tangent_value = (
             self._flat(t, self.group) for t in (key, value, *tangents[1:])
         )
+        # q' key' + query k'' is one product: sums of products would read and write the matrices once more.
+        pairs = ((self.tangent_query, self.key), (self.query, self.tangent_key))
+        there = [(left, right) for left, right in pairs if left is not None and right is not None]
+        self.slopes = tuple(torch.cat(side, -1) for side in zip(*there, strict=True)) if there else (None, None)
         self.statistics = statistics.reshape(-1, *statistics.shape[2:])
         self.to_key, self.to_value = (
-            None if out is None else torch.zeros_like(operand)  # type: ignore[arg-type]
+            None if out is None or operand is None else operand.new_zeros(operand.shape)
             for out, operand in ((wanted[1], self.key), (wanted[2], self.value))
         )
 
@@ -92,9 +107,9 @@ class _Entries:
 
         wants_scores = out_query is not None or to_key is not None
         p = query @ key.mT  # type: ignore[union-attr]
-        py = _across(_across(None, tangent_query, key), query, tangent_key)
-        px = _across(None, gradient, value) if wants_scores and py is not None else None
-        r = _across(None, gradient, tangent_value) if wants_scores else None
+        py = _across(_part(self.slopes[0], first, last), _part(self.slopes[1], 0, seen))
+        px = _across(gradient, value) if wants_scores and py is not None else None
+        r = _across(gradient, tangent_value) if wants_scores else None
         self._weigh(p, py, px, r, first, keep=not wants_scores or r is not None, wants_scores=wants_scores)
         if wants_scores and r is None:
             r = p
@@ -138,9 +153,9 @@ def _part(tensor: Tensor | None, first: int, last: int) -> Tensor | None:
     return None if tensor is None else tensor[:, first:last]
 
 
-def _across(total: Tensor | None, left: Tensor | None, right: Tensor | None) -> Tensor | None:
-    """Return total + left right' where both are present."""
-    return total if right is None else _times(total, left, right.mT)
+def _across(left: Tensor | None, right: Tensor | None) -> Tensor | None:
+    """Return left right' where both are present."""
+    return None if left is None or right is None else left @ right.mT
 
 
 def _times(total: Tensor | None, left: Tensor | None, right: Tensor | None) -> Tensor | None:

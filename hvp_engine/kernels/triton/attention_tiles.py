@@ -118,11 +118,8 @@ def rounded(weights, rows_type: tl.constexpr):
 @triton.jit
 def powers(scores, mask):
     """Return the exponential of differences of what `masked` returned."""
-    if mask[0] is not None:
-        scores = tl.exp(scores)
-    else:
-        scores = tl.exp2(scores)
-    return scores
+    found = tl.exp(scores) if mask[0] is not None else tl.exp2(scores)
+    return found
 
 
 @triton.jit

@@ -1,7 +1,8 @@
 """Tile sizes of the attention kernels.
 
-The largest that spill no registers on sm_80, sm_90 and sm_100 (benchmarks/gpu/triton_resources.py). They are functions
-of the dtype and head size alone, and with them the order of all sums.
+The quickest that were measured on an H100 (benchmarks/gpu/tune_attention.py), and for other GPUs the largest that spill
+no registers (benchmarks/gpu/triton_resources.py). They are functions of the architecture, the dtype, the head size and
+the presence of a mask alone, and with them the order of all sums.
 """
 
 from __future__ import annotations
@@ -10,13 +11,17 @@ from typing import NamedTuple
 
 import torch
 
-__all__ = ["FLOAT32", "JOINT_BYTES", "JOINT_PROGRAMS", "TF32", "Strip", "Tiling", "matrix_strip", "tiling"]
+__all__ = [
+    "FLOAT32",
+    "TF32",
+    "Strip",
+    "Tiling",
+    "matrix_strip",
+    "tiling",
+]
 
-MATRIX_BYTES = 256 << 20  # most that the matrices of scores may take where they are formed whole
-MATRIX_KEYS = 128  # with fewer keys there is little to compute, and more launches take longer
-_MATRIX_ROWS = (256, 128, 64)  # of a strip, as many as fit
-JOINT_PROGRAMS = 384  # `attention_joint` splits the keys of a head until there are so many programs
-JOINT_BYTES = 256 << 20  # most that the split sums of the queries may take
+MATRIX_BYTES = 512 << 20  # most that the matrices of scores may take where they are formed whole
+MATRIX_ROWS = 256  # of a strip, where they fit; with a causal mask, what lies above the diagonal of blocks is left out
 
 
 class Tiling(NamedTuple):
@@ -56,46 +61,42 @@ class Strip(NamedTuple):
 
     Attributes:
         entries: Batch entries.
-        rows: Query rows of all their heads.
+        key_heads: Key heads of each, with all query heads that share them.
+        rows: Query rows of each head.
     """
 
     entries: int
+    key_heads: int
     rows: int
 
 
-def matrix_strip(dtype: torch.dtype, batch: int, heads: int, queries: int, keys: int) -> Strip | None:
+def matrix_strip(dtype: torch.dtype, batch: int, heads: int, key_heads: int, queries: int, keys: int) -> Strip | None:
     """Say how attention's derivatives form whole matrices of scores; None where tiles serve.
 
-    The rule for all dtypes: whole matrices in float32, also as TF32, where a strip of them fits and is worth it.
+    This is the rule: whole matrices in float32, also as TF32, tiles in narrower dtypes.
     """
-    if dtype != torch.float32 or keys < MATRIX_KEYS:
+    if dtype != torch.float32:
         return None
-    for rows in _MATRIX_ROWS:
-        rows = min(rows, queries)
-        entries = MATRIX_BYTES // (4 * 4 * heads * rows * keys)  # four matrices of four bytes
-        if entries:
-            return Strip(min(entries, batch), rows)
-    return None
+    per_row = 4 * 4 * (heads // key_heads) * keys  # four matrices of four bytes, for one key head
+    rows = max(1, min(MATRIX_ROWS, queries, MATRIX_BYTES // per_row))
+    fitting = max(1, MATRIX_BYTES // (per_row * rows))
+    return Strip(min(batch, max(1, fitting // key_heads)), min(key_heads, fitting), rows)
 
 
-FLOAT32 = {
-    "attention_forward": Tiling(64, 32, 16, 64, 8, 2),
-    "attention_outputs": Tiling(32, 32, 16, 64, 4, 2),
-    "attention_queries": Tiling(32, 16, 16, 64, 4, 2),
-    "attention_keys": Tiling(16, 32, 16, 64, 8, 2),
+# Products of three TF32 parts are four times as fast on an H100 as those of float32, and no less accurate.
+FLOAT32 = {"attention_forward": Tiling(64, 32, 32, 64, 4, 2, "tf32x3")}
+TF32 = {"attention_forward": Tiling(64, 32, 32, 64, 4, 2, "tf32")}
+_NARROW = {
+    "attention_forward": Tiling(64, 64, 64, 64, 4, 3),
+    "attention_outputs": Tiling(64, 32, 64, 64, 4, 3),
+    "attention_queries": Tiling(64, 32, 64, 64, 4, 3),
+    "attention_keys": Tiling(32, 64, 64, 64, 4, 2),
 }
-TF32 = {
-    "attention_forward": Tiling(64, 32, 32, 64, 4, 2, "tf32"),
-    "attention_outputs": Tiling(32, 32, 32, 64, 8, 1, "tf32"),
-    "attention_queries": Tiling(32, 16, 16, 64, 4, 2, "tf32"),
-    "attention_keys": Tiling(16, 32, 16, 64, 4, 2, "tf32"),
-}
-_HALF_NARROW = {
-    "attention_forward": Tiling(64, 64, 64, 64, 4, 2),
-    "attention_outputs": Tiling(64, 32, 64, 64, 4, 2),
-    "attention_queries": Tiling(64, 32, 64, 64, 4, 2),
-    "attention_keys": Tiling(32, 32, 64, 64, 4, 2),
-    "attention_joint": Tiling(64, 64, 64, 64, 8, 2),
+_HOPPER = {
+    "attention_forward": Tiling(64, 64, 128, 128, 4, 2),
+    "attention_outputs": Tiling(128, 32, 128, 128, 8, 2),
+    "attention_queries": Tiling(128, 32, 128, 128, 8, 1),
+    "attention_keys": Tiling(32, 128, 128, 128, 8, 1),
 }
 _HALF = {
     "attention_forward": Tiling(64, 64, 64, 64, 4, 2),
@@ -105,20 +106,30 @@ _HALF = {
 }
 
 
-def tiling(kernel: str, dtype: torch.dtype, width: int, *, masked: bool) -> Tiling | None:
-    """Return the tiling of a kernel, None where others serve in place of `attention_joint`.
+def tiling(kernel: str, dtype: torch.dtype, width: int, *, masked: bool, architecture: int) -> Tiling | None:
+    """Return the tiling of a kernel, None where whole matrices serve in its place.
 
     Args:
         kernel: Its name.
         dtype: torch.float32, torch.bfloat16 or torch.float16. TF32 multiplies float32 where torch lets matmul use it.
         width: The larger of the head sizes.
         masked: Whether there is a mask, whose tiles take registers.
+        architecture: Compute capability of the device, such as 90.
     """
-    if dtype != torch.float32:
-        best = (_HALF if masked or width > 64 else _HALF_NARROW).get(kernel)
-    else:
+    if dtype == torch.float32:
         best = (TF32 if torch.backends.cuda.matmul.fp32_precision == "tf32" else FLOAT32).get(kernel)
-    if best is None or (kernel == "attention_joint" and dtype == torch.float16):
-        return None  # derivatives leave the range of float16
+    else:
+        best = _half(dtype, width, masked, architecture)[kernel]
+    if best is None:
+        return None
     columns = max(16, 1 << (width - 1).bit_length())  # a power of two that products can take
     return best._replace(chunk=min(best.chunk, columns), out=min(best.out, columns))
+
+
+def _half(dtype: torch.dtype, width: int, masked: bool, architecture: int) -> dict[str, Tiling]:
+    hopper = architecture == 90
+    if dtype == torch.float16:  # its products with derivatives are TF32, with twice the bytes
+        return _HALF
+    if width <= 64 and (hopper or (not masked and architecture < 90)):
+        return _NARROW
+    return _HOPPER if hopper and not masked and width <= 128 else _HALF

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from hvp_engine.kernels.triton.attention_tiling import FLOAT32, TF32, Tiling, tiling
+from hvp_engine.kernels.triton.attention_tiling import TF32, Tiling, tiling
 from hvp_engine.kernels.triton.resource_case import ResourceCase
 
 __all__ = ["attention_variants"]
@@ -14,35 +14,66 @@ __all__ = ["attention_variants"]
 _TANGENTS = ("tangent_query", "tangent_key", "out_grad_out")  # absent from the first backward pass
 _FLOAT32_TENSORS = ("statistics", "means")
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+# The quickest on an H100 all the same, of those that were measured.
+_SPILLS = {
+    ("attention_outputs", 128, None): 1024,
+    ("attention_keys", 128, None): 1024,
+    ("attention_keys", 64, "*u8"): 64,
+}
+_ARCHITECTURES = (80, 90, 100)
+_KINDS = (
+    ("fp32", 64, None),
+    ("tf32", 128, None),
+    ("bf16", 64, None),
+    ("bf16", 128, None),
+    ("fp16", 128, None),
+    ("bf16", 64, "*u8"),
+    ("bf16", 128, "*u8"),
+    ("bf16", 128, "*bf16"),
+    ("fp32", 128, "*fp32"),
+)
 
 
 def attention_variants(kernel: Any) -> list[ResourceCase]:
-    """List a kernel's variants: the second backward by dtype, head size and mask, and the first backward."""
-    name = kernel.__name__
-    half = [("bf16", 64, None), ("bf16", 128, None), ("fp16", 128, None), ("bf16", 128, "*u8"), ("bf16", 128, "*bf16")]
-    kinds = [
-        (kind, width, mask, tiling(name, _DTYPES[kind], width, masked=mask is not None)) for kind, width, mask in half
-    ]
-    kinds += [("fp32", 64, None, FLOAT32.get(name)), ("fp32", 128, None, TF32.get(name))]
-    kinds.append(("fp32", 128, "*fp32", FLOAT32.get(name)))
-    cases = [_variant(kernel, kind, width, tile, mask) for kind, width, mask, tile in kinds if tile is not None]
-    first = tiling(name, torch.bfloat16, 64, masked=False)
-    if name != "attention_forward" and first is not None:
-        cases.append(_variant(kernel, "bf16", 64, first, absent=_TANGENTS))
+    """List a kernel's variants: by dtype, head size, mask and architecture, and the first backward."""
+    cases = []
+    for kind, width, mask in _KINDS:
+        for tile, architectures in _tilings(kernel.__name__, kind, width, mask):
+            cases.append(_variant(kernel, kind, width, tile, architectures, mask))
+    if kernel.__name__ != "attention_forward":
+        for tile, architectures in _tilings(kernel.__name__, "bf16", 64, None):
+            cases.append(_variant(kernel, "bf16", 64, tile, architectures, absent=_TANGENTS))
     return cases
 
 
+def _tilings(name: str, kind: str, width: int, mask: str | None) -> list[tuple[Tiling, tuple[int, ...]]]:
+    found: dict[Tiling, tuple[int, ...]] = {}
+    for architecture in _ARCHITECTURES:
+        if kind == "tf32":
+            tile = TF32.get(name)
+        else:
+            tile = tiling(name, _DTYPES[kind], width, masked=mask is not None, architecture=architecture)
+        if tile is not None:
+            found[tile] = (*found.get(tile, ()), architecture)
+    return list(found.items())
+
+
 def _variant(
-    kernel: Any, kind: str, width: int, tile: Tiling, mask: str | None = None, absent: tuple[str, ...] = ()
+    kernel: Any,
+    kind: str,
+    width: int,
+    tile: Tiling,
+    architectures: tuple[int, ...],
+    mask: str | None = None,
+    absent: tuple[str, ...] = (),
 ) -> ResourceCase:
+    kind = "fp32" if kind == "tf32" else kind
     signature: dict[str, object] = {}
     for argument in kernel.arg_names:
         if argument == "scale":
             signature[argument] = "fp32"
-        elif argument in ("heads", "group", "queries", "keys", "splits"):
+        elif argument in ("heads", "group", "queries", "keys"):
             signature[argument] = "i32"
-        elif argument == "parts":
-            signature[argument] = ("*fp32", "i64", "i32", "i32", "i32", 1)
         elif argument == "mask":
             signature[argument] = (mask, "i32", "i32", "i32", 1)
         elif not argument.isupper():
@@ -54,12 +85,15 @@ def _variant(
     aligned = tuple(n for n, t in signature.items() if isinstance(t, tuple) and n not in ("mask", *_FLOAT32_TENSORS))
     precision = f" {tile.precision}" if kind == "fp32" else ""
     seen = "causal" if mask is None else "boolean mask" if mask == "*u8" else "additive mask"
+    only = "" if architectures == _ARCHITECTURES else "".join(f", sm_{a}" for a in architectures)
     return ResourceCase(
         kernel,
-        f"{kind}{precision}, head size {width}, {seen}{', first backward' if absent else ''}",
+        f"{kind}{precision}, head size {width}, {seen}{', first backward' if absent else ''}{only}",
         signature,
         constants,
         tile.warps,
         tile.stages,
         aligned,
+        architectures,
+        _SPILLS.get((kernel.__name__, width, mask), 0) if architectures == (90,) else 0,
     )

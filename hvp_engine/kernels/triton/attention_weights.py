@@ -41,8 +41,8 @@ def attention_weights(
     """Replace query key', A / scale, dP and B (matrices, rows, keys) by what the products to come need.
 
     P Y replaces A; scale P X replaces dP. Scale R replaces B, or the scores where there is no B. P replaces the scores
-    if KEEP_P. What is absent is None. The scores are those of `masked` with a mask, NATURAL, and plain products without;
-    `statistics` (matrices, queries, 2) hold the largest of each row.
+    if KEEP_P. What is absent is None. With a mask the scores are NATURAL, as `masked` returns them; without they are
+    plain products. `statistics` (matrices, queries, 2) hold the largest of each row.
     """
     program = tl.program_id(0).to(tl.int64)
     row = first + program % rows

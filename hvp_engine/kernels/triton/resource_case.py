@@ -30,6 +30,7 @@ class ResourceCase:
         num_stages: As the launch sets it; Triton's default is 3.
         aligned: Pointer arguments, and integer ones divisible by 16, that the launch gives with 16-byte alignment;
             None means all pointers.
+        architectures: Compute capabilities that the package launches it on; None means all that it serves.
         max_spill_bytes: Bytes of register spills that are known and accepted.
     """
 
@@ -40,6 +41,7 @@ class ResourceCase:
     num_warps: int = 4
     num_stages: int = 3
     aligned: tuple[str, ...] | None = None
+    architectures: tuple[int, ...] | None = None
     max_spill_bytes: int = 0
 
     @property
