@@ -64,12 +64,16 @@ class OutOfMemoryError(HvpEngineError, MemoryError):
     """The smallest possible unit of work does not fit into the memory budget."""
 
 
+class DeviceError(HvpEngineError):
+    """A GPU failed: an illegal access, an assertion in a kernel, a launch that was refused."""
+
+
 class RunFolderError(HvpEngineError):
     """A run folder or checkpoint is missing, damaged, foreign, or cannot be written."""
 
 
 class BackendError(HvpEngineError):
-    """A requested kernel backend does not exist or cannot run on this device."""
+    """A requested kernel backend does not exist or cannot run on this device, or one of its kernels cannot."""
 
 
 def not_finite(product: str, when: str = "") -> str:

@@ -12,8 +12,16 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from hvp_engine.kernels.attention import attention_backward, attention_forward, attention_second, statistics_like
-from hvp_engine.kernels.records import AttentionInputs
+from hvp_engine.kernels.attention import (
+    AttentionCounts,
+    attention_backward,
+    attention_forward,
+    attention_second,
+    counts_of,
+    counts_on,
+    statistics_like,
+)
+from hvp_engine.kernels.records import AttentionInputs, AttentionSizes
 from hvp_engine.kernels.registry import implementation
 from hvp_engine.ops.attention import attention_ref
 from hvp_engine.problem.precision import Precision, product_mode
@@ -26,9 +34,6 @@ SECONDS = 47.0
 SHAPE = (8, 12, 1024, 64)  # batch, heads, length, head size
 _SMALL = (1, 2, 32, 16)
 _PRECISIONS: dict[Precision, torch.dtype] = {"bf16": torch.bfloat16, "tf32": torch.float32, "fp32": torch.float32}
-# Products of a tile of scores: those that the derivatives need at least, and those that the kernels form.
-_NOMINAL = {"forward": 2, "backward": 5, "second": 12}
-_REAL = {"forward": 2, "backward": 9, "second": 22}
 
 
 @dataclass
@@ -62,6 +67,17 @@ class Case:
             "second": lambda: attention_second(self.x, self.grad_out, self.tangents, (True,) * 4),
         }
 
+    def products(self, counts: AttentionCounts) -> dict[str, int]:
+        """Count the products of a tile of scores in every pass, in which everything is wanted."""
+        batch, heads, length, width = self.shape
+        sizes = AttentionSizes(self.dtype, batch, heads, heads, length, length, width, width)
+        work = {
+            "forward": counts.forward(sizes),
+            "backward": counts.backward((True,) * 3, sizes),
+            "second": counts.second((True,) * 3, (True,) * 4, sizes),
+        }
+        return {name: found.products for name, found in work.items()}
+
     def tflop(self, products: int) -> float:
         """Operations of so many products of the tiles that a causal mask leaves."""
         return 1e-12 * products * math.prod(self.shape) * self.shape[2]
@@ -92,6 +108,9 @@ def run(emit: Emit, device: torch.device, small: bool) -> None:
 
 
 def _passes(emit: Emit, timer: Timer, case: Case, precision: str) -> None:
+    """Emit the passes' rates by the products that they need, which the native kernels form, and by their kernels'."""
+    needed = case.products(counts_of("native"))
+    formed = case.products(counts_on(case.device) or counts_of("native"))
     for name in ("second", "backward", "forward"):
         what = f"{name}, {precision}"
         with tried(emit, what):
@@ -99,8 +118,8 @@ def _passes(emit: Emit, timer: Timer, case: Case, precision: str) -> None:
             emit(
                 what=what,
                 ms=ms,
-                tflops=case.tflop(_NOMINAL[name]) / ms * 1e3,
-                tflops_of_kernels=case.tflop(_REAL[name]) / ms * 1e3,
+                tflops=case.tflop(needed[name]) / ms * 1e3,
+                tflops_of_kernels=case.tflop(formed[name]) / ms * 1e3,
                 shape=str(case.shape),
             )
 

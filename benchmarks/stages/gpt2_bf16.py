@@ -9,7 +9,7 @@ from baselines.paper import PaperHessian
 from jobs import Job
 from timing import alternate, peak_gib
 
-from hvp_engine.system.memory import is_out_of_memory
+from hvp_engine.system.failures import is_out_of_memory
 
 from .clock import Clock, free, tried
 from .families import by_family

@@ -20,7 +20,7 @@ from hvp_engine.blocks import resolve
 from hvp_engine.experiments.models.gpt import GPT, GPTConfig, paper_blocks
 from hvp_engine.planning.counting import JobCounter, data_shape
 from hvp_engine.problem.precision import Precision, product_mode
-from hvp_engine.system.memory import is_out_of_memory
+from hvp_engine.system.failures import is_out_of_memory
 
 from .clock import Clock, tried
 from .runner import Emit

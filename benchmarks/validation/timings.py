@@ -20,7 +20,9 @@ from torch import Tensor
 
 import hvp_engine as he
 from hvp_engine import ops
+from hvp_engine.kernels.attention import counts_of, counts_on
 from hvp_engine.kernels.lanczos_step import record_step
+from hvp_engine.kernels.records import AttentionSizes
 from hvp_engine.kernels.reorthogonalize import reorthogonalize
 from hvp_engine.kernels.streams import LanczosState, NewVector, Step
 from hvp_engine.kernels.tridiagonal import tridiagonal_quadrature
@@ -33,7 +35,6 @@ ROUNDS = 7
 _SMALL = roofline.Sizes(streams=2, rows=5, columns=4096, matrices=40, steps=20)
 _BASES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 _BASIS_SHARE = 0.25  # of the free memory
-_PRODUCTS = {"forward": 2, "backward": 5, "second_backward": 12}  # of a tile of scores, in the kernels' own count
 
 
 def ceilings(device: torch.device, small: bool) -> roofline.Device:
@@ -146,12 +147,24 @@ def time_attention(
         inputs = tuple(torch.randn(batch, heads, length, width, device=device, dtype=dtype) for _ in range(3))
         peak = product_peak(top, name)
         with using(backend):
+            products = _tile_products(AttentionSizes(dtype, batch, heads, heads, length, length, width, width), device)
             runs: tuple[Callable[[], object], ...] = passes(lambda *x: ops.attention(*x, is_causal=True), inputs)
             for label, run in zip(PASSES, runs, strict=True):
                 taken = alternate({"": run}, ROUNDS, device=device)[""]
-                flop = _PRODUCTS[label] * 2.0 * batch * heads * width * length**2 / 2
+                flop = products[label] * 2.0 * batch * heads * width * length**2 / 2
                 floor = None if peak is None else flop / peak
                 yield Timing(f"{backend} attention, {name}, {label}", taken, floor, f"{length} tokens, causal")
+
+
+def _tile_products(sizes: AttentionSizes, device: torch.device) -> dict[str, int]:
+    """Count the products that each pass forms per tile of scores; where plain PyTorch serves, those that it needs."""
+    counts = counts_on(device) or counts_of("native")
+    found = (
+        counts.forward(sizes),
+        counts.backward((True,) * 3, sizes),
+        counts.second((True,) * 3, (True,) * 4, sizes),
+    )
+    return {label: work.products for label, work in zip(PASSES, found, strict=True)}
 
 
 def time_sweep(device: torch.device, backend: str, small: bool) -> Iterator[Timing]:

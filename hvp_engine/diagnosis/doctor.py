@@ -38,20 +38,20 @@ from hvp_engine.problem.objective import Loss, Objective
 from hvp_engine.problem.obstacles import obstacles
 from hvp_engine.problem.precision import Precision, check_precision
 from hvp_engine.problem.randomness import fixed_numbers
+from hvp_engine.system.failures import failures_in_words
 from hvp_engine.system.formatting import first_names
-from hvp_engine.system.memory import shortage_in_words
 
 _SHARES = {"data": 0.2, "blocks": 0.35, "products": 0.2, "cost": 0.25}  # of the time
 _STOPPED = frozenset(  # what makes products impossible
     (
         *("no-second-derivative", "compiled-module", "backward-fails", "curvature-not-finite"),
-        *("out-of-memory", "examination-fails", "rare-path"),
+        *("out-of-memory", "device-fails", "kernels-fail", "examination-fails", "rare-path"),
     )
 )
 _UNSOUND = _STOPPED | {"known-wrong-derivative", "wrong-second-derivative", "second-derivative-fails", "loss-fails"}
 
 
-@shortage_in_words("the model was examined")
+@failures_in_words("the model was examined")
 @torch.inference_mode(False)
 def doctor(
     model: nn.Module,

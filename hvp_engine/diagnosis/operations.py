@@ -22,8 +22,8 @@ from hvp_engine.operators.backward import fix_for
 from hvp_engine.operators.gradient_graph import GradientGraph
 from hvp_engine.operators.inspection import custom_function
 from hvp_engine.operators.known_wrong import known_wrong
+from hvp_engine.system.failures import is_device_failure, is_out_of_memory
 from hvp_engine.system.formatting import first_line
-from hvp_engine.system.memory import is_out_of_memory
 
 _ERROR_NODES = ("Error", "NotImplemented", "DelayedError")
 _PYTORCH_FIX = "use plain PyTorch operations there, or a backward pass that is itself differentiable"
@@ -118,7 +118,7 @@ def _second_backward(graph: GradientGraph) -> Finding | None:
         try:
             graph.product(union, vector, torch.zeros_like(vector), batched=False)
         except Exception as error:
-            if is_out_of_memory(error):
+            if is_out_of_memory(error) or is_device_failure(error):
                 raise
             stacks = "".join(str(warning.message) for warning in caught)
             located = failed_backward(error, stacks)

@@ -12,6 +12,7 @@ from hvp_engine.blocks import BlockPart, Partition, ResolvedBlock
 from hvp_engine.diagnosis.report import Finding
 from hvp_engine.diagnosis.source import users_line_of_error
 from hvp_engine.errors import (
+    BackendError,
     BackwardError,
     ConfigurationError,
     HvpEngineError,
@@ -26,8 +27,9 @@ from hvp_engine.problem import batches
 from hvp_engine.problem.objective import MicroBatch, Objective
 from hvp_engine.scheduling.passes import FEW, Passes
 from hvp_engine.scheduling.scheduler import Scheduler
+from hvp_engine.system.failures import is_device_failure, is_out_of_memory
 from hvp_engine.system.formatting import first_line, first_names
-from hvp_engine.system.memory import budget, is_out_of_memory
+from hvp_engine.system.memory import budget
 
 _EPSILON = "add a small epsilon to sqrt, norm, log or division by a vanishing number, or try precision='fp64'"
 
@@ -135,11 +137,9 @@ def failure(error: Exception, where: str = "") -> Finding:
         where: What was examined, in words before the message.
     """
     line = users_line_of_error(error.__cause__ or error)
-    if is_out_of_memory(error):
-        message = f"{where}The examination ran out of memory ({first_line(error)})."
-        return Finding(
-            "error", "out-of-memory", message, None, line, "use a smaller model, shorter sequences or batches"
-        )
+    of_machine = _of_the_machine(error, where, line)
+    if of_machine is not None:
+        return of_machine
     if not isinstance(error, HvpEngineError):
         message = f"{where}The examination was stopped by {type(error).__name__}: {first_line(error)}."
         return Finding("error", "examination-fails", message, None, line)
@@ -151,3 +151,18 @@ def failure(error: Exception, where: str = "") -> Finding:
         return Finding("error", code, f"{where}{error}", None, line)
     code = "cannot-be-run" if isinstance(error, ConfigurationError) else "loss-fails"
     return Finding("error", code, f"{where}{error}", None, line)
+
+
+def _of_the_machine(error: Exception, where: str, line: str | None) -> Finding | None:
+    """Make the finding about an exception that tells nothing of the model; None for any other."""
+    if is_out_of_memory(error):
+        message = f"{where}The examination ran out of memory ({first_line(error)})."
+        fix = "use a smaller model, shorter sequences or batches"
+        return Finding("error", "out-of-memory", message, None, line, fix)
+    if is_device_failure(error):
+        message = f"{where}The device failed ({first_line(error)}), at this line or before."
+        fix = "run again in a new process with CUDA_LAUNCH_BLOCKING=1, and the line is the cause"
+        return Finding("error", "device-fails", message, None, line, fix)
+    if isinstance(error, BackendError):
+        return Finding("error", "kernels-fail", f"{where}{error}", None, line)
+    return None

@@ -63,7 +63,12 @@ def facts(operator: CurvatureOperator, waves: int) -> dict[str, Any]:
         **environment(operator),
         "notes": list(operator.notes),
         "fused_operations": sorted(operator.objective.fused.replaced),
-        "plan": {**operator.scheduler.plan.record(), "head_curvature": operator.head_curvature, "waves": waves},
+        "plan": {
+            **operator.scheduler.plan.record(),
+            "head_curvature": operator.head_curvature,
+            "uncompiled": operator.uncompiled,
+            "waves": waves,
+        },
     }
 
 

@@ -29,8 +29,8 @@ from hvp_engine.operators.verification import product_noise
 from hvp_engine.scheduling.policy import choose_waves, spare, usable
 from hvp_engine.scheduling.storages import rooms
 from hvp_engine.scheduling.waves import StreamSizes
+from hvp_engine.system.failures import failures_in_words
 from hvp_engine.system.memory import budget as free_budget
-from hvp_engine.system.memory import shortage_in_words
 from hvp_engine.system.progress import ProgressReporter
 from hvp_engine.system.run_files import is_finished, read_manifest
 from hvp_engine.system.signals import Ending, ending_signals_raise
@@ -126,7 +126,7 @@ class Job(ABC, Generic[StateT, ResultT]):
         """Read the result of a finished run."""
 
 
-@shortage_in_words("the job ran")
+@failures_in_words("the job ran")
 def run(
     job: Job[StateT, ResultT],
     build: Callable[[], CurvatureOperator],
@@ -219,6 +219,7 @@ def _compute(
     checkpoint = None if keeping is None else keeping.checkpoint
     try:
         products = job.products(operator)
+        operator.expect(products)
         verification = _verify(products, operator, checkpoint) if job.settings.check else None
         job.noise = _noise(verification, job.settings, checkpoint)
         if job.settings.head_curvature:

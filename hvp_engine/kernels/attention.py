@@ -3,21 +3,56 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Protocol, cast
 
+import torch
 from torch import Tensor
 
 from hvp_engine.errors import BackendError
-from hvp_engine.kernels.records import AttentionInputs
-from hvp_engine.kernels.registry import implementation, is_fused, optional_implementation, wished_implementation
+from hvp_engine.kernels.records import AttentionInputs, AttentionSizes, AttentionWork
+from hvp_engine.kernels.registry import (
+    beside,
+    implementation,
+    is_fused,
+    optional_implementation,
+    wished_implementation,
+)
 from hvp_engine.kernels.tensors import accumulator
 
 __all__ = [
+    "AttentionCounts",
     "attention_backward",
     "attention_forward",
     "attention_second",
     "can_run",
+    "counts_of",
+    "counts_on",
     "statistics_like",
 ]
+
+
+class AttentionCounts(Protocol):
+    """Counts a backend's passes."""
+
+    def forward(self, sizes: AttentionSizes) -> AttentionWork:
+        """Count the forward pass."""
+
+    def backward(self, wanted: Sequence[bool], sizes: AttentionSizes) -> AttentionWork:
+        """Count the backward pass to the wanted ones of query, key and value."""
+
+    def second(self, given: Sequence[bool], wanted: Sequence[bool], sizes: AttentionSizes) -> AttentionWork:
+        """Count the backward of the backward, from given tangents to wanted operands and (last) cotangent."""
+
+
+def counts_of(backend: str) -> AttentionCounts:
+    """Return what counts the tile products of a backend's kernels, whether or not it can run here."""
+    return cast(AttentionCounts, beside("attention_products", backend))
+
+
+def counts_on(device: torch.device) -> AttentionCounts | None:
+    """Return what counts the tile products of the kernels that serve a device; None where plain PyTorch does."""
+    kernels = optional_implementation("attention", device)
+    return None if kernels is None else counts_of(kernels.__name__.split(".")[-2])
 
 
 def can_run(query: Tensor, mask: Tensor | None) -> bool:

@@ -5,12 +5,68 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
-__all__ = ["AttentionInputs", "CrossEntropyRows", "NormalizeShape", "Operand", "is_shared"]
+__all__ = [
+    "AttentionInputs",
+    "AttentionSizes",
+    "AttentionWork",
+    "CrossEntropyRows",
+    "NormalizeShape",
+    "Operand",
+    "is_shared",
+]
 
 Operand = tuple[Tensor | None, int]
 """A tensor or None, and its batch stride: groups that follow each other at it, or 0 for one group that serves all."""
+
+
+class AttentionSizes(NamedTuple):
+    """Sizes of attention's operands, from which its work follows.
+
+    Attributes:
+        dtype: Of all operands.
+        batch: All leading dimensions before the heads.
+        heads: Of the query.
+        key_heads: Of key and value.
+        queries: Rows of the query.
+        keys: Rows of key and value.
+        width: Head size of query and key.
+        value_width: Head size of the value.
+        masked: Whether there is a mask.
+    """
+
+    dtype: torch.dtype
+    batch: int
+    heads: int
+    key_heads: int
+    queries: int
+    keys: int
+    width: int
+    value_width: int
+    masked: bool = False
+
+
+class AttentionWork(NamedTuple):
+    """What one pass of attention takes.
+
+    Attributes:
+        narrow: Products per tile of scores, with rows of the query's and key's head size.
+        wide: The same with rows of the value's head size.
+        launches: Kernels.
+        edge: Rows of scores that are computed together: what of a causal triangle's edge is computed too.
+    """
+
+    narrow: int
+    wide: int
+    launches: int
+    edge: int = 64
+
+    @property
+    def products(self) -> int:
+        """All products per tile of scores."""
+        return self.narrow + self.wide
 
 
 @dataclass(frozen=True)

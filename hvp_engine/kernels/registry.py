@@ -15,19 +15,21 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from types import ModuleType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
 from hvp_engine.errors import BackendError
 from hvp_engine.kernels import loader
 from hvp_engine.kernels.tensors import ELEMENT_TYPES
+from hvp_engine.system.torch_private import dispatch_modes, innermost_mode
 
 __all__ = [
     "Backend",
     "Refusal",
     "available_backends",
     "backend_for",
+    "beside",
     "families_of",
     "forget_choices",
     "host_implementation",
@@ -184,7 +186,7 @@ def implementation(family: str, device: torch.device) -> ModuleType:
             in question has the family.
     """
     wish = _wish()
-    module = _module(family, device, wish)
+    module = _watched(family, _module(family, device, wish))
     if module is not None:
         return module
     if wish:
@@ -201,7 +203,7 @@ def optional_implementation(family: str, device: torch.device) -> ModuleType | N
     Raises:
         BackendError: HVP_ENGINE_BACKEND names an unknown backend, or one that cannot run on the device.
     """
-    return _module(family, device, _wish())
+    return _watched(family, _module(family, device, _wish()))
 
 
 def host_implementation(family: str) -> ModuleType | None:
@@ -235,6 +237,11 @@ def wished_implementation(family: str) -> ModuleType | None:
         return None
 
 
+def beside(module: str, backend: str) -> ModuleType:
+    """Return a module of a backend's folder that describes its kernels and needs nothing that they run on."""
+    return _imported(backend, module)
+
+
 def is_fused(family: str, *tensors: torch.Tensor) -> bool:
     """Say whether fused operations are to serve these tensors: one device that has the family, dtypes supported.
 
@@ -256,6 +263,29 @@ def is_fused(family: str, *tensors: torch.Tensor) -> bool:
         return _module(family, device, wish) is not None
     except BackendError:
         return not _is_known(wish) or _has(wish, family)
+
+
+def _watched(family: str, module: ModuleType | None) -> ModuleType | None:
+    """Return a family's module, or what tells the dispatch mode in force of its calls, if that wants to know of them.
+
+    Such a mode has a method ``kernel_called(family, name, kernel, args)`` that makes the call.
+    """
+    if module is None or not dispatch_modes():
+        return module
+    watch = getattr(innermost_mode(), "kernel_called", None)
+    return module if watch is None else _Watched(family, module, watch)
+
+
+class _Watched(ModuleType):
+    """A family's module whose functions are called by a dispatch mode."""
+
+    def __init__(self, family: str, module: ModuleType, watch: Callable[..., object]) -> None:
+        super().__init__(module.__name__)
+        self._family, self._module, self._watch = family, module, watch
+
+    def __getattr__(self, name: str) -> Any:
+        kernel = getattr(self._module, name)
+        return lambda *args: self._watch(self._family, name, kernel, args)
 
 
 def forget_choices() -> None:

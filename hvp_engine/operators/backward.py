@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import GradientEdge
 
-from hvp_engine.errors import BackwardError, HvpEngineError, SecondDerivativeError
+from hvp_engine.errors import BackwardError, SecondDerivativeError
 from hvp_engine.problem.model_state import renew_active
+from hvp_engine.system.failures import pass_on
 from hvp_engine.system.formatting import first_line
-from hvp_engine.system.memory import is_out_of_memory
 from hvp_engine.system.torch_private import check_batched_passes
 from hvp_engine.system.warning_filters import without_loop_warnings
 
@@ -44,7 +44,7 @@ def backward(
 
     Raises:
         SecondDerivativeError: The pass failed, in a function of PyTorch's or of the user's, whatever that raised.
-            Only a lack of memory and this package's own errors go through as they are.
+            Only a lack of memory, a device that failed and this package's own errors go through as they are.
     """
     renew_active()
     try:
@@ -62,8 +62,7 @@ def backward(
             )
             return tuple(g if g is None or g.layout == torch.strided else g.to_dense() for g in found)
     except Exception as error:
-        if isinstance(error, HvpEngineError) or is_out_of_memory(error):
-            raise
+        pass_on(error)
         raise _explained(error) from error
 
 

@@ -15,8 +15,8 @@ from hvp_engine.operators.operator import CurvatureOperator
 from hvp_engine.operators.vectors import refuse_nonfinite
 from hvp_engine.scheduling.policy import spare
 from hvp_engine.scheduling.rounds import largest_matrix, matrix_bytes
+from hvp_engine.system.failures import failures_in_words
 from hvp_engine.system.formatting import format_bytes, format_count
-from hvp_engine.system.memory import shortage_in_words
 from hvp_engine.system.progress import ProgressReporter
 
 _SURE = 0.9  # of the room for a smaller block, whose own graph may take a little more than the one that was measured
@@ -38,7 +38,7 @@ class DenseBlocks(dict[str, Tensor]):
         self.asymmetry: dict[str, float] = {}
 
 
-@shortage_in_words("the matrices were formed")
+@failures_in_words("the matrices were formed")
 @torch.inference_mode(False)
 def dense_blocks(operator: CurvatureOperator, settings: JobSettings, progress: bool | None) -> DenseBlocks:
     """Multiply all blocks of an operator by the unit vectors, slab by slab, and keep the symmetric parts.

@@ -18,6 +18,7 @@ from hvp_engine.errors import ObjectiveError
 from hvp_engine.operators.autograd_nodes import function_of, name_of, nodes_behind
 from hvp_engine.operators.backward import ONCE, backward, without_second_derivative
 from hvp_engine.operators.batchable import BATCHABLE, COMPLEX_VIEWS
+from hvp_engine.operators.compiled.products import CompiledProducts, Compiler
 
 Products = tuple[Tensor | None, ...]
 
@@ -65,6 +66,11 @@ class GradientGraph:
         self._gradients = dict(zip(parameters, gradients, strict=True))
         # Slicing a gradient adds a node to the graph; every block does so once, not once per vector.
         self._pieces: dict[str, list[Tensor | None]] = {}
+        self._compiled: CompiledProducts | None = None
+
+    def compile(self, compiler: Compiler) -> None:
+        """Compile the products that are asked for again and again: for a graph that is kept."""
+        self._compiled = CompiledProducts(compiler)
 
     def _differentiate(self, total: Tensor) -> tuple[Tensor | None, ...]:
         """Return the gradients of the total, in the order of the parameters, as a graph."""
@@ -105,6 +111,11 @@ class GradientGraph:
         """Whether there are convolutions, whose passes need more memory than others."""
         return any("Convolution" in kind for kind in self.kinds)
 
+    @property
+    def enters_arithmetic(self) -> bool:
+        """Whether products enter the objective's arithmetic by themselves, where they need it."""
+        return self._compiled is not None
+
     def refuse_cuts(self) -> None:
         """Refuse a gradient that passed through a backward marked once_differentiable.
 
@@ -142,10 +153,16 @@ class GradientGraph:
             SecondDerivativeError: An operation has no second derivative.
         """
         if batched and vectors.shape[0] > 1:
-            self._add(block, vectors, out, batched=True)
+            self._run(block, vectors, out, batched=True)
             return
         for vector, row in zip(vectors, out, strict=True):
-            self._add(block, vector, row, batched=False)
+            self._run(block, vector, row, batched=False)
+
+    def _run(self, block: ResolvedBlock, vectors: Tensor, out: Tensor, *, batched: bool) -> None:
+        if self._compiled is None:
+            self._add(block, vectors, out, batched=batched)
+        else:
+            self._compiled.add(self._add, block, vectors, out, batched=batched)
 
     def derivative(self, block: ResolvedBlock, vector: Tensor, out: Tensor) -> None:
         """Add the derivative of the block's gradient along a vector (numel,): what differences of it are held against.

@@ -14,4 +14,6 @@ class GradientOperator(CurvatureOperator):
         parameters = self._parameters_of(micro.blocks)
         graph = self.graph(*self._evaluate(micro), parameters, of_all_blocks=micro.blocks is None)
         self._inspection.refuse_cuts((micro.key, micro.blocks), graph)
+        if micro.is_kept:
+            graph.compile(self._compiler)
         return graph

@@ -13,10 +13,10 @@ from hvp_engine.kernels.allocator import retained_heap
 from hvp_engine.operators.backward import backward
 from hvp_engine.operators.operator import CurvatureOperator
 from hvp_engine.problem.weights import check_sum_of_weights
-from hvp_engine.system.memory import shortage_in_words
+from hvp_engine.system.failures import failures_in_words
 
 
-@shortage_in_words("gradients were formed")
+@failures_in_words("gradients were formed")
 @torch.inference_mode(False)
 def gradient_norms(operator: CurvatureOperator) -> dict[str, float]:
     """Return the length of the gradient with respect to every block, summed over the data in float64.

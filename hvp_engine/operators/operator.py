@@ -14,6 +14,7 @@ from hvp_engine.blocks import BlockSpec, resolve
 from hvp_engine.errors import ConfigurationError, HvpEngineError
 from hvp_engine.kernels.allocator import give_back, retained_heap
 from hvp_engine.krylov.settings import check_memory, checked_microbatch
+from hvp_engine.operators.compiled.products import Compiler
 from hvp_engine.operators.derivative_check import Verification
 from hvp_engine.operators.gradient_graph import GradientGraph
 from hvp_engine.operators.head.decide import decide_curvature
@@ -26,18 +27,20 @@ from hvp_engine.operators.preconditioned import Precondition, Preconditioner, pr
 from hvp_engine.operators.vectors import checked_rows, refuse_nonfinite
 from hvp_engine.operators.verification import choose_check, verify
 from hvp_engine.ops.head.dropping import check_tolerance
+from hvp_engine.ops.head.room import head_room
 from hvp_engine.problem.model_state import turn
 from hvp_engine.problem.objective import Loss, MicroBatch, Objective
 from hvp_engine.problem.precision import Precision
 from hvp_engine.problem.watch import changed_during_job
 from hvp_engine.problem.weights import check_weights
+from hvp_engine.scheduling.compiling import room_to_compile
 from hvp_engine.scheduling.passes import ProductGraph
 from hvp_engine.scheduling.policy import choose_waves, products_past_head, spare, usable
 from hvp_engine.scheduling.scheduler import Scheduler
 from hvp_engine.scheduling.waves import StreamSizes
+from hvp_engine.system.failures import failures_in_words
 from hvp_engine.system.formatting import first_names
 from hvp_engine.system.memory import budget as free_budget
-from hvp_engine.system.memory import shortage_in_words
 
 T = TypeVar("T")
 
@@ -68,7 +71,7 @@ class CurvatureOperator(MatrixLike):
     checked = True
     """Whether custom autograd functions and cut graphs are tested by finite differences before the first product."""
 
-    @shortage_in_words("the model, the loss and the data were looked at")
+    @failures_in_words("the model, the loss and the data were looked at")
     @torch.inference_mode(False)  # a caller's inference mode would make every tensor unfit for autograd
     def __init__(
         self,
@@ -114,16 +117,25 @@ class CurvatureOperator(MatrixLike):
         self._steady = False
         self._stream_bytes = 0  # vectors that the caller keeps beside the graphs, at least
         budget = usable(memory, free_budget(self.objective.device))
+        room = self.objective.head_room = head_room(budget, on_cpu=self.objective.device.type == "cpu")
         with retained_heap(), self.objective.arithmetic():
             largest = self.objective.largest_batch()
             plain = self.objective.check_deterministic(largest)
             check_weights(self.objective, largest)
             self._inspection = GraphInspection()
             self._fusion = HeadFusion(self.objective, largest, plain)
+            beside = 0 if self.head is None else room.beyond
             self.scheduler = Scheduler(
-                self.objective, self.partition, self._graph, largest, microbatch=microbatch, budget=budget
+                self.objective,
+                self.partition,
+                self._graph,
+                largest,
+                microbatch=microbatch,
+                budget=budget,
+                beside=beside,
             )
             self.scheduler.scaling = self.preconditioner
+            self._compiler = Compiler(precision, self.objective.arithmetic, self._room_to_compile)
 
     @abstractmethod
     def _graph(self, micro: MicroBatch) -> ProductGraph:
@@ -228,7 +240,7 @@ class CurvatureOperator(MatrixLike):
         """Multiply vectors by what parts of divided data add to the blocks, see :meth:`Scheduler.sweep_apart`."""
         return self._swept(lambda: self.scheduler.sweep_apart(vectors, part), waiting=False)
 
-    @shortage_in_words("products were formed")
+    @failures_in_words("products were formed")
     @torch.inference_mode(False)
     def _swept(self, multiply: Callable[[], T], *, waiting: bool) -> T:
         """Multiply by the blocks of a model that is what it was."""
@@ -295,6 +307,18 @@ class CurvatureOperator(MatrixLike):
         self.scheduler.release()
         with retained_heap():
             self._fusion.form(plan, self.scheduler.microbatches, progress, tolerance, shelf)
+
+    def expect(self, products: Mapping[str, int]) -> None:
+        """Know how many products of each block a job will ask for: where they are many they are compiled at once."""
+        self._compiler.expected = products
+
+    @property
+    def uncompiled(self) -> str | None:
+        """Why some products go by backward passes although they are many, in words; None where that is not so."""
+        return self._compiler.note
+
+    def _room_to_compile(self) -> int:
+        return room_to_compile(self.scheduler.working_bytes, self.scheduler.plan.budget)
 
     def verify(self, products: Mapping[str, int]) -> Verification:
         """Test the second derivative on as much of the first micro-batch as a job can afford.

@@ -87,9 +87,12 @@ def refuse_nonfinite(partition: Partition, products: Mapping[str, Tensor]) -> No
     Raises:
         NotFiniteError: There is one; its block and parameters are named.
     """
-    if not products or bool(torch.stack([product.isfinite().all() for product in products.values()]).all()):
+    if not products or bool(torch.stack([product.sum() for product in products.values()]).isfinite().all()):
+        return  # no sum is finite to which something else was added
+    broken_blocks = [(name, product) for name, product in products.items() if not product.isfinite().all()]
+    if not broken_blocks:  # a sum overflowed
         return
-    name, product = next((n, p) for n, p in products.items() if not p.isfinite().all())
+    name, product = broken_blocks[0]
     block = partition.blocks[name]
     parts = zip(block.parts, block.split(product), strict=True)
     broken = [part.parameter for part, piece in parts if not piece.isfinite().all()]
@@ -104,6 +107,6 @@ def _rows(block: ResolvedBlock, vectors: Tensor, device: torch.device, dtype: to
     if dense.dim() != 2 or dense.shape[1] != size:
         raise ConfigurationError(f"{what} must have shape (k, {size}), got {tuple(dense.shape)}.")
     converted = dense.to(device, dtype)
-    if not torch.isfinite(converted).all():
+    if not converted.sum().isfinite() and not torch.isfinite(converted).all():
         raise ConfigurationError(f"{what} must be finite, and is not in {str(dtype).removeprefix('torch.')}.")
     return converted.clone() if converted.is_inference() else converted

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from hvp_engine.blocks import Partition
-from hvp_engine.errors import BackwardError, SecondDerivativeError
+from hvp_engine.errors import BackendError, BackwardError, SecondDerivativeError
 from hvp_engine.operators.derivative_check import DerivativeCheck, Verification
 from hvp_engine.operators.gradient_graph import GradientGraph
 from hvp_engine.operators.inspection import Suspect
@@ -27,8 +27,8 @@ from hvp_engine.problem.objective import Objective
 from hvp_engine.problem.precision import Precision, rounding
 from hvp_engine.scheduling.checked import CheckedSizes, choose_samples_to_check, is_checked_in_float64, unmixed
 from hvp_engine.scheduling.scheduler import Scheduler
+from hvp_engine.system.failures import is_device_failure, is_out_of_memory, let_go
 from hvp_engine.system.formatting import first_line, first_names
-from hvp_engine.system.memory import is_out_of_memory
 
 log = logging.getLogger(__name__)
 
@@ -183,25 +183,55 @@ def in_widest_arithmetic(
     for precision in arithmetics:
         for piece in pieces:
             try:
-                test = _check(objective, names, piece, precision, graph)
-                missing = needed - test.suspects
-                if not missing:
-                    return use(test, piece)
-                failure = SecondDerivativeError(f"in {precision} the model does not run {_called(missing)}")
+                return _used(objective, names, piece, precision, use, needed, graph)
+            except _OtherPathError as error:
+                failure = SecondDerivativeError(f"in {precision} the model does not run {_called(error.missing)}")
                 break
             except Exception as error:
                 if isinstance(error, SecondDerivativeError) and not isinstance(error, BackwardError):
                     raise
+                if is_device_failure(error):
+                    raise
                 # Not every model runs in float64 (custom kernels, float32 tensors held by the loss).
                 log.info("second derivative not checked in %s: %s", precision, error)
                 failure = error
+            let_go(failure)  # the next attempt needs the memory of this one
     assert failure is not None
-    if isinstance(failure, BackwardError) or is_out_of_memory(failure):  # the job would fail in the same way
+    if isinstance(failure, (BackwardError, BackendError)) or is_out_of_memory(failure):  # as the job would fail
         raise failure
     raise SecondDerivativeError(
         "The second derivative of this model cannot be checked: the passes over a batch fail in float64 and in float32 "
         f"({first_line(failure)}). Mend the model or the loss, or pass check=False to slq to go without the test."
     ) from failure
+
+
+class _OtherPathError(Exception):
+    """In some arithmetic a model takes another path than the one that is to be checked, without what is missing."""
+
+    def __init__(self, missing: set[Suspect]) -> None:
+        super().__init__()
+        self.missing = missing
+
+
+def _used(
+    objective: Objective,
+    names: tuple[str, ...],
+    piece: Any,
+    precision: Precision,
+    use: Callable[[DerivativeCheck, Any], T],
+    needed: set[Suspect],
+    graph: type[GradientGraph],
+) -> T:
+    """Make one attempt, see :func:`in_widest_arithmetic`; nothing of it lives on where it fails.
+
+    Raises:
+        _OtherPathError: Something of what is needed takes no part in this arithmetic.
+    """
+    test = _check(objective, names, piece, precision, graph)
+    missing = needed - test.suspects
+    if missing:
+        raise _OtherPathError(missing)
+    return use(test, piece)
 
 
 def _check(
@@ -210,6 +240,7 @@ def _check(
     data = None if objective.data is None else [piece]
     own = Objective(objective.model, objective.loss, data, precision)
     own.fused.hidden_rows_are_constant = True
+    own.head_room = objective.head_room
     batch = piece if precision == objective.precision else _converted(piece, own.dtype)
     return DerivativeCheck(own, names, batch, graph)
 

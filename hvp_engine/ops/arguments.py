@@ -8,9 +8,9 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from hvp_engine.errors import ConfigurationError, HvpEngineError
+from hvp_engine.errors import ConfigurationError
+from hvp_engine.system.failures import pass_on
 from hvp_engine.system.layouts import kind_of
-from hvp_engine.system.memory import is_out_of_memory
 
 __all__ = ["check_operands", "check_tensor", "run_plain"]
 
@@ -70,8 +70,7 @@ def run_plain(
     try:
         return plain()
     except (RuntimeError, TypeError, ValueError, IndexError) as error:  # NotImplementedError is a RuntimeError
-        if isinstance(error, HvpEngineError) or is_out_of_memory(error):
-            raise
+        pass_on(error)
         cause = (str(error) or type(error).__name__).splitlines()[0].rstrip(".")
         raise ConfigurationError(
             f"{operation} cannot take these arguments ({cause}). Pass what PyTorch's operation of that name takes."

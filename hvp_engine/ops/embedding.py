@@ -38,40 +38,45 @@ def _offset(tokens: Tensor, table_rows: int) -> Tensor:
 
 
 class _Gather(BatchedFunction):
-    """Rows (N, d) of a table (V, d) at `tokens`, whose gradient goes to the rows at `grad_tokens`."""
+    """Rows (N, d) of a table (V, d) at `tokens`, whose gradient goes to the rows at `grad_tokens`.
+
+    Only the lookup of a forward pass looks at the tokens: on a GPU the host waits for the answer, and lookups in
+    derivatives have the same tokens.
+    """
 
     @staticmethod
-    def forward(table: Tensor, tokens: Tensor, grad_tokens: Tensor) -> Tensor:
-        _check_tokens(tokens, table.shape[0])
+    def forward(table: Tensor, tokens: Tensor, grad_tokens: Tensor, checked: bool) -> Tensor:
+        if not checked:
+            _check_tokens(tokens, table.shape[0])
         return gather_rows(table, tokens)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
         ctx.table_rows = inputs[0].shape[0]
-        ctx.save_for_backward(*inputs[1:])
-        ctx.save_for_forward(*inputs[1:])
+        ctx.save_for_backward(*inputs[1:3])
+        ctx.save_for_forward(*inputs[1:3])
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
-        return _Scatter.apply(grads[0], ctx.saved_tensors[1], ctx.table_rows), None, None
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:
+        return _Scatter.apply(grads[0], ctx.saved_tensors[1], ctx.table_rows), None, None, None
 
     @staticmethod
     def jvp(ctx: Any, *tangents: Any) -> Tensor:
         # As PyTorch does: forward mode differentiates the lookup itself, padding included.
         tokens, grad_tokens = ctx.saved_tensors
-        result: Tensor = _Gather.apply(tangents[0], tokens, grad_tokens)
+        result: Tensor = _Gather.apply(tangents[0], tokens, grad_tokens, True)
         return result
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[Any, Any]:
         size = info.batch_size
-        tokens, grad_tokens = (to_front(size, dim, t) for t, dim in zip(args[1:], in_dims[1:], strict=True))
+        tokens, grad_tokens = (to_front(size, dim, t) for t, dim in zip(args[1:3], in_dims[1:3], strict=True))
         table = args[0]
         if in_dims[0] is not None:
             table = table.movedim(in_dims[0], 0)
             tokens, grad_tokens = (_offset(t, table.shape[1]) for t in (tokens, grad_tokens))
             table = table.flatten(0, 1)
-        rows = _Gather.apply(table, tokens.flatten(), grad_tokens.flatten())
+        rows = _Gather.apply(table, tokens.flatten(), grad_tokens.flatten(), args[3])
         return rows.unflatten(0, tokens.shape), 0
 
 
@@ -91,7 +96,7 @@ class _Scatter(BatchedFunction):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
         (tokens,) = ctx.saved_tensors
-        return _Gather.apply(grads[0], tokens, tokens), None, None
+        return _Gather.apply(grads[0], tokens, tokens, True), None, None
 
     @staticmethod
     def jvp(ctx: Any, *tangents: Any) -> Tensor:
@@ -160,5 +165,5 @@ def embedding(input: Tensor, weight: Tensor, padding_idx: int | None = None) -> 
         return run_plain("embedding", lambda: embedding_ref(input, weight, padding_idx), {"weight": weight})
     tokens = input.reshape(-1).long()
     grad_tokens = tokens if padding_idx is None else tokens.masked_fill(tokens == padding_idx % rows, _NOWHERE)
-    output: Tensor = _Gather.apply(weight, tokens, grad_tokens)
+    output: Tensor = _Gather.apply(weight, tokens, grad_tokens, False)
     return output.view(*input.shape, columns)

@@ -26,7 +26,7 @@ from hvp_engine.ops.cross_entropy import cross_entropy
 from hvp_engine.ops.embedding import embedding
 from hvp_engine.ops.embedding_bag import embedding_bag
 from hvp_engine.ops.grouped_mm import grouped_mm_ref
-from hvp_engine.ops.head.lazy_logits import FusedHead, HeadLogits, computed, stay_lazy
+from hvp_engine.ops.head.lazy_logits import FUSED_LOSSES, FusedHead, HeadLogits, computed, stay_lazy
 from hvp_engine.ops.layer_norm import layer_norm
 from hvp_engine.ops.rms_norm import rms_norm
 from hvp_engine.ops.softmax import softmax
@@ -276,7 +276,7 @@ class TwiceDifferentiable(TorchFunctionMode):
         if not _PLAIN.issuperset(types) and any(issubclass(kind, HeadLogits) for kind in types):
             result = stay_lazy(func, args, kwargs)
             if result is not NotImplemented:
-                if func is F.cross_entropy:
+                if func in FUSED_LOSSES:
                     self.replaced["linear_cross_entropy"] += 1
                 return result
             args, kwargs = computed(args), computed(kwargs)

@@ -131,7 +131,8 @@ def reorthogonalisation(job: JobSizes, setting: Setting, device: Device, touch: 
         traffic += numel * work.products * _VECTOR_PASSES * item
         flop += numel * 8.0 * rows
         fresh += work.probes * steps * size if kept is not None and kept.elsewhere is None else 0.0
-    bandwidth = device.bandwidth * device.bandwidth_share
+    basis, efficiencies = f"reorthogonalise {setting.basis}", device.efficiencies
+    bandwidth = device.bandwidth * efficiencies.of_bandwidth(basis, "reorthogonalise")
     seconds = traffic / bandwidth + fresh * touch
     if setting.reads_from is None:
         return PartCost(flop, traffic + read, seconds + read / bandwidth, "bandwidth")

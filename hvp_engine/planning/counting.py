@@ -21,7 +21,7 @@ from hvp_engine.operators.operator import CurvatureOperator
 from hvp_engine.planning.head_shapes import HeadOnShapes
 from hvp_engine.planning.matrices import on_shapes
 from hvp_engine.planning.meter import Meter, Work
-from hvp_engine.planning.shapes import ShapesOnly
+from hvp_engine.planning.shapes import NATIVE, Backends, ShapesOnly
 from hvp_engine.problem import batches
 from hvp_engine.problem.attention_switches import math_attention
 from hvp_engine.problem.objective import Loss
@@ -179,6 +179,7 @@ class JobCounter:
         partition: Partition,
         precision: Precision = "fp32",
         operator: type[CurvatureOperator] = HessianOperator,
+        backends: Backends = NATIVE,
     ) -> None:
         """Take the job.
 
@@ -189,7 +190,9 @@ class JobCounter:
             partition: The blocks, resolved against ``model``.
             precision: Arithmetic of the products.
             operator: Multiplies by the matrix that is asked for.
+            backends: Whose kernels the job runs on.
         """
+        self._backends = backends
         self._kind = on_shapes(operator)
         self._fake = fake_mode()
         self.convolves = False
@@ -244,7 +247,12 @@ class JobCounter:
     @contextlib.contextmanager
     def _shapes(self, meter: Meter, head: HeadOnShapes | None) -> Iterator[None]:
         """Everything runs without data, and without oneDNN's own operations, which only CPUs have."""
-        with without_mkldnn(), torch.autograd.set_detect_anomaly(False), self._fake, ShapesOnly(meter, head):
+        with (
+            without_mkldnn(),
+            torch.autograd.set_detect_anomaly(False),
+            self._fake,
+            ShapesOnly(meter, head, self._backends),
+        ):
             yield
 
     def _batch(self, samples: int | None) -> Any:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 
 from hvp_engine.ops.head.curvature import HeadCost, head_cost
 from hvp_engine.planning.counting import Counts
 from hvp_engine.planning.devices import Device
-from hvp_engine.planning.parts import PartCost
+from hvp_engine.planning.meter import Operation, Work
+from hvp_engine.planning.parts import PartCost, operations
 from hvp_engine.planning.setting import Setting
 from hvp_engine.problem.precision import Precision, product_dtype
 from hvp_engine.scheduling.policy import CURVATURE_DTYPES
@@ -49,7 +51,7 @@ class HeadPasses:
         """Forming every micro-batch's matrices once, and reading at every sweep those that are on disk."""
         count = setting.microbatches * setting.share
         precision: Precision = "fp32" if setting.precision == "bf16" and not device.measured else setting.precision
-        seconds, limit = device.bound(self.cost.form_flop, self.cost.stored_bytes, precision)
+        seconds, limit, _ = device.bound(Operation(self.cost.form_flop, self.cost.stored_bytes, "head"), precision)
         stored = count * self.cost.stored_bytes
         moved = sweeps * stored if place == "disk" else 0.0
         return PartCost(self.cost.form_flop * count, stored + moved, seconds * count + moved / _DISK, limit)
@@ -65,8 +67,11 @@ def head_passes(counts: Counts, device: Device, setting: Setting) -> HeadPasses 
     size = product_dtype(setting.precision).itemsize
     traffic = cost.general_bytes * size / 4
     product = float(size * (head.tokens * head.classes + head.hidden_size * (head.tokens + head.classes)))
-    each, limit = device.bound(cost.general_flop / 2, product, setting.precision)
-    rest, _ = device.bound(0.0, max(0.0, traffic - 2 * product), setting.precision)
-    general = PartCost(cost.general_flop, traffic, 2 * each + rest, limit)
-    seconds, limit = device.bound(0.0, cost.apply_bytes, setting.precision)
-    return HeadPasses(cost, general, PartCost(cost.apply_flop, cost.apply_bytes, seconds, limit))
+    general = Work(Counter({
+        Operation(cost.general_flop / 2, product, "head"): 2,
+        Operation(0.0, max(0.0, traffic - 2 * product), "loss"): 1,
+    }))  # fmt: skip
+    applied = Work(Counter({Operation(cost.apply_flop, cost.apply_bytes, "head"): 1}))
+    return HeadPasses(
+        cost, operations(general, device, setting.precision), operations(applied, device, setting.precision)
+    )

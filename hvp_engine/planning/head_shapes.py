@@ -11,8 +11,8 @@ from hvp_engine.kernels.tensors import accumulator
 from hvp_engine.ops.applies import autocast_operands
 from hvp_engine.ops.head.by_tokens import Part
 from hvp_engine.ops.head.lazy_logits import FusedHead, HeadLogits
-from hvp_engine.planning.meter import Meter
-from hvp_engine.planning.shapes import RowKernel, reduced, run_shapes
+from hvp_engine.planning.meter import Family, Meter, Operation
+from hvp_engine.planning.shapes import Pass, RowKernel, reduced, run_shapes
 
 # Over logits per pass, besides the products: logits and their tangents read, the result written. The panels of
 # `by_classes` keep tangents and results in a cache where it is large enough; a prediction does not rely on it.
@@ -21,6 +21,8 @@ _PASSES = 3
 
 class HeadKernel(RowKernel):
     """Linear head and cross-entropy, as in :mod:`hvp_engine.ops.head.by_tokens`; operands hidden, weight, bias."""
+
+    family: Family = "head"
 
     def __init__(self, meter: Meter, hidden: Tensor, weight: Tensor) -> None:
         super().__init__(meter, 3)
@@ -44,37 +46,40 @@ class HeadKernel(RowKernel):
         means = tensors[0].new_empty(rows, width, dtype=accumulator(tensors[0].dtype))
         return (*super().kept(tensors, out), tensors[0].new_empty(rows, classes), means)
 
-    def forward_flop(self, tensors: Sequence[Tensor | None]) -> float:
-        """Count the logits."""
-        return self._product
+    def forward(self, tensors: Sequence[Tensor | None]) -> Pass:
+        """Describe the logits."""
+        return Pass(self._product, self.family)
 
-    def backward_flop(self, tensors: Sequence[Tensor | None], wanted: Sequence[bool]) -> float:
-        """One product per wanted matrix."""
+    def backward(self, tensors: Sequence[Tensor | None], wanted: Sequence[bool]) -> Pass:
+        """Describe one product per wanted matrix."""
         hidden, weight, _ = wanted
-        return self._product * (hidden + weight)
+        return Pass(self._product * (hidden + weight), self.family)
 
-    def second_flop(self, tensors: Sequence[Tensor | None], given: Sequence[bool], wanted: Sequence[bool]) -> float:
-        """Count the tangents of the logits, and what `head_hvp` makes of them."""
+    def second(self, tensors: Sequence[Tensor | None], given: Sequence[bool], wanted: Sequence[bool]) -> Pass:
+        """Describe the tangents of the logits, and what `head_hvp` makes of them."""
         hidden, weight, _ = given
         of_hidden, of_weight = wanted[:2]
-        return self._product * (hidden + weight + of_hidden * (1 + weight) + of_weight * (1 + hidden))
+        products = hidden + weight + of_hidden * (1 + weight) + of_weight * (1 + hidden)
+        return Pass(self._product * products, self.family)
 
-    def part_flop(self, given: Sequence[bool], wanted: Sequence[bool], part: Part) -> float:
-        """Count a part of that: the tangents and what the loss makes of them, or products of tangents and gradients."""
+    def part(self, given: Sequence[bool], wanted: Sequence[bool], part: Part, times: int) -> Pass:
+        """Describe a part of that: tangents and what the loss makes of them, or products of tangents and gradients."""
         hidden, weight, _ = given
         of_hidden, of_weight, _ = wanted
-        if part == Part.RESIDUAL:
-            return self._product * (of_hidden * weight + of_weight * hidden)
-        return self._product * (hidden + weight + of_hidden + of_weight)
+        products = of_hidden * weight + of_weight * hidden
+        if part != Part.RESIDUAL:
+            products = hidden + weight + of_hidden + of_weight
+        return Pass(times * self._product * products, self.family)
 
-    def count(self, flop: float, tensors: Iterable[Tensor | None]) -> None:
+    def count(self, done: Pass, tensors: Iterable[Tensor | None]) -> None:
         """Report each product, and the element-wise passes over the logits."""
         rows, width, classes = self._sizes
         logits = self._item * rows * classes
-        for _ in range(round(flop / self._product)):
-            self.meter.work.add(self._product, float(logits + self._item * width * (rows + classes)))
-        self.meter.products[self._sizes] += int(flop)
-        self.meter.work.add(0.0, float(_PASSES * logits))
+        product = Operation(self._product, float(logits + self._item * width * (rows + classes)), self.family)
+        for _ in range(round(done.flop / self._product)):
+            self.meter.work.add(product)
+        self.meter.products[self._sizes] += int(done.flop)
+        self.meter.work.add(Operation(0.0, float(_PASSES * logits), "loss"))
 
 
 class HeadOnShapes(FusedHead):

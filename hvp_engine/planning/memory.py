@@ -94,7 +94,7 @@ def predict_memory(
     steps = {
         **always,
         "graph per micro-batch": held,
-        "temporaries of a pass": max(build, passes),
+        "temporaries of a pass": max(build, passes) + graph.beside,
         "kept graphs": kept * held,
         "Lanczos vectors": _vectors(job, setting),
         "head curvature": setting.held_bytes,

@@ -8,7 +8,7 @@ import weakref
 from collections import Counter
 from collections.abc import Hashable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -20,32 +20,62 @@ _GATHERS = ("embedding", "index", "index_select", "gather")  # read as much as t
 _ALLOCATIONS = ("empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided")
 
 
+Family = Literal[
+    "linear",
+    "elementwise",
+    "activation",
+    "norm",
+    "loss",
+    "head",
+    "attention forward",
+    "attention backward",
+    "attention second",
+]
+"""Kinds of operations that reach like shares of a device's ceilings."""
+
+
+class Operation(NamedTuple):
+    """One operation.
+
+    Attributes:
+        flop: Floating-point operations.
+        bytes: Bytes read and written.
+        family: What kind it is.
+        launches: How many kernels it starts.
+    """
+
+    flop: float
+    bytes: float
+    family: Family
+    launches: int = 1
+
+
 @dataclass
 class Work:
     """Operations of one part of a job.
 
     Attributes:
-        operations: How often each pair (FLOP, bytes) was executed. Kept apart, and not summed, because each operation
-            by itself is bound by arithmetic, by memory or by its launch.
+        operations: How often each operation was executed. Kept apart, and not summed, because each operation by itself
+            is bound by arithmetic, by memory or by its launch.
         peak: Bytes of new tensors alive at once at most, above those that were alive when it began.
     """
 
-    operations: Counter[tuple[float, float]] = field(default_factory=Counter)
+    operations: Counter[Operation] = field(default_factory=Counter)
     peak: int = 0
 
     @property
     def flop(self) -> float:
         """Floating-point operations of matrix products, convolutions and attention."""
-        return sum(flop * count for (flop, _), count in self.operations.items())
+        return sum(operation.flop * count for operation, count in self.operations.items())
 
     @property
     def bytes(self) -> float:
         """Bytes that all operations read and write, each operand once."""
-        return sum(size * count for (_, size), count in self.operations.items())
+        return sum(operation.bytes * count for operation, count in self.operations.items())
 
-    def add(self, flop: float, size: float) -> None:
+    def add(self, operation: Operation) -> None:
         """Count one operation."""
-        self.operations[flop, size] += 1
+        self.operations[operation] += 1
 
 
 class Meter(DispatchMode):  # type: ignore[misc]
@@ -98,7 +128,7 @@ class Meter(DispatchMode):  # type: ignore[misc]
         written = traffic(_tensors(out))
         size = 2 * written if name in _GATHERS else written + traffic(_tensors((args, (kwargs or {}).values())))
         if size:
-            self.work.add(flop, size)
+            self.work.add(Operation(flop, size, "linear" if flop else "elementwise"))
         if flop and name in ("mm", "addmm"):
             left, right = args[-2:]
             self.products[left.shape[0], left.shape[1], right.shape[1]] += int(flop)

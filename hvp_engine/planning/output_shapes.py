@@ -23,7 +23,7 @@ class _HeadShapes(HeadParts):
     def slopes(self, node: Any, scale: Tensor, wanted: Sequence[bool]) -> tuple[Tensor, ...]:
         """Count one product per wanted gradient, and allocate the results."""
         kernel, operands = node.kernel, node.saved_tensors[:3]
-        kernel.count(kernel.backward_flop(operands, wanted), operands)
+        kernel.count(kernel.backward(operands, wanted), operands)
         return _rooms(operands, wanted)
 
     def product(
@@ -33,7 +33,7 @@ class _HeadShapes(HeadParts):
         kernel, operands = node.kernel, node.saved_tensors[:3]
         count = next(t.shape[0] for t in tangents if t is not None)
         given = [t is not None for t in tangents]
-        kernel.count(count * kernel.part_flop(given, wanted, part), (*operands, *tangents))
+        kernel.count(kernel.part(given, wanted, part, count), (*operands, *tangents))
         return tuple(room.new_empty((count, *room.shape)) for room in _rooms(operands, wanted))
 
 

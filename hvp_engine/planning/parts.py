@@ -41,11 +41,25 @@ class PartCost:
 
 
 def operations(work: Work, device: Device, precision: Precision, streams: int = 1) -> PartCost:
-    """Time of counted operations, each at the ceiling that it touches."""
+    """Time of counted operations, each at the ceiling that it touches, and at least what the host takes to start them.
+
+    Args:
+        work: What was counted.
+        device: Where it runs.
+        precision: Arithmetic of products.
+        streams: Vectors that share one launch; the times are per vector.
+    """
     times = {"compute": 0.0, "bandwidth": 0.0, "launch": 0.0}
-    for (flop, size), count in work.operations.items():
-        seconds, limit = device.bound(flop, size, precision, streams)
+    starting = 0.0
+    for operation, count in work.operations.items():
+        seconds, limit, host = device.bound(operation, precision)
+        host /= streams
+        starting += count * host
+        if not device.asynchronous and host > seconds:
+            seconds, limit = host, "launch"
         times[limit] += count * seconds
+    if device.asynchronous and starting > sum(times.values()):
+        times = {"launch": starting}
     return PartCost(work.flop, work.bytes, sum(times.values()), max(times, key=lambda kind: times[kind]))
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -17,6 +17,7 @@ from hvp_engine.krylov.settings import JobSettings, Reorthogonalize
 from hvp_engine.operators.hessian import HessianOperator
 from hvp_engine.operators.operator import CurvatureOperator
 from hvp_engine.operators.registry import operator_named
+from hvp_engine.ops.head.room import head_room
 from hvp_engine.planning.calibration import calibrate
 from hvp_engine.planning.cost import Calibration, Prediction, predict
 from hvp_engine.planning.counting import CountedHead, Counts, DataShape, JobCounter, data_shape, meta_copy
@@ -24,6 +25,7 @@ from hvp_engine.planning.devices import Device, gpu, measure_cpu
 from hvp_engine.planning.memory import ModelSizes, predict_memory
 from hvp_engine.planning.report import Alternative, JobPlan
 from hvp_engine.planning.setting import JobSizes, Setting, fit
+from hvp_engine.planning.shapes import NATIVE, Backends
 from hvp_engine.problem import batches as batch_tools
 from hvp_engine.problem.checks import check_ingredients
 from hvp_engine.problem.objective import Loss
@@ -43,10 +45,11 @@ from hvp_engine.scheduling.policy import (
 )
 from hvp_engine.scheduling.storages import LEANEST, RESIDENT, check_place, choose_basis, note, rooms
 from hvp_engine.system import memory as device_memory
-from hvp_engine.system.memory import free_disk, shortage_in_words
+from hvp_engine.system.failures import failures_in_words
+from hvp_engine.system.memory import free_disk
 
 
-@shortage_in_words("the job was counted")
+@failures_in_words("the job was counted")
 @torch.inference_mode(False)
 @torch.enable_grad()
 def plan(
@@ -74,7 +77,8 @@ def plan(
     The model runs on tensors without data, so that one built under ``torch.device("meta")`` will do: matrix products
     are counted operation by operation, memory traffic too, and second backward passes stop at their block as the
     engine's do (:mod:`hvp_engine.planning.counting`). Each operation takes the time of the ceiling that it touches
-    (Williams, Waterman & Patterson 2009, roofline). GPUs are predicted from data sheets and stated efficiencies. On
+    (Williams, Waterman & Patterson 2009, roofline), and a product on a GPU at least what the host takes to start its
+    kernels. GPUs are predicted from data sheets and efficiencies, estimated or measured, as the plan says. On
     ``"cpu"`` the ceilings of this machine are measured, and, where the model has weights, one gradient graph and a few
     products of the model itself, which takes seconds. An adaptive job has two prices: what the blocks are expected to
     take (:mod:`hvp_engine.scheduling.expected`), and, as ``worst``, all steps and probes that they may take.
@@ -130,10 +134,10 @@ def plan(
     sizes = ModelSizes.of(model, shell, partition.parameters)
     job = JobSizes(partition.numel, settings, shape.samples, shape.batches, sizes.parameters, sizes.gradient)
     budget = usable(memory, _free(target, job.parameters))
-    asked = _Asked(shell, loss, shape, partition, kind, budget, on_cpu=target is None)
+    kernels = _natives if target is None else target.backends
+    asked = _Asked(shell, loss, shape, partition, kind, budget, on_cpu=target is None, backends=kernels)
     counted, setting, changed = asked.count(job)
-    products = counted.counts.products
-    machine = target or measure_cpu(precision, max(products, key=lambda key: products[key], default=None))
+    machine = target or measure_cpu(precision, counted.largest)
     calibration = None
     if target is None and not _is_meta(data) and not any(p.is_meta for p in model.parameters()):
         calibration = calibrate(kind, model, loss, blocks, data, counted.counts, setting, machine)
@@ -164,6 +168,11 @@ def _decided(operator: str, setting: Setting) -> Iterable[str]:
         yield f"the head's curvature is formed once: {setting.curvature}"
 
 
+def _natives(precision: Precision) -> Backends:
+    """Say whose kernels this machine has, whatever the precision."""
+    return NATIVE
+
+
 @dataclass(frozen=True)
 class _Counted:
     """What was counted of a job, at the precision of its products."""
@@ -171,6 +180,12 @@ class _Counted:
     counts: Counts
     graph: GraphSize
     head: CountedHead | None  # as a few samples have it
+
+    @property
+    def largest(self) -> tuple[int, int, int] | None:
+        """The matrix product that matters most; None where there is none."""
+        products = self.counts.products
+        return max(products, key=products.__getitem__, default=None)
 
 
 @dataclass(frozen=True)
@@ -184,6 +199,7 @@ class _Asked:
     operator: type[CurvatureOperator]
     budget: int
     on_cpu: bool
+    backends: Callable[[Precision], Backends] = _natives
 
     @property
     def rooms(self) -> dict[Elsewhere, float] | None:
@@ -192,8 +208,12 @@ class _Asked:
 
     def count(self, job: JobSizes) -> tuple[_Counted, Setting, list[str]]:
         """Count a micro-batch of the size that fits; return that, the setting, and what was changed in it."""
-        counter = JobCounter(self.model, self.loss, self.data, self.partition, job.settings.precision, self.operator)
+        precision = job.settings.precision
+        kernels = self.backends(precision)
+        counter = JobCounter(self.model, self.loss, self.data, self.partition, precision, self.operator, kernels)
         graph = counter.graph_size(job.samples, on_cpu=self.on_cpu)
+        if counter.head is not None:
+            graph = replace(graph, beside=head_room(self.budget, on_cpu=self.on_cpu).beyond)
         setting, changed = self._choose(job, graph, counter.head)
         return _Counted(counter.count(setting.microbatch), graph, counter.head), setting, changed
 
@@ -331,8 +351,7 @@ def _alternatives(sources: _Sources, setting: Setting) -> Iterable[Alternative]:
         found = plain.predict(plain.fit(setting.microbatch))
         yield Alternative("without head curvature", found.flop, found.seconds, "pass head_curvature=False")
     if not machine.measured:
-        ceiling = replace(machine, product_share=dict.fromkeys(machine.peak, 1.0), bandwidth_share=1.0, launch=0.0)
-        found = replace(sources, machine=ceiling).predict(setting)
+        found = replace(sources, machine=machine.ideal()).predict(setting)
         yield Alternative("at the data sheet's ceilings", found.flop, found.seconds, "no program can be faster")
 
 

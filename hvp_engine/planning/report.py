@@ -152,9 +152,12 @@ class JobPlan:
 
     def _lines(self) -> list[str]:
         setting, device = self.setting, self.device
-        source = "this machine's ceilings, measured" if device.measured else "data sheet"
+        reached = device.efficiencies
+        source = (
+            "this machine's ceilings, measured" if device.measured else f"data sheet, efficiencies {reached.source}"
+        )
         source += " and passes of this model, measured" if self.calibrated else ""
-        share = device.product_share[setting.precision]
+        share, streams = reached.of_product("linear", setting.precision), reached.of_bandwidth("elementwise")
         memory = ", ".join(f"{name} {format_bytes(size)}" for name, size in self.memory.items() if size)
         phases = ", ".join(f"{name} {format_bytes(size)}" for name, size in self.memory_needs.phases.items())
         samples = "whole batches" if setting.microbatch is None else f"{setting.microbatch} samples"
@@ -164,7 +167,7 @@ class JobPlan:
             f"{self.limit}",
             self._products(),
             f"from {source}: {format_flop(device.peak[setting.precision])}/s in {setting.precision} at {share:.0%}, "
-            f"{format_traffic(device.bandwidth)}/s at {device.bandwidth_share:.0%}",
+            f"{format_traffic(device.bandwidth)}/s at {streams:.0%}",
             f"setting: micro-batches of {samples} ({setting.microbatches} per sweep, {setting.kept_graphs} graphs "
             f"kept), precision {setting.precision}, basis {setting.basis}, "
             f"{_range(setting.vectors_per_pass.values())} stream(s) per pass, {len(setting.waves)} wave(s)",

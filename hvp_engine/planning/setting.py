@@ -181,7 +181,7 @@ def fit(
     left = policy.budget_of_graphs(budget, working, vector_bytes + held)
     cut = 1.0 if job.samples is None or microbatch is None else job.samples / microbatch
     microbatches = math.ceil(job.batches) * math.ceil(cut)
-    streams = policy.choose_streams_per_pass(size, budget, on_cpu=on_cpu)
+    streams = policy.choose_streams_per_pass(size, left, on_cpu=on_cpu)
     return Setting(
         microbatch=microbatch,
         microbatches=microbatches,

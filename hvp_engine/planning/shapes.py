@@ -3,37 +3,70 @@
 The fused kernels cannot run on meta tensors, and the plain operations that could are a poor stand-in: they write the
 attention matrix and chains of temporaries that the kernels never form, and never recompute what the kernels do. So a
 counted model runs on functions that only make results of the right shape and report the kernels' work: every operand
-of a pass is read once and every result written once; attention adds its tile products.
+of a pass is read once and every result written once; attention adds its tile products. Where a device has no kernels
+the plain operations are counted.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.autograd import Function
 
+from hvp_engine.kernels.attention import counts_of
+from hvp_engine.kernels.records import AttentionSizes, AttentionWork
 from hvp_engine.kernels.tensors import accumulator
 from hvp_engine.ops.applies import autocast_operands
 from hvp_engine.ops.autograd import tensor_arguments, wanted_gradients
 from hvp_engine.ops.grouped_mm import grouped_mm_ref
 from hvp_engine.ops.head.lazy_logits import FusedHead, HeadLogits
 from hvp_engine.ops.swap import REPLACEMENTS, TwiceDifferentiable
-from hvp_engine.planning.meter import Meter, traffic
+from hvp_engine.planning.meter import Family, Meter, Operation, traffic
 from hvp_engine.system.torch_private import inside_transform
 
-_TILE = 64  # rows and keys of an attention tile: what of the triangle's edge is computed too
+
+class Backends(NamedTuple):
+    """Whose kernels are counted.
+
+    Attributes:
+        attention: Of attention; None counts plain operations.
+        others: Whether there are kernels of the other operations.
+    """
+
+    attention: str | None
+    others: bool
+
+
+NATIVE = Backends("native", others=True)
+
+
+class Pass(NamedTuple):
+    """Arithmetic of one pass of an operation.
+
+    Attributes:
+        flop: Of matrix products.
+        family: What kind of work it is.
+        launches: How many kernels it starts.
+    """
+
+    flop: float
+    family: Family
+    launches: int = 1
 
 
 class Kernel:
     """Shapes and work of one fused operation.
 
     Attributes:
+        family: What kind of work its passes are.
         meter: Where its passes are counted.
         operands: How many of its leading tensors may be differentiated.
     """
+
+    family: Family = "activation"
 
     def __init__(self, meter: Meter, operands: int) -> None:
         self.meter, self.operands = meter, operands
@@ -47,25 +80,27 @@ class Kernel:
         """Allocate what the forward pass keeps for the others besides its inputs; by default nothing."""
         return ()
 
-    def forward_flop(self, tensors: Sequence[Tensor | None]) -> float:
-        """Matrix products of the forward pass."""
-        return 0.0
+    def forward(self, tensors: Sequence[Tensor | None]) -> Pass:
+        """Describe the forward pass."""
+        return Pass(0.0, self.family)
 
-    def backward_flop(self, tensors: Sequence[Tensor | None], wanted: Sequence[bool]) -> float:
-        """Matrix products of the backward pass to the wanted operands."""
-        return 0.0
+    def backward(self, tensors: Sequence[Tensor | None], wanted: Sequence[bool]) -> Pass:
+        """Describe the backward pass to the wanted operands."""
+        return Pass(0.0, self.family)
 
-    def second_flop(self, tensors: Sequence[Tensor | None], given: Sequence[bool], wanted: Sequence[bool]) -> float:
-        """Matrix products of the backward's backward, from given tangents to wanted operands and (last) cotangent."""
-        return 0.0
+    def second(self, tensors: Sequence[Tensor | None], given: Sequence[bool], wanted: Sequence[bool]) -> Pass:
+        """Describe the backward's backward, from given tangents to wanted operands and (last) cotangent."""
+        return Pass(0.0, self.family)
 
-    def count(self, flop: float, tensors: Iterable[Tensor | None]) -> None:
+    def count(self, done: Pass, tensors: Iterable[Tensor | None]) -> None:
         """Report one pass."""
-        self.meter.work.add(flop, traffic(tensors))
+        self.meter.work.add(Operation(done.flop, traffic(tensors), done.family, done.launches))
 
 
 class RowKernel(Kernel):
     """An operation that keeps two numbers per row: mean and deviation, or largest score and sum of exponentials."""
+
+    family: Family = "norm"
 
     def kept(self, tensors: Sequence[Tensor | None], out: Tensor) -> tuple[Tensor, ...]:
         """Return the two numbers, in the kernels' accumulator type."""
@@ -76,17 +111,19 @@ class RowKernel(Kernel):
 class SoftmaxKernel(Kernel):
     """Softmax: its derivatives read the probabilities."""
 
+    family: Family = "loss"
+
     def kept(self, tensors: Sequence[Tensor | None], out: Tensor) -> tuple[Tensor, ...]:
         """Return the result."""
         return (out,)
 
 
 class AttentionKernel(RowKernel):
-    """Attention by tiles: the products that csrc/cpu/attention/*.cpp form, above the diagonal none if causal."""
+    """Attention by tiles: the products that a backend's kernels form, above the diagonal none if causal."""
 
-    def __init__(self, meter: Meter, causal: bool) -> None:
+    def __init__(self, meter: Meter, causal: bool, backend: str) -> None:
         super().__init__(meter, 3)
-        self.causal = causal
+        self.causal, self._counts = causal, counts_of(backend)
 
     def outcome(self, tensors: Sequence[Tensor | None]) -> Tensor:
         """One row of values per query."""
@@ -94,37 +131,42 @@ class AttentionKernel(RowKernel):
         assert query is not None and value is not None
         return query.new_empty((*query.shape[:-1], value.shape[-1]))
 
-    def forward_flop(self, tensors: Sequence[Tensor | None]) -> float:
-        """Count scores and output."""
-        return self._products(tensors, 1, 1)
+    def forward(self, tensors: Sequence[Tensor | None]) -> Pass:
+        """Describe the forward pass."""
+        return self._pass("attention forward", self._counts.forward(_sizes(tensors)), tensors)
 
-    def backward_flop(self, tensors: Sequence[Tensor | None], wanted: Sequence[bool]) -> float:
-        """Count the scores again, the probabilities' gradient, and one product per wanted operand."""
-        query, key, value = wanted
-        return self._products(tensors, 1 + query + key, (query or key) + value)
+    def backward(self, tensors: Sequence[Tensor | None], wanted: Sequence[bool]) -> Pass:
+        """Describe the backward pass."""
+        return self._pass("attention backward", self._counts.backward(wanted, _sizes(tensors)), tensors)
 
-    def second_flop(self, tensors: Sequence[Tensor | None], given: Sequence[bool], wanted: Sequence[bool]) -> float:
-        """Return the products of attention/second.cpp, in its notation; twelve when everything is given and wanted."""
-        query, key, value = given
-        of_query, of_key, of_value, of_grad = wanted
-        first, scores = query or key, of_query or of_key
-        narrow = 1 + query + key  # P, q' key', query k'
-        narrow += of_query * (1 + key) + of_key * (1 + query)  # R key, (P X) k', R' query, (P X)' q'
-        wide = scores * (first + value)  # dO value', dO v''
-        wide += of_grad * (first + value) + of_value * first  # (P Y) value, P v', (P Y)' dO
-        return self._products(tensors, narrow, wide)
+    def second(self, tensors: Sequence[Tensor | None], given: Sequence[bool], wanted: Sequence[bool]) -> Pass:
+        """Describe the backward of the backward."""
+        return self._pass("attention second", self._counts.second(given, wanted, _sizes(tensors)), tensors)
 
-    def _products(self, tensors: Sequence[Tensor | None], narrow: int, wide: int) -> float:
-        query, _, value = tensors[:3]
-        assert query is not None and value is not None
-        rows, keys = query.shape[-2], value.shape[-2]
-        seen = min(1.0, 0.5 * (1.0 + min(_TILE, rows) / rows)) if self.causal else 1.0
-        size = narrow * query.shape[-1] + wide * value.shape[-1]
-        return 2.0 * (query.numel() / query.shape[-1]) * keys * size * seen
+    def _pass(self, family: Family, work: AttentionWork, tensors: Sequence[Tensor | None]) -> Pass:
+        sizes = _sizes(tensors)
+        rows = sizes.queries
+        seen = min(1.0, 0.5 * (1.0 + min(work.edge, rows) / rows)) if self.causal else 1.0
+        pairs = float(sizes.batch * sizes.heads * rows * sizes.keys)
+        columns = work.narrow * sizes.width + work.wide * sizes.value_width
+        return Pass(2.0 * pairs * columns * seen, family, work.launches)
+
+
+def _sizes(tensors: Sequence[Tensor | None]) -> AttentionSizes:
+    query, _, value, mask = tensors[:4]
+    assert query is not None and value is not None
+    heads, key_heads = (t.shape[-3] if t.dim() > 2 else 1 for t in (query, value))
+    (queries, width), (keys, value_width) = query.shape[-2:], value.shape[-2:]
+    batch = query.shape[:-3].numel()
+    return AttentionSizes(
+        query.dtype, batch, heads, key_heads, queries, keys, width, value_width, masked=mask is not None
+    )
 
 
 class LossKernel(RowKernel):
     """Cross-entropy of rows: one loss and two numbers each, never probabilities."""
+
+    family: Family = "loss"
 
     def outcome(self, tensors: Sequence[Tensor | None]) -> Tensor:
         """One loss per row."""
@@ -137,7 +179,7 @@ class _Forward(Function):
     def forward(ctx: Any, kernel: Kernel, *tensors: Tensor | None) -> Tensor:
         out = kernel.outcome(tensors)
         kept = kernel.kept(tensors, out)
-        kernel.count(kernel.forward_flop(tensors), (*tensors, out, *(t for t in kept if t is not out)))
+        kernel.count(kernel.forward(tensors), (*tensors, out, *(t for t in kept if t is not out)))
         ctx.kernel = kernel
         ctx.is_tensor = tensor_arguments((kernel, *tensors))
         ctx.save_for_backward(*tensors, *kept)
@@ -161,7 +203,7 @@ class _Backward(Function):
         ctx: Any, kernel: Kernel, wanted: tuple[bool, ...], grad: Tensor, *tensors: Tensor | None
     ) -> tuple[Tensor, ...]:
         parts = _like(tensors, wanted)
-        kernel.count(kernel.backward_flop(tensors, wanted), (grad, *tensors, *parts))
+        kernel.count(kernel.backward(tensors, wanted), (grad, *tensors, *parts))
         ctx.kernel, ctx.wanted = kernel, wanted
         ctx.is_tensor = tensor_arguments((kernel, wanted, grad, *tensors))
         ctx.set_materialize_grads(False)
@@ -198,7 +240,7 @@ class _Second(Function):
     ) -> tuple[Tensor, ...]:
         tensors = rest[len(rest) - inputs :]
         parts = _like((*tensors[: len(wanted) - 1], grad), wanted)
-        kernel.count(kernel.second_flop(tensors, given, wanted), (*rest, grad, *parts))
+        kernel.count(kernel.second(tensors, given, wanted), (*rest, grad, *parts))
         ctx.kernel = kernel
         ctx.save_for_backward(grad, *rest)
         return tuple(parts)
@@ -207,7 +249,7 @@ class _Second(Function):
     def backward(ctx: Any, *cotangents: Tensor) -> tuple[Tensor | None, ...]:
         # A third derivative runs as plain PyTorch: this counts its operands, not the temporaries in between.
         parts = [None if t is None or not t.is_floating_point() else torch.empty_like(t) for t in ctx.saved_tensors]
-        ctx.kernel.count(0.0, (*cotangents, *ctx.saved_tensors, *parts))
+        ctx.kernel.count(Pass(0.0, "elementwise"), (*cotangents, *ctx.saved_tensors, *parts))
         return (None, None, None, None, *parts)
 
 
@@ -235,9 +277,9 @@ def reduced(losses: Tensor, reduction: str) -> Tensor:
 class ShapesOnly(TwiceDifferentiable):
     """Runs a model on fused operations that have shapes and costs, but no values."""
 
-    def __init__(self, meter: Meter, head: FusedHead | None = None) -> None:
+    def __init__(self, meter: Meter, head: FusedHead | None = None, backends: Backends = NATIVE) -> None:
         super().__init__(head)
-        self._meter = meter
+        self._meter, self._backends = meter, backends
 
     def __torch_function__(
         self,
@@ -250,7 +292,8 @@ class ShapesOnly(TwiceDifferentiable):
         # Transforms of torch.func know no rules for these stand-ins; inside them PyTorch's own operations are counted.
         name, replacement = ("", None) if inside_transform() else REPLACEMENTS.get(func, ("", None))
         is_lazy = any(issubclass(kind, HeadLogits) for kind in types)
-        shaped = None if replacement is None or is_lazy else getattr(self, f"_{name}", None)
+        has_kernels = self._backends.others or name == "attention"
+        shaped = getattr(self, f"_{name}", None) if replacement is not None and has_kernels and not is_lazy else None
         result = NotImplemented if shaped is None else shaped(*args, **(kwargs or {}))
         return super().__torch_function__(func, types, args, kwargs) if result is NotImplemented else result
 
@@ -264,10 +307,11 @@ class ShapesOnly(TwiceDifferentiable):
         is_causal: bool = False,
         **_: Any,
     ) -> Any:
-        if dropout_p or (attn_mask is not None and attn_mask.requires_grad):
+        backend = self._backends.attention
+        if backend is None or dropout_p or (attn_mask is not None and attn_mask.requires_grad):
             return NotImplemented
         operands = autocast_operands(query.device, query, key, value, attn_mask)
-        return run_shapes(AttentionKernel(self._meter, is_causal), *operands)
+        return run_shapes(AttentionKernel(self._meter, is_causal, backend), *operands)
 
     def _cross_entropy(
         self, input: Tensor, target: Tensor, weight: Tensor | None = None, *rest: Any, reduction: str = "mean", **_: Any

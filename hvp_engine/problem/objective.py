@@ -18,6 +18,7 @@ from hvp_engine.errors import (
     NotFiniteError,
     ObjectiveError,
 )
+from hvp_engine.ops.head.room import HeadRoom, granted
 from hvp_engine.ops.swap import twice_differentiable
 from hvp_engine.problem import batches
 from hvp_engine.problem.attention_switches import math_attention
@@ -26,6 +27,7 @@ from hvp_engine.problem.cuts import Cut
 from hvp_engine.problem.looking import needs_gradients
 from hvp_engine.problem.model_state import turn
 from hvp_engine.problem.precision import Precision, check_precision, forward_mode, product_mode, working_dtype
+from hvp_engine.problem.product_switches import is_ieee_on_cpu
 from hvp_engine.problem.randomness import UndisturbedData
 from hvp_engine.problem.reading import read, refuse_exhausted
 from hvp_engine.problem.steady import Key, SteadyLoss
@@ -33,8 +35,8 @@ from hvp_engine.problem.tree import leaves
 from hvp_engine.problem.watch import HeldData, ModelWatch
 from hvp_engine.problem.weighing import as_total
 from hvp_engine.problem.working_copy import working_copy
+from hvp_engine.system.failures import pass_on
 from hvp_engine.system.formatting import raised
-from hvp_engine.system.memory import is_out_of_memory
 
 Loss = Callable[..., Any]
 
@@ -48,12 +50,14 @@ class MicroBatch:
         batch: The batch on the model's device, or ``None`` where the loss takes no data.
         is_sample: Whether it stands for others while their memory is measured, or what it is; no result is made of it.
         blocks: Names of the blocks that its graph has to serve; None for all of them.
+        is_kept: Whether its graph stays alive between sweeps.
     """
 
     key: tuple[int, int]
     batch: Any
     is_sample: bool = False
     blocks: frozenset[str] | None = None
+    is_kept: bool = False
 
     @property
     def identity(self) -> Key | None:
@@ -67,6 +71,9 @@ class Objective:
 
     The user's model is never changed: when its dtype differs from the working dtype of ``precision`` a converted
     copy is used, and the loss is called with that copy.
+
+    Attributes:
+        head_room: How much of a head's logits exists at once; None where no job has set it.
     """
 
     def __init__(self, model: nn.Module, loss: Loss, data: Iterable[Any] | None, precision: Precision) -> None:
@@ -101,6 +108,7 @@ class Objective:
         self.held_data = HeldData()
         self._steady = SteadyLoss(model, self.model, loss, precision)
         self.fused = twice_differentiable()
+        self.head_room: HeadRoom | None = None
         self._digests: list[tuple[str, tuple[batches.Entry, ...]]] = []
         self._complete = False
         self.declares_weight: bool | None = None  # whether the loss returns (total, weight); None before it is called
@@ -199,8 +207,23 @@ class Objective:
             product_mode(self.precision),
             math_attention(),
             self.fused,
+            granted(self.head_room),
             self._steady.held(),
         ):
+            yield
+
+    @contextlib.contextmanager
+    def quick_arithmetic(self) -> Iterator[None]:
+        """Hold what products need that run neither the model nor autograd: the modes of ``precision``, and its turn.
+
+        A product with a small model takes less time than to enter :meth:`arithmetic`.
+        """
+        with turn(self.model), contextlib.ExitStack() as stack:
+            if self.precision == "tf32" or self.device.type != "cpu" or not is_ieee_on_cpu():
+                stack.enter_context(product_mode(self.precision))
+            for kind in ("cpu", self.device.type):
+                if torch.is_autocast_enabled(kind):
+                    stack.enter_context(torch.autocast(kind, enabled=False))
             yield
 
     @property
@@ -212,7 +235,9 @@ class Objective:
         """Return the same objective without the rounding of bfloat16 and TF32, in which wrong weights hide."""
         if self.precision in ("fp64", "fp32"):
             return self
-        return Objective(self.model, self.loss, self.data, "fp32")
+        exact = Objective(self.model, self.loss, self.data, "fp32")
+        exact.head_room = self.head_room
+        return exact
 
     def forget(self) -> None:
         """Expect other totals from here on: the model changed."""
@@ -263,8 +288,7 @@ class Objective:
         try:
             return self.loss(self.model) if self.data is None else self.loss(self.model, batches.rebuilt(batch))
         except Exception as error:
-            if isinstance(error, HvpEngineError) or is_out_of_memory(error):
-                raise
+            pass_on(error)
             hint = ""
             if isinstance(error, (TypeError, AttributeError)):
                 hint = f" It was called as loss(model{'' if self.data is None else ', batch'})."
@@ -282,9 +306,10 @@ class Objective:
                 return float(self.evaluate(batches.few_samples(batch))[0].detach())
             except NonDeterministicError:
                 raise
-            except HvpEngineError:  # a mean whose targets are all ignored, or labels that the loss brings itself, say
-                with self.looking(batch):
-                    return float(self.evaluate(batch)[0].detach())
+            except HvpEngineError:
+                pass  # a mean whose targets are all ignored, or labels that the loss brings itself, say
+            with self.looking(batch):
+                return float(self.evaluate(batch)[0].detach())
 
     def looking(self, batch: Any) -> AbstractContextManager[None]:
         """Hold gradients off while values are looked at, unless the loss needs them; call inside :meth:`arithmetic`.

@@ -1,4 +1,4 @@
-"""PyTorch's global switches of float32 and bfloat16 products: held as a whole while the engine computes.
+"""PyTorch's global switches of float32 and 16-bit products: held as a whole while the engine computes.
 
 PyTorch has two generations of them. The older (``allow_tf32``, ``set_float32_matmul_precision``) and the newer
 (``fp32_precision``) are stored apart, and reading an older one while the newer ones contradict it raises: a model that
@@ -22,7 +22,7 @@ import torch
 
 from hvp_engine.errors import ConfigurationError
 
-__all__ = ["HeldSwitches"]
+__all__ = ["HeldSwitches", "is_ieee_on_cpu"]
 
 # The newer switches, each before those that follow it where they are "none". That of all of oneDNN is not among them:
 # PyTorch 2.9 to 2.13 set the one of all backends in its place.
@@ -37,6 +37,12 @@ _NAMES = (
     "backends.mkldnn.rnn",
 )
 _OF_CUDA = ("backends.cudnn", "backends.cuda.")
+# Of cuBLAS: partial sums of split products, and, where the user asked for it, all of a product's.
+_SHORT_SUMS = (
+    "allow_bf16_reduced_precision_reduction",
+    "allow_fp16_reduced_precision_reduction",
+    "allow_fp16_accumulation",
+)
 
 
 def newer_switches(root: Any) -> dict[str, Any]:
@@ -64,13 +70,13 @@ class ProductSwitches(NamedTuple):
             ``"none"`` to follow a more general switch.
         matmul: What ``torch.get_float32_matmul_precision`` returns.
         cudnn: ``torch.backends.cudnn.allow_tf32``.
-        bf16_sums: Whether cuBLAS may add partial sums of bfloat16 products in bfloat16.
+        short_sums: Whether cuBLAS may add up in 16 bits what it multiplies in 16 bits, in the order of ``_SHORT_SUMS``.
     """
 
     newer: tuple[str, ...]
     matmul: str
     cudnn: bool
-    bf16_sums: bool
+    short_sums: tuple[bool, ...]
 
 
 class _Mode:
@@ -132,6 +138,18 @@ class HeldSwitches:
                 _end_innermost()
 
 
+def is_ieee_on_cpu() -> bool:
+    """Say whether products of float32 on a CPU are IEEE float32 as the switches are, without touching any of them."""
+    switches = [switch for name, switch in _NEWER.items() if not name.startswith(_OF_CUDA)]
+    if any(switch.fp32_precision not in ("ieee", "none") for switch in switches):
+        return False
+    _use_up_warning()
+    try:
+        return torch.get_float32_matmul_precision() == "highest"
+    except RuntimeError:  # the older switches contradict the newer ones
+        return False
+
+
 def _changed(mode: _Mode | None, thread: int, *, tf32: bool) -> _Mode:
     """Return the mode for a thread that cannot join just any other, changing the switches if need be.
 
@@ -171,7 +189,7 @@ def _end_innermost() -> None:
 def _uniform(*, tf32: bool) -> ProductSwitches:
     """Return the state in which products of float32 are IEEE float32 everywhere, or TF32 on CUDA alone."""
     newer = tuple("tf32" if tf32 and name.startswith(_OF_CUDA) else "ieee" for name in _NEWER)
-    return ProductSwitches(newer, "high" if tf32 else "highest", tf32, bf16_sums=False)
+    return ProductSwitches(newer, "high" if tf32 else "highest", tf32, (False,) * len(_SHORT_SUMS))
 
 
 def _read() -> ProductSwitches:
@@ -189,9 +207,8 @@ def _read() -> ProductSwitches:
         except RuntimeError:  # it contradicts the newer switches, none of which allows TF32 now
             cudnn = True
         matmul = torch.get_float32_matmul_precision()
-        return ProductSwitches(
-            tuple(newer), matmul, cudnn, _BACKENDS.cuda.matmul.allow_bf16_reduced_precision_reduction
-        )
+        short_sums = tuple(bool(getattr(_BACKENDS.cuda.matmul, name)) for name in _SHORT_SUMS)
+        return ProductSwitches(tuple(newer), matmul, cudnn, short_sums)
     except BaseException:
         _write_newer(newer)
         raise
@@ -202,9 +219,9 @@ def _write(switches: ProductSwitches) -> None:
     torch.set_float32_matmul_precision(switches.matmul)
     _BACKENDS.cudnn.allow_tf32 = switches.cudnn
     _write_newer(switches.newer)  # last: the older switches set some of these
-    matmul = _BACKENDS.cuda.matmul
-    if matmul.allow_bf16_reduced_precision_reduction != switches.bf16_sums:  # writing it resets how sums are split
-        matmul.allow_bf16_reduced_precision_reduction = switches.bf16_sums
+    for name, value in zip(_SHORT_SUMS, switches.short_sums, strict=True):
+        if getattr(_BACKENDS.cuda.matmul, name) != value:  # writing one resets how sums are split
+            setattr(_BACKENDS.cuda.matmul, name, value)
 
 
 def _write_newer(values: Sequence[str]) -> None:

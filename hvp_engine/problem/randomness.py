@@ -17,8 +17,8 @@ from typing import Any
 
 from hvp_engine.errors import HvpEngineError, ObjectiveError
 from hvp_engine.problem.generators import HIGH, LOW, Source, shared_sources, states, write_back
+from hvp_engine.system.failures import pass_on
 from hvp_engine.system.formatting import raised
-from hvp_engine.system.memory import is_out_of_memory
 
 _BEGINNINGS: tuple[Callable[[Source], None], ...] = (
     lambda source: source.extreme(LOW),
@@ -146,8 +146,7 @@ def _of_the_data(what: str, failed: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        if isinstance(error, HvpEngineError) or is_out_of_memory(error):
-            raise
+        pass_on(error)
         raise ObjectiveError(f"{what} {failed}: {raised(error)}. Mend the data, or pass a list of batches.") from error
 
 

@@ -13,7 +13,7 @@ import torch
 
 from hvp_engine.problem.growth import ROUNDING, Value, value_of
 from hvp_engine.problem.objective import Objective
-from hvp_engine.system.memory import is_out_of_memory
+from hvp_engine.system.failures import pass_on
 
 _TELLING = 1e-2  # pieces whose losses differ by this much, relatively, show a weight that is wrong by a percent
 
@@ -81,7 +81,6 @@ def _change_of_gradient(first: Piece, second: Piece, both: Piece) -> float:
     try:
         (along_a, norm_a), (along_b, norm_b), (along, _) = first.slope(), second.slope(), both.slope()
     except RuntimeError as error:
-        if is_out_of_memory(error):
-            raise
+        pass_on(error)
         return 0.0  # there is no gradient: whoever needs it next explains why
     return abs(along - along_a - along_b) / max(norm_a + norm_b, 1e-300)

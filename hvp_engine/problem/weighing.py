@@ -9,6 +9,7 @@ from torch import Tensor
 
 from hvp_engine.errors import ObjectiveError
 from hvp_engine.problem import batches
+from hvp_engine.system.failures import pass_on
 
 
 class Weighed(NamedTuple):
@@ -71,6 +72,7 @@ def _as_weight(weight: Any) -> float:
     try:
         return float(weight)
     except (TypeError, ValueError, RuntimeError) as error:
+        pass_on(error)
         shape = tuple(weight.shape) if isinstance(weight, Tensor) else type(weight).__name__
         raise ObjectiveError(
             f"The loss returned two values, which are read as (total, weight), but the second one is no number "

@@ -7,15 +7,18 @@ other has its first batched pass compared with single passes, for every micro-ba
 
 from __future__ import annotations
 
+from collections.abc import Collection
+from contextlib import AbstractContextManager
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from hvp_engine.blocks import ResolvedBlock
+from hvp_engine.problem.objective import Objective
 from hvp_engine.problem.precision import Precision, rounding
+from hvp_engine.system.failures import is_device_failure, is_out_of_memory
 from hvp_engine.system.formatting import first_line
-from hvp_engine.system.memory import is_out_of_memory
 
 Key = tuple[int, int]
 
@@ -29,12 +32,19 @@ class ProductGraph(Protocol):
     """What a sweep needs of a micro-batch: its weight, and products with a block.
 
     A graph whose attribute ``batchable`` is true is known to be right in batched passes; one without it is compared.
+    One whose attribute ``enters_arithmetic`` is true needs no more than :meth:`Objective.quick_arithmetic` around it.
     """
 
     weight: float
 
     def product(self, block: ResolvedBlock, vectors: Tensor, out: Tensor, *, batched: bool) -> None:
         """Add products with (k, numel) vectors to ``out``; where it raises, nothing was added."""
+
+
+def arithmetic_around(graphs: Collection[ProductGraph], objective: Objective) -> AbstractContextManager[None]:
+    """Return the context of products with all graphs of a sweep; none where some are yet to be built."""
+    quick = bool(graphs) and all(getattr(graph, "enters_arithmetic", False) for graph in graphs)
+    return objective.quick_arithmetic() if quick else objective.arithmetic()
 
 
 class Passes:
@@ -95,7 +105,7 @@ class Passes:
         try:
             graph.product(block, vectors, target, batched=True)
         except Exception as error:
-            if is_out_of_memory(error):
+            if is_out_of_memory(error) or is_device_failure(error):
                 raise
             return f"several together fail ({first_line(error.__cause__ or error)})"
         if known:

@@ -63,11 +63,13 @@ class GraphSize:
         fixed: Bytes that no sample adds to.
         per_sample: Bytes that each adds.
         transient: The graph with the temporaries of its passes, in units of the graph, see :func:`transient`.
+        beside: Bytes that passes take on top, whatever the graph: what a GPU's head holds of the logits at once.
     """
 
     fixed: float
     per_sample: float = 0.0
     transient: float = TRANSIENT
+    beside: int = 0
 
     @classmethod
     def measured(cls, samples: int | None, graph_bytes: Callable[[int | None], int]) -> GraphSize:
@@ -85,9 +87,11 @@ class GraphSize:
         try:
             one, two = graph_bytes(1), graph_bytes(2)
         except (ObjectiveError, ConfigurationError):
-            return cls(0.0, graph_bytes(None) / samples)
-        slope = max(0.0, float(two - one))
-        return cls(max(0.0, one - slope), slope)
+            pass
+        else:
+            slope = max(0.0, float(two - one))
+            return cls(max(0.0, one - slope), slope)
+        return cls(0.0, graph_bytes(None) / samples)  # not in the handler, which would keep the failed graph alive
 
     def of(self, samples: int | None) -> int:
         """Return the bytes for some samples; None stands for a batch that cannot be cut."""
@@ -95,11 +99,11 @@ class GraphSize:
 
     def fits(self, samples: int | None, budget: int) -> bool:
         """Say whether a graph of some samples and the temporaries of its passes fit."""
-        return self.transient * self._exactly(samples) <= budget
+        return self.transient * self._exactly(samples) + self.beside <= budget
 
     def working(self, samples: int | None) -> int:
         """Return what building and using one graph of some samples needs at most."""
-        return int(self.transient * self.of(samples))
+        return int(self.transient * self.of(samples)) + self.beside
 
     def _exactly(self, samples: int | None) -> float:
         return self.fixed + self.per_sample * (samples or 1)
@@ -197,7 +201,7 @@ def choose_streams_per_pass(graph_bytes: int, budget: int, *, on_cpu: bool) -> i
 
     Args:
         graph_bytes: Bytes of one micro-batch's graph; a vmapped pass has temporaries of that size per vector.
-        budget: Bytes for graphs and their temporaries.
+        budget: Bytes for graphs and their temporaries, see :func:`budget_of_graphs`: kept graphs take half of them.
         on_cpu: Whether a pass should stay in the caches.
     """
     room = BATCHED_BYTES if on_cpu else budget // 4

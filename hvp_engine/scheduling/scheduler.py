@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any, Protocol, TypeVar
 
@@ -23,10 +23,11 @@ from hvp_engine.problem.objective import MicroBatch, Objective
 from hvp_engine.problem.weights import check_split, check_sum_of_weights
 from hvp_engine.scheduling import policy
 from hvp_engine.scheduling.groups import Groups
-from hvp_engine.scheduling.passes import Key, Passes, ProductGraph
+from hvp_engine.scheduling.passes import Key, Passes, ProductGraph, arithmetic_around
+from hvp_engine.scheduling.sweep_plan import SweepPlan
 from hvp_engine.scheduling.weighing import weigh
+from hvp_engine.system.failures import is_out_of_memory, let_go
 from hvp_engine.system.formatting import first_line
-from hvp_engine.system.memory import is_out_of_memory
 
 log = logging.getLogger(__name__)
 
@@ -42,31 +43,6 @@ class Scaling(Protocol):
 
     def scale(self, block: str, products: Tensor) -> None:
         """Multiply products (k, numel) of a block by D, in place."""
-
-
-@dataclass
-class SweepPlan:
-    """What the scheduler decided; recorded in the manifest.
-
-    Attributes:
-        microbatch: Samples per micro-batch; None leaves the batches as they are.
-        streams_per_pass: Vectors pushed through one second backward.
-        graph_bytes: Estimated size of the largest micro-batch's graph.
-        kept_graphs: Graphs alive between sweeps.
-        budget: Bytes that graphs and their temporaries may take.
-        single_passes: Why vectors of some block go one by one all the same, in words; None where none do.
-    """
-
-    microbatch: int | None
-    streams_per_pass: int
-    graph_bytes: int
-    kept_graphs: int
-    budget: int
-    single_passes: str | None = None
-
-    def record(self) -> dict[str, int | str | None]:
-        """Return the plan as plain data."""
-        return {name: value for name, value in asdict(self).items() if name != "single_passes" or value is not None}
 
 
 class Scheduler:
@@ -88,6 +64,7 @@ class Scheduler:
         *,
         microbatch: int | None = None,
         budget: int,
+        beside: int = 0,
     ) -> None:
         """Plan from the largest batch; call inside the objective's arithmetic.
 
@@ -99,6 +76,7 @@ class Scheduler:
             microbatch: Samples per micro-batch, at least 1; None takes whole batches and splits them when they do not
                 fit.
             budget: Bytes for graphs, above 0.
+            beside: Bytes that passes take whatever the graph, see :class:`hvp_engine.scheduling.policy.GraphSize`.
 
         Raises:
             ConfigurationError: The batches cannot be split.
@@ -109,12 +87,13 @@ class Scheduler:
         self._build = build
         self._kept: dict[tuple[int, int], ProductGraph] = {}
         self._keep = True  # until memory runs out
+        self._most_streams = policy.BATCHED_STREAMS  # fewer once memory ran out
         self._all_kept = False  # every micro-batch of the data has its graph in _kept
         # By the blocks that a graph serves: what is learnt from it must not depend on which blocks were there before,
         # which a resumed job did not see.
         self._passes: dict[frozenset[str] | None, Passes] = {}
         self._parameters: list[Tensor] = list(objective.parameters_named(partition.parameters).values())
-        self._graph_size = policy.GraphSize(0.0)
+        self._graph_size = policy.GraphSize(0.0, beside=beside)
         self._convolves = False
         self.groups: Groups | None = None
         self.scaling: Scaling | None = None
@@ -183,7 +162,8 @@ class Scheduler:
                 if not is_out_of_memory(error):
                     raise
                 reason = first_line(error)
-            self._need_less(reason)  # outside the handler: the traceback would keep the failed tensors alive
+            let_go(None)  # outside the handler: the traceback would keep the failed tensors alive
+            self._need_less(reason)
 
     def microbatches(self) -> Iterator[MicroBatch]:
         """Cut the data into micro-batches, the same pieces in the same order every time."""
@@ -217,7 +197,7 @@ class Scheduler:
     @property
     def working_bytes(self) -> int:
         """What building and using one graph needs at most."""
-        return int(self._graph_size.transient * self.plan.graph_bytes)
+        return int(self._graph_size.transient * self.plan.graph_bytes) + self._graph_size.beside
 
     @property
     def _may_keep(self) -> int:
@@ -243,9 +223,13 @@ class Scheduler:
         self._size_passes(wanted)
 
     def reserve(self, size: int) -> None:
-        """Leave ``size`` bytes of the whole budget to the caller (Lanczos vectors), in place of those left before."""
+        """Leave ``size`` bytes of the whole budget to the caller (Lanczos vectors), in place of those left before.
+
+        Passes then carry no more vectors than the rest has room for.
+        """
         plan = self.plan
         plan.budget = policy.budget_of_graphs(self._budget, self.working_bytes, size)
+        self._choose_streams()
         if plan.kept_graphs > self._may_keep:
             self.release()
 
@@ -268,7 +252,7 @@ class Scheduler:
     ) -> tuple[list[dict[str, Tensor]], list[float]]:
         """Multiply by the sums over the micro-batches of each part of the data; return the parts' weights too."""
         weights = [0.0] * len(vectors)
-        with self.objective.arithmetic():
+        with arithmetic_around(self._kept.values() if self._all_kept else (), self.objective):
             out = [
                 {name: torch.zeros_like(v, memory_format=torch.contiguous_format) for name, v in of_part.items()}
                 for of_part in vectors
@@ -317,7 +301,7 @@ class Scheduler:
         for micro in self.microbatches():
             kept = self._kept.get(micro.key)
             if kept is None and self._keep and len(self._kept) < self._may_keep:
-                kept = self._kept[micro.key] = self._build(micro)
+                kept = self._kept[micro.key] = self._build(replace(micro, is_kept=True))
                 self.objective.held_data.hold(micro.key, micro.batch)
                 self.plan.kept_graphs = len(self._kept)
             if kept is not None:
@@ -350,9 +334,13 @@ class Scheduler:
         """Set what follows from the size of a micro-batch."""
         plan = self.plan
         plan.graph_bytes = self._graph_size.of(microbatch)
-        on_cpu = self.objective.device.type == "cpu"
-        plan.streams_per_pass = policy.choose_streams_per_pass(plan.graph_bytes, plan.budget, on_cpu=on_cpu)
+        self._choose_streams()
         log.info("plan: %s", plan)
+
+    def _choose_streams(self) -> None:
+        plan, on_cpu = self.plan, self.objective.device.type == "cpu"
+        streams = policy.choose_streams_per_pass(plan.graph_bytes, plan.budget, on_cpu=on_cpu)
+        plan.streams_per_pass = min(streams, self._most_streams)
 
     def _measure(self, batch: Any, size: int | None) -> policy.GraphSize:
         """Measure graphs of one and two samples; the batch's own where it cannot be cut."""
@@ -360,7 +348,8 @@ class Scheduler:
         def graph_bytes(samples: int | None) -> int:
             return self._bytes(batch if samples is None else batches.cut(batch, 0, samples))
 
-        return replace(policy.GraphSize.measured(size, graph_bytes), transient=self.transient_in(self.objective.dtype))
+        measured, beside = policy.GraphSize.measured(size, graph_bytes), self._graph_size.beside
+        return replace(measured, transient=self.transient_in(self.objective.dtype), beside=beside)
 
     def transient_in(self, dtype: torch.dtype) -> float:
         """Return what a graph takes with the temporaries of its passes, in units of the graph, in a working dtype."""
@@ -375,7 +364,7 @@ class Scheduler:
         """Need less memory next time: fewer streams, then no kept graphs, then smaller micro-batches."""
         plan = self.plan
         if plan.streams_per_pass > 1:
-            plan.streams_per_pass //= 2
+            plan.streams_per_pass = self._most_streams = plan.streams_per_pass // 2
             log.warning("out of memory (%s): %d streams per pass from here on", reason, plan.streams_per_pass)
             return
         if self._kept:

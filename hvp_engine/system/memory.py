@@ -12,8 +12,6 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from hvp_engine.errors import HvpEngineError, OutOfMemoryError
-from hvp_engine.system.formatting import first_line
 from hvp_engine.system.torch_private import storage_key
 
 _SHARE = 0.8  # of what is free now: the rest is left to temporaries of libraries and to other programs
@@ -44,34 +42,6 @@ def free_disk() -> int:
         return shutil.disk_usage(tempfile.gettempdir()).free
     except OSError:
         return 0
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Say whether an exception means that an allocation failed, on any device."""
-    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or (
-        isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
-    )
-
-
-@contextlib.contextmanager
-def shortage_in_words(while_: str) -> Iterator[None]:
-    """Turn an allocation that failed into an error of ours.
-
-    Args:
-        while_: What was going on, in words that follow "while".
-
-    Raises:
-        OutOfMemoryError: Memory ran out.
-    """
-    try:
-        yield
-    except Exception as error:
-        if isinstance(error, HvpEngineError) or not is_out_of_memory(error):
-            raise
-        raise OutOfMemoryError(
-            f"Memory ran out while {while_} ({first_line(error)}). Give smaller batches, or free memory: other "
-            "programs' or tensors of your own."
-        ) from error
 
 
 def _available() -> int:

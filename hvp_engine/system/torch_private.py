@@ -32,6 +32,7 @@ __all__ = [
     "fake_mode",
     "hooks_of_module",
     "hooks_of_tensor",
+    "innermost_mode",
     "inside_transform",
     "is_batched",
     "is_view",
@@ -43,6 +44,8 @@ __all__ = [
     "storage_key",
     "transforms_active",
     "unwrap_if_dead",
+    "watches_kernels",
+    "weak_storage",
     "will_execute",
     "without_mkldnn",
     "without_torch_functions",
@@ -135,6 +138,21 @@ def check_batched_passes() -> None:
 # Where the number of modes cannot be asked for it counts as 0: results stay right, a counter may miss fused work, and
 # fake tensors are still recognised by their class.
 dispatch_modes: Callable[[], int] = _find("torch:_C._len_torch_dispatch_stack", lambda: 0)
+
+# The innermost dispatch mode, also on a thread on which autograd runs a backward pass. Where it cannot be asked for,
+# kernels are not watched, and products are not recorded.
+_mode_at: Callable[[int], Any] | None = _find("torch:_C._get_dispatch_stack_at")
+
+
+def innermost_mode() -> Any:
+    """Return the dispatch mode that is in force; None where there is none."""
+    count = dispatch_modes()
+    return None if _mode_at is None or not count else _mode_at(count - 1)
+
+
+def watches_kernels() -> bool:
+    """Say whether a dispatch mode can be told about calls that no dispatcher sees."""
+    return _mode_at is not None
 
 
 # Whether the running backward pass goes through a node: a gradient that it will not use is not computed. Without the
@@ -240,6 +258,17 @@ def storage_key(storage: torch.UntypedStorage) -> Hashable:
     """
     key: Hashable = getattr(storage, "_cdata", None) or storage.data_ptr() or storage
     return key
+
+
+def _storage(storage: torch.UntypedStorage) -> object:
+    return storage
+
+
+# While there is a weak reference to a storage its key belongs to no other, although its memory may be gone. Without the
+# name the storage itself is kept, which takes memory as long as a pass is recorded.
+weak_storage: Callable[[torch.UntypedStorage], object] = _find(
+    "torch.multiprocessing.reductions:StorageWeakRef", _storage
+)
 
 
 def is_view(operation: Any) -> bool:

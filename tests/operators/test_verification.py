@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import weakref
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -13,7 +15,10 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 import hvp_engine as he
-from hvp_engine.errors import SecondDerivativeError
+from hvp_engine.errors import BackendError, DeviceError, SecondDerivativeError
+from hvp_engine.operators import verification
+from hvp_engine.problem import batches
+from hvp_engine.problem.objective import Objective
 
 DATA = [(torch.randn(4, 5, generator=torch.Generator().manual_seed(0)), torch.tensor([0, 1, 2, 1]))]
 
@@ -255,3 +260,83 @@ def test_a_wide_network_of_relus_passes() -> None:
     data = [(torch.randn(256, 20), torch.randint(0, 3, (256,)))]
     measured = he.slq(model, loss, data=data, steps=2, probes=12).manifest["verification"]
     assert measured["finite_difference"] < 1e-3
+
+
+class Witness:
+    """Something that can be seen to be alive."""
+
+
+class Told(torch.autograd.Function):
+    """Passes its input on, or raises in the second backward pass what it is told to raise in some dtype."""
+
+    errors: dict[torch.dtype, Exception]
+    lives: list[weakref.ref[Witness]]
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, stage: int) -> Tensor:
+        ctx.stage = stage
+        if stage == 0:
+            ctx.witness = Witness()  # lives as long as the graph
+            Told.lives.append(weakref.ref(ctx.witness))
+        if stage == 2 and x.dtype in Told.errors:
+            raise Told.errors[x.dtype]
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        return Told.apply(grad, ctx.stage + 1), None
+
+
+def told(x: Tensor) -> Tensor:
+    found: Tensor = Told.apply(x, 0)
+    return found
+
+
+@pytest.fixture
+def attempts() -> Iterator[None]:
+    Told.errors, Told.lives = {}, []
+    yield
+    Told.errors, Told.lives = {}, []
+
+
+@pytest.mark.usefixtures("attempts")
+@pytest.mark.parametrize(
+    "error",
+    [RuntimeError("no float64 here"), ValueError("no float64 here"), torch.OutOfMemoryError("CUDA out of memory")],
+    ids=lambda error: type(error).__name__,
+)
+def test_nothing_of_a_failed_attempt_is_alive_during_the_next(
+    error: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Told.errors = {torch.float64: error}
+    objective = Objective(Wrapped(told), loss, DATA, "fp32")
+    names = tuple(name for name, _ in objective.model.named_parameters())
+    alive, attempt = [], verification._check
+
+    def counted(*arguments: Any) -> Any:
+        alive.append(sum(reference() is not None for reference in Told.lives))
+        return attempt(*arguments)
+
+    monkeypatch.setattr(verification, "_check", counted)
+    with objective.arithmetic():
+        batch = next(iter(objective.batches()))[1]
+        measured, _ = verification.verify(objective, names, [batches.cut(batch, 0, 2), batch])
+    assert measured.dtype == "float32"
+    assert Told.lives
+    assert alive == [0, 0, 0]  # two pieces in float64, then one in float32
+
+
+@pytest.mark.usefixtures("attempts")
+def test_a_device_that_failed_ends_the_test_at_once() -> None:
+    error = torch.AcceleratorError("CUDA error: device-side assert triggered")
+    Told.errors = {torch.float64: error}
+    with pytest.raises(DeviceError, match="device-side assert"):
+        run(told)
+
+
+@pytest.mark.usefixtures("attempts")
+def test_kernels_that_cannot_be_launched_are_no_reason_to_go_without_the_test() -> None:
+    error = BackendError("A Triton kernel of this package could not be launched.")
+    Told.errors = dict.fromkeys((torch.float32, torch.float64), error)
+    with pytest.raises(BackendError, match="could not be launched"):
+        run(told)

@@ -11,9 +11,12 @@ from torch import nn
 
 import hvp_engine as he
 from hvp_engine.blocks import resolve
+from hvp_engine.kernels.attention import counts_of
+from hvp_engine.kernels.records import AttentionSizes
 from hvp_engine.operators.ggn import GaussNewtonOperator, ResidualOperator
 from hvp_engine.operators.gradient_graph import GradientGraph
 from hvp_engine.planning.counting import JobCounter, data_shape
+from hvp_engine.planning.shapes import NATIVE, Backends
 
 KINDS = (he.HessianOperator, GaussNewtonOperator, ResidualOperator)
 
@@ -130,9 +133,10 @@ def test_graph_bytes_are_those_of_the_tensors_that_the_engine_saves(name: str, p
         loss = he.losses.classification
     operator = he.HessianOperator(model, loss, data=[batch], precision=precision)
     sizes = saved_bytes(operator, next(iter(operator.objective.batches()))[1])
-    planned = he.plan(model, loss, data=[batch], precision=precision, device="h100-80gb", microbatch=len(batch))
+    shape = data_shape([batch], operator.dtype)
+    planned = JobCounter(model, loss, shape, resolve(model, None), precision).graph_bytes(len(batch))
     # Within half a percent: the engine also keeps a number or two per row of a loss.
-    assert planned.setting.graph_bytes == pytest.approx(sum(sizes.values()), rel=0.005)
+    assert planned == pytest.approx(sum(sizes.values()), rel=0.005)
     if precision == "bf16":  # or the test would not tell bf16 from fp32
         assert sizes[torch.bfloat16] > sizes[torch.float32]
 
@@ -166,3 +170,36 @@ def test_losses_that_differentiate_inside_are_counted_as_the_passes_they_take(lo
     assert found.gradient.flop >= 3 * layer
     assert found.blocks["0.weight"].flop >= 4 * layer
     assert found.graph_bytes > n * d * 4
+
+
+def test_attention_without_kernels_is_counted_with_its_matrices() -> None:
+    model, data = small_gpt()
+    shape, partition = data_shape(data, torch.float32), resolve(model, {"last": ["layers.1.c_proj.weight"]})
+    tiles, plain = (
+        JobCounter(model, he.losses.causal_lm, shape, partition, backends=backends).count(BATCH)
+        for backends in (NATIVE, Backends(None, others=True))
+    )
+    scores = 4 * CONFIG.layers * BATCH * CONFIG.heads * CONFIG.context**2
+    assert plain.graph_bytes > tiles.graph_bytes + 0.95 * scores  # the probabilities, in place of numbers by rows
+    assert plain.forward.bytes > tiles.forward.bytes + 4 * scores
+
+
+def test_kernels_that_form_more_products_are_counted_with_them() -> None:
+    model, data = small_gpt()
+    shape, partition = data_shape(data, torch.float32), resolve(model, {"full": ["*"]})
+    native, triton = (
+        JobCounter(model, he.losses.causal_lm, shape, partition, "bf16", backends=Backends(name, others=True)).count(
+            BATCH
+        )
+        for name in ("native", "triton")
+    )
+    sizes = AttentionSizes(torch.bfloat16, BATCH, CONFIG.heads, CONFIG.heads, CONFIG.context, CONFIG.context, 64, 64)
+    more = [
+        counts_of("triton").backward((True,) * 3, sizes).products - 5,
+        counts_of("triton").second((True,) * 3, (True,) * 4, sizes).products - 12,
+    ]
+    assert all(count > 0 for count in more)
+    seen = 0.5 * (1 + 64 / CONFIG.context)
+    product = CONFIG.layers * 2 * BATCH * CONFIG.context**2 * CONFIG.width * seen
+    assert triton.gradient.flop - native.gradient.flop == more[0] * product
+    assert triton.blocks["full"].flop - native.blocks["full"].flop == sum(more) * product

@@ -22,7 +22,8 @@ def test_the_record_is_json_with_everything_in_it() -> None:
     plan = he.plan(model, he.losses.causal_lm, paper_blocks(CONFIG), data=data, device="a100-80gb")
     record = json.loads(json.dumps(plan.record()))
     assert record["kind"] == "predicted" and record["device"] == "a100-80gb" and not record["calibrated"]
-    assert record["ceilings"]["bandwidth"] == 2.0e12 and record["ceilings"]["product_share"]["fp32"] < 1
+    assert record["ceilings"]["bandwidth"] == 2.0e12
+    assert record["ceilings"]["efficiencies"]["product"]["linear"]["fp32"] < 1
     assert list(record["parts"]) == [
         "forward", "first backward", "second backwards", "reorthogonalisation", "quadrature",
     ]  # fmt: skip

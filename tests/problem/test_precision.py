@@ -27,7 +27,9 @@ NEWER = {
     "mkldnn.rnn": BACKENDS.mkldnn.rnn,
 }
 BF16_SUMS = "allow_bf16_reduced_precision_reduction"
-SPLIT_SUMS = f"{BF16_SUMS}_split_k"  # PyTorch 2.9 has none
+FP16_SUMS = "allow_fp16_reduced_precision_reduction"
+SHORT_SUMS = (BF16_SUMS, FP16_SUMS, "allow_fp16_accumulation")
+SPLIT_SUMS = (f"{BF16_SUMS}_split_k", f"{FP16_SUMS}_split_k")  # PyTorch 2.9 has none
 
 # PyTorch 2.9 warns of its older switches whoever uses them; here that is the test, in the user's place.
 pytestmark = pytest.mark.filterwarnings("ignore:Please use the new API settings to control TF32:UserWarning")
@@ -40,7 +42,8 @@ def reset() -> None:
         switch.fp32_precision = "none"
     BACKENDS.mkldnn.set_flags(_fp32_precision="none")
     BACKENDS.cudnn.allow_tf32 = True
-    setattr(BACKENDS.cuda.matmul, BF16_SUMS, True)
+    for name, value in zip(SHORT_SUMS, (True, True, False), strict=True):
+        setattr(BACKENDS.cuda.matmul, name, value)
 
 
 @pytest.fixture(autouse=True)
@@ -64,7 +67,7 @@ def visible_state() -> dict[str, object]:
         "cudnn, older": read(lambda: BACKENDS.cudnn.allow_tf32),
         "precision": read(torch.get_float32_matmul_precision),
         **{name: switch.fp32_precision for name, switch in NEWER.items()},
-        **{name: getattr(BACKENDS.cuda.matmul, name, None) for name in (BF16_SUMS, SPLIT_SUMS)},
+        **{name: getattr(BACKENDS.cuda.matmul, name, None) for name in (*SHORT_SUMS, *SPLIT_SUMS)},
     }
     for general in ("all", "cudnn"):
         for value in ("tf32", "ieee"):
@@ -100,10 +103,13 @@ CALLERS = {
         (BACKENDS.cuda.matmul, "allow_tf32", True),
         (BACKENDS.cudnn.rnn, "fp32_precision", "ieee"),
     ),
-    "sums in float32": chosen((BACKENDS.cuda.matmul, BF16_SUMS, False)),
+    "sums in float32": chosen((BACKENDS.cuda.matmul, BF16_SUMS, False), (BACKENDS.cuda.matmul, FP16_SUMS, False)),
+    "sums in float16": chosen((BACKENDS.cuda.matmul, "allow_fp16_accumulation", True)),
 }
-if hasattr(BACKENDS.cuda.matmul, SPLIT_SUMS):
-    CALLERS["sums in float32, not split"] = chosen((BACKENDS.cuda.matmul, BF16_SUMS, (False, False)))
+if hasattr(BACKENDS.cuda.matmul, SPLIT_SUMS[0]):
+    CALLERS["sums in float32, not split"] = chosen(
+        (BACKENDS.cuda.matmul, BF16_SUMS, (False, False)), (BACKENDS.cuda.matmul, FP16_SUMS, (False, False))
+    )
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
@@ -121,8 +127,8 @@ def test_the_modes_are_the_precisions_inside_and_the_callers_again_afterwards(ca
             "tf32" if tf32 else "ieee"
         }
         assert {NEWER[name].fp32_precision for name in NEWER if name.startswith("mkldnn.")} == {"ieee"}
-        assert getattr(BACKENDS.cuda.matmul, BF16_SUMS) is False
-        assert getattr(BACKENDS.cuda.matmul, SPLIT_SUMS, None) is before[SPLIT_SUMS]
+        assert not any(getattr(BACKENDS.cuda.matmul, name) for name in SHORT_SUMS)
+        assert all(getattr(BACKENDS.cuda.matmul, name, None) is before[name] for name in SPLIT_SUMS)
         raise KeyError("out of it")
     assert visible_state() == before
 

@@ -28,12 +28,16 @@ NEWER = {
 OLDER = {
     "backends.cudnn.allow_tf32": True,
     "backends.cuda.matmul.allow_bf16_reduced_precision_reduction": True,
+    "backends.cuda.matmul.allow_fp16_reduced_precision_reduction": True,
+    "backends.cuda.matmul.allow_fp16_accumulation": True,
     "float32_matmul_precision": "medium",
 }
 FP32 = {
     **dict.fromkeys(NEWER, "ieee"),
     "backends.cudnn.allow_tf32": False,
     "backends.cuda.matmul.allow_bf16_reduced_precision_reduction": False,
+    "backends.cuda.matmul.allow_fp16_reduced_precision_reduction": False,
+    "backends.cuda.matmul.allow_fp16_accumulation": False,
     "float32_matmul_precision": "highest",
 }
 TF32 = {

@@ -119,3 +119,13 @@ def test_rows_of_logits_are_scaled_from_a_few_samples() -> None:
 
 def test_blocks_that_hold_the_head_do_not_use_its_curvature() -> None:
     assert policy.products_past_head({"wte": 100, "wq": 30, "fc": 5}, frozenset({"wte"})) == 35
+
+
+def test_what_passes_take_beside_any_graph_is_set_apart_once() -> None:
+    graph = GraphSize(20.0, 100.0, beside=300)
+    assert graph.of(2) == 220
+    assert graph.working(2) == 740
+    assert graph.fits(2, 740)
+    assert not graph.fits(2, 739)
+    assert policy.choose_microbatch(graph, 4, 800) == 2
+    assert policy.count_kept_graphs(220, 0, 740, 740) == policy.count_kept_graphs(220, 0, 440, 440)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from problems import Case, gpt, mlp
 import hvp_engine as he
 from hvp_engine.errors import OutOfMemoryError
 from hvp_engine.operators.gradient_graph import GradientGraph
-from hvp_engine.scheduling import policy
+from hvp_engine.scheduling import policy, scheduler
 
 
 def operator(case: Case, **options: object) -> he.HessianOperator:
@@ -123,7 +124,13 @@ class Failing:
 CPU_ERROR = RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes")
 
 
-@pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory"), CPU_ERROR, MemoryError()])
+LIBRARYS_ERROR = RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`")
+TRITONS_ERROR = RuntimeError("Triton Error [CUDA]: out of memory")
+
+
+@pytest.mark.parametrize(
+    "error", [torch.OutOfMemoryError("CUDA out of memory"), CPU_ERROR, MemoryError(), LIBRARYS_ERROR, TRITONS_ERROR]
+)
 def test_out_of_memory_halves_the_streams_and_goes_on(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, error: Exception
 ) -> None:
@@ -212,3 +219,24 @@ def test_operations_that_cannot_be_vmapped_run_one_vector_at_a_time() -> None:
     again.scheduler.plan.streams_per_pass = 1
     for name, product in again.matmat(ones(again, 6)).items():
         torch.testing.assert_close(found[name], product)
+
+
+def test_vectors_of_a_job_leave_passes_less_room_and_what_memory_taught_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    on_gpu = SimpleNamespace(**vars(policy))
+    on_gpu.choose_streams_per_pass = lambda graph, budget, on_cpu: policy.choose_streams_per_pass(
+        graph, budget, on_cpu=False
+    )
+    monkeypatch.setattr(scheduler, "policy", on_gpu)
+    monkeypatch.setattr(scheduler.Scheduler, "_bytes", lambda self, batch: 10 << 20)
+    op = operator(mlp(), memory=1 << 30)
+    plan, graph = op.scheduler.plan, op.scheduler.plan.graph_bytes
+    assert plan.streams_per_pass == 16
+    op.scheduler.reserve(800 << 20)
+    assert plan.streams_per_pass == plan.budget // 4 // graph == 4
+    op.scheduler.reserve(0)
+    assert plan.streams_per_pass == 16
+    Failing(monkeypatch, CPU_ERROR, lambda streams, weight: streams > 8)
+    op.matmat(ones(op, 12))
+    assert plan.streams_per_pass == 8
+    op.scheduler.reserve(0)
+    assert plan.streams_per_pass == 8

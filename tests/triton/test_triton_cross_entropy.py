@@ -10,6 +10,7 @@ from loss_checks import check_derivatives
 from hvp_engine.ops.cross_entropy import cross_entropy, cross_entropy_ref
 from hvp_engine.ops.head import by_classes, by_tokens
 from hvp_engine.ops.head.linear_cross_entropy import linear_cross_entropy, linear_cross_entropy_ref
+from hvp_engine.ops.head.room import HeadRoom, granted
 
 pytestmark = [
     pytest.mark.usefixtures("on_triton"),
@@ -85,11 +86,18 @@ def test_infinite_logits_give_what_pytorch_gives():
     torch.testing.assert_close(ours, theirs, equal_nan=True)
 
 
+@pytest.fixture
+def small_room():
+    """Chunks and panels of the fewest rows."""
+    with granted(HeadRoom(1, 1)):
+        yield
+
+
+@pytest.mark.usefixtures("small_room")
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("options", [{}, OPTIONS[3]])
 def test_the_chunked_head_equals_plain_pytorch(monkeypatch, options, dtype):
     monkeypatch.setattr(by_tokens, "MIN_CHUNK_ROWS", 8)
-    monkeypatch.setattr(by_tokens, "CHUNK_BYTES", 1)
     target = targets(20, 131, options)
     fused, plain = (bind(f, 131, target, options) for f in (linear_cross_entropy, linear_cross_entropy_ref))
     inputs = [strided(20, 9), strided(131, 9), torch.randn(131)]
@@ -100,10 +108,10 @@ def test_the_chunked_head_equals_plain_pytorch(monkeypatch, options, dtype):
     check_against_plain(fused, plain, [x.to(dtype) for x in inputs])
 
 
+@pytest.mark.usefixtures("small_room")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_the_panelled_head_equals_plain_pytorch(monkeypatch, dtype):
     monkeypatch.setattr(by_classes, "MIN_ROWS", 8)
-    monkeypatch.setattr(by_classes, "PANEL_BYTES", 1)
     monkeypatch.setattr(by_classes, "PANEL_CLASSES", 48)
     target = targets(20, 131, OPTIONS[3])
     head = [torch.randn(131, 9), torch.randn(131)]

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from hvp_engine.errors import BackendError, ConfigurationError
 from hvp_engine.kernels import loader
+from hvp_engine.system.failures import pass_on
 
 __all__ = ["Queue", "queue", "to_device"]
 
@@ -49,10 +50,12 @@ def queue(device: torch.device) -> Iterator[Queue]:
     with torch.cuda.device(device):
         try:
             yield Queue(_index(device), torch.cuda.current_stream(device).cuda_stream)
-        except torch.OutOfMemoryError:  # a RuntimeError too; the scheduler answers it with smaller batches
-            raise
         except RuntimeError as error:
-            raise BackendError(f"A CUDA kernel could not be launched on {device}: {error}.") from error
+            pass_on(error)  # the scheduler answers a lack of memory with smaller batches
+            raise BackendError(
+                f"A CUDA kernel of this package could not be launched on {device}: {error}. Set "
+                "HVP_ENGINE_BACKEND=torch to do without these kernels."
+            ) from error
 
 
 def _index(device: torch.device) -> int:

@@ -16,7 +16,7 @@ from hvp_engine.kernels.triton import attention_joint as joint
 from hvp_engine.kernels.triton import attention_outputs as outputs_
 from hvp_engine.kernels.triton.attention_matrices import attention_by_matrices
 from hvp_engine.kernels.triton.attention_tiling import JOINT_BYTES, JOINT_PROGRAMS, Strip, matrix_strip, tiling
-from hvp_engine.kernels.triton.resource_case import COMPILE_OPTIONS
+from hvp_engine.kernels.triton.launching import run
 
 __all__ = ["attention_backward", "attention_forward", "attention_second", "can_run"]
 
@@ -111,11 +111,11 @@ def _joint(x: AttentionInputs, tensors: Sequence[Tensor | None]) -> bool:
         return False
     parts = query.new_empty((splits, batch, heads, queries, tile.out), dtype=torch.float32)
     _launch(joint.attention_joint, x, (*shared, parts, out_key, out_value), splits)
-    with torch.cuda.device_of(query):
-        joint.attention_gather[(batch * heads * triton.cdiv(queries, tile.queries),)](
-            _argument(parts), _argument(out_query), heads, queries, x.scale, splits, tile.keys,
-            CAUSAL=x.causal, WIDTH=width, OUT=tile.out, BLOCK_Q=tile.queries, **COMPILE_OPTIONS,
-        )  # fmt: skip
+    run(
+        joint.attention_gather, (batch * heads * triton.cdiv(queries, tile.queries),), query,
+        _argument(parts), _argument(out_query), heads, queries, x.scale, splits, tile.keys,
+        CAUSAL=x.causal, WIDTH=width, OUT=tile.out, BLOCK_Q=tile.queries,
+    )  # fmt: skip
     return True
 
 
@@ -152,12 +152,12 @@ def _launch(kernel: Any, x: AttentionInputs, tensors: Sequence[Tensor | None], *
     constants = tile.constants()
     if "PARTS" in kernel.arg_names:
         constants["PARTS"] = _parts(x)
-    with torch.cuda.device_of(query):
-        kernel[grid](
-            *(_argument(t) for t in tensors), heads, heads // key_heads, queries, keys, x.scale, *splits,
-            CAUSAL=x.causal, WIDTH=width, VALUE_WIDTH=value_width, **constants,
-            num_warps=tile.warps, num_stages=tile.stages, **COMPILE_OPTIONS,
-        )  # fmt: skip
+    run(
+        kernel, grid, query,
+        *(_argument(t) for t in tensors), heads, heads // key_heads, queries, keys, x.scale, *splits,
+        CAUSAL=x.causal, WIDTH=width, VALUE_WIDTH=value_width, **constants,
+        num_warps=tile.warps, num_stages=tile.stages,
+    )  # fmt: skip
 
 
 def _argument(tensor: Tensor | None) -> tuple[Any, ...]:

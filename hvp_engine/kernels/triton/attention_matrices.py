@@ -15,7 +15,7 @@ from torch import Tensor
 
 from hvp_engine.kernels.triton import attention_weights as weights
 from hvp_engine.kernels.triton.attention_tiling import Strip
-from hvp_engine.kernels.triton.resource_case import COMPILE_OPTIONS
+from hvp_engine.kernels.triton.launching import run
 
 __all__ = ["attention_by_matrices"]
 
@@ -122,12 +122,12 @@ class _Entries:
                 scores.masked_fill_(~mask, -math.inf)
             else:
                 scores.add_(mask)
-        with torch.cuda.device_of(p):
-            weights.attention_weights[(matrices * rows,)](
-                p, py, px, r, self.statistics, first, rows, self.shape[2], keys, self.scale / math.log(2), self.scale,
-                CAUSAL=self.causal, NATURAL=self.mask is not None, KEEP_P=keep, WANT_R=wants_scores, BLOCK=weights.BLOCK,
-                num_warps=weights.WARPS, **COMPILE_OPTIONS,
-            )  # fmt: skip
+        run(
+            weights.attention_weights, (matrices * rows,), p,
+            p, py, px, r, self.statistics, first, rows, self.shape[2], keys, self.scale / math.log(2), self.scale,
+            CAUSAL=self.causal, NATURAL=self.mask is not None, KEEP_P=keep, WANT_R=wants_scores, BLOCK=weights.BLOCK,
+            num_warps=weights.WARPS,
+        )  # fmt: skip
 
     def _put(self, out: Tensor, total: Tensor | None, first: int, last: int) -> None:
         target = out[:, :, first:last]

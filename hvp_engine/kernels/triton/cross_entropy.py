@@ -12,7 +12,16 @@ from torch import Tensor
 
 from hvp_engine.kernels.records import CrossEntropyRows
 from hvp_engine.kernels.triton.resource_case import ResourceCase
-from hvp_engine.kernels.triton.rows import ELEMENTS, launch, load_wide, softmax_statistics, tile_of, variant, wide
+from hvp_engine.kernels.triton.rows import (
+    COUNTS,
+    ELEMENTS,
+    launch,
+    load_wide,
+    softmax_statistics,
+    tile_of,
+    variant,
+    wide,
+)
 
 __all__ = ["cross_entropy_backward", "cross_entropy_forward", "cross_entropy_hvp", "resource_cases"]
 
@@ -32,7 +41,7 @@ def _row_terms(row, target, ignore_index, class_weight, weight_sum, HIT: tl.cons
     return kept, index, hit, mass
 
 
-@triton.jit
+@triton.jit(do_not_specialize=COUNTS)
 def cross_entropy_forward_kernel(
     logits,
     target,
@@ -71,7 +80,7 @@ def cross_entropy_forward_kernel(
     tl.store(loss + row, tl.where(kept, value, 0.0), mask=stored)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=COUNTS)
 def cross_entropy_backward_kernel(
     logits,
     target,
@@ -114,7 +123,7 @@ def cross_entropy_backward_kernel(
 
 # Sums in float64, of terms divided by the sum of the very exponentials in the numerator, leave u - <p, u>
 # accurate where one class has nearly all the probability.
-@triton.jit
+@triton.jit(do_not_specialize=COUNTS)
 def cross_entropy_hvp_kernel(
     logits,
     target,

@@ -11,7 +11,8 @@ import triton.language as tl
 
 from hvp_engine.kernels.streams import LanczosState, NewVector, Step
 from hvp_engine.kernels.tensors import address
-from hvp_engine.kernels.triton.resource_case import COMPILE_OPTIONS, ResourceCase
+from hvp_engine.kernels.triton.resource_case import ResourceCase
+from hvp_engine.kernels.triton.rows import launch
 
 __all__ = ["record_step", "resource_cases"]
 
@@ -113,15 +114,15 @@ def record_step(state: LanczosState, step: Step, vectors: Sequence[NewVector]) -
     divisors = torch.empty(count, dtype=torch.float64, device=device)
     # From pageable memory these copies are staged at once: neither the host nor the device waits.
     members = torch.tensor(step.members, dtype=torch.int64).to(device, non_blocking=True)
-    with torch.cuda.device_of(divisors):
-        decide_step[(triton.cdiv(count, _STREAMS),)](
-            members, step.alphas, step.betas, step.lost, state.alphas, state.betas, state.steps,
-            state.live.view(torch.uint8), state.lost, state.norms, state.last, divisors, count, state.alphas.stride(0),
-            step.alphas.stride(0), step.position, step.tolerance, LARGEST=_LARGEST, BLOCK=_STREAMS, num_warps=_WARPS,
-            **COMPILE_OPTIONS,
-        )  # fmt: skip
-        if vectors:
-            _scale(vectors, divisors)
+    arguments = (
+        members, step.alphas, step.betas, step.lost, state.alphas, state.betas, state.steps,
+        state.live.view(torch.uint8), state.lost, state.norms, state.last, divisors, count, state.alphas.stride(0),
+        step.alphas.stride(0), step.position, step.tolerance,
+    )  # fmt: skip
+    constants = {"LARGEST": _LARGEST, "BLOCK": _STREAMS, "num_warps": _WARPS}
+    launch(decide_step, triton.cdiv(count, _STREAMS), *arguments, **constants)
+    if vectors:
+        _scale(vectors, divisors)
 
 
 def _scale(vectors: Sequence[NewVector], divisors: torch.Tensor) -> None:
@@ -134,7 +135,9 @@ def _scale(vectors: Sequence[NewVector], divisors: torch.Tensor) -> None:
     num_tasks = int(tasks.sum())
     table = torch.from_numpy(fields).to(divisors.device, non_blocking=True)
     vector, store = vectors[0].vector, vectors[0].store
-    scale_vectors[(num_tasks,)](
+    launch(
+        scale_vectors,
+        num_tasks,
         table,
         torch.repeat_interleave(table[:, 6], output_size=num_tasks),
         divisors,
@@ -143,7 +146,6 @@ def _scale(vectors: Sequence[NewVector], divisors: torch.Tensor) -> None:
         ALIGNED=bool((fields[:, :4] % 16 == 0).all()),
         TILE=_TILE,
         num_warps=_WARPS,
-        **COMPILE_OPTIONS,
     )
 
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from hvp_engine.kernels.records import NormalizeShape, Operand
 from hvp_engine.kernels.triton.resource_case import ResourceCase
-from hvp_engine.kernels.triton.rows import ELEMENTS, Tile, launch, load_wide, variant, wide
+from hvp_engine.kernels.triton.rows import COUNTS, ELEMENTS, Tile, launch, load_wide, variant, wide
 
 __all__ = ["normalize_backward", "normalize_double_backward", "normalize_forward", "resource_cases"]
 
@@ -53,7 +53,7 @@ def _load_centered(x, column, mask, mean):
     return tl.where(mask, load_wide(x + column, mask) - mean, 0.0)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=COUNTS)
 def normalize_forward_kernel(
     x,
     x_stride,
@@ -107,7 +107,7 @@ def normalize_forward_kernel(
         tl.store(ys + column, shifted, mask=stored & mask)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=COUNTS)
 def normalize_backward_kernel(
     x,
     x_stride,
@@ -194,7 +194,7 @@ def _double_backward_means(
     return mean_u / size, u_xhat / size, mean_wg / size, wg_xhat / size, u_wg / size, mean_q / size, q_xhat / size
 
 
-@triton.jit
+@triton.jit(do_not_specialize=COUNTS)
 def normalize_double_backward_kernel(
     x,
     x_stride,
@@ -256,7 +256,7 @@ def normalize_double_backward_kernel(
             tl.store(partial_dw + (chunk * batch + group) * size + column, products, mask=mask)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=COUNTS)
 def normalize_add_chunks(partial, out, elements, chunk_count, BLOCK_ROWS: tl.constexpr, BLOCK_COLUMNS: tl.constexpr):
     """Sum rows of `elements` numbers."""
     element = tl.program_id(0) * BLOCK_COLUMNS + tl.arange(0, BLOCK_COLUMNS)[None, :]

@@ -11,7 +11,7 @@ import triton.language as tl
 from torch import Tensor
 
 from hvp_engine.kernels.triton.resource_case import ResourceCase
-from hvp_engine.kernels.triton.rows import ELEMENTS, launch, load_wide, variant, wide
+from hvp_engine.kernels.triton.rows import COUNTS, ELEMENTS, launch, load_wide, variant, wide
 
 __all__ = ["pack_covariance", "packed_matvec", "pair_products", "resource_cases"]
 
@@ -35,7 +35,7 @@ def _pair_of(q, d):
     return i, i + q - _row_offset(i, d)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=COUNTS)
 def packed_pair_products(
     weight, center, out, rows, d, first, pairs, BLOCK_ROWS: tl.constexpr, BLOCK_PAIRS: tl.constexpr
 ):
@@ -49,7 +49,7 @@ def packed_pair_products(
     tl.store(out + row * pairs + pair, left * right, mask=mask)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=COUNTS)
 def packed_covariance(
     moments, mean, packed, rows, d, first, pairs, BLOCK_ROWS: tl.constexpr, BLOCK_PAIRS: tl.constexpr
 ):
@@ -67,7 +67,7 @@ def packed_covariance(
 # A program owns a token. An element above the diagonal is loaded once and serves both of its triangles: its row's
 # product stays in registers, its column's is added to `out`. The barriers order those additions: lanes that hold copies
 # of one element must all have loaded it before one of them stores.
-@triton.jit
+@triton.jit(do_not_specialize=COUNTS)
 def packed_matvec_kernel(
     packed, vectors, out, count, tokens, d, VECTORS: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr
 ):

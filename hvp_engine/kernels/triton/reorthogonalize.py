@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from hvp_engine.kernels.scaled_rows import BLOCK
 from hvp_engine.kernels.streams import LARGE_SHARE, Projection, Rule
 from hvp_engine.kernels.tensors import dtype_number
+from hvp_engine.kernels.triton.launching import LAUNCH_FAILURES, refuse_launch
 from hvp_engine.kernels.triton.resource_case import COMPILE_OPTIONS, ResourceCase
 
 __all__ = ["reorthogonalize", "resource_cases"]
@@ -312,7 +313,10 @@ def reorthogonalize(table: NDArray[np.int64], rule: Rule, found: Projection) -> 
         for variant in np.unique(variants, axis=0):
             members = np.flatnonzero((variants == variant).all(axis=1))
             basis_type, vector_type, is_aligned = map(int, variant)
-            _project(table[members], members, (basis_type, vector_type, is_aligned), rule, found)
+            try:
+                _project(table[members], members, (basis_type, vector_type, is_aligned), rule, found)
+            except LAUNCH_FAILURES as error:
+                refuse_launch(project_tiles, error)
 
 
 def _shape(basis_type: int, aligned: int, pairs: bool) -> dict[str, int]:

@@ -5,16 +5,23 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from hvp_engine.kernels.triton.resource_case import COMPILE_OPTIONS, ResourceCase
+from hvp_engine.kernels.triton.launching import run
+from hvp_engine.kernels.triton.resource_case import ResourceCase
 
-__all__ = ["ELEMENTS", "Tile", "launch", "load_wide", "softmax_statistics", "tile_of", "variant", "wide"]
+__all__ = ["COUNTS", "ELEMENTS", "Tile", "launch", "load_wide", "softmax_statistics", "tile_of", "variant", "wide"]
 
 ELEMENTS = ("fp32", "bf16", "fp64")
+
+# Arguments that count rows, or tell them apart. Triton makes a variant of its own for an integer that is 1, and for one
+# that 16 divides: of columns and strides these are worth it, since they say how wide a load may be, of these never.
+COUNTS = (
+    *("rows", "base_rows", "tokens", "count", "chunk_count", "first"),
+    *("statistics_stride", "ignore_index"),
+)
 
 _TILE_ELEMENTS = 4096
 _MOST_ROWS = 64
@@ -75,12 +82,14 @@ def launch(kernel: Any, programs: int, *arguments: Any, **options: Any) -> None:
         programs: Programs of the one-dimensional grid; none is no launch.
         arguments: Arguments of the kernel.
         options: Constants of the kernel, and `num_warps`.
+
+    Raises:
+        BackendError: The kernel cannot be compiled or launched.
     """
     if programs == 0:
         return
     tensor = next(argument for argument in arguments if isinstance(argument, Tensor))
-    with torch.cuda.device_of(tensor):
-        kernel[(programs,)](*arguments, **options, **COMPILE_OPTIONS)
+    run(kernel, (programs,), tensor, *arguments, **options)
 
 
 def wide(element: str) -> str:

@@ -7,7 +7,16 @@ import triton.language as tl
 from torch import Tensor
 
 from hvp_engine.kernels.triton.resource_case import ResourceCase
-from hvp_engine.kernels.triton.rows import ELEMENTS, launch, load_wide, softmax_statistics, tile_of, variant, wide
+from hvp_engine.kernels.triton.rows import (
+    COUNTS,
+    ELEMENTS,
+    launch,
+    load_wide,
+    softmax_statistics,
+    tile_of,
+    variant,
+    wide,
+)
 
 __all__ = [
     "resource_cases",
@@ -18,7 +27,7 @@ __all__ = [
 ]
 
 
-@triton.jit
+@triton.jit(do_not_specialize=COUNTS)
 def softmax_forward_kernel(x, out, rows, columns, BLOCK_ROWS: tl.constexpr, BLOCK_COLUMNS: tl.constexpr):
     row = tl.program_id(0).to(tl.int64) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)[:, None]
     at = tl.minimum(row, rows - 1) * columns
@@ -31,7 +40,7 @@ def softmax_forward_kernel(x, out, rows, columns, BLOCK_ROWS: tl.constexpr, BLOC
         tl.store(out + at + column, result, mask=(row < rows) & (column < columns))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=COUNTS)
 def softmax_backward_kernel(p, g, out, rows, base_rows, columns, BLOCK_ROWS: tl.constexpr, BLOCK_COLUMNS: tl.constexpr):
     wide: tl.constexpr = tl.float64 if g.dtype.element_ty == tl.float64 else tl.float32
     row = tl.program_id(0).to(tl.int64) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)[:, None]
@@ -51,7 +60,7 @@ def softmax_backward_kernel(p, g, out, rows, base_rows, columns, BLOCK_ROWS: tl.
 
 # With a = g - <p, g> and b = u - <p, u>, F = <u, p a> has dF/dg = p b and, through p(x),
 # dF/dx = p (a b - <p, a b>).
-@triton.jit
+@triton.jit(do_not_specialize=COUNTS)
 def softmax_double_backward_kernel(
     p, g, u, wrt_x, wrt_g, rows, base_rows, columns, BLOCK_ROWS: tl.constexpr, BLOCK_COLUMNS: tl.constexpr
 ):
@@ -88,7 +97,7 @@ def softmax_double_backward_kernel(
             tl.store(wrt_x + at + column, prob * (a * b - covariance[:, None]), mask=stored)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=COUNTS)
 def softmax_tangent_kernel(
     logits,
     statistics,

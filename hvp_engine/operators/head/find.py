@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
-from hvp_engine.errors import HvpEngineError
+from hvp_engine.errors import BackendError, HvpEngineError
 from hvp_engine.ops.head.lazy_logits import FusedHead, HeadLogits
 from hvp_engine.problem.objective import Objective
 
@@ -40,6 +40,7 @@ class _Search(FusedHead):
     def __init__(self, parameters: set[int]) -> None:
         self._parameters = parameters
         self.found: list[tuple[Tensor, int]] = []
+        self.rounded = False  # whether products are in low precision
         self.keep_logits = False
 
     def matches(self, weight: Tensor) -> bool:
@@ -47,6 +48,7 @@ class _Search(FusedHead):
 
     def loss(self, logits: HeadLogits, target: Tensor, **options: Any) -> Tensor:
         self.found.append((logits.weight, logits.hidden.shape[0]))
+        self.rounded |= logits.autocast is not None
         return super().loss(logits, target, **options)
 
 
@@ -77,11 +79,13 @@ def find_head(objective: Objective, batch: Any, serving: Serving, plain: float |
                 plain = objective.spot_value(batch)
         with serving(search):
             lazy = objective.spot_value(batch)
+    except BackendError:  # not the loss's, and nothing to do without
+        raise
     except (HvpEngineError, RuntimeError) as error:  # a loss that fails without it too says so when it runs next
         log.info("no head fused: %s", error)
         return None
     weights = {id(weight) for weight, _ in search.found}
-    tolerance = 1e-2 if objective.precision == "bf16" else 1e-4
+    tolerance = 1e-2 if search.rounded else 1e-4
     if len(weights) != 1 or abs(plain - lazy) > tolerance * max(abs(plain), abs(lazy)):
         return None
     weight = search.found[0][0]

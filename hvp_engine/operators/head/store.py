@@ -214,7 +214,7 @@ def _error(matrices: HeadCurvature, hidden: Tensor, weight: Tensor, bias: Tensor
     t = u @ head.T
     exact = (p * (t - (p * t).sum(-1, keepdim=True))) @ head
     few = replace(matrices, packed=matrices.packed[rows], lse=matrices.lse[rows])
-    found = few.apply(u.to(hidden.dtype)).double()
+    found = few.apply(u.to(matrices.lse.dtype)).double()  # the matrices' error alone, without that of low precision
     scale = float(exact.norm())
     if scale == 0:
         return 0.0, 0.0

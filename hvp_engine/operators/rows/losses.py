@@ -202,7 +202,12 @@ def _rows_of(logits: Tensor, dimension: int) -> Callable[[int, int], Tensor]:
     if isinstance(logits, HeadLogits) and logits.hidden.dim() == 2:
         hidden, weight = logits.hidden.detach(), logits.weight.detach()
         bias = None if logits.bias is None else logits.bias.detach()
-        return lambda first, last: F.linear(hidden[first:last], weight, bias)
+
+        def rows(first: int, last: int) -> Tensor:
+            with logits.arithmetic():
+                return F.linear(hidden[first:last], weight, bias)
+
+        return rows
     flat = computed(logits).detach().movedim(dimension, -1)
     flat = flat.reshape(-1, flat.shape[-1])
     return lambda first, last: flat[first:last]

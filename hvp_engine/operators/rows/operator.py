@@ -33,6 +33,8 @@ class RowOperator(CurvatureOperator):
         parameters = self._parameters_of(micro.blocks)
         graph = RowGraph(values, factors, weight, parameters, of_all_blocks=micro.blocks is None)
         self._inspection.refuse_cuts((micro.key, micro.blocks), graph)
+        if micro.is_kept:
+            graph.compile(self._compiler)
         return graph
 
     def _in_order(self, batch: Any) -> bool:

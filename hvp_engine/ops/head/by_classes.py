@@ -19,9 +19,7 @@ from hvp_engine.ops.head.by_tokens import HeadInputs
 
 __all__ = ["head_hidden_hvp", "mean_weights"]
 
-# A panel of tangents stays in a last-level cache; narrower ones make slower products (benchmarks/NOTES.md).
-PANEL_BYTES = 16 * 2**20
-PANEL_CLASSES = 4096
+PANEL_CLASSES = 4096  # at least: narrower panels make slower products (benchmarks/NOTES.md)
 MIN_ROWS = 64
 
 
@@ -52,10 +50,11 @@ def _weighted_sum(head: HeadInputs) -> Tensor:
     return head.class_weight @ head.weight.to(head.class_weight.dtype)
 
 
-def _panels(rows: int, classes: int, element_size: int) -> Iterator[tuple[slice, slice]]:
-    """Yield panels of tokens and classes; they depend on shapes and dtype only."""
-    step = max(MIN_ROWS, min(rows, PANEL_BYTES // (PANEL_CLASSES * element_size)))
-    width = max(PANEL_CLASSES, PANEL_BYTES // (step * element_size) // 16 * 16)
+def _panels(head: HeadInputs, element_size: int) -> Iterator[tuple[slice, slice]]:
+    """Yield panels of tokens and classes; they depend on shapes, dtype and room only."""
+    rows, classes, size = head.hidden.shape[0], head.weight.shape[0], head.options.room.panel_bytes
+    step = max(MIN_ROWS, min(rows, size // (PANEL_CLASSES * element_size)))
+    width = max(PANEL_CLASSES, size // (step * element_size) // 16 * 16)
     for row in range(0, rows, step):
         for column in range(0, classes, width):
             yield slice(row, min(row + step, rows)), slice(column, min(column + width, classes))
@@ -110,9 +109,8 @@ def head_hidden_hvp(
     center = (tangents.to(mean_weight.dtype) * mean_weight).sum(-1)
     totals = torch.zeros_like(center, dtype=torch.float64)
     out = torch.zeros_like(tangents, dtype=accumulator(tangents.dtype))
-    rows, classes = head.hidden.shape[0], head.weight.shape[0]
     memory, logits_memory = _PanelMemory(tangents), _PanelMemory(tangents)
-    for row, column in _panels(rows, classes, tangents.element_size()):
+    for row, column in _panels(head, tangents.element_size()):
         panel, weight = memory.panel(row, column), head.weight[column]
         logits = _logits(head, row, column, logits_memory)
         for tangent, product, mean, total in zip(tangents, out, center, totals, strict=True):

@@ -15,13 +15,22 @@ from torch import Tensor
 from hvp_engine.kernels.cross_entropy import cross_entropy_backward, cross_entropy_forward, cross_entropy_hvp
 from hvp_engine.kernels.tensors import accumulator
 from hvp_engine.ops.class_targets import ClassTargets
+from hvp_engine.ops.head.room import HeadRoom
 
-__all__ = ["HeadInputs", "Part", "Tangents", "Wanted", "head_backward", "head_forward", "head_hvp"]
+__all__ = ["HeadInputs", "HeadOptions", "Part", "Tangents", "Wanted", "head_backward", "head_forward", "head_hvp"]
 
-# Logits of one chunk: enough rows for the products to run at full speed; smaller chunks, although they would
-# stay in cache between product and kernel, are slower (benchmarks/NOTES.md).
-CHUNK_BYTES = 64 * 2**20
 MIN_CHUNK_ROWS = 64
+
+
+@dataclass(frozen=True)
+class HeadOptions(ClassTargets):
+    """Options of a head's targets, and how much of the logits exists at once.
+
+    Attributes:
+        room: Sizes of chunks and panels.
+    """
+
+    room: HeadRoom
 
 
 @dataclass(frozen=True)
@@ -34,7 +43,7 @@ class HeadInputs:
         bias: Bias (V) or None.
         target: Class indices (R), int64.
         class_weight: Class weights (V) in the accumulator type, or None.
-        options: Options of the targets.
+        options: Options of the targets, sizes of chunks.
         kept_logits: Logits (R, V) kept from the forward pass, or None to compute them again.
     """
 
@@ -43,7 +52,7 @@ class HeadInputs:
     bias: Tensor | None
     target: Tensor
     class_weight: Tensor | None
-    options: ClassTargets
+    options: HeadOptions
     kept_logits: Tensor | None = None
 
     def contiguous(self) -> HeadInputs:
@@ -56,9 +65,9 @@ class HeadInputs:
         )
 
     def chunk_rows(self) -> int:
-        """Return the number of tokens per chunk; it depends on shapes and dtype only."""
+        """Return the number of tokens per chunk; it depends on shapes, dtype and room only."""
         row_bytes = max(self.weight.shape[0] * self.hidden.element_size(), 1)
-        return max(MIN_CHUNK_ROWS, CHUNK_BYTES // row_bytes // 16 * 16)
+        return max(MIN_CHUNK_ROWS, self.options.room.chunk_bytes // row_bytes // 16 * 16)
 
     def chunks(self) -> Iterator[slice]:
         """Yield the chunks of tokens."""

@@ -2,14 +2,16 @@
 
 A linear head (V classes, d < V) produces logits that a loss reduces at once. Inside `twice_differentiable(head)` the
 head's `F.linear` returns a `HeadLogits`: hidden states and weights, with the shape and dtype of the logits. Slicing or
-reshaping its leading dimensions and casting keep it lazy; `F.cross_entropy` turns it into `linear_cross_entropy`; any
-other operation computes the logits and goes on with them.
+reshaping its leading dimensions, casts that lose nothing and a log-softmax over the classes keep it lazy;
+`F.cross_entropy`, or `F.nll_loss` of the log-softmax, turns it into `linear_cross_entropy`; any other operation
+computes the logits and goes on with them. The products have the dtype that they would have had where `F.linear` was
+called, whatever autocast says where the loss is.
 """
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterable
-from types import EllipsisType
 from typing import Any
 
 import torch
@@ -18,10 +20,13 @@ from torch import Tensor
 
 from hvp_engine.errors import ConfigurationError
 from hvp_engine.ops.head.curvature import HeadCurvature
+from hvp_engine.ops.head.lazy_shapes import flattened, indexed, reshaped
 from hvp_engine.ops.head.linear_cross_entropy import linear_cross_entropy
 from hvp_engine.system.torch_private import make_wrapper
 
-__all__ = ["FusedHead", "HeadLogits", "computed", "stay_lazy"]
+__all__ = ["FUSED_LOSSES", "FusedHead", "HeadLogits", "computed", "stay_lazy"]
+
+_LOW = (torch.bfloat16, torch.float16)
 
 
 class FusedHead:
@@ -66,19 +71,23 @@ class FusedHead:
 
 
 class HeadLogits(Tensor):
-    """`F.linear(hidden, weight, bias)`, not computed yet.
+    """`F.linear(hidden, weight, bias)`, or its log-softmax over the classes, not computed yet.
 
     Attributes:
         hidden: Hidden states (..., d).
         weight: Head weights (V, d).
         bias: Head bias (V) or None.
         head: What computes the loss.
+        autocast: The dtype of the products where autocast casts their operands to it; None where it casts nothing.
+        normalised: Whether these are log-probabilities.
     """
 
     hidden: Tensor
     weight: Tensor
     bias: Tensor | None
     head: FusedHead
+    autocast: torch.dtype | None
+    normalised: bool
     _dtype: torch.dtype
     _computed: Tensor | None
 
@@ -89,28 +98,58 @@ class HeadLogits(Tensor):
         weight: Tensor,
         bias: Tensor | None,
         head: FusedHead,
-        dtype: torch.dtype | None = None,
     ) -> HeadLogits:
-        """Stand for the logits of hidden states, cast to ``dtype`` (None: what `F.linear` gives)."""
-        if dtype is None:
-            dtype = hidden.dtype
-            if torch.is_autocast_enabled(hidden.device.type) and dtype != torch.float64:
-                dtype = torch.get_autocast_dtype(hidden.device.type)
+        """Stand for the logits of hidden states, as `F.linear` computes them here."""
+        autocast = _autocast_dtype(hidden, weight)
+        return cls._made(hidden, weight, bias, head, autocast, autocast or hidden.dtype, normalised=False)
+
+    @classmethod
+    def _made(
+        cls,
+        hidden: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        head: FusedHead,
+        autocast: torch.dtype | None,
+        dtype: torch.dtype,
+        *,
+        normalised: bool,
+    ) -> HeadLogits:
         shape = (*hidden.shape[:-1], weight.shape[0])
         self: HeadLogits = make_wrapper(cls, shape, dtype=dtype, device=hidden.device)
         self.hidden, self.weight, self.bias, self.head = hidden, weight, bias, head
+        self.autocast, self.normalised = autocast, normalised
         self._dtype, self._computed = dtype, None
         return self
 
     def compute(self) -> Tensor:
         """Return the logits themselves, attached to the graph; computed once."""
         if self._computed is None:
-            self._computed = F.linear(self.hidden, self.weight, self.bias).to(self._dtype)
+            logits = self.of_rows(self.hidden).to(self._dtype)
+            if self.normalised:
+                with _autocast(self.device, None):
+                    logits = F.log_softmax(logits, -1)
+            self._computed = logits
         return self._computed
 
-    def on_rows(self, hidden: Tensor, dtype: torch.dtype | None = None) -> HeadLogits:
+    def of_rows(self, hidden: Tensor) -> Tensor:
+        """Compute the logits of some hidden states, before any cast, as `F.linear` would have."""
+        with self.arithmetic():
+            return F.linear(hidden, self.weight, self.bias)
+
+    def arithmetic(self) -> contextlib.AbstractContextManager[None]:
+        """Hold autocast as it was where `F.linear` was called."""
+        return _autocast(self.device, self.autocast)
+
+    def on_rows(self, hidden: Tensor) -> HeadLogits:
         """Return the logits of other hidden states through the same head."""
-        return HeadLogits(hidden, self.weight, self.bias, self.head, dtype or self._dtype)
+        return self._made(
+            hidden, self.weight, self.bias, self.head, self.autocast, self._dtype, normalised=self.normalised
+        )
+
+    def as_type(self, dtype: torch.dtype, *, normalised: bool = False) -> HeadLogits:
+        """Return the logits in another dtype, or their log-softmax in it."""
+        return self._made(self.hidden, self.weight, self.bias, self.head, self.autocast, dtype, normalised=normalised)
 
     @classmethod
     def __torch_function__(
@@ -139,6 +178,8 @@ def stay_lazy(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str,
     if func in _METADATA:
         return Tensor.__torch_function__(func, (), args, kwargs)  # type: ignore[no-untyped-call]  # as of any tensor
     lazy = _LAZY.get(func)
+    if not args and "input" in kwargs:
+        args, kwargs = (kwargs["input"],), {name: value for name, value in kwargs.items() if name != "input"}
     if lazy is None or not args or not isinstance(args[0], HeadLogits):
         return NotImplemented
     return lazy(*args, **kwargs)
@@ -155,72 +196,93 @@ def computed(value: Any) -> Any:
     return value
 
 
+def _autocast_dtype(hidden: Tensor, weight: Tensor) -> torch.dtype | None:
+    """Return the dtype in which autocast multiplies here; None where it casts nothing.
+
+    Operands that are in one low precision already are as under an autocast to it, which adds nothing but a loss in
+    float32.
+    """
+    kind = hidden.device.type
+    if torch.is_autocast_enabled(kind):
+        return None if hidden.dtype == torch.float64 else torch.get_autocast_dtype(kind)
+    return hidden.dtype if hidden.dtype in _LOW and hidden.dtype == weight.dtype else None
+
+
+def _autocast(device: torch.device, dtype: torch.dtype | None) -> contextlib.AbstractContextManager[None]:
+    """Hold autocast to a dtype on, or off for None."""
+    kind = device.type
+    enabled = torch.is_autocast_enabled(kind)
+    if enabled == (dtype is not None) and (dtype is None or torch.get_autocast_dtype(kind) == dtype):
+        return contextlib.nullcontext()
+    return torch.autocast(kind, dtype=dtype, enabled=dtype is not None)
+
+
 def _requires_grad(logits: HeadLogits) -> bool:
     inputs = (logits.hidden, logits.weight, logits.bias)
     return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in inputs)
 
 
 def _getitem(logits: HeadLogits, index: Any) -> Any:
-    """Index leading dimensions; NotImplemented when the classes are touched."""
-    entries = list(index) if isinstance(index, tuple) else [index]
-    if any(isinstance(entry, list) for entry in entries):
-        return NotImplemented
-    rank = logits.hidden.dim()
-    consumed = sum(_consumed(entry) for entry in entries)
-    ellipses = [i for i, entry in enumerate(entries) if isinstance(entry, EllipsisType)]
-    if len(ellipses) == 1:
-        entries[ellipses[0] : ellipses[0] + 1] = [slice(None)] * (rank - consumed)
-        consumed = rank
-    if consumed == rank and isinstance(entries[-1], slice) and entries[-1] == slice(None):
-        entries, consumed = entries[:-1], rank - 1
-    if consumed >= rank:
-        return NotImplemented
-    return logits.on_rows(logits.hidden[tuple(entries)])
+    return _moved(logits, indexed(logits.hidden, index))
 
 
-def _consumed(entry: Any) -> int:
-    """Return how many dimensions an index entry takes."""
-    if entry is None or isinstance(entry, EllipsisType):
-        return 0
-    return entry.dim() if isinstance(entry, Tensor) and entry.dtype == torch.bool else 1
-
-
-def _reshape(logits: HeadLogits, *shape: Any) -> Any:
-    """Reshape leading dimensions; NotImplemented when the classes are mixed with them."""
-    sizes = list(shape[0]) if len(shape) == 1 and isinstance(shape[0], (tuple, list)) else list(shape)
-    if not sizes or isinstance(sizes[0], torch.dtype):
-        return NotImplemented
-    classes, rows = logits.weight.shape[0], logits.hidden.shape[:-1].numel()
-    leading = sizes[:-1]
-    last_is_classes = sizes[-1] == classes or (
-        sizes[-1] == -1 and -1 not in leading and torch.Size(leading).numel() == rows
-    )
-    if not last_is_classes or (-1 not in leading and torch.Size(leading).numel() != rows):
-        return NotImplemented
-    return logits.on_rows(logits.hidden.reshape(*leading, logits.hidden.shape[-1]))
+def _reshape(logits: HeadLogits, *shape: Any, **named: Any) -> Any:
+    return _moved(logits, reshaped(logits.hidden, logits.weight.shape[0], *shape, *named.values()))
 
 
 def _flatten(logits: HeadLogits, start_dim: int = 0, end_dim: int = -1) -> Any:
-    last = logits.hidden.dim() - 1
-    end = end_dim % (last + 1)
-    return NotImplemented if end == last else logits.on_rows(logits.hidden.flatten(start_dim, end))
+    return _moved(logits, flattened(logits.hidden, start_dim, end_dim))
 
 
-def _float(logits: HeadLogits) -> HeadLogits:
-    return logits.on_rows(logits.hidden, torch.float32)
+def _moved(logits: HeadLogits, hidden: Any) -> Any:
+    return NotImplemented if hidden is NotImplemented else logits.on_rows(hidden)
+
+
+def _float(logits: HeadLogits) -> Any:
+    return _cast(logits, torch.float32)
+
+
+def _type(logits: HeadLogits, dtype: Any = None) -> Any:
+    return _cast(logits, dtype) if isinstance(dtype, torch.dtype) else NotImplemented
 
 
 def _to(logits: HeadLogits, *args: Any, **kwargs: Any) -> Any:
-    (target,) = (*args, *kwargs.values()) if len(args) + len(kwargs) == 1 else (None,)
-    if isinstance(target, torch.dtype) and target.is_floating_point:
-        return logits.on_rows(logits.hidden, target)
-    return (
-        logits if isinstance(target, (str, torch.device)) and logits.device == torch.device(target) else NotImplemented
-    )
+    dtype = logits.dtype
+    for target in (*args, *kwargs.values()):
+        if isinstance(target, torch.dtype):
+            dtype = target
+        elif not (isinstance(target, (str, torch.device)) and logits.device == torch.device(target)):
+            return NotImplemented
+    return _cast(logits, dtype)
+
+
+def _cast(logits: HeadLogits, dtype: torch.dtype) -> Any:
+    """Cast to a dtype that has all of their values; NotImplemented for one that rounds them, or is no real one."""
+    if dtype == logits.dtype:
+        return logits
+    widens = dtype.is_floating_point and torch.promote_types(logits.dtype, dtype) == dtype
+    return logits.as_type(dtype) if widens and not logits.normalised else NotImplemented
 
 
 def _contiguous(logits: HeadLogits) -> HeadLogits:
     return logits
+
+
+def _log_softmax(logits: HeadLogits, dim: Any = None, _stacklevel: int = 3, dtype: torch.dtype | None = None) -> Any:
+    """Normalise over the classes; NotImplemented for another dimension, or a dtype that rounds the logits."""
+    if not isinstance(dim, int) or dim not in (-1, logits.hidden.dim() - 1):
+        return NotImplemented
+    if dtype is not None:
+        logits = _cast(logits, dtype)
+        if logits is NotImplemented:
+            return NotImplemented
+    # Whether autocast widens it depends on the device: what has no elements tells.
+    found = F.log_softmax(logits.hidden.detach().new_empty(0, dtype=logits.dtype), 0, dtype=dtype).dtype
+    return logits.as_type(found, normalised=True)
+
+
+def _torch_log_softmax(logits: HeadLogits, dim: Any, dtype: torch.dtype | None = None) -> Any:
+    return _log_softmax(logits, dim, dtype=dtype)
 
 
 def _cross_entropy(
@@ -236,18 +298,35 @@ def _cross_entropy(
     legacy = size_average is not None or reduce is not None
     if legacy or not isinstance(target, Tensor) or target.is_floating_point() or logits.hidden.dim() != 2:
         return NotImplemented
-    # A cast between head and loss rounds the logits; only those that the fused loss does by itself are none.
-    accumulated = torch.is_autocast_enabled(logits.device.type) and logits.dtype == torch.float32
-    if logits.dtype != logits.hidden.dtype and not accumulated:
+    # The fused loss adds up low precision in float32; any other cast between head and loss is not its own.
+    products = logits.autocast or logits.hidden.dtype
+    if logits.dtype != products and not (logits.autocast is not None and logits.dtype == torch.float32):
         return NotImplemented
-    return logits.head.loss(
-        logits,
-        target,
-        class_weight=weight,
-        ignore_index=ignore_index,
-        reduction=reduction,
-        label_smoothing=label_smoothing,
-    )
+    widened = torch.is_autocast_enabled(logits.device.type) and logits.dtype in _LOW
+    with logits.arithmetic():
+        loss = logits.head.loss(
+            logits,
+            target,
+            class_weight=weight,
+            ignore_index=ignore_index,
+            reduction=reduction,
+            label_smoothing=label_smoothing,
+        )
+    return loss.to(torch.float32 if widened else logits.dtype)
+
+
+def _nll_loss(
+    logits: HeadLogits,
+    target: Any,
+    weight: Tensor | None = None,
+    size_average: bool | None = None,
+    ignore_index: int = -100,
+    reduce: bool | None = None,
+    reduction: str = "mean",
+) -> Any:
+    if not logits.normalised:
+        return NotImplemented
+    return _cross_entropy(logits, target, weight, size_average, ignore_index, reduce, reduction)
 
 
 _METADATA = {
@@ -272,6 +351,12 @@ _LAZY: dict[Any, Callable[..., Any]] = {
     torch.flatten: _flatten,
     Tensor.float: _float,
     Tensor.to: _to,
+    Tensor.type: _type,
     Tensor.contiguous: _contiguous,
+    F.log_softmax: _log_softmax,
+    torch.log_softmax: _torch_log_softmax,
+    Tensor.log_softmax: _torch_log_softmax,
     F.cross_entropy: _cross_entropy,
+    F.nll_loss: _nll_loss,
 }
+FUSED_LOSSES = frozenset((F.cross_entropy, F.nll_loss))

@@ -13,10 +13,19 @@ from hvp_engine.kernels.tensors import accumulator
 from hvp_engine.ops.applies import autocast_operands, fused_applies
 from hvp_engine.ops.arguments import check_operands, check_tensor, run_plain
 from hvp_engine.ops.autograd import BatchedFunction, tensor_arguments, wanted_gradients
-from hvp_engine.ops.class_targets import ClassTargets, check_options, check_targets, reduce_rows
+from hvp_engine.ops.class_targets import check_options, check_targets, reduce_rows
 from hvp_engine.ops.head.by_classes import head_hidden_hvp, mean_weights
-from hvp_engine.ops.head.by_tokens import HeadInputs, Tangents, Wanted, head_backward, head_forward, head_hvp
+from hvp_engine.ops.head.by_tokens import (
+    HeadInputs,
+    HeadOptions,
+    Tangents,
+    Wanted,
+    head_backward,
+    head_forward,
+    head_hvp,
+)
 from hvp_engine.ops.head.curvature import HeadCurvature
+from hvp_engine.ops.head.room import room_on
 from hvp_engine.ops.head.written_out import linear_cross_entropy_hvp
 from hvp_engine.ops.third import LastDerivative, keep_arguments
 from hvp_engine.ops.vmap import batch_first, fold_rows, vmap_by_loop
@@ -34,7 +43,7 @@ class _LinearCrossEntropy(BatchedFunction):
         bias: Tensor | None,
         target: Tensor,
         class_weight: Tensor | None,
-        options: ClassTargets,
+        options: HeadOptions,
         keep_logits: bool,
         curvature: HeadCurvature | None,
     ) -> tuple[Tensor, Tensor, Tensor]:
@@ -137,7 +146,7 @@ class _LinearCrossEntropyBackward(BatchedFunction):
         logits: Tensor,
         target: Tensor,
         class_weight: Tensor | None,
-        options: ClassTargets,
+        options: HeadOptions,
         curvature: HeadCurvature | None,
         wanted: Wanted,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -220,7 +229,7 @@ class _LinearCrossEntropyHvp(LastDerivative):
         hidden_t: Tensor | None,
         weight_t: Tensor | None,
         bias_t: Tensor | None,
-        options: ClassTargets,
+        options: HeadOptions,
         curvature: HeadCurvature | None,
         wanted: Wanted,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -350,7 +359,7 @@ def linear_cross_entropy(
         return run_plain("linear_cross_entropy", lambda: linear_cross_entropy_ref(*arguments), {"hidden": hidden})
     flat = target.reshape(-1).long()
     class_weight = None if class_weight is None else class_weight.to(accumulator(hidden_.dtype)).contiguous()
-    options = ClassTargets(ignore_index, float(label_smoothing))
+    options = HeadOptions(ignore_index, float(label_smoothing), room_on(hidden_.device))
     rows = hidden_.reshape(-1, hidden_.shape[-1])
     loss = _LinearCrossEntropy.apply(rows, weight_, bias_, flat, class_weight, options, keep_logits, curvature)[0]
     loss = reduce_rows(loss, flat, class_weight, options, reduction)

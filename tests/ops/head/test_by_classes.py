@@ -8,6 +8,7 @@ from torch.autograd import grad
 from hvp_engine.kernels.softmax import softmax_tangent, softmax_tangent_ref
 from hvp_engine.ops.head import by_classes
 from hvp_engine.ops.head.linear_cross_entropy import linear_cross_entropy, linear_cross_entropy_ref
+from hvp_engine.ops.head.room import ON_CPU, HeadRoom, granted
 
 pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning")
 
@@ -22,9 +23,10 @@ OPTIONS = [
 @pytest.fixture(autouse=True)
 def small_panels(monkeypatch):
     """Every test below crosses borders of panels in both directions."""
-    monkeypatch.setattr(by_classes, "PANEL_BYTES", 1)
     monkeypatch.setattr(by_classes, "PANEL_CLASSES", 16)
     monkeypatch.setattr(by_classes, "MIN_ROWS", 3)
+    with granted(HeadRoom(ON_CPU.chunk_bytes, 1)):
+        yield
 
 
 def make(tokens, d, classes, scale=1.0, dtype=torch.float64):

@@ -37,6 +37,16 @@ LAZY = {
     "masked rows": lambda z: F.cross_entropy(z[TARGETS > 2], TARGETS[TARGETS > 2]),
     "one sequence": lambda z: F.cross_entropy(z[1], TARGETS[1], label_smoothing=0.1),
     "casts that change nothing": lambda z: F.cross_entropy(z.to(z.dtype)[0].to(z.device), TARGETS[0], ignore_index=2),
+    "by keywords": lambda z: F.cross_entropy(input=torch.reshape(z, shape=(-1, 7)), target=TARGETS.reshape(-1)),
+    "a module": lambda z: nn.CrossEntropyLoss(ignore_index=3)(z.view(-1, 7), TARGETS.view(-1)),
+    "log-probabilities": lambda z: F.nll_loss(F.log_softmax(z, -1).reshape(-1, 7), TARGETS.reshape(-1)),
+    "log-probabilities by modules": lambda z: nn.NLLLoss(reduction="sum")(
+        nn.LogSoftmax(dim=2)(z)[:, :-1].flatten(0, 1), TARGETS[:, 1:].flatten()
+    ),
+    "log-probabilities by a method": lambda z: F.nll_loss(
+        z.view(-1, 7).log_softmax(1, dtype=z.dtype), TARGETS.view(-1), torch.arange(1.0, 8.0).double(), ignore_index=2
+    ),
+    "log-probabilities normalised twice": lambda z: F.cross_entropy(torch.log_softmax(z[0], -1), TARGETS[0]),
 }
 
 COMPUTED = {
@@ -45,7 +55,9 @@ COMPUTED = {
     "classes in the second dimension": lambda z: F.cross_entropy(z.transpose(1, 2), TARGETS),
     "classes mixed with rows": lambda z: z.reshape(7, 10).square().sum(),
     "soft targets": lambda z: F.cross_entropy(z[0], torch.full((5, 7), 1 / 7, dtype=z.dtype)),
-    "another loss": lambda z: F.nll_loss(F.log_softmax(z, -1).reshape(-1, 7), TARGETS.reshape(-1)),
+    "log-probabilities over positions": lambda z: F.nll_loss(F.log_softmax(z, 1).reshape(-1, 7), TARGETS.reshape(-1)),
+    "chosen log-probabilities": lambda z: -F.log_softmax(z, -1).gather(2, TARGETS[..., None]).mean(),
+    "nothing normalised": lambda z: F.nll_loss(z.reshape(-1, 7), TARGETS.reshape(-1)),
     "concatenated": lambda z: F.cross_entropy(torch.cat([z[0], z[1]]), TARGETS.reshape(-1)),
 }
 
@@ -92,14 +104,88 @@ def test_a_cast_that_rounds_the_logits_is_not_fused_away():
     torch.testing.assert_close(fused, F.cross_entropy(model(x)[0].bfloat16(), TARGETS[0]))
 
 
-def test_autocast_gives_what_the_plain_loss_gives_to_bfloat16_rounding():
-    model = Classifier().float()
-    losses = []
-    for mode in (TwiceDifferentiable(), fuse_lm_head(model)):
-        with mode, torch.autocast("cpu", dtype=torch.bfloat16):
-            losses.append(F.cross_entropy(model(X.float()).float().view(-1, 7), TARGETS.view(-1)))
-    torch.testing.assert_close(losses[1], losses[0], rtol=1e-2, atol=1e-2)
-    assert losses[1].dtype == torch.float32
+def test_a_cast_after_one_that_rounds_does_not_hide_it():
+    model, x = Classifier().float(), X.float()
+    losses = {}
+    for fused, mode in ((False, TwiceDifferentiable()), (True, fuse_lm_head(model))):
+        with mode:
+            losses[fused] = F.cross_entropy(model(x)[0].to(torch.bfloat16).float(), TARGETS[0])
+    assert "linear_cross_entropy" not in mode.replaced
+    assert torch.equal(losses[True], losses[False])
+
+
+UNDER_AUTOCAST = {
+    "as they are": lambda z: F.cross_entropy(z.view(-1, 7), TARGETS.view(-1)),
+    "reshaped": lambda z: F.cross_entropy(z.reshape(-1, 7), TARGETS.reshape(-1)),
+    "flattened": lambda z: F.cross_entropy(z.flatten(0, 1), TARGETS.flatten()),
+    "shifted": lambda z: F.cross_entropy(z[:, :-1].contiguous().view(-1, 7), TARGETS[:, 1:].reshape(-1)),
+    "cast": lambda z: F.cross_entropy(z.float().view(-1, 7), TARGETS.view(-1)),
+    "cast by to": lambda z: F.cross_entropy(z.view(-1, 7).to("cpu", dtype=torch.float32), TARGETS.view(-1)),
+    "smoothed": lambda z: F.cross_entropy(z.view(-1, 7), TARGETS.view(-1), label_smoothing=0.1),
+    "ignored": lambda z: F.cross_entropy(z.view(-1, 7), TARGETS.view(-1), ignore_index=2, reduction="sum"),
+    "row by row": lambda z: F.cross_entropy(z.view(-1, 7), TARGETS.view(-1), reduction="none").sum(),
+    "a module": lambda z: nn.CrossEntropyLoss()(z.view(-1, 7), TARGETS.view(-1)),
+    "log-probabilities": lambda z: F.nll_loss(F.log_softmax(z, -1).view(-1, 7), TARGETS.view(-1)),
+    "log-probabilities of a cast": lambda z: nn.NLLLoss()(nn.LogSoftmax(-1)(z.float()).view(-1, 7), TARGETS.view(-1)),
+    "log-probabilities in float32": lambda z: F.nll_loss(
+        F.log_softmax(z.view(-1, 7), dim=-1, dtype=torch.float32), TARGETS.view(-1)
+    ),
+}
+
+
+def under_autocast(model, loss, where):
+    """The loss where autocast is on in the model alone, or in the loss too."""
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        logits = model(X.to(model.body.weight.dtype))
+        if where == "everywhere":
+            return loss(logits)
+    return loss(logits)
+
+
+def hessian_product(model, total):
+    parameters = list(model.parameters())
+    gradients = torch.autograd.grad(total, parameters, create_graph=True)
+    return torch.cat(
+        [p.reshape(-1) for p in torch.autograd.grad(gradients, parameters, [p.detach().cos() for p in parameters])]
+    )
+
+
+@pytest.mark.parametrize("where", ["everywhere", "in the model"])
+@pytest.mark.parametrize("case", UNDER_AUTOCAST)
+def test_a_loss_of_bfloat16_logits_is_fused(case, where):
+    model, loss = Classifier().float(), UNDER_AUTOCAST[case]
+    with TwiceDifferentiable():
+        plain = under_autocast(model, loss, where)
+    with fuse_lm_head(model) as mode:
+        fused = under_autocast(model, loss, where)
+    assert mode.replaced["linear_cross_entropy"] == 1
+    assert fused.dtype == plain.dtype
+    torch.testing.assert_close(fused, plain, rtol=1e-2, atol=0)
+    exact = Classifier()
+    wanted = hessian_product(exact, loss(exact(X)))
+    error = (hessian_product(model, fused).double() - wanted).norm() / wanted.norm()
+    assert error <= 2e-2
+
+
+def test_logits_of_bfloat16_products_are_the_same_wherever_they_are_needed():
+    model, x = Classifier().float(), X.float()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        plain = model(x)
+        with fuse_lm_head(model):
+            lazy = model(x)
+    assert (lazy.dtype, (lazy + 0).dtype) == (torch.bfloat16, torch.bfloat16)
+    assert torch.equal(lazy + 0, plain)
+
+
+def test_products_outside_of_autocast_stay_float32_in_a_loss_inside():
+    model, x = Classifier().float(), X.float()
+    plain = F.cross_entropy(model(x)[0], TARGETS[0])
+    with fuse_lm_head(model) as mode:
+        logits = model(x)[0]
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            fused = F.cross_entropy(logits, TARGETS[0])
+    assert mode.replaced["linear_cross_entropy"] == 1
+    torch.testing.assert_close(fused, plain, rtol=1e-6, atol=0)
 
 
 def test_the_own_gpt_with_its_tied_head_is_fused():

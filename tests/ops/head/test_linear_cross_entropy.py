@@ -16,6 +16,7 @@ from torch.utils.checkpoint import checkpoint
 from hvp_engine.errors import ConfigurationError
 from hvp_engine.ops.head import by_tokens
 from hvp_engine.ops.head.linear_cross_entropy import linear_cross_entropy, linear_cross_entropy_ref
+from hvp_engine.ops.head.room import ON_CPU, HeadRoom, granted
 
 pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning")
 
@@ -30,8 +31,9 @@ OPTIONS = [
 @pytest.fixture(autouse=True)
 def small_chunks(monkeypatch):
     """Every test below crosses chunk borders, the last chunk being shorter."""
-    monkeypatch.setattr(by_tokens, "CHUNK_BYTES", 0)
     monkeypatch.setattr(by_tokens, "MIN_CHUNK_ROWS", 3)
+    with granted(HeadRoom(0, ON_CPU.panel_bytes)):
+        yield
 
 
 def make(tokens, d, classes, dtype=torch.float64):

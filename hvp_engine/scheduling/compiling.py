@@ -1,0 +1,40 @@
+"""Which products are compiled, and what they may keep: rules over counts and sizes, never timings.
+
+So the same job makes the same choices every time, a resumed one too, and has the same bits.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+
+COMPILED_ON = frozenset(("cpu",))  # types of devices; on CUDA a replay is yet to be captured as a graph, and measured
+COMPILE_AFTER = 3  # products of a kind: to compile takes about as long
+COMPILE_FROM = 8  # products of a block that a job must ask for
+COMPILED_BYTES = 32 << 20  # that compiled products may take anyway ...
+COMPILED_SHARE = 0.25  # ... within this share of the budget
+
+
+def products_before_compiling(expected: int | None, device: torch.device) -> float:
+    """Return how many products of a kind are backward passes before one is compiled.
+
+    Args:
+        expected: Products of the block that a job asks for; None where nobody knows.
+        device: Where they are formed.
+    """
+    if device.type not in COMPILED_ON:
+        return math.inf
+    if expected is None:
+        return COMPILE_AFTER
+    return 0 if expected >= COMPILE_FROM else math.inf
+
+
+def room_to_compile(working: int, budget: int) -> int:
+    """Return the bytes that compiled products may keep, which take the place of temporaries of backward passes.
+
+    Args:
+        working: What one micro-batch's graph needs with the temporaries of its passes.
+        budget: Bytes for graphs and their temporaries.
+    """
+    return min(max(COMPILED_BYTES, working), int(COMPILED_SHARE * budget))

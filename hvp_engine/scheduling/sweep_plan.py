@@ -1,0 +1,30 @@
+"""What a scheduler decided about its sweeps."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+
+
+@dataclass
+class SweepPlan:
+    """What the scheduler decided; recorded in the manifest.
+
+    Attributes:
+        microbatch: Samples per micro-batch; None leaves the batches as they are.
+        streams_per_pass: Vectors pushed through one second backward.
+        graph_bytes: Estimated size of the largest micro-batch's graph.
+        kept_graphs: Graphs alive between sweeps.
+        budget: Bytes that graphs and their temporaries may take.
+        single_passes: Why vectors of some block go one by one all the same, in words; None where none do.
+    """
+
+    microbatch: int | None
+    streams_per_pass: int
+    graph_bytes: int
+    kept_graphs: int
+    budget: int
+    single_passes: str | None = None
+
+    def record(self) -> dict[str, int | str | None]:
+        """Return the plan as plain data."""
+        return {name: value for name, value in asdict(self).items() if name != "single_passes" or value is not None}
