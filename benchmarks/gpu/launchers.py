@@ -33,6 +33,9 @@ def unloaded_launchers(folder: Path) -> Iterator[None]:
         command = ["gcc", "-shared", f"-Wl,-soname,{_LIBRARY}", "-x", "c", os.devnull, "-o", str(library)]
         subprocess.run(command, check=True)
     with ExitStack() as stack:
+        for remembered in (nvidia.libcuda_dirs, nvidia.library_dirs):
+            remembered.cache_clear()
+            stack.callback(remembered.cache_clear)
         stack.enter_context(patch.dict(os.environ, {"TRITON_LIBCUDA_PATH": str(folder)}))
         stack.enter_context(patch.object(build, "_load_module_from_path", lambda name, path: MagicMock()))
         stack.enter_context(patch.object(driver, "_active", SimpleNamespace(utils=nvidia.CudaUtils())))
