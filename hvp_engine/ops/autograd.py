@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from types import SimpleNamespace
 from typing import Any
 
@@ -72,8 +73,11 @@ def _with_memory(tensor: Tensor) -> Tensor:
 
 def _through_vmap_rule(function: type[BatchedFunction], args: tuple[Any, ...]) -> Any:
     """Run the vmap rule of a function on the innermost level of the older vmap."""
-    level = enter_vmap() - 1
+    nested = enter_vmap() - 1
     leave_vmap()
+    # Backward passes of a GPU run on a thread of autograd's, which is not told how deep the caller's vmaps are nested;
+    # is_grads_batched is the only way there, and the outermost level.
+    level = nested or 1
     # A tensor without this level comes back with a leading dimension of 1, which broadcasts.
     batched = [isinstance(value, Tensor) and is_batched(value) for value in args]
     plain = [
@@ -87,17 +91,24 @@ def _through_vmap_rule(function: type[BatchedFunction], args: tuple[Any, ...]) -
     ]
     in_dims = tuple(0 if has_level else None for has_level in batched)
     info = SimpleNamespace(batch_size=size, randomness="error")
-    leave_vmap()
-    try:
+    with _outside_vmap() if nested else nullcontext():
         outputs, out_dims = function.vmap(info, in_dims, *plain)  # type: ignore[no-untyped-call]
-    finally:
-        enter_vmap()
     if isinstance(outputs, Tensor):
         return add_batch_dim(outputs, out_dims, level)
     return tuple(
         output if dim is None else add_batch_dim(output, dim, level)
         for output, dim in zip(outputs, out_dims, strict=True)
     )
+
+
+@contextmanager
+def _outside_vmap() -> Iterator[None]:
+    """Leave the innermost level of the older vmap for a while."""
+    leave_vmap()
+    try:
+        yield
+    finally:
+        enter_vmap()
 
 
 def tensor_arguments(inputs: Sequence[Any]) -> tuple[bool, ...]:
