@@ -1,7 +1,7 @@
 """The calls of a replay as one CUDA graph: one launch in place of hundreds, which the host cannot make fast enough.
 
-On an H100 a product with GPT-2's first block is 815 launches, 33 ms of work for the card and 58 for the host; those with
-smaller models are the host's alone.
+On an H100 a product with GPT-2's first block is 815 launches, 33 ms of work for the card and 58 for the host; those
+with smaller models are the host's alone.
 """
 
 from __future__ import annotations
@@ -13,40 +13,47 @@ from typing import Any
 
 import torch
 
+from hvp_engine.system.failures import is_out_of_memory
 from hvp_engine.system.formatting import first_line
-from hvp_engine.system.memory import is_out_of_memory
 
-__all__ = ["captured"]
+__all__ = ["Captures"]
 
 log = logging.getLogger(__name__)
 
 
-def captured(calls: Sequence[Callable[[], object]], device: torch.device, pool: Any) -> Callable[[], object] | None:
-    """Capture calls that have run before, so that all that they compile and load is there.
+class Captures:
+    """CUDA graphs that never run at once, and share their memory."""
 
-    Args:
-        calls: Launches of kernels that read and write fixed memory, on the current stream.
-        device: Where.
-        pool: Of memory, as `torch.cuda.graph_pool_handle` gives it: graphs that never run at once share it.
+    def __init__(self) -> None:
+        """Begin without any."""
+        self._pool: Any = None
 
-    Returns:
-        What launches all of them; None where one cannot be captured, such as one for which the host waits.
+    def of(self, calls: Sequence[Callable[[], object]], device: torch.device) -> Callable[[], object] | None:
+        """Capture calls that have run before, so that all that they compile and load is there.
 
-    Raises:
-        torch.OutOfMemoryError: There is no memory for what the calls allocate by themselves.
-    """
-    graph, stream = torch.cuda.CUDAGraph(), torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
-    try:
-        with _on(stream), _waiting_raises():  # first without: a capture that fails leaves more behind than an error
-            _make(calls)
-        with torch.cuda.graph(graph, pool=pool, stream=stream, capture_error_mode="thread_local"):
-            _make(calls)
-    except RuntimeError as error:
-        if is_out_of_memory(error):
-            raise
-        log.info("a product's launches are not captured: %s", first_line(error))
-        return None
-    return graph.replay
+        Args:
+            calls: Launches of kernels that read and write fixed memory, on the current stream.
+            device: The GPU.
+
+        Returns:
+            What launches all of them; None where one cannot be captured, such as one for which the host waits.
+
+        Raises:
+            torch.OutOfMemoryError: There is no memory for what the calls allocate by themselves.
+        """
+        try:
+            graph, stream = torch.cuda.CUDAGraph(), torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+            with _on(stream), _waiting_raises():  # first without: a capture that fails leaves more than an error
+                _make(calls)
+            self._pool = torch.cuda.graph_pool_handle() if self._pool is None else self._pool
+            with torch.cuda.graph(graph, pool=self._pool, stream=stream, capture_error_mode="thread_local"):
+                _make(calls)
+        except RuntimeError as error:
+            if is_out_of_memory(error):
+                raise
+            log.info("a product's launches are not captured: %s", first_line(error))
+            return None
+        return graph.replay
 
 
 def _make(calls: Sequence[Callable[[], object]]) -> None:

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from hvp_engine.blocks import ResolvedBlock
 from hvp_engine.operators.compiled.arena import Arena
+from hvp_engine.operators.compiled.captured import Captures
 from hvp_engine.operators.compiled.check import difference, probe
 from hvp_engine.operators.compiled.record import Recorder
 from hvp_engine.operators.compiled.replay import Replay
@@ -48,6 +49,7 @@ class Compiler:
         arithmetic: Makes the context of backward passes; replays have their own.
         expected: How many products of each block a job asks for; None where nobody knows.
         arena: Where replays work.
+        captures: What their launches are captured by, on a GPU.
         note: Why some products are not compiled, in words; None while all are.
     """
 
@@ -65,6 +67,7 @@ class Compiler:
         self.arithmetic = arithmetic
         self.expected: Mapping[str, int] | None = None
         self.arena = Arena()
+        self.captures = Captures()
         self.note: str | None = None
         self._room = room
         self._alive: weakref.WeakSet[Replay] = weakref.WeakSet()
@@ -152,6 +155,9 @@ class CompiledProducts:
         vectors, expected, found = probe(like, 1), out.zero_(), torch.zeros_like(out)
         add(block, vectors, expected, batched=batched)
         replay.run(vectors, found)
+        if found.is_cuda:  # what is launched from now on is what is checked
+            replay.capture(compiler.captures)
+            replay.run(vectors, found.zero_())
         worst = difference(block, found, expected, compiler.precision)
         if worst is not None:
             compiler.refuse(block.name, f"they differ from a backward pass's by {worst:.1g}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -9,6 +10,7 @@ from torch import Tensor
 
 from hvp_engine.operators.compiled.arena import Arena, placed
 from hvp_engine.operators.compiled.binding import bound
+from hvp_engine.operators.compiled.captured import Captures
 from hvp_engine.operators.compiled.tape import Call, Fixed, Memory, Tape, View, leaves_of, replaced
 from hvp_engine.system.torch_private import without_torch_functions, write_count
 
@@ -39,6 +41,7 @@ class Replay:
         self._vector = views.tensor(View(tape.vector, tape.dtype, whole, (1,), 0)).view(shape)
         self._out = views.tensor(View(tape.out, tape.dtype, whole, (1,), 0)).view(shape)
         self._calls = [_bound(call, views) for call in tape.calls]
+        self._launch: Callable[[], object] | None = None  # all of them at once
         self._watched = tape.watched
         self.bytes = _constant_bytes(tape.calls)
         self.calls = len(self._calls)
@@ -52,9 +55,17 @@ class Replay:
         """Add the products with vectors to ``out``, both of the shape that it was made for."""
         with torch.inference_mode(), without_torch_functions():
             self._vector.copy_(vectors)
-            for call in self._calls:
-                call()
+            if self._launch is None:
+                for call in self._calls:
+                    call()
+            else:
+                self._launch()
             out.add_(self._out)
+
+    def capture(self, captures: Captures) -> None:
+        """Launch the calls as one CUDA graph from now on, if they can be captured; they must have run before."""
+        with torch.inference_mode(), without_torch_functions():
+            self._launch = captures.of(self._calls, self._vector.device)
 
 
 class _Views:
