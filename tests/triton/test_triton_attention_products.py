@@ -48,7 +48,7 @@ class Formed:
             self._multiplied = 0
             launch(kernel, x, *rest)
             self.launches += kernel.__name__ == "attention_joint"  # what gathers its sums multiplies nothing
-            tile = launcher.tiling(kernel.__name__, x.query.dtype, self.width, masked=False)
+            tile = launcher.tiling(kernel.__name__, x.query.dtype, self.width, masked=False, architecture=80)
             self.products += self._multiplied / (tile.queries * tile.keys * self.width)
             self.launches += 1
 

@@ -1,7 +1,7 @@
 """What the Triton attention kernels multiply, per tile of scores, and how many are launched; it needs no Triton.
 
-In the notation of `attention_derivatives`. Each pass over tiles forms the scores again: `attention_outputs`, and then
-`attention_joint`, or `attention_queries` and `attention_keys`; whole matrices (`attention_matrices`) are formed once.
+In the notation of `attention_derivatives`. Each pass over tiles forms the scores again: `attention_outputs`,
+`attention_queries` and `attention_keys`; whole matrices (`attention_matrices`) are formed once.
 """
 
 from __future__ import annotations
@@ -9,14 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from hvp_engine.kernels.records import AttentionSizes, AttentionWork
-from hvp_engine.kernels.triton.attention_tiling import (
-    JOINT_BYTES,
-    JOINT_PROGRAMS,
-    Strip,
-    Tiling,
-    matrix_strip,
-    tiling,
-)
+from hvp_engine.kernels.triton.attention_tiling import Strip, Tiling, matrix_strip, tiling
 
 __all__ = ["backward", "forward", "second"]
 
@@ -40,7 +33,7 @@ def second(given: Sequence[bool], wanted: Sequence[bool], sizes: AttentionSizes)
 
 def _derivatives(given: Sequence[bool], wanted: Sequence[bool], sizes: AttentionSizes) -> AttentionWork:
     """Count what `attention._derivatives` launches."""
-    strip = matrix_strip(sizes.dtype, sizes.batch, sizes.heads, sizes.queries, sizes.keys)
+    strip = matrix_strip(sizes.dtype, sizes.batch, sizes.heads, sizes.key_heads, sizes.queries, sizes.keys)
     return _by_tiles(given, wanted, sizes) if strip is None else _by_matrices(given, wanted, sizes, strip)
 
 
@@ -50,7 +43,7 @@ def _by_matrices(given: Sequence[bool], wanted: Sequence[bool], sizes: Attention
     first, scores = query or key, of_query or of_key
     narrow = 1 + query + key + of_query * (1 + first * key) + of_key * (1 + first * query)
     wide = scores * (first + value) + of_value + of_grad * (first + value)
-    strips = -(-sizes.batch // strip.entries) * -(-sizes.queries // strip.rows)
+    strips = -(-sizes.batch // strip.entries) * -(-sizes.key_heads // strip.key_heads) * -(-sizes.queries // strip.rows)
     return AttentionWork(narrow, wide, strips * (narrow + wide + 1), strip.rows)
 
 
@@ -64,9 +57,6 @@ def _by_tiles(given: Sequence[bool], wanted: Sequence[bool], sizes: AttentionSiz
     if first or scores or of_grad:
         narrow = _programs("attention_outputs", sizes, sizes.value_width) * again
         wide, launches = 2 * first + value, 1  # P value, (P A) value, P v'
-    if scores and of_query and of_key and _joint(sizes):
-        narrow += again + (1 + query) + (1 + key)  # R' query, (P X)' q', R key, (P X) k'
-        return AttentionWork(narrow, wide + of_values + of_value, launches + 2)
     if of_query:
         programs = _programs("attention_queries", sizes, sizes.width)
         narrow += programs * again + (first or value) + key
@@ -87,14 +77,5 @@ def _programs(kernel: str, sizes: AttentionSizes, columns: int) -> int:
     return -(-columns // tile.out)
 
 
-def _joint(sizes: AttentionSizes) -> bool:
-    """Say whether queries, keys and values are served by one pass: the rule of `attention._joint`."""
-    tile = _tile("attention_joint", sizes)
-    if tile is None or tile.out < max(sizes.width, sizes.value_width):
-        return False
-    splits = min(-(-JOINT_PROGRAMS // (sizes.batch * sizes.key_heads)), -(-sizes.keys // tile.keys))
-    return splits * sizes.batch * sizes.heads * sizes.queries * tile.out * 4 <= JOINT_BYTES
-
-
 def _tile(kernel: str, sizes: AttentionSizes) -> Tiling | None:
-    return tiling(kernel, sizes.dtype, max(sizes.width, sizes.value_width), masked=sizes.masked)
+    return tiling(kernel, sizes.dtype, max(sizes.width, sizes.value_width), masked=sizes.masked, architecture=80)
