@@ -15,6 +15,7 @@ import torch
 
 from hvp_engine.system.failures import is_out_of_memory
 from hvp_engine.system.formatting import first_line
+from hvp_engine.system.warning_filters import without_sync_warnings
 
 __all__ = ["Captures"]
 
@@ -74,9 +75,10 @@ def _on(stream: torch.cuda.Stream) -> Iterator[None]:
 @contextmanager
 def _waiting_raises() -> Iterator[None]:
     """Let PyTorch raise where the host would wait for the device."""
-    mode = torch.cuda.get_sync_debug_mode()
-    torch.cuda.set_sync_debug_mode("error")
-    try:
-        yield
-    finally:
-        torch.cuda.set_sync_debug_mode(mode)
+    with without_sync_warnings():
+        mode = torch.cuda.get_sync_debug_mode()
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            yield
+        finally:
+            torch.cuda.set_sync_debug_mode(mode)
