@@ -23,6 +23,7 @@ from hvp_engine.problem import batches
 from hvp_engine.problem.objective import MicroBatch, Objective
 from hvp_engine.problem.weights import check_split, check_sum_of_weights
 from hvp_engine.scheduling import policy
+from hvp_engine.scheduling.compiling import COMPILE_AFTER
 from hvp_engine.scheduling.graph_sizes import GraphSizes
 from hvp_engine.scheduling.groups import Groups
 from hvp_engine.scheduling.passes import Key, Passes, ProductGraph, Scaling, arithmetic_around
@@ -84,8 +85,7 @@ class Scheduler:
         self._keep = True  # until memory runs out
         self._most_streams = policy.BATCHED_STREAMS  # fewer once memory ran out
         self._all_kept = False  # every micro-batch of the data has its graph in _kept
-        # By the blocks that a graph serves: what is learnt from it must not depend on which blocks were there before,
-        # which a resumed job did not see.
+        # By the blocks that a graph serves: a resumed job did not see those that were there before.
         self._passes: dict[frozenset[str] | None, Passes] = {}
         self._parameters: list[Tensor] = list(objective.parameters_named(partition.parameters).values())
         self._sizes = GraphSizes(objective, build, self._parameters, beside)
@@ -94,7 +94,7 @@ class Scheduler:
         self.scaling: Scaling | None = None
         self._plan = SweepPlan(microbatch, 1, 0, 0, budget)
         self._budget = budget  # of graphs and vectors together
-        self._unplanned = [largest]
+        self._unplanned, self._sweeps = [largest], 0
         if microbatch is not None or not fits_for_sure(objective, largest, self._parameters, budget):
             self._settle()
 
@@ -116,8 +116,9 @@ class Scheduler:
         Raises:
             OutOfMemoryError: One sample with one vector does not fit.
         """
-        if self._unplanned and any(len(of_block) > 1 for of_block in vectors.values()):
-            self._settle()  # how many go through one pass
+        self._sweeps += 1
+        if self._sweeps >= COMPILE_AFTER or any(len(of_block) > 1 for of_block in vectors.values()):
+            self._settle()  # what compiled products may keep, how many vectors go through one pass
         return self.within_memory(lambda: self._sweep(vectors))
 
     def divide(self, groups: Groups, most: int | None) -> None:
@@ -385,8 +386,7 @@ class Scheduler:
             return
         batch = self.objective.largest_batch()
         size = batches.samples(batch)
-        current = min(size or 1, plan.microbatch or (size or 1))
-        if current <= 1:
+        if (current := min(size or 1, plan.microbatch or (size or 1))) <= 1:
             raise OutOfMemoryError(
                 f"Out of memory with one sample and one vector at a time ({reason}); use a smaller model or shorter "
                 "sequences, activation checkpointing (use_reentrant=False), or a machine with more memory."

@@ -38,6 +38,7 @@ __all__ = [
     "innermost_mode",
     "inside_transform",
     "is_batched",
+    "is_operation",
     "is_view",
     "is_zero_tensor",
     "leave_vmap",
@@ -45,6 +46,7 @@ __all__ = [
     "nested_forward_mode",
     "remove_batch_dim",
     "resumed_torch_functions",
+    "schema_of",
     "storage_key",
     "suspended_torch_functions",
     "transforms_active",
@@ -314,13 +316,27 @@ weak_storage: Callable[[torch.UntypedStorage], object] = _find(
 )
 
 
+# The type of operations, as a dispatch mode is given them, has no public name.
+_Operation: type = type(torch.ops.aten.add.Tensor)
+
+
+def is_operation(function: Any) -> bool:
+    """Say whether a function is one of PyTorch's operations."""
+    return isinstance(function, _Operation)
+
+
+def schema_of(operation: Any) -> Any:
+    """Return what an operation declares of its arguments and results: names, types, aliases; None where it does not."""
+    return getattr(operation, "_schema", None)
+
+
 def is_view(operation: Any) -> bool:
     """Say whether a result of an operation shares an argument's memory and is not written to.
 
     Where an operation does not tell, it counts as one that makes new tensors: then a plan counts more traffic than
     there is.
     """
-    schema = getattr(operation, "_schema", None)
+    schema = schema_of(operation)
     results = () if schema is None else schema.returns
     return any(result.alias_info is not None and not result.alias_info.is_write for result in results)
 

@@ -12,7 +12,7 @@ from problems import Case, gpt, mlp
 import hvp_engine as he
 from hvp_engine.errors import OutOfMemoryError
 from hvp_engine.operators.gradient_graph import GradientGraph
-from hvp_engine.scheduling import policy, scheduler
+from hvp_engine.scheduling import graph_sizes, policy, scheduler
 
 
 def operator(case: Case, **options: object) -> he.HessianOperator:
@@ -229,7 +229,7 @@ def test_vectors_of_a_job_leave_passes_less_room_and_what_memory_taught_stays(mo
         graph, budget, on_cpu=False
     )
     monkeypatch.setattr(scheduler, "policy", on_gpu)
-    monkeypatch.setattr(scheduler.Scheduler, "_bytes", lambda self, batch: 10 << 20)
+    monkeypatch.setattr(graph_sizes.GraphSizes, "_bytes", lambda self, batch: 10 << 20)
     op = operator(mlp(), memory=1 << 30)
     plan, graph = op.scheduler.plan, op.scheduler.plan.graph_bytes
     assert plan.streams_per_pass == 16

@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hvp_engine.system.torch_private import is_operation, schema_of
+
 __all__ = ["bound"]
 
 _aten = torch.ops.aten
@@ -36,11 +38,11 @@ def bound(
         kwargs: Keyword arguments.
         outs: Where new tensors go that it would return, None for those that it does not; empty where it makes none.
     """
-    if not isinstance(function, torch._ops.OpOverload):
+    if not is_operation(function):
         return partial(function, *args, **kwargs)
-    name = f"{function.overloadpacket.__name__}.{function._overloadname}"
+    name = str(function).partition(".")[2]
     if not outs:
-        quick = function.overloadpacket.__name__
+        quick = name.partition(".")[0]
         if quick in _IN_PLACE:
             return partial(getattr(args[0], quick), *args[1:], **kwargs)
         return partial(_QUICK.get(name, function), *args, **kwargs)
@@ -74,12 +76,16 @@ def _run_and_copy(function: Callable[[], Any], outs: tuple[Tensor | None, ...]) 
 @functools.cache
 def writing_to(function: Any) -> tuple[Any, tuple[str, ...]] | None:
     """Return the overload of an operation that writes to given tensors, and their names; None where there is none."""
-    wanted = [(argument.name, str(argument.type)) for argument in function._schema.arguments]
+    schema = schema_of(function)
+    if schema is None:
+        return None
+    wanted = [(argument.name, str(argument.type)) for argument in schema.arguments]
     packet = function.overloadpacket
     for name in packet.overloads():
         overload = getattr(packet, name)
-        outs = [argument for argument in overload._schema.arguments if argument.is_out]
-        rest = [(argument.name, str(argument.type)) for argument in overload._schema.arguments if not argument.is_out]
-        if outs and rest == wanted and len(outs) == len(function._schema.returns):
+        arguments = schema_of(overload).arguments
+        outs = [argument for argument in arguments if argument.is_out]
+        rest = [(argument.name, str(argument.type)) for argument in arguments if not argument.is_out]
+        if outs and rest == wanted and len(outs) == len(schema.returns):
             return overload, tuple(argument.name for argument in outs)
     return None

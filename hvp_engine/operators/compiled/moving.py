@@ -6,9 +6,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
-import torch
-
 from hvp_engine.operators.compiled.tape import Call, View, replaced
+from hvp_engine.system.torch_private import is_operation
 
 __all__ = ["moved_to"]
 
@@ -30,7 +29,7 @@ def moved_to(target: View, source: View, calls: Sequence[Call]) -> list[Call] | 
         return None
     if source.is_dense and target.is_dense:
         return _changed(calls, source, lambda view: _shifted(target, view))
-    if any(not isinstance(call.function, torch._ops.OpOverload) for call in calls):
+    if any(not is_operation(call.function) for call in calls):
         return None  # our kernels want rows that follow each other
     return _changed(calls, source, lambda view: _restrided(target, source, view))
 

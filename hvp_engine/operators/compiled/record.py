@@ -15,7 +15,14 @@ from torch.nn import Parameter
 
 from hvp_engine.kernels.effects import WRITTEN
 from hvp_engine.operators.compiled.tape import Call, Content, Fixed, Memory, Tape, View, leaves_of, replaced
-from hvp_engine.system.torch_private import DispatchMode, is_zero_tensor, storage_key, weak_storage, write_count
+from hvp_engine.system.torch_private import (
+    DispatchMode,
+    is_zero_tensor,
+    schema_of,
+    storage_key,
+    weak_storage,
+    write_count,
+)
 
 __all__ = ["Recorder"]
 
@@ -66,9 +73,9 @@ class Recorder(DispatchMode):  # type: ignore[misc]
             return func(*args, **kwargs)
         shaped = func.overloadpacket.__name__ in _SHAPED
         given = [] if shaped else [leaf for leaf in leaves_of((args, kwargs)) if isinstance(leaf, Tensor)]
-        written = _written_arguments(func, args, kwargs)
         if not self._look(func, args, given) or torch.Tag.inplace_view in func.tags:  # those change no numbers
             return func(*args, **kwargs)
+        written = _written_arguments(func, args, kwargs)
         arguments = self._prepared(given, written, (args, kwargs))
         result = func(*args, **kwargs)
         self._take(func, arguments, given, written, result)
@@ -99,6 +106,8 @@ class Recorder(DispatchMode):  # type: ignore[misc]
         odd = next((why for why in map(_oddity, given) if why is not None), None)
         if odd is not None:
             self.obstacle = f"{name} gets {odd}"
+        elif schema_of(func) is None:
+            self.obstacle = f"{name} does not declare what it writes"
         elif torch.Tag.nondeterministic_seeded in func.tags:
             self.obstacle = f"{name} draws random numbers"
         elif any(map(self._varies, given)):
@@ -237,7 +246,7 @@ def _oddity(tensor: Tensor) -> str | None:
 def _written_arguments(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Tensor]:
     """Return the arguments that an operation writes to, by its schema."""
     written: list[Tensor] = []
-    for number, argument in enumerate(func._schema.arguments):
+    for number, argument in enumerate(schema_of(func).arguments):
         if argument.alias_info is not None and argument.alias_info.is_write:
             value = args[number] if number < len(args) else kwargs.get(argument.name)
             written += [leaf for leaf in leaves_of(value) if isinstance(leaf, Tensor)]
