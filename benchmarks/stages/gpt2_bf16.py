@@ -13,7 +13,7 @@ from hvp_engine.system.failures import is_out_of_memory
 
 from .clock import Clock, free, tried
 from .families import by_family
-from .gpt_products import Engine, depths, emit_rates, gpt_on, measure, measure_expert, plain_arithmetic
+from .gpt_products import Engine, Taken, depths, emit_rates, gpt_on, measure, measure_expert, plain_arithmetic
 from .measuring import profile
 from .runner import Emit
 
@@ -44,9 +44,10 @@ def run(emit: Emit, device: torch.device, small: bool) -> None:
         emit_rates(emit, job, blocks, "bf16", taken)
 
 
-def _profile(emit: Emit, engine: Engine, block: str, taken: dict[str, float]) -> None:
+def _profile(emit: Emit, engine: Engine, block: str, taken: dict[str, Taken]) -> None:
     """Emit how a product divides into families of kernels, and how long the device waits for the host."""
     vectors = engine.vectors(block)
+    engine.operator.scheduler.release()  # what is compiled goes with its graph
     engine.operator.sweep(vectors)
     found = profile(lambda: engine.operator.sweep(vectors), engine.device)
     emit(
@@ -55,7 +56,7 @@ def _profile(emit: Emit, engine: Engine, block: str, taken: dict[str, float]) ->
         span_ms=found.span_us / 1e3,
         busy_ms=found.busy_us / 1e3,
         idle_share=1 - found.busy_us / found.span_us,  # the profiler slows the host down
-        idle_share_without=1 - found.busy_us / (1e6 * taken[block]) if block in taken else 0.0,
+        idle_share_without=1 - found.busy_us / (1e6 * taken[block].passes) if block in taken else 0.0,
     )
     for name, (us, launches) in by_family(found.ran, engine.job.model.config.vocabulary).items():
         emit(what=f"profile, {block}, {name}", ms=us / 1e3, launches=launches, share=us / found.busy_us)

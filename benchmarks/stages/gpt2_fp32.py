@@ -23,7 +23,7 @@ def run(emit: Emit, device: torch.device, small: bool) -> None:
     job = gpt_on(device, size, SIZES[size][1] // 2)
     every = depths(job.model.config)
     first = next(iter(every))
-    taken: dict[Precision, dict[str, float]] = {}
+    taken: dict[Precision, dict[str, Taken]] = {}
     for precision in PRECISIONS:
         with tried(emit, f"operator, {precision}"):
             engine = Engine(job, {name: every[name] for name in (first, FULL)}, precision)
