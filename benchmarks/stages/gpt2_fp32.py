@@ -8,7 +8,7 @@ from jobs import SIZES
 from hvp_engine.problem.precision import Precision
 
 from .clock import Clock, free, tried
-from .gpt_products import FULL, Engine, depths, emit_rates, gpt_on, measure, measure_expert
+from .gpt_products import FULL, Engine, Taken, depths, emit_rates, gpt_on, measure, measure_expert
 from .runner import Emit
 
 SECONDS = 27.0
