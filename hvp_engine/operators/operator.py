@@ -68,6 +68,8 @@ class CurvatureOperator(MatrixLike):
     """Whether products pass second derivatives of the loss, which the head's curvature has."""
     graph: ClassVar[type[GradientGraph]] = GradientGraph
     """The graph on which the second derivative is tested."""
+    measures_late: ClassVar[bool] = False
+    """Whether graphs may be measured at the first sweep that needs it; to build one here refuses what has no matrix."""
     finds_head: ClassVar[bool] = True
     """Whether the model's head is looked for, which takes an evaluation of the loss."""
     checked = True
@@ -137,6 +139,8 @@ class CurvatureOperator(MatrixLike):
                 budget=budget,
                 beside=beside,
             )
+            if not self.measures_late:
+                self.scheduler.settle()
             self.scheduler.scaling = self.preconditioner
             self._compiler = Compiler(precision, self.objective.arithmetic, self._room_to_compile)
 

@@ -96,13 +96,26 @@ class Scheduler:
         self._budget = budget  # of graphs and vectors together
         self._unplanned, self._sweeps = [largest], 0
         if microbatch is not None or not fits_for_sure(objective, largest, self._parameters, budget):
-            self._settle()
+            self.settle()
 
     @property
     def plan(self) -> SweepPlan:
         """What was decided, from sizes alone; measured now where single products did without."""
-        self._settle()
+        self.settle()
         return self._plan
+
+    @torch.inference_mode(False)
+    def settle(self) -> None:
+        """Plan, where that was put off."""
+        if not self._unplanned:
+            return
+        largest = self._unplanned.pop()
+        try:
+            with retained_heap(), self.objective.arithmetic():
+                self._choose(largest)
+        except BaseException:
+            self._unplanned = [largest]
+            raise
 
     def sweep(self, vectors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Multiply vectors by the objective's Hessian blocks.
@@ -118,7 +131,7 @@ class Scheduler:
         """
         self._sweeps += 1
         if self._sweeps >= COMPILE_AFTER or any(len(of_block) > 1 for of_block in vectors.values()):
-            self._settle()  # what compiled products may keep, how many vectors go through one pass
+            self.settle()  # what compiled products may keep, how many vectors go through one pass
         return self.within_memory(lambda: self._sweep(vectors))
 
     def divide(self, groups: Groups, most: int | None) -> None:
@@ -325,19 +338,6 @@ class Scheduler:
         """Return what is known of graphs that serve some blocks, all of them for None."""
         return self._passes.setdefault(served, Passes(self.objective.precision))
 
-    @torch.inference_mode(False)
-    def _settle(self) -> None:
-        """Plan, where that was put off."""
-        if not self._unplanned:
-            return
-        largest = self._unplanned.pop()
-        try:
-            with retained_heap(), self.objective.arithmetic():
-                self._choose(largest)
-        except BaseException:
-            self._unplanned = [largest]
-            raise
-
     def _choose(self, largest: Any) -> None:
         """Set micro-batch and streams per pass from the size of the largest batch's graph."""
         plan, size = self._plan, batches.samples(largest)
@@ -369,7 +369,7 @@ class Scheduler:
 
     def transient_in(self, dtype: torch.dtype) -> float:
         """Return what a graph takes with the temporaries of its passes, in units of the graph, in a working dtype."""
-        self._settle()
+        self.settle()
         return self._sizes.transient_in(dtype)
 
     def _need_less(self, reason: str) -> None:

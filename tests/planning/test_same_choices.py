@@ -27,8 +27,8 @@ from hvp_engine.planning.counting import CountedHead, DataShape
 from hvp_engine.planning.setting import JobSizes, Setting
 from hvp_engine.problem import batches
 from hvp_engine.scheduling import policy, scheduler
+from hvp_engine.scheduling.graph_sizes import GraphSizes
 from hvp_engine.scheduling.policy import CurvaturePlan, GraphSize
-from hvp_engine.scheduling.scheduler import Scheduler
 
 CASES = 200
 DISK = 10**9
@@ -103,7 +103,7 @@ def engines_choice(sizes: Sizes, monkeypatch: pytest.MonkeyPatch, *, on_cpu: boo
     monkeypatch.setattr(scheduler, "policy", SimpleNamespace(**vars(policy)))
     monkeypatch.setattr(scheduler.policy, "choose_streams_per_pass", told(policy.choose_streams_per_pass, on_cpu))
     monkeypatch.setattr(decide, "choose_curvature", told(policy.choose_curvature, on_cpu))
-    monkeypatch.setattr(Scheduler, "_bytes", lambda self, batch: sizes.graph_bytes(batches.samples(batch)))
+    monkeypatch.setattr(GraphSizes, "_bytes", lambda self, batch: sizes.graph_bytes(batches.samples(batch)))
     monkeypatch.setattr(decide, "free_disk", lambda: DISK)
     found: list[CurvaturePlan] = []
 

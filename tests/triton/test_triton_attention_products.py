@@ -47,7 +47,6 @@ class Formed:
         def counted_launch(kernel, x, *rest):
             self._multiplied = 0
             launch(kernel, x, *rest)
-            self.launches += kernel.__name__ == "attention_joint"  # what gathers its sums multiplies nothing
             tile = launcher.tiling(kernel.__name__, x.query.dtype, self.width, masked=False, architecture=80)
             self.products += self._multiplied / (tile.queries * tile.keys * self.width)
             self.launches += 1
@@ -73,10 +72,10 @@ def counted(width, dtype, rows=ROWS):
     return counts_on(torch.device("cpu")), sizes
 
 
-KINDS = [(64, torch.bfloat16), (64, torch.float32), (128, torch.bfloat16)]
+TILED = [(64, torch.bfloat16), (128, torch.bfloat16)]  # the derivatives of float32 are formed from whole matrices
 
 
-@pytest.mark.parametrize(("width", "dtype"), KINDS, ids=str)
+@pytest.mark.parametrize(("width", "dtype"), [*TILED, (64, torch.float32)], ids=str)
 def test_the_forward_pass_forms_what_is_counted(on_triton, width, dtype):
     counts, sizes = counted(width, dtype)
     with Formed(width) as formed:
@@ -84,24 +83,24 @@ def test_the_forward_pass_forms_what_is_counted(on_triton, width, dtype):
     assert formed.agrees(counts.forward(sizes))
 
 
-@pytest.mark.parametrize(("width", "dtype"), KINDS, ids=str)
+@pytest.mark.parametrize(("width", "dtype"), TILED, ids=str)
 def test_the_backward_pass_forms_what_is_counted(on_triton, width, dtype):
     counts, sizes = counted(width, dtype)
     x = inputs(width, dtype)
     cases = [w for w in product((False, True), repeat=3) if any(w)]
-    for wanted in cases if dtype == torch.bfloat16 and width == 64 else cases[-1:]:
+    for wanted in cases if width == 64 else cases[-1:]:
         with Formed(width) as formed:
             attention_backward(x, torch.randn_like(x.query), wanted)
         assert formed.agrees(counts.backward(wanted, sizes)), wanted
 
 
-@pytest.mark.parametrize(("width", "dtype"), KINDS, ids=str)
+@pytest.mark.parametrize(("width", "dtype"), TILED, ids=str)
 def test_the_backward_of_the_backward_forms_what_is_counted(on_triton, width, dtype):
     counts, sizes = counted(width, dtype)
     x = inputs(width, dtype)
     few = [tuple(i == one for i in range(4)) for one in range(4)] + [(True, True, False, False), ALL]
     cases = list(product(product((False, True), repeat=3), few))
-    for given, wanted in cases if dtype == torch.bfloat16 and width == 64 else [cases[-1]]:
+    for given, wanted in cases if width == 64 else [cases[-1]]:
         with Formed(width) as formed:
             tangents = [torch.randn_like(x.query) if each else None for each in given]
             attention_second(x, torch.randn_like(x.query), tangents, wanted)
@@ -121,7 +120,7 @@ class MatrixProducts(TorchDispatchMode):
 def test_whole_matrices_take_the_products_that_are_counted(on_triton):
     rows, width = 128, 16
     counts, sizes = counted(width, torch.float32, rows)
-    assert matrix_strip(torch.float32, 1, 1, rows, rows) is not None
+    assert matrix_strip(torch.float32, 1, 1, 1, rows, rows) is not None
     x = inputs(width, torch.float32, rows)
     full = ((True,) * 3, ALL)
     cases = [full, ((True, False, False), ALL), ((False, True, True), (True, False, False, True))]
