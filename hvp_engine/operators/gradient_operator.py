@@ -10,8 +10,6 @@ from hvp_engine.problem.objective import MicroBatch
 class GradientOperator(CurvatureOperator):
     """Products by the graph of a micro-batch's gradient; a subclass names the graph that multiplies by its matrix."""
 
-    measures_late = True
-
     def _graph(self, micro: MicroBatch) -> GradientGraph:
         parameters = self._parameters_of(micro.blocks)
         graph = self.graph(*self._evaluate(micro), parameters, of_all_blocks=micro.blocks is None)

@@ -18,3 +18,4 @@ class HessianOperator(GradientOperator):
     """
 
     matrix = "hessian"
+    measures_late = True

@@ -124,12 +124,12 @@ class CurvatureOperator(MatrixLike):
         room = self.objective.head_room = head_room(budget, on_cpu=self.objective.device.type == "cpu")
         with retained_heap(), self.objective.arithmetic():
             largest = self.objective.largest_batch()
-            plain = self.objective.first_value(largest)
             self._inspection = GraphInspection()
-            self._fusion = HeadFusion(self.objective, largest, plain, search=self.finds_head)
+            self._fusion = HeadFusion(
+                self.objective, largest, self.objective.first_value(largest), search=self.finds_head
+            )
             self.objective.check_deterministic(largest, may_wait=microbatch is None)
             check_weights(self.objective, largest)
-            beside = 0 if self.head is None else room.beyond
             self.scheduler = Scheduler(
                 self.objective,
                 self.partition,
@@ -137,7 +137,7 @@ class CurvatureOperator(MatrixLike):
                 largest,
                 microbatch=microbatch,
                 budget=budget,
-                beside=beside,
+                beside=0 if self.head is None else room.beyond,
             )
             if not self.measures_late:
                 self.scheduler.settle()
@@ -285,9 +285,8 @@ class CurvatureOperator(MatrixLike):
     ) -> None:
         """Spend time once to make the products of a long job cheaper.
 
-        Where the model has a linear head and it pays, the head's curvature is formed for every micro-batch
-        (see :mod:`hvp_engine.operators.head.store`); products with blocks that do not contain the head's weights then
-        use it.
+        Where the model has a linear head and it pays, the head's curvature is formed for every micro-batch (see
+        :mod:`hvp_engine.operators.head.store`); products with blocks without the head's weights then use it.
 
         Args:
             products: How many products of each block the job will ask for.
@@ -325,7 +324,7 @@ class CurvatureOperator(MatrixLike):
         return self._compiler.note
 
     def _room_to_compile(self) -> int:
-        return room_to_compile(self.scheduler.working_bytes, self.scheduler.plan.budget)
+        return room_to_compile(self.scheduler.plan, self.scheduler.working_bytes)
 
     def verify(self, products: Mapping[str, int]) -> Verification:
         """Test the second derivative on as much of the first micro-batch as a job can afford.

@@ -25,10 +25,11 @@ def needs_gradients(evaluate: Evaluate, batch: Any) -> bool:
         evaluate: Returns total and weight of a batch; called with the engine's arithmetic in force.
         batch: A batch; a few samples of it are evaluated, or all where those define no loss.
     """
-    for piece in (batches.few_samples(batch), batch):
+    few = batches.few_samples(batch)
+    for piece in (few, batch):
         with torch.no_grad():
             without = _total(evaluate, piece)
-        if without is None or piece is not batch:
+        if without is None or piece is few:
             with torch.enable_grad():
                 within = _total(evaluate, piece)
             if within is not None:

@@ -9,6 +9,8 @@ import math
 
 import torch
 
+from hvp_engine.scheduling.sweep_plan import SweepPlan
+
 COMPILED_ON = frozenset(("cpu", "cuda"))  # types of devices; others have not been measured
 COMPILE_AFTER = 3  # products of a kind: to compile takes about as long
 COMPILE_FROM = 8  # products of a block that a job must ask for
@@ -30,11 +32,12 @@ def products_before_compiling(expected: int | None, device: torch.device) -> flo
     return 0 if expected >= COMPILE_FROM else math.inf
 
 
-def room_to_compile(working: int, budget: int) -> int:
-    """Return the bytes that compiled products may keep, which take the place of temporaries of backward passes.
+def room_to_compile(plan: SweepPlan, working: int) -> int:
+    """Return the bytes that compiled products may keep.
 
     Args:
+        plan: What was decided about graphs.
         working: What one micro-batch's graph needs with the temporaries of its passes.
-        budget: Bytes for graphs and their temporaries.
     """
-    return min(max(COMPILED_BYTES, working), int(COMPILED_SHARE * budget))
+    left = plan.budget - working - plan.kept_graphs * plan.graph_bytes
+    return max(0, min(max(COMPILED_BYTES, working), int(COMPILED_SHARE * plan.budget), left))

@@ -26,6 +26,7 @@ __all__ = [
     "SILU_FUNCTIONS",
     "WEIGHT_NORM_FUNCTIONS",
     "DispatchMode",
+    "LightDispatchMode",
     "add_batch_dim",
     "around_engine",
     "check_batched_passes",
@@ -251,6 +252,14 @@ class _NoDispatchMode:
 
 
 DispatchMode: Any = _find("torch.utils._python_dispatch:TorchDispatchMode", _NoDispatchMode)
+
+
+class LightDispatchMode(DispatchMode):  # type: ignore[misc]
+    """A dispatch mode whose first call does not import PyTorch's compiler, which takes a second and 39 MB."""
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False
 
 
 def _refuse_planning(name: str) -> NoReturn:

@@ -44,7 +44,8 @@ def _by_matrices(given: Sequence[bool], wanted: Sequence[bool], sizes: Attention
     narrow = 1 + query + key + of_query * (1 + first * key) + of_key * (1 + first * query)
     wide = scores * (first + value) + of_value + of_grad * (first + value)
     strips = -(-sizes.batch // strip.entries) * -(-sizes.key_heads // strip.key_heads) * -(-sizes.queries // strip.rows)
-    return AttentionWork(narrow, wide, strips * (narrow + wide + 1), strip.rows)
+    at_once = query and key  # q' key' + query k'' is one product, twice as long
+    return AttentionWork(narrow, wide, strips * (narrow + wide + 1 - at_once), strip.rows)
 
 
 def _by_tiles(given: Sequence[bool], wanted: Sequence[bool], sizes: AttentionSizes) -> AttentionWork:

@@ -21,7 +21,7 @@ from hvp_engine.operators.compiled.arena import Arena
 from hvp_engine.operators.compiled.captured import Captures
 from hvp_engine.operators.compiled.check import difference, probe
 from hvp_engine.operators.compiled.record import Recorder
-from hvp_engine.operators.compiled.replay import Replay
+from hvp_engine.operators.compiled.replay import Layout, Replay
 from hvp_engine.operators.compiled.simplify import simplified
 from hvp_engine.problem.precision import Precision
 from hvp_engine.scheduling.compiling import products_before_compiling
@@ -30,6 +30,9 @@ from hvp_engine.system.failures import is_out_of_memory
 __all__ = ["CompiledProducts", "Compiler"]
 
 log = logging.getLogger(__name__)
+
+_COPIES = 4  # of the vectors, while a compiled product is checked: two probes, two products
+_NO_ROOM = "what they keep would not fit into memory"
 
 Kind = tuple[str, int | None]  # a block, and how many vectors pass at once; None for one vector in a pass of its own
 
@@ -77,14 +80,15 @@ class Compiler:
         expected = None if self.expected is None else self.expected.get(block, 0)
         return asked > products_before_compiling(expected, device)
 
-    def keep(self, replay: Replay) -> bool:
-        """Take a replay among those that are kept; return whether there was room for it."""
-        taken = sum(kept.bytes for kept in self._alive) + self.arena.size
-        if taken + replay.bytes > self._room():
-            self.arena = Arena()  # it may have grown for this one
-            return False
+    def has_room(self, like: Tensor, layout: Layout | None = None) -> bool:
+        """Say whether there is room to compile a product with vectors, and for what it keeps, where that is known."""
+        taken = sum(kept.bytes for kept in self._alive) + _COPIES * like.nbytes
+        needed = self.arena.size if layout is None else max(self.arena.size, layout.size) + layout.constants
+        return taken + needed <= self._room()
+
+    def keep(self, replay: Replay) -> None:
+        """Take a replay among those that are kept."""
         self._alive.add(replay)
-        return True
 
     def refuse(self, block: str, why: str) -> None:
         """Note why products are not compiled; say so the first time."""
@@ -141,6 +145,9 @@ class CompiledProducts:
 
     def _checked(self, add: Pass, block: ResolvedBlock, like: Tensor, *, batched: bool) -> Replay | None:
         compiler = self._compiler
+        if not compiler.has_room(like):
+            compiler.refuse(block.name, _NO_ROOM)
+            return None
         vectors = probe(like, 0)
         recorder = Recorder(vectors, out := torch.zeros_like(vectors))
         with recorder:
@@ -148,10 +155,13 @@ class CompiledProducts:
         if recorder.obstacle is not None:
             compiler.refuse(block.name, recorder.obstacle)
             return None
-        replay = Replay(simplified(recorder.tape()), compiler.arena, vectors.shape)
-        if not compiler.keep(replay):
-            compiler.refuse(block.name, "what they keep would not fit into memory")
+        tape = simplified(recorder.tape())
+        layout = Layout.of(tape)
+        if not compiler.has_room(like, layout):
+            compiler.refuse(block.name, _NO_ROOM)
             return None
+        replay = Replay(tape, layout, compiler.arena, vectors.shape)
+        compiler.keep(replay)
         vectors, expected, found = probe(like, 1), out.zero_(), torch.zeros_like(out)
         add(block, vectors, expected, batched=batched)
         replay.run(vectors, found)

@@ -16,7 +16,7 @@ from torch.nn import Parameter
 from hvp_engine.kernels.effects import WRITTEN
 from hvp_engine.operators.compiled.tape import Call, Content, Fixed, Memory, Tape, View, leaves_of, replaced
 from hvp_engine.system.torch_private import (
-    DispatchMode,
+    LightDispatchMode,
     is_zero_tensor,
     schema_of,
     storage_key,
@@ -35,7 +35,7 @@ _MOVING = frozenset(("resize_", "resize_as_", "set_"))  # give a tensor other me
 _PICKING = frozenset(("index", "masked_select"))  # as many numbers as their second argument says
 
 
-class Recorder(DispatchMode):  # type: ignore[misc]
+class Recorder(LightDispatchMode):
     """Records a pass that adds the product with a vector to a tensor of zeros.
 
     Attributes:

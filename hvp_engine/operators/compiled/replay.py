@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -17,6 +18,27 @@ from hvp_engine.system.torch_private import without_torch_functions, write_count
 __all__ = ["Replay"]
 
 
+@dataclass(frozen=True)
+class Layout:
+    """Where the memory of a tape lies.
+
+    Attributes:
+        starts: Where each piece begins.
+        size: Bytes of all of them.
+        constants: Bytes that the recording computed and a replay keeps.
+    """
+
+    starts: dict[Memory, int]
+    size: int
+    constants: int
+
+    @classmethod
+    def of(cls, tape: Tape) -> Layout:
+        """Place the memory of a tape; nothing is allocated."""
+        starts, size = placed(_spans(tape))
+        return cls(starts, size, _constant_bytes(tape.calls))
+
+
 class Replay:
     """The product of one block of one graph with a number of vectors, as a list of calls.
 
@@ -25,17 +47,16 @@ class Replay:
         calls: How many calls there are.
     """
 
-    def __init__(self, tape: Tape, arena: Arena, shape: torch.Size) -> None:
-        """Place everything, and bind the calls.
+    def __init__(self, tape: Tape, layout: Layout, arena: Arena, shape: torch.Size) -> None:
+        """Allocate what is missing, and bind the calls.
 
         Args:
             tape: What to do.
+            layout: Its own.
             arena: Where to do it.
             shape: Of the vectors.
         """
-        starts, size = placed(_spans(tape))
-        base = arena.of(size, tape.device)
-        views = _Views(base, starts)
+        views = _Views(arena.of(layout.size, tape.device), layout.starts)
         numel = shape.numel()
         whole = torch.Size([numel])
         self._vector = views.tensor(View(tape.vector, tape.dtype, whole, (1,), 0)).view(shape)
@@ -43,7 +64,7 @@ class Replay:
         self._calls = [_bound(call, views) for call in tape.calls]
         self._launch: Callable[[], object] | None = None  # all of them at once
         self._watched = tape.watched
-        self.bytes = _constant_bytes(tape.calls)
+        self.bytes = layout.constants
         self.calls = len(self._calls)
 
     @property
