@@ -123,11 +123,9 @@ class CurvatureOperator(MatrixLike):
         budget = usable(memory, free_budget(self.objective.device))
         room = self.objective.head_room = head_room(budget, on_cpu=self.objective.device.type == "cpu")
         with retained_heap(), self.objective.arithmetic():
-            largest = self.objective.largest_batch()
+            largest, first_value = self.objective.largest_batch(), self.objective.first_value
             self._inspection = GraphInspection()
-            self._fusion = HeadFusion(
-                self.objective, largest, self.objective.first_value(largest), search=self.finds_head
-            )
+            self._fusion = HeadFusion(self.objective, largest, first_value(largest), search=self.finds_head)
             self.objective.check_deterministic(largest, may_wait=microbatch is None)
             check_weights(self.objective, largest)
             self.scheduler = Scheduler(
