@@ -31,9 +31,7 @@ _GEMM = re.compile(r"product (\d+ x \d+ x \d+), (\w+)$")
 _ATTENTION = re.compile(r"(forward|backward|second), (\w+)$")
 _PRODUCT = re.compile(r"product, (.+), (\w+)$")
 _BASIS = re.compile(r"reorthogonalize, (\w+) basis, triton$")
-_HOST = {"host, torch.add": "plain", "host, ops.gelu": "fused"}
 _PROFILE = re.compile(r"profile, ([\w.]+)$")
-_IDLE = 0.1  # share of a product's time; where the device waits longer, the host's launches are what is measured
 
 
 def collected(rows: Iterable[Row], bandwidth: float) -> dict[str, Any]:
@@ -55,8 +53,6 @@ def collected(rows: Iterable[Row], bandwidth: float) -> dict[str, Any]:
             entry["measured_on"] = row.get("device")
         elif what == "copy" and stage == "ceilings":
             entry["copy_gbs"] = copied = row["gbs"]
-        elif what in _HOST:
-            entry.setdefault("launch_us", {})[_HOST[what]] = row["us"]
         elif (found := _GEMM.match(what)) and "tflops" in row:
             entry.setdefault("gemm_tflops", {}).setdefault(found[2], {})[found[1]] = row["tflops"]
         elif stage == "attention" and (found := _ATTENTION.match(what)) and "tflops_of_kernels" in row:
@@ -74,18 +70,16 @@ def collected(rows: Iterable[Row], bandwidth: float) -> dict[str, Any]:
     if not entry.get("measured_on"):
         raise ValueError("no row says which card it was; the stage `ceilings` must have run")
     _add_launches(entry, profiled)
-    if len(entry.get("launch_us", {})) < len(_HOST):
-        entry.pop("launch_us", None)
     return entry
 
 
 def _add_launches(entry: dict[str, Any], profiled: Mapping[str, Row]) -> None:
-    """Take the host's time per launch from whole products where the device waits for it: small calls cost it less."""
-    for block, row in profiled.items():
-        taken = entry.get("product_ms", {}).get("bf16", {}).get(block)
-        if taken and row["launches"] and row["busy_ms"] < (1 - _IDLE) * taken:
-            each = 1e3 * taken / row["launches"]
-            entry["launch_us"] = {kind: max(each, us) for kind, us in entry.get("launch_us", {}).items()}
+    """Take what a launch adds to the kernels' own time in the product that has the most launches."""
+    times = entry.get("product_ms", {}).get("bf16", {})
+    known = [(row["launches"], times[block] - row["busy_ms"]) for block, row in profiled.items() if block in times]
+    launches, waited = max(known, default=(0, 0.0))
+    if launches and waited > 0:
+        entry["launch_us"] = dict.fromkeys(("plain", "fused"), 1e3 * waited / launches)
 
 
 def compared(name: str, entry: Row, size: str = "gpt2") -> list[str]:

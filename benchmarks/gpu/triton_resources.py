@@ -179,7 +179,8 @@ def markdown(table: dict[str, Any]) -> str:
     lines = [
         "# Resources of the Triton kernels",
         "",
-        f"Compiled ahead of time by Triton {table['triton']}; **not run on a GPU**. Occupancy is the share of an SM's",
+        f"Compiled ahead of time by Triton {table['triton']}; times on an H100 are in "
+        "`benchmarks/results/gpu_h100.md`. Occupancy is the share of an SM's",
         "warps that registers and shared memory admit. Written by `python benchmarks/gpu/triton_resources.py`; the",
         "tests fail when a kernel spills registers or this table is out of date.",
         "",

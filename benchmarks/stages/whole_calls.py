@@ -58,9 +58,9 @@ def _waits(device: torch.device) -> Iterator[Check]:
     for block, vector in job.vectors().items():
         operator = he.HessianOperator(job.model, he.losses.causal_lm, {block: job.patterns[block]}, data=job.data)
         stacked = {block: vector[None]}
-        for _ in range(2):  # builds the graph, compiles the kernels
-            operator.matmat(stacked)
+        for _ in range(products.WARM):
+            operator.sweep(stacked)
         with products.waits_are_errors(device) as waited:
-            operator.matmat(stacked)
+            operator.sweep(stacked)  # not matmat, which looks whether vectors are finite
         name = f"a product with {block} waits for the device"
         yield Check(name, float(bool(waited)), 0, "; ".join(waited), fatal=False)

@@ -10,8 +10,8 @@ device (:data:`hvp_engine.planning.devices.GPUS`), every entry but the first may
   largest stands for the head, the others, as a harmonic mean, for linear layers.
 - ``attention_tflops``: by precision, by pass (forward, backward, second): TFLOP/s by the products that the kernels form
   (``attention_products.py`` of their backend), a causal triangle without its edge.
-- ``launch_us``: ``plain`` and ``fused``, microseconds of the host per operation of PyTorch and per kernel of this
-  package, autograd's part included: of products that wait for the host where there are any, else of single calls.
+- ``launch_us``: ``plain`` and ``fused``, microseconds per operation of PyTorch and per kernel of this package that a
+  product takes beyond its kernels: of one that is replayed as a CUDA graph, as products of jobs are.
 - ``bandwidth_share``: by family of :class:`hvp_engine.planning.efficiencies.Efficiencies`: share of the data sheet's
   bandwidth.
 - ``product_ms``: by precision, by block: milliseconds of one product of GPT-2 (8 x 1,024 tokens); no plan reads them,

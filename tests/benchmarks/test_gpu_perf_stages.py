@@ -84,9 +84,7 @@ def test_products_in_fp32_and_tf32_say_how_many_samples_they_take():
 
 def test_streams_are_timed_by_their_number_in_a_pass():
     rows = rows_of("streams")
-    assert [what for what, row in rows.items() if "error" in row] == [
-        "captured product of medium"
-    ]  # a CPU has no graphs
+    assert [row for row in rows.values() if "error" in row] == []
     for streams in (1, 2, 4, 8):
         assert positive(rows[f"streams, {streams}"], "ms_per_vector")
         assert rows[f"streams, {streams}"]["streams_at_once"] == streams
