@@ -11,9 +11,10 @@ import torch
 
 from hvp_engine.scheduling.sweep_plan import SweepPlan
 
-COMPILED_ON = frozenset(("cpu", "cuda"))  # types of devices; others have not been measured
-COMPILE_AFTER = 3  # products of a kind: to compile takes about as long
-COMPILE_FROM = 8  # products of a block that a job must ask for
+COMPILE_AFTER = 3  # products of a kind, where nobody knows how many are to come
+# Products of a block that a job must ask for, by type of device; others have not been measured. To compile takes as long
+# as 3 to 30 products of a CPU, the most with the smallest networks; a GPU gains most of each.
+COMPILE_FROM = {"cpu": 32, "cuda": 8}
 COMPILED_BYTES = 32 << 20  # that compiled products may take anyway ...
 COMPILED_SHARE = 0.25  # ... within this share of the budget
 
@@ -25,11 +26,10 @@ def products_before_compiling(expected: int | None, device: torch.device) -> flo
         expected: Products of the block that a job asks for; None where nobody knows.
         device: Where they are formed.
     """
-    if device.type not in COMPILED_ON:
-        return math.inf
+    least = COMPILE_FROM.get(device.type, math.inf)
     if expected is None:
-        return COMPILE_AFTER
-    return 0 if expected >= COMPILE_FROM else math.inf
+        return COMPILE_AFTER if least < math.inf else math.inf
+    return 0 if expected >= least else math.inf
 
 
 def room_to_compile(plan: SweepPlan, working: int) -> int:
