@@ -12,8 +12,8 @@ import torch
 from hvp_engine.scheduling.sweep_plan import SweepPlan
 
 COMPILE_AFTER = 3  # products of a kind, where nobody knows how many are to come
-# Products of a block that a job must ask for, by type of device; others have not been measured. To compile takes 3 to 30
-# products of a CPU, the most with the smallest networks; a GPU gains most of each.
+# Products of a block that a job must ask for, by type of device; others have not been measured. To compile takes 3 to
+# 30 products of a CPU, the most with the smallest networks; a GPU gains most of each.
 COMPILE_FROM = {"cpu": 32, "cuda": 8}
 COMPILED_BYTES = 32 << 20  # that compiled products may take anyway ...
 COMPILED_SHARE = 0.25  # ... within this share of the budget
