@@ -120,7 +120,6 @@ def test_shell_blocks_run_in_their_order(
     for block in blocks_in("python"):
         if name := block.file_name():
             (tmp_path / name).write_text(block.text)
-    monkeypatch.setattr(sys, "path", [*sys.path])
     monkeypatch.setitem(sys.modules, "job", None)  # the file's module is forgotten afterwards
     for block in blocks_in("bash"):
         for command in block.commands():
