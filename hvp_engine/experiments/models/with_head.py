@@ -34,7 +34,9 @@ class WithHead(nn.Module):
 
 def new_head(features: int, classes: int, seed: int) -> nn.Linear:
     """Make a linear layer with normal weights of deviation 0.02 and no bias at first."""
-    head = nn.Linear(features, classes)
-    nn.init.normal_(head.weight, std=_STD, generator=torch.Generator(head.weight.device).manual_seed(seed))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        head = nn.Linear(features, classes)
+        nn.init.normal_(head.weight, std=_STD)
     nn.init.zeros_(head.bias)
     return head
