@@ -16,11 +16,11 @@ from torch import Tensor, nn
 
 from hvp_engine import losses
 from hvp_engine.errors import ConfigurationError
-from hvp_engine.experiments import weights
+from hvp_engine.experiments import studied_paper, weights
 from hvp_engine.experiments.batches import Batches
-from hvp_engine.experiments.data import classification, images, text
+from hvp_engine.experiments.data import classification, images
 from hvp_engine.experiments.data.classification import TextSamples
-from hvp_engine.experiments.entry import Entry, Family, Recipe
+from hvp_engine.experiments.entry import Entry, Recipe
 from hvp_engine.experiments.models.with_head import WithHead, new_head
 from hvp_engine.experiments.registry import Setting
 from hvp_engine.experiments.roles import listed_tensors
@@ -79,8 +79,10 @@ def chosen(setting: Setting) -> tuple[dict[str, Entry], tuple[str, ...]]:
         The entries, and notes for the reader.
 
     Raises:
-        ConfigurationError: There is no such entry.
+        ConfigurationError: There is no such entry; at the paper's size, no data is given.
     """
+    if setting.size == "paper":
+        return studied_paper.entries(setting), ()
     known = studied(setting)
     asked = setting.option("models", "")
     if asked:

@@ -11,13 +11,13 @@ _STD = 0.02  # of the head's weights, as transformers and the paper's code have 
 
 
 class WithHead(nn.Module):
-    """A body of transformers, and a linear layer on the last hidden state of the first token."""
+    """A body of transformers, and a linear layer on its last hidden state: of the first token, or the mean of a map."""
 
     def __init__(self, body: nn.Module, features: int, classes: int, seed: int) -> None:
         """Make the head.
 
         Args:
-            body: Returns an output with ``last_hidden_state`` (n, tokens, features).
+            body: Returns an output with ``last_hidden_state``, (n, tokens, features) or (n, features, h, w).
             features: Size of the hidden state.
             classes: Of the output.
             seed: Decides the head's weights.
@@ -28,7 +28,8 @@ class WithHead(nn.Module):
 
     def forward(self, *inputs: Tensor, **named: Any) -> Tensor:
         """Map what the body takes to logits (n, classes)."""
-        logits: Tensor = self.head(self.body(*inputs, **named).last_hidden_state[:, 0])
+        hidden = self.body(*inputs, **named).last_hidden_state
+        logits: Tensor = self.head(hidden.mean(dim=(2, 3)) if hidden.dim() == 4 else hidden[:, 0])
         return logits
 
 
