@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 FloatArray = NDArray[np.float64]
+Counts = NDArray[np.int64]
 
 REDUCTION = 1e-6  # of the gradient's norm
 _MOST_DOUBLINGS = 60
@@ -99,14 +100,14 @@ class Linear:
         """What a step multiplies each mode by, (seeds, blocks, n)."""
         return 1.0 - self.step[:, None, None] * self.eigenvalues
 
-    def norms(self, steps: int | NDArray[np.int64]) -> FloatArray:
+    def norms(self, steps: int | Counts) -> FloatArray:
         """Return the gradient's norm after so many steps, one number for all seeds or one each: (seeds,)."""
         powers = np.abs(self.rates) ** np.reshape(steps, (-1, 1, 1))
         odd = np.reshape(np.asarray(steps) % 2 == 1, (-1, 1, 1))
         parts = self.shares * np.where(odd, np.sign(self.rates), 1.0) * powers
         return np.asarray(np.linalg.norm((self.modes @ parts[..., None])[..., 0], axis=(1, 2)))
 
-    def iterations(self) -> NDArray[np.int64]:
+    def iterations(self) -> Counts:
         """Return after how many steps the gradient's norm has fallen by 1e-6, by bisection: (seeds,)."""
         goal = REDUCTION * self.norms(0)
         low = np.zeros(len(goal), dtype=np.int64)

@@ -9,7 +9,7 @@ import numpy as np
 from matplotlib.axes import Axes
 
 from hvp_engine.experiments import cache, figures
-from hvp_engine.experiments.quadratic_problem import FloatArray, Quadratics, adam_with_memory
+from hvp_engine.experiments.quadratic_problem import Counts, FloatArray, Quadratics, adam_with_memory
 from hvp_engine.experiments.registry import Setting
 from hvp_engine.experiments.result import Claim, Result, Table, at_least, at_most
 
@@ -23,7 +23,6 @@ _BLOCKS, _EIGENVALUES = 4, 25  # of each sampled case
 _STEPWISE = 3000
 _BETA2 = 0.99
 _SOURCE = "arXiv 2402.16788, figure 8"
-_PROVED = "arXiv 2402.16788, theorem and simulation of section 3.2"
 
 
 def run(setting: Setting) -> Result:
@@ -67,14 +66,14 @@ def sampled(setting: Setting, model: str) -> FloatArray:
     return np.asarray(1.0 + (CONDITION - 1.0) * (drawn - drawn.min()) / np.ptp(drawn))
 
 
-def _row(case: str, drawn: Quadratics, descent: FloatArray, adam: FloatArray) -> tuple[str | float, ...]:
+def _row(case: str, drawn: Quadratics, descent: Counts, adam: Counts) -> tuple[str | float, ...]:
     quartiles = ["{:,.0f} to {:,.0f}".format(*np.percentile(found, (25, 75))) for found in (descent, adam)]
     medians = [f"{np.median(found):,.0f}" for found in (descent, adam)]
     wins, condition = float((adam < descent).mean()), float(np.median(drawn.adam.condition))
     return (case, medians[0], quartiles[0], medians[1], quartiles[1], wins, condition)
 
 
-def _claims(counts: Mapping[str, Sequence[FloatArray]]) -> tuple[Claim, ...]:
+def _claims(counts: Mapping[str, Sequence[Counts]]) -> tuple[Claim, ...]:
     (descent3, adam3), (descent4, adam4) = counts[_CASE_3], counts[_CASE_4]
     gap = abs(float(np.median(descent3) / np.median(descent4)) - 1.0)
     gain = float(np.median(descent3) / np.median(adam3))
@@ -112,7 +111,7 @@ def _stalling(axes: Axes, drawn: Quadratics) -> None:
     axes.set(title="Adam on case 3, step by step", xlabel="iteration", ylabel="log10 gradient norm", ylim=(-8, 3))
 
 
-def _ratios(axes: Axes, counts: Mapping[str, Sequence[FloatArray]]) -> None:
+def _ratios(axes: Axes, counts: Mapping[str, Sequence[Counts]]) -> None:
     for case, (descent, adam) in counts.items():
         axes.ecdf(adam / descent, label=case.partition(":")[0])
     axes.axvline(1.0, color="0.7", linewidth=0.6)
