@@ -74,7 +74,6 @@ class Entry:
         rates: Grid of learning rates by name of the optimizer.
         recipe: How it is trained.
         choose: Picks the blocks of a model, as a mapping of names to patterns.
-        classifies: Whether its held-out data are samples with one class each, so that an accuracy can be given.
         sketch: Makes a Hessian batch's shapes on the meta device, and says how many such batches there are: for plans.
     """
 
@@ -86,7 +85,6 @@ class Entry:
     recipe: Recipe
     rates: Mapping[str, Sequence[float]] = field(default_factory=lambda: GRID)
     choose: Callable[[nn.Module], Blocks] = weights
-    classifies: bool = False
     sketch: Callable[[], tuple[Any, int]] | None = None
 
     @cached_property

@@ -63,7 +63,6 @@ def _mlp(setting: Setting) -> Entry:
         data,
         Recipe(setting.option("steps", 3 * (60_000 // 128))),
         _GRID,
-        classifies=True,
         sketch=partial(_pictures, 128, 1, 28),
     )
 
@@ -85,7 +84,6 @@ def _on_imagenet(
         Recipe(setting.option("steps", _IMAGENET_STEPS), options=_DECAYED),
         _GRID,
         choose,
-        classifies=True,
         sketch=partial(_pictures, _IMAGES, 3, 224),
     )
 

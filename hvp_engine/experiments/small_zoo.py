@@ -120,7 +120,6 @@ def _on_digits(setting: Setting, scale: _Scale) -> list[Entry]:
             lambda seed: on_images(_digits(), amounts, seed),
             Recipe(_steps(setting, scale, 200)),
             rates=_GRIDS[setting.size],
-            classifies=True,
         )
         for name, (family, build) in _classifiers(scale, 8, 2, 1, 10).items()
     ]
@@ -136,7 +135,6 @@ def _on_photographs(setting: Setting, scale: _Scale) -> list[Entry]:
             losses.classification,
             lambda seed: on_images(_photographs(), amounts, seed),
             Recipe(_steps(setting, scale, 400)),
-            classifies=True,
         )
         for name, (family, build) in _classifiers(scale, 32, 4, 3, _PHOTOGRAPH_CLASSES).items()
         if name != "mlp"

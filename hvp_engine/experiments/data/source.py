@@ -105,9 +105,9 @@ def required(name: str, paths: Mapping[str, Path] | None, meaning: str) -> Path:
     return path
 
 
-def from_path(name: str, path: Path, files: Iterable[Path]) -> Source:
-    """Describe files that the user gave."""
-    return Source(name, GIVEN, str(path), digest(files))
+def from_path(name: str, path: Path, digest: str) -> Source:
+    """Describe files that the user gave, by their digest."""
+    return Source(name, GIVEN, str(path), digest)
 
 
 def digest(files: Iterable[Path]) -> str:
