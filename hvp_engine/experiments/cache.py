@@ -24,7 +24,7 @@ from hvp_engine.errors import ConfigurationError
 from hvp_engine.experiments.batches import Batches
 from hvp_engine.experiments.calibration import calibrate
 from hvp_engine.experiments.curve_files import read_curve, write_curve
-from hvp_engine.experiments.entry import Entry
+from hvp_engine.experiments.entry import Blocks, Entry
 from hvp_engine.experiments.optimizers import make_optimizer
 from hvp_engine.experiments.registry import Setting
 from hvp_engine.experiments.training import Curve, accuracy, fit, held_out, search
@@ -59,8 +59,10 @@ def spectra(
     stage: str,
     seed: int,
     *,
+    blocks: Blocks | None = None,
     steps: int | None = None,
     probes: int | None = None,
+    label: str = "",
 ) -> Spectra:
     """Compute the spectra of a model's blocks at a stage of training, or read them.
 
@@ -69,20 +71,23 @@ def spectra(
         model: Name in the zoo, or an entry of one's own under a name of its own.
         stage: ``"init"``, or a share of training, one of :data:`STAGES` at this size.
         seed: Of model, data and probes.
+        blocks: Other blocks than the entry's; they need a ``label``.
         steps: Lanczos steps; None takes the size's.
         probes: Random vectors per block; None takes the size's.
+        label: Becomes part of the folder's name.
     """
     entry = entry_of(setting, model)
     usual = LANCZOS[setting.size]
     m = steps or setting.option("m", usual[0])
     count = probes or setting.option("probes", usual[1])
+    named = f"-{label}" if label else ""
     drawn = "" if (m, count) == usual else f"-m{m}-p{count}"
     network = checkpoint(setting, entry, stage, seed)
-    out = _folder(setting, "spectra") / f"{entry.name}-{stage}-{seed}{drawn}"
+    out = _folder(setting, "spectra") / f"{entry.name}-{stage}-{seed}{named}{drawn}"
     return slq(
         network,
         entry.loss,
-        entry.choose(network),
+        entry.choose(network) if blocks is None else blocks,
         data=entry.data(seed).fixed,
         steps=m,
         probes=count,

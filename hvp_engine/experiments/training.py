@@ -169,7 +169,8 @@ def search(
         curves[further] = train(further)
         grid = sorted(curves, reverse=True)
     best = _best(curves)
-    return replace(curves[best], at_edge=best in (grid[0], grid[-1])), {rate: curves[rate] for rate in grid}
+    at_edge = len(grid) > 1 and best in (grid[0], grid[-1])
+    return replace(curves[best], at_edge=at_edge), {rate: curves[rate] for rate in grid}
 
 
 def _best(curves: dict[float, Curve]) -> float:
