@@ -6,14 +6,14 @@ import hashlib
 import importlib
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
 from hvp_engine.errors import ConfigurationError
 from hvp_engine.experiments.registry import Driver, Setting, Size, find
-from hvp_engine.system.files import names, open_to_read, unreadable
+from hvp_engine.system.files import open_to_read
 
 if TYPE_CHECKING:
     from hvp_engine.experiments.paper_plan import PlannedPart
@@ -98,7 +98,7 @@ def check(driver: Driver, setting: Setting) -> None:
         raise ConfigurationError(f"seeds={setting.seeds} is too few; give at least 1.")
     for key in setting.options:
         if key not in driver.options:
-            known = f"it has {', '.join(driver.options)}" if driver.options else "it has none"
+            known = f"it has {', '.join(driver.options)}" if driver.options else "it has none, so leave --set out"
             raise ConfigurationError(f"The experiment {driver.name} has no setting {key!r}; {known}.")
     for kind in ("data", "weights"):
         for key, path in getattr(setting, kind).items():
@@ -147,22 +147,11 @@ def _described(path: Path) -> dict[str, object]:
                 digest.update(piece)
         return {"path": str(path), "bytes": size, "blake2b": digest.hexdigest()}
     size = count = 0
-    for inner, length in _files(path, []):
-        digest.update(f"{inner}\0{length}\n".encode())
-        size, count = size + length, count + 1
+    for folder, inner, files in os.walk(path):
+        inner.sort()
+        for name in sorted(files):
+            file_path = Path(folder, name)
+            length = file_path.lstat().st_size
+            digest.update(f"{file_path.relative_to(path)}\0{length}\n".encode())
+            size, count = size + length, count + 1
     return {"path": str(path), "bytes": size, "files": count, "blake2b of names and sizes": digest.hexdigest()}
-
-
-def _files(root: Path, inner: Sequence[str]) -> list[tuple[str, int]]:
-    """List all files below a folder in name order, with their sizes."""
-    found: list[tuple[str, int]] = []
-    for name in names(root.joinpath(*inner)):
-        path = root.joinpath(*inner, name)
-        try:
-            if path.is_dir():
-                found += _files(root, [*inner, name])
-            else:
-                found.append(("/".join([*inner, name]), path.stat().st_size))
-        except OSError as error:
-            raise unreadable(path, error) from error
-    return found
