@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import nn
@@ -26,19 +26,15 @@ from hvp_engine.experiments.calibration import calibrate
 from hvp_engine.experiments.curve_files import read_curve, write_curve
 from hvp_engine.experiments.entry import Blocks, Entry
 from hvp_engine.experiments.optimizers import make_optimizer
-from hvp_engine.experiments.registry import Setting
+from hvp_engine.experiments.registry import ZOO_OPTIONS, Setting
 from hvp_engine.experiments.training import Curve, accuracy, fit, held_out, search
 from hvp_engine.experiments.zoo import entry_of
 from hvp_engine.problem.batches import moved
-from hvp_engine.problem.precision import Precision
 from hvp_engine.results.spectra import Spectra
 from hvp_engine.system.files import explained
 from hvp_engine.system.json_files import checksum
 from hvp_engine.system.progress import ProgressReporter
 from hvp_engine.system.tensor_files import read_sealed_tensors, write_tensors
-
-OPTIONS = ("bn", "order", "tokens", "steps", "m", "probes")
-"""Keys of ``--set`` that the zoo and these caches read."""
 
 INIT = "init"
 LANCZOS = {"tiny": (12, 1), "small": (24, 2), "paper": (100, 10)}  # steps and probes
@@ -83,7 +79,7 @@ def spectra(
     named = f"-{label}" if label else ""
     drawn = "" if (m, count) == usual else f"-m{m}-p{count}"
     network = checkpoint(setting, entry, stage, seed)
-    out = _folder(setting, "spectra") / f"{entry.name}-{stage}-{seed}{named}{drawn}"
+    out = folder(setting, "spectra") / f"{entry.name}-{stage}-{seed}{named}{drawn}"
     return slq(
         network,
         entry.loss,
@@ -92,7 +88,7 @@ def spectra(
         steps=m,
         probes=count,
         seed=seed,
-        precision=cast(Precision, setting.precision),
+        precision=setting.precision,
         out=out,
     )
 
@@ -159,7 +155,7 @@ def _searched(setting: Setting, entry: Entry, optimizer: str) -> tuple[Curve, di
 
 def _trained(setting: Setting, entry: Entry, optimizer: str, rate: float, seed: int) -> Curve:
     """Train, or read the curve of a training that is finished; an unfinished one starts again."""
-    path = _folder(setting, "curves") / f"{entry.name}-{optimizer}-{rate:g}-{seed}.npz"
+    path = folder(setting, "curves") / f"{entry.name}-{optimizer}-{rate:g}-{seed}.npz"
     identity = _identity(entry, optimizer, rate, seed)
     paths = _checkpoint_paths(setting, entry, rate, seed) if optimizer == _CHECKPOINTED else {}
     found = read_curve(path, identity)
@@ -233,7 +229,7 @@ def _checkpoint_paths(setting: Setting, entry: Entry, rate: float, seed: int) ->
 
 def _checkpoint_path(setting: Setting, entry: Entry, rate: float, seed: int, stage: str) -> Path:
     name = f"{entry.name}-{_CHECKPOINTED}-{rate:g}-{seed}-{stage}.safetensors"
-    return _folder(setting, "curves") / "checkpoints" / name
+    return folder(setting, "curves") / "checkpoints" / name
 
 
 def _identity(entry: Entry, optimizer: str, rate: float, seed: int) -> str:
@@ -243,9 +239,9 @@ def _identity(entry: Entry, optimizer: str, rate: float, seed: int) -> str:
     return checksum([*facts, {name: list(options.items()) for name, options in recipe.options.items()}])
 
 
-def _folder(setting: Setting, kind: str) -> Path:
+def folder(setting: Setting, kind: str) -> Path:
     """Return the cache's folder for all that has the same size, device, precision, options and data."""
-    decisive: dict[str, Any] = {key: setting.options[key] for key in OPTIONS if key in setting.options}
+    decisive: dict[str, Any] = {key: setting.options[key] for key in ZOO_OPTIONS if key in setting.options}
     if (setting.device, setting.precision) != ("cpu", "fp32"):
         decisive |= {"device": setting.device, "precision": setting.precision}
     decisive |= {f"data {name}": str(path.resolve()) for name, path in setting.data.items()}
