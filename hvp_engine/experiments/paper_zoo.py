@@ -206,9 +206,9 @@ def _tokens(sequences: int, micro: int, length: int) -> tuple[Any, int]:
 
 
 def _masked_pairs(sequences: int, micro: int) -> tuple[Any, int]:
-    ids = {
+    ids = {  # without the attention mask, whose values transformers looks at
         name: torch.empty(micro, _BERT_CONTEXT, dtype=torch.int64, device="meta")
-        for name in ("input_ids", "token_type_ids", "attention_mask", "labels")
+        for name in ("input_ids", "token_type_ids", "labels")
     }
     labels = torch.empty(micro, dtype=torch.int64, device="meta")
     return {**ids, "next_sentence_label": labels}, sequences // micro
