@@ -26,7 +26,7 @@ from hvp_engine.experiments.calibration import calibrate
 from hvp_engine.experiments.curve_files import read_curve, write_curve
 from hvp_engine.experiments.entry import Blocks, Entry
 from hvp_engine.experiments.optimizers import make_optimizer
-from hvp_engine.experiments.registry import Setting
+from hvp_engine.experiments.registry import ZOO_OPTIONS, Setting
 from hvp_engine.experiments.training import Curve, accuracy, fit, held_out, search
 from hvp_engine.experiments.zoo import entry_of
 from hvp_engine.problem.batches import moved
@@ -36,9 +36,6 @@ from hvp_engine.system.files import explained
 from hvp_engine.system.json_files import checksum
 from hvp_engine.system.progress import ProgressReporter
 from hvp_engine.system.tensor_files import read_sealed_tensors, write_tensors
-
-OPTIONS = ("bn", "order", "tokens", "steps", "m", "probes")
-"""Keys of ``--set`` that the zoo and these caches read."""
 
 INIT = "init"
 LANCZOS = {"tiny": (12, 1), "small": (24, 2), "paper": (100, 10)}  # steps and probes
@@ -245,7 +242,7 @@ def _identity(entry: Entry, optimizer: str, rate: float, seed: int) -> str:
 
 def _folder(setting: Setting, kind: str) -> Path:
     """Return the cache's folder for all that has the same size, device, precision, options and data."""
-    decisive: dict[str, Any] = {key: setting.options[key] for key in OPTIONS if key in setting.options}
+    decisive: dict[str, Any] = {key: setting.options[key] for key in ZOO_OPTIONS if key in setting.options}
     if (setting.device, setting.precision) != ("cpu", "fp32"):
         decisive |= {"device": setting.device, "precision": setting.precision}
     decisive |= {f"data {name}": str(path.resolve()) for name, path in setting.data.items()}
