@@ -13,7 +13,8 @@ from matplotlib.figure import Figure
 from hvp_engine.errors import ConfigurationError
 from hvp_engine.experiments import cache, figures, whole
 from hvp_engine.experiments.blockwise import mean_and_deviation
-from hvp_engine.experiments.entry import Blocks, Entry
+from hvp_engine.experiments.drivers.sgd_against_adam import OFF_PLATEAU
+from hvp_engine.experiments.entry import Entry
 from hvp_engine.experiments.gaps import Gap, gap
 from hvp_engine.experiments.heterogeneity import spread
 from hvp_engine.experiments.paper_plan import PlannedPart
@@ -27,7 +28,6 @@ from hvp_engine.results.spectra import Spectra
 _ROLES = (r"query|wq$", r"value|wv$", r"c_fc$|fc1$|intermediate", r"wte|word_embedding|embeddings?$")
 _COLUMNS = ("model", "blocks", "JS0", "sd", "spread", "sd", "loss of SGD", "loss of Adam")
 _CNN, _TRANSFORMER = "vgg", "bert"
-_OFF_PLATEAU = 0.3  # nats below the entropy of single tokens, where a language model has begun to use their order
 _SOURCE = "arXiv 2402.16788, figure 3"
 
 
@@ -64,7 +64,7 @@ def gates(cnn: Sequence[float], transformer: Sequence[float]) -> tuple[Claim, ..
     return (at_least("JS0 of BERT's four blocks >= 1.4 x that of VGG's", "ratio", ratio, 1.4, _SOURCE),)
 
 
-def four(entry: Entry) -> Blocks:
+def four(entry: Entry) -> dict[str, Sequence[str]]:
     """Choose four blocks: of a Transformer query, value and first MLP layer of its middle layer, and the embedding; of
     another network the first, two in the middle, and the last.
 
@@ -95,7 +95,7 @@ def _curves_of(setting: Setting, transformer: Gap) -> tuple[Gap, tuple[str, ...]
     if setting.size != "small":
         return transformer, ()
     rest = plateau(entry_of(setting, _TRANSFORMER), 0)
-    if transformer.losses[1] <= rest - _OFF_PLATEAU:
+    if transformer.losses[1] <= rest - OFF_PLATEAU:
         return transformer, ()
     note = f"BERT is still on the plateau of single tokens, {rest:.2f} nats, so that the curves are those of gpt."
     return gap(setting, "gpt"), (note,)
