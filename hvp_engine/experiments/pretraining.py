@@ -53,7 +53,8 @@ def _on_bytes(setting: Setting) -> Pair:
         )  # fmt: skip
 
     first = entry("gpt-bytes", "stdlib" if tiny else "shakespeare", 8 if tiny else 800, _PRETRAINED)
-    random = entry(f"gpt-{target}-random", target, 6 if tiny else 150, _TINY_RATES if tiny else FINE_TUNED)
+    steps = setting.option("steps", 6 if tiny else 150)
+    random = entry(f"gpt-{target}-random", target, steps, _TINY_RATES if tiny else FINE_TUNED)
     pretrained = Continued(
         f"gpt-{target}-pretrained", "transformer", lambda seed: cache.checkpoint(setting, first, "1.0", seed),
         random.loss, random.data, random.recipe, random.rates, random.choose, shapes=partial(GPT, config),
