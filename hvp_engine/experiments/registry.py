@@ -109,11 +109,11 @@ DRIVERS: tuple[Driver, ...] = (
     ),
     Driver(
         "pretrained-lm", "D7", "Pre-training makes blocks alike and SGD's gap to Adam small.", "pretrained_lm",
-        6.0, (EXTRA,), ZOO_OPTIONS,
+        6.0, (EXTRA,), ("model", "target", "steps", "m", "probes"),
     ),
     Driver(
         "js-against-gap", "D8", "The larger JS0, the larger SGD's gap to Adam.", "js_against_gap",
-        35.0, (EXTRA,), ZOO_OPTIONS,
+        35.0, (EXTRA,), (*ZOO_OPTIONS, "model", "target"),
     ),
     Driver(
         "quadratics", "D9", "On quadratics Adam is fast only where blocks differ.", "quadratics",
