@@ -17,7 +17,8 @@ from hvp_engine import losses
 from hvp_engine.errors import ConfigurationError
 from hvp_engine.experiments import weights
 from hvp_engine.experiments.batches import Batches
-from hvp_engine.experiments.data import classification, vision_sets
+from hvp_engine.experiments.data import vision_sets
+from hvp_engine.experiments.data.glue import glue
 from hvp_engine.experiments.entry import Entry, Family, Recipe
 from hvp_engine.experiments.models.with_head import WithHead
 from hvp_engine.experiments.paper_plan import PlannedPart, planned_slq
@@ -88,7 +89,7 @@ def _entry(setting: Setting, name: str, network: _Network, task: str) -> Entry:
 
 def _texts(setting: Setting, task: str, seed: int) -> Batches:
     tokenizer = weights.tokenizer("roberta-base", setting)
-    samples = classification.glue(task, setting.data[task]).train
+    samples = glue(task, setting.data).train
     drawn = torch.randperm(len(samples.texts), generator=torch.Generator().manual_seed(seed))
     kept = drawn[: _SMALL_BATCH.get(task, _BATCH)]
     encoded = tokenizer(
@@ -96,12 +97,12 @@ def _texts(setting: Setting, task: str, seed: int) -> Batches:
         truncation=True, max_length=_TOKENS, padding="max_length", return_tensors="pt",
     )  # fmt: skip
     batch = {**encoded, "labels": samples.labels[kept]}
-    return Batches([batch], lambda: iter([batch]), [batch])
+    return Batches([batch], lambda: iter([batch]), [batch], {})
 
 
 def _pictures(setting: Setting, task: str, seed: int) -> Batches:
     batch = getattr(vision_sets, task)(setting.data[task]).train.draw(_BATCH, seed)
-    return Batches([batch], lambda: iter([batch]), [batch])
+    return Batches([batch], lambda: iter([batch]), [batch], {})
 
 
 def _shape(network: _Network) -> Any:

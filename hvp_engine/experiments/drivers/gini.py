@@ -22,7 +22,7 @@ from hvp_engine.experiments.result import Claim, Result, Table, at_least
 from hvp_engine.experiments.roles import is_key_bias
 from hvp_engine.experiments.studied import RANDOM, chosen, studied
 from hvp_engine.experiments.studied_paper import planned
-from hvp_engine.experiments.tensors import column, facts
+from hvp_engine.experiments.tensors import column, facts, network
 from hvp_engine.experiments.zoo import zoo
 
 _OF_ZOO = ("vit", "gpt", "resnet", "vgg")
@@ -62,7 +62,7 @@ def measures(setting: Setting, entry: Entry, is_listed: bool) -> dict[str, list[
     """Compute the measures of a network for every seed; those of the paper's lists where it is asked for."""
     rows: dict[str, list[float]] = {WEIGHTS: [], EVERY: []}
     for seed in range(setting.seeds):
-        model = entry.build(seed).to(setting.device).eval()
+        model = network(setting, entry, seed)
         norms = {
             name: norm
             for name, norm in gradient_norms(model, entry.loss, entry.data(seed).fixed).items()
