@@ -20,7 +20,7 @@ from hvp_engine.experiments.paper_plan import PlannedPart
 from hvp_engine.experiments.registry import Setting
 from hvp_engine.experiments.result import Claim, Result, Table, at_least
 from hvp_engine.experiments.roles import is_key_bias
-from hvp_engine.experiments.studied import RANDOM, chosen, studied
+from hvp_engine.experiments.studied import RANDOM, chosen, sources, studied
 from hvp_engine.experiments.studied_paper import planned
 from hvp_engine.experiments.tensors import column, facts, network
 from hvp_engine.experiments.zoo import zoo
@@ -51,7 +51,11 @@ def run(setting: Setting) -> Result:
         (name, families[name], *(float(np.mean(rows[of])) if of in rows else "-" for of in names))
         for name, rows in found.items()
     )
-    settings = {"families": families, "lists": {name: len(entry.blocks) for name, entry in listed.items()}}
+    settings = {
+        "lists": {name: len(entry.blocks) for name, entry in listed.items()},
+        "weights": sources(setting, listed),
+        "data": {name: entry.data(0).source for name, entry in entries.items()},
+    }
     seconds = {"all": time.perf_counter() - began}
     return Result(
         Table(("model", "family", *names), table), claims(found, families), figure, settings, seconds, notes
