@@ -20,6 +20,7 @@ from hvp_engine.system.files import open_to_read
 if TYPE_CHECKING:
     from hvp_engine.experiments.paper_plan import PlannedPart
     from hvp_engine.experiments.result import Result
+    from hvp_engine.problem.precision import Precision
 
 SEEDS = 3
 RESULTS = Path("results")
@@ -34,7 +35,7 @@ def run(
     data: Mapping[str, str | os.PathLike[str]] | None = None,
     weights: Mapping[str, str | os.PathLike[str]] | None = None,
     device: str = "cpu",
-    precision: str = "fp32",
+    precision: Precision = "fp32",
     options: Mapping[str, object] | None = None,
 ) -> Result:
     """Run an experiment and write its table, claims and figures; the same call again resumes one that was interrupted.
