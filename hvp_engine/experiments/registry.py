@@ -116,7 +116,8 @@ DRIVERS: tuple[Driver, ...] = (
         35.0, (EXTRA,), ZOO_OPTIONS,
     ),
     Driver(
-        "quadratics", "D9", "On quadratics Adam is fast only where blocks differ.", "quadratics", 0.5, (EXTRA,), ZOO_OPTIONS,
+        "quadratics", "D9", "On quadratics Adam is fast only where blocks differ.", "quadratics",
+        0.5, (EXTRA,), ZOO_OPTIONS,
     ),
     Driver("constant-r", "D10", "r <= 1000 with probability of at least 2/3.", "constant_r", 0.1, (EXTRA,)),
     Driver(

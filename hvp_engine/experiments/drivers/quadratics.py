@@ -26,7 +26,7 @@ _SOURCE = "arXiv 2402.16788, figure 8"
 
 
 def run(setting: Setting) -> Result:
-    """Count iterations of gradient descent and Adam, both with their best constant step, on four kinds of quadratics."""
+    """Count iterations of gradient descent and Adam, each with its best constant step, on four kinds of quadratics."""
     seeds = 200 if setting.size == "tiny" else 1000
     began = time.perf_counter()
     spectra = {case: sampled(setting, model) for case, model in _SAMPLED.items()}
@@ -54,7 +54,7 @@ def run(setting: Setting) -> Result:
 
 
 def sampled(setting: Setting, model: str) -> FloatArray:
-    """Draw eigenvalues from blocks of a model's spectra by quadrature weight, (blocks, eigenvalues), between 1 and kappa.
+    """Draw eigenvalues from blocks of a model by quadrature weight, (blocks, eigenvalues), between 1 and kappa.
 
     Signs are dropped, and one affine map serves all blocks, so that what differs between them stays.
     """
