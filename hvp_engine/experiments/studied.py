@@ -18,7 +18,7 @@ from hvp_engine import losses
 from hvp_engine.errors import ConfigurationError
 from hvp_engine.experiments import studied_paper, weights
 from hvp_engine.experiments.batches import Batches
-from hvp_engine.experiments.data import classification, images
+from hvp_engine.experiments.data import classification, images, text
 from hvp_engine.experiments.data.classification import TextSamples
 from hvp_engine.experiments.data.source import Source
 from hvp_engine.experiments.entry import Entry, Recipe, seeded
@@ -30,7 +30,7 @@ from hvp_engine.experiments.zoo import zoo
 
 PRETRAINED = ("minilm", "dinov2-s", "efficientnet-lite0")
 RANDOM = ("roberta", "vit", "resnet")
-_NEVER = Recipe(steps=0)  # they are looked at as they are
+_NEVER = Recipe(steps=0, batch=0)  # they are looked at as they are
 _TOKENS = 64
 _SAMPLES = 8
 _SIDE = 56
@@ -157,10 +157,16 @@ def _news(setting: Setting, seed: int) -> Batches:
 
 
 def _byte_news(setting: Setting, seed: int) -> Batches:
-    """Draw news articles as bytes, padded to the same length."""
+    """Draw news articles as bytes, padded to the same length; at size tiny Python's sources, with classes in turn."""
+    if setting.size == "tiny":
+        corpus = text.byte_text("stdlib", setting.data)
+        tokens = corpus.batch(_SAMPLES, _TOKENS, torch.Generator().manual_seed(seed)) + _BYTES - 256
+        labels = torch.arange(_SAMPLES) % len(classification.NEWS)
+        batch_of_bytes = {"input_ids": tokens, "labels": labels}
+        return _fixed(batch_of_bytes, batch_of_bytes, corpus.source)
 
     def batch(samples: TextSamples) -> dict[str, Tensor]:
-        cut = [text.encode("latin-1", "replace")[:_TOKENS].ljust(_TOKENS) for text in samples.texts]
+        cut = [article.encode("latin-1", "replace")[:_TOKENS].ljust(_TOKENS) for article in samples.texts]
         tokens = torch.tensor([list(line) for line in cut]) + _BYTES - 256
         return {"input_ids": tokens, "labels": samples.labels}
 
@@ -177,7 +183,7 @@ def _language(setting: Setting, seed: int) -> Batches:
     tokenizer = weights.tokenizer("smollm2-135m", setting)
     texts = classification.bbcnews(seed=seed, train=2, test=2, data=setting.data)
     parts = [
-        torch.tensor([tokenizer(text)["input_ids"][:_TOKENS] for text in samples.texts])
+        torch.tensor([tokenizer(article)["input_ids"][:_TOKENS] for article in samples.texts])
         for samples in (texts.train, texts.test)
     ]
     return _fixed(*parts, texts.source)

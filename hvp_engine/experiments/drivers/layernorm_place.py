@@ -91,7 +91,7 @@ def entries(setting: Setting) -> dict[str, dict[Place, Entry]]:
         task: {
             place: Entry(
                 f"layernorm-{base.name}-{place}", "transformer", seeded(partial(_xavier, make)), base.loss, base.data,
-                Recipe(steps=0), choose=six_tensors,
+                Recipe(steps=0, batch=0), choose=six_tensors,
             )
             for place, make in makers.items()
         }

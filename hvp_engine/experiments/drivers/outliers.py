@@ -12,17 +12,15 @@ from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import nn
 
 from hvp_engine.api import eigsh
 from hvp_engine.experiments import figures
-from hvp_engine.experiments.cache import checkpoint
-from hvp_engine.experiments.entry import Entry
+from hvp_engine.experiments.cache import checkpoint, folder
+from hvp_engine.experiments.entry import Entry, seeded
 from hvp_engine.experiments.models.vision import VGG
-from hvp_engine.experiments.paper_plan import PlannedPart, planned_slq
 from hvp_engine.experiments.registry import Setting
 from hvp_engine.experiments.result import Claim, Result, Table, at_least, at_most
-from hvp_engine.experiments.zoo import zoo
+from hvp_engine.experiments.small_zoo import small_zoo
 
 PLAIN, NORMALISED = "without BatchNorm", "with BatchNorm"
 _RATE = 3e-3
@@ -65,11 +63,13 @@ def run(setting: Setting) -> Result:
 
 
 def entries(setting: Setting) -> dict[str, Entry]:
-    """Make both networks; each is trained at one rate."""
-    base = replace(zoo(setting)["vgg"], rates={"adam": (_RATE,)})
+    """Make both networks, trained at one rate; the paper's size is the small one."""
+    base = small_zoo(replace(setting, size="small") if setting.size == "paper" else setting)["vgg"]
+    make = partial(VGG, ((16, 16), (32, 32), (64, 64)), 128, 10, channels=1, side=8)
+    builds = {PLAIN: make, NORMALISED: partial(make, batch_norm=True)}
     return {
-        PLAIN: replace(base, name="vgg-plain"),
-        NORMALISED: replace(base, name="vgg-normalised", build=partial(_normalised, base)),
+        name: replace(base, name=f"vgg-{name.replace(' ', '-')}", build=seeded(build), rates={"adam": (_RATE,)})
+        for name, build in builds.items()
     }
 
 
@@ -78,7 +78,7 @@ def largest(setting: Setting, entry: Entry, k: int, seed: int) -> NDArray[np.flo
     found = eigsh(
         checkpoint(setting, entry, "1.0", seed), entry.loss, data=entry.data(seed).fixed, k=k, which="LA",
         vectors=False, tolerance=_TOLERANCE, seed=seed, precision=setting.precision,
-        out=setting.out / "eigenvalues" / f"{setting.size}-{entry.name}-{seed}",
+        out=folder(setting, "eigenvalues") / f"{entry.name}-{seed}",
     )  # fmt: skip
     return np.asarray(found["full"].values[::-1])
 
@@ -98,31 +98,6 @@ def claims(found: Values, classes: int) -> tuple[Claim, ...]:
     )
 
 
-def _normalised(base: Entry, seed: int) -> nn.Module:
-    """Make the VGG of a seed, with BatchNorm behind every convolution."""
-    model = base.build(seed)
-    assert isinstance(model, VGG)
-    layers: list[nn.Module] = []
-    for layer in model.features:
-        layers.append(layer)
-        if isinstance(layer, nn.Conv2d):
-            layers.append(nn.BatchNorm2d(layer.out_channels, device=layer.weight.device))
-    model.features = nn.Sequential(*layers)
-    return model
-
-
 def _classes(entry: Entry) -> int:
     return list(entry.meta().parameters())[-1].numel()
 
-
-def plan(setting: Setting) -> list[PlannedPart]:
-    """Plan the eigenvalues of the paper's VGG-16; its training is that of D11."""
-    entry = zoo(setting)["vgg"]
-    assert entry.sketch is not None
-    batch, batches = entry.sketch()
-    return [
-        planned_slq(
-            "about 200 products with the whole Hessian of VGG-16, with and without BatchNorm", entry.meta(), entry.loss,
-            None, [batch], steps=200, probes=1, batches=batches, runs=2 * setting.seeds, precision=setting.precision,
-        )
-    ]  # fmt: skip

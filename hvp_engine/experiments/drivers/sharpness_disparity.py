@@ -16,7 +16,7 @@ from torch import nn
 
 from hvp_engine.api import trace
 from hvp_engine.experiments import figures
-from hvp_engine.experiments.cache import INIT, STAGES, checkpoint
+from hvp_engine.experiments.cache import INIT, STAGES, checkpoint, folder
 from hvp_engine.experiments.entry import Blocks, Entry
 from hvp_engine.experiments.paper_plan import PlannedPart, planned_slq, planned_training
 from hvp_engine.experiments.registry import Setting
@@ -79,7 +79,7 @@ def sharpness(setting: Setting, entry: Entry, stage: str, seed: int) -> Sharpnes
     model = checkpoint(setting, entry, stage, seed)
     found = trace(
         model, entry.loss, entry.blocks, data=entry.data(seed).fixed, products=_PRODUCTS[setting.size], seed=seed,
-        precision=setting.precision, out=setting.out / "traces" / f"{setting.size}-{stage}-{seed}",
+        precision=setting.precision, out=folder(setting, "traces") / f"{entry.name}-{stage}-{seed}",
     )  # fmt: skip
     return {kind: estimate.value / found.numel[kind] for kind, estimate in found.items()}
 
