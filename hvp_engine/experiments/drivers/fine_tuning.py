@@ -21,7 +21,7 @@ from hvp_engine.experiments.fine_tuned import OPTIMIZERS, image_entry, text_entr
 from hvp_engine.experiments.registry import Setting
 from hvp_engine.experiments.result import Cell, Claim, Result, Table, at_least
 from hvp_engine.experiments.training import Curve, search
-from hvp_engine.experiments.tuning import Tuned, tuned
+from hvp_engine.experiments.tuning import FloatArray, Tuned, tuned
 from hvp_engine.system.progress import ProgressReporter
 
 LABELS = dict(zip(OPTIMIZERS, ("Adam", "RMSprop", "SGD", "SGD+m", "SignSGD", "Signum"), strict=True))
@@ -139,9 +139,6 @@ def _figure(found: Mapping[str, Mapping[str, Found]]) -> Figure:
     return figure
 
 
-def _smooth(losses: np.ndarray) -> np.ndarray:
+def _smooth(losses: FloatArray) -> FloatArray:
     """Average losses over the last five steps, for the eye."""
-    sums = np.cumsum(np.concatenate([np.zeros(1), losses]))
-    starts = np.maximum(0, np.arange(1, len(sums)) - 5)
-    ends = np.arange(1, len(sums))
-    return (sums[ends] - sums[starts]) / (ends - starts)
+    return np.array([losses[max(0, step - 4) : step + 1].mean() for step in range(len(losses))])
