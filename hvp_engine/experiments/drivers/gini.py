@@ -42,11 +42,12 @@ def run(setting: Setting) -> Result:
     found = {name: measures(setting, entry, name in listed) for name, entry in entries.items()}
     names = (LISTED, PER_ROOT, CURVATURE, WEIGHTS, EVERY)
     with figures.style():
-        figure, axes = figures.page(1, 1, 5.5, 2.6)
-        groups = {of: {n: rows[of] for n, rows in found.items() if of in rows} for of in names}
-        figures.bars(axes[0, 0], groups)
-        axes[0, 0].tick_params(axis="x", labelsize=6)
-        axes[0, 0].set_ylabel("Gini coefficient, or spread in decades")
+        figure, axes = figures.page(1, 2, 7.0, 2.4)
+        for ax, shown, among in zip(axes[0], (names[:3], names[3:]), (listed, random or listed), strict=True):
+            figures.bars(ax, {of: {name: found[name][of] for name in among} for of in shown})
+            ax.tick_params(axis="x", labelsize=6)
+        axes[0, 0].set_ylabel("Gini coefficient over the listed tensors")
+        axes[0, 1].set_ylabel("Gini coefficient, or spread in decades")
     table = tuple(
         (name, families[name], *(float(np.mean(rows[of])) if of in rows else "-" for of in names))
         for name, rows in found.items()
