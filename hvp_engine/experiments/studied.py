@@ -190,7 +190,9 @@ def _language(setting: Setting, seed: int) -> Batches:
 
 
 def _photographs(seed: int) -> Batches:
-    pictures = images.photographs(size=_SIDE, seed=seed, train=10 * len(images.PHOTOGRAPHS), test=len(images.PHOTOGRAPHS))
+    pictures = images.photographs(
+        size=_SIDE, seed=seed, train=10 * len(images.PHOTOGRAPHS), test=len(images.PHOTOGRAPHS)
+    )
     return _fixed(pictures.train.draw(_SAMPLES, seed), pictures.test.draw(_SAMPLES, seed), pictures.source)
 
 

@@ -70,7 +70,11 @@ def run(setting: Setting) -> Result:
             ax.set(xscale="log", yscale="log", xlabel="frequency of the class", title=name)
         axes[0, 0].set_ylabel("largest eigenvalue of its row")
     table = tuple(
-        (name, stage, *(float(np.mean(part)) for part in ([_rank(s, stage) for s in seeds], [_apart(s) for s in seeds])))
+        (
+            name,
+            stage,
+            *(float(np.mean(part)) for part in ([_rank(s, stage) for s in seeds], [_apart(s) for s in seeds])),
+        )
         for name, seeds in found.items()
         for stage in STAGES
     )

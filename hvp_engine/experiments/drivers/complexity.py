@@ -37,10 +37,9 @@ def run(setting: Setting) -> Result:
     ratios: dict[str, NDArray[np.float64]] = {}
     for name in (*TRANSFORMERS, *CNNS):
         entry = replace(zoo(setting)[name], choose=every_tensor)
-        both = np.array([
-            [complexities(facts(setting, entry, seed, stage)) for stage in stages]
-            for seed in range(setting.seeds)
-        ])  # (seeds, stages, 2)
+        both = np.array(
+            [[complexities(facts(setting, entry, seed, stage)) for stage in stages] for seed in range(setting.seeds)]
+        )  # (seeds, stages, 2)
         ratios[name] = both[..., 0] / both[..., 1]
         means = both.mean(axis=0).tolist()
         rows += [(name, stage, *pair, pair[0] / pair[1]) for stage, pair in zip(stages, means, strict=True)]
@@ -64,7 +63,9 @@ def complexities(found: Facts) -> tuple[float, float]:
 
 def claims(ratios: Ratios) -> tuple[Claim, ...]:
     """Decide by the means over models and stages, for every seed."""
-    transformers, cnns = (np.mean([ratios[name].mean(axis=1) for name in names], axis=0) for names in (TRANSFORMERS, CNNS))
+    transformers, cnns = (
+        np.mean([ratios[name].mean(axis=1) for name in names], axis=0) for names in (TRANSFORMERS, CNNS)
+    )
     statement = "Lambda_G / Lambda_P of Transformers >= 2 x that of CNNs, means over models and stages"
     return (at_least(statement, "ratio", (transformers / cnns).tolist(), 2.0, _SOURCE),)
 

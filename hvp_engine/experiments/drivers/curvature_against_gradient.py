@@ -87,7 +87,10 @@ def row(name: str, seeds: list[Facts]) -> tuple[str | int | float, ...]:
     """Make the table's row of a network, of the means over seeds, with bootstrap intervals over its tensors."""
     x, y = mean_of_logs(seeds, "gradient"), mean_of_logs(seeds, "curvature")
     change = max(abs(tensor.change) for found in seeds for tensor in found.values())
-    pearson, ranks = (pearson_of_logs(x, y), *interval(pearson_of_logs, x, y)), (spearman(x, y), *interval(spearman, x, y))
+    pearson, ranks = (
+        (pearson_of_logs(x, y), *interval(pearson_of_logs, x, y)),
+        (spearman(x, y), *interval(spearman, x, y)),
+    )
     return (name, len(x), *pearson, *ranks, gini(y), change)
 
 

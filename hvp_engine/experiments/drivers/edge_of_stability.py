@@ -8,11 +8,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from functools import partial
 from itertools import repeat
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -47,7 +45,9 @@ def run(setting: Setting) -> Result:
     with figures.style():
         figure, axes = figures.page(1, 3, 5.5, 2.0)
         for ax, (name, edge) in zip(axes[0], EDGES.items(), strict=False):
-            figures.curves(ax, {f"rate {rate:g}": (steps, values) for (of, rate), values in found.items() if of == name})
+            figures.curves(
+                ax, {f"rate {rate:g}": (steps, values) for (of, rate), values in found.items() if of == name}
+            )
             ax.axhline(1.0, color="0.5", linewidth=0.6, linestyle="--")
             ax.set(xlabel="steps", ylabel=f"largest eigenvalue x rate / {edge:g}", title=_TITLES[name])
         figures.curves(
@@ -64,7 +64,12 @@ def run(setting: Setting) -> Result:
     )
     rows = tuple((*row[:3], float(np.min(row[3:])), float(np.max(row[3:]))) for row in rows)
     columns = ("optimizer", "rate", "at the start", "smallest of the last half", "largest")
-    settings = {"samples": _SAMPLES, "steps": _STEPS[setting.size], "network": "64-64-64-10, tanh", "loss": "half squared"}
+    settings = {
+        "samples": _SAMPLES,
+        "steps": _STEPS[setting.size],
+        "network": "64-64-64-10, tanh",
+        "loss": "half squared",
+    }
     descent = {rate: values for (name, rate), values in found.items() if name == "plain-sgd"}
     seconds = {"all": time.perf_counter() - began}
     return Result(Table(columns, rows), claims(descent), figure, settings, seconds)
@@ -91,9 +96,7 @@ def follow(setting: Setting, optimizer: str, rate: float, seed: int) -> Trace:
 
 def network() -> nn.Module:
     """Make the network, 64-64-64-10 with tanh."""
-    return nn.Sequential(
-        nn.Flatten(), nn.Linear(64, 64), nn.Tanh(), nn.Linear(64, 64), nn.Tanh(), nn.Linear(64, 10)
-    )
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, 64), nn.Tanh(), nn.Linear(64, 64), nn.Tanh(), nn.Linear(64, 10))
 
 
 def full_batch(setting: Setting, seed: int) -> Batch:

@@ -36,7 +36,11 @@ def run(setting: Setting) -> Result:
     """Measure all networks, pre-trained ones where they are installed and random ones always."""
     began = time.perf_counter()
     listed, notes = chosen(setting)
-    random = {} if setting.size == "paper" else {"roberta": studied(setting)["roberta"], **{name: zoo(setting)[name] for name in _OF_ZOO}}
+    random = (
+        {}
+        if setting.size == "paper"
+        else {"roberta": studied(setting)["roberta"], **{name: zoo(setting)[name] for name in _OF_ZOO}}
+    )
     entries = {**random, **listed}
     families = {name: entry.family for name, entry in entries.items()}
     found = {name: measures(setting, entry, name in listed) for name, entry in entries.items()}

@@ -43,10 +43,7 @@ def run(setting: Setting) -> Result:
     began = time.perf_counter()
     networks = entries(setting)
     found: dict[str, dict[Place, list[Norms]]] = {
-        task: {
-            place: [_norms(setting, entry, seed) for seed in range(setting.seeds)]
-            for place, entry in pair.items()
-        }
+        task: {place: [_norms(setting, entry, seed) for seed in range(setting.seeds)] for place, entry in pair.items()}
         for task, pair in networks.items()
     }
     rows: list[tuple[str | float, ...]] = []
@@ -120,7 +117,9 @@ def claims(found: Found, setting: Setting) -> tuple[Claim, ...]:
     ranges = [[over_layers(a) / over_layers(b) for a, b in pair] for pair in pairs]
     return (
         at_least(f"spread of Post-LN >= {bound} x Pre-LN", "ratio", np.min(spreads, axis=0).tolist(), bound, _SOURCE),
-        at_least("max/min over layers of Post-LN >= 2 x Pre-LN", "ratio", np.min(ranges, axis=0).tolist(), 2.0, _SOURCE),
+        at_least(
+            "max/min over layers of Post-LN >= 2 x Pre-LN", "ratio", np.min(ranges, axis=0).tolist(), 2.0, _SOURCE
+        ),
     )
 
 

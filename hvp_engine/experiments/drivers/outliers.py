@@ -100,4 +100,3 @@ def claims(found: Values, classes: int) -> tuple[Claim, ...]:
 
 def _classes(entry: Entry) -> int:
     return list(entry.meta().parameters())[-1].numel()
-

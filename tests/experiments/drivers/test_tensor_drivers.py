@@ -39,7 +39,9 @@ def run(folder: Path) -> Run:
 
 def tensors(gradients: list[float], curvatures: list[float]) -> dict[str, TensorFacts]:
     pairs = zip(gradients, curvatures, strict=True)
-    return {f"t{i}": TensorFacts("query", 10, gradient, curvature, 0.0) for i, (gradient, curvature) in enumerate(pairs)}
+    return {
+        f"t{i}": TensorFacts("query", 10, gradient, curvature, 0.0) for i, (gradient, curvature) in enumerate(pairs)
+    }
 
 
 def test_d12_measures_all_listed_tensors_and_keeps_them_as_the_paper_does(run: Run) -> None:
@@ -78,7 +80,7 @@ def test_d13_holds_on_the_weights_of_random_networks(run: Run) -> None:
 def test_d13_fails_where_transformers_are_as_even_as_cnns() -> None:
     families = {"vit": "transformer", "resnet": "cnn", "minilm": "transformer", "efficientnet-lite0": "cnn"}
     measures = {gini.WEIGHTS: [0.5], gini.LISTED: [0.4], gini.PER_ROOT: [0.4]}
-    even = {name: measures for name in families}
+    even = dict.fromkeys(families, measures)
     assert [claim.holds for claim in gini.claims(even, families)] == [False, False, False]
     uneven = {gini.WEIGHTS: [1.1], gini.LISTED: [0.5], gini.PER_ROOT: [0.6]}
     apart = {name: uneven if family == "transformer" else measures for name, family in families.items()}
@@ -99,7 +101,9 @@ def test_d14_compares_networks_of_the_same_sizes_and_fails_where_they_are_alike(
     assert shapes[0] == shapes[1]
     assert len(pair["post"].blocks) == len(pair["pre"].blocks) == 6
     norms = {
-        f"layers.{layer}.attention.{role}.weight" if role in ("query", "key", "value", "output") else f"layers.{layer}.{role}.weight": 1.0 + layer
+        f"layers.{layer}.attention.{role}.weight"
+        if role in ("query", "key", "value", "output")
+        else f"layers.{layer}.{role}.weight": 1.0 + layer
         for layer in range(12)
         for role in layernorm_place.ROLES
     }
