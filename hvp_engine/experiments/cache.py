@@ -247,7 +247,7 @@ def folder(setting: Setting, kind: str) -> Path:
         decisive |= {"device": setting.device, "precision": setting.precision}
     decisive |= {f"data {name}": str(path.resolve()) for name, path in setting.data.items()}
     variant = f"{setting.size}-{checksum(decisive)[:8]}" if decisive else setting.size
-    folder = setting.out.parent / "cache" / kind / variant
-    with explained(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-    return folder
+    path = setting.out.parent / "cache" / kind / variant
+    with explained(path):
+        path.mkdir(parents=True, exist_ok=True)
+    return path
