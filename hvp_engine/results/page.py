@@ -19,7 +19,7 @@ from rich.cells import cell_len
 from hvp_engine.errors import ConfigurationError, RunFolderError
 from hvp_engine.system.formatting import abbreviate
 
-_STYLE: Any = {
+STYLE: Any = {
     "font.size": 7.0,
     "axes.titlesize": 7.0,
     "axes.labelsize": 8.0,
@@ -48,7 +48,7 @@ def figure_at(path: str | os.PathLike[str], width: float, height: float) -> Iter
     known = FigureCanvasAgg.get_supported_filetypes()
     if kind not in known:
         raise ConfigurationError(f"{path} has no known image suffix; use one of {', '.join(sorted(known))}.")
-    with mpl.rc_context(_STYLE), warnings.catch_warnings():
+    with mpl.rc_context(STYLE), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing from")  # of SVG, whose text stays text
         figure = Figure(figsize=(width, height), layout="constrained")
         yield figure

@@ -1,0 +1,179 @@
+"""The drivers by name: what each claims, how long it takes, what it needs; and the setting that one runs in."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal, TypeVar
+
+from hvp_engine.errors import ConfigurationError
+
+Size = Literal["tiny", "small", "paper"]
+Value = TypeVar("Value", int, float, str)
+
+EXTRA = "experiments"  # scikit-learn, SciPy, transformers and the packages that carry data
+WEIGHTS = "experiments-weights"  # the packages that carry pre-trained weights
+
+
+@dataclass(frozen=True)
+class Driver:
+    """What the list of drivers says of one.
+
+    Attributes:
+        name: As the command takes it, ``js-heatmaps``.
+        id: As the papers' list numbers it, ``D4``.
+        claim: What it checks, in one line.
+        module: Its file in ``experiments/drivers/``, without the suffix.
+        minutes: At size small, three seeds, two idle cores.
+        needs: Extras of this package that it needs.
+        options: Keys that ``--set`` may give it.
+    """
+
+    name: str
+    id: str
+    claim: str
+    module: str
+    minutes: float
+    needs: tuple[str, ...] = ()
+    options: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What a driver is asked to do.
+
+    Attributes:
+        size: ``"small"`` for two cores, ``"paper"`` for the papers' sizes; ``"tiny"`` is for tests, seconds.
+        seeds: How many; they are 0, 1, ...
+        out: Folder of the driver; the caches shared by all are in ``out.parent / "cache"``.
+        data: Paths of data sets by name.
+        weights: Paths of pre-trained weights by name.
+        device: ``"cpu"`` or ``"cuda"``.
+        precision: Arithmetic of the products, as for :func:`hvp_engine.slq`.
+        options: What ``--set`` overrides, as text.
+    """
+
+    size: Size
+    seeds: int
+    out: Path
+    data: Mapping[str, Path] = field(default_factory=dict)
+    weights: Mapping[str, Path] = field(default_factory=dict)
+    device: str = "cpu"
+    precision: str = "fp32"
+    options: Mapping[str, str] = field(default_factory=dict)
+
+    def option(self, key: str, default: Value) -> Value:
+        """Return what ``--set`` gives for ``key``, in the type of ``default``; that where it gives nothing.
+
+        Raises:
+            ConfigurationError: The text is no value of that type.
+        """
+        if key not in self.options:
+            return default
+        try:
+            return type(default)(self.options[key])
+        except ValueError:
+            raise ConfigurationError(
+                f"Option --set {key}={self.options[key]} is no {type(default).__name__}; give one, for instance "
+                f"--set {key}={default}."
+            ) from None
+
+
+DRIVERS: tuple[Driver, ...] = (
+    Driver("full-spectra", "D1", "Full spectra of CNNs and Transformers look alike.", "full_spectra", 8.0, (EXTRA,)),
+    Driver("exact-mlp", "D2", "The exact Hessian of a small MLP is near block-diagonal.", "exact_mlp", 1.0, (EXTRA,)),
+    Driver(
+        "four-blocks", "D3", "Blocks of a Transformer differ in their spectra, those of a CNN do not.", "four_blocks",
+        12.0, (EXTRA,),
+    ),
+    Driver(
+        "js-heatmaps", "D4", "JS distances between blocks are far larger in Transformers than in CNNs.", "js_heatmaps",
+        10.0, (EXTRA,),
+    ),
+    Driver(
+        "scaled-mlp", "D5", "SGD degrades as an MLP's blocks are made to differ, Adam hardly.", "scaled_mlp",
+        1.0, (EXTRA,),
+    ),
+    Driver("mlp-mixer", "D6", "An MLP-mixer has blocks that differ, without attention.", "mlp_mixer", 3.0, (EXTRA,)),
+    Driver(
+        "pretrained-lm", "D7", "Pre-training makes blocks alike and SGD's gap to Adam small.", "pretrained_lm",
+        6.0, (EXTRA,),
+    ),
+    Driver("js-against-gap", "D8", "The larger JS0, the larger SGD's gap to Adam.", "js_against_gap", 35.0, (EXTRA,)),
+    Driver(
+        "quadratics", "D9", "On quadratics Adam is fast only where blocks differ.", "quadratics", 0.5, (EXTRA,),
+    ),
+    Driver("constant-r", "D10", "r <= 1000 with probability of at least 2/3.", "constant_r", 0.1, (EXTRA,)),
+    Driver(
+        "sgd-against-adam", "D11", "SGD is on par with Adam on CNNs and behind it on Transformers.",
+        "sgd_against_adam", 25.0, (EXTRA,),
+    ),
+    Driver(
+        "curvature-against-gradient", "D12", "Largest eigenvalue and gradient norm of tensors are correlated.",
+        "curvature_against_gradient", 6.0, (EXTRA, WEIGHTS),
+    ),
+    Driver(
+        "gini", "D13", "Gradient norms are spread more unevenly over Transformers than over CNNs.", "gini",
+        1.0, (EXTRA, WEIGHTS),
+    ),
+    Driver(
+        "layernorm-place", "D14", "Post-LN is more heterogeneous than Pre-LN.", "layernorm_place", 2.0, (EXTRA,),
+    ),
+    Driver(
+        "fine-tuning", "D15", "Adam and sign methods fine-tune Transformers better than SGD.", "fine_tuning",
+        25.0, (EXTRA, WEIGHTS),
+    ),
+    Driver("slq-accuracy", "D16", "SLQ's density and its errors are right.", "slq_accuracy", 1.0, (EXTRA,)),
+    Driver(
+        "complexity", "D17", "Gradient-weighted curvature exceeds size-weighted curvature in Transformers.",
+        "complexity", 6.0, (EXTRA, WEIGHTS),
+    ),
+    Driver(
+        "head-growth", "D18", "Without momentum, sign methods let a head of many classes grow.", "head_growth",
+        0.5, (EXTRA,),
+    ),
+    Driver(
+        "when-adam-loses", "D20", "Adam's preconditioner helps the more, the nearer a matrix is to diagonal.",
+        "when_adam_loses", 0.5, (EXTRA,),
+    ),
+    Driver("adam-mini", "F1", "The Hessian's blocks are heads in q and k and rows elsewhere.", "adam_mini", 1.0),
+    Driver(
+        "many-classes", "F2", "Off-diagonal blocks of neurons fade as the number of classes grows.", "many_classes",
+        0.5, (EXTRA,),
+    ),
+    Driver(
+        "sharpness-disparity", "F3", "Norms and VO are sharper than QK and FFN in a trained GPT.",
+        "sharpness_disparity", 3.0, (EXTRA,),
+    ),
+    Driver(
+        "edge-of-stability", "F4", "Full-batch gradient descent trains at the edge of stability.",
+        "edge_of_stability", 2.0, (EXTRA,),
+    ),
+    Driver("outliers", "F5", "A spectrum has an outlier per class; BatchNorm suppresses them.", "outliers", 4.0, (EXTRA,)),
+    Driver(
+        "class-structure", "F6", "Curvature of a class's row of the head follows the class's frequency.",
+        "class_structure", 0.5, (EXTRA,),
+    ),
+    Driver(
+        "off-diagonal-strength", "F7", "What blocks leave out of Hv is what their energy share says.",
+        "off_diagonal_strength", 0.5, (EXTRA,),
+    ),
+)  # fmt: skip
+
+
+def find(name: str) -> Driver:
+    """Return the driver of a name, or of an id such as ``D4``.
+
+    Raises:
+        ConfigurationError: There is none.
+    """
+    for driver in DRIVERS:
+        if name in (driver.name, driver.id):
+            return driver
+    near = difflib.get_close_matches(name, [driver.name for driver in DRIVERS], n=1)
+    meant = f"did you mean {near[0]!r}? " if near else ""
+    raise ConfigurationError(
+        f"There is no experiment {name!r}; {meant}The command hvp-engine experiment lists all of them."
+    )
