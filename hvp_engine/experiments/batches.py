@@ -1,0 +1,22 @@
+"""The data of one model and seed: what it trains on, where its Hessian is taken, what it is judged by."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Batches:
+    """Batches of one task, all of them functions of one seed.
+
+    Attributes:
+        fixed: Where the Hessian is taken: drawn at random over the training set once, then the same in every pass.
+        training: Makes an endless iterator over training batches; every call makes the same one.
+        held_out: What was not trained on.
+    """
+
+    fixed: Sequence[Any]
+    training: Callable[[], Iterator[Any]]
+    held_out: Sequence[Any]

@@ -1,0 +1,95 @@
+"""What an entry of the zoo is: a model, its loss, its data, its blocks, and how it is trained."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property, partial
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from hvp_engine.errors import ConfigurationError
+from hvp_engine.experiments.batches import Batches
+from hvp_engine.experiments.optimizers import Schedule, cosine
+from hvp_engine.problem.objective import Loss
+
+Family = Literal["cnn", "transformer", "mlp"]
+Blocks = Mapping[str, Sequence[str]]
+
+SGD_RATES = (1.0, 0.3, 0.1, 0.03, 0.01, 0.003)
+ADAM_RATES = (3e-2, 1e-2, 3e-3, 1e-3, 3e-4)
+
+NOT_WEIGHTS = ("position", "pos_embed", "wpe.", "cls_token", "token_type", "mask_token")  # no block of the papers
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How an entry is trained.
+
+    Attributes:
+        steps: Steps of a training.
+        clip: Largest norm of the whole gradient; None does not clip.
+        schedule: Makes the schedule for a number of steps.
+        options: Further arguments of each optimizer, by its name.
+    """
+
+    steps: int
+    clip: float | None = None
+    schedule: Callable[[int], Schedule] = cosine
+    options: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+
+
+def weights(model: nn.Module) -> dict[str, list[str]]:
+    """Make a block of every parameter with two or more dimensions but position embeddings, class token and the like."""
+    return {
+        name.removesuffix(".weight"): [name]
+        for name, parameter in model.named_parameters()
+        if parameter.dim() > 1 and not any(part in name for part in NOT_WEIGHTS)
+    }
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A model of the zoo at one size.
+
+    Attributes:
+        name: Its name, also that of its files in the cache.
+        family: What kind of network it is; an MLP-mixer counts as an MLP.
+        build: Makes the model of a seed, at its initialisation.
+        loss: As for :func:`hvp_engine.slq`.
+        data: Makes the batches of a seed.
+        rates: Grid of learning rates by name of the optimizer.
+        recipe: How it is trained.
+        choose: Picks the blocks of a model, as a mapping of names to patterns.
+        classifies: Whether its held-out data are samples with one class each, so that an accuracy can be given.
+        sketch: Makes a Hessian batch's shapes on the meta device, and says how many such batches there are: for plans.
+    """
+
+    name: str
+    family: Family
+    build: Callable[[int], nn.Module]
+    loss: Loss
+    data: Callable[[int], Batches]
+    recipe: Recipe
+    rates: Mapping[str, Sequence[float]] = field(default_factory=lambda: {"sgd": SGD_RATES, "adam": ADAM_RATES})
+    choose: Callable[[nn.Module], Blocks] = weights
+    classifies: bool = False
+    sketch: Callable[[], tuple[Any, int]] | None = None
+
+    @cached_property
+    def blocks(self) -> Blocks:
+        """Patterns of the blocks, for :func:`hvp_engine.slq`."""
+        return self.choose(self.meta())
+
+    def meta(self) -> nn.Module:
+        """Make the model on the meta device, in eval mode: names and shapes without memory."""
+        with torch.device("meta"):
+            return self.build(0).eval()
+
+    @property
+    def parameters(self) -> int:
+        """Number of parameters; a tied one counts once."""
+        return sum(parameter.numel() for parameter in self.meta().parameters())

@@ -1,0 +1,164 @@
+"""One training loop for all models, and the search for the learning rate that suits an optimizer best."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from hvp_engine.experiments.optimizers import Schedule
+from hvp_engine.problem.objective import Loss
+
+FloatArray = NDArray[np.float64]
+
+_DIVERGED = 3.0  # a loss of this many times the first one does not come back
+_LAST_SHARE = 0.1  # of the steps, for the loss that a training is judged by
+_MOST_EXTENSIONS = 2
+
+
+@dataclass(frozen=True)
+class Curve:
+    """What a training went through.
+
+    Attributes:
+        losses: Training loss of every step, before the step (steps,); infinite from where it diverged.
+        gradient_norms: Norm of the whole gradient before clipping (steps,); nan from where it diverged.
+        held_out: Loss on held-out data at the end; nan where it was not measured.
+        accuracy: Share of held-out samples classified right at the end; nan where nothing is classified.
+        rate: The learning rate.
+        at_edge: Whether the rate is the end of a grid that was not extended further.
+    """
+
+    losses: FloatArray
+    gradient_norms: FloatArray
+    held_out: float = math.nan
+    accuracy: float = math.nan
+    rate: float = math.nan
+    at_edge: bool = False
+
+    @property
+    def final(self) -> float:
+        """Mean loss of the last tenth of the steps; infinite where the training diverged."""
+        return float(self.losses[-max(1, round(_LAST_SHARE * len(self.losses))) :].mean())
+
+
+def fit(
+    model: nn.Module,
+    loss: Loss,
+    batches: Iterator[Any],
+    optimizer: Optimizer,
+    schedule: Schedule,
+    *,
+    steps: int,
+    clip: float | None = None,
+    after: Callable[[int], None] | None = None,
+) -> Curve:
+    """Train a model in place; stop at the first loss that is not finite, or three times the first one.
+
+    Args:
+        model: The model; it is in training mode while it trains, and left so.
+        loss: As for :func:`hvp_engine.slq`.
+        batches: At least ``steps`` batches.
+        optimizer: Of the model's parameters.
+        schedule: Makes the learning-rate schedule of the optimizer.
+        steps: Steps to take.
+        clip: Largest norm of the whole gradient; None does not clip.
+        after: Called after every step with the number of steps taken.
+
+    Returns:
+        The curve, with ``steps`` entries however the training ended.
+    """
+    scheduler = schedule(optimizer)
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    losses = np.full(steps, np.inf)
+    norms = np.full(steps, np.nan)
+    model.train()
+    for step in range(steps):
+        value = mean_loss(loss, model, next(batches))
+        found = float(value.detach())
+        if not math.isfinite(found) or found > _DIVERGED * losses[0]:
+            break
+        optimizer.zero_grad()
+        value.backward()  # type: ignore[no-untyped-call]
+        norms[step] = float(_clipped(parameters, clip))
+        losses[step] = found
+        optimizer.step()
+        scheduler.step()
+        if after is not None:
+            after(step + 1)
+    return Curve(losses, norms, rate=float(optimizer.defaults["lr"]))
+
+
+def mean_loss(loss: Loss, model: nn.Module, batch: Any) -> Tensor:
+    """Compute the mean loss of a batch, a scalar, of whatever a loss returns."""
+    value = loss(model, batch)
+    if isinstance(value, tuple):
+        total, weight = value
+        return total / weight
+    return value
+
+
+@torch.no_grad()
+def held_out(model: nn.Module, loss: Loss, batches: Sequence[Any]) -> float:
+    """Compute the mean loss over batches in eval mode, every sample or token weighing the same."""
+    training = model.training
+    model.eval()
+    total, weight = 0.0, 0.0
+    for batch in batches:
+        value = loss(model, batch)
+        part, share = value if isinstance(value, tuple) else (value, 1.0)
+        total, weight = total + float(part), weight + float(share)
+    model.train(training)
+    return total / weight
+
+
+def search(
+    train: Callable[[float], Curve], rates: Sequence[float], extensions: int = _MOST_EXTENSIONS
+) -> tuple[Curve, dict[float, Curve]]:
+    """Train with every rate of a grid; a best one at the edge extends the grid by one on that side, at most twice.
+
+    Args:
+        train: Trains with a rate.
+        rates: The grid.
+        extensions: How often it may be extended.
+
+    Returns:
+        The curve with the smallest final loss, marked where it stayed at the edge, and all curves by rate in falling
+        order.
+    """
+    grid = sorted(rates, reverse=True)
+    curves = {rate: train(rate) for rate in grid}
+    for _ in range(extensions):
+        best = _best(curves)
+        if best not in (grid[0], grid[-1]) or len(grid) == 1:
+            break
+        further = _beyond(grid, best)
+        curves[further] = train(further)
+        grid = sorted(curves, reverse=True)
+    best = _best(curves)
+    return replace(curves[best], at_edge=best in (grid[0], grid[-1])), {rate: curves[rate] for rate in grid}
+
+
+def _best(curves: dict[float, Curve]) -> float:
+    """Return the rate of the smallest final loss; the smallest rate where every training diverged."""
+    return min(sorted(curves), key=lambda rate: curves[rate].final)
+
+
+def _beyond(grid: list[float], edge: float) -> float:
+    """Return the rate one step outside a falling grid, on the side of ``edge``, as far as its neighbour is inside."""
+    neighbour = grid[1] if edge == grid[0] else grid[-2]
+    return float(f"{edge * edge / neighbour:.3g}")
+
+
+def _clipped(parameters: list[Tensor], clip: float | None) -> Tensor:
+    """Clip the whole gradient where that is asked for; return its norm before that."""
+    if clip is not None:
+        return torch.nn.utils.clip_grad_norm_(parameters, clip)
+    return torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
