@@ -1,0 +1,133 @@
+"""The Hessian's blocks between hidden neurons fade as classes grow in number (arXiv 2505.02809).
+
+A two-layer ReLU net on Gaussian inputs with random classes, at its initialisation, as in the released train_gaussian.py.
+In closed form, with q_ij = sum_c p_c v_ci v_cj - (p'v_i)(p'v_j), H_ij = mean over samples of 1[w_i'x > 0] 1[w_j'x > 0]
+q_ij x x'. The engine multiplies the same matrix out; both must agree.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from hvp_engine import losses
+from hvp_engine.api import dense
+from hvp_engine.experiments import figures
+from hvp_engine.experiments.exact import draw_magnitudes, positions
+from hvp_engine.experiments.models.two_layer import TwoLayer
+from hvp_engine.experiments.paper_plan import PlannedPart
+from hvp_engine.experiments.registry import Setting
+from hvp_engine.experiments.result import Result, Table, at_least, at_most
+from hvp_engine.blocks import rows
+
+WIDTH = 8
+_SOURCE = "arXiv 2505.02809; bounds measured here"
+_FIT_FROM = 30  # classes: below, the blocks' norms are not yet in their regime
+FloatArray = NDArray[np.float64]
+Sample = tuple[TwoLayer, tuple[torch.Tensor, torch.Tensor]]
+
+
+@dataclass(frozen=True)
+class _Sizes:
+    inputs: int
+    samples: int
+    classes: tuple[int, ...]
+
+
+_SIZES = {
+    "tiny": _Sizes(60, 600, (2, 10, 30, 100, 300)),
+    "small": _Sizes(60, 600, (2, 10, 30, 100, 300, 1000)),
+    "paper": _Sizes(500, 5000, (2, 10, 30, 100, 300, 1000)),
+}
+
+
+def run(setting: Setting) -> Result:
+    """Form the hidden layer's matrix for every number of classes, and compare its blocks."""
+    begin = time.perf_counter()
+    sizes = _SIZES[setting.size]
+    ratios = np.zeros((setting.seeds, len(sizes.classes)))
+    apart = np.zeros_like(ratios)
+    shown: dict[int, FloatArray] = {}
+    for seed in range(setting.seeds):
+        for column, classes in enumerate(sizes.classes):
+            drawn = sample(sizes, classes, seed)
+            matrix, exact = multiplied_out(*drawn, setting), closed_form(*drawn)
+            ratios[seed, column] = between_over_within(exact)
+            apart[seed, column] = np.linalg.norm(matrix - exact) / np.linalg.norm(exact)
+            shown.setdefault(classes, matrix)
+    means = ratios.mean(axis=0)
+    slopes = [slope(sizes.classes, row) for row in ratios]
+    worst = float((means[1:] / means[:-1]).max())
+    claims = (
+        at_most("mean norm ratios fall from each number of classes to the next", "quotient", [worst], 1.0, _SOURCE),
+        at_most(f"log-log slope from {_FIT_FROM} classes on <= -0.35", "slope", slopes, -0.35, _SOURCE),
+        at_least(f"log-log slope from {_FIT_FROM} classes on >= -0.75", "slope", slopes, -0.75, _SOURCE),
+        at_most("engine and closed form agree to 1e-4", "relative distance", apart.max(axis=1).tolist(), 1e-4, "ours"),
+    )
+    with figures.style():
+        figure, axes = figures.page(1, 3, 5.5, 1.9)
+        figures.curves(axes[0, 0], {"between / within neurons": (sizes.classes, ratios)}, bars=True)
+        axes[0, 0].set(xscale="log", yscale="log", xlabel="classes", ylabel="ratio of norms")
+        model = sample(sizes, sizes.classes[0], 0)[0]
+        neurons = positions(model, ["fc1.weight"], rows(model, "fc1.weight"))
+        for ax, classes in zip(axes[0, 1:], (sizes.classes[0], sizes.classes[-1]), strict=True):
+            ax.set_title(f"log10 |H|, {classes} classes")
+            figure.colorbar(draw_magnitudes(ax, shown[classes], neurons), ax=ax, fraction=0.046)
+    table = tuple(
+        (classes, float(means[c]), float(ratios[:, c].std()), float(apart[:, c].max()))
+        for c, classes in enumerate(sizes.classes)
+    )
+    columns = ("classes", "between / within, mean", "sd", "engine against closed form")
+    settings = {"inputs": sizes.inputs, "samples": sizes.samples, "width": WIDTH, "data": "Gaussian, drawn"}
+    return Result(Table(columns, table), claims, figure, settings, {"all": time.perf_counter() - begin})
+
+
+def sample(sizes: _Sizes, classes: int, seed: int) -> Sample:
+    """Draw a net and its data, inputs (N, d) and classes (N,)."""
+    generator = torch.Generator().manual_seed(seed)
+    inputs = torch.randn(sizes.samples, sizes.inputs, generator=generator)
+    targets = torch.randint(classes, (sizes.samples,), generator=generator)
+    return TwoLayer(sizes.inputs, WIDTH, classes, seed), (inputs, targets)
+
+
+def multiplied_out(model: TwoLayer, batch: tuple[torch.Tensor, torch.Tensor], setting: Setting) -> FloatArray:
+    """Form the hidden layer's block of the Hessian by products, in float64."""
+    there = (model.to(setting.device), losses.classification, ["fc1.weight"])
+    return dense(*there, data=[batch], check=False)["fc1.weight"].numpy(force=True)
+
+
+def closed_form(model: TwoLayer, batch: tuple[torch.Tensor, torch.Tensor]) -> FloatArray:
+    """Compute the same matrix, (width x d, width x d), by the formula."""
+    w, v = (layer.weight.detach().double().numpy(force=True) for layer in (model.fc1, model.fc2))
+    x = batch[0].double().numpy(force=True)
+    active = (x @ w.T > 0.0).astype(np.float64)
+    logits = np.maximum(x @ w.T, 0.0) @ v.T
+    p = np.exp(logits - logits.max(axis=1, keepdims=True))
+    p /= p.sum(axis=1, keepdims=True)
+    mean = p @ v
+    curvature = np.einsum("nc,ci,cj->nij", p, v, v, optimize=True) - mean[:, :, None] * mean[:, None, :]
+    scale = curvature * active[:, :, None] * active[:, None, :] / len(x)
+    blocks = np.einsum("nij,na,nb->iajb", scale, x, x, optimize=True)
+    return np.asarray(blocks.reshape(w.size, w.size))
+
+
+def between_over_within(matrix: FloatArray) -> float:
+    """Return the mean norm of the blocks between two neurons over that of a neuron's own."""
+    width = len(matrix) // WIDTH
+    norms = np.sqrt(np.square(matrix).reshape(WIDTH, width, WIDTH, width).sum(axis=(1, 3)))
+    return float(norms[~np.eye(WIDTH, dtype=bool)].mean() / np.diag(norms).mean())
+
+
+def slope(classes: tuple[int, ...], ratios: FloatArray) -> float:
+    """Fit a line to the logarithms of classes and ratios, and return its slope."""
+    used = np.array(classes) >= _FIT_FROM
+    return float(np.polyfit(np.log(np.array(classes)[used]), np.log(ratios[used]), 1)[0])
+
+
+def plan(setting: Setting) -> list[PlannedPart]:
+    """Count the products of the paper's size: 500 inputs, 5,000 samples, up to 1,000 classes."""
+    raise NotImplementedError
