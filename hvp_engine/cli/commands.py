@@ -1,4 +1,4 @@
-"""The command ``hvp-engine``: demo, doctor, plan, slq, eigsh, show and plot."""
+"""The command ``hvp-engine``: demo, doctor, plan, slq, eigsh, experiment, show and plot."""
 
 from __future__ import annotations
 
@@ -36,6 +36,7 @@ from hvp_engine.cli.arguments import (
     Tolerance,
 )
 from hvp_engine.cli.eigen import eigsh
+from hvp_engine.cli.experiment import experiment
 from hvp_engine.cli.job_file import load_job, output_to_errors
 from hvp_engine.cli.options import blocks_of, bytes_of, folder_of, tolerance_of
 from hvp_engine.cli.output import console, print_spectra, say
@@ -52,6 +53,7 @@ app = typer.Typer(
     help="Hessian spectra of neural networks, block by block.",
 )
 app.command()(eigsh)
+app.command()(experiment)
 app.command()(show)
 app.command()(plot)
 
@@ -216,7 +218,7 @@ def main() -> None:
         if code == _INTERRUPTED:
             resumed = (
                 " The same command again goes on from the last checkpoint."
-                if sys.argv[1:2] in (["slq"], ["eigsh"], ["demo"])
+                if sys.argv[1:2] in (["slq"], ["eigsh"], ["demo"], ["experiment"])
                 else ""
             )
             typer.echo(f"Interrupted.{resumed}", err=True)

@@ -81,3 +81,24 @@ def tolerance_of(given: Sequence[str] | None) -> dict[str, float] | None:
             raise ConfigurationError(f"Option --tolerance has the target {target!r} twice; give it once.")
         targets[target] = value
     return targets or None
+
+
+def pairs_of(option: str, given: Sequence[str] | None) -> dict[str, str]:
+    """Return options of the form NAME=VALUE as a mapping.
+
+    Args:
+        option: How it is called, for messages.
+        given: What was typed.
+
+    Raises:
+        ConfigurationError: One has another form, or a name is there twice.
+    """
+    pairs: dict[str, str] = {}
+    for item in given or ():
+        name, _, value = (part.strip() for part in item.partition("="))
+        if not name or not value:
+            raise ConfigurationError(f"Option {option} {item!r} is not of the form NAME=VALUE.")
+        if name in pairs:
+            raise ConfigurationError(f"Option {option} names {name!r} twice; give it once.")
+        pairs[name] = value
+    return pairs

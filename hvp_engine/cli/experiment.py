@@ -1,0 +1,195 @@
+"""The command that lists, plans, runs and checks the drivers: experiment."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from enum import Enum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich import box
+from rich.table import Table
+
+from hvp_engine.cli.arguments import Arithmetic, Precision
+from hvp_engine.cli.job_file import output_to_errors
+from hvp_engine.cli.options import pairs_of
+from hvp_engine.cli.output import console, say
+from hvp_engine.errors import ConfigurationError, HvpEngineError
+from hvp_engine.system.formatting import format_bytes, format_flop, format_number
+
+if TYPE_CHECKING:
+    from hvp_engine.experiments.paper_plan import PlannedPart
+    from hvp_engine.experiments.registry import Driver, Setting
+
+_FAILS, _NOT_RUN = 1, 2  # exit codes: a claim does not hold, an experiment could not be run
+_ALL = "all"
+_MOST_HOURS = 24.0  # at the paper's size, without --yes
+
+
+class Size(str, Enum):
+    """Sizes that a driver has."""
+
+    small, paper = "small", "paper"
+
+
+def experiment(
+    name: Annotated[str | None, typer.Argument(help="Which one, or all; without it they are listed.")] = None,
+    size: Annotated[Size, typer.Option(help="For two cores, or the papers'.")] = Size.small,
+    seeds: Annotated[int, typer.Option(help="How many: 0, 1, ...")] = 3,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder to write [default: results/NAME]; of all, where their folders go.")
+    ] = None,
+    data: Annotated[
+        list[str] | None, typer.Option("--data", metavar="NAME=PATH", help="A data set; repeat for more.")
+    ] = None,
+    weights: Annotated[
+        list[str] | None, typer.Option("--weights", metavar="NAME=PATH", help="Pre-trained weights, likewise.")
+    ] = None,
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a setting; repeat for more.")
+    ] = None,
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    precision: Arithmetic = Precision.fp32,
+    check: Annotated[bool, typer.Option("--check", help="Exit with 1 where a claim does not hold.")] = False,
+    plan: Annotated[bool, typer.Option("--plan", help="Say what it costs, and stop.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Run what is planned to take more than 24 hours.")] = False,
+) -> None:
+    """List the experiments, or run one: a table, a figure, and a claim that is checked; the same command resumes it.
+
+    Exit code 0: it ran. 1: with --check, a claim does not hold. 2: an experiment could not be run.
+    """
+    from hvp_engine.experiments.registry import DRIVERS, Setting, find  # noqa: PLC0415 - other commands start sooner
+
+    if name is None:
+        _list(DRIVERS)
+        return
+    try:
+        drivers = DRIVERS if name == _ALL else (find(name),)
+        options = pairs_of("--set", settings)
+        if options and name == _ALL:
+            raise ConfigurationError("Option --set is for one experiment; run that one by its name.")
+        folders = _folders(drivers, out, name)
+        paths = [
+            {key: Path(path) for key, path in pairs_of(option, given).items()}
+            for option, given in (("--data", data), ("--weights", weights))
+        ]
+    except HvpEngineError as error:
+        raise _refused(error) from None
+    common = Setting(size.value, seeds, Path(), *paths, device, precision.value, options)
+    work: Callable[[Driver, Setting], bool] = _planned if plan else lambda *asked: _ran(*asked, yes)
+    codes = [
+        _guarded(work, driver, replace(common, out=folder)) for driver, folder in zip(drivers, folders, strict=True)
+    ]
+    if _NOT_RUN in codes:
+        raise typer.Exit(_NOT_RUN)
+    if check and _FAILS in codes:
+        raise typer.Exit(_FAILS)
+
+
+def _guarded(work: Callable[[Driver, Setting], bool], driver: Driver, setting: Setting) -> int:
+    """Do one driver's work; what stops it stops no other one."""
+    try:
+        return 0 if work(driver, setting) else _FAILS
+    except HvpEngineError as error:
+        typer.echo(f"error: {driver.id} {driver.name}: {error}", err=True)
+        return _NOT_RUN
+
+
+def _ran(driver: Driver, setting: Setting, yes: bool) -> bool:
+    """Run a driver and print its table, what to know of it, and its claims last; say whether they all hold."""
+    from hvp_engine.experiments import run  # noqa: PLC0415 - keeps the list quick
+
+    if setting.size == Size.paper:
+        hours = _print_plan(driver, setting)
+        if hours > _MOST_HOURS and not yes:
+            raise ConfigurationError(
+                f"The plan is for {format_number(hours, 3)} h, more than {_MOST_HOURS:g}; add --yes to run it all the "
+                "same, or --size small."
+            )
+    with output_to_errors():
+        result = run(
+            driver.name,
+            setting.size,
+            setting.seeds,
+            setting.out,
+            setting.data,
+            setting.weights,
+            setting.device,
+            setting.precision,
+            setting.options,
+        )
+    say(f"{driver.id} {driver.name}: table, claims and figures are in {setting.out}/")
+    typer.echo(result.table.markdown(), nl=False)
+    for note in result.notes:
+        say(f"note: {note}")
+    for claim in result.claims:
+        say(claim.line(driver.id))
+    return result.holds
+
+
+def _planned(driver: Driver, setting: Setting) -> bool:
+    """Print what a driver costs."""
+    if setting.size == Size.paper:
+        _print_plan(driver, setting)
+    else:
+        say(f"{driver.id} {driver.name}: about {_minutes(driver)} on two idle cores for three seeds.")
+    return True
+
+
+def _print_plan(driver: Driver, setting: Setting) -> float:
+    """Print what a driver costs at the paper's size; return the hours on the slower device."""
+    from hvp_engine.experiments.running import plan  # noqa: PLC0415 - keeps the list quick
+
+    with output_to_errors():
+        parts = plan(driver.name, setting)
+    if not parts:
+        say(f"{driver.id} {driver.name}: the paper's size is the small one, about {_minutes(driver)} on two idle cores.")
+        return 0.0
+    say(f"{driver.id} {driver.name}: predicted at the paper's size")
+    hours = _sum(parts)
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
+    table.add_column("part", overflow="fold")
+    for title in ("FLOP", "memory", *(f"{device}, h" for device in hours)):
+        table.add_column(title, justify="right", no_wrap=True)
+    for part in parts:
+        cells = (format_number(part.hours[device], 3) for device in hours)
+        table.add_row(part.what, format_flop(part.flop), format_bytes(part.bytes), *cells)
+    whole = (format_number(value, 3) for value in hours.values())
+    flop, most = sum(part.flop for part in parts), max(part.bytes for part in parts)
+    table.add_row("all of it", format_flop(flop), format_bytes(most), *whole)
+    console().print(table)
+    return max(hours.values())
+
+
+def _sum(parts: Sequence[PlannedPart]) -> Mapping[str, float]:
+    return {device: sum(part.hours[device] for part in parts) for device in parts[0].hours}
+
+
+def _list(drivers: Sequence[Driver]) -> None:
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
+    for title in ("", "name", "claim", "small", "paper", "needs"):
+        table.add_column(title, overflow="fold")
+    for driver in drivers:
+        needs = f"hvp-engine[{','.join(driver.needs)}]" if driver.needs else ""
+        table.add_row(driver.id, driver.name, driver.claim, _minutes(driver), "--plan says", needs)
+    console().print(table)
+
+
+def _minutes(driver: Driver) -> str:
+    return f"{driver.minutes:g} min"
+
+
+def _folders(drivers: Sequence[Driver], out: Path | None, name: str) -> list[Path]:
+    """Return the folder of each driver: results/NAME, or what --out says."""
+    from hvp_engine.experiments.running import RESULTS  # noqa: PLC0415 - other commands start sooner
+
+    if out is not None and name != _ALL:
+        return [out]
+    return [(out or RESULTS) / driver.name for driver in drivers]
+
+
+def _refused(error: HvpEngineError) -> typer.Exit:
+    typer.echo(f"error: {error}", err=True)
+    return typer.Exit(_NOT_RUN)
