@@ -24,6 +24,8 @@ class GPTConfig:
         layers: Number of transformer layers.
         heads: Attention heads per layer; divides ``width``.
         width: Size of the residual stream.
+        damp_wo: Whether the attention's output projections too are damped at initialisation, as in GPT-2; the paper's
+            code damps those of the feed-forward layers only.
     """
 
     vocabulary: int = 256
@@ -31,6 +33,7 @@ class GPTConfig:
     layers: int = 4
     heads: int = 4
     width: int = 128
+    damp_wo: bool = True
 
 
 class Attention(nn.Module):
@@ -88,10 +91,11 @@ class GPT(nn.Module):
         self.ln_f = nn.LayerNorm(config.width, bias=False)
         self.lm_head = nn.Linear(config.width, config.vocabulary, bias=False)
         self.lm_head.weight = self.wte.weight
+        damped = ("wo.weight", "c_proj.weight") if config.damp_wo else ("c_proj.weight",)
         for name, parameter in self.named_parameters():
             if parameter.dim() == 2:
                 # GPT-2: residual projections are damped by the number of residual additions.
-                residual = name.endswith(("wo.weight", "c_proj.weight"))
+                residual = name.endswith(damped)
                 std = 0.02 / math.sqrt(2 * config.layers) if residual else 0.02
                 nn.init.normal_(parameter, std=std)
 
