@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -11,13 +12,16 @@ from matplotlib.image import AxesImage
 from numpy.typing import NDArray
 from torch import nn
 
-from hvp_engine.blocks import Block
+from hvp_engine.blocks import Block, BlockSpec, resolve
+from hvp_engine.experiments.paper_plan import PlannedPart, planned_slq
+from hvp_engine.problem.objective import Loss
 
 FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
 
 _DECADES = 5.0
-_BORDERS = 40  # more of them would cover what they divide
+_MOST_BORDERS = 40  # more of them would cover what they divide
+_MOST_CELLS = 1500
 
 
 def positions(model: nn.Module, names: Sequence[str], blocks: Sequence[Block]) -> list[IntArray]:
@@ -59,8 +63,10 @@ def random_energy_share(matrix: FloatArray, groups: Sequence[IntArray]) -> float
     return (diagonal + together * (total - diagonal)) / total
 
 
-def draw_magnitudes(axes: Axes, matrix: FloatArray, groups: Sequence[IntArray]) -> AxesImage:
+def draw_magnitudes(axes: Axes, matrix: FloatArray, groups: Sequence[IntArray] = ()) -> AxesImage:
     """Draw log10 of the magnitudes of a matrix's entries, five decades from the largest down, and its groups' borders.
+
+    Of a matrix that has more entries than the page has dots the largest of each cell is drawn.
 
     Args:
         axes: Where.
@@ -70,14 +76,49 @@ def draw_magnitudes(axes: Axes, matrix: FloatArray, groups: Sequence[IntArray]) 
     Returns:
         The image, for ``figure.colorbar``.
     """
-    magnitudes = np.abs(matrix)
-    top = float(np.log10(magnitudes.max()))
-    values = np.log10(np.maximum(magnitudes, 10.0 ** (top - _DECADES)))
-    image = axes.imshow(values, cmap="cividis", vmin=top - _DECADES, vmax=top, interpolation="nearest")
-    if len(groups) <= _BORDERS:
+    n = len(matrix)
+    cells = np.arange(0, n, -(-n // _MOST_CELLS))
+    largest = np.maximum.reduceat(np.maximum.reduceat(np.abs(matrix), cells, axis=0), cells, axis=1)
+    top = float(np.log10(largest.max()))
+    values = np.log10(np.maximum(largest, 10.0 ** (top - _DECADES)))
+    image = axes.imshow(
+        values, cmap="cividis", vmin=top - _DECADES, vmax=top, interpolation="nearest", extent=(0, n, n, 0)
+    )
+    if len(groups) <= _MOST_BORDERS:
         for group in groups[1:]:
-            axes.axhline(group[0] - 0.5, color="white", linewidth=0.3)
-            axes.axvline(group[0] - 0.5, color="white", linewidth=0.3)
+            axes.axhline(float(group[0]), color="white", linewidth=0.3)
+            axes.axvline(float(group[0]), color="white", linewidth=0.3)
     axes.set_xticks([])
     axes.set_yticks([])
     return image
+
+
+def planned_matrices(
+    what: str, model: nn.Module, loss: Loss, blocks: BlockSpec, data: Iterable[Any], *, runs: int = 1, **options: Any
+) -> list[PlannedPart]:
+    """Plan calls of :func:`hvp_engine.dense`, block by block: as many products as a block has parameters.
+
+    Args:
+        what: In words.
+        model: On the meta device, or real.
+        loss: As for ``dense``, as are the next two.
+        blocks: The blocks.
+        data: Batches, on the meta device or real.
+        runs: How many such calls: stages, seeds.
+        options: As for :func:`hvp_engine.experiments.paper_plan.planned_slq`.
+    """
+    resolved = resolve(model, blocks).blocks
+    return [
+        planned_slq(
+            f"{what}: {name}",
+            model,
+            loss,
+            [Block(name, [(part.parameter, part.index) for part in block.parts])],
+            data,
+            steps=1,
+            probes=block.numel,
+            runs=runs,
+            **options,
+        )
+        for name, block in resolved.items()
+    ]

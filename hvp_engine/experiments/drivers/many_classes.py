@@ -16,13 +16,13 @@ from numpy.typing import NDArray
 
 from hvp_engine import losses
 from hvp_engine.api import dense
+from hvp_engine.blocks import rows
 from hvp_engine.experiments import figures
-from hvp_engine.experiments.exact import draw_magnitudes, positions
+from hvp_engine.experiments.exact import draw_magnitudes, planned_matrices, positions
 from hvp_engine.experiments.models.two_layer import TwoLayer
 from hvp_engine.experiments.paper_plan import PlannedPart
 from hvp_engine.experiments.registry import Setting
 from hvp_engine.experiments.result import Result, Table, at_least, at_most
-from hvp_engine.blocks import rows
 
 WIDTH = 8
 _SOURCE = "arXiv 2505.02809; bounds measured here"
@@ -130,4 +130,11 @@ def slope(classes: tuple[int, ...], ratios: FloatArray) -> float:
 
 def plan(setting: Setting) -> list[PlannedPart]:
     """Count the products of the paper's size: 500 inputs, 5,000 samples, up to 1,000 classes."""
-    raise NotImplementedError
+    sizes = _SIZES["paper"]
+    classes = max(sizes.classes)
+    with torch.device("meta"):
+        model = TwoLayer(sizes.inputs, WIDTH, classes, 0)
+        batch = (torch.empty(sizes.samples, sizes.inputs), torch.empty(sizes.samples, dtype=torch.int64))
+    runs = setting.seeds * len(sizes.classes)
+    what = f"matrices, counted as if all had {classes} classes"
+    return planned_matrices(what, model, losses.classification, ["fc1.weight"], [batch], runs=runs, precision="fp64")

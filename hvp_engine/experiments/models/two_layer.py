@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+LAYERS = ("fc1.weight", "fc2.weight")
+
 
 class TwoLayer(nn.Module):
     """Logits V relu(W x), as in the follow-up code of arXiv 2402.16788 on the structure of Hessians.

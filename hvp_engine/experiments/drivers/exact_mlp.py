@@ -1,0 +1,158 @@
+"""The whole Hessian of a small MLP over training (Z's figure of exact Hessians; Collobert 2004).
+
+A two-layer ReLU net, eight neurons wide, without biases. Blocks are the incoming weights of a neuron. How near the matrix
+is to block-diagonal is the share of its squared norm that lies in these blocks: of the whole matrix, of each layer's own
+part, and what a random partition with the same sizes would hold.
+"""
+
+from __future__ import annotations
+
+import copy
+import time
+from typing import cast
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from hvp_engine import losses
+from hvp_engine.api import dense
+from hvp_engine.blocks import Block, rows
+from hvp_engine.errors import ConfigurationError
+from hvp_engine.experiments import exact, figures
+from hvp_engine.experiments.data import cifar, idx, images
+from hvp_engine.experiments.heterogeneity import energy_share
+from hvp_engine.experiments.models.two_layer import LAYERS, TwoLayer
+from hvp_engine.experiments.optimizers import cosine, make_optimizer
+from hvp_engine.experiments.paper_plan import PlannedPart
+from hvp_engine.experiments.registry import Setting
+from hvp_engine.experiments.result import Result, Table, at_least
+from hvp_engine.experiments.training import fit
+from hvp_engine.problem.precision import Precision
+from hvp_engine.system.tensor_files import tensor_chunks
+
+WIDTH, BATCH = 8, 128
+_STEPS = {"tiny": 300, "small": 2000, "paper": 4690}  # 10 epochs of MNIST
+_RATES = {"tiny": 1e-3, "small": 1e-3, "paper": 1e-4}
+_STAGES = {"init": 0.0, "1 step": 0.0, "1 %": 0.01, "50 %": 0.5, "100 %": 1.0}
+_SOURCE = "Z's figure of exact Hessians, near block-diagonal throughout training; the shares are ours"
+_LARGE = 10_000  # parameters from which a matrix in float64 is a burden
+Shares = dict[str, float]
+
+
+def run(setting: Setting) -> Result:
+    """Train the net, form its Hessian at every stage, and measure what lies in its blocks."""
+    begin = time.perf_counter()
+    data = pictures(setting)
+    matrices: dict[str, exact.FloatArray] = {}  # of seed 0
+    found: list[dict[str, Shares]] = []
+    for seed in range(setting.seeds):
+        found.append({})
+        for stage, net in stages(setting, data, seed).items():
+            matrix = hessian(setting, net, data)
+            found[-1][stage] = shares(net, matrix)
+            matrices.setdefault(stage, matrix)
+    within = [min(part[name] for part in seed.values() for name in LAYERS) for seed in found]
+    grown = [seed["100 %"]["whole"] / seed["init"]["whole"] for seed in found]
+    against = [seed["100 %"]["whole"] / seed["100 %"]["random"] for seed in found]
+    claims = (
+        at_least("within a layer S >= 0.5 at every stage", "share", within, 0.5, _SOURCE),
+        at_least("S of the whole at the end >= 1.5 x S at initialisation", "ratio", grown, 1.5, _SOURCE),
+        at_least("S of the whole at the end >= 1.7 x a random partition's", "ratio", against, 1.7, _SOURCE),
+    )
+    every = {(stage, part): [seed[stage][part] for seed in found] for stage in _STAGES for part in found[0][stage]}
+    table = tuple((*key, float(np.mean(values)), float(np.std(values))) for key, values in every.items())
+    files = {
+        f"hessian-{stage.replace(' ', '')}.safetensors": b"".join(tensor_chunks({"hessian": matrix}, f"{stage}, seed 0"))
+        for stage, matrix in matrices.items()
+    }
+    settings = {"width": WIDTH, "steps": _STEPS[setting.size], "rate": _RATES[setting.size], **data.source.described()}
+    columns = ("stage", "share of energy in neurons, of", "mean", "sd")
+    seconds = {"all": time.perf_counter() - begin}
+    figure = drawn(matrices, found[0], network(setting, data, 0))
+    return Result(Table(columns, table), claims, figure, settings, seconds, _notes(setting, matrices), files=files)
+
+
+def pictures(setting: Setting) -> images.Images:
+    """Return the data: MNIST or CIFAR-100 where their path is given, else the digits of scikit-learn.
+
+    Raises:
+        ConfigurationError: The paper's size is asked for without a path.
+    """
+    if "mnist" in setting.data:
+        return idx.mnist(setting.data["mnist"])
+    if "cifar100" in setting.data:
+        return cifar.cifar(setting.data["cifar100"])
+    if setting.size == "paper":
+        raise ConfigurationError(
+            "The experiment exact-mlp at the paper's size needs data; give --data mnist=DIR or --data cifar100=DIR."
+        )
+    return images.digits()
+
+
+def network(setting: Setting, data: images.Images, seed: int) -> TwoLayer:
+    """Make the net of a seed at its initialisation."""
+    return TwoLayer(data.train.inputs[0].numel(), WIDTH, len(data.classes), seed).to(setting.device)
+
+
+def stages(setting: Setting, data: images.Images, seed: int) -> dict[str, TwoLayer]:
+    """Train the net of a seed with Adam; return copies of it at every stage."""
+    net, steps, rate = network(setting, data, seed), _STEPS[setting.size], _RATES[setting.size]
+    wanted = {stage: max(round(share * steps), int(stage != "init")) for stage, share in _STAGES.items()}
+    kept = {0: copy.deepcopy(net).eval()}
+
+    def keep(step: int) -> None:
+        if step in wanted.values():
+            kept[step] = copy.deepcopy(net).eval()
+
+    batches = (tuple(part.to(setting.device) for part in batch) for batch in data.train.batches(BATCH, seed))
+    schedule = cosine(steps, warm_up=0.0, last=0.1)
+    fit(net, losses.classification, batches, make_optimizer("adam", net, rate), schedule, steps=steps, after=keep)
+    return {stage: kept[step] for stage, step in wanted.items()}
+
+
+def hessian(setting: Setting, net: TwoLayer, data: images.Images) -> exact.FloatArray:
+    """Form the whole Hessian over all training data, in float64 but at the paper's size."""
+    precision = cast(Precision, setting.precision) if setting.size == "paper" else "fp64"
+    found = dense(net, losses.classification, Block("whole", [(name, None) for name in LAYERS]), data=[data.train], precision=precision)
+    return found["whole"].numpy(force=True)
+
+
+def shares(net: TwoLayer, matrix: exact.FloatArray) -> Shares:
+    """Measure which share of its energy a Hessian has in its neurons' blocks: whole, by layer, at random."""
+    layers = {name: exact.positions(net, LAYERS, rows(net, name)) for name in LAYERS}
+    neurons = [group for layer in layers.values() for group in layer]
+    own = {}
+    for name, groups in layers.items():
+        first, last = groups[0][0], groups[-1][-1] + 1
+        own[name] = energy_share(matrix[first:last, first:last], [group - first for group in groups])
+    return {"whole": energy_share(matrix, neurons), "random": exact.random_energy_share(matrix, neurons), **own}
+
+
+def drawn(matrices: dict[str, exact.FloatArray], found: dict[str, Shares], net: TwoLayer) -> Figure:
+    """Draw the four stages after the start, with their shares: never the picture without the number."""
+    neurons = [group for name in LAYERS for group in exact.positions(net, LAYERS, rows(net, name))]
+    with figures.style():
+        figure, axes = figures.page(1, 4, 7.0, 1.9)
+        for ax, stage in zip(axes[0], list(_STAGES)[1:], strict=True):
+            parts = found[stage]
+            ax.set_title(f"{stage}: S = {parts['whole']:.2f}, by layer {parts[LAYERS[0]]:.2f}, {parts[LAYERS[1]]:.2f}")
+            figure.colorbar(exact.draw_magnitudes(ax, matrices[stage], neurons), ax=ax, fraction=0.046)
+    return figure
+
+
+def plan(setting: Setting) -> list[PlannedPart]:
+    """Count the products that give the matrices; what training such a net takes is nothing beside them."""
+    data = pictures(setting)
+    net, runs = network(setting, data, 0), setting.seeds * len(_STAGES)
+    precision = cast(Precision, setting.precision)
+    what = f"{runs} matrices"
+    return exact.planned_matrices(
+        what, net, losses.classification, None, [data.train], runs=runs, precision=precision
+    )
+
+
+def _notes(setting: Setting, matrices: dict[str, exact.FloatArray]) -> tuple[str, ...]:
+    size = len(next(iter(matrices.values())))
+    if size < _LARGE:
+        return ()
+    return (f"The matrices of {size:,} parameters were formed in {setting.precision}; float64 would take twice that.",)
