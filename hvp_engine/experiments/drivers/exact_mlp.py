@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 
 from hvp_engine import losses
 from hvp_engine.api import dense
-from hvp_engine.blocks import Block, rows
+from hvp_engine.blocks import rows
 from hvp_engine.errors import ConfigurationError
 from hvp_engine.experiments import exact, figures
 from hvp_engine.experiments.data import cifar, idx, images
@@ -113,8 +113,8 @@ def stages(setting: Setting, data: images.Images, seed: int) -> dict[str, TwoLay
 def hessian(setting: Setting, net: TwoLayer, data: images.Images) -> exact.FloatArray:
     """Form the whole Hessian over all training data, in float64 but at the paper's size."""
     precision = cast(Precision, setting.precision) if setting.size == "paper" else "fp64"
-    found = dense(net, losses.classification, Block("whole", [(name, None) for name in LAYERS]), data=[data.train], precision=precision)
-    return found["whole"].numpy(force=True)
+    found = dense(net, losses.classification, "full", data=[data.train], precision=precision)
+    return found["full"].numpy(force=True)
 
 
 def shares(net: TwoLayer, matrix: exact.FloatArray) -> Shares:
