@@ -96,3 +96,22 @@ def compared(
     """Multiply random vectors by the whole Hessian and by every tensor's block."""
     kind = cast(Precision, precision)
     return off_diagonal(model, loss, "parameter", data=data, probes=probes, seed=seed, precision=kind, progress=False)
+
+
+def plan(setting: Setting) -> list[PlannedPart]:
+    """Count the products with the whole matrix and with every block, of all models at both stages."""
+    parts = []
+    for name, entry in zoo(setting).items():
+        if entry.sketch is None:
+            continue
+        batch, count = entry.sketch()
+        model, runs = entry.meta(), setting.seeds * len(STAGES)
+        kind = cast(Precision, setting.precision)
+        for what, blocks in (("whole", "full"), ("tensors", "parameter")):
+            parts.append(
+                planned_slq(
+                    f"{name}, {what}", model, entry.loss, blocks, [batch],
+                    steps=1, probes=PROBES, precision=kind, batches=count, runs=runs,
+                )
+            )  # fmt: skip
+    return parts
