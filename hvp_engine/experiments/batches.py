@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 
@@ -15,8 +15,10 @@ class Batches:
         fixed: Where the Hessian is taken: drawn at random over the training set once, then the same in every pass.
         training: Makes an endless iterator over training batches; every call makes the same one.
         held_out: What was not trained on.
+        source: Where the data come from, under which licence, for manifests.
     """
 
     fixed: Sequence[Any]
     training: Callable[[], Iterator[Any]]
     held_out: Sequence[Any]
+    source: Mapping[str, str] = field(default_factory=dict)

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property, partial
+from functools import cached_property
 from typing import Any, Literal
 
 import torch
 from torch import nn
 
-from hvp_engine.errors import ConfigurationError
 from hvp_engine.experiments.batches import Batches
 from hvp_engine.experiments.optimizers import Schedule, cosine
 from hvp_engine.problem.objective import Loss
@@ -32,14 +30,27 @@ class Recipe:
     Attributes:
         steps: Steps of a training.
         clip: Largest norm of the whole gradient; None does not clip.
+        microbatches: Batches whose mean gradient makes a step.
         schedule: Makes the schedule for a number of steps.
         options: Further arguments of each optimizer, by its name.
     """
 
     steps: int
     clip: float | None = None
+    microbatches: int = 1
     schedule: Callable[[int], Schedule] = cosine
     options: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+
+
+def seeded(build: Callable[[], nn.Module]) -> Callable[[int], nn.Module]:
+    """Make a builder of a seed out of one that draws from PyTorch's generator, which is left as it was."""
+
+    def built(seed: int) -> nn.Module:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            return build()
+
+    return built
 
 
 def weights(model: nn.Module) -> dict[str, list[str]]:

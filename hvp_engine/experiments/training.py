@@ -58,6 +58,7 @@ def fit(
     *,
     steps: int,
     clip: float | None = None,
+    microbatches: int = 1,
     after: Callable[[int], None] | None = None,
 ) -> Curve:
     """Train a model in place; stop at the first loss that is not finite, or three times the first one.
@@ -65,11 +66,12 @@ def fit(
     Args:
         model: The model; it is in training mode while it trains, and left so.
         loss: As for :func:`hvp_engine.slq`.
-        batches: At least ``steps`` batches.
+        batches: At least ``steps * microbatches`` of them.
         optimizer: Of the model's parameters.
         schedule: Makes the learning-rate schedule of the optimizer.
         steps: Steps to take.
         clip: Largest norm of the whole gradient; None does not clip.
+        microbatches: Batches whose mean gradient makes a step.
         after: Called after every step with the number of steps taken.
 
     Returns:
@@ -81,12 +83,10 @@ def fit(
     norms = np.full(steps, np.nan)
     model.train()
     for step in range(steps):
-        value = mean_loss(loss, model, next(batches))
-        found = float(value.detach())
+        optimizer.zero_grad()
+        found = sum(_backward(loss, model, next(batches), microbatches) for _ in range(microbatches))
         if not math.isfinite(found) or found > _DIVERGED * losses[0]:
             break
-        optimizer.zero_grad()
-        value.backward()  # type: ignore[no-untyped-call]
         norms[step] = float(_clipped(parameters, clip))
         losses[step] = found
         optimizer.step()
@@ -94,6 +94,13 @@ def fit(
         if after is not None:
             after(step + 1)
     return Curve(losses, norms, rate=float(optimizer.defaults["lr"]))
+
+
+def _backward(loss: Loss, model: nn.Module, batch: Any, share: int) -> float:
+    """Add the gradient of a batch's mean loss over ``share``; return that loss over ``share``."""
+    value = mean_loss(loss, model, batch) / share
+    value.backward()  # type: ignore[no-untyped-call]
+    return float(value.detach())
 
 
 def mean_loss(loss: Loss, model: nn.Module, batch: Any) -> Tensor:
