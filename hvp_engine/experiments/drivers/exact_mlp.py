@@ -20,6 +20,7 @@ from hvp_engine.blocks import rows
 from hvp_engine.errors import ConfigurationError
 from hvp_engine.experiments import exact, figures
 from hvp_engine.experiments.data import cifar, idx, images
+from hvp_engine.experiments.data.samples import Images
 from hvp_engine.experiments.heterogeneity import energy_share
 from hvp_engine.experiments.models.two_layer import LAYERS, TwoLayer
 from hvp_engine.experiments.optimizers import cosine, make_optimizer
@@ -72,7 +73,7 @@ def run(setting: Setting) -> Result:
     return Result(Table(columns, table), claims, figure, settings, seconds, _notes(setting, matrices), files=files)
 
 
-def pictures(setting: Setting) -> images.Images:
+def pictures(setting: Setting) -> Images:
     """Return the data: MNIST or CIFAR-100 where their path is given, else the digits of scikit-learn.
 
     Raises:
@@ -89,12 +90,12 @@ def pictures(setting: Setting) -> images.Images:
     return images.digits()
 
 
-def network(setting: Setting, data: images.Images, seed: int) -> TwoLayer:
+def network(setting: Setting, data: Images, seed: int) -> TwoLayer:
     """Make the net of a seed at its initialisation."""
     return TwoLayer(data.train.inputs[0].numel(), WIDTH, len(data.classes), seed).to(setting.device)
 
 
-def stages(setting: Setting, data: images.Images, seed: int) -> dict[str, TwoLayer]:
+def stages(setting: Setting, data: Images, seed: int) -> dict[str, TwoLayer]:
     """Train the net of a seed with Adam; return copies of it at every stage."""
     net, steps, rate = network(setting, data, seed), _STEPS[setting.size], _RATES[setting.size]
     wanted = {stage: max(round(share * steps), int(stage != "init")) for stage, share in _STAGES.items()}
@@ -110,7 +111,7 @@ def stages(setting: Setting, data: images.Images, seed: int) -> dict[str, TwoLay
     return {stage: kept[step] for stage, step in wanted.items()}
 
 
-def hessian(setting: Setting, net: TwoLayer, data: images.Images) -> exact.FloatArray:
+def hessian(setting: Setting, net: TwoLayer, data: Images) -> exact.FloatArray:
     """Form the whole Hessian over all training data, in float64 but at the paper's size."""
     precision = cast(Precision, setting.precision) if setting.size == "paper" else "fp64"
     found = dense(net, losses.classification, "full", data=[data.train], precision=precision)
