@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from enum import Enum
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -78,7 +79,7 @@ def experiment(
     except HvpEngineError as error:
         raise _refused(error) from None
     common = Setting(size.value, seeds, Path(), *paths, device, precision.value, options)
-    work: Callable[[Driver, Setting], bool] = _planned if plan else lambda *asked: _ran(*asked, yes)
+    work: Callable[[Driver, Setting], bool] = _planned if plan else partial(_ran, yes=yes)
     codes = [
         _guarded(work, driver, replace(common, out=folder)) for driver, folder in zip(drivers, folders, strict=True)
     ]
@@ -97,7 +98,7 @@ def _guarded(work: Callable[[Driver, Setting], bool], driver: Driver, setting: S
         return _NOT_RUN
 
 
-def _ran(driver: Driver, setting: Setting, yes: bool) -> bool:
+def _ran(driver: Driver, setting: Setting, *, yes: bool) -> bool:
     """Run a driver and print its table, what to know of it, and its claims last; say whether they all hold."""
     from hvp_engine.experiments import run  # noqa: PLC0415 - keeps the list quick
 

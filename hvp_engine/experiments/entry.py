@@ -17,8 +17,7 @@ from hvp_engine.problem.objective import Loss
 Family = Literal["cnn", "transformer", "mlp"]
 Blocks = Mapping[str, Sequence[str]]
 
-SGD_RATES = (1.0, 0.3, 0.1, 0.03, 0.01, 0.003)
-ADAM_RATES = (3e-2, 1e-2, 3e-3, 1e-3, 3e-4)
+GRID = {"sgd": (1.0, 0.3, 0.1, 0.03, 0.01, 0.003), "adam": (3e-2, 1e-2, 3e-3, 1e-3, 3e-4)}  # of learning rates
 
 NOT_WEIGHTS = ("position", "pos_embed", "wpe.", "cls_token", "token_type", "mask_token")  # no block of the papers
 
@@ -75,7 +74,6 @@ class Entry:
         rates: Grid of learning rates by name of the optimizer.
         recipe: How it is trained.
         choose: Picks the blocks of a model, as a mapping of names to patterns.
-        classifies: Whether its held-out data are samples with one class each, so that an accuracy can be given.
         sketch: Makes a Hessian batch's shapes on the meta device, and says how many such batches there are: for plans.
     """
 
@@ -85,9 +83,8 @@ class Entry:
     loss: Loss
     data: Callable[[int], Batches]
     recipe: Recipe
-    rates: Mapping[str, Sequence[float]] = field(default_factory=lambda: {"sgd": SGD_RATES, "adam": ADAM_RATES})
+    rates: Mapping[str, Sequence[float]] = field(default_factory=lambda: GRID)
     choose: Callable[[nn.Module], Blocks] = weights
-    classifies: bool = False
     sketch: Callable[[], tuple[Any, int]] | None = None
 
     @cached_property

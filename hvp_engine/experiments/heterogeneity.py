@@ -97,14 +97,18 @@ def interval(
 ) -> tuple[float, float]:
     """Return the 95 % percentile bootstrap interval of a statistic of pairs, such as :func:`spearman`.
 
-    Pairs are drawn together; a draw of pairs that are all the same, which correlates with nothing, is left out.
+    Pairs are drawn together; there should be ten or more, for draws of one pair alone correlate with nothing.
     """
-    pairs = np.column_stack([np.asarray(x, dtype=np.float64), np.asarray(y, dtype=np.float64)])
-    generator = np.random.default_rng(seed)
-    drawn = (pairs[generator.integers(0, len(pairs), len(pairs))] for _ in range(999))
-    found = [statistic(chosen[:, 0], chosen[:, 1]) for chosen in drawn if (np.ptp(chosen, axis=0) > 0.0).all()]
-    low, high = np.percentile(found, (2.5, 97.5))
-    return float(low), float(high)
+    found = stats.bootstrap(
+        (x, y),
+        statistic,
+        paired=True,
+        vectorized=False,
+        n_resamples=999,
+        method="percentile",
+        random_state=np.random.default_rng(seed),
+    )
+    return float(found.confidence_interval.low), float(found.confidence_interval.high)
 
 
 def gradient_norms(model: nn.Module, loss: Loss, batches: Iterable[Any]) -> dict[str, float]:

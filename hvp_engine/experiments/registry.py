@@ -6,9 +6,12 @@ import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import TYPE_CHECKING, Literal, TypeVar
 
 from hvp_engine.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from hvp_engine.problem.precision import Precision
 
 Size = Literal["tiny", "small", "paper"]
 Value = TypeVar("Value", int, float, str)
@@ -61,7 +64,7 @@ class Setting:
     data: Mapping[str, Path] = field(default_factory=dict)
     weights: Mapping[str, Path] = field(default_factory=dict)
     device: str = "cpu"
-    precision: str = "fp32"
+    precision: Precision = "fp32"
     options: Mapping[str, str] = field(default_factory=dict)
 
     def option(self, key: str, default: Value) -> Value:

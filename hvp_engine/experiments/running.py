@@ -11,6 +11,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
+import torch
+
 from hvp_engine.errors import ConfigurationError
 from hvp_engine.experiments.registry import Driver, Setting, Size, find
 from hvp_engine.system.files import open_to_read
@@ -18,6 +20,7 @@ from hvp_engine.system.files import open_to_read
 if TYPE_CHECKING:
     from hvp_engine.experiments.paper_plan import PlannedPart
     from hvp_engine.experiments.result import Result
+    from hvp_engine.problem.precision import Precision
 
 SEEDS = 3
 RESULTS = Path("results")
@@ -32,7 +35,7 @@ def run(
     data: Mapping[str, str | os.PathLike[str]] | None = None,
     weights: Mapping[str, str | os.PathLike[str]] | None = None,
     device: str = "cpu",
-    precision: str = "fp32",
+    precision: Precision = "fp32",
     options: Mapping[str, object] | None = None,
 ) -> Result:
     """Run an experiment and write its table, claims and figures; the same call again resumes one that was interrupted.
@@ -66,6 +69,7 @@ def run(
         {key: str(value) for key, value in (options or {}).items()},
     )
     check(driver, setting)
+    _check_device(device)
     began = time.perf_counter()
     result: Result = _function(driver, "run")(setting)
     seconds = {**result.seconds, "total": time.perf_counter() - began}
@@ -104,6 +108,17 @@ def check(driver: Driver, setting: Setting) -> None:
         for key, path in getattr(setting, kind).items():
             if not path.exists():
                 raise ConfigurationError(f"{kind} {key!r}: {path} is not there; check the path of --{kind} {key}.")
+
+
+def _check_device(name: str) -> None:
+    """Refuse a device that this machine does not have."""
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ConfigurationError(f"device={name!r} is no device; use 'cpu' or 'cuda'.") from error
+    count = torch.cuda.device_count()
+    if device.type == "cuda" and (device.index or 0) >= count:
+        raise ConfigurationError(f"device={name!r} is not there: PyTorch sees {count} CUDA devices; use 'cpu'.")
 
 
 def _function(driver: Driver, function: str) -> Any:

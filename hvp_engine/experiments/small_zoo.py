@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
@@ -14,7 +14,7 @@ from hvp_engine.errors import ConfigurationError
 from hvp_engine.experiments.data import images, text
 from hvp_engine.experiments.data.corpus import Corpus
 from hvp_engine.experiments.data.samples import Images
-from hvp_engine.experiments.entry import Entry, Family, Recipe, seeded
+from hvp_engine.experiments.entry import GRID, Entry, Family, Recipe, seeded
 from hvp_engine.experiments.models.gpt import GPT, GPTConfig, paper_blocks
 from hvp_engine.experiments.models.huggingface import bert, bert_blocks
 from hvp_engine.experiments.models.patches import Mixer, PatchConfig, ViT
@@ -23,11 +23,12 @@ from hvp_engine.experiments.registry import Setting
 from hvp_engine.experiments.tasks import Amounts, Order, on_images, on_masked_text, on_text
 
 CHARACTERS = 84  # of the packaged plays; what a model is planned with where they are not installed
-_TINY_RATES = {"sgd": (0.1, 0.03), "adam": (3e-3, 1e-3)}
+_GRIDS = {"small": GRID, "tiny": {"sgd": (0.1, 0.03), "adam": (3e-3, 1e-3)}}
 _MASKED, _MASKED_IN_TRAINING = 0.15, 0.25  # shares; the larger one leaves the plateau of single characters sooner
 _PHOTOGRAPH_CLASSES = 17
 
-Paths = tuple[tuple[str, Path], ...]
+_Paths = tuple[tuple[str, Path], ...]
+_Classifier = tuple[Family, Callable[[], nn.Module]]
 
 
 @dataclass(frozen=True)
@@ -94,7 +95,7 @@ def order_of(setting: Setting) -> Order:
             raise ConfigurationError(f"order={other} is neither random nor first; give one of them.")
 
 
-def _classifiers(scale: _Scale, side: int, patch: int, channels: int, classes: int) -> dict[str, tuple[Family, Callable[[], nn.Module]]]:
+def _classifiers(scale: _Scale, side: int, patch: int, channels: int, classes: int) -> dict[str, _Classifier]:
     """Make the builders of the image classifiers by name, each with its family."""
     patches = PatchConfig(side, patch, channels, classes, layers=scale.layers)
     stages = ((16, 16), (32, 32), (64, 64))
@@ -118,8 +119,7 @@ def _on_digits(setting: Setting, scale: _Scale) -> list[Entry]:
             losses.classification,
             lambda seed: on_images(_digits(), amounts, seed),
             Recipe(_steps(setting, scale, 200)),
-            **_rates(setting),
-            classifies=True,
+            rates=_GRIDS[setting.size],
         )
         for name, (family, build) in _classifiers(scale, 8, 2, 1, 10).items()
     ]
@@ -135,7 +135,6 @@ def _on_photographs(setting: Setting, scale: _Scale) -> list[Entry]:
             losses.classification,
             lambda seed: on_images(_photographs(), amounts, seed),
             Recipe(_steps(setting, scale, 400)),
-            classifies=True,
         )
         for name, (family, build) in _classifiers(scale, 32, 4, 3, _PHOTOGRAPH_CLASSES).items()
         if name != "mlp"
@@ -155,7 +154,7 @@ def _gpt(setting: Setting, scale: _Scale) -> Entry:
         losses.causal_lm,
         lambda seed: on_text(characters(setting), amounts, seed),
         Recipe(_steps(setting, scale, 800), clip=1.0),
-        **_rates(setting),
+        rates=_GRIDS[setting.size],
         choose=lambda model: paper_blocks(model.config),
     )
 
@@ -174,18 +173,13 @@ def _bert(setting: Setting, scale: _Scale) -> Entry:
         losses.masked_lm,
         lambda seed: on_masked_text(characters(setting, "dialogue"), amounts, _MASKED, _MASKED_IN_TRAINING, seed),
         Recipe(_steps(setting, scale, 2000), clip=1.0),
-        **_rates(setting),
+        rates=_GRIDS[setting.size],
         choose=bert_blocks,
     )
 
 
 def _steps(setting: Setting, scale: _Scale, steps: int) -> int:
     return setting.option("steps", min(steps, scale.steps))
-
-
-def _rates(setting: Setting) -> Mapping[str, Mapping[str, tuple[float, ...]]]:
-    """Return the grids of tests; nothing where the entry's own are meant."""
-    return {"rates": _TINY_RATES} if setting.size == "tiny" else {}
 
 
 @lru_cache(maxsize=1)
@@ -199,5 +193,5 @@ def _photographs() -> Images:
 
 
 @lru_cache(maxsize=2)
-def _characters(name: str, paths: Paths) -> Corpus:
+def _characters(name: str, paths: _Paths) -> Corpus:
     return text.characters(name, dict(paths))

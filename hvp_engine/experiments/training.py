@@ -126,6 +126,25 @@ def held_out(model: nn.Module, loss: Loss, batches: Sequence[Any]) -> float:
     return total / weight
 
 
+@torch.no_grad()
+def accuracy(model: nn.Module, batches: Sequence[tuple[Tensor, Tensor]]) -> float:
+    """Return the share of samples whose class has the largest logit, in eval mode.
+
+    Args:
+        model: Maps inputs to logits (samples, classes), or to an output of transformers that has them.
+        batches: Inputs and classes.
+    """
+    training = model.training
+    model.eval()
+    right = count = 0
+    for inputs, labels in batches:
+        output = model(inputs)
+        logits = output if isinstance(output, Tensor) else output.logits
+        right, count = right + int((logits.argmax(1) == labels).sum()), count + len(labels)
+    model.train(training)
+    return right / count
+
+
 def search(
     train: Callable[[float], Curve], rates: Sequence[float], extensions: int = _MOST_EXTENSIONS
 ) -> tuple[Curve, dict[float, Curve]]:

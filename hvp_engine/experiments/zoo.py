@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from hvp_engine.errors import ConfigurationError
 from hvp_engine.experiments.entry import Entry
+from hvp_engine.experiments.paper_zoo import paper_zoo
 from hvp_engine.experiments.registry import Setting
+from hvp_engine.experiments.small_zoo import small_zoo
 
 
 def zoo(setting: Setting) -> Mapping[str, Entry]:
@@ -15,7 +18,24 @@ def zoo(setting: Setting) -> Mapping[str, Entry]:
         setting: Size, paths of data, options.
 
     Returns:
-        Entries by name: ``mlp``, ``vgg``, ``resnet``, ``vit``, ``mixer``, ``bert``, ``gpt``; at paper size also ``gpt2``;
-        at small size ``vgg-photographs``, ``vit-photographs``, ``mixer-photographs`` and ``resnet-photographs``.
+        Entries by name: ``mlp``, ``vgg``, ``resnet``, ``vit``, ``mixer``, ``bert``, ``gpt``; at paper size also
+        ``gpt2``; at small size ``vgg-photographs``, ``resnet-photographs``, ``vit-photographs`` and
+        ``mixer-photographs``.
     """
-    raise NotImplementedError
+    return paper_zoo(setting) if setting.size == "paper" else small_zoo(setting)
+
+
+def entry_of(setting: Setting, model: str | Entry) -> Entry:
+    """Return an entry of the zoo by its name; an entry is returned as it is.
+
+    Raises:
+        ConfigurationError: There is none of that name at this size.
+    """
+    if isinstance(model, Entry):
+        return model
+    entries = zoo(setting)
+    if model not in entries:
+        raise ConfigurationError(
+            f"There is no model {model!r} at size {setting.size}; the zoo has {', '.join(entries)}."
+        )
+    return entries[model]

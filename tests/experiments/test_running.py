@@ -1,0 +1,112 @@
+"""Running a driver by name: what is refused, and what the manifest says."""
+
+from __future__ import annotations
+
+import sys
+import types
+from pathlib import Path
+
+import pytest
+
+from hvp_engine import experiments
+from hvp_engine.errors import ConfigurationError
+from hvp_engine.experiments import figures, registry, running
+from hvp_engine.experiments.registry import DRIVERS, Driver, Setting, find
+from hvp_engine.experiments.result import Result, Table, at_least
+from hvp_engine.system.json_files import read_json
+
+TRIAL = Driver("trial", "T1", "Something is large.", "trial", 0.1, ("experiments",), ("steps",))
+
+
+def trial(setting: Setting) -> Result:
+    steps = setting.option("steps", 4)
+    figure = figures.page(1, 1, 1.0, 1.0)[0]
+    claim = at_least("It is large", "steps", [steps], 4, "here")
+    return Result(Table(("steps",), ((steps,),)), (claim,), figure, {"licence": "MIT"}, {"part": 0.5})
+
+
+@pytest.fixture(autouse=True)
+def driver(monkeypatch: pytest.MonkeyPatch) -> types.ModuleType:
+    module = types.ModuleType("hvp_engine.experiments.drivers.trial")
+    module.run = trial  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    monkeypatch.setattr(registry, "DRIVERS", (TRIAL,))
+    return module
+
+
+def test_the_list_has_every_name_and_every_id_once() -> None:
+    names = [name for driver in DRIVERS for name in (driver.name, driver.id, driver.module)]
+    assert len(set(names)) == len(names) == 3 * len(DRIVERS)
+    for driver in DRIVERS:
+        assert driver.module == driver.name.replace("-", "_") and driver.claim.endswith(".") and driver.minutes > 0
+
+
+def test_a_driver_is_found_by_name_and_id_and_a_typing_error_is_explained(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(registry, "DRIVERS", DRIVERS)
+    assert find("quadratics") is find("D9")
+    with pytest.raises(ConfigurationError, match="did you mean 'quadratics'"):
+        find("quadratic")
+
+
+def test_a_run_is_written_beside_what_it_depends_on(tmp_path: Path) -> None:
+    (tmp_path / "text.txt").write_text("abc")
+    (tmp_path / "images" / "train").mkdir(parents=True)
+    (tmp_path / "images" / "train" / "a.png").write_text("12345")
+    data = {"shakespeare": "text.txt", "imagenet": tmp_path / "images"}
+    result = experiments.run("trial", out="out", seeds=2, data=data, options={"steps": 6})
+    assert result.holds and result.claims[0].values == (6.0,)
+    manifest = read_json(tmp_path / "out" / "manifest.json")
+    settings = manifest["settings"]
+    assert settings["seeds"] == [0, 1] and settings["options"] == {"steps": "6"} and settings["licence"] == "MIT"
+    assert settings["data"]["shakespeare"]["bytes"] == 3 and len(settings["data"]["shakespeare"]["blake2b"]) == 32
+    assert settings["data"]["imagenet"]["files"] == 1 and settings["data"]["imagenet"]["bytes"] == 5
+    assert manifest["seconds"]["part"] == 0.5 and manifest["seconds"]["total"] > 0.0
+
+
+def test_other_data_have_another_digest(tmp_path: Path) -> None:
+    for text in ("abc", "abd"):
+        (tmp_path / "text.txt").write_text(text)
+        experiments.run("trial", out=text, data={"shakespeare": "text.txt"})
+    one, two = (read_json(tmp_path / text / "manifest.json")["settings"]["data"] for text in ("abc", "abd"))
+    assert one["shakespeare"]["blake2b"] != two["shakespeare"]["blake2b"]
+
+
+def test_without_a_folder_results_go_to_results(tmp_path: Path) -> None:
+    experiments.run("trial")
+    assert (tmp_path / "results" / "trial" / "claim.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"size": "huge"}, "'huge' is not one of"),
+        ({"seeds": 0}, "too few"),
+        ({"options": {"speed": 1}}, "no setting 'speed'; it has steps"),
+        ({"options": {"steps": "many"}}, "steps=many is no int"),
+        ({"data": {"imagenet": "nowhere"}}, "nowhere is not there"),
+        ({"device": "cuda:99"}, "cuda:99"),
+        ({"device": "abacus"}, "abacus"),
+    ],
+)
+def test_what_cannot_be_run_is_refused(arguments: dict[str, object], message: str) -> None:
+    with pytest.raises(ConfigurationError, match=message):
+        experiments.run("trial", **arguments)  # type: ignore[arg-type]
+
+
+def test_a_missing_package_is_named_with_the_extra_that_brings_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from hvp_engine.experiments import drivers
+
+    monkeypatch.delitem(sys.modules, "hvp_engine.experiments.drivers.trial")
+    monkeypatch.setattr(drivers, "__path__", [str(tmp_path)])
+    (tmp_path / "trial.py").write_text("import package_that_is_not_there.part\n")
+    with pytest.raises(ConfigurationError, match=r"package_that_is_not_there, .*pip install 'hvp-engine\[experiments\]'"):
+        experiments.run("trial")
+
+
+def test_a_driver_without_a_plan_costs_at_the_papers_size_what_it_costs_here(driver: types.ModuleType) -> None:
+    setting = Setting("paper", 1, Path("out"))
+    assert running.plan("trial", setting) == []
+    driver.plan = lambda asked: [asked.size]  # type: ignore[attr-defined]
+    assert running.plan("trial", setting) == ["paper"]
