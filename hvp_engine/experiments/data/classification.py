@@ -30,10 +30,12 @@ class TextSamples:
     Attributes:
         texts: The texts.
         labels: Classes (texts,) int64.
+        seconds: As many second texts, where a class is one of a pair; empty otherwise.
     """
 
     texts: tuple[str, ...]
     labels: Tensor
+    seconds: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

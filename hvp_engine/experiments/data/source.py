@@ -12,7 +12,7 @@ from hvp_engine.errors import ConfigurationError
 from hvp_engine.system.versions import version_of
 
 _CHUNK = 1 << 20
-GIVEN = "as given by the user"
+_GIVEN = "as given by the user"
 
 
 @dataclass(frozen=True)
@@ -105,9 +105,9 @@ def required(name: str, paths: Mapping[str, Path] | None, meaning: str) -> Path:
     return path
 
 
-def from_path(name: str, path: Path, digest: str) -> Source:
-    """Describe files that the user gave, by their digest."""
-    return Source(name, GIVEN, str(path), digest)
+def from_path(name: str, path: Path, contents: str) -> Source:
+    """Describe files that the user gave, by the digest of their contents."""
+    return Source(name, _GIVEN, str(path), contents)
 
 
 def digest(files: Iterable[Path]) -> str:

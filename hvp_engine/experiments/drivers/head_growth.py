@@ -1,0 +1,111 @@
+"""Growth of a linear head of many classes under sign methods (D18).
+
+Tomihari & Sato, first version: momentum in sign methods "is important for preventing the excessive growth of
+linear-head parameters in tasks with many classes". A linear head is trained at the same rate by SignSGD and by Signum
+on features with Gaussian class means and a common offset, as features of a network have a mean; the second panel has
+no offset, where it is the other way round, and the third the features that MiniLM makes of speeches, with the speaker
+as the class.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+from torch import nn
+
+from hvp_engine import losses
+from hvp_engine.errors import ConfigurationError
+from hvp_engine.experiments import figures
+from hvp_engine.experiments.data.images import gaussian
+from hvp_engine.experiments.data.samples import Samples
+from hvp_engine.experiments.optimizers import constant, make_optimizer
+from hvp_engine.experiments.registry import Setting
+from hvp_engine.experiments.result import Result, Table, at_least
+from hvp_engine.experiments.speakers import speaker_features
+from hvp_engine.experiments.training import fit
+
+FEATURES = 64
+STEPS, BATCH, RATE = 400, 32, 1e-3
+OFFSETS = (3.0, 1.0, 0.0)
+OPTIMIZERS = ("signsgd", "signum")
+_CLASSES = {"tiny": (5, 500), "small": (5, 20, 100, 500), "paper": (5, 20, 100, 500)}
+_SOURCE = "arXiv 2502.00213v1, abstract; bounds measured here"
+Sizes = dict[tuple[str, int, str], list[float]]  # root mean square of the head's weights by features, classes, optimizer
+
+
+def run(setting: Setting) -> Result:
+    """Train heads of several numbers of classes with both optimizers, and compare the size of their weights."""
+    begin = time.perf_counter()
+    counts = _CLASSES[setting.size]
+    sizes: Sizes = {}
+    notes: tuple[str, ...] = ()
+    for classes in counts:
+        for offset in OFFSETS if setting.size != "tiny" else OFFSETS[:1]:
+            for seed in range(setting.seeds):
+                samples = gaussian(classes, FEATURES, STEPS * BATCH, seed, offset)
+                _measure(sizes, _offset(offset), classes, samples, seed)
+    made = time.perf_counter()
+    if setting.size != "tiny":
+        notes = _add_real(setting, sizes, counts)
+    ratios = {key: np.divide(sizes[*key, "signsgd"], sizes[*key, "signum"]) for key in dict.fromkeys(k[:2] for k in sizes)}
+    few, many = (ratios[_offset(OFFSETS[0]), classes] for classes in (counts[0], counts[-1]))
+    claims = (
+        at_least("SignSGD's head of 500 classes >= 1.3 x Signum's", "ratio", many.tolist(), 1.3, _SOURCE),
+        at_least("ratio at 500 classes >= 2 x ratio at 5", "quotient", (many / few).tolist(), 2.0, _SOURCE),
+    )
+    rows = tuple(
+        (features, classes, *(float(np.mean(sizes[features, classes, name])) for name in OPTIMIZERS),
+         float(values.mean()), float(values.std()))
+        for (features, classes), values in ratios.items()
+    )  # fmt: skip
+    columns = ("features", "classes", "rms SignSGD", "rms Signum", "ratio", "sd of ratio")
+    settings = {"steps": STEPS, "batch": BATCH, "rate": RATE, "features": FEATURES, "momentum": 0.9}
+    seconds = {"generated features": made - begin, "features of MiniLM": time.perf_counter() - made}
+    return Result(Table(columns, rows), claims, _figure(sizes), settings, seconds, notes)
+
+
+def _offset(offset: float) -> str:
+    return f"Gaussian, offset {offset:g}"
+
+
+def _measure(sizes: Sizes, features: str, classes: int, samples: Samples, seed: int) -> None:
+    """Train a head with each optimizer, and note the size of its weights at the end."""
+    for name in OPTIMIZERS:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            head = nn.Linear(samples.inputs.shape[1], classes)
+        batches = samples.batches(BATCH, seed)
+        fit(head, losses.classification, batches, make_optimizer(name, head, RATE), constant(), steps=STEPS)
+        sizes.setdefault((features, classes, name), []).append(float(head.weight.detach().square().mean().sqrt()))
+
+
+def _add_real(setting: Setting, sizes: Sizes, counts: tuple[int, ...]) -> tuple[str, ...]:
+    """Do the same on features of MiniLM, where its weights and the plays are there; return notes."""
+    try:
+        for classes in counts:
+            samples = speaker_features(setting, classes)
+            for seed in range(setting.seeds):
+                _measure(sizes, "MiniLM, speakers", classes, samples, seed)
+    except ConfigurationError as error:
+        return (f"The panel with features of MiniLM is left out: {error}",)
+    return ()
+
+
+def _figure(sizes: Mapping[tuple[str, int, str], list[float]]) -> Figure:
+    kinds = list(dict.fromkeys(features for features, _, _ in sizes))
+    with figures.style():
+        figure, axes = figures.page(1, len(kinds), 1.8 * len(kinds), 1.9, sharey=True)
+        for place, features in enumerate(kinds):
+            counts = list(dict.fromkeys(classes for kind, classes, _ in sizes if kind == features))
+            series = {
+                label: (counts, np.transpose([sizes[features, classes, name] for classes in counts]))
+                for name, label in zip(OPTIMIZERS, ("SignSGD", "Signum"), strict=True)
+            }
+            figures.curves(axes[0, place], series, bars=True)
+            axes[0, place].set(xscale="log", yscale="log", title=features, xlabel="classes")
+        axes[0, 0].set_ylabel("rms of the head's weights")
+    return figure

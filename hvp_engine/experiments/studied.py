@@ -1,0 +1,187 @@
+"""The networks whose single tensors are looked at: pre-trained ones with a new head, and random ones of the zoo.
+
+Each is an entry as those of the zoo are; its blocks are the tensors that the paper lists (:mod:`.roles`). Pre-trained
+ones come from packages (the extra ``experiments-weights``); at the paper's size from the user's folders.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from hvp_engine import losses
+from hvp_engine.errors import ConfigurationError
+from hvp_engine.experiments import studied_paper, weights
+from hvp_engine.experiments.batches import Batches
+from hvp_engine.experiments.data import classification, images
+from hvp_engine.experiments.data.classification import TextSamples
+from hvp_engine.experiments.entry import Entry, Recipe
+from hvp_engine.experiments.models.with_head import WithHead, new_head
+from hvp_engine.experiments.registry import Setting
+from hvp_engine.experiments.roles import listed_tensors
+from hvp_engine.experiments.zoo import zoo
+
+PRETRAINED = ("minilm", "dinov2-s", "efficientnet-lite0")
+RANDOM = ("roberta", "vit", "resnet")
+_NEVER = Recipe(steps=0)  # they are looked at as they are
+_TOKENS = 64
+_SAMPLES = 8
+_SIDE = 56
+_BYTES = 4 + 256  # RoBERTa's special tokens, then bytes
+
+
+@dataclass(frozen=True)
+class Studied(Entry):
+    """An entry whose weights are read from files: names and shapes are those of the model that is read."""
+
+    def meta(self) -> nn.Module:
+        """Read the model; it is not made without its weights."""
+        return self.build(0)
+
+
+def studied(setting: Setting) -> dict[str, Entry]:
+    """Make the entries of a size; models and data are made when an entry is asked for them."""
+    random = {name: replace(entry, choose=listed_tensors) for name, entry in zoo(setting).items() if name in RANDOM}
+    make = partial(Studied, recipe=_NEVER, choose=listed_tensors, loss=losses.classification, classifies=True)
+    text_entry: Callable[..., Entry] = partial(make, family="transformer", data=partial(_news, setting))
+    return {
+        "minilm": text_entry(name="minilm", build=partial(_minilm, setting)),
+        "dinov2-s": make(
+            name="dinov2-s", family="transformer", build=partial(_dinov2, setting), data=_photographs
+        ),
+        "efficientnet-lite0": make(
+            name="efficientnet-lite0", family="cnn", build=partial(_efficientnet, setting), data=_photographs
+        ),
+        "smollm2-135m": make(
+            name="smollm2-135m",
+            family="transformer",
+            build=lambda seed: weights.load("smollm2-135m", setting),
+            loss=losses.causal_lm,
+            data=partial(_language, setting),
+        ),
+        "roberta": Entry(
+            "roberta", "transformer", partial(_roberta, setting), losses.classification,
+            partial(_byte_news, setting), _NEVER, choose=listed_tensors, classifies=True,
+        ),
+        **random,
+    }  # fmt: skip
+
+
+def chosen(setting: Setting) -> tuple[dict[str, Entry], tuple[str, ...]]:
+    """Return the entries that ``--set models=...`` names, else pre-trained ones if they are installed, else random ones.
+
+    Returns:
+        The entries, and notes for the reader.
+
+    Raises:
+        ConfigurationError: There is no such entry; at the paper's size, no data is given.
+    """
+    if setting.size == "paper":
+        return studied_paper.entries(setting), ()
+    known = studied(setting)
+    asked = setting.option("models", "")
+    if asked:
+        names: Sequence[str] = asked.split(",")
+        unknown = [name for name in names if name not in known]
+        if unknown:
+            raise ConfigurationError(f"There is no model {unknown[0]!r}; choose among {', '.join(known)}.")
+        return {name: known[name] for name in names}, ()
+    missing = [] if setting.size == "tiny" else [name for name in PRETRAINED if not _is_there(name, setting)]
+    if setting.size == "tiny" or missing:
+        note = f"Networks are random: the weights of {', '.join(missing)} are not installed." if missing else ""
+        return {name: known[name] for name in RANDOM}, (note,) if note else ()
+    return {name: known[name] for name in PRETRAINED}, ()
+
+
+def _is_there(name: str, setting: Setting) -> bool:
+    try:
+        weights.source(name, setting)
+    except ConfigurationError:
+        return False
+    return True
+
+
+def _minilm(setting: Setting, seed: int) -> nn.Module:
+    body = weights.load("minilm", setting)
+    return WithHead(body, body.config.hidden_size, len(classification.NEWS), seed)
+
+
+def _dinov2(setting: Setting, seed: int) -> nn.Module:
+    body = weights.load("dinov2-s", setting)
+    return WithHead(body, body.config.hidden_size, len(images.PHOTOGRAPHS), seed)
+
+
+def _efficientnet(setting: Setting, seed: int) -> nn.Module:
+    model = weights.load("efficientnet-lite0", setting)
+    model._fc = new_head(model._fc.in_features, len(images.PHOTOGRAPHS), seed)
+    return model
+
+
+def _roberta(setting: Setting, seed: int) -> nn.Module:
+    """Make RoBERTa at its initialisation, on bytes."""
+    from transformers import RobertaConfig, RobertaModel  # noqa: PLC0415 - seconds to import
+
+    width, layers = (32, 2) if setting.size == "tiny" else (192, 6)
+    config = RobertaConfig(
+        vocab_size=_BYTES, hidden_size=width, num_hidden_layers=layers, num_attention_heads=width // 16,
+        intermediate_size=4 * width, max_position_embeddings=_TOKENS + 2, type_vocab_size=1,
+        hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0,
+    )  # fmt: skip
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        body = RobertaModel(config, add_pooling_layer=False)
+    return WithHead(body, width, len(classification.NEWS), seed)
+
+
+def _news(setting: Setting, seed: int) -> Batches:
+    """Draw news articles as tokens, padded to the same length."""
+    tokenizer = weights.tokenizer("minilm", setting)
+
+    def batch(samples: TextSamples) -> dict[str, Tensor]:
+        encoded = tokenizer(
+            list(samples.texts), truncation=True, max_length=_TOKENS, padding="max_length", return_tensors="pt"
+        )
+        return {**encoded, "labels": samples.labels}
+
+    return _of_texts(setting, seed, batch)
+
+
+def _byte_news(setting: Setting, seed: int) -> Batches:
+    """Draw news articles as bytes, padded to the same length."""
+
+    def batch(samples: TextSamples) -> dict[str, Tensor]:
+        cut = [text.encode("latin-1", "replace")[:_TOKENS].ljust(_TOKENS) for text in samples.texts]
+        tokens = torch.tensor([list(line) for line in cut]) + _BYTES - 256
+        return {"input_ids": tokens, "labels": samples.labels}
+
+    return _of_texts(setting, seed, batch)
+
+
+def _of_texts(setting: Setting, seed: int, batch: Callable[[TextSamples], dict[str, Tensor]]) -> Batches:
+    texts = classification.bbcnews(seed=seed, train=_SAMPLES, test=_SAMPLES, data=setting.data)
+    return _fixed(batch(texts.train), batch(texts.test))
+
+
+def _language(setting: Setting, seed: int) -> Batches:
+    """Take two articles as token ids (2, tokens)."""
+    tokenizer = weights.tokenizer("smollm2-135m", setting)
+    texts = classification.bbcnews(seed=seed, train=2, test=2, data=setting.data)
+    parts = [
+        torch.tensor([tokenizer(text)["input_ids"][:_TOKENS] for text in samples.texts])
+        for samples in (texts.train, texts.test)
+    ]
+    return _fixed(*parts)
+
+
+def _photographs(seed: int) -> Batches:
+    pictures = images.photographs(size=_SIDE, seed=seed, train=10 * len(images.PHOTOGRAPHS), test=len(images.PHOTOGRAPHS))
+    return _fixed(pictures.train.draw(_SAMPLES, seed), pictures.test.draw(_SAMPLES, seed))
+
+
+def _fixed(train: Any, test: Any) -> Batches:
+    return Batches([train], lambda: iter([train]), [test])

