@@ -9,28 +9,28 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
-import torch
 from matplotlib.figure import Figure
+from torch import nn
 
 from hvp_engine import losses
 from hvp_engine.api import dense
 from hvp_engine.blocks import heads, rows
 from hvp_engine.experiments import exact, figures
 from hvp_engine.experiments.data import text
+from hvp_engine.experiments.data.corpus import Corpus
+from hvp_engine.experiments.entry import seeded
 from hvp_engine.experiments.heterogeneity import energy_share
 from hvp_engine.experiments.models.gpt import GPT, PROJECTIONS, GPTConfig
 from hvp_engine.experiments.optimizers import cosine, make_optimizer
-from hvp_engine.experiments.paper_plan import PlannedPart
 from hvp_engine.experiments.registry import Setting
 from hvp_engine.experiments.result import Result, Table, at_least
 from hvp_engine.experiments.training import fit
 
 LAYERS, HEADS, WIDTH, CONTEXT = 2, 4, 16, 32
 BATCH, SEQUENCES, RATE = 32, 32, 1e-2
-_STEPS = {"tiny": 400, "small": 400, "paper": 400}
+STEPS = 400
 _BY_HEAD = ("attn.wq", "attn.wk")
 _SOURCE = "thesis of Z's first author (arXiv 2608.16760), figure 3.4; bounds measured here"
 Ratios = dict[str, tuple[float, float]]  # energy share of the groups, and of random ones, by tensor
@@ -63,34 +63,32 @@ def run(setting: Setting) -> Result:
         for name in found[0][stage]
         for pairs in [[seed[stage][name] for seed in found]]
     )
-    settings = {"steps": _STEPS[setting.size], "rate": RATE, "tokens": SEQUENCES * CONTEXT, **corpus.source.described()}
+    settings = {"steps": STEPS, "rate": RATE, "tokens": SEQUENCES * CONTEXT, **corpus.source.described()}
     columns = ("stage", "tensor", "groups", "energy share", "random groups", "sd of share")
     return Result(Table(columns, table), claims, figure, settings, {"all": time.perf_counter() - begin})
 
 
-def corpus_of(setting: Setting) -> text.Corpus:
+def corpus_of(setting: Setting) -> Corpus:
     """Return the text; in tests that of Python's own sources, which every machine has."""
     if setting.size == "tiny":
         return text.byte_text("stdlib")
     return text.characters("shakespeare", setting.data)
 
 
-def network(setting: Setting, corpus: text.Corpus, seed: int) -> GPT:
+def network(setting: Setting, corpus: Corpus, seed: int) -> nn.Module:
     """Make the GPT of a seed at its initialisation, damped as the paper's code does."""
-    torch.manual_seed(seed)
     config = GPTConfig(corpus.vocabulary, CONTEXT, LAYERS, HEADS, WIDTH, damp_wo=False)
-    return GPT(config).to(setting.device)
+    return seeded(lambda: GPT(config))(seed).to(setting.device)
 
 
-def train(setting: Setting, model: GPT, corpus: text.Corpus, seed: int) -> None:
+def train(setting: Setting, model: nn.Module, corpus: Corpus, seed: int) -> None:
     """Train with Adam, and leave the model in eval mode."""
-    steps = _STEPS[setting.size]
     batches = (batch.to(setting.device) for batch in corpus.batches(BATCH, CONTEXT, seed))
-    fit(model, losses.causal_lm, batches, make_optimizer("adam", model, RATE), cosine(steps), steps=steps, clip=1.0)
+    fit(model, losses.causal_lm, batches, make_optimizer("adam", model, RATE), cosine(STEPS), steps=STEPS, clip=1.0)
     model.eval()
 
 
-def blocks(model: GPT, corpus: text.Corpus) -> Mapping[str, exact.FloatArray]:
+def blocks(model: nn.Module, corpus: Corpus) -> Mapping[str, exact.FloatArray]:
     """Form the exact block of every weight matrix of every layer, in float64."""
     names = [f"layers.{layer}.{projection}.weight" for layer in range(LAYERS) for projection in PROJECTIONS]
     found = dense(model, losses.causal_lm, names, data=[corpus.sequences(SEQUENCES, CONTEXT)])
@@ -102,13 +100,13 @@ def by_head(name: str) -> bool:
     return any(projection in name for projection in _BY_HEAD)
 
 
-def groups_of(model: GPT, name: str) -> list[exact.IntArray]:
+def groups_of(model: nn.Module, name: str) -> list[exact.IntArray]:
     """Return Adam-mini's groups of a tensor's entries."""
     pieces = heads(model, name, HEADS) if by_head(name) else rows(model, name)
     return exact.positions(model, [name], pieces)
 
 
-def divided(model: GPT, matrices: Mapping[str, exact.FloatArray]) -> Ratios:
+def divided(model: nn.Module, matrices: Mapping[str, exact.FloatArray]) -> Ratios:
     """Measure which share of each block lies in Adam-mini's groups, and in random ones."""
     divisions = {name: groups_of(model, name) for name in matrices}
     return {
@@ -117,7 +115,7 @@ def divided(model: GPT, matrices: Mapping[str, exact.FloatArray]) -> Ratios:
     }
 
 
-def drawn(model: GPT, matrices: Mapping[str, exact.FloatArray], ratios: Ratios) -> Figure:
+def drawn(model: nn.Module, matrices: Mapping[str, exact.FloatArray], ratios: Ratios) -> Figure:
     """Draw the blocks of all layers, a row each, with the groups' borders."""
     with figures.style():
         figure, axes = figures.page(LAYERS, len(PROJECTIONS), 7.0, 2.7)
@@ -126,8 +124,3 @@ def drawn(model: GPT, matrices: Mapping[str, exact.FloatArray], ratios: Ratios) 
             ax.set_title(f"{name.removesuffix('.weight')}\n{share:.2f} (random {random:.2f})", fontsize=6)
             exact.draw_magnitudes(ax, matrix, groups_of(model, name))
     return figure
-
-
-def plan(setting: Setting) -> list[PlannedPart]:
-    """Return nothing: a block of the thesis's figure is as small as these."""
-    return []

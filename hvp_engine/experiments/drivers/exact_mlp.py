@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import copy
 import time
-from typing import cast
 
 import numpy as np
+import torch
 from matplotlib.figure import Figure
 
 from hvp_engine import losses
@@ -28,7 +28,6 @@ from hvp_engine.experiments.paper_plan import PlannedPart
 from hvp_engine.experiments.registry import Setting
 from hvp_engine.experiments.result import Result, Table, at_least
 from hvp_engine.experiments.training import fit
-from hvp_engine.problem.precision import Precision
 from hvp_engine.system.tensor_files import tensor_chunks
 
 WIDTH, BATCH = 8, 128
@@ -36,6 +35,7 @@ _STEPS = {"tiny": 300, "small": 2000, "paper": 4690}  # 10 epochs of MNIST
 _RATES = {"tiny": 1e-3, "small": 1e-3, "paper": 1e-4}
 _STAGES = {"init": 0.0, "1 step": 0.0, "1 %": 0.01, "50 %": 0.5, "100 %": 1.0}
 _SOURCE = "Z's figure of exact Hessians, near block-diagonal throughout training; the shares are ours"
+_PAPER = (("mnist", 784, 10, 60_000), ("cifar100", 3072, 100, 50_000))  # name, inputs, classes, samples
 _LARGE = 10_000  # parameters from which a matrix in float64 is a burden
 Shares = dict[str, float]
 
@@ -113,7 +113,7 @@ def stages(setting: Setting, data: Images, seed: int) -> dict[str, TwoLayer]:
 
 def hessian(setting: Setting, net: TwoLayer, data: Images) -> exact.FloatArray:
     """Form the whole Hessian over all training data, in float64 but at the paper's size."""
-    precision = cast(Precision, setting.precision) if setting.size == "paper" else "fp64"
+    precision = setting.precision if setting.size == "paper" else "fp64"
     found = dense(net, losses.classification, "full", data=[data.train], precision=precision)
     return found["full"].numpy(force=True)
 
@@ -143,13 +143,16 @@ def drawn(matrices: dict[str, exact.FloatArray], found: dict[str, Shares], net: 
 
 def plan(setting: Setting) -> list[PlannedPart]:
     """Count the products that give the matrices; what training such a net takes is nothing beside them."""
-    data = pictures(setting)
-    net, runs = network(setting, data, 0), setting.seeds * len(_STAGES)
-    precision = cast(Precision, setting.precision)
-    what = f"{runs} matrices"
-    return exact.planned_matrices(
-        what, net, losses.classification, None, [data.train], runs=runs, precision=precision
-    )
+    parts = []
+    for name, inputs, classes, samples in _PAPER:
+        with torch.device("meta"):
+            net = TwoLayer(inputs, WIDTH, classes, 0)
+            batch = (torch.empty(samples, inputs), torch.empty(samples, dtype=torch.int64))
+        what, runs = f"{name}, {setting.seeds} x {len(_STAGES)} matrices", setting.seeds * len(_STAGES)
+        parts += exact.planned_matrices(
+            what, net, losses.classification, "full", [batch], runs=runs, precision=setting.precision
+        )
+    return parts
 
 
 def _notes(setting: Setting, matrices: dict[str, exact.FloatArray]) -> tuple[str, ...]:

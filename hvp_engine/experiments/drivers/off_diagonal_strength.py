@@ -8,7 +8,8 @@ of H in the tensors' own blocks, which driver D2's net has exactly.
 from __future__ import annotations
 
 import time
-from typing import Any, cast
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 from torch import nn
@@ -81,6 +82,7 @@ def strength(setting: Setting, name: str, stage: str, seed: int) -> tuple[float,
 
 def identity(setting: Setting, seed: int) -> tuple[float, float]:
     """Return the ratio of root mean squares of the exact net at initialisation, measured and by its energy share."""
+    setting = replace(setting, size="small")  # at the paper's, too: one that has all its matrix
     data = exact_mlp.pictures(setting)
     net = exact_mlp.network(setting, data, seed).eval()
     found = compared(net, losses.classification, [data.train], setting, EXACT_PROBES, seed, "fp64")
@@ -91,11 +93,10 @@ def identity(setting: Setting, seed: int) -> tuple[float, float]:
 
 
 def compared(
-    model: nn.Module, loss: Any, data: Any, setting: Setting, probes: int, seed: int, precision: str
+    model: nn.Module, loss: Any, data: Any, setting: Setting, probes: int, seed: int, precision: Precision
 ) -> OffDiagonal:
     """Multiply random vectors by the whole Hessian and by every tensor's block."""
-    kind = cast(Precision, precision)
-    return off_diagonal(model, loss, "parameter", data=data, probes=probes, seed=seed, precision=kind, progress=False)
+    return off_diagonal(model, loss, "parameter", data=data, probes=probes, seed=seed, precision=precision, progress=False)
 
 
 def plan(setting: Setting) -> list[PlannedPart]:
@@ -106,12 +107,11 @@ def plan(setting: Setting) -> list[PlannedPart]:
             continue
         batch, count = entry.sketch()
         model, runs = entry.meta(), setting.seeds * len(STAGES)
-        kind = cast(Precision, setting.precision)
         for what, blocks in (("whole", "full"), ("tensors", "parameter")):
             parts.append(
                 planned_slq(
                     f"{name}, {what}", model, entry.loss, blocks, [batch],
-                    steps=1, probes=PROBES, precision=kind, batches=count, runs=runs,
+                    steps=1, probes=PROBES, precision=setting.precision, batches=count, runs=runs,
                 )
             )  # fmt: skip
     return parts

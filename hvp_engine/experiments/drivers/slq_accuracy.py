@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -22,11 +22,9 @@ from hvp_engine.api import dense, slq
 from hvp_engine.experiments import figures
 from hvp_engine.experiments.drivers import exact_mlp
 from hvp_engine.experiments.exact import FloatArray
-from hvp_engine.experiments.paper_plan import PlannedPart
 from hvp_engine.experiments.registry import Setting
 from hvp_engine.experiments.result import Result, Table, at_least, at_most
 from hvp_engine.experiments.zoo import zoo
-from hvp_engine.problem.precision import Precision
 from hvp_engine.results import smoothing
 from hvp_engine.results.spectra import Spectra
 from hvp_engine.results.spectrum import Spectrum
@@ -43,7 +41,6 @@ class _Sizes:
 _SIZES = {
     "tiny": _Sizes((5, 10, 20, 40, 80), (1, 2, 5, 10, 20), 20, 1),
     "small": _Sizes((5, 10, 20, 40, 80, 160), (1, 2, 5, 10, 20), 50, 2),
-    "paper": _Sizes((5, 10, 20, 40, 80, 160), (1, 2, 5, 10, 20), 50, 2),
 }
 _TRACE_STEPS, _TRACE_PROBES = 20, 2
 _NET = "exact MLP"
@@ -72,6 +69,8 @@ class Comparison:
 def run(setting: Setting) -> Result:
     """Compare SLQ of small blocks with their exact spectra, over steps and probes."""
     begin = time.perf_counter()
+    if setting.size == "paper":
+        setting = replace(setting, size="small")  # exact spectra are of small blocks only
     sizes = _SIZES[setting.size]
     seeds = [comparisons(setting, sizes, seed) for seed in range(setting.seeds)]
     slopes = [max((abs(slope(sizes, c) + 0.5) for c in seed.values())) for seed in seeds]
@@ -110,7 +109,7 @@ def compared(
 ) -> dict[str, Comparison]:
     """Form the blocks' matrices, run SLQ on them once with the most steps and probes, and again for the traces."""
     exact = {name: np.linalg.eigvalsh(h.numpy(force=True)) for name, h in dense(model, loss, blocks, data=data).items()}
-    again = partial(slq, model, loss, blocks, data=data, precision=cast(Precision, setting.precision), progress=False)
+    again = partial(slq, model, loss, blocks, data=data, precision=setting.precision, progress=False)
     found = again(steps=sizes.steps[-1], probes=sizes.probes[-1], seed=seed)
     repeats = [
         again(steps=_TRACE_STEPS, probes=_TRACE_PROBES, seed=number, check=False)
@@ -165,8 +164,3 @@ def drawn(sizes: _Sizes, found: Comparison, errors: Mapping[str, FloatArray]) ->
         figures.curves(axes[0, 2], {name: (sizes.probes, e[:, -1]) for name, e in errors.items()}, bars=True)
         axes[0, 2].set(xscale="log", yscale="log", xlabel="probes", ylabel=f"E1 at {sizes.steps[-1]} steps")
     return figure
-
-
-def plan(setting: Setting) -> list[PlannedPart]:
-    """Return nothing: exact spectra are of small blocks only, and the paper's size is the small one."""
-    return []

@@ -14,10 +14,9 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 from scipy.linalg import expm
-from scipy.stats import spearmanr
 
 from hvp_engine.experiments import figures
-from hvp_engine.experiments.paper_plan import PlannedPart
+from hvp_engine.experiments.heterogeneity import spearman
 from hvp_engine.experiments.registry import Setting
 from hvp_engine.experiments.result import Result, Table, at_least, at_most
 
@@ -98,11 +97,4 @@ def turned(random: np.random.Generator, d: int, kappa: float) -> Iterator[tuple[
 
 def correlation(sample: Sample) -> float:
     """Return Spearman's correlation of diagonality and log ratio, over all draws and turns."""
-    return float(spearmanr(sample.tau.ravel(), np.log(sample.ratio.ravel())).statistic)
-
-
-def plan(setting: Setting) -> list[PlannedPart]:
-    """Say that the paper's size is the small one, on a CPU."""
-    count = setting.seeds * _DRAWS["paper"] * len(KAPPAS) * len(TURNS)
-    flop = float(sum(60 * d**3 for d in DIMENSIONS) * count)
-    return [PlannedPart("small matrices, on the CPU", flop, 8 * 10 * DIMENSIONS[-1] ** 2, {"A100": 0.01, "H100": 0.01})]
+    return spearman(sample.tau.ravel(), np.log(sample.ratio.ravel()))

@@ -47,6 +47,12 @@ def test_a_matrix_without_blocks_has_the_share_of_random_groups() -> None:
     assert all(found[name] < 0.5 for name in LAYERS)
 
 
-def test_the_papers_size_asks_for_the_papers_data() -> None:
+def test_the_papers_size_asks_for_the_papers_data_and_is_planned_without() -> None:
+    setting = Setting("paper", 1, Path())
     with pytest.raises(ConfigurationError, match="--data mnist=DIR"):
-        exact_mlp.plan(Setting("paper", 1, Path()))
+        exact_mlp.run(setting)
+    mnist, cifar = exact_mlp.plan(setting)
+    assert 8 * 784 + 80 == 6352 and 8 * 3072 + 800 == 25_376  # the papers' counts of parameters
+    assert cifar.flop > 5 * 25_376 * 50_000 * 2 * 25_376  # matrices, products, samples, at least a pass each
+    assert cifar.bytes > 4 * 25_376**2
+    assert mnist.flop < cifar.flop
