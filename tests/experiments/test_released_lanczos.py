@@ -1,7 +1,7 @@
 """The algorithm of the code released with arXiv 2402.16788, written anew, against ours on the same start vectors.
 
-What it does otherwise is kept: products are summed over micro-batches where ours are averaged, those of single blocks in
-float32; vectors are float64 and only ever made orthogonal to the last two; a residual below 1e-8 is divided by that.
+What it does otherwise is kept: products are summed over micro-batches where ours are averaged, those of single blocks
+in float32; vectors are float64 and only ever made orthogonal to the last two; a residual below 1e-8 is divided by that.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Adam-mini's partition against exact blocks of a GPT's Hessian (zyushun/Adam-mini; thesis of Z's first author, fig. 3.4).
+"""Adam-mini's partition against exact blocks of a GPT's Hessian (zyushun/Adam-mini; the thesis's figure 3.4).
 
 Adam-mini has one learning rate per head of queries and keys and per row of every other matrix, because that is how the
 Hessian is said to be divided. Held against it: the share of a tensor's block that lies in these groups, over the share

@@ -1,8 +1,8 @@
 """The whole Hessian of a small MLP over training (Z's figure of exact Hessians; Collobert 2004).
 
-A two-layer ReLU net, eight neurons wide, without biases. Blocks are the incoming weights of a neuron. How near the matrix
-is to block-diagonal is the share of its squared norm that lies in these blocks: of the whole matrix, of each layer's own
-part, and what a random partition with the same sizes would hold.
+A two-layer ReLU net, eight neurons wide, without biases. Blocks are the incoming weights of a neuron. How near the
+matrix is to block-diagonal is the share of its squared norm that lies in these blocks: of the whole matrix, of each
+layer's own part, and what a random partition with the same sizes would hold.
 """
 
 from __future__ import annotations
@@ -15,13 +15,9 @@ import torch
 from matplotlib.figure import Figure
 
 from hvp_engine import losses
-from hvp_engine.api import dense
-from hvp_engine.blocks import rows
-from hvp_engine.errors import ConfigurationError
 from hvp_engine.experiments import exact, figures
-from hvp_engine.experiments.data import cifar, idx, images
 from hvp_engine.experiments.data.samples import Images
-from hvp_engine.experiments.heterogeneity import energy_share
+from hvp_engine.experiments.exact_net import WIDTH, Shares, hessian, network, neurons, pictures, shares
 from hvp_engine.experiments.models.two_layer import LAYERS, TwoLayer
 from hvp_engine.experiments.optimizers import cosine, make_optimizer
 from hvp_engine.experiments.paper_plan import PlannedPart
@@ -30,14 +26,13 @@ from hvp_engine.experiments.result import Result, Table, at_least
 from hvp_engine.experiments.training import fit
 from hvp_engine.system.tensor_files import tensor_chunks
 
-WIDTH, BATCH = 8, 128
+BATCH = 128
 _STEPS = {"tiny": 300, "small": 2000, "paper": 4690}  # 10 epochs of MNIST
 _RATES = {"tiny": 1e-3, "small": 1e-3, "paper": 1e-4}
 _STAGES = {"init": 0.0, "1 step": 0.0, "1 %": 0.01, "50 %": 0.5, "100 %": 1.0}
 _SOURCE = "Z's figure of exact Hessians, near block-diagonal throughout training; the shares are ours"
 _PAPER = (("mnist", 784, 10, 60_000), ("cifar100", 3072, 100, 50_000))  # name, inputs, classes, samples
 _LARGE = 10_000  # parameters from which a matrix in float64 is a burden
-Shares = dict[str, float]
 
 
 def run(setting: Setting) -> Result:
@@ -73,26 +68,6 @@ def run(setting: Setting) -> Result:
     return Result(Table(columns, table), claims, figure, settings, seconds, _notes(setting, matrices), files=files)
 
 
-def pictures(setting: Setting) -> Images:
-    """Return the data: MNIST or CIFAR-100 where their path is given, else the digits of scikit-learn.
-
-    Raises:
-        ConfigurationError: The paper's size is asked for without a path.
-    """
-    if "mnist" in setting.data:
-        return idx.mnist(setting.data["mnist"])
-    if "cifar100" in setting.data:
-        return cifar.cifar(setting.data["cifar100"])
-    if setting.size == "paper":
-        raise ConfigurationError(
-            "The experiment exact-mlp at the paper's size needs data; give --data mnist=DIR or --data cifar100=DIR."
-        )
-    return images.digits()
-
-
-def network(setting: Setting, data: Images, seed: int) -> TwoLayer:
-    """Make the net of a seed at its initialisation."""
-    return TwoLayer(data.train.inputs[0].numel(), WIDTH, len(data.classes), seed).to(setting.device)
 
 
 def stages(setting: Setting, data: Images, seed: int) -> dict[str, TwoLayer]:
@@ -111,33 +86,16 @@ def stages(setting: Setting, data: Images, seed: int) -> dict[str, TwoLayer]:
     return {stage: kept[step] for stage, step in wanted.items()}
 
 
-def hessian(setting: Setting, net: TwoLayer, data: Images) -> exact.FloatArray:
-    """Form the whole Hessian over all training data, in float64 but at the paper's size."""
-    precision = setting.precision if setting.size == "paper" else "fp64"
-    found = dense(net, losses.classification, "full", data=[data.train], precision=precision)
-    return found["full"].numpy(force=True)
-
-
-def shares(net: TwoLayer, matrix: exact.FloatArray) -> Shares:
-    """Measure which share of its energy a Hessian has in its neurons' blocks: whole, by layer, at random."""
-    layers = {name: exact.positions(net, LAYERS, rows(net, name)) for name in LAYERS}
-    neurons = [group for layer in layers.values() for group in layer]
-    own = {}
-    for name, groups in layers.items():
-        first, last = groups[0][0], groups[-1][-1] + 1
-        own[name] = energy_share(matrix[first:last, first:last], [group - first for group in groups])
-    return {"whole": energy_share(matrix, neurons), "random": exact.random_energy_share(matrix, neurons), **own}
 
 
 def drawn(matrices: dict[str, exact.FloatArray], found: dict[str, Shares], net: TwoLayer) -> Figure:
     """Draw the four stages after the start, with their shares: never the picture without the number."""
-    neurons = [group for name in LAYERS for group in exact.positions(net, LAYERS, rows(net, name))]
     with figures.style():
         figure, axes = figures.page(1, 4, 7.0, 1.9)
         for ax, stage in zip(axes[0], list(_STAGES)[1:], strict=True):
             parts = found[stage]
             ax.set_title(f"{stage}: S = {parts['whole']:.2f}, by layer {parts[LAYERS[0]]:.2f}, {parts[LAYERS[1]]:.2f}")
-            figure.colorbar(exact.draw_magnitudes(ax, matrices[stage], neurons), ax=ax, fraction=0.046)
+            figure.colorbar(exact.draw_magnitudes(ax, matrices[stage], neurons(net)), ax=ax, fraction=0.046)
     return figure
 
 

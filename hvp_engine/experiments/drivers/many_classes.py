@@ -1,8 +1,7 @@
 """The Hessian's blocks between hidden neurons fade as classes grow in number (arXiv 2505.02809).
 
-A two-layer ReLU net on Gaussian inputs with random classes, at its initialisation, as in the released train_gaussian.py.
-In closed form, with q_ij = sum_c p_c v_ci v_cj - (p'v_i)(p'v_j), H_ij = mean over samples of 1[w_i'x > 0] 1[w_j'x > 0]
-q_ij x x'. The engine multiplies the same matrix out; both must agree.
+A two-layer ReLU net on Gaussian inputs with random classes, at its initialisation, as in the released
+train_gaussian.py. Its hidden layer's matrix has a closed form; the engine multiplies it out; both must agree.
 """
 
 from __future__ import annotations
@@ -12,14 +11,14 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from hvp_engine import losses
 from hvp_engine.api import dense
 from hvp_engine.blocks import rows
 from hvp_engine.experiments import figures
-from hvp_engine.experiments.exact import draw_magnitudes, planned_matrices, positions
+from hvp_engine.experiments.exact import FloatArray, draw_magnitudes, planned_matrices, positions
 from hvp_engine.experiments.models.two_layer import TwoLayer
+from hvp_engine.experiments.neuron_blocks import between_over_within, closed_form
 from hvp_engine.experiments.paper_plan import PlannedPart
 from hvp_engine.experiments.registry import Setting
 from hvp_engine.experiments.result import Result, Table, at_least, at_most
@@ -27,7 +26,6 @@ from hvp_engine.experiments.result import Result, Table, at_least, at_most
 WIDTH = 8
 _SOURCE = "arXiv 2505.02809; bounds measured here"
 _FIT_FROM = 30  # classes: below, the blocks' norms are not yet in their regime
-FloatArray = NDArray[np.float64]
 Sample = tuple[TwoLayer, tuple[torch.Tensor, torch.Tensor]]
 
 
@@ -56,7 +54,7 @@ def run(setting: Setting) -> Result:
         for column, classes in enumerate(sizes.classes):
             drawn = sample(sizes, classes, seed)
             matrix, exact = multiplied_out(*drawn, setting), closed_form(*drawn)
-            ratios[seed, column] = between_over_within(exact)
+            ratios[seed, column] = between_over_within(exact, WIDTH)
             apart[seed, column] = np.linalg.norm(matrix - exact) / np.linalg.norm(exact)
             shown.setdefault(classes, matrix)
     means = ratios.mean(axis=0)
@@ -100,26 +98,6 @@ def multiplied_out(model: TwoLayer, batch: tuple[torch.Tensor, torch.Tensor], se
     return dense(*there, data=[batch], check=False)["fc1.weight"].numpy(force=True)
 
 
-def closed_form(model: TwoLayer, batch: tuple[torch.Tensor, torch.Tensor]) -> FloatArray:
-    """Compute the same matrix, (width x d, width x d), by the formula."""
-    w, v = (layer.weight.detach().double().numpy(force=True) for layer in (model.fc1, model.fc2))
-    x = batch[0].double().numpy(force=True)
-    active = (x @ w.T > 0.0).astype(np.float64)
-    logits = np.maximum(x @ w.T, 0.0) @ v.T
-    p = np.exp(logits - logits.max(axis=1, keepdims=True))
-    p /= p.sum(axis=1, keepdims=True)
-    mean = p @ v
-    curvature = np.einsum("nc,ci,cj->nij", p, v, v, optimize=True) - mean[:, :, None] * mean[:, None, :]
-    scale = curvature * active[:, :, None] * active[:, None, :] / len(x)
-    blocks = np.einsum("nij,na,nb->iajb", scale, x, x, optimize=True)
-    return np.asarray(blocks.reshape(w.size, w.size))
-
-
-def between_over_within(matrix: FloatArray) -> float:
-    """Return the mean norm of the blocks between two neurons over that of a neuron's own."""
-    width = len(matrix) // WIDTH
-    norms = np.sqrt(np.square(matrix).reshape(WIDTH, width, WIDTH, width).sum(axis=(1, 3)))
-    return float(norms[~np.eye(WIDTH, dtype=bool)].mean() / np.diag(norms).mean())
 
 
 def slope(classes: tuple[int, ...], ratios: FloatArray) -> float:

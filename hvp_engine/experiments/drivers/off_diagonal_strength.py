@@ -1,7 +1,7 @@
 """How much of a Hessian lies between its tensors: norm(Hv - Bv) / norm(Hv) and the cosine of Hv and Bv, for random v.
 
-B is the Hessian without what lies between two tensors. For small nets no paper gives a number. What can be held against
-is an identity: with E[v v'] = I / n, E norm(Hv - Bv)^2 / E norm(Hv)^2 = 1 - S, where S is the share of the squared norm
+B is the Hessian without what lies between two tensors. For small nets no paper gives a number. What can be held
+against is an identity: with E[v v'] = I / n, E norm(Hv - Bv)^2 / E norm(Hv)^2 = 1 - S, where S is the share of the squared norm
 of H in the tensors' own blocks, which driver D2's net has exactly.
 """
 
@@ -16,10 +16,8 @@ from torch import nn
 
 from hvp_engine import losses
 from hvp_engine.api import off_diagonal
-from hvp_engine.experiments import cache, exact, figures
-from hvp_engine.experiments.drivers import exact_mlp
+from hvp_engine.experiments import cache, exact_net, figures
 from hvp_engine.experiments.heterogeneity import energy_share
-from hvp_engine.experiments.models.two_layer import LAYERS
 from hvp_engine.experiments.paper_plan import PlannedPart, planned_slq
 from hvp_engine.experiments.registry import Setting
 from hvp_engine.experiments.result import Result, Table, at_most
@@ -83,11 +81,11 @@ def strength(setting: Setting, name: str, stage: str, seed: int) -> tuple[float,
 def identity(setting: Setting, seed: int) -> tuple[float, float]:
     """Return the ratio of root mean squares of the exact net at initialisation, measured and by its energy share."""
     setting = replace(setting, size="small")  # at the paper's, too: one that has all its matrix
-    data = exact_mlp.pictures(setting)
-    net = exact_mlp.network(setting, data, seed).eval()
+    data = exact_net.pictures(setting)
+    net = exact_net.network(setting, data, seed).eval()
     found = compared(net, losses.classification, [data.train], setting, EXACT_PROBES, seed, "fp64")
     whole, _, between, _ = found.sums.sum(axis=(0, 1))
-    matrix = exact_mlp.hessian(setting, net, data)
+    matrix = exact_net.hessian(setting, net, data)
     parts = np.split(np.arange(len(matrix)), [net.fc1.weight.numel()])
     return float(np.sqrt(between / whole)), float(np.sqrt(1.0 - energy_share(matrix, parts)))
 

@@ -1,7 +1,7 @@
 """SLQ against exact spectra (Z's own check in the first commit of its code, and zyushun/Hessian-structure).
 
-The error of a density is E1, the integral of abs(phi_exact - phi_slq), both smoothed with the same Gaussian; between two
-distributions it is at most 2. Once there are steps enough it is chance, and falls like 1 / sqrt(probes). Whether the
+The error of a density is E1, the integral of abs(phi_exact - phi_slq), both smoothed with the same Gaussian; between
+two distributions it is at most 2. Once there are steps enough it is chance, and falls like 1 / sqrt(probes). Whether the
 engine knows its own chance is seen by its bars of the trace: as many of them as they say hold the exact one.
 """
 
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -20,50 +20,23 @@ from torch import nn
 from hvp_engine import losses
 from hvp_engine.api import dense, slq
 from hvp_engine.experiments import figures
-from hvp_engine.experiments.drivers import exact_mlp
+from hvp_engine.experiments import exact_net
 from hvp_engine.experiments.exact import FloatArray
 from hvp_engine.experiments.registry import Setting
 from hvp_engine.experiments.result import Result, Table, at_least, at_most
+from hvp_engine.experiments.slq_errors import Comparison, Sizes, comparison, slope
 from hvp_engine.experiments.zoo import zoo
 from hvp_engine.results import smoothing
-from hvp_engine.results.spectra import Spectra
 from hvp_engine.results.spectrum import Spectrum
 
 
-@dataclass(frozen=True)
-class _Sizes:
-    steps: tuple[int, ...]
-    probes: tuple[int, ...]
-    repeats: int  # of the trace, with other probes
-    layers: int  # of the zoo's MLP, counted from the last
-
-
 _SIZES = {
-    "tiny": _Sizes((5, 10, 20, 40, 80), (1, 2, 5, 10, 20), 20, 1),
-    "small": _Sizes((5, 10, 20, 40, 80, 160), (1, 2, 5, 10, 20), 50, 2),
+    "tiny": Sizes((5, 10, 20, 40, 80), (1, 2, 5, 10, 20), 20, 1),
+    "small": Sizes((5, 10, 20, 40, 80, 160), (1, 2, 5, 10, 20), 50, 2),
 }
 _TRACE_STEPS, _TRACE_PROBES = 20, 2
 _NET = "exact MLP"
 _SOURCE = "theory of SLQ; Z's own validation shows the figure"
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """A block's spectrum by SLQ, beside the exact one.
-
-    Attributes:
-        eigenvalues: All of them, (n,).
-        spectrum: By SLQ, with as many steps and probes as are compared.
-        sigma: Standard deviation of the Gaussians, that of the exact spectrum.
-        errors: E1 (steps, probes).
-        covered: Share of repeats whose bar holds the exact trace.
-    """
-
-    eigenvalues: FloatArray
-    spectrum: Spectrum
-    sigma: float
-    errors: FloatArray
-    covered: float
 
 
 def run(setting: Setting) -> Result:
@@ -93,10 +66,10 @@ def run(setting: Setting) -> Result:
     return Result(Table(columns, table), claims, drawn(sizes, seeds[0][_NET], errors), settings, seconds)
 
 
-def comparisons(setting: Setting, sizes: _Sizes, seed: int) -> dict[str, Comparison]:
+def comparisons(setting: Setting, sizes: Sizes, seed: int) -> dict[str, Comparison]:
     """Compare the blocks of a seed's two nets at initialisation: the small net whole, the last layers of the MLP."""
-    data = exact_mlp.pictures(setting)
-    net = exact_mlp.network(setting, data, seed).eval()
+    data = exact_net.pictures(setting)
+    net = exact_net.network(setting, data, seed).eval()
     found = compared(setting, sizes, seed, net, losses.classification, {_NET: ["*"]}, [data.train])
     entry = zoo(setting)["mlp"]
     last = {f"mlp, {name}": patterns for name, patterns in list(entry.blocks.items())[-sizes.layers :]}
@@ -105,7 +78,7 @@ def comparisons(setting: Setting, sizes: _Sizes, seed: int) -> dict[str, Compari
 
 
 def compared(
-    setting: Setting, sizes: _Sizes, seed: int, model: nn.Module, loss: Any, blocks: Mapping[str, Any], data: Any
+    setting: Setting, sizes: Sizes, seed: int, model: nn.Module, loss: Any, blocks: Mapping[str, Any], data: Any
 ) -> dict[str, Comparison]:
     """Form the blocks' matrices, run SLQ on them once with the most steps and probes, and again for the traces."""
     exact = {name: np.linalg.eigvalsh(h.numpy(force=True)) for name, h in dense(model, loss, blocks, data=data).items()}
@@ -115,40 +88,13 @@ def compared(
         again(steps=_TRACE_STEPS, probes=_TRACE_PROBES, seed=number, check=False)
         for number in range(seed * sizes.repeats, (seed + 1) * sizes.repeats)
     ]
-    return {name: comparison(sizes, exact[name], found[name], repeats) for name in blocks}
+    return {name: comparison(sizes, exact[name], found[name], [spectra[name] for spectra in repeats]) for name in blocks}
 
 
-def comparison(sizes: _Sizes, eigenvalues: FloatArray, spectrum: Spectrum, repeats: list[Spectra]) -> Comparison:
-    """Measure E1 for every number of steps and probes, and how often bars of the trace hold the exact one."""
-    low, high, trace = float(eigenvalues[0]), float(eigenvalues[-1]), float(eigenvalues.sum())
-    sigma = smoothing.smoothing_sigma(low, high)
-    grid = smoothing.smoothing_grid(low, high, sigma)
-    exactly = smoothing.cell_masses(eigenvalues[None], np.full((1, eigenvalues.size), 1.0 / eigenvalues.size), grid, sigma)
-    errors = np.empty((len(sizes.steps), len(sizes.probes)))
-    for row, steps in enumerate(sizes.steps):
-        short = shortened(spectrum, steps)
-        masses = smoothing.cell_masses(short.nodes, short.weights, grid, sigma)
-        for column, probes in enumerate(sizes.probes):
-            groups = masses[: len(masses) // probes * probes].reshape(-1, probes, grid.size).mean(axis=1)
-            errors[row, column] = np.abs(groups - exactly).sum(axis=1).mean()
-    bars = [spectra[spectrum.name].trace() for spectra in repeats]
-    covered = float(np.mean([bar.low <= trace <= bar.high for bar in bars]))
-    return Comparison(eigenvalues, spectrum, sigma, errors, covered)
 
 
-def shortened(spectrum: Spectrum, steps: int) -> Spectrum:
-    """Return what a spectrum's probes had found after so many steps."""
-    count = np.minimum(spectrum.steps, steps)
-    alphas, betas = spectrum.alphas[:, :steps], spectrum.betas[:, : steps - 1]
-    return Spectrum.from_tridiagonal(spectrum.name, spectrum.numel, alphas, betas, count)
 
-
-def slope(sizes: _Sizes, found: Comparison) -> float:
-    """Fit E1 = c probes^slope at the most steps."""
-    return float(np.polyfit(np.log(sizes.probes), np.log(found.errors[-1]), 1)[0])
-
-
-def drawn(sizes: _Sizes, found: Comparison, errors: Mapping[str, FloatArray]) -> Figure:
+def drawn(sizes: Sizes, found: Comparison, errors: Mapping[str, FloatArray]) -> Figure:
     """Draw the small net's density, exact and by SLQ, and E1 against steps and against probes."""
     grid = smoothing.smoothing_grid(float(found.eigenvalues[0]), float(found.eigenvalues[-1]), found.sigma)
     exactly = Spectrum.exact(_NET, found.eigenvalues.size, found.eigenvalues)

@@ -1,8 +1,9 @@
-"""When Adam's preconditioner helps: quadratics from diagonal to dense (thesis of Z's first author, figures 3.1a and 3.2).
+"""When Adam's preconditioner helps: quadratics from diagonal to dense (thesis of Z's first author, figs. 3.1a, 3.2).
 
-Adam with a frozen second moment multiplies the gradient by D^-1, D = diag abs(g) at the start (as in driver D9). Whether
-that helps is a ratio of condition numbers, kappa(D^-1/2 H D^-1/2) / kappa(H): below 1 it does. The eigenvectors of H are
-turned from the axes, by exponentials of a growing multiple of one random skew matrix, to dense ones; eigenvalues stay.
+Adam with a frozen second moment multiplies the gradient by D^-1, D = diag abs(g) at the start (as in driver D9).
+Whether that helps is a ratio of condition numbers, kappa(D^-1/2 H D^-1/2) / kappa(H): below 1 it does. The eigenvectors
+of H are turned from the axes, by exponentials of a growing multiple of one random skew matrix, to dense ones;
+eigenvalues stay.
 """
 
 from __future__ import annotations

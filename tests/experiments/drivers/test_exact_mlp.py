@@ -8,6 +8,7 @@ import torch
 
 from hvp_engine import losses
 from hvp_engine.errors import ConfigurationError
+from hvp_engine.experiments import exact_net
 from hvp_engine.experiments.drivers import exact_mlp
 from hvp_engine.experiments.models.two_layer import LAYERS, TwoLayer
 from hvp_engine.experiments.registry import Setting, find
@@ -30,10 +31,10 @@ def test_tiny_run_finds_each_layer_near_block_diagonal_and_writes_its_matrices(t
 
 def test_the_matrix_is_that_of_the_whole_training_set() -> None:
     setting = Setting("tiny", 1, Path())
-    data = exact_mlp.pictures(setting)
+    data = exact_net.pictures(setting)
     few = data.train.take(torch.arange(40))
     net = TwoLayer(64, 3, 10, seed=1)
-    found = exact_mlp.hessian(setting, net, type(data)(few, data.test, data.classes, data.source))
+    found = exact_net.hessian(setting, net, type(data)(few, data.test, data.classes, data.source))
     expected = dense_hessian(Case(net, losses.classification, [few])).numpy()
     np.testing.assert_allclose(found, expected, atol=1e-12 * np.abs(expected).max())
 
@@ -42,7 +43,7 @@ def test_a_matrix_without_blocks_has_the_share_of_random_groups() -> None:
     net = TwoLayer(16, 8, 10, seed=0)
     size = sum(parameter.numel() for parameter in net.parameters())
     matrix = np.random.default_rng(0).standard_normal((size, size))
-    found = exact_mlp.shares(net, matrix + matrix.T)
+    found = exact_net.shares(net, matrix + matrix.T)
     assert found["whole"] == pytest.approx(found["random"], rel=0.1)
     assert all(found[name] < 0.5 for name in LAYERS)
 

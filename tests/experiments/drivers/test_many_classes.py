@@ -7,6 +7,7 @@ import pytest
 
 from hvp_engine import losses
 from hvp_engine.experiments.drivers import many_classes
+from hvp_engine.experiments.neuron_blocks import between_over_within, closed_form
 from hvp_engine.experiments.registry import Setting
 from problems import Case, dense_hessian
 
@@ -19,15 +20,15 @@ def test_tiny_run_finds_neurons_apart_with_many_classes(tmp_path: Path) -> None:
 
 def test_the_closed_form_is_the_hessian() -> None:
     model, batch = many_classes.sample(many_classes._Sizes(5, 40, ()), 7, seed=2)
-    found = many_classes.closed_form(model, batch)
+    found = closed_form(model, batch)
     expected = dense_hessian(Case(model, losses.classification, [batch]), ["fc1.weight"]).numpy()
     np.testing.assert_allclose(found, expected, atol=1e-13)
 
 
 def test_the_ratio_is_zero_for_separate_neurons_and_one_for_equal_blocks() -> None:
     width = 3
-    assert many_classes.between_over_within(np.kron(np.eye(many_classes.WIDTH), np.ones((width, width)))) == 0.0
-    assert many_classes.between_over_within(np.ones((many_classes.WIDTH * width,) * 2)) == pytest.approx(1.0)
+    assert between_over_within(np.kron(np.eye(8), np.ones((width, width))), 8) == 0.0
+    assert between_over_within(np.ones((8 * width, 8 * width)), 8) == pytest.approx(1.0)
 
 
 def test_the_slope_is_that_of_a_power_law_from_thirty_classes_on() -> None:
