@@ -146,7 +146,7 @@ def _print_plan(driver: Driver, setting: Setting) -> float:
     with output_to_errors():
         parts = plan(driver.name, setting)
     if not parts:
-        say(f"{driver.id} {driver.name}: the paper's size is the small one, about {_minutes(driver)} on two idle cores.")
+        say(f"{driver.id} {driver.name}: the paper's size is the small one, about {_minutes(driver)} on two cores.")
         return 0.0
     say(f"{driver.id} {driver.name}: predicted at the paper's size")
     hours = _sum(parts)

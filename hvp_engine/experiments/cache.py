@@ -24,9 +24,9 @@ from hvp_engine.errors import ConfigurationError
 from hvp_engine.experiments.batches import Batches
 from hvp_engine.experiments.calibration import calibrate
 from hvp_engine.experiments.curve_files import read_curve, write_curve
-from hvp_engine.experiments.entry import Entry
+from hvp_engine.experiments.entry import Blocks, Entry
 from hvp_engine.experiments.optimizers import make_optimizer
-from hvp_engine.experiments.registry import Setting
+from hvp_engine.experiments.registry import ZOO_OPTIONS, Setting
 from hvp_engine.experiments.training import Curve, accuracy, fit, held_out, search
 from hvp_engine.experiments.zoo import entry_of
 from hvp_engine.problem.batches import moved
@@ -36,9 +36,6 @@ from hvp_engine.system.files import explained
 from hvp_engine.system.json_files import checksum
 from hvp_engine.system.progress import ProgressReporter
 from hvp_engine.system.tensor_files import read_sealed_tensors, write_tensors
-
-OPTIONS = ("bn", "order", "tokens", "steps", "m", "probes")
-"""Keys of ``--set`` that the zoo and these caches read."""
 
 INIT = "init"
 LANCZOS = {"tiny": (12, 1), "small": (24, 2), "paper": (100, 10)}  # steps and probes
@@ -59,8 +56,10 @@ def spectra(
     stage: str,
     seed: int,
     *,
+    blocks: Blocks | None = None,
     steps: int | None = None,
     probes: int | None = None,
+    label: str = "",
 ) -> Spectra:
     """Compute the spectra of a model's blocks at a stage of training, or read them.
 
@@ -69,20 +68,23 @@ def spectra(
         model: Name in the zoo, or an entry of one's own under a name of its own.
         stage: ``"init"``, or a share of training, one of :data:`STAGES` at this size.
         seed: Of model, data and probes.
+        blocks: Other blocks than the entry's; they need a ``label``.
         steps: Lanczos steps; None takes the size's.
         probes: Random vectors per block; None takes the size's.
+        label: Becomes part of the folder's name.
     """
     entry = entry_of(setting, model)
     usual = LANCZOS[setting.size]
     m = steps or setting.option("m", usual[0])
     count = probes or setting.option("probes", usual[1])
+    named = f"-{label}" if label else ""
     drawn = "" if (m, count) == usual else f"-m{m}-p{count}"
     network = checkpoint(setting, entry, stage, seed)
-    out = _folder(setting, "spectra") / f"{entry.name}-{stage}-{seed}{drawn}"
+    out = _folder(setting, "spectra") / f"{entry.name}-{stage}-{seed}{named}{drawn}"
     return slq(
         network,
         entry.loss,
-        entry.choose(network),
+        entry.choose(network) if blocks is None else blocks,
         data=entry.data(seed).fixed,
         steps=m,
         probes=count,
@@ -240,7 +242,7 @@ def _identity(entry: Entry, optimizer: str, rate: float, seed: int) -> str:
 
 def _folder(setting: Setting, kind: str) -> Path:
     """Return the cache's folder for all that has the same size, device, precision, options and data."""
-    decisive: dict[str, Any] = {key: setting.options[key] for key in OPTIONS if key in setting.options}
+    decisive: dict[str, Any] = {key: setting.options[key] for key in ZOO_OPTIONS if key in setting.options}
     if (setting.device, setting.precision) != ("cpu", "fp32"):
         decisive |= {"device": setting.device, "precision": setting.precision}
     decisive |= {f"data {name}": str(path.resolve()) for name, path in setting.data.items()}

@@ -28,6 +28,7 @@ class Recipe:
 
     Attributes:
         steps: Steps of a training.
+        batch: Samples or sequences of a step, all its batches together.
         clip: Largest norm of the whole gradient; None does not clip.
         microbatches: Batches whose mean gradient makes a step.
         schedule: Makes the schedule for a number of steps.
@@ -35,6 +36,7 @@ class Recipe:
     """
 
     steps: int
+    batch: int
     clip: float | None = None
     microbatches: int = 1
     schedule: Callable[[int], Schedule] = cosine

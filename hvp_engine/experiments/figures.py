@@ -141,9 +141,8 @@ def scatter(
         chosen = np.array([name == group for name in names])
         colour = COLOURS[number % len(COLOURS)]
         bars = (None if y_bar is None else y_bar[chosen], None if x_bar is None else x_bar[chosen])
-        axes.errorbar(
-            across[chosen], up[chosen], *bars, fmt="o", markersize=3.0, elinewidth=0.6, color=colour, label=group or None
-        )
+        label = group or None
+        axes.errorbar(across[chosen], up[chosen], *bars, fmt="o", ms=3.0, elinewidth=0.6, color=colour, label=label)
     for label, place_x, place_y in zip(labels or (), across, up, strict=bool(labels)):
         axes.annotate(label, (place_x, place_y), (3, 3), textcoords="offset points", fontsize=6, parse_math=False)
     if groups is not None:

@@ -26,6 +26,8 @@ from hvp_engine.experiments.tasks import Amounts, on_images, on_text
 
 GPT2 = GPTConfig(50_304, 1024, 12, 12, 768, damp_wo=False)
 WORDPIECES = 30_000
+_GPT2_MICROBATCHES = 40
+_BERT_BATCH = 32
 _BERT_CONTEXT = 64
 _VGG_16 = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))
 _MIXER_S16 = PatchConfig(224, 16, 3, 1000, width=512, layers=8)
@@ -61,7 +63,7 @@ def _mlp(setting: Setting) -> Entry:
         seeded(partial(MLP, (784, 64, 64, 64, 10))),
         losses.classification,
         data,
-        Recipe(setting.option("steps", 3 * (60_000 // 128))),
+        Recipe(setting.option("steps", 3 * (60_000 // 128)), amounts.training),
         _GRID,
         sketch=partial(_pictures, 128, 1, 28),
     )
@@ -81,7 +83,7 @@ def _on_imagenet(
         seeded(build),
         losses.classification,
         lambda seed: on_images(image_folder.image_folder("imagenet", setting.data), amounts, seed),
-        Recipe(setting.option("steps", _IMAGENET_STEPS), options=_DECAYED),
+        Recipe(setting.option("steps", _IMAGENET_STEPS), amounts.training, options=_DECAYED),
         _GRID,
         choose,
         sketch=partial(_pictures, _IMAGES, 3, 224),
@@ -104,6 +106,7 @@ def _gpt(setting: Setting) -> Entry:
         lambda seed: on_text(characters(setting), amounts, seed),
         Recipe(
             setting.option("steps", 5000),
+            amounts.training,
             clip=1.0,
             schedule=partial(cosine, warm_up=0.02, last=0.1),
             options={"adam": {"betas": (0.9, 0.99), "weight_decay": 0.1}, "sgd": {"weight_decay": 0.1}},
@@ -125,8 +128,9 @@ def _gpt2(setting: Setting) -> Entry:
         lambda seed: on_text(text.tokens("openwebtext", setting.data), amounts, seed),
         Recipe(
             setting.option("steps", 100_000),
+            _GPT2_MICROBATCHES * amounts.training,
             clip=1.0,
-            microbatches=40,
+            microbatches=_GPT2_MICROBATCHES,
             schedule=partial(cosine, warm_up=0.02, last=0.05),
             options={"adam": {"betas": (0.9, 0.95), "weight_decay": 0.1}, "sgd": {"weight_decay": 0.1}},
         ),
@@ -147,7 +151,7 @@ def _bert(setting: Setting) -> Entry:
         seeded(build),
         pretraining,
         partial(_pairs, setting, sequences, micro),
-        Recipe(setting.option("steps", 20_000), clip=1.0),
+        Recipe(setting.option("steps", 20_000), _BERT_BATCH, clip=1.0),
         _GRID,
         huggingface.bert_blocks,
         sketch=partial(_masked_pairs, sequences, micro),
@@ -190,7 +194,7 @@ def _pairs(setting: Setting, sequences: int, micro: int, seed: int) -> Batches:
     held_out = batches(conversations.held_out, micro, seed + (1 << 20))
     return Batches(
         [next(fixed) for _ in range(sequences // micro)],
-        partial(batches, conversations.train, 32, seed),
+        partial(batches, conversations.train, _BERT_BATCH, seed),
         [next(held_out) for _ in range(4)],
         conversations.source.described(),
     )

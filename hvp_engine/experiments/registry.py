@@ -18,6 +18,7 @@ Value = TypeVar("Value", int, float, str)
 
 EXTRA = "experiments"  # scikit-learn, SciPy, transformers and the packages that carry data
 WEIGHTS = "experiments-weights"  # the packages that carry pre-trained weights
+ZOO_OPTIONS = ("bn", "order", "tokens", "steps", "m", "probes")  # what models, spectra and trainings of the zoo read
 
 
 @dataclass(frozen=True)
@@ -85,33 +86,43 @@ class Setting:
 
 
 DRIVERS: tuple[Driver, ...] = (
-    Driver("full-spectra", "D1", "Full spectra of CNNs and Transformers look alike.", "full_spectra", 8.0, (EXTRA,)),
+    Driver(
+        "full-spectra", "D1", "Full spectra of CNNs and Transformers look alike.", "full_spectra",
+        8.0, (EXTRA,), ZOO_OPTIONS,
+    ),
     Driver("exact-mlp", "D2", "The exact Hessian of a small MLP is near block-diagonal.", "exact_mlp", 1.0, (EXTRA,)),
     Driver(
         "four-blocks", "D3", "Blocks of a Transformer differ in their spectra, those of a CNN do not.", "four_blocks",
-        12.0, (EXTRA,),
+        12.0, (EXTRA,), ZOO_OPTIONS,
     ),
     Driver(
         "js-heatmaps", "D4", "JS distances between blocks are far larger in Transformers than in CNNs.", "js_heatmaps",
-        10.0, (EXTRA,),
+        10.0, (EXTRA,), ZOO_OPTIONS,
     ),
     Driver(
         "scaled-mlp", "D5", "SGD degrades as an MLP's blocks are made to differ, Adam hardly.", "scaled_mlp",
         1.0, (EXTRA,),
     ),
-    Driver("mlp-mixer", "D6", "An MLP-mixer has blocks that differ, without attention.", "mlp_mixer", 3.0, (EXTRA,)),
+    Driver(
+        "mlp-mixer", "D6", "An MLP-mixer has blocks that differ, without attention.", "mlp_mixer",
+        3.0, (EXTRA,), ZOO_OPTIONS,
+    ),
     Driver(
         "pretrained-lm", "D7", "Pre-training makes blocks alike and SGD's gap to Adam small.", "pretrained_lm",
-        6.0, (EXTRA,),
+        6.0, (EXTRA,), ZOO_OPTIONS,
     ),
-    Driver("js-against-gap", "D8", "The larger JS0, the larger SGD's gap to Adam.", "js_against_gap", 35.0, (EXTRA,)),
     Driver(
-        "quadratics", "D9", "On quadratics Adam is fast only where blocks differ.", "quadratics", 0.5, (EXTRA,),
+        "js-against-gap", "D8", "The larger JS0, the larger SGD's gap to Adam.", "js_against_gap",
+        35.0, (EXTRA,), ZOO_OPTIONS,
+    ),
+    Driver(
+        "quadratics", "D9", "On quadratics Adam is fast only where blocks differ.", "quadratics",
+        0.5, (EXTRA,), ZOO_OPTIONS,
     ),
     Driver("constant-r", "D10", "r <= 1000 with probability of at least 2/3.", "constant_r", 0.1, (EXTRA,)),
     Driver(
         "sgd-against-adam", "D11", "SGD is on par with Adam on CNNs and behind it on Transformers.",
-        "sgd_against_adam", 25.0, (EXTRA,),
+        "sgd_against_adam", 25.0, (EXTRA,), ZOO_OPTIONS,
     ),
     Driver(
         "curvature-against-gradient", "D12", "Largest eigenvalue and gradient norm of tensors are correlated.",
@@ -154,7 +165,10 @@ DRIVERS: tuple[Driver, ...] = (
         "edge-of-stability", "F4", "Full-batch gradient descent trains at the edge of stability.",
         "edge_of_stability", 2.0, (EXTRA,),
     ),
-    Driver("outliers", "F5", "A spectrum has an outlier per class; BatchNorm suppresses them.", "outliers", 4.0, (EXTRA,)),
+    Driver(
+        "outliers", "F5", "A spectrum has an outlier per class; BatchNorm suppresses them.", "outliers",
+        4.0, (EXTRA,),
+    ),
     Driver(
         "class-structure", "F6", "Curvature of a class's row of the head follows the class's frequency.",
         "class_structure", 0.5, (EXTRA,),

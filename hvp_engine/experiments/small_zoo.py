@@ -118,7 +118,7 @@ def _on_digits(setting: Setting, scale: _Scale) -> list[Entry]:
             seeded(build),
             losses.classification,
             lambda seed: on_images(_digits(), amounts, seed),
-            Recipe(_steps(setting, scale, 200)),
+            Recipe(_steps(setting, scale, 200), amounts.training),
             rates=_GRIDS[setting.size],
         )
         for name, (family, build) in _classifiers(scale, 8, 2, 1, 10).items()
@@ -134,7 +134,7 @@ def _on_photographs(setting: Setting, scale: _Scale) -> list[Entry]:
             seeded(build),
             losses.classification,
             lambda seed: on_images(_photographs(), amounts, seed),
-            Recipe(_steps(setting, scale, 400)),
+            Recipe(_steps(setting, scale, 400), amounts.training),
         )
         for name, (family, build) in _classifiers(scale, 32, 4, 3, _PHOTOGRAPH_CLASSES).items()
         if name != "mlp"
@@ -153,7 +153,7 @@ def _gpt(setting: Setting, scale: _Scale) -> Entry:
         seeded(build),
         losses.causal_lm,
         lambda seed: on_text(characters(setting), amounts, seed),
-        Recipe(_steps(setting, scale, 800), clip=1.0),
+        Recipe(_steps(setting, scale, 800), amounts.training, clip=1.0),
         rates=_GRIDS[setting.size],
         choose=lambda model: paper_blocks(model.config),
     )
@@ -172,7 +172,7 @@ def _bert(setting: Setting, scale: _Scale) -> Entry:
         seeded(build),
         losses.masked_lm,
         lambda seed: on_masked_text(characters(setting, "dialogue"), amounts, _MASKED, _MASKED_IN_TRAINING, seed),
-        Recipe(_steps(setting, scale, 2000), clip=1.0),
+        Recipe(_steps(setting, scale, 2000), amounts.training, clip=1.0),
         rates=_GRIDS[setting.size],
         choose=bert_blocks,
     )

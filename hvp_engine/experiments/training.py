@@ -46,7 +46,7 @@ class Curve:
     @property
     def final(self) -> float:
         """Mean loss of the last tenth of the steps; infinite where the training diverged."""
-        return float(self.losses[-max(1, round(_LAST_SHARE * len(self.losses))) :].mean())
+        return float(self.losses[-_window(len(self.losses)) :].mean())
 
 
 def fit(
@@ -112,6 +112,18 @@ def mean_loss(loss: Loss, model: nn.Module, batch: Any) -> Tensor:
     return value
 
 
+def speed_up(slow: Curve, fast: Curve) -> float:
+    """Return by how many times fewer steps one training reaches the final loss of another; 0 if it never does.
+
+    Losses are means over as many steps as the final loss is a mean of.
+    """
+    steps = len(fast.losses)
+    window = _window(steps)
+    means = np.convolve(fast.losses, np.full(window, 1 / window), mode="valid")
+    reached = np.flatnonzero(means <= slow.final)
+    return len(slow.losses) / float(reached[0] + window) if len(reached) else 0.0
+
+
 @torch.no_grad()
 def held_out(model: nn.Module, loss: Loss, batches: Sequence[Any]) -> float:
     """Compute the mean loss over batches in eval mode, every sample or token weighing the same."""
@@ -169,7 +181,13 @@ def search(
         curves[further] = train(further)
         grid = sorted(curves, reverse=True)
     best = _best(curves)
-    return replace(curves[best], at_edge=best in (grid[0], grid[-1])), {rate: curves[rate] for rate in grid}
+    at_edge = len(grid) > 1 and best in (grid[0], grid[-1])
+    return replace(curves[best], at_edge=at_edge), {rate: curves[rate] for rate in grid}
+
+
+def _window(steps: int) -> int:
+    """Return the number of steps that a loss is averaged over."""
+    return max(1, round(_LAST_SHARE * steps))
 
 
 def _best(curves: dict[float, Curve]) -> float:

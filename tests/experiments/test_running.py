@@ -101,7 +101,7 @@ def test_a_missing_package_is_named_with_the_extra_that_brings_it(
     monkeypatch.delitem(sys.modules, "hvp_engine.experiments.drivers.trial")
     monkeypatch.setattr(drivers, "__path__", [str(tmp_path)])
     (tmp_path / "trial.py").write_text("import package_that_is_not_there.part\n")
-    with pytest.raises(ConfigurationError, match=r"package_that_is_not_there, .*pip install 'hvp-engine\[experiments\]'"):
+    with pytest.raises(ConfigurationError, match=r"that_is_not_there, .*pip install 'hvp-engine\[experiments\]'"):
         experiments.run("trial")
 
 

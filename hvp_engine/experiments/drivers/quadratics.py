@@ -9,16 +9,18 @@ import numpy as np
 from matplotlib.axes import Axes
 
 from hvp_engine.experiments import cache, figures
+from hvp_engine.experiments.paper_plan import PlannedPart
 from hvp_engine.experiments.quadratic_problem import Counts, FloatArray, Quadratics, adam_with_memory
 from hvp_engine.experiments.registry import Setting
 from hvp_engine.experiments.result import Claim, Result, Table, at_least, at_most
+from hvp_engine.experiments.zoo import entry_of
+from hvp_engine.experiments.zoo_plan import planned_spectra
 
 CONDITION = 5000.0
 HETEROGENEOUS = ((1.0, 2.0, 3.0), (99.0, 100.0, 101.0), (4998.0, 4999.0, 5000.0))
 HOMOGENEOUS = ((1.0, 99.0, 4998.0), (2.0, 100.0, 4999.0), (3.0, 101.0, 5000.0))
-_CASE_1, _CASE_2 = "case 1: eigenvalues of gpt", "case 2: eigenvalues of resnet"
+_CASE_1, _CASE_2 = "case 1: eigenvalues of a GPT", "case 2: eigenvalues of a ResNet"
 _CASE_3, _CASE_4 = "case 3: heterogeneous", "case 4: homogeneous"
-_SAMPLED = {_CASE_1: "gpt", _CASE_2: "resnet"}
 _BLOCKS, _EIGENVALUES = 4, 25  # of each sampled case
 _STEPWISE = 3000
 _BETA2 = 0.99
@@ -26,10 +28,11 @@ _SOURCE = "arXiv 2402.16788, figure 8"
 
 
 def run(setting: Setting) -> Result:
-    """Count iterations of gradient descent and Adam, both with their best constant step, on four kinds of quadratics."""
+    """Count iterations of gradient descent and Adam, each with its best constant step, on four kinds of quadratics."""
     seeds = 200 if setting.size == "tiny" else 1000
     began = time.perf_counter()
-    spectra = {case: sampled(setting, model) for case, model in _SAMPLED.items()}
+    models = _models(setting)
+    spectra = {case: sampled(setting, model) for case, model in models.items()}
     seconds = {"spectra": time.perf_counter() - began}
     spectra |= {_CASE_3: np.array(HETEROGENEOUS), _CASE_4: np.array(HOMOGENEOUS)}
     began = time.perf_counter()
@@ -41,20 +44,29 @@ def run(setting: Setting) -> Result:
         figure, axes = figures.page(2, 4, 7.5, 4.0)
         for panel, (case, drawn) in zip(axes[0], problems.items(), strict=True):
             _convergence(panel, case, drawn)
-        for panel, case in zip(axes[1], _SAMPLED, strict=False):
+        for panel, case in zip(axes[1], models, strict=False):
             _histogram(panel, case, spectra[case])
         _stalling(axes[1, 2], problems[_CASE_3])
         _ratios(axes[1, 3], counts)
     seconds["quadratics"] = time.perf_counter() - began
     settings = {
         "problems": seeds, "kappa": CONDITION, "reduction of the gradient": 1e-6,
-        "blocks of cases 1 and 2": [_BLOCKS, _EIGENVALUES], "spectra of cases 1 and 2": _SAMPLED,
+        "blocks of cases 1 and 2": [_BLOCKS, _EIGENVALUES], "spectra of cases 1 and 2": models,
     }  # fmt: skip
     return Result(Table(columns, rows), _claims(counts), figure, settings, seconds)
 
 
+def plan(setting: Setting) -> list[PlannedPart]:
+    """Plan the spectra that eigenvalues are drawn from; what follows takes seconds."""
+    return [planned_spectra(setting, entry_of(setting, model), runs=1) for model in _models(setting).values()]
+
+
+def _models(setting: Setting) -> dict[str, str]:
+    return {_CASE_1: "gpt2" if setting.size == "paper" else "gpt", _CASE_2: "resnet"}
+
+
 def sampled(setting: Setting, model: str) -> FloatArray:
-    """Draw eigenvalues from blocks of a model's spectra by quadrature weight, (blocks, eigenvalues), between 1 and kappa.
+    """Draw eigenvalues from blocks of a model by quadrature weight, (blocks, eigenvalues), between 1 and kappa.
 
     Signs are dropped, and one affine map serves all blocks, so that what differs between them stays.
     """

@@ -35,7 +35,7 @@ class MLP(nn.Module):
 
 
 class VGG(nn.Module):
-    """Stages of 3 x 3 convolutions, each ended by max-pooling, then three linear layers; no BatchNorm."""
+    """Stages of 3 x 3 convolutions, each ended by max-pooling, then three linear layers."""
 
     def __init__(
         self,
@@ -46,6 +46,7 @@ class VGG(nn.Module):
         channels: int,
         side: int,
         head_std: float | None = None,
+        batch_norm: bool = False,
     ) -> None:
         """Make the layers.
 
@@ -56,15 +57,18 @@ class VGG(nn.Module):
             channels: Of the images.
             side: Of the images, in pixels.
             head_std: Standard deviation of the linear weights; None takes He's.
+            batch_norm: Whether a BatchNorm follows every convolution; the other parameters have the same names.
         """
         super().__init__()
-        layers: list[nn.Module] = []
-        for stage in stages:
-            for width in stage:
-                layers += [nn.Conv2d(channels, width, 3, padding=1), nn.ReLU()]
+        self.features = nn.Sequential()
+        for i, stage in enumerate(stages):
+            for j, width in enumerate(stage):
+                self.features.add_module(f"conv_{i}_{j}", nn.Conv2d(channels, width, 3, padding=1))
+                if batch_norm:
+                    self.features.add_module(f"norm_{i}_{j}", nn.BatchNorm2d(width))
+                self.features.add_module(f"relu_{i}_{j}", nn.ReLU())
                 channels = width
-            layers.append(nn.MaxPool2d(2))
-        self.features = nn.Sequential(*layers)
+            self.features.add_module(f"pool_{i}", nn.MaxPool2d(2))
         flat = channels * (side >> len(stages)) ** 2
         self.classifier = nn.Sequential(
             nn.Linear(flat, hidden), nn.ReLU(), nn.Linear(hidden, hidden), nn.ReLU(), nn.Linear(hidden, classes)

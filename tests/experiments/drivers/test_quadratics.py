@@ -78,3 +78,9 @@ def test_a_smaller_r_than_the_gradients_breaks_the_theorems_bound() -> None:
     r = constant_r.ratios(drawn) ** 2
     assert constant_r.theorem_holds(drawn, r).all()
     assert not constant_r.theorem_holds(drawn, np.ones_like(r)).all()
+
+
+def test_at_the_papers_size_d9_plans_the_spectra_of_gpt2_and_resnet(tmp_path: Path) -> None:
+    parts = quadratics.plan(Setting("paper", 1, tmp_path))
+    assert [name in part.what for name, part in zip(("gpt2", "resnet"), parts, strict=True)] == [True, True]
+    assert all(hours > 0.0 for part in parts for hours in part.hours.values())

@@ -1,0 +1,75 @@
+"""What SGD loses against Adam on a model: both at their best learning rates, after the same steps."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from matplotlib.axes import Axes
+
+from hvp_engine.experiments import cache, figures
+from hvp_engine.experiments.entry import Entry
+from hvp_engine.experiments.registry import Setting
+from hvp_engine.experiments.training import Curve
+
+_POINTS = 60  # of a drawn curve, each the mean of as many steps
+
+
+@dataclass(frozen=True)
+class Gap:
+    """The final runs of both optimizers.
+
+    Attributes:
+        name: Of the model.
+        sgd: Curves by seed.
+        adam: Likewise.
+    """
+
+    name: str
+    sgd: tuple[Curve, ...]
+    adam: tuple[Curve, ...]
+
+    @property
+    def losses(self) -> tuple[float, float]:
+        """Mean over seeds of the final training losses of SGD and Adam."""
+        return float(np.mean([curve.final for curve in self.sgd])), float(np.mean([curve.final for curve in self.adam]))
+
+    @property
+    def values(self) -> tuple[float, ...]:
+        """Final loss of SGD minus that of Adam, by seed."""
+        return tuple(s.final - a.final for s, a in zip(self.sgd, self.adam, strict=True))
+
+    @property
+    def mean(self) -> float:
+        """Mean of the values."""
+        return float(np.mean(self.values))
+
+    @property
+    def edges(self) -> tuple[str, ...]:
+        """A sentence for each optimizer whose best learning rate is the end of its grid."""
+        both = {"SGD": self.sgd[0], "Adam": self.adam[0]}
+        return tuple(
+            f"The best learning rate of {optimizer} for {self.name}, {curve.rate:g}, is the end of its grid."
+            for optimizer, curve in both.items()
+            if curve.at_edge
+        )
+
+    def draw(self, axes: Axes) -> None:
+        """Draw the training losses of both, on a logarithmic scale."""
+        series = {}
+        for label, curves in (("SGD", self.sgd), ("Adam", self.adam)):
+            pieces = np.array_split(np.arange(len(curves[0].losses)), min(_POINTS, len(curves[0].losses)))
+            losses = np.array([[curve.losses[piece].mean() for piece in pieces] for curve in curves])
+            series[f"{label}, {curves[0].rate:g}"] = (np.array([piece.mean() + 1.0 for piece in pieces]), losses)
+        figures.curves(axes, series)
+        axes.set(yscale="log", xlabel="step", ylabel="training loss", title=self.name)
+
+
+def gap(setting: Setting, model: str | Entry) -> Gap:
+    """Train a model with both optimizers and all seeds, or read the curves."""
+    name = model if isinstance(model, str) else model.name
+    sgd, adam = (
+        tuple(cache.curves(setting, model, optimizer, seed) for seed in range(setting.seeds))
+        for optimizer in ("sgd", "adam")
+    )
+    return Gap(name, sgd, adam)
