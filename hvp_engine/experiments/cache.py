@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import nn
@@ -30,7 +30,6 @@ from hvp_engine.experiments.registry import ZOO_OPTIONS, Setting
 from hvp_engine.experiments.training import Curve, accuracy, fit, held_out, search
 from hvp_engine.experiments.zoo import entry_of
 from hvp_engine.problem.batches import moved
-from hvp_engine.problem.precision import Precision
 from hvp_engine.results.spectra import Spectra
 from hvp_engine.system.files import explained
 from hvp_engine.system.json_files import checksum
@@ -89,7 +88,7 @@ def spectra(
         steps=m,
         probes=count,
         seed=seed,
-        precision=cast(Precision, setting.precision),
+        precision=setting.precision,
         out=out,
     )
 

@@ -101,7 +101,7 @@ DRIVERS: tuple[Driver, ...] = (
     ),
     Driver(
         "scaled-mlp", "D5", "SGD degrades as an MLP's blocks are made to differ, Adam hardly.", "scaled_mlp",
-        1.0, (EXTRA,),
+        2.0, (EXTRA,), ZOO_OPTIONS,
     ),
     Driver(
         "mlp-mixer", "D6", "An MLP-mixer has blocks that differ, without attention.", "mlp_mixer",
