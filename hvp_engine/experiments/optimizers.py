@@ -72,9 +72,14 @@ def constant() -> Schedule:
     return partial(LambdaLR, lr_lambda=_one)
 
 
-def linear(steps: int) -> Schedule:
-    """Make a schedule that falls linearly to zero."""
-    return partial(LambdaLR, lr_lambda=lambda step: max(0.0, 1 - step / steps))
+def linear(steps: int, warm_up: float = 0.0) -> Schedule:
+    """Make a schedule that rises linearly over a share ``warm_up`` of the steps, then falls linearly to zero."""
+    rise = round(warm_up * steps)
+
+    def factor(step: int) -> float:
+        return (step + 1) / (rise + 1) if step < rise else max(0.0, (steps - step) / max(1, steps - rise))
+
+    return partial(LambdaLR, lr_lambda=factor)
 
 
 def _one(step: int) -> float:
