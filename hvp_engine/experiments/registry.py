@@ -175,7 +175,7 @@ DRIVERS: tuple[Driver, ...] = (
     ),
     Driver(
         "off-diagonal-strength", "F7", "What blocks leave out of Hv is what their energy share says.",
-        "off_diagonal_strength", 0.5, (EXTRA,),
+        "off_diagonal_strength", 0.5, (EXTRA,), ZOO_OPTIONS,
     ),
 )  # fmt: skip
 
