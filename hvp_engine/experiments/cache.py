@@ -79,7 +79,7 @@ def spectra(
     named = f"-{label}" if label else ""
     drawn = "" if (m, count) == usual else f"-m{m}-p{count}"
     network = checkpoint(setting, entry, stage, seed)
-    out = _folder(setting, "spectra") / f"{entry.name}-{stage}-{seed}{named}{drawn}"
+    out = folder(setting, "spectra") / f"{entry.name}-{stage}-{seed}{named}{drawn}"
     return slq(
         network,
         entry.loss,
@@ -155,7 +155,7 @@ def _searched(setting: Setting, entry: Entry, optimizer: str) -> tuple[Curve, di
 
 def _trained(setting: Setting, entry: Entry, optimizer: str, rate: float, seed: int) -> Curve:
     """Train, or read the curve of a training that is finished; an unfinished one starts again."""
-    path = _folder(setting, "curves") / f"{entry.name}-{optimizer}-{rate:g}-{seed}.npz"
+    path = folder(setting, "curves") / f"{entry.name}-{optimizer}-{rate:g}-{seed}.npz"
     identity = _identity(entry, optimizer, rate, seed)
     paths = _checkpoint_paths(setting, entry, rate, seed) if optimizer == _CHECKPOINTED else {}
     found = read_curve(path, identity)
@@ -229,7 +229,7 @@ def _checkpoint_paths(setting: Setting, entry: Entry, rate: float, seed: int) ->
 
 def _checkpoint_path(setting: Setting, entry: Entry, rate: float, seed: int, stage: str) -> Path:
     name = f"{entry.name}-{_CHECKPOINTED}-{rate:g}-{seed}-{stage}.safetensors"
-    return _folder(setting, "curves") / "checkpoints" / name
+    return folder(setting, "curves") / "checkpoints" / name
 
 
 def _identity(entry: Entry, optimizer: str, rate: float, seed: int) -> str:
@@ -239,7 +239,7 @@ def _identity(entry: Entry, optimizer: str, rate: float, seed: int) -> str:
     return checksum([*facts, {name: list(options.items()) for name, options in recipe.options.items()}])
 
 
-def _folder(setting: Setting, kind: str) -> Path:
+def folder(setting: Setting, kind: str) -> Path:
     """Return the cache's folder for all that has the same size, device, precision, options and data."""
     decisive: dict[str, Any] = {key: setting.options[key] for key in ZOO_OPTIONS if key in setting.options}
     if (setting.device, setting.precision) != ("cpu", "fp32"):

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from hvp_engine.errors import ConfigurationError
 
+POSITIONS = "embeddings.position_embeddings"
 _BIAS, _WEIGHT = ".bias", ".weight"
-_POSITIONS = "embeddings.position_embeddings"
 
 
 @dataclass(frozen=True)
@@ -118,4 +118,4 @@ def with_positions(weights: Mapping[str, Tensor], graph: Graph, width: int) -> d
             f"The ONNX file has {len(first)} and {len(patches)} constants that may be position embeddings, not one and "
             "one; give weights that were exported from a DINOv2 of transformers."
         )
-    return {**weights, _POSITIONS: torch.from_numpy(np.concatenate([first[0], patches[0]], axis=1))}
+    return {**weights, POSITIONS: torch.from_numpy(np.concatenate([first[0], patches[0]], axis=1))}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,10 +15,12 @@ from torch import Tensor, nn
 
 from hvp_engine.errors import ConfigurationError
 from hvp_engine.experiments.data.source import Package, Source, digest, from_path, given
-from hvp_engine.experiments.onnx_weights import read_graph, state_dict, with_positions
+from hvp_engine.experiments.onnx_weights import POSITIONS, Graph, read_graph, state_dict, with_positions
 from hvp_engine.experiments.registry import WEIGHTS, Setting
 
 _INSTALL = f"pip install 'hvp-engine[{WEIGHTS}]'"
+_DINO_HEAD = 64  # width of an attention head, in every size of DINOv2
+_PATCHES = "embeddings.patch_embeddings.projection.weight"
 _CAUSAL = ("ForCausalLM", "LMHeadModel")  # architectures that are kept whole; of others the body is taken
 
 
@@ -39,7 +42,7 @@ class _Carried:
 
 
 def load(name: str, setting: Setting) -> nn.Module:
-    """Load a pre-trained model in eval mode, in fp32.
+    """Load a pre-trained model in eval mode, in fp32, without dropout.
 
     Args:
         name: ``"minilm"``, ``"dinov2-s"``, ``"efficientnet-lite0"``, ``"smollm2-135m"``, or a name with a path in
@@ -55,6 +58,9 @@ def load(name: str, setting: Setting) -> nn.Module:
     path = _path(name, setting)
     with _quiet():
         model = _CARRIED[name].load(path) if name in _CARRIED else _given(name, path)
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
     return model.float().eval()
 
 
@@ -111,22 +117,33 @@ def _minilm(folder: Path) -> nn.Module:
     return model
 
 
-def _dinov2(file: Path) -> nn.Module:
+def dinov2(graph: Graph) -> nn.Module:
+    """Make the Dinov2Model of an ONNX graph.
+
+    Args:
+        graph: Of a network with a ViT of DINOv2's under the name ``backbone``.
+
+    Raises:
+        ConfigurationError: Weights are missing, or do not fit the installed transformers.
+    """
     transformers = _import("transformers", "dinov2-s")
-    graph = read_graph(file)
     weights = state_dict(graph, "backbone.")
-    projection = weights["embeddings.patch_embeddings.projection.weight"]
+    projection = weights[_PATCHES]
     width, patch = projection.shape[0], projection.shape[-1]
     weights = with_positions(weights, graph, width)
-    side = round((weights["embeddings.position_embeddings"].shape[1] - 1) ** 0.5)
     layers = 1 + max(int(name.split(".")[2]) for name in weights if name.startswith("encoder.layer."))
     config = transformers.Dinov2Config(
-        hidden_size=width, num_hidden_layers=layers, num_attention_heads=width // _DINO_HEAD, image_size=side * patch,
-        patch_size=patch, mlp_ratio=weights["encoder.layer.0.mlp.fc1.bias"].numel() // width,
-    )  # fmt: skip
-    model, report = transformers.Dinov2Model.from_pretrained(
-        None, config=config, state_dict=weights, output_loading_info=True
+        hidden_size=width,
+        num_hidden_layers=layers,
+        num_attention_heads=width // _DINO_HEAD,
+        image_size=patch * math.isqrt(weights[POSITIONS].shape[1] - 1),
+        patch_size=patch,
+        mlp_ratio=weights["encoder.layer.0.mlp.fc1.bias"].numel() // width,
     )
+    with _quiet():  # it gives weights the names that this version of transformers has for them
+        model, report = transformers.Dinov2Model.from_pretrained(
+            None, config=config, state_dict=weights, output_loading_info=True
+        )
     _check_complete(report, unused=("embeddings.mask_token",))
     body: nn.Module = model
     return body
@@ -143,14 +160,14 @@ def _check_complete(report: Mapping[str, Any], unused: tuple[str, ...]) -> None:
 
 def _efficientnet(file: Path) -> nn.Module:
     module = _import("efficientnet_lite_pytorch", "efficientnet-lite0")
-    model: nn.Module = module.EfficientNet.from_name("efficientnet-lite0")
+    model: nn.Module = module.EfficientNet.from_name("efficientnet-lite0", dropout_rate=0.0, drop_connect_rate=0.0)
     model.load_state_dict(torch.load(file, weights_only=True))
     return model
 
 
 def _smollm2(file: Path) -> nn.Module:
     transformers = _import("transformers", "smollm2-135m")
-    for needed in ("gguf", "accelerate"):
+    for needed in ("gguf", "accelerate"):  # transformers asks for both
         _import(needed, "smollm2-135m")
     model: nn.Module = transformers.AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name)
     return model

@@ -91,7 +91,7 @@ def test_what_decides_a_number_keeps_caches_apart_and_what_does_not_shares_them(
         {"data": {"text": tmp_path / "a"}},
         {"data": {"text": tmp_path / "b"}},
     ]
-    folders = [cache._folder(setting(tmp_path, **changes), "spectra") for changes in variants]
+    folders = [cache.folder(setting(tmp_path, **changes), "spectra") for changes in variants]
     assert folders[0] == folders[1] == folders[2] == tmp_path / "cache/spectra/tiny"
     assert len(set(folders)) == 6
 
