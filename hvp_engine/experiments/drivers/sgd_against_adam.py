@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from hvp_engine.experiments import cache, figures
@@ -145,7 +146,7 @@ def _by_rate(curves: Mapping[float, Curve]) -> tuple[list[float], list[float]]:
     return list(curves), [curve.final for curve in curves.values()]
 
 
-def _panels(count: int) -> tuple[Figure, list[figures.Axes]]:
+def _panels(count: int) -> tuple[Figure, list[Axes]]:
     columns = min(4, count)
     rows = -(-count // columns)
     figure, axes = figures.page(rows, columns, 1.8 * columns, 1.6 * rows)

@@ -21,7 +21,9 @@ FIRST = next(iter(scaled_mlp.PATTERNS))
 
 
 def point(scale: int, sgd: float, adam: float) -> scaled_mlp._Point:
-    curves = [tuple(Curve(np.full(20, loss * factor), np.ones(20)) for factor in (0.9, 1.0, 5.0)) for loss in (sgd, adam)]
+    curves = [
+        tuple(Curve(np.full(20, loss * factor), np.ones(20)) for factor in (0.9, 1.0, 5.0)) for loss in (sgd, adam)
+    ]
     return scaled_mlp._Point(FIRST, scale, Gap("mlp", *curves))
 
 
