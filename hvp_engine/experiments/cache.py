@@ -143,9 +143,8 @@ def checkpoint(setting: Setting, model: str | Entry, stage: str, seed: int) -> n
         network.load_state_dict(read_sealed_tensors(path, _identity(entry, _CHECKPOINTED, rate, seed)))
     if setting.option("bn", "data") == "raw":
         return network.eval()
-    return calibrate(
-        network, entry.loss, [moved(b, torch.device(setting.device), None) for b in entry.data(seed).fixed]
-    )
+    fixed = [moved(batch, torch.device(setting.device), None) for batch in entry.data(seed).fixed]
+    return calibrate(network, entry.loss, fixed)
 
 
 def _searched(setting: Setting, entry: Entry, optimizer: str) -> tuple[Curve, dict[float, Curve]]:
@@ -237,7 +236,7 @@ def _checkpoint_path(setting: Setting, entry: Entry, rate: float, seed: int, sta
 
 
 def _identity(entry: Entry, optimizer: str, rate: float, seed: int) -> str:
-    """Say what a training is, as far as its name does not: one of another recipe or another start is not read for it."""
+    """Say what a training is, as far as its name does not: one of another recipe or start is not read for it."""
     recipe = entry.recipe
     start = hashlib.blake2b(digest_size=16)
     for name, tensor in entry.build(seed).state_dict().items():

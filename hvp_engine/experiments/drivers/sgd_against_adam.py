@@ -79,11 +79,12 @@ def decide(gaps: Mapping[str, Gap], entropy: float) -> tuple[tuple[Claim, ...], 
         gaps: By model.
         entropy: Of the single tokens that BERT predicts, in nats.
     """
-    claims: list[Claim] = []
     notes: list[str] = []
-    for name in ON_PAR:
-        if name in gaps:
-            claims.append(at_most(f"gap of {name} <= 0.02", "median gap", [_median(gaps[name].values)], 0.02, _SOURCE))
+    claims = [
+        at_most(f"gap of {name} <= 0.02", "median gap", [_median(gaps[name].values)], 0.02, _SOURCE)
+        for name in ON_PAR
+        if name in gaps
+    ]
     for name, least in APART.items():
         if name not in gaps:
             continue
