@@ -31,8 +31,8 @@ _STEPWISE = 3000
 _BETA2 = 0.99
 _LEAST = 1e-16  # reductions below it are drawn there: the panels end sooner
 _NOTE = (
-    "Cases 1 and 2 are reported, not gated: one affine map to kappa = 5,000 leaves most eigenvalues of all blocks near 1 "
-    "where a few of one block are far larger."
+    "Cases 1 and 2 are reported, not gated: one affine map to kappa = 5,000 leaves most eigenvalues of all blocks near "
+    "1 where a few of one block are far larger."
 )
 _SOURCE = "arXiv 2402.16788, figure 8"
 
