@@ -147,7 +147,7 @@ DRIVERS: tuple[Driver, ...] = (
     ),
     Driver(
         "head-growth", "D18", "Without momentum, sign methods let a head of many classes grow.", "head_growth",
-        0.5, (EXTRA,),
+        2.0, (EXTRA,),
     ),
     Driver(
         "when-adam-loses", "D20", "Adam's preconditioner helps the more, the nearer a matrix is to diagonal.",
