@@ -61,7 +61,7 @@ class _Arrays(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
         """Return what a pickle calls by name, where that is part of an array."""
         if (module, name) not in _ALLOWED:
-            raise pickle.UnpicklingError(f"{module}.{name} is no part of an array")
+            raise pickle.UnpicklingError(f"{module}.{name} is no part of an array.")
         return _ALLOWED[module, name]
 
 

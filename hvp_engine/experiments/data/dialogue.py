@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ast
 import random
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -118,7 +118,8 @@ def wordpiece(texts: Sequence[str], vocabulary: int = 30_000) -> Any:
         vocab_size=vocabulary, min_frequency=2, show_progress=False, special_tokens=list(_SPECIAL.values())
     )
     trained.train_from_iterator(texts, trainer)
-    return PreTrainedTokenizerFast(tokenizer_object=trained, **_SPECIAL)
+    make: Callable[..., Any] = PreTrainedTokenizerFast
+    return make(tokenizer_object=trained, **_SPECIAL)
 
 
 def _cornell(folder: Path) -> list[tuple[str, ...]]:
