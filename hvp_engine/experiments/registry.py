@@ -126,14 +126,15 @@ DRIVERS: tuple[Driver, ...] = (
     ),
     Driver(
         "curvature-against-gradient", "D12", "Largest eigenvalue and gradient norm of tensors are correlated.",
-        "curvature_against_gradient", 6.0, (EXTRA, WEIGHTS),
+        "curvature_against_gradient", 6.0, (EXTRA, WEIGHTS), ("models", *ZOO_OPTIONS),
     ),
     Driver(
         "gini", "D13", "Gradient norms are spread more unevenly over Transformers than over CNNs.", "gini",
-        1.0, (EXTRA, WEIGHTS),
+        1.0, (EXTRA, WEIGHTS), ("models", *ZOO_OPTIONS),
     ),
     Driver(
         "layernorm-place", "D14", "Post-LN is more heterogeneous than Pre-LN.", "layernorm_place", 2.0, (EXTRA,),
+        ZOO_OPTIONS,
     ),
     Driver(
         "fine-tuning", "D15", "Adam and sign methods fine-tune Transformers better than SGD.", "fine_tuning",
@@ -142,7 +143,7 @@ DRIVERS: tuple[Driver, ...] = (
     Driver("slq-accuracy", "D16", "SLQ's density and its errors are right.", "slq_accuracy", 1.0, (EXTRA,)),
     Driver(
         "complexity", "D17", "Gradient-weighted curvature exceeds size-weighted curvature in Transformers.",
-        "complexity", 6.0, (EXTRA, WEIGHTS),
+        "complexity", 6.0, (EXTRA,), ZOO_OPTIONS,
     ),
     Driver(
         "head-growth", "D18", "Without momentum, sign methods let a head of many classes grow.", "head_growth",
@@ -152,14 +153,14 @@ DRIVERS: tuple[Driver, ...] = (
         "when-adam-loses", "D20", "Adam's preconditioner helps the more, the nearer a matrix is to diagonal.",
         "when_adam_loses", 0.5, (EXTRA,),
     ),
-    Driver("adam-mini", "F1", "The Hessian's blocks are heads in q and k and rows elsewhere.", "adam_mini", 1.0),
+    Driver("adam-mini", "F1", "The Hessian's blocks are heads in q and k and rows elsewhere.", "adam_mini", 1.0, (EXTRA,)),
     Driver(
         "many-classes", "F2", "Off-diagonal blocks of neurons fade as the number of classes grows.", "many_classes",
         0.5, (EXTRA,),
     ),
     Driver(
         "sharpness-disparity", "F3", "Norms and VO are sharper than QK and FFN in a trained GPT.",
-        "sharpness_disparity", 3.0, (EXTRA,),
+        "sharpness_disparity", 3.0, (EXTRA,), ZOO_OPTIONS,
     ),
     Driver(
         "edge-of-stability", "F4", "Full-batch gradient descent trains at the edge of stability.",
@@ -175,7 +176,7 @@ DRIVERS: tuple[Driver, ...] = (
     ),
     Driver(
         "off-diagonal-strength", "F7", "What blocks leave out of Hv is what their energy share says.",
-        "off_diagonal_strength", 0.5, (EXTRA,),
+        "off_diagonal_strength", 0.5, (EXTRA,), ZOO_OPTIONS,
     ),
 )  # fmt: skip
 
