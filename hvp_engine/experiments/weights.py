@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import importlib
+import io
 import math
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -168,7 +169,11 @@ def _smollm2(file: Path) -> nn.Module:
     transformers = _import("transformers", "smollm2-135m")
     for needed in ("gguf", "accelerate"):  # transformers asks for both
         _import(needed, "smollm2-135m")
-    model: nn.Module = transformers.AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name)
+    with redirect_stderr(io.StringIO()):  # a progress bar that no setting of transformers turns off
+        loaded = transformers.AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name)
+    del loaded.config.quantization_config  # it is dequantised by now, and refuses casts as long as this says otherwise
+    model: nn.Module = transformers.AutoModelForCausalLM.from_config(loaded.config)
+    model.load_state_dict(loaded.state_dict())
     return model
 
 
