@@ -1,4 +1,4 @@
-"""Pre-trained models by name: from packages that carry their weights, or from the user's folders. No network is used."""
+"""Pre-trained models by name: from packages that carry their weights, or from the user's folders; never a network."""
 
 from __future__ import annotations
 
@@ -100,7 +100,8 @@ def _path(name: str, setting: Setting) -> Path:
         return path
     if carried is None:
         raise ConfigurationError(
-            f"No package carries the weights {name!r}; give --weights {name}=PATH, or choose one of {', '.join(_CARRIED)}."
+            f"No package carries the weights {name!r}; give --weights {name}=PATH, "
+            f"or choose one of {', '.join(_CARRIED)}."
         )
     folder = carried.package.folder(f"--weights {name}=PATH")
     found = sorted(folder.glob(carried.pattern))
@@ -204,7 +205,9 @@ def _import(module: str, name: str) -> Any:
     try:
         return importlib.import_module(module)
     except ImportError as error:
-        raise ConfigurationError(f"The weights {name!r} need the package {module.split('.')[0]}; {EXTRA_WEIGHTS}.") from error
+        raise ConfigurationError(
+            f"The weights {name!r} need the package {module.split('.', maxsplit=1)[0]}; {EXTRA_WEIGHTS}."
+        ) from error
 
 
 @contextmanager
