@@ -68,9 +68,7 @@ class Whole:
 def whole(setting: Setting, model: str, stage: str, seed: int) -> Whole:
     """Compute the spectrum of a model of the zoo at a stage of its training, or read it."""
     steps, probes = STEPS[setting.size]
-    found = cache.spectra(
-        setting, model, stage, seed, blocks={"full": ["*"]}, steps=steps, probes=probes, label="full"
-    )
+    found = cache.spectra(setting, model, stage, seed, blocks={"full": ["*"]}, steps=steps, probes=probes, label="full")
     return Whole(found["full"])
 
 
