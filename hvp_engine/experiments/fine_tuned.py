@@ -40,7 +40,7 @@ _SHUFFLED, _ORDERED = 0, 1
 
 
 def text_entry(setting: Setting) -> Entry:
-    """Make the Transformer: MiniLM on tweets, or with ``--set text=bbcnews`` on news; at size tiny one without weights."""
+    """Make the Transformer: MiniLM on tweets, or with ``--set text=bbcnews`` on news; at size tiny without weights."""
     if setting.size == "tiny":
         recipe = _recipe(setting, 12)
         return Entry(
