@@ -122,6 +122,7 @@ def _densities(axes: Axes, spectra: Spectra, unit: float) -> None:
     """Draw each block over its own range, which may be a small part of the largest one's."""
     for name, block in spectra.items():
         grid, density = block.density(reading="gauss")
-        axes.plot(grid / unit, np.maximum(density * unit, 1e-12), linewidth=0.8, label=name)
-    axes.set(yscale="log", xscale="symlog", xlabel="eigenvalue / tenth largest of the model", ylabel="density")
+        axes.plot(grid / unit, np.maximum(density * unit, 1e-8), linewidth=0.8, label=name)
+    axes.set(yscale="log", xlabel="eigenvalue / tenth largest of the model", ylabel="density")
+    axes.set_ylim(bottom=1e-6)
     axes.legend(fontsize=5, frameon=False)
