@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich import box
 from rich.table import Table
+from rich.text import Text
 
 from hvp_engine.cli.arguments import Arithmetic, Precision
 from hvp_engine.cli.job_file import output_to_errors
@@ -156,7 +157,7 @@ def _print_plan(driver: Driver, setting: Setting) -> float:
         table.add_column(title, justify="right", no_wrap=True)
     for part in parts:
         cells = (format_number(part.hours[device], 3) for device in hours)
-        table.add_row(part.what, format_flop(part.flop), format_bytes(part.bytes), *cells)
+        table.add_row(Text(part.what), format_flop(part.flop), format_bytes(part.bytes), *cells)
     whole = (format_number(value, 3) for value in hours.values())
     flop, most = sum(part.flop for part in parts), max(part.bytes for part in parts)
     table.add_row("all of it", format_flop(flop), format_bytes(most), *whole)
@@ -174,7 +175,8 @@ def _list(drivers: Sequence[Driver]) -> None:
         table.add_column(title, overflow="fold")
     for driver in drivers:
         needs = f"hvp-engine[{','.join(driver.needs)}]" if driver.needs else ""
-        table.add_row(driver.id, driver.name, driver.claim, _minutes(driver), "--plan says", needs)
+        cells = (driver.id, driver.name, driver.claim, _minutes(driver), "--plan says", needs)
+        table.add_row(*map(Text, cells))
     console().print(table)
 
 

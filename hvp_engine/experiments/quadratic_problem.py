@@ -12,6 +12,11 @@ from numpy.typing import NDArray
 FloatArray = NDArray[np.float64]
 Counts = NDArray[np.int64]
 
+CONDITION = 5000.0
+HETEROGENEOUS = ((1.0, 2.0, 3.0), (99.0, 100.0, 101.0), (4998.0, 4999.0, 5000.0))
+HOMOGENEOUS = ((1.0, 99.0, 4998.0), (2.0, 100.0, 4999.0), (3.0, 101.0, 5000.0))
+"""Eigenvalues by block: cases 3 and 4 of arXiv 2402.16788, figure 8, and their condition number."""
+
 REDUCTION = 1e-6  # of the gradient's norm
 _MOST_DOUBLINGS = 60
 

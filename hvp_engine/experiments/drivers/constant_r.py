@@ -8,8 +8,7 @@ import numpy as np
 from scipy import stats
 
 from hvp_engine.experiments import figures
-from hvp_engine.experiments.drivers.quadratics import CONDITION, HETEROGENEOUS
-from hvp_engine.experiments.quadratic_problem import Counts, FloatArray, Quadratics
+from hvp_engine.experiments.quadratic_problem import CONDITION, HETEROGENEOUS, Counts, FloatArray, Quadratics
 from hvp_engine.experiments.registry import Setting
 from hvp_engine.experiments.result import Result, Table, at_least, at_most
 
