@@ -109,11 +109,11 @@ DRIVERS: tuple[Driver, ...] = (
     ),
     Driver(
         "pretrained-lm", "D7", "Pre-training makes blocks alike and SGD's gap to Adam small.", "pretrained_lm",
-        6.0, (EXTRA,), ZOO_OPTIONS,
+        6.0, (EXTRA,), ("model", "target", "steps", "m", "probes"),
     ),
     Driver(
         "js-against-gap", "D8", "The larger JS0, the larger SGD's gap to Adam.", "js_against_gap",
-        35.0, (EXTRA,), ZOO_OPTIONS,
+        35.0, (EXTRA,), (*ZOO_OPTIONS, "model", "target"),
     ),
     Driver(
         "quadratics", "D9", "On quadratics Adam is fast only where blocks differ.", "quadratics",
@@ -126,14 +126,15 @@ DRIVERS: tuple[Driver, ...] = (
     ),
     Driver(
         "curvature-against-gradient", "D12", "Largest eigenvalue and gradient norm of tensors are correlated.",
-        "curvature_against_gradient", 6.0, (EXTRA, WEIGHTS),
+        "curvature_against_gradient", 6.0, (EXTRA, WEIGHTS), ("models", *ZOO_OPTIONS),
     ),
     Driver(
         "gini", "D13", "Gradient norms are spread more unevenly over Transformers than over CNNs.", "gini",
-        1.0, (EXTRA, WEIGHTS),
+        1.0, (EXTRA, WEIGHTS), ("models", *ZOO_OPTIONS),
     ),
     Driver(
         "layernorm-place", "D14", "Post-LN is more heterogeneous than Pre-LN.", "layernorm_place", 2.0, (EXTRA,),
+        ZOO_OPTIONS,
     ),
     Driver(
         "fine-tuning", "D15", "Adam and sign methods fine-tune Transformers better than SGD.", "fine_tuning",
@@ -142,7 +143,7 @@ DRIVERS: tuple[Driver, ...] = (
     Driver("slq-accuracy", "D16", "SLQ's density and its errors are right.", "slq_accuracy", 1.0, (EXTRA,)),
     Driver(
         "complexity", "D17", "Gradient-weighted curvature exceeds size-weighted curvature in Transformers.",
-        "complexity", 6.0, (EXTRA, WEIGHTS),
+        "complexity", 6.0, (EXTRA,), ZOO_OPTIONS,
     ),
     Driver(
         "head-growth", "D18", "Without momentum, sign methods let a head of many classes grow.", "head_growth",
@@ -159,7 +160,7 @@ DRIVERS: tuple[Driver, ...] = (
     ),
     Driver(
         "sharpness-disparity", "F3", "Norms and VO are sharper than QK and FFN in a trained GPT.",
-        "sharpness_disparity", 3.0, (EXTRA,),
+        "sharpness_disparity", 3.0, (EXTRA,), ZOO_OPTIONS,
     ),
     Driver(
         "edge-of-stability", "F4", "Full-batch gradient descent trains at the edge of stability.",

@@ -18,7 +18,7 @@ from torch import nn
 from hvp_engine.errors import ConfigurationError
 
 _PATTERNS = {  # the first that is found counts
-    "norm": r"(^|\.)(\w*layer_?norm\w*|norm(_?\d)?|normalization|ln_\w+|_?bn_?\d?)$",
+    "norm": r"(^|\.)(\w*layer_?norm\w*|norm(_?\d+)*|normalization|ln_\w+|_?bn_?\d?)$",
     "head": r"(^|\.)(head|heads\.head|lm_head|classifier(\.\w+)?|_?fc|decoder)$",
     "query": r"(^|\.)(query|q_proj|wq)$",
     "key": r"(^|\.)(key|k_proj|wk)$",

@@ -6,7 +6,7 @@ ones come from packages (the extra ``experiments-weights``); at the paper's size
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -18,9 +18,11 @@ from hvp_engine import losses
 from hvp_engine.errors import ConfigurationError
 from hvp_engine.experiments import studied_paper, weights
 from hvp_engine.experiments.batches import Batches
-from hvp_engine.experiments.data import classification, images
+from hvp_engine.experiments.data import classification, images, text
 from hvp_engine.experiments.data.classification import TextSamples
-from hvp_engine.experiments.entry import Entry, Recipe
+from hvp_engine.experiments.data.source import Source
+from hvp_engine.experiments.entry import Entry, Recipe, seeded
+from hvp_engine.experiments.models.huggingface import library
 from hvp_engine.experiments.models.with_head import WithHead, new_head
 from hvp_engine.experiments.registry import Setting
 from hvp_engine.experiments.roles import listed_tensors
@@ -28,7 +30,7 @@ from hvp_engine.experiments.zoo import zoo
 
 PRETRAINED = ("minilm", "dinov2-s", "efficientnet-lite0")
 RANDOM = ("roberta", "vit", "resnet")
-_NEVER = Recipe(steps=0)  # they are looked at as they are
+_NEVER = Recipe(steps=0, batch=0)  # they are looked at as they are
 _TOKENS = 64
 _SAMPLES = 8
 _SIDE = 56
@@ -47,7 +49,7 @@ class Studied(Entry):
 def studied(setting: Setting) -> dict[str, Entry]:
     """Make the entries of a size; models and data are made when an entry is asked for them."""
     random = {name: replace(entry, choose=listed_tensors) for name, entry in zoo(setting).items() if name in RANDOM}
-    make = partial(Studied, recipe=_NEVER, choose=listed_tensors, loss=losses.classification, classifies=True)
+    make = partial(Studied, recipe=_NEVER, choose=listed_tensors, loss=losses.classification)
     text_entry: Callable[..., Entry] = partial(make, family="transformer", data=partial(_news, setting))
     return {
         "minilm": text_entry(name="minilm", build=partial(_minilm, setting)),
@@ -66,7 +68,7 @@ def studied(setting: Setting) -> dict[str, Entry]:
         ),
         "roberta": Entry(
             "roberta", "transformer", partial(_roberta, setting), losses.classification,
-            partial(_byte_news, setting), _NEVER, choose=listed_tensors, classifies=True,
+            partial(_byte_news, setting), _NEVER, choose=listed_tensors,
         ),
         **random,
     }  # fmt: skip
@@ -98,6 +100,12 @@ def chosen(setting: Setting) -> tuple[dict[str, Entry], tuple[str, ...]]:
     return {name: known[name] for name in PRETRAINED}, ()
 
 
+def sources(setting: Setting, names: Iterable[str]) -> dict[str, Mapping[str, str]]:
+    """Say where the pre-trained weights among some entries come from, under which licence."""
+    loaded = (*PRETRAINED, "smollm2-135m")
+    return {name: weights.source(name, setting).described() for name in names if name in loaded}
+
+
 def _is_there(name: str, setting: Setting) -> bool:
     try:
         weights.source(name, setting)
@@ -124,17 +132,14 @@ def _efficientnet(setting: Setting, seed: int) -> nn.Module:
 
 def _roberta(setting: Setting, seed: int) -> nn.Module:
     """Make RoBERTa at its initialisation, on bytes."""
-    from transformers import RobertaConfig, RobertaModel  # noqa: PLC0415 - seconds to import
-
+    transformers = library()
     width, layers = (32, 2) if setting.size == "tiny" else (192, 6)
-    config = RobertaConfig(
+    config = transformers.RobertaConfig(
         vocab_size=_BYTES, hidden_size=width, num_hidden_layers=layers, num_attention_heads=width // 16,
         intermediate_size=4 * width, max_position_embeddings=_TOKENS + 2, type_vocab_size=1,
         hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0,
     )  # fmt: skip
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        body = RobertaModel(config, add_pooling_layer=False)
+    body = seeded(lambda: transformers.RobertaModel(config, add_pooling_layer=False))(seed)
     return WithHead(body, width, len(classification.NEWS), seed)
 
 
@@ -152,10 +157,16 @@ def _news(setting: Setting, seed: int) -> Batches:
 
 
 def _byte_news(setting: Setting, seed: int) -> Batches:
-    """Draw news articles as bytes, padded to the same length."""
+    """Draw news articles as bytes, padded to the same length; at size tiny Python's sources, with classes in turn."""
+    if setting.size == "tiny":
+        corpus = text.byte_text("stdlib", setting.data)
+        tokens = corpus.batch(_SAMPLES, _TOKENS, torch.Generator().manual_seed(seed)) + _BYTES - 256
+        labels = torch.arange(_SAMPLES) % len(classification.NEWS)
+        batch_of_bytes = {"input_ids": tokens, "labels": labels}
+        return _fixed(batch_of_bytes, batch_of_bytes, corpus.source)
 
     def batch(samples: TextSamples) -> dict[str, Tensor]:
-        cut = [text.encode("latin-1", "replace")[:_TOKENS].ljust(_TOKENS) for text in samples.texts]
+        cut = [article.encode("latin-1", "replace")[:_TOKENS].ljust(_TOKENS) for article in samples.texts]
         tokens = torch.tensor([list(line) for line in cut]) + _BYTES - 256
         return {"input_ids": tokens, "labels": samples.labels}
 
@@ -164,7 +175,7 @@ def _byte_news(setting: Setting, seed: int) -> Batches:
 
 def _of_texts(setting: Setting, seed: int, batch: Callable[[TextSamples], dict[str, Tensor]]) -> Batches:
     texts = classification.bbcnews(seed=seed, train=_SAMPLES, test=_SAMPLES, data=setting.data)
-    return _fixed(batch(texts.train), batch(texts.test))
+    return _fixed(batch(texts.train), batch(texts.test), texts.source)
 
 
 def _language(setting: Setting, seed: int) -> Batches:
@@ -172,16 +183,18 @@ def _language(setting: Setting, seed: int) -> Batches:
     tokenizer = weights.tokenizer("smollm2-135m", setting)
     texts = classification.bbcnews(seed=seed, train=2, test=2, data=setting.data)
     parts = [
-        torch.tensor([tokenizer(text)["input_ids"][:_TOKENS] for text in samples.texts])
+        torch.tensor([tokenizer(article)["input_ids"][:_TOKENS] for article in samples.texts])
         for samples in (texts.train, texts.test)
     ]
-    return _fixed(*parts)
+    return _fixed(*parts, texts.source)
 
 
 def _photographs(seed: int) -> Batches:
-    pictures = images.photographs(size=_SIDE, seed=seed, train=10 * len(images.PHOTOGRAPHS), test=len(images.PHOTOGRAPHS))
-    return _fixed(pictures.train.draw(_SAMPLES, seed), pictures.test.draw(_SAMPLES, seed))
+    pictures = images.photographs(
+        size=_SIDE, seed=seed, train=10 * len(images.PHOTOGRAPHS), test=len(images.PHOTOGRAPHS)
+    )
+    return _fixed(pictures.train.draw(_SAMPLES, seed), pictures.test.draw(_SAMPLES, seed), pictures.source)
 
 
-def _fixed(train: Any, test: Any) -> Batches:
-    return Batches([train], lambda: iter([train]), [test])
+def _fixed(train: Any, test: Any, source: Source) -> Batches:
+    return Batches([train], lambda: iter([train]), [test], source.described())

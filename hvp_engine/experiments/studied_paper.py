@@ -17,7 +17,8 @@ from hvp_engine import losses
 from hvp_engine.errors import ConfigurationError
 from hvp_engine.experiments import weights
 from hvp_engine.experiments.batches import Batches
-from hvp_engine.experiments.data import classification, vision_sets
+from hvp_engine.experiments.data import vision_sets
+from hvp_engine.experiments.data.glue import glue
 from hvp_engine.experiments.entry import Entry, Family, Recipe
 from hvp_engine.experiments.models.with_head import WithHead
 from hvp_engine.experiments.paper_plan import PlannedPart, planned_slq
@@ -81,14 +82,14 @@ def _entry(setting: Setting, name: str, network: _Network, task: str) -> Entry:
 
     return Entry(
         f"{name}-{task}", network.family, build, losses.classification,
-        partial(_pictures if task in _IMAGES else _texts, setting, task), Recipe(steps=0),
+        partial(_pictures if task in _IMAGES else _texts, setting, task), Recipe(steps=0, batch=0),
         choose=partial(listed_tensors, fused=network.fused), classifies=True,
     )  # fmt: skip
 
 
 def _texts(setting: Setting, task: str, seed: int) -> Batches:
     tokenizer = weights.tokenizer("roberta-base", setting)
-    samples = classification.glue(task, setting.data[task]).train
+    samples = glue(task, setting.data).train
     drawn = torch.randperm(len(samples.texts), generator=torch.Generator().manual_seed(seed))
     kept = drawn[: _SMALL_BATCH.get(task, _BATCH)]
     encoded = tokenizer(
@@ -96,12 +97,12 @@ def _texts(setting: Setting, task: str, seed: int) -> Batches:
         truncation=True, max_length=_TOKENS, padding="max_length", return_tensors="pt",
     )  # fmt: skip
     batch = {**encoded, "labels": samples.labels[kept]}
-    return Batches([batch], lambda: iter([batch]), [batch])
+    return Batches([batch], lambda: iter([batch]), [batch], {})
 
 
 def _pictures(setting: Setting, task: str, seed: int) -> Batches:
     batch = getattr(vision_sets, task)(setting.data[task]).train.draw(_BATCH, seed)
-    return Batches([batch], lambda: iter([batch]), [batch])
+    return Batches([batch], lambda: iter([batch]), [batch], {})
 
 
 def _shape(network: _Network) -> Any:

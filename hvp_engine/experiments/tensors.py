@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from pathlib import Path
-from typing import Any, NamedTuple
+from collections.abc import Mapping
+from typing import NamedTuple
 
 import numpy as np
 from scipy.linalg import eigvalsh_tridiagonal
 from torch import nn
 
 from hvp_engine.api import gradients, slq
-from hvp_engine.blocks import BlockSpec
+from hvp_engine.experiments.cache import INIT, checkpoint, folder
 from hvp_engine.experiments.entry import Entry
 from hvp_engine.experiments.registry import Setting
 from hvp_engine.experiments.roles import role_of
-from hvp_engine.problem.objective import Loss
 from hvp_engine.results.spectrum import Spectrum
 
 STEPS = 20  # of Lanczos, one probe
@@ -43,35 +41,32 @@ class TensorFacts(NamedTuple):
 Facts = Mapping[str, TensorFacts]
 
 
-def facts(setting: Setting, entry: Entry, seed: int, stage: str = "init", model: nn.Module | None = None) -> Facts:
-    """Measure every block of an entry on its Hessian batches, or read what was measured before.
+def facts(setting: Setting, entry: Entry, seed: int, stage: str = INIT) -> Facts:
+    """Measure every block of an entry on its Hessian batches, all in one call, or read what was measured before.
 
     Args:
         setting: Where, and in which arithmetic.
-        entry: Model, data, blocks.
-        seed: Of all of them and of the probe.
-        stage: Of training: names the file.
-        model: The model at that stage; None builds it at its start.
+        entry: Model, data, blocks; under one name the number of blocks tells lists apart.
+        seed: Of model, data and probe.
+        stage: Of training.
     """
-    made = entry.build(seed) if model is None else model
-    data = entry.data(seed).fixed
-    folder = setting.out.parent / "cache" / "tensors" / f"{entry.name}-{len(entry.blocks)}-{stage}-{seed}"
-    return measure(made.to(setting.device).eval(), entry.loss, entry.blocks, data, seed, setting, folder)
-
-
-def measure(
-    model: nn.Module, loss: Loss, blocks: BlockSpec, data: Iterable[Any], seed: int, setting: Setting, folder: Path
-) -> dict[str, TensorFacts]:
-    """Measure gradient and largest eigenvalue of blocks, all of them in one call; ``folder`` resumes it."""
-    kept = list(data)
-    lengths = gradients(model, loss, blocks, data=kept)
+    model, data = network(setting, entry, seed, stage), entry.data(seed).fixed
+    lengths = gradients(model, entry.loss, entry.blocks, data=data)
     spectra = slq(
-        model, loss, blocks, data=kept, steps=STEPS, probes=1, seed=seed, precision=setting.precision, out=folder,
+        model, entry.loss, entry.blocks, data=data, steps=STEPS, probes=1, seed=seed, precision=setting.precision,
+        out=folder(setting, "tensors") / f"{entry.name}-{len(entry.blocks)}-{stage}-{seed}",
     )  # fmt: skip
     return {
         name: TensorFacts(role_of(name), found.numel, found.norm, *_largest(spectra[name]))
         for name, found in lengths.items()
     }
+
+
+def network(setting: Setting, entry: Entry, seed: int, stage: str = INIT) -> nn.Module:
+    """Return a model at a stage, in eval mode; what is never trained here keeps the statistics that it came with."""
+    if entry.recipe.steps:
+        return checkpoint(setting, entry, stage, seed)
+    return entry.build(seed).to(setting.device).eval()
 
 
 def column(found: Facts, field: str) -> list[float]:

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hvp_engine.experiments import figures
-from hvp_engine.experiments.cache import checkpoint
+from hvp_engine.experiments.cache import INIT, STAGES
 from hvp_engine.experiments.paper_plan import PlannedPart
 from hvp_engine.experiments.registry import Setting
 from hvp_engine.experiments.result import Claim, Result, Table, at_least
@@ -25,7 +25,6 @@ from hvp_engine.experiments.tensors import STEPS, Facts, column, facts
 from hvp_engine.experiments.zoo import zoo
 
 TRANSFORMERS, CNNS = ("vit", "gpt"), ("vgg", "resnet")
-STAGES = ("init", "0.1", "0.5", "1.0")
 _SOURCE = "arXiv 2502.00213 (abstract); formulas from memory, bound a guess"
 Ratios = Mapping[str, NDArray[np.float64]]  # by model, (seeds, stages)
 
@@ -33,15 +32,14 @@ Ratios = Mapping[str, NDArray[np.float64]]  # by model, (seeds, stages)
 def run(setting: Setting) -> Result:
     """Weigh the largest eigenvalues of all tensors in both ways, at all stages of training."""
     began = time.perf_counter()
-    stages = STAGES[:1] if setting.size == "tiny" else STAGES
+    stages = (INIT, *STAGES[setting.size])
     rows: list[tuple[str | float, ...]] = []
     ratios: dict[str, NDArray[np.float64]] = {}
     for name in (*TRANSFORMERS, *CNNS):
         entry = replace(zoo(setting)[name], choose=every_tensor)
-        both = np.array([
-            [complexities(facts(setting, entry, seed, stage, checkpoint(setting, name, stage, seed))) for stage in stages]
-            for seed in range(setting.seeds)
-        ])  # (seeds, stages, 2)
+        both = np.array(
+            [[complexities(facts(setting, entry, seed, stage)) for stage in stages] for seed in range(setting.seeds)]
+        )  # (seeds, stages, 2)
         ratios[name] = both[..., 0] / both[..., 1]
         means = both.mean(axis=0).tolist()
         rows += [(name, stage, *pair, pair[0] / pair[1]) for stage, pair in zip(stages, means, strict=True)]
@@ -65,7 +63,9 @@ def complexities(found: Facts) -> tuple[float, float]:
 
 def claims(ratios: Ratios) -> tuple[Claim, ...]:
     """Decide by the means over models and stages, for every seed."""
-    transformers, cnns = (np.mean([ratios[name].mean(axis=1) for name in names], axis=0) for names in (TRANSFORMERS, CNNS))
+    transformers, cnns = (
+        np.mean([ratios[name].mean(axis=1) for name in names], axis=0) for names in (TRANSFORMERS, CNNS)
+    )
     statement = "Lambda_G / Lambda_P of Transformers >= 2 x that of CNNs, means over models and stages"
     return (at_least(statement, "ratio", (transformers / cnns).tolist(), 2.0, _SOURCE),)
 

@@ -18,7 +18,7 @@ from hvp_engine.experiments.heterogeneity import gini, interval, pearson_of_logs
 from hvp_engine.experiments.paper_plan import PlannedPart
 from hvp_engine.experiments.registry import Setting
 from hvp_engine.experiments.result import Claim, Result, Table, at_least
-from hvp_engine.experiments.studied import chosen
+from hvp_engine.experiments.studied import chosen, sources
 from hvp_engine.experiments.studied_paper import planned
 from hvp_engine.experiments.tensors import STEPS, Facts, column, facts
 
@@ -53,7 +53,13 @@ def run(setting: Setting) -> Result:
         Table(_COLUMNS, tuple(row(name, seeds) for name, seeds in found.items())),
         claims({name: found[name] for name in transformers}),
         figure,
-        {"lanczos steps": STEPS, "probes": 1, "models": {name: list(entry.blocks) for name, entry in entries.items()}},
+        {
+            "lanczos steps": STEPS,
+            "probes": 1,
+            "tensors": {name: list(entry.blocks) for name, entry in entries.items()},
+            "weights": sources(setting, entries),
+            "data": {name: entry.data(0).source for name, entry in entries.items()},
+        },
         seconds,
         notes,
         files={"lambda_and_gradient.safetensors": save({name: array(seeds) for name, seeds in found.items()})},
@@ -81,7 +87,10 @@ def row(name: str, seeds: list[Facts]) -> tuple[str | int | float, ...]:
     """Make the table's row of a network, of the means over seeds, with bootstrap intervals over its tensors."""
     x, y = mean_of_logs(seeds, "gradient"), mean_of_logs(seeds, "curvature")
     change = max(abs(tensor.change) for found in seeds for tensor in found.values())
-    pearson, ranks = (pearson_of_logs(x, y), *interval(pearson_of_logs, x, y)), (spearman(x, y), *interval(spearman, x, y))
+    pearson, ranks = (
+        (pearson_of_logs(x, y), *interval(pearson_of_logs, x, y)),
+        (spearman(x, y), *interval(spearman, x, y)),
+    )
     return (name, len(x), *pearson, *ranks, gini(y), change)
 
 

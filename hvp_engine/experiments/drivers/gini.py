@@ -20,9 +20,9 @@ from hvp_engine.experiments.paper_plan import PlannedPart
 from hvp_engine.experiments.registry import Setting
 from hvp_engine.experiments.result import Claim, Result, Table, at_least
 from hvp_engine.experiments.roles import is_key_bias
-from hvp_engine.experiments.studied import RANDOM, chosen, studied
+from hvp_engine.experiments.studied import RANDOM, chosen, sources, studied
 from hvp_engine.experiments.studied_paper import planned
-from hvp_engine.experiments.tensors import column, facts
+from hvp_engine.experiments.tensors import column, facts, network
 from hvp_engine.experiments.zoo import zoo
 
 _OF_ZOO = ("vit", "gpt", "resnet", "vgg")
@@ -36,22 +36,31 @@ def run(setting: Setting) -> Result:
     """Measure all networks, pre-trained ones where they are installed and random ones always."""
     began = time.perf_counter()
     listed, notes = chosen(setting)
-    random = {} if setting.size == "paper" else {"roberta": studied(setting)["roberta"], **{name: zoo(setting)[name] for name in _OF_ZOO}}
+    random = (
+        {}
+        if setting.size == "paper"
+        else {"roberta": studied(setting)["roberta"], **{name: zoo(setting)[name] for name in _OF_ZOO}}
+    )
     entries = {**random, **listed}
     families = {name: entry.family for name, entry in entries.items()}
     found = {name: measures(setting, entry, name in listed) for name, entry in entries.items()}
     names = (LISTED, PER_ROOT, CURVATURE, WEIGHTS, EVERY)
     with figures.style():
-        figure, axes = figures.page(1, 1, 5.5, 2.6)
-        groups = {of: {n: rows[of] for n, rows in found.items() if of in rows} for of in names}
-        figures.bars(axes[0, 0], groups)
-        axes[0, 0].tick_params(axis="x", labelsize=6)
-        axes[0, 0].set_ylabel("Gini coefficient, or spread in decades")
+        figure, axes = figures.page(1, 2, 7.0, 2.4)
+        for ax, shown, among in zip(axes[0], (names[:3], names[3:]), (listed, random or listed), strict=True):
+            figures.bars(ax, {of: {name: found[name][of] for name in among} for of in shown})
+            ax.tick_params(axis="x", labelsize=6)
+        axes[0, 0].set_ylabel("Gini coefficient over the listed tensors")
+        axes[0, 1].set_ylabel("Gini coefficient, or spread in decades")
     table = tuple(
         (name, families[name], *(float(np.mean(rows[of])) if of in rows else "-" for of in names))
         for name, rows in found.items()
     )
-    settings = {"families": families, "lists": {name: len(entry.blocks) for name, entry in listed.items()}}
+    settings = {
+        "lists": {name: len(entry.blocks) for name, entry in listed.items()},
+        "weights": sources(setting, listed),
+        "data": {name: entry.data(0).source for name, entry in entries.items()},
+    }
     seconds = {"all": time.perf_counter() - began}
     return Result(
         Table(("model", "family", *names), table), claims(found, families), figure, settings, seconds, notes
@@ -62,7 +71,7 @@ def measures(setting: Setting, entry: Entry, is_listed: bool) -> dict[str, list[
     """Compute the measures of a network for every seed; those of the paper's lists where it is asked for."""
     rows: dict[str, list[float]] = {WEIGHTS: [], EVERY: []}
     for seed in range(setting.seeds):
-        model = entry.build(seed).to(setting.device).eval()
+        model = network(setting, entry, seed)
         norms = {
             name: norm
             for name, norm in gradient_norms(model, entry.loss, entry.data(seed).fixed).items()

@@ -94,12 +94,12 @@ def plan(setting: Setting) -> list[PlannedPart]:
 def scaled(setting: Setting, pattern: str, scale: int) -> Entry:
     """Make the entry of an MLP whose initial weights are scaled by a pattern; all patterns are the same at scale 1."""
     base = zoo(setting)["mlp"]
-    build = seeded(partial(MLP, (784, 128, 128, 128, 10))) if setting.size == "paper" else base.build
+    sizes = (784, 128, 128, 128, 10) if setting.size == "paper" else (64, 64, 64, 64, 10)
     factors = tuple(float(scale) ** exponent for exponent in PATTERNS[pattern])
     return replace(
         base,
         name="mlp-scaled-" + "-".join(f"{factor:g}" for factor in factors),
-        build=partial(_build, build, factors),
+        build=seeded(partial(_scaled_mlp, sizes, factors)),
         recipe=replace(base.recipe, steps=setting.option("steps", _STEPS[setting.size])),
         rates=base.rates if setting.size == "tiny" else GRID,
     )
@@ -144,11 +144,12 @@ def decide(points: list[_Point], measured: dict[int, Blockwise]) -> tuple[Claim,
     )
 
 
-def _build(build: partial[nn.Module], factors: tuple[float, ...], seed: int) -> nn.Module:
-    model = build(seed)
+def _scaled_mlp(sizes: tuple[int, ...], factors: tuple[float, ...]) -> nn.Module:
+    model = MLP(sizes)
     with torch.no_grad():
-        for layer, factor in zip(model.layers, factors, strict=True):
-            layer.weight.mul_(factor)
+        matrices = [parameter for parameter in model.parameters() if parameter.dim() == 2]
+        for matrix, factor in zip(matrices, factors, strict=True):
+            matrix.mul_(factor)
     return model
 
 

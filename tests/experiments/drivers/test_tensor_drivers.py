@@ -1,0 +1,131 @@
+"""D12, D13, D14 and D17 at tiny size: files, tables, claims; and each gate against numbers that violate it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pytest
+from safetensors.torch import load_file
+
+from hvp_engine.experiments.drivers import complexity, curvature_against_gradient, gini, layernorm_place
+from hvp_engine.experiments.heterogeneity import pearson_of_logs
+from hvp_engine.experiments.registry import Setting, find
+from hvp_engine.experiments.result import Result
+from hvp_engine.experiments.studied import chosen
+from hvp_engine.experiments.tensors import TensorFacts, facts
+
+Run = Callable[[ModuleType, str], tuple[Result, Path]]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("results")
+
+
+@pytest.fixture
+def run(folder: Path) -> Run:
+    def ran(module: ModuleType, id: str) -> tuple[Result, Path]:
+        driver = find(id)
+        out = folder / driver.name
+        result = module.run(Setting("tiny", 1, out))
+        result.write(out, driver)
+        return result, out
+
+    return ran
+
+
+def tensors(gradients: list[float], curvatures: list[float]) -> dict[str, TensorFacts]:
+    pairs = zip(gradients, curvatures, strict=True)
+    return {
+        f"t{i}": TensorFacts("query", 10, gradient, curvature, 0.0) for i, (gradient, curvature) in enumerate(pairs)
+    }
+
+
+def test_d12_measures_all_listed_tensors_and_keeps_them_as_the_paper_does(run: Run) -> None:
+    result, out = run(curvature_against_gradient, "D12")
+    assert [row[:2] for row in result.table.rows] == [("roberta", 15), ("vit", 15), ("resnet", 21)]
+    kept = load_file(out / "lambda_and_gradient.safetensors")
+    assert kept["resnet"].shape == (1, 21, 2) and bool((kept["vit"] > 0.0).all())
+    x, y = np.array(kept["vit"])[0].T
+    assert result.table.rows[1][2] == pytest.approx(pearson_of_logs(y, x))
+    assert len(result.claims[0].values) == 1
+    assert {"figure.png", "figure.pdf", "claim.json", "manifest.json", "table.csv"} <= {p.name for p in out.iterdir()}
+
+
+def test_facts_are_read_again_and_are_those_of_the_network(folder: Path) -> None:
+    setting = Setting("tiny", 1, folder / "any")
+    entry = chosen(setting)[0]["roberta"]
+    first = facts(setting, entry, 0)
+    assert facts(setting, entry, 0) == first
+    assert all(abs(tensor.change) < 1.0 for tensor in first.values())
+    assert facts(setting, entry, 1) != first
+
+
+def test_d12_fails_where_curvature_does_not_follow_the_gradient() -> None:
+    good, bad = tensors([1.0, 2.0, 3.0, 4.0], [1.0, 2.0, 3.0, 4.0]), tensors([1.0, 2.0, 3.0, 4.0], [4.0, 3.0, 2.0, 1.0])
+    assert all(claim.holds for claim in curvature_against_gradient.claims({"a": [good], "b": [good]}))
+    assert not any(claim.holds for claim in curvature_against_gradient.claims({"a": [good], "b": [bad]}))
+
+
+def test_d13_holds_on_the_weights_of_random_networks(run: Run) -> None:
+    result, _ = run(gini, "D13")
+    assert result.holds and [row[0] for row in result.table.rows] == ["roberta", "vit", "gpt", "resnet", "vgg"]
+    listed = {row[0]: row[2] for row in result.table.rows}
+    assert listed["gpt"] == "-" and 0.0 < float(listed["roberta"]) < 1.0
+
+
+def test_d13_fails_where_transformers_are_as_even_as_cnns() -> None:
+    families = {"vit": "transformer", "resnet": "cnn", "minilm": "transformer", "efficientnet-lite0": "cnn"}
+    measures = {gini.WEIGHTS: [0.5], gini.LISTED: [0.4], gini.PER_ROOT: [0.4]}
+    even = dict.fromkeys(families, measures)
+    assert [claim.holds for claim in gini.claims(even, families)] == [False, False, False]
+    uneven = {gini.WEIGHTS: [1.1], gini.LISTED: [0.5], gini.PER_ROOT: [0.6]}
+    apart = {name: uneven if family == "transformer" else measures for name, family in families.items()}
+    assert [claim.holds for claim in gini.claims(apart, families)] == [True, True, True]
+
+
+def test_d14_holds_for_masked_text(run: Run) -> None:
+    result, _ = run(layernorm_place, "D14")
+    assert result.holds and [row[:2] for row in result.table.rows] == [
+        ("masked text", "post-LN"), ("masked text", "pre-LN"),
+    ]  # fmt: skip
+
+
+def test_d14_compares_networks_of_the_same_sizes_and_fails_where_they_are_alike(tmp_path: Path) -> None:
+    setting = Setting("tiny", 1, tmp_path)
+    pair = layernorm_place.entries(setting)["masked text"]
+    shapes = [sorted(tuple(p.shape) for p in entry.meta().parameters() if p.dim() > 1) for entry in pair.values()]
+    assert shapes[0] == shapes[1]
+    assert len(pair["post"].blocks) == len(pair["pre"].blocks) == 6
+    norms = {
+        f"layers.{layer}.attention.{role}.weight"
+        if role in ("query", "key", "value", "output")
+        else f"layers.{layer}.{role}.weight": 1.0 + layer
+        for layer in range(12)
+        for role in layernorm_place.ROLES
+    }
+    assert layernorm_place.over_layers(norms) == pytest.approx(12.0)
+    alike = layernorm_place.claims({"masked text": {"post": [norms], "pre": [norms]}}, setting)
+    assert [claim.holds for claim in alike] == [False, False]
+
+
+def test_d17_weighs_every_tensor_at_every_stage(run: Run) -> None:
+    result, _ = run(complexity, "D17")
+    assert [row[:2] for row in result.table.rows[:3]] == [("vit", "init"), ("vit", "0.5"), ("vit", "1.0")]
+    assert len(result.table.rows) == 12 and all(row[4] == pytest.approx(row[2] / row[3]) for row in result.table.rows)
+
+
+def test_d17_fails_where_the_ratios_are_alike() -> None:
+    assert complexity.complexities(tensors([3.0, 4.0], [1.0, 2.0])) == pytest.approx((41.0 / 25.0, 1.5))
+    ratios = {name: np.ones((1, 2)) for name in (*complexity.TRANSFORMERS, *complexity.CNNS)}
+    assert not complexity.claims(ratios)[0].holds
+    assert complexity.claims({**ratios, **{name: 2.0 * np.ones((1, 2)) for name in complexity.TRANSFORMERS}})[0].holds
+
+
+@pytest.mark.parametrize("module", [curvature_against_gradient, layernorm_place])
+def test_plans_of_the_papers_size_are_within_reach_of_one_gpu(module: ModuleType, tmp_path: Path) -> None:
+    parts = module.plan(Setting("paper", 3, tmp_path))
+    assert len(parts) >= 3 and all(part.flop > 0.0 and 0.0 < part.hours["H100"] < 24.0 for part in parts)
