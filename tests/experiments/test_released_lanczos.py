@@ -19,10 +19,10 @@ from hvp_engine.experiments.models.gpt import GPT, GPTConfig, paper_blocks
 from hvp_engine.krylov.probes import probe
 
 CONFIG = GPTConfig(vocabulary=64, context=16, layers=2, heads=2, width=32)
-MICROBATCHES, PROBES, SEED = 4, 2, 5
+MICROBATCHES, PROBES, SEED = 4, 1, 5
 COMPARED = 15
 CLOSE = 1e-3
-LATER = 60  # steps after which vectors are long no longer orthogonal, with the recurrence alone
+LATER = 40  # steps after which vectors are long no longer orthogonal, with the recurrence alone
 Vectors = dict[str, Tensor]
 
 
@@ -135,9 +135,10 @@ def test_first_coefficients_are_those_of_the_released_algorithm(
 def test_the_released_recurrence_finds_the_largest_eigenvalue_more_than_once(
     model: GPT, batches: list[Tensor]
 ) -> None:
-    starts = start_vectors(model, 0, whole=True)
-    alphas, betas = released_lanczos(model, batches, starts, LATER, whole=True)["full"]
+    name = "layers.0.attn.wo.weight"
+    starts = {name: start_vectors(model, 0, whole=False)[name]}
+    alphas, betas = released_lanczos(model, batches, starts, LATER, whole=False)[name]
     theirs = np.linalg.eigvalsh(np.diag(alphas) + np.diag(betas, 1) + np.diag(betas, -1)) / MICROBATCHES
-    nodes = ours(model, batches, LATER, whole=True)["full"].nodes[0]
+    nodes = ours(model, batches, LATER, whole=False)[name].nodes[0]
     assert np.sum(np.abs(nodes - nodes[-1]) < CLOSE * nodes[-1]) == 1
     assert np.sum(np.abs(theirs - nodes[-1]) < CLOSE * nodes[-1]) > 1
