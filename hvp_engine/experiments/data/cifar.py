@@ -23,7 +23,10 @@ _ALLOWED = {
     ("numpy", "dtype"): np.dtype,
 }
 _TRAIN_10 = tuple(f"data_batch_{number}" for number in range(1, 6))
-_CLASSES = {"cifar10": ("batches.meta", b"label_names", b"labels"), "cifar100": ("meta", b"fine_label_names", b"fine_labels")}
+_CLASSES = {
+    "cifar10": ("batches.meta", b"label_names", b"labels"),
+    "cifar100": ("meta", b"fine_label_names", b"fine_labels"),
+}
 
 
 def cifar(name: str, data: Mapping[str, Path] | None) -> Images:

@@ -123,7 +123,9 @@ def _cornell(folder: Path) -> list[tuple[str, ...]]:
 
 def _fields(file: Path, count: int) -> Iterator[list[str]]:
     if not file.exists():
-        raise ConfigurationError(f"There is no {file.name} in {file.parent}; give the folder that the archive unpacks to.")
+        raise ConfigurationError(
+            f"There is no {file.name} in {file.parent}; give the folder that the archive unpacks to."
+        )
     for number, line in enumerate(file.read_text(encoding="latin-1").split("\n"), start=1):
         fields = line.split(_SEPARATOR)
         if len(fields) == count:

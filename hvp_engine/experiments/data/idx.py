@@ -42,7 +42,9 @@ def _find(folder: Path, name: str) -> Path:
     for found in (name, f"{name}.gz", name.replace("-idx", ".idx"), f"{name.replace('-idx', '.idx')}.gz"):
         if (folder / found).exists():
             return folder / found
-    raise ConfigurationError(f"There is neither {name} nor {name}.gz in {folder}; give the folder that has MNIST's files.")
+    raise ConfigurationError(
+        f"There is neither {name} nor {name}.gz in {folder}; give the folder that has MNIST's files."
+    )
 
 
 def _read(file: Path) -> NDArray[np.uint8]:

@@ -79,9 +79,7 @@ def photographs(size: int = 32, seed: int = 0, train: int = 3400, test: int = 68
     return Images(*parts, PHOTOGRAPHS, source)
 
 
-def gaussian(
-    classes: int, features: int, count: int, seed: int, offset: float = 0.0, spread: float = 1.0
-) -> Samples:
+def gaussian(classes: int, features: int, count: int, seed: int, offset: float = 0.0, spread: float = 1.0) -> Samples:
     """Draw Gaussian inputs around Gaussian class means.
 
     Args:

@@ -34,7 +34,9 @@ OFFSETS = (3.0, 1.0, 0.0)
 OPTIMIZERS = ("signsgd", "signum")
 _CLASSES = {"tiny": (5, 500), "small": (5, 20, 100, 500), "paper": (5, 20, 100, 500)}
 _SOURCE = "arXiv 2502.00213v1, abstract; bounds measured here"
-Sizes = dict[tuple[str, int, str], list[float]]  # root mean square of the head's weights by features, classes, optimizer
+Sizes = dict[
+    tuple[str, int, str], list[float]
+]  # root mean square of the head's weights by features, classes, optimizer
 
 
 def run(setting: Setting) -> Result:
@@ -51,7 +53,10 @@ def run(setting: Setting) -> Result:
     made = time.perf_counter()
     if setting.size != "tiny":
         notes = _add_real(setting, sizes, counts)
-    ratios = {key: np.divide(sizes[*key, "signsgd"], sizes[*key, "signum"]) for key in dict.fromkeys(k[:2] for k in sizes)}
+    ratios = {
+        (features, classes): np.divide(*(sizes[features, classes, name] for name in OPTIMIZERS))
+        for features, classes in dict.fromkeys(key[:2] for key in sizes)
+    }
     few, many = (ratios[_offset(OFFSETS[0]), classes] for classes in (counts[0], counts[-1]))
     claims = (
         at_least("SignSGD's head of 500 classes >= 1.3 x Signum's", "ratio", many.tolist(), 1.3, _SOURCE),
