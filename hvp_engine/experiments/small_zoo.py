@@ -23,10 +23,7 @@ from hvp_engine.experiments.registry import Setting
 from hvp_engine.experiments.tasks import Amounts, Order, on_images, on_masked_text, on_text
 
 CHARACTERS = 84  # of the packaged plays; what a model is planned with where they are not installed
-_GRIDS: Mapping[str, Mapping[str, Sequence[float]]] = {
-    "small": GRID,
-    "tiny": {"sgd": (0.1, 0.03), "adam": (3e-3, 1e-3)},
-}
+_TINY_GRID: Mapping[str, Sequence[float]] = {"sgd": (0.1, 0.03), "adam": (3e-3, 1e-3)}
 _MASKED, _MASKED_IN_TRAINING = 0.15, 0.25  # shares; the larger one leaves the plateau of single characters sooner
 _PHOTOGRAPH_CLASSES = 17
 
