@@ -13,7 +13,7 @@ from hvp_engine.experiments.drivers import slq_accuracy
 from hvp_engine.experiments.registry import Setting
 from problems import quadratic, symmetric
 
-SIZES = slq_errors.Sizes((5, 10, 20, 40), (1, 2, 5, 10, 20), 20, 1)
+SIZES = slq_errors.Sizes((5, 10, 20, 100), (1, 2, 5, 10, 20), 20, 1)
 
 
 @pytest.fixture(scope="module")
