@@ -117,9 +117,7 @@ def ours(model: nn.Module, batches: Sequence[Tensor], steps: int, *, whole: bool
 
 
 @pytest.mark.parametrize("whole", [False, True], ids=["blocks", "full"])
-def test_first_coefficients_are_those_of_the_released_algorithm(
-    model: GPT, batches: list[Tensor], whole: bool
-) -> None:
+def test_first_coefficients_are_those_of_the_released_algorithm(model: GPT, batches: list[Tensor], whole: bool) -> None:
     spectra = ours(model, batches, COMPARED + 1, whole=whole)
     for number in range(PROBES):
         theirs = released_lanczos(model, batches, start_vectors(model, number, whole=whole), COMPARED + 1, whole=whole)
@@ -132,9 +130,7 @@ def test_first_coefficients_are_those_of_the_released_algorithm(
                 np.testing.assert_allclose(mine[number, :COMPARED], mean, rtol=CLOSE, atol=CLOSE * size)
 
 
-def test_the_released_recurrence_finds_the_largest_eigenvalue_more_than_once(
-    model: GPT, batches: list[Tensor]
-) -> None:
+def test_the_released_recurrence_finds_the_largest_eigenvalue_more_than_once(model: GPT, batches: list[Tensor]) -> None:
     name = "layers.0.attn.wo.weight"
     starts = {name: start_vectors(model, 0, whole=False)[name]}
     alphas, betas = released_lanczos(model, batches, starts, LATER, whole=False)[name]

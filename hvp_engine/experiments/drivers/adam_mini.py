@@ -59,7 +59,10 @@ def run(setting: Setting) -> Result:
         if seed == 0:
             figure = drawn(model, after, found[0]["trained"])
     smallest = {
-        kind: [min(a / b for name, (a, b) in seed["trained"].items() if by_head(name) == (kind == "heads")) for seed in found]
+        kind: [
+            min(a / b for name, (a, b) in seed["trained"].items() if by_head(name) == (kind == "heads"))
+            for seed in found
+        ]
         for kind in ("heads", "rows")
     }
     claims = (
@@ -67,7 +70,13 @@ def run(setting: Setting) -> Result:
         at_least("trained v, wo, fc, proj: rows hold >= 2 x random groups", "ratio", smallest["rows"], 2.0, _SOURCE),
     )
     table = tuple(
-        (stage, name, "heads" if by_head(name) else "rows", *np.mean(pairs, axis=0).tolist(), float(np.std(pairs, axis=0)[0]))
+        (
+            stage,
+            name,
+            "heads" if by_head(name) else "rows",
+            *np.mean(pairs, axis=0).tolist(),
+            float(np.std(pairs, axis=0)[0]),
+        )
         for stage in ("init", "trained")
         for name in found[0][stage]
         for pairs in [[seed[stage][name] for seed in found]]

@@ -94,7 +94,9 @@ def compared(
     model: nn.Module, loss: Any, data: Any, setting: Setting, probes: int, seed: int, precision: Precision
 ) -> OffDiagonal:
     """Multiply random vectors by the whole Hessian and by every tensor's block."""
-    return off_diagonal(model, loss, "parameter", data=data, probes=probes, seed=seed, precision=precision, progress=False)
+    return off_diagonal(
+        model, loss, "parameter", data=data, probes=probes, seed=seed, precision=precision, progress=False
+    )
 
 
 def plan(setting: Setting) -> list[PlannedPart]:

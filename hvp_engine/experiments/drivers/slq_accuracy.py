@@ -19,8 +19,7 @@ from torch import nn
 
 from hvp_engine import losses
 from hvp_engine.api import dense, slq
-from hvp_engine.experiments import figures
-from hvp_engine.experiments import exact_net
+from hvp_engine.experiments import exact_net, figures
 from hvp_engine.experiments.exact import FloatArray
 from hvp_engine.experiments.registry import Setting
 from hvp_engine.experiments.result import Result, Table, at_least, at_most
@@ -28,7 +27,6 @@ from hvp_engine.experiments.slq_errors import Comparison, Sizes, comparison, slo
 from hvp_engine.experiments.zoo import zoo
 from hvp_engine.results import smoothing
 from hvp_engine.results.spectrum import Spectrum
-
 
 _SIZES = {
     "tiny": Sizes((5, 10, 20, 40, 80), (1, 2, 5, 10, 20), 20, 1),
@@ -46,11 +44,13 @@ def run(setting: Setting) -> Result:
         setting = replace(setting, size="small")  # exact spectra are of small blocks only
     sizes = _SIZES[setting.size]
     seeds = [comparisons(setting, sizes, seed) for seed in range(setting.seeds)]
-    slopes = [max((abs(slope(sizes, c) + 0.5) for c in seed.values())) for seed in seeds]
+    slopes = [max(abs(slope(sizes, c) + 0.5) for c in seed.values()) for seed in seeds]
     covered = [min(c.covered for c in seed.values()) for seed in seeds]
     most = sizes.steps[-1]
     claims = (
-        at_most(f"E1 falls like probes^-0.5 +- 0.15 at {most} steps", "distance of the exponent", slopes, 0.15, _SOURCE),
+        at_most(
+            f"E1 falls like probes^-0.5 +- 0.15 at {most} steps", "distance of the exponent", slopes, 0.15, _SOURCE
+        ),
         at_least(f"95 % bars hold the exact trace in >= 90 % of {sizes.repeats} runs", "share", covered, 0.9, _SOURCE),
     )
     errors = {name: np.array([seed[name].errors for seed in seeds]) for name in seeds[0]}
@@ -88,10 +88,9 @@ def compared(
         again(steps=_TRACE_STEPS, probes=_TRACE_PROBES, seed=number, check=False)
         for number in range(seed * sizes.repeats, (seed + 1) * sizes.repeats)
     ]
-    return {name: comparison(sizes, exact[name], found[name], [spectra[name] for spectra in repeats]) for name in blocks}
-
-
-
+    return {
+        name: comparison(sizes, exact[name], found[name], [spectra[name] for spectra in repeats]) for name in blocks
+    }
 
 
 def drawn(sizes: Sizes, found: Comparison, errors: Mapping[str, FloatArray]) -> Figure:
