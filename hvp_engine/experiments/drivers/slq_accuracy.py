@@ -1,8 +1,8 @@
 """SLQ against exact spectra (Z's own check in the first commit of its code, and zyushun/Hessian-structure).
 
 The error of a density is E1, the integral of abs(phi_exact - phi_slq), both smoothed with the same Gaussian; between
-two distributions it is at most 2. Once there are steps enough it is chance, and falls like 1 / sqrt(probes). Whether the
-engine knows its own chance is seen by its bars of the trace: as many of them as they say hold the exact one.
+two distributions it is at most 2. Once there are steps enough it is chance, and falls like 1 / sqrt(probes). Whether
+the engine knows its own chance is seen by its bars of the trace: as many of them as they say hold the exact one.
 """
 
 from __future__ import annotations

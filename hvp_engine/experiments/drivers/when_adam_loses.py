@@ -27,8 +27,8 @@ _CLAIMED = 100  # dimension
 _DRAWS = {"tiny": 5, "small": 20, "paper": 20}
 _SOURCE = "doctoral thesis of Z's first author (arXiv 2608.16760), figures 3.1a and 3.2"
 _NOTE = (
-    "Calibrated once on seeds 100 to 102, which no check uses: correlations of medians were -1.00 to -0.96 at kappa 1e3 "
-    "and 1e5, and -0.86 to 0.14 at kappa 10, where there is nothing for a preconditioner to gain: Adam's condition "
+    "Calibrated once on seeds 100 to 102, which no check uses: correlations of medians were -1.00 to -0.96 at kappa "
+    "1e3 and 1e5, and -0.86 to 0.14 at kappa 10, where there is nothing for a preconditioner to gain: Adam's condition "
     "number is the larger one at every tau. That case is drawn, and not gated."
 )
 FloatArray = NDArray[np.float64]
