@@ -8,12 +8,13 @@ from functools import cached_property
 
 import numpy as np
 
+from hvp_engine.blocks import BlockSpec
 from hvp_engine.experiments import cache, heterogeneity
 from hvp_engine.experiments.entry import Entry
 from hvp_engine.experiments.heterogeneity import FloatArray
 from hvp_engine.experiments.registry import Setting
 from hvp_engine.experiments.result import Cell
-from hvp_engine.experiments.zoo import zoo
+from hvp_engine.experiments.zoo import entry_of
 from hvp_engine.results.spectra import Spectra
 
 Values = Mapping[str, Sequence[float]]
@@ -80,7 +81,12 @@ class Blockwise:
 
 
 def measure(
-    setting: Setting, model: str | Entry, *, steps: int | None = None, probes: int | None = None
+    setting: Setting,
+    model: str | Entry,
+    *,
+    steps: int | None = None,
+    probes: int | None = None,
+    blocks: BlockSpec = None,
 ) -> Blockwise:
     """Compute the spectra of a model's blocks at initialisation for all seeds, or read them.
 
@@ -89,12 +95,14 @@ def measure(
         model: Name in the zoo, or an entry of one's own.
         steps: Lanczos steps; None takes those of the size.
         probes: Random vectors per block; None takes those of the size.
+        blocks: Other blocks than the entry's, always the same ones for this model.
     """
-    entry = zoo(setting)[model] if isinstance(model, str) else model
+    label = "" if blocks is None else "cut"
     found = [
-        cache.spectra(setting, model, "init", seed, steps=steps, probes=probes) for seed in range(setting.seeds)
+        cache.spectra(setting, model, "init", seed, blocks=blocks, steps=steps, probes=probes, label=label)
+        for seed in range(setting.seeds)
     ]
-    return Blockwise(entry, tuple(found))
+    return Blockwise(entry_of(setting, model), tuple(found))
 
 
 def ratios(values: Values, above: Iterable[str], below: Iterable[str]) -> list[float]:

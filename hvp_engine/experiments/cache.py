@@ -20,11 +20,12 @@ from torch import nn
 
 from hvp_engine import losses
 from hvp_engine.api import slq
+from hvp_engine.blocks import BlockSpec
 from hvp_engine.errors import ConfigurationError
 from hvp_engine.experiments.batches import Batches
 from hvp_engine.experiments.calibration import calibrate
 from hvp_engine.experiments.curve_files import read_curve, write_curve
-from hvp_engine.experiments.entry import Blocks, Entry
+from hvp_engine.experiments.entry import Entry
 from hvp_engine.experiments.optimizers import make_optimizer
 from hvp_engine.experiments.registry import ZOO_OPTIONS, Setting
 from hvp_engine.experiments.training import Curve, accuracy, fit, held_out, search
@@ -55,7 +56,7 @@ def spectra(
     stage: str,
     seed: int,
     *,
-    blocks: Blocks | None = None,
+    blocks: BlockSpec = None,
     steps: int | None = None,
     probes: int | None = None,
     label: str = "",

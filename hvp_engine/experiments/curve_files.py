@@ -32,7 +32,7 @@ def write_curve(path: Path, curve: Curve, identity: str) -> None:
 def read_curve(path: Path, identity: str) -> Curve | None:
     """Read a curve; None where there is no whole one of this training, which must then be done again."""
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as file:
             if str(file["identity"]) != identity:
                 return None
             return Curve(

@@ -8,6 +8,7 @@ import numpy as np
 from matplotlib.axes import Axes
 
 from hvp_engine.experiments import cache, figures
+from hvp_engine.experiments.blockwise import mean_and_deviation
 from hvp_engine.experiments.entry import Entry
 from hvp_engine.experiments.registry import Setting
 from hvp_engine.experiments.training import Curve
@@ -43,6 +44,16 @@ class Gap:
     def mean(self) -> float:
         """Mean of the values."""
         return float(np.mean(self.values))
+
+    @property
+    def summary(self) -> tuple[float, float]:
+        """Mean and standard deviation of the values."""
+        return mean_and_deviation(self.values)
+
+    @property
+    def relative(self) -> float:
+        """Mean of the values as a share of Adam's mean loss, which makes tasks a little more comparable."""
+        return self.mean / self.losses[1]
 
     @property
     def edges(self) -> tuple[str, ...]:

@@ -11,9 +11,8 @@ from torch import Tensor, nn
 
 from hvp_engine import losses
 from hvp_engine.experiments.batches import Batches
-from hvp_engine.experiments.data import dialogue, idx, image_folder, text
+from hvp_engine.experiments.data import dialogue, idx, picture_files, text
 from hvp_engine.experiments.data.masking import masked
-from hvp_engine.experiments.data.source import required
 from hvp_engine.experiments.entry import Blocks, Entry, Family, Recipe, seeded, weights
 from hvp_engine.experiments.models import huggingface
 from hvp_engine.experiments.models.gpt import GPT, GPTConfig, paper_blocks
@@ -52,17 +51,12 @@ def paper_zoo(setting: Setting) -> dict[str, Entry]:
 
 def _mlp(setting: Setting) -> Entry:
     amounts = Amounts(128, 128, 128, 1024)
-
-    def data(seed: int) -> Batches:
-        folder = required("mnist", setting.data, "a folder with MNIST's IDX files")
-        return on_images(idx.mnist(folder), amounts, seed)
-
     return Entry(
         "mlp",
         "mlp",
         seeded(partial(MLP, (784, 64, 64, 64, 10))),
         losses.classification,
-        data,
+        lambda seed: on_images(idx.mnist(setting.data), amounts, seed),
         Recipe(setting.option("steps", 3 * (60_000 // 128)), amounts.training),
         _GRID,
         sketch=partial(_pictures, 128, 1, 28),
@@ -82,7 +76,7 @@ def _on_imagenet(
         family,
         seeded(build),
         losses.classification,
-        lambda seed: on_images(image_folder.image_folder("imagenet", setting.data), amounts, seed),
+        lambda seed: on_images(picture_files.imagenet(setting.data), amounts, seed),
         Recipe(setting.option("steps", _IMAGENET_STEPS), amounts.training, options=_DECAYED),
         _GRID,
         choose,
@@ -125,7 +119,7 @@ def _gpt2(setting: Setting) -> Entry:
         "transformer",
         seeded(partial(GPT, GPT2)),
         losses.causal_lm,
-        lambda seed: on_text(text.tokens("openwebtext", setting.data), amounts, seed),
+        lambda seed: on_text(text.openwebtext(setting.data), amounts, seed),
         Recipe(
             setting.option("steps", 100_000),
             _GPT2_MICROBATCHES * amounts.training,
@@ -212,9 +206,9 @@ def _tokens(sequences: int, micro: int, length: int) -> tuple[Any, int]:
 
 
 def _masked_pairs(sequences: int, micro: int) -> tuple[Any, int]:
-    ids = {
+    ids = {  # without the attention mask, whose values transformers looks at
         name: torch.empty(micro, _BERT_CONTEXT, dtype=torch.int64, device="meta")
-        for name in ("input_ids", "token_type_ids", "attention_mask", "labels")
+        for name in ("input_ids", "token_type_ids", "labels")
     }
     labels = torch.empty(micro, dtype=torch.int64, device="meta")
     return {**ids, "next_sentence_label": labels}, sequences // micro

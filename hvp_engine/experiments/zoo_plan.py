@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, cast
+from typing import Any
 
 from torch import Tensor
 
@@ -11,7 +11,6 @@ from hvp_engine.blocks import BlockSpec
 from hvp_engine.experiments.entry import Entry
 from hvp_engine.experiments.paper_plan import PlannedPart, counted_training, planned_slq
 from hvp_engine.experiments.registry import Setting
-from hvp_engine.problem.precision import Precision
 
 
 def planned_spectra(setting: Setting, entry: Entry, runs: int, blocks: BlockSpec = None, what: str = "") -> PlannedPart:
@@ -27,7 +26,7 @@ def planned_spectra(setting: Setting, entry: Entry, runs: int, blocks: BlockSpec
     batch, batches = _sketched(entry)
     return planned_slq(
         what or f"spectra of {entry.name}, {runs} of them", entry.meta(), entry.loss, blocks or entry.blocks, [batch],
-        precision=cast(Precision, setting.precision), batches=batches, runs=runs,
+        precision=setting.precision, batches=batches, runs=runs,
     )  # fmt: skip
 
 
@@ -37,7 +36,7 @@ def planned_curves(setting: Setting, entry: Entry, optimizers: Sequence[str] = (
     trainings = sum(len(entry.rates[optimizer]) + setting.seeds - 1 for optimizer in optimizers)
     passes = trainings * entry.recipe.steps * entry.recipe.batch / _samples(batch)
     what = f"trainings of {entry.name} with {' and '.join(optimizers)}, {trainings} of them"
-    return counted_training(what, entry.meta(), entry.loss, batch, passes, precision=cast(Precision, setting.precision))
+    return counted_training(what, entry.meta(), entry.loss, batch, passes, precision=setting.precision)
 
 
 def _sketched(entry: Entry) -> tuple[Any, int]:

@@ -50,7 +50,7 @@ def test_the_loop_takes_the_steps_of_a_plain_loop_of_torch() -> None:
         loss.backward()
         norms.append(float(torch.nn.utils.clip_grad_norm_(plain.parameters(), 0.05)))
         reference.step()
-        expected.append(float(loss))
+        expected.append(float(loss.detach()))
     np.testing.assert_allclose(curve.losses, expected, rtol=1e-6)
     np.testing.assert_allclose(curve.gradient_norms, norms, rtol=1e-5)
     assert max(norms) > 0.05  # so the gradients were clipped

@@ -55,7 +55,10 @@ def test_language_models_have_the_specified_sizes_with_the_plays_characters(
 
 def test_the_papers_bert_has_two_layers_and_about_forty_million_parameters(tmp_path: Path) -> None:
     found = entries(tmp_path, "paper")["bert"]
-    assert found.parameters == 38_495_794
+    embeddings = (30_000 + 64 + 2 + 2) * 768
+    layers = 2 * (12 * 768**2 + 13 * 768)
+    heads = 2 * (768**2 + 768) + 2 * 768 + 30_000 + 2 * 768 + 2
+    assert found.parameters == embeddings + layers + heads == 38_482_226
     assert len(found.blocks) == 14
 
 

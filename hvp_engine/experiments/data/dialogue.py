@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from hvp_engine.errors import ConfigurationError
 from hvp_engine.experiments.data.corpus import HELD_OUT_EVERY
-from hvp_engine.experiments.data.plays import play_files, play_turns
+from hvp_engine.experiments.data.plays import Speech, play_files, play_speeches
 from hvp_engine.experiments.data.source import Source, digest, from_path, given
 
 _SEPARATOR = " +++$+++ "
@@ -56,12 +56,22 @@ def conversations(data: Mapping[str, Path] | None = None) -> Conversations:
     folder = given("cornell", data, f"a folder with {_LINES} and {_CONVERSATIONS}")
     if folder is None:
         files, source = play_files("dialogue", data)
-        spoken = [play_turns(file) for file in files]
+        spoken = [tuple(speech.text for speech in play_speeches(file)) for file in files]
     else:
         spoken = _cornell(folder)
         source = from_path("cornell", folder, digest([folder / _LINES, folder / _CONVERSATIONS]))
     train = tuple(turns for i, turns in enumerate(spoken) if i % HELD_OUT_EVERY)
     return Conversations(train, tuple(turns for i, turns in enumerate(spoken) if i % HELD_OUT_EVERY == 0), source)
+
+
+def speeches(data: Mapping[str, Path] | None = None) -> list[Speech]:
+    """Read what is said in the plays, with the speakers.
+
+    Raises:
+        ConfigurationError: The plays are not there.
+    """
+    files, _ = play_files("dialogue", data)
+    return [speech for file in files for speech in play_speeches(file)]
 
 
 def sentence_pairs(spoken: Sequence[Sequence[str]], seed: int) -> Iterator[SentencePair]:

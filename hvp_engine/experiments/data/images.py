@@ -13,8 +13,7 @@ from torch import Tensor
 from hvp_engine.errors import ConfigurationError
 from hvp_engine.experiments.data.pixels import normalised
 from hvp_engine.experiments.data.samples import Images, Samples
-from hvp_engine.experiments.data.source import Package
-from hvp_engine.experiments.registry import EXTRA
+from hvp_engine.experiments.data.source import EXTRA, Package
 
 PHOTOGRAPHS = (
     "astronaut", "brick", "camera", "cell", "chelsea", "coffee", "coins", "grass", "gravel", "hubble_deep_field", "ihc",
@@ -112,7 +111,7 @@ def _photograph(folder: Path, name: str) -> Path:
         if (folder / f"{name}{suffix}").exists():
             return folder / f"{name}{suffix}"
     raise ConfigurationError(
-        f"The installed scikit-image lacks the photograph {name!r}; pip install 'scikit-image>=0.22', whose wheel has it."
+        f"The installed scikit-image lacks the photograph {name!r}; {EXTRA} installs a version that has it."
     )
 
 

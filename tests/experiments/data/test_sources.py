@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from hvp_engine.errors import ConfigurationError
-from hvp_engine.experiments.data.source import Package, digest, given, required, sizes_digest
+from hvp_engine.experiments.data.source import EXTRA, Package, digest, given, required, sizes_digest
 
-ABSENT = Package("no-such-package", "no_such_package_anywhere", "MIT", "experiments")
+ABSENT = Package("no-such-package", "no_such_package_anywhere", "MIT", EXTRA)
 
 
 def test_a_missing_package_is_an_error_that_names_the_extra_and_the_option() -> None:
@@ -22,7 +22,7 @@ def test_a_package_is_found_without_being_imported(tmp_path: Path, monkeypatch: 
     (tmp_path / "carries_data").mkdir()
     (tmp_path / "carries_data" / "__init__.py").write_text("raise SystemError('imported')")
     monkeypatch.syspath_prepend(str(tmp_path))
-    package = Package("carries-data", "carries_data", "MIT", "experiments")
+    package = Package("carries-data", "carries_data", "MIT", EXTRA)
     assert package.folder() == tmp_path / "carries_data"
     assert "carries_data" not in sys.modules
 

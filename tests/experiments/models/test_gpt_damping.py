@@ -14,7 +14,7 @@ SIZES = {"vocabulary": 50, "context": 16, "layers": 4, "heads": 2, "width": 64}
 
 def deviation(model: GPT, projection: str) -> float:
     weights = [p.flatten() for name, p in model.named_parameters() if name.endswith(f"{projection}.weight")]
-    return float(torch.cat(weights).std())
+    return float(torch.cat(weights).detach().std())
 
 
 def test_the_papers_option_leaves_the_attentions_output_undamped() -> None:

@@ -53,8 +53,8 @@ def test_weights_have_he_deviations_and_biases_are_zero() -> None:
     torch.manual_seed(0)
     model = small_vgg()
     conv, linear = model.features.conv_2_1, model.classifier[2]
-    assert float(conv.weight.std()) == pytest.approx(math.sqrt(2 / (9 * 64)), rel=0.05)
-    assert float(linear.weight.std()) == pytest.approx(math.sqrt(2 / 128), rel=0.05)
+    assert float(conv.weight.detach().std()) == pytest.approx(math.sqrt(2 / (9 * 64)), rel=0.05)
+    assert float(linear.weight.detach().std()) == pytest.approx(math.sqrt(2 / 128), rel=0.05)
     assert not any(parameter.any() for name, parameter in model.named_parameters() if name.endswith("bias"))
 
 

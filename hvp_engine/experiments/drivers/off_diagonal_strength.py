@@ -1,0 +1,115 @@
+"""How much of a Hessian lies between its tensors: norm(Hv - Bv) / norm(Hv) and the cosine of Hv and Bv, for random v.
+
+B is the Hessian without what lies between two tensors. For small nets no paper gives a number. What can be held
+against is an identity: with E[v v'] = I / n, E norm(Hv - Bv)^2 / E norm(Hv)^2 = 1 - S, where S is the share of the squared norm
+of H in the tensors' own blocks, which driver D2's net has exactly.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+from torch import nn
+
+from hvp_engine import losses
+from hvp_engine.api import off_diagonal
+from hvp_engine.experiments import cache, exact_net, figures
+from hvp_engine.experiments.heterogeneity import energy_share
+from hvp_engine.experiments.paper_plan import PlannedPart, planned_slq
+from hvp_engine.experiments.registry import Setting
+from hvp_engine.experiments.result import Result, Table, at_most
+from hvp_engine.experiments.zoo import zoo
+from hvp_engine.problem.precision import Precision
+from hvp_engine.results.off_diagonal import OffDiagonal
+
+PROBES, EXACT_PROBES = 8, 64
+STAGES = ("init", "1.0")
+_ZOO = {"tiny": ("mlp",), "small": ("mlp", "vgg", "resnet", "vit", "mixer", "bert", "gpt")}
+_SOURCE = "an identity for Gaussian v; Z's claim of near block-diagonality, by layer"
+
+
+def run(setting: Setting) -> Result:
+    """Compare products of the zoo's Hessians, and of the exact net's, with those of their block diagonals."""
+    begin = time.perf_counter()
+    pairs = [identity(setting, seed) for seed in range(setting.seeds)]
+    apart = [abs(measured / exact - 1.0) for measured, exact in pairs]
+    claims = (
+        at_most(
+            f"rms norm(Hv - Bv) / rms norm(Hv) is sqrt(1 - S) within 5 % ({EXACT_PROBES} probes)",
+            "relative difference",
+            apart,
+            0.05,
+            _SOURCE,
+        ),
+    )
+    names = [name for name in zoo(setting) if setting.size == "paper" or name in _ZOO[setting.size]]
+    found = {
+        (name, stage): [strength(setting, name, stage, seed) for seed in range(setting.seeds)]
+        for name in names
+        for stage in STAGES
+    }
+    table = tuple(
+        (name, stage, *np.mean(numbers, axis=0).tolist(), float(np.std(numbers, axis=0)[0]))
+        for (name, stage), numbers in found.items()
+    )
+    measured, exactly = np.array(pairs).T
+    net = ("exact MLP", "init", float(measured.mean()), float("nan"), float(measured.std()))
+    with figures.style():
+        figure, axes = figures.page(1, 2, 5.5, 2.2, width_ratios=(3, 1))
+        ratios = {name: {stage: [number[0] for number in found[name, stage]] for stage in STAGES} for name in names}
+        figures.bars(axes[0, 0], ratios)
+        axes[0, 0].set_ylabel("norm(Hv - Bv) / norm(Hv)")
+        figures.scatter(axes[0, 1], exactly, measured)
+        axes[0, 1].axline((float(exactly.mean()),) * 2, slope=1.0, color="0.5", linewidth=0.6)
+        axes[0, 1].set(xlabel="sqrt(1 - S), exact", ylabel=f"measured, {EXACT_PROBES} probes")
+    columns = ("model", "stage", "norm(Hv - Bv) / norm(Hv)", "cosine", "sd")
+    settings = {"probes": PROBES, "probes of the exact net": EXACT_PROBES, "blocks": "every tensor"}
+    return Result(Table(columns, (*table, net)), claims, figure, settings, {"all": time.perf_counter() - begin})
+
+
+def strength(setting: Setting, name: str, stage: str, seed: int) -> tuple[float, float]:
+    """Measure ratio and cosine of a model of the zoo at a stage of its training."""
+    entry = zoo(setting)[name]
+    model = cache.checkpoint(setting, name, stage, seed)
+    found = compared(model, entry.loss, entry.data(seed).fixed, setting, PROBES, seed, setting.precision)
+    return found.ratio.value, found.cosine.value
+
+
+def identity(setting: Setting, seed: int) -> tuple[float, float]:
+    """Return the ratio of root mean squares of the exact net at initialisation, measured and by its energy share."""
+    setting = replace(setting, size="small")  # at the paper's, too: one that has all its matrix
+    data = exact_net.pictures(setting)
+    net = exact_net.network(setting, data, seed).eval()
+    found = compared(net, losses.classification, [data.train], setting, EXACT_PROBES, seed, "fp64")
+    whole, _, between, _ = found.sums.sum(axis=(0, 1))
+    matrix = exact_net.hessian(setting, net, data)
+    parts = np.split(np.arange(len(matrix)), [net.fc1.weight.numel()])
+    return float(np.sqrt(between / whole)), float(np.sqrt(1.0 - energy_share(matrix, parts)))
+
+
+def compared(
+    model: nn.Module, loss: Any, data: Any, setting: Setting, probes: int, seed: int, precision: Precision
+) -> OffDiagonal:
+    """Multiply random vectors by the whole Hessian and by every tensor's block."""
+    return off_diagonal(model, loss, "parameter", data=data, probes=probes, seed=seed, precision=precision, progress=False)
+
+
+def plan(setting: Setting) -> list[PlannedPart]:
+    """Count the products with the whole matrix and with every block, of all models at both stages."""
+    parts = []
+    for name, entry in zoo(setting).items():
+        if entry.sketch is None:
+            continue
+        batch, count = entry.sketch()
+        model, runs = entry.meta(), setting.seeds * len(STAGES)
+        for what, blocks in (("whole", "full"), ("tensors", "parameter")):
+            parts.append(
+                planned_slq(
+                    f"{name}, {what}", model, entry.loss, blocks, [batch],
+                    steps=1, probes=PROBES, precision=setting.precision, batches=count, runs=runs,
+                )
+            )  # fmt: skip
+    return parts

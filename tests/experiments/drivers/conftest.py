@@ -1,0 +1,46 @@
+"""Runs of seconds that share their caches, as drivers of one results folder do."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from hvp_engine.experiments import run
+from hvp_engine.experiments.registry import find
+from hvp_engine.experiments.result import Result
+
+FILES = {"manifest.json", "table.csv", "table.md", "claim.json", "figure.png", "figure.pdf"}
+
+
+@pytest.fixture(scope="session")
+def shared_results(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of the results of all tiny runs in this session."""
+    return tmp_path_factory.mktemp("results")
+
+
+@pytest.fixture
+def run_tiny(shared_results: Path) -> Callable[[str], Result]:
+    """Run a driver at size tiny with one seed, and check what every driver writes."""
+
+    def ran(name: str) -> Result:
+        out = shared_results / name
+        result = run(name, size="tiny", seeds=1, out=out)
+        assert {path.name for path in out.iterdir()} >= FILES
+        with (out / "table.csv").open(newline="") as file:
+            rows = list(csv.reader(file))
+        assert tuple(rows[0]) == result.table.columns and len(rows) == 1 + len(result.table.rows) > 1
+        assert {len(row) for row in rows} == {len(result.table.columns)}
+        decided = json.loads((out / "claim.json").read_text())
+        assert decided["id"] == find(name).id and decided["holds"] == result.holds
+        assert [claim["statement"] for claim in decided["claims"]] == [claim.statement for claim in result.claims]
+        manifest = json.loads((out / "manifest.json").read_text())
+        assert manifest["driver"] == name and manifest["settings"]["size"] == "tiny"
+        assert all(seconds >= 0.0 for seconds in manifest["seconds"].values())
+        assert (out / "figure.png").stat().st_size > 10_000
+        return result
+
+    return ran
