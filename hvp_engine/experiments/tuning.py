@@ -144,7 +144,7 @@ def _identity(setting: Setting, entry: Entry, optimizer: str, rate: float, seed:
 def _read(path: Path, identity: str) -> Tuned | None:
     """Read a result; None where there is no whole one of this fine-tuning, which must then be done again."""
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as file:
             if str(file["identity"]) != identity:
                 return None
             arrays = {name: file[name] for name in file.files if name not in ("identity", "rate")}

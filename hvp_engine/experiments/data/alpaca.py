@@ -33,7 +33,7 @@ def instructions(data: Mapping[str, Path] | None) -> Instructions:
     file = required("alpaca", data, "alpaca_data.json")
     try:
         texts = tuple(_text(entry) for entry in json.loads(file.read_text(encoding="utf-8")))
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ConfigurationError(
             f"{file} is no list of objects with instruction, input and output ({error!r}); give alpaca_data.json."
         ) from error

@@ -170,4 +170,9 @@ def _expect(folder: Path, *names: str) -> None:
 
 
 def _source(name: str, folder: Path, parts: Sequence[PictureFiles]) -> Source:
-    return from_path(name, folder, sizes_digest(file for part in parts for file in part.files))
+    try:
+        return from_path(name, folder, sizes_digest(file for part in parts for file in part.files))
+    except FileNotFoundError as error:
+        raise ConfigurationError(
+            f"The picture {error.filename} is listed and not there; unpack the archive again."
+        ) from error

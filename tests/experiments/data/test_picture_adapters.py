@@ -153,7 +153,8 @@ def test_flowers_are_read_in_torchvisions_layout(tmp_path: Path) -> None:
 
 def test_aircraft_are_read_by_variant(tmp_path: Path) -> None:
     folder = tmp_path / "fgvc-aircraft-2013b" / "data"
-    write_picture(folder / "images" / "0000001.jpg", (0, 0, 0))
+    for number in (1, 2):
+        write_picture(folder / "images" / f"000000{number}.jpg", (0, 0, 0))
     (folder / "variants.txt").write_text("707-320\nA300B4\nCessna 172\n")
     (folder / "images_variant_train.txt").write_text("0000001 Cessna 172\n")
     (folder / "images_variant_val.txt").write_text("0000002 707-320\n")
@@ -161,3 +162,6 @@ def test_aircraft_are_read_by_variant(tmp_path: Path) -> None:
     planes = aircraft({"aircraft": folder})
     assert planes.train.labels.tolist() == [2, 0]
     assert planes.test.labels.tolist() == [1]
+    (folder / "images" / "0000002.jpg").unlink()
+    with pytest.raises(ConfigurationError, match=r"0000002\.jpg is listed and not there"):
+        aircraft({"aircraft": folder})
