@@ -191,7 +191,7 @@ def _draw(points: list[_Point], measured: dict[int, Blockwise]) -> Figure:
         for axes in panels[0]:
             axes.set(xscale="log", yscale="log", xlabel="c")
             axes.set_xticks(scales, [str(scale) for scale in scales])
-            axes.minorticks_off()
+            axes.set_xticks([], minor=True)
         axes.get_legend().remove()
         twin = axes.twinx()
         twin.plot(
