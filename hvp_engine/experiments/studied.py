@@ -75,7 +75,7 @@ def studied(setting: Setting) -> dict[str, Entry]:
 
 
 def chosen(setting: Setting) -> tuple[dict[str, Entry], tuple[str, ...]]:
-    """Return the entries that ``--set models=...`` names, else pre-trained ones if they are installed, else random ones.
+    """Return the entries that ``--set models=...`` names, else pre-trained ones if installed, else random ones.
 
     Returns:
         The entries, and notes for the reader.

@@ -1,4 +1,4 @@
-"""The networks of arXiv 2502.00213 at their size: RoBERTa-base on seven tasks, ResNet-18 and ViT-B/16 on two image sets.
+"""The networks of arXiv 2502.00213 at their size: RoBERTa-base on seven tasks, ResNet-18 and ViT-B/16 on two of images.
 
 Weights and data are the user's: ``--weights roberta-base=DIR --data rte=DIR``; every task whose data is given is looked
 at. Plans need neither.

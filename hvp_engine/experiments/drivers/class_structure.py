@@ -4,7 +4,7 @@ With cross-entropy the diagonal block of row k of a linear head is E[p_k (1 - p_
 knows nothing but the classes' frequencies (no weights, their logarithms as bias) that is pi_k (1 - pi_k) E[h h'], which
 the engine must find exactly. In training the order comes as frequencies are learned, and goes as the samples are: on
 digits and seeds 100 to 102, which calibrated the claim, Spearman's correlation was 0.0 to 0.2 at first, 0.95 to 0.99
-after an epoch, 0.4 after four and 0.1 after eight. Gaussian inputs of 100 classes, learned more slowly (0.65 to 0.74), are
+after an epoch, 0.4 after four and 0.1 after eight. Gaussian inputs of 100 classes, learned slowly (0.65 to 0.74), are
 shown beside them. Both are drawn so that frequencies fall as 1/k.
 """
 

@@ -76,7 +76,7 @@ def run(setting: Setting) -> Result:
 
 
 def follow(setting: Setting, optimizer: str, rate: float, seed: int) -> Trace:
-    """Train with the full batch; return the largest eigenvalue every so many steps, relative to the edge, and losses."""
+    """Train with the full batch; return the largest eigenvalue every so many steps, over the edge, and losses."""
     model, batch = seeded(network)(seed).to(setting.device), full_batch(setting, seed)
     made = make_optimizer(optimizer, model, rate)
     every = _EVERY[setting.size]

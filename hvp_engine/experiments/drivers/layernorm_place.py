@@ -1,7 +1,7 @@
 """D14: Post-LN networks are more heterogeneous than Pre-LN ones (arXiv 2502.00213, abstract of its third version).
 
 In Post-LN, x <- LN(x + f(x)), the Jacobian of every LayerNorm multiplies the whole path upstream, in Pre-LN,
-x <- x + f(LN(x)), that of the branch only. Weight matrices are drawn as Glorot does in both: with a deviation of 0.02 at
+x <- x + f(LN(x)), that of the branch only. Weights are drawn as Glorot does in both: with a deviation of 0.02 at
 narrow width the branches add almost nothing to a normalised stream, and the two do not differ.
 """
 

@@ -1,4 +1,4 @@
-"""F5: a trained classifier's Hessian has about one outlier per class, and BatchNorm suppresses them (Ghorbani et al. 2019).
+"""F5: a classifier's Hessian has about one outlier per class, and BatchNorm suppresses them (Ghorbani et al. 2019).
 
 The zoo's VGG on digits, without BatchNorm and with one behind every convolution, trained alike.
 """
