@@ -83,7 +83,7 @@ def _entry(setting: Setting, name: str, network: _Network, task: str) -> Entry:
     return Entry(
         f"{name}-{task}", network.family, build, losses.classification,
         partial(_pictures if task in _IMAGES else _texts, setting, task), Recipe(steps=0, batch=0),
-        choose=partial(listed_tensors, fused=network.fused), classifies=True,
+        choose=partial(listed_tensors, fused=network.fused),
     )  # fmt: skip
 
 

@@ -14,6 +14,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import islice
+from typing import Any
 
 import numpy as np
 import torch
@@ -30,7 +31,7 @@ from hvp_engine.experiments.heterogeneity import FloatArray, spearman
 from hvp_engine.experiments.models.vision import MLP
 from hvp_engine.experiments.optimizers import constant, make_optimizer
 from hvp_engine.experiments.registry import Setting
-from hvp_engine.experiments.result import Claim, Result, Table, at_least, at_most
+from hvp_engine.experiments.result import Cell, Claim, Result, Table, at_least, at_most
 from hvp_engine.experiments.training import fit
 
 EXACT, INITIAL, TRAINED = "frequencies alone", "initialisation", "after an epoch"
@@ -73,7 +74,7 @@ def run(setting: Setting) -> Result:
             figures.scatter(ax, x, y, groups=groups)
             ax.set(xscale="log", yscale="log", xlabel="frequency of the class", title=name)
         axes[0, 0].set_ylabel("largest eigenvalue of its row")
-    table = tuple(
+    table: tuple[tuple[Cell, ...], ...] = tuple(
         (
             name,
             stage,
@@ -114,7 +115,7 @@ def measure(samples: Samples, seed: int, setting: Setting) -> Sample:
     inputs, labels = samples.inputs.to(setting.device), samples.labels.to(setting.device)
     counts = torch.bincount(labels).double()
     pi = counts / counts.sum()
-    model = seeded(lambda: MLP((inputs[0].numel(), _HIDDEN, len(pi))))(seed).to(setting.device)
+    model: Any = seeded(lambda: MLP((inputs[0].numel(), _HIDDEN, len(pi))))(seed).to(setting.device)
     curvature = {INITIAL: largest(model, inputs, labels, seed, setting)}
     head = model.layers[-1]
     kept = {name: value.clone() for name, value in head.state_dict().items()}

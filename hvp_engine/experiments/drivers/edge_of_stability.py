@@ -108,7 +108,8 @@ def full_batch(setting: Setting, seed: int) -> Batch:
 def squared_error(model: nn.Module, batch: Batch) -> Tensor:
     """Compute half the squared error, summed over outputs and averaged over samples."""
     inputs, targets = batch
-    return 0.5 * (model(inputs) - targets).square().sum(dim=1).mean()
+    error: Tensor = model(inputs) - targets
+    return 0.5 * error.square().sum(dim=1).mean()
 
 
 def largest(model: nn.Module, batch: Batch, optimizer: Optimizer, setting: Setting) -> float:
