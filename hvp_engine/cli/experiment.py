@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich import box
 from rich.table import Table
+from rich.text import Text
 
 from hvp_engine.cli.arguments import Arithmetic, Precision
 from hvp_engine.cli.job_file import output_to_errors
@@ -72,13 +73,13 @@ def experiment(
         if options and name == _ALL:
             raise ConfigurationError("Option --set is for one experiment; run that one by its name.")
         folders = _folders(drivers, out, name)
-        paths = [
+        data_paths, weight_paths = (
             {key: Path(path) for key, path in pairs_of(option, given).items()}
             for option, given in (("--data", data), ("--weights", weights))
-        ]
+        )
     except HvpEngineError as error:
         raise _refused(error) from None
-    common = Setting(size.value, seeds, Path(), *paths, device, precision.value, options)
+    common = Setting(size.value, seeds, Path(), data_paths, weight_paths, device, precision.value, options)
     work: Callable[[Driver, Setting], bool] = _planned if plan else partial(_ran, yes=yes)
     codes = [
         _guarded(work, driver, replace(common, out=folder)) for driver, folder in zip(drivers, folders, strict=True)
@@ -156,7 +157,7 @@ def _print_plan(driver: Driver, setting: Setting) -> float:
         table.add_column(title, justify="right", no_wrap=True)
     for part in parts:
         cells = (format_number(part.hours[device], 3) for device in hours)
-        table.add_row(part.what, format_flop(part.flop), format_bytes(part.bytes), *cells)
+        table.add_row(Text(part.what), format_flop(part.flop), format_bytes(part.bytes), *cells)
     whole = (format_number(value, 3) for value in hours.values())
     flop, most = sum(part.flop for part in parts), max(part.bytes for part in parts)
     table.add_row("all of it", format_flop(flop), format_bytes(most), *whole)
@@ -174,7 +175,8 @@ def _list(drivers: Sequence[Driver]) -> None:
         table.add_column(title, overflow="fold")
     for driver in drivers:
         needs = f"hvp-engine[{','.join(driver.needs)}]" if driver.needs else ""
-        table.add_row(driver.id, driver.name, driver.claim, _minutes(driver), "--plan says", needs)
+        cells = (driver.id, driver.name, driver.claim, _minutes(driver), "--plan says", needs)
+        table.add_row(*map(Text, cells))
     console().print(table)
 
 

@@ -8,6 +8,7 @@ of data) is in the name of the folder between.
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
@@ -142,7 +143,8 @@ def checkpoint(setting: Setting, model: str | Entry, stage: str, seed: int) -> n
         network.load_state_dict(read_sealed_tensors(path, _identity(entry, _CHECKPOINTED, rate, seed)))
     if setting.option("bn", "data") == "raw":
         return network.eval()
-    return calibrate(network, entry.loss, [moved(b, torch.device(setting.device), None) for b in entry.data(seed).fixed])
+    fixed = [moved(batch, torch.device(setting.device), None) for batch in entry.data(seed).fixed]
+    return calibrate(network, entry.loss, fixed)
 
 
 def _searched(setting: Setting, entry: Entry, optimizer: str) -> tuple[Curve, dict[float, Curve]]:
@@ -234,20 +236,32 @@ def _checkpoint_path(setting: Setting, entry: Entry, rate: float, seed: int, sta
 
 
 def _identity(entry: Entry, optimizer: str, rate: float, seed: int) -> str:
-    """Say what a training is, as far as its name does not: one of another recipe or model is not read for it."""
+    """Say what a training is, as far as its name does not: one of another recipe or start is not read for it."""
     recipe = entry.recipe
-    facts = [optimizer, rate, seed, recipe.steps, recipe.clip, recipe.microbatches, entry.parameters]
+    start = hashlib.blake2b(digest_size=16)
+    for name, tensor in entry.build(seed).state_dict().items():
+        start.update(name.encode())
+        start.update(tensor.reshape(-1).view(torch.uint8).numpy())
+    facts = [optimizer, rate, seed, recipe.steps, recipe.batch, recipe.clip, recipe.microbatches, start.hexdigest()]
     return checksum([*facts, {name: list(options.items()) for name, options in recipe.options.items()}])
 
 
 def folder(setting: Setting, kind: str) -> Path:
-    """Return the cache's folder for all that has the same size, device, precision, options and data."""
+    """Return the cache's folder for all that has the same size, device, precision, options and data.
+
+    Args:
+        setting: Size, folder, options.
+        kind: What is kept there, such as ``"spectra"`` and ``"curves"``.
+
+    Raises:
+        RunFolderError: It cannot be made.
+    """
     decisive: dict[str, Any] = {key: setting.options[key] for key in ZOO_OPTIONS if key in setting.options}
     if (setting.device, setting.precision) != ("cpu", "fp32"):
         decisive |= {"device": setting.device, "precision": setting.precision}
     decisive |= {f"data {name}": str(path.resolve()) for name, path in setting.data.items()}
     variant = f"{setting.size}-{checksum(decisive)[:8]}" if decisive else setting.size
-    path = setting.out.parent / "cache" / kind / variant
-    with explained(path):
-        path.mkdir(parents=True, exist_ok=True)
-    return path
+    found = setting.out.parent / "cache" / kind / variant
+    with explained(found):
+        found.mkdir(parents=True, exist_ok=True)
+    return found

@@ -78,7 +78,7 @@ def draw_magnitudes(axes: Axes, matrix: FloatArray, groups: Sequence[IntArray] =
     """
     n = len(matrix)
     cells = np.arange(0, n, -(-n // _MOST_CELLS))
-    largest = np.maximum.reduceat(np.maximum.reduceat(np.abs(matrix), cells, axis=0), cells, axis=1)
+    largest = np.maximum.reduceat(np.maximum.reduceat(np.abs(matrix), cells, axis=0), cells, axis=1).astype(np.float64)
     top = float(np.log10(largest.max()))
     values = np.log10(np.maximum(largest, 10.0 ** (top - _DECADES)))
     image = axes.imshow(

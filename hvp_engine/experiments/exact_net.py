@@ -24,9 +24,9 @@ def pictures(setting: Setting) -> Images:
         ConfigurationError: The paper's size is asked for without a path.
     """
     if "mnist" in setting.data:
-        return idx.mnist(setting.data["mnist"])
+        return idx.mnist(setting.data)
     if "cifar100" in setting.data:
-        return cifar.cifar(setting.data["cifar100"])
+        return cifar.cifar("cifar100", setting.data)
     if setting.size == "paper":
         raise ConfigurationError(
             "The exact net at the paper's size needs data; give --data mnist=DIR or --data cifar100=DIR."

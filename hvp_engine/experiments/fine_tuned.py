@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import lru_cache, partial
-from typing import Any
+from itertools import islice
 
 import torch
 from torch import Tensor, nn
@@ -40,7 +40,7 @@ _SHUFFLED, _ORDERED = 0, 1
 
 
 def text_entry(setting: Setting) -> Entry:
-    """Make the Transformer: MiniLM on tweets, or on news with ``--set text=bbcnews``; at size tiny one without weights."""
+    """Make the Transformer: MiniLM on tweets, or with ``--set text=bbcnews`` on news; at size tiny without weights."""
     if setting.size == "tiny":
         recipe = _recipe(setting, 12)
         return Entry(
@@ -86,8 +86,11 @@ def _recipe(setting: Setting, steps: int) -> Recipe:
         ConfigurationError: There is no such schedule.
     """
     schedules: Mapping[str, Callable[[int], Schedule]] = {
-        "linear": linear, "constant": _constant, "cosine": partial(cosine, warm_up=0.0), "warmup": partial(linear, warm_up=0.1),
-    }  # fmt: skip
+        "linear": linear,
+        "constant": _constant,
+        "cosine": partial(cosine, warm_up=0.0),
+        "warmup": partial(linear, warm_up=0.1),
+    }
     name = setting.option("schedule", "linear")
     if name not in schedules:
         raise ConfigurationError(f"There is no schedule {name!r}; choose one of {', '.join(schedules)}.")
@@ -121,14 +124,15 @@ def _photographs() -> Images:
 
 
 def _minilm(setting: Setting, seed: int) -> nn.Module:
-    body = weights.load("minilm", setting)
+    body: Any = weights.load("minilm", setting)
     return WithHead(body, body.config.hidden_size, len(_texts(setting).classes), seed)
 
 
 def _efficientnet(setting: Setting, seed: int) -> nn.Module:
-    model = weights.load("efficientnet-lite0", setting)
+    model: Any = weights.load("efficientnet-lite0", setting)
     model._fc = new_head(model._fc.in_features, len(_photographs().classes), seed)
-    return model
+    network: nn.Module = model
+    return network
 
 
 def _text_batches(texts: TextSet, setting: Setting, recipe: Recipe, seed: int) -> Batches:
@@ -151,16 +155,17 @@ def _text_batches(texts: TextSet, setting: Setting, recipe: Recipe, seed: int) -
 
 def _cut(batch: Mapping[str, Tensor], size: int) -> list[dict[str, Tensor]]:
     names = list(batch)
-    return [dict(zip(names, part, strict=True)) for part in zip(*(batch[name].split(size) for name in names), strict=True)]
+    return [
+        dict(zip(names, part, strict=True))
+        for part in zip(*(torch.split(batch[name], size) for name in names), strict=True)
+    ]
 
 
 def _image_batches(images: Images, recipe: Recipe, seed: int) -> Batches:
     train = images.train
-    held_out = [tuple(part) for part in zip(*(tensor.split(100) for tensor in images.test), strict=True)]
+    held_out = [tuple(part) for part in zip(*(torch.split(tensor, 100) for tensor in images.test), strict=True)]
     first = tuple(next(train.batches(recipe.batch, seed)))
-    return Batches(
-        [first], lambda: map(tuple, train.batches(recipe.batch, seed)), held_out, images.source.described()
-    )
+    return Batches([first], lambda: map(tuple, train.batches(recipe.batch, seed)), held_out, images.source.described())
 
 
 def _tiny_bert(seed: int) -> nn.Module:
@@ -188,7 +193,7 @@ def _bytes(recipe: Recipe, seed: int) -> Batches:
         return {"input_ids": mixed, "labels": labels}
 
     held_out = [batch(corpus.sequences(64, _TOKENS))]
-    rows = [batch(tokens) for tokens, _ in zip(corpus.batches(recipe.batch, _TOKENS, seed), range(recipe.steps))]
+    rows = [batch(tokens) for tokens in islice(corpus.batches(recipe.batch, _TOKENS, seed), recipe.steps)]
     return Batches(rows[:1], lambda: iter(rows), held_out, corpus.source.described())
 
 

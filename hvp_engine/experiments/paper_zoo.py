@@ -15,7 +15,7 @@ from hvp_engine.experiments.data import dialogue, idx, picture_files, text
 from hvp_engine.experiments.data.masking import masked
 from hvp_engine.experiments.entry import Blocks, Entry, Family, Recipe, seeded, weights
 from hvp_engine.experiments.models import huggingface
-from hvp_engine.experiments.models.gpt import GPT, GPTConfig, paper_blocks
+from hvp_engine.experiments.models.gpt import GPT, GPTConfig, gpt_blocks
 from hvp_engine.experiments.models.patches import Mixer, PatchConfig
 from hvp_engine.experiments.models.vision import MLP, VGG
 from hvp_engine.experiments.optimizers import cosine
@@ -106,7 +106,7 @@ def _gpt(setting: Setting) -> Entry:
             options={"adam": {"betas": (0.9, 0.99), "weight_decay": 0.1}, "sgd": {"weight_decay": 0.1}},
         ),
         _GRID,
-        lambda model: paper_blocks(model.config),
+        gpt_blocks,
         sketch=partial(_tokens, sequences, micro, 256),
     )
 
@@ -129,7 +129,7 @@ def _gpt2(setting: Setting) -> Entry:
             options={"adam": {"betas": (0.9, 0.95), "weight_decay": 0.1}, "sgd": {"weight_decay": 0.1}},
         ),
         _GRID,
-        lambda model: paper_blocks(model.config),
+        gpt_blocks,
         sketch=partial(_tokens, sequences, micro, GPT2.context),
     )
 

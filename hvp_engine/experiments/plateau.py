@@ -1,4 +1,4 @@
-"""What a language model reaches that only knows how often each token comes: the plateau that trainings rest on first."""
+"""The plateau that trainings of language models rest on first: knowing how often each token comes, and no more."""
 
 from __future__ import annotations
 

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 FloatArray = NDArray[np.float64]
 Counts = NDArray[np.int64]
+
+CONDITION = 5000.0
+HETEROGENEOUS = ((1.0, 2.0, 3.0), (99.0, 100.0, 101.0), (4998.0, 4999.0, 5000.0))
+HOMOGENEOUS = ((1.0, 99.0, 4998.0), (2.0, 100.0, 4999.0), (3.0, 101.0, 5000.0))
+"""Eigenvalues by block: cases 3 and 4 of arXiv 2402.16788, figure 8, and their condition number."""
 
 REDUCTION = 1e-6  # of the gradient's norm
 _MOST_DOUBLINGS = 60
@@ -29,7 +33,7 @@ class Quadratics:
     starts: FloatArray
 
     @classmethod
-    def drawn(cls, eigenvalues: Sequence[Sequence[float]], seeds: int) -> Quadratics:
+    def drawn(cls, eigenvalues: ArrayLike, seeds: int) -> Quadratics:
         """Draw problems 0 to ``seeds - 1`` with given eigenvalues.
 
         The eigenvectors of a block are those of A A', with A Gaussian and twice as wide as high; starts are Gaussian.

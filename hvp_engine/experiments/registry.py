@@ -138,7 +138,7 @@ DRIVERS: tuple[Driver, ...] = (
     ),
     Driver(
         "fine-tuning", "D15", "Adam and sign methods fine-tune Transformers better than SGD.", "fine_tuning",
-        25.0, (EXTRA, WEIGHTS),
+        25.0, (EXTRA, WEIGHTS), ("text", "schedule", "clip", "epsilon", "batch", "steps"),
     ),
     Driver("slq-accuracy", "D16", "SLQ's density and its errors are right.", "slq_accuracy", 1.0, (EXTRA,)),
     Driver(
@@ -147,13 +147,16 @@ DRIVERS: tuple[Driver, ...] = (
     ),
     Driver(
         "head-growth", "D18", "Without momentum, sign methods let a head of many classes grow.", "head_growth",
-        0.5, (EXTRA,),
+        2.0, (EXTRA,),
     ),
     Driver(
         "when-adam-loses", "D20", "Adam's preconditioner helps the more, the nearer a matrix is to diagonal.",
         "when_adam_loses", 0.5, (EXTRA,),
     ),
-    Driver("adam-mini", "F1", "The Hessian's blocks are heads in q and k and rows elsewhere.", "adam_mini", 1.0, (EXTRA,)),
+    Driver(
+        "adam-mini", "F1", "The Hessian's blocks are heads in q and k and rows elsewhere.", "adam_mini",
+        1.0, (EXTRA,),
+    ),
     Driver(
         "many-classes", "F2", "Off-diagonal blocks of neurons fade as the number of classes grows.", "many_classes",
         0.5, (EXTRA,),

@@ -53,7 +53,9 @@ def comparison(sizes: Sizes, eigenvalues: FloatArray, spectrum: Spectrum, repeat
     low, high, trace = float(eigenvalues[0]), float(eigenvalues[-1]), float(eigenvalues.sum())
     sigma = smoothing.smoothing_sigma(low, high)
     grid = smoothing.smoothing_grid(low, high, sigma)
-    exactly = smoothing.cell_masses(eigenvalues[None], np.full((1, eigenvalues.size), 1.0 / eigenvalues.size), grid, sigma)
+    exactly = smoothing.cell_masses(
+        eigenvalues[None], np.full((1, eigenvalues.size), 1.0 / eigenvalues.size), grid, sigma
+    )
     errors = np.empty((len(sizes.steps), len(sizes.probes)))
     for row, steps in enumerate(sizes.steps):
         short = shortened(spectrum, steps)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
@@ -15,7 +15,7 @@ from hvp_engine.experiments.data import images, text
 from hvp_engine.experiments.data.corpus import Corpus
 from hvp_engine.experiments.data.samples import Images
 from hvp_engine.experiments.entry import GRID, Entry, Family, Recipe, seeded
-from hvp_engine.experiments.models.gpt import GPT, GPTConfig, paper_blocks
+from hvp_engine.experiments.models.gpt import GPT, GPTConfig, gpt_blocks
 from hvp_engine.experiments.models.huggingface import bert, bert_blocks
 from hvp_engine.experiments.models.patches import Mixer, PatchConfig, ViT
 from hvp_engine.experiments.models.vision import MLP, VGG, ResNet
@@ -23,7 +23,7 @@ from hvp_engine.experiments.registry import Setting
 from hvp_engine.experiments.tasks import Amounts, Order, on_images, on_masked_text, on_text
 
 CHARACTERS = 84  # of the packaged plays; what a model is planned with where they are not installed
-_GRIDS = {"small": GRID, "tiny": {"sgd": (0.1, 0.03), "adam": (3e-3, 1e-3)}}
+_TINY_GRID: Mapping[str, Sequence[float]] = {"sgd": (0.1, 0.03), "adam": (3e-3, 1e-3)}
 _MASKED, _MASKED_IN_TRAINING = 0.15, 0.25  # shares; the larger one leaves the plateau of single characters sooner
 _PHOTOGRAPH_CLASSES = 17
 
@@ -119,7 +119,7 @@ def _on_digits(setting: Setting, scale: _Scale) -> list[Entry]:
             losses.classification,
             lambda seed: on_images(_digits(), amounts, seed),
             Recipe(_steps(setting, scale, 200), amounts.training),
-            rates=_GRIDS[setting.size],
+            rates=_TINY_GRID if setting.size == "tiny" else GRID,
         )
         for name, (family, build) in _classifiers(scale, 8, 2, 1, 10).items()
     ]
@@ -154,8 +154,8 @@ def _gpt(setting: Setting, scale: _Scale) -> Entry:
         losses.causal_lm,
         lambda seed: on_text(characters(setting), amounts, seed),
         Recipe(_steps(setting, scale, 800), amounts.training, clip=1.0),
-        rates=_GRIDS[setting.size],
-        choose=lambda model: paper_blocks(model.config),
+        rates=_TINY_GRID if setting.size == "tiny" else GRID,
+        choose=gpt_blocks,
     )
 
 
@@ -173,7 +173,7 @@ def _bert(setting: Setting, scale: _Scale) -> Entry:
         losses.masked_lm,
         lambda seed: on_masked_text(characters(setting, "dialogue"), amounts, _MASKED, _MASKED_IN_TRAINING, seed),
         Recipe(_steps(setting, scale, 2000), amounts.training, clip=1.0),
-        rates=_GRIDS[setting.size],
+        rates=_TINY_GRID if setting.size == "tiny" else GRID,
         choose=bert_blocks,
     )
 

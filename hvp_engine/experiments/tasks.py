@@ -114,8 +114,7 @@ def on_images(images: ImageSet, amounts: Amounts, seed: int) -> Batches:
     """Make batches (inputs, classes) of images to classify."""
 
     def training() -> Iterator[Any]:
-        for inputs, labels in images.train.batches(amounts.training, seed):
-            yield inputs, labels
+        yield from images.train.batches(amounts.training, seed)
 
     inputs, labels = images.train.draw(amounts.fixed, seed + _APART)
     fixed = list(zip(inputs.split(amounts.microbatch), labels.split(amounts.microbatch), strict=True))
@@ -128,9 +127,9 @@ def on_text(text: Text, amounts: Amounts, seed: int) -> Batches:
     """Make batches of token ids (n, length), each of which predicts the next."""
     length = amounts.trained_length or amounts.length
     return Batches(
-        list(_fixed(text, amounts, seed).split(amounts.microbatch)),
+        list(torch.split(_fixed(text, amounts, seed), amounts.microbatch)),
         partial(text.batches, amounts.training, length, seed),
-        list(text.sequences(amounts.held_out, amounts.length).split(amounts.microbatch)),
+        list(torch.split(text.sequences(amounts.held_out, amounts.length), amounts.microbatch)),
         text.source.described(),
     )
 

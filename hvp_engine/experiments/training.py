@@ -108,8 +108,8 @@ def mean_loss(loss: Loss, model: nn.Module, batch: Any) -> Tensor:
     value = loss(model, batch)
     if isinstance(value, tuple):
         total, weight = value
-        return total / weight
-    return value
+        return torch.as_tensor(total / weight)
+    return torch.as_tensor(value)
 
 
 def speed_up(slow: Curve, fast: Curve) -> float:

@@ -1,11 +1,12 @@
-"""Pre-trained models by name: from packages that carry their weights, or from the user's folders. No network is used."""
+"""Pre-trained models by name: from packages that carry their weights, or from the user's folders; never a network."""
 
 from __future__ import annotations
 
 import importlib
+import io
 import math
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -99,7 +100,8 @@ def _path(name: str, setting: Setting) -> Path:
         return path
     if carried is None:
         raise ConfigurationError(
-            f"No package carries the weights {name!r}; give --weights {name}=PATH, or choose one of {', '.join(_CARRIED)}."
+            f"No package carries the weights {name!r}; give --weights {name}=PATH, "
+            f"or choose one of {', '.join(_CARRIED)}."
         )
     folder = carried.package.folder(f"--weights {name}=PATH")
     found = sorted(folder.glob(carried.pattern))
@@ -168,7 +170,11 @@ def _smollm2(file: Path) -> nn.Module:
     transformers = _import("transformers", "smollm2-135m")
     for needed in ("gguf", "accelerate"):  # transformers asks for both
         _import(needed, "smollm2-135m")
-    model: nn.Module = transformers.AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name)
+    with redirect_stderr(io.StringIO()):  # a progress bar that no setting of transformers turns off
+        loaded = transformers.AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name)
+    del loaded.config.quantization_config  # it is dequantised by now, and refuses casts as long as this says otherwise
+    model: nn.Module = transformers.AutoModelForCausalLM.from_config(loaded.config)
+    model.load_state_dict(loaded.state_dict())
     return model
 
 
@@ -199,14 +205,16 @@ def _import(module: str, name: str) -> Any:
     try:
         return importlib.import_module(module)
     except ImportError as error:
-        raise ConfigurationError(f"The weights {name!r} need the package {module.split('.')[0]}; {EXTRA_WEIGHTS}.") from error
+        raise ConfigurationError(
+            f"The weights {name!r} need the package {module.split('.', maxsplit=1)[0]}; {EXTRA_WEIGHTS}."
+        ) from error
 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Keep the load reports and progress bars of transformers from the terminal."""
     try:
-        from transformers import logging  # noqa: PLC0415  # of an extra
+        logging: Any = importlib.import_module("transformers.utils.logging")
     except ImportError:
         yield
         return

@@ -75,9 +75,14 @@ def test_a_damaged_or_foreign_curve_is_trained_again(tmp_path: Path, monkeypatch
     path.write_bytes(path.read_bytes()[:-40])
     np.testing.assert_array_equal(cache.curves(setting(tmp_path), entry(), "sgd", 0).losses, first.losses)
     assert rates == [first.rate]
+    rates.clear()
+    wider = entry(build=lambda: nn.Sequential(nn.Linear(SIDE, 9), nn.Tanh(), nn.Linear(9, 3)))
+    cache.grid(setting(tmp_path), wider, "sgd")  # another model under the same name
+    assert rates == [0.3, 0.1]
+    rates.clear()
     longer = cache.curves(setting(tmp_path), entry(steps=30), "sgd", 0)
     assert len(longer.losses) == 30
-    assert rates[1:] == [0.3, 0.1]
+    assert rates[:2] == [0.3, 0.1]
 
 
 def test_what_decides_a_number_keeps_caches_apart_and_what_does_not_shares_them(tmp_path: Path) -> None:
@@ -151,7 +156,9 @@ def test_spectra_are_computed_once_and_named_by_model_stage_and_seed(tmp_path: P
     again = cache.spectra(setting(tmp_path), entry(), "init", 1)
     assert (folder / "manifest.json").stat().st_mtime_ns == written
     np.testing.assert_array_equal(found["0"].alphas, again["0"].alphas)
-    whole = cache.spectra(setting(tmp_path), entry(), "init", 1, blocks={"full": ["*"]}, steps=5, probes=2, label="full")
+    whole = cache.spectra(
+        setting(tmp_path), entry(), "init", 1, blocks={"full": ["*"]}, steps=5, probes=2, label="full"
+    )
     assert list(whole) == ["full"]
     assert (tmp_path / "cache/spectra/tiny/toy-init-1-full-m5-p2").is_dir()
     assert cache.spectra(setting(tmp_path, options={"m": "4"}), entry(), "1.0", 0).settings["steps"] == 4
@@ -188,15 +195,18 @@ def test_a_process_that_is_killed_loses_the_training_in_progress_only(tmp_path: 
         cache.curves(setting(Path(sys.argv[1])), entry(), "sgd", 0)
         """
     )
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])}
+    environment = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]),
+    }
     process = subprocess.Popen(
         [sys.executable, "-c", program, str(tmp_path)], env=environment, stdout=subprocess.PIPE, text=True
     )
-    assert process.stdout is not None
-    assert process.stdout.readline() == "second\n"
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    process.stdout.close()
+    with process:
+        assert process.stdout is not None
+        first = process.stdout.readline()
+        process.send_signal(signal.SIGKILL)
+    assert first == "second\n"
     kept = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "cache/curves/tiny").glob("*.npz")}
     assert list(kept) == ["toy-sgd-0.3-0.npz"]
     time.sleep(0.01)

@@ -15,6 +15,12 @@ from hvp_engine.experiments.weights import dinov2
 
 WIDTH, LAYERS, SIDE, PATCH = 64, 2, 3, 14
 POSITIONS = "embeddings.position_embeddings"
+_RELEASED = {
+    "q_proj": "attention.query",
+    "k_proj": "attention.key",
+    "v_proj": "attention.value",
+    "o_proj": "output.dense",
+}
 
 
 def tiny_dinov2() -> nn.Module:
@@ -31,11 +37,9 @@ def tiny_dinov2() -> nn.Module:
 def released_names(model: nn.Module) -> dict[str, np.ndarray]:
     """The state dict under the names that DINOv2 was released with, whichever transformers made it."""
     renamed = {}
-    for name, tensor in model.state_dict().items():
-        for new, old in (("q_proj", "attention.query"), ("k_proj", "attention.key"), ("v_proj", "attention.value"),
-                         ("o_proj", "output.dense")):  # fmt: skip
-            name = name.replace(f"attention.{new}", f"attention.{old}")
-        renamed[name] = tensor.numpy()
+    for full_name, tensor in model.state_dict().items():
+        role = next((new for new in _RELEASED if f"attention.{new}." in full_name), None)
+        renamed[full_name if role is None else full_name.replace(role, _RELEASED[role])] = tensor.numpy()
     return renamed
 
 

@@ -21,9 +21,7 @@ def save_bert(folder: Path) -> nn.Module:
     from transformers import BertConfig, BertModel
 
     torch.manual_seed(0)
-    config = BertConfig(
-        vocab_size=30, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32
-    )
+    config = BertConfig(vocab_size=30, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32)
     model = BertModel(config, add_pooling_layer=False).eval()
     model.save_pretrained(folder)
     return model
@@ -33,7 +31,9 @@ def test_a_folder_of_hugging_faces_is_loaded_in_eval_mode_without_dropout(tmp_pa
     saved = save_bert(tmp_path / "bert")
     model = weights.load("minilm", setting(tmp_path, minilm=tmp_path / "bert"))
     assert not model.training
-    assert {type(module).__name__: module.p for module in model.modules() if isinstance(module, nn.Dropout)} == {"Dropout": 0}
+    assert {type(module).__name__: module.p for module in model.modules() if isinstance(module, nn.Dropout)} == {
+        "Dropout": 0
+    }
     ids = torch.arange(10).view(1, 10)
     with torch.no_grad():
         expected = saved(ids).last_hidden_state
@@ -50,7 +50,9 @@ def test_loading_prints_nothing(tmp_path: Path, capfd: pytest.CaptureFixture[str
 def test_causal_language_models_are_loaded_whole(tmp_path: Path) -> None:
     from transformers import GPT2Config, GPT2LMHeadModel
 
-    GPT2LMHeadModel(GPT2Config(vocab_size=30, n_positions=8, n_embd=16, n_layer=1, n_head=2)).save_pretrained(tmp_path / "gpt")
+    GPT2LMHeadModel(GPT2Config(vocab_size=30, n_positions=8, n_embd=16, n_layer=1, n_head=2)).save_pretrained(
+        tmp_path / "gpt"
+    )
     model = weights.load("gpt2", setting(tmp_path, gpt2=tmp_path / "gpt"))
     assert model(torch.arange(5).view(1, 5)).logits.shape == (1, 5, 30)
 

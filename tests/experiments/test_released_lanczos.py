@@ -12,16 +12,17 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import hvp_engine as he
 from hvp_engine.experiments.models.gpt import GPT, GPTConfig, paper_blocks
 from hvp_engine.krylov.probes import probe
 
-CONFIG = GPTConfig(vocabulary=31, context=16, layers=2, heads=2, width=16)
-MICROBATCHES, PROBES, SEED = 4, 2, 5
+CONFIG = GPTConfig(vocabulary=64, context=16, layers=2, heads=2, width=32)
+MICROBATCHES, PROBES, SEED = 4, 1, 5
 COMPARED = 15
 CLOSE = 1e-3
-LATER = 60  # steps after which vectors are long no longer orthogonal, with the recurrence alone
+LATER = 40  # steps after which vectors are long no longer orthogonal, with the recurrence alone
 Vectors = dict[str, Tensor]
 
 
@@ -31,7 +32,7 @@ def model() -> GPT:
     model = GPT(CONFIG).eval()
     for parameter in model.parameters():
         if parameter.dim() == 2:
-            parameter.data.mul_(6.0)  # a network of so small a width hardly bends where GPT-2's deviation starts it
+            parameter.data.mul_(3.0)  # a net so narrow hardly bends where GPT-2's deviation starts it
     return model
 
 
@@ -50,7 +51,8 @@ def released_products(model: nn.Module, batches: Sequence[Tensor], vectors: Vect
         for name, vector in vectors.items()
     }
     for tokens in batches:
-        total, count = he.losses.causal_lm(model, tokens)
+        with sdpa_kernel(SDPBackend.MATH):  # the only one of PyTorch's that can be differentiated twice
+            total, count = he.losses.causal_lm(model, tokens)
         gradients = torch.autograd.grad(total / count, list(parameters.values()), create_graph=True)
         inner = {
             name: torch.sum(gradient.double() * vectors[name])
@@ -115,9 +117,7 @@ def ours(model: nn.Module, batches: Sequence[Tensor], steps: int, *, whole: bool
 
 
 @pytest.mark.parametrize("whole", [False, True], ids=["blocks", "full"])
-def test_first_coefficients_are_those_of_the_released_algorithm(
-    model: GPT, batches: list[Tensor], whole: bool
-) -> None:
+def test_first_coefficients_are_those_of_the_released_algorithm(model: GPT, batches: list[Tensor], whole: bool) -> None:
     spectra = ours(model, batches, COMPARED + 1, whole=whole)
     for number in range(PROBES):
         theirs = released_lanczos(model, batches, start_vectors(model, number, whole=whole), COMPARED + 1, whole=whole)
@@ -130,12 +130,11 @@ def test_first_coefficients_are_those_of_the_released_algorithm(
                 np.testing.assert_allclose(mine[number, :COMPARED], mean, rtol=CLOSE, atol=CLOSE * size)
 
 
-def test_the_released_recurrence_finds_the_largest_eigenvalue_more_than_once(
-    model: GPT, batches: list[Tensor]
-) -> None:
-    starts = start_vectors(model, 0, whole=True)
-    alphas, betas = released_lanczos(model, batches, starts, LATER, whole=True)["full"]
+def test_the_released_recurrence_finds_the_largest_eigenvalue_more_than_once(model: GPT, batches: list[Tensor]) -> None:
+    name = "layers.0.attn.wo.weight"
+    starts = {name: start_vectors(model, 0, whole=False)[name]}
+    alphas, betas = released_lanczos(model, batches, starts, LATER, whole=False)[name]
     theirs = np.linalg.eigvalsh(np.diag(alphas) + np.diag(betas, 1) + np.diag(betas, -1)) / MICROBATCHES
-    nodes = ours(model, batches, LATER, whole=True)["full"].nodes[0]
+    nodes = ours(model, batches, LATER, whole=False)[name].nodes[0]
     assert np.sum(np.abs(nodes - nodes[-1]) < CLOSE * nodes[-1]) == 1
     assert np.sum(np.abs(theirs - nodes[-1]) < CLOSE * nodes[-1]) > 1

@@ -63,7 +63,7 @@ def test_a_result_lands_as_table_claims_figures_and_manifest(tmp_path: Path) -> 
         "manifest.json", "table.csv", "table.md", "claim.json", "figure.png", "figure.pdf", "grid.png", "grid.pdf",
         "numbers.bin",
     }  # fmt: skip
-    assert list(csv.reader((out / "table.csv").open())) == [
+    assert list(csv.reader((out / "table.csv").read_text().splitlines())) == [
         ["model", "loss", "runs"], ["a|b", "0.123456789", "3"], ["c", "inf", "1"],
     ]  # fmt: skip
     assert (out / "table.md").read_text().splitlines()[2] == "| a\\|b | 0.1235 | 3 |"

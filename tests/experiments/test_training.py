@@ -177,7 +177,10 @@ def test_an_unknown_optimizer_is_refused_with_the_known_ones() -> None:
         make_optimizer("lion", model(), 0.1)
 
 
-@pytest.mark.parametrize(("schedule", "expected"), [(cosine(100, 0.1, 0.25), (1 / 11, 1.0, 0.625, 0.25)), (linear(100), (1.0, 0.9, 0.45, 0.0))])
+@pytest.mark.parametrize(
+    ("schedule", "expected"),
+    [(cosine(100, 0.1, 0.25), (1 / 11, 1.0, 0.625, 0.25)), (linear(100), (1.0, 0.9, 0.45, 0.0))],
+)
 def test_schedules_have_the_rates_that_they_promise(schedule, expected: tuple[float, ...]) -> None:
     optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
     scheduler = schedule(optimizer)

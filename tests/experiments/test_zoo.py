@@ -36,7 +36,9 @@ def entries(tmp_path: Path, size: str, **changes) -> dict[str, Entry]:
 @pytest.mark.parametrize(("size", "expected"), [("small", SMALL), ("paper", PAPER)])
 def test_models_have_the_specified_parameters_and_blocks(tmp_path: Path, size: str, expected) -> None:
     found = entries(tmp_path, size)
-    assert {name: (found[name].parameters, len(found[name].blocks), found[name].family) for name in expected} == expected
+    assert {
+        name: (found[name].parameters, len(found[name].blocks), found[name].family) for name in expected
+    } == expected
 
 
 def test_language_models_have_the_specified_sizes_with_the_plays_characters(

@@ -1,4 +1,4 @@
-"""Token ids of a text, in two parts; and a real one that every machine has, the sources of Python's standard library."""
+"""Token ids of a text, in two parts; and a text that every machine has, the sources of Python's standard library."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class Corpus:
         last = len(self.held_out) - length
         if last < count:
             raise ConfigurationError(
-                f"The held-out text has {len(self.held_out)} tokens: too few for {count} x {length}; give a longer text."
+                f"The held-out text has {len(self.held_out)} tokens: too few for {count} x {length}; give a longer one."
             )
         starts = torch.linspace(0, last, count, dtype=torch.float64).long()
         return _rows(self.held_out, starts, length)
@@ -66,7 +66,7 @@ class Corpus:
         last = len(self.train) - length
         if last < 1:
             raise ConfigurationError(
-                f"The text has {len(self.train)} tokens: too few for sequences of {length}; give a longer text."
+                f"The text has {len(self.train)} tokens: too few for sequences of {length}; give a longer one."
             )
         return _rows(self.train, torch.randint(0, last, (count,), generator=generator), length)
 
@@ -84,7 +84,7 @@ class Corpus:
         """
         if len(self.train) < count * length:
             raise ConfigurationError(
-                f"The text has {len(self.train)} tokens: too few for {count} x {length}; give a longer text."
+                f"The text has {len(self.train)} tokens: too few for {count} x {length}; give a longer one."
             )
         return self.train[: count * length].long().view(count, length)
 

@@ -68,7 +68,9 @@ TASKS: Mapping[str, Task] = {
         _field("sentence"), None, ("unacceptable", "acceptable"), columns=("source", "label", "star", "sentence")
     ),
     "sst2": Task(_field("sentence"), None, ("negative", "positive")),
-    "mrpc": Task(_field("#1 String", "sentence1"), "#2 String", ("not_equivalent", "equivalent"), "Quality", _MRPC_FILES),
+    "mrpc": Task(
+        _field("#1 String", "sentence1"), "#2 String", ("not_equivalent", "equivalent"), "Quality", _MRPC_FILES
+    ),
 }
 _OTHER_NAMES = {"hypothesis": "sentence2", "#2 String": "sentence2", "Quality": "label"}  # GLUE's own, or of `datasets`
 
@@ -101,9 +103,9 @@ def glue(name: str, data: Mapping[str, Path] | None) -> TextSet:
         parts = [_samples(part, task) for part in (train, rows[1])]
     except (KeyError, StopIteration, ValueError) as error:
         raise ConfigurationError(
-            f"A row in {folder} has not the fields of {name} ({error!r}); give the task's files as they are distributed."
+            f"A row in {folder} has not the fields of {name} ({error!r}); give the task's files as distributed."
         ) from error
-    return TextSet(*parts, task.classes, from_path(name, folder, digest(files)))
+    return TextSet(parts[0], parts[1], task.classes, from_path(name, folder, digest(files)))
 
 
 def _saved(folder: Path) -> Any:
@@ -120,7 +122,9 @@ def _find(folder: Path, names: Sequence[str]) -> Path:
     for name in names:
         if (folder / name).exists():
             return folder / name
-    raise ConfigurationError(f"There is no {' and no '.join(names)} in {folder}; give the folder that the archive unpacks to.")
+    raise ConfigurationError(
+        f"There is no {' and no '.join(names)} in {folder}; give the folder that the archive unpacks to."
+    )
 
 
 def _rows(file: Path, columns: tuple[str, ...]) -> list[Row]:

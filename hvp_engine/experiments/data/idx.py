@@ -35,14 +35,17 @@ def mnist(data: Mapping[str, Path] | None) -> Images:
         pictures = torch.from_numpy(_read(pixels)).unsqueeze(1).float() / 255
         parts.append(Samples(pictures, torch.from_numpy(_read(labels)).long()))
     names = tuple(str(digit) for digit in range(10))
-    return Images(*parts, names, from_path("mnist", folder, digest(files)))
+    train, test = parts
+    return Images(train, test, names, from_path("mnist", folder, digest(files)))
 
 
 def _find(folder: Path, name: str) -> Path:
     for found in (name, f"{name}.gz", name.replace("-idx", ".idx"), f"{name.replace('-idx', '.idx')}.gz"):
         if (folder / found).exists():
             return folder / found
-    raise ConfigurationError(f"There is neither {name} nor {name}.gz in {folder}; give the folder that has MNIST's files.")
+    raise ConfigurationError(
+        f"There is neither {name} nor {name}.gz in {folder}; give the folder that has MNIST's files."
+    )
 
 
 def _read(file: Path) -> NDArray[np.uint8]:

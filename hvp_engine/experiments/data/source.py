@@ -1,4 +1,4 @@
-"""Where data and weights come from: folders of installed packages, found without importing them, or the user's paths."""
+"""Where data and weights come from: folders of installed packages, which are not imported, or the user's paths."""
 
 from __future__ import annotations
 
@@ -68,9 +68,7 @@ class Package:
         folders = None if spec is None else spec.submodule_search_locations
         if not folders:
             instead = f", or give {option}" if option else ""
-            raise ConfigurationError(
-                f"The package {self.distribution} is not installed; {self.install}{instead}."
-            )
+            raise ConfigurationError(f"The package {self.distribution} is not installed; {self.install}{instead}.")
         return Path(next(iter(folders)))
 
     def source(self, name: str, files: Iterable[Path]) -> Source:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from typing import NamedTuple
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -28,11 +29,19 @@ from hvp_engine.experiments.registry import Setting
 from hvp_engine.experiments.result import Result, Table, at_least
 from hvp_engine.experiments.training import fit
 
-LAYERS, HEADS, WIDTH, CONTEXT = 2, 4, 16, 32
-BATCH, SEQUENCES, RATE = 32, 32, 1e-2
-STEPS = 400
+HEADS, WIDTH, CONTEXT = 4, 16, 32
+BATCH, RATE = 32, 1e-2
 _BY_HEAD = ("attn.wq", "attn.wk")
 _SOURCE = "thesis of Z's first author (arXiv 2608.16760), figure 3.4; bounds measured here"
+
+
+class _Sizes(NamedTuple):
+    layers: int
+    steps: int
+    sequences: int  # where the Hessian is taken
+
+
+_SIZES = {"tiny": _Sizes(1, 200, 8), "small": _Sizes(2, 400, 32), "paper": _Sizes(2, 400, 32)}
 Ratios = dict[str, tuple[float, float]]  # energy share of the groups, and of random ones, by tensor
 
 
@@ -43,14 +52,17 @@ def run(setting: Setting) -> Result:
     found: list[dict[str, Ratios]] = []
     for seed in range(setting.seeds):
         model = network(setting, corpus, seed)
-        before = blocks(model, corpus)
+        before = blocks(setting, model, corpus)
         train(setting, model, corpus, seed)
-        after = blocks(model, corpus)
+        after = blocks(setting, model, corpus)
         found.append({"init": divided(model, before), "trained": divided(model, after)})
         if seed == 0:
             figure = drawn(model, after, found[0]["trained"])
     smallest = {
-        kind: [min(a / b for name, (a, b) in seed["trained"].items() if by_head(name) == (kind == "heads")) for seed in found]
+        kind: [
+            min(a / b for name, (a, b) in seed["trained"].items() if by_head(name) == (kind == "heads"))
+            for seed in found
+        ]
         for kind in ("heads", "rows")
     }
     claims = (
@@ -58,12 +70,18 @@ def run(setting: Setting) -> Result:
         at_least("trained v, wo, fc, proj: rows hold >= 2 x random groups", "ratio", smallest["rows"], 2.0, _SOURCE),
     )
     table = tuple(
-        (stage, name, "heads" if by_head(name) else "rows", *np.mean(pairs, axis=0).tolist(), float(np.std(pairs, axis=0)[0]))
+        (
+            stage,
+            name,
+            "heads" if by_head(name) else "rows",
+            *np.mean(pairs, axis=0).tolist(),
+            float(np.std(pairs, axis=0)[0]),
+        )
         for stage in ("init", "trained")
         for name in found[0][stage]
         for pairs in [[seed[stage][name] for seed in found]]
     )
-    settings = {"steps": STEPS, "rate": RATE, "tokens": SEQUENCES * CONTEXT, **corpus.source.described()}
+    settings = {**_SIZES[setting.size]._asdict(), "rate": RATE, "length": CONTEXT, **corpus.source.described()}
     columns = ("stage", "tensor", "groups", "energy share", "random groups", "sd of share")
     return Result(Table(columns, table), claims, figure, settings, {"all": time.perf_counter() - begin})
 
@@ -77,21 +95,23 @@ def corpus_of(setting: Setting) -> Corpus:
 
 def network(setting: Setting, corpus: Corpus, seed: int) -> nn.Module:
     """Make the GPT of a seed at its initialisation, damped as the paper's code does."""
-    config = GPTConfig(corpus.vocabulary, CONTEXT, LAYERS, HEADS, WIDTH, damp_wo=False)
+    config = GPTConfig(corpus.vocabulary, CONTEXT, _SIZES[setting.size].layers, HEADS, WIDTH, damp_wo=False)
     return seeded(lambda: GPT(config))(seed).to(setting.device)
 
 
 def train(setting: Setting, model: nn.Module, corpus: Corpus, seed: int) -> None:
     """Train with Adam, and leave the model in eval mode."""
+    steps = _SIZES[setting.size].steps
     batches = (batch.to(setting.device) for batch in corpus.batches(BATCH, CONTEXT, seed))
-    fit(model, losses.causal_lm, batches, make_optimizer("adam", model, RATE), cosine(STEPS), steps=STEPS, clip=1.0)
+    fit(model, losses.causal_lm, batches, make_optimizer("adam", model, RATE), cosine(steps), steps=steps, clip=1.0)
     model.eval()
 
 
-def blocks(model: nn.Module, corpus: Corpus) -> Mapping[str, exact.FloatArray]:
+def blocks(setting: Setting, model: nn.Module, corpus: Corpus) -> Mapping[str, exact.FloatArray]:
     """Form the exact block of every weight matrix of every layer, in float64."""
-    names = [f"layers.{layer}.{projection}.weight" for layer in range(LAYERS) for projection in PROJECTIONS]
-    found = dense(model, losses.causal_lm, names, data=[corpus.sequences(SEQUENCES, CONTEXT)])
+    sizes = _SIZES[setting.size]
+    names = [f"layers.{layer}.{projection}.weight" for layer in range(sizes.layers) for projection in PROJECTIONS]
+    found = dense(model, losses.causal_lm, names, data=[corpus.sequences(sizes.sequences, CONTEXT)])
     return {name: matrix.numpy(force=True) for name, matrix in found.items()}
 
 
@@ -118,7 +138,8 @@ def divided(model: nn.Module, matrices: Mapping[str, exact.FloatArray]) -> Ratio
 def drawn(model: nn.Module, matrices: Mapping[str, exact.FloatArray], ratios: Ratios) -> Figure:
     """Draw the blocks of all layers, a row each, with the groups' borders."""
     with figures.style():
-        figure, axes = figures.page(LAYERS, len(PROJECTIONS), 7.0, 2.7)
+        layers = len(matrices) // len(PROJECTIONS)
+        figure, axes = figures.page(layers, len(PROJECTIONS), 7.0, 0.3 + 1.2 * layers)
         for ax, (name, matrix) in zip(axes.flat, matrices.items(), strict=True):
             share, random = ratios[name]
             ax.set_title(f"{name.removesuffix('.weight')}\n{share:.2f} (random {random:.2f})", fontsize=6)

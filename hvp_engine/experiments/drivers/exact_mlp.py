@@ -58,7 +58,9 @@ def run(setting: Setting) -> Result:
     every = {(stage, part): [seed[stage][part] for seed in found] for stage in _STAGES for part in found[0][stage]}
     table = tuple((*key, float(np.mean(values)), float(np.std(values))) for key, values in every.items())
     files = {
-        f"hessian-{stage.replace(' ', '')}.safetensors": b"".join(tensor_chunks({"hessian": matrix}, f"{stage}, seed 0"))
+        f"hessian-{stage.replace(' ', '')}.safetensors": b"".join(
+            tensor_chunks({"hessian": matrix}, f"{stage}, seed 0")
+        )
         for stage, matrix in matrices.items()
     }
     settings = {"width": WIDTH, "steps": _STEPS[setting.size], "rate": _RATES[setting.size], **data.source.described()}
@@ -66,8 +68,6 @@ def run(setting: Setting) -> Result:
     seconds = {"all": time.perf_counter() - begin}
     figure = drawn(matrices, found[0], network(setting, data, 0))
     return Result(Table(columns, table), claims, figure, settings, seconds, _notes(setting, matrices), files=files)
-
-
 
 
 def stages(setting: Setting, data: Images, seed: int) -> dict[str, TwoLayer]:
@@ -84,8 +84,6 @@ def stages(setting: Setting, data: Images, seed: int) -> dict[str, TwoLayer]:
     schedule = cosine(steps, warm_up=0.0, last=0.1)
     fit(net, losses.classification, batches, make_optimizer("adam", net, rate), schedule, steps=steps, after=keep)
     return {stage: kept[step] for stage, step in wanted.items()}
-
-
 
 
 def drawn(matrices: dict[str, exact.FloatArray], found: dict[str, Shares], net: TwoLayer) -> Figure:

@@ -1,8 +1,8 @@
 """Fine-tuning with six optimizers (D15; Tomihari & Sato).
 
-A Transformer and a CNN, both pre-trained, get a new linear head; all parameters are trained. Each optimizer has the best
-rate of its grid by the training loss of seed 0. Adam and the methods that step by signs should be ahead of SGD on the
-Transformer, and not on the CNN.
+A Transformer and a CNN, both pre-trained, get a new linear head; all parameters are trained. Each optimizer has the
+best rate of its grid by the training loss of seed 0. Adam and the methods that step by signs should be ahead of SGD
+on the Transformer, and not on the CNN.
 """
 
 from __future__ import annotations
@@ -96,7 +96,9 @@ def _gap(found: Mapping[str, Found], others: tuple[str, ...]) -> float:
 
 
 def _claims(text: Mapping[str, Found], image: Mapping[str, Found]) -> tuple[Claim, ...]:
-    claims = [at_least("Transformer: Adam or RMSprop >= 0.04 nats ahead of SGD", "gap", [_gap(text, _ADAM)], 0.04, _SOURCE)]
+    claims = [
+        at_least("Transformer: Adam or RMSprop >= 0.04 nats ahead of SGD", "gap", [_gap(text, _ADAM)], 0.04, _SOURCE)
+    ]
     if any(name in text for name in _SIGN):
         gap = _gap(text, _SIGN)
         claims.append(at_least("Transformer: a sign method >= 0.03 nats ahead of SGD", "gap", [gap], 0.03, _SOURCE))

@@ -98,8 +98,6 @@ def multiplied_out(model: TwoLayer, batch: tuple[torch.Tensor, torch.Tensor], se
     return dense(*there, data=[batch], check=False)["fc1.weight"].numpy(force=True)
 
 
-
-
 def slope(classes: tuple[int, ...], ratios: FloatArray) -> float:
     """Fit a line to the logarithms of classes and ratios, and return its slope."""
     used = np.array(classes) >= _FIT_FROM

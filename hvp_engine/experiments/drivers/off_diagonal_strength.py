@@ -1,8 +1,8 @@
 """How much of a Hessian lies between its tensors: norm(Hv - Bv) / norm(Hv) and the cosine of Hv and Bv, for random v.
 
 B is the Hessian without what lies between two tensors. For small nets no paper gives a number. What can be held
-against is an identity: with E[v v'] = I / n, E norm(Hv - Bv)^2 / E norm(Hv)^2 = 1 - S, where S is the share of the squared norm
-of H in the tensors' own blocks, which driver D2's net has exactly.
+against is an identity: with E[v v'] = I / n, E norm(Hv - Bv)^2 / E norm(Hv)^2 = 1 - S, where S is the share of the
+squared norm of H in the tensors' own blocks, which driver D2's net has exactly.
 """
 
 from __future__ import annotations
@@ -94,7 +94,9 @@ def compared(
     model: nn.Module, loss: Any, data: Any, setting: Setting, probes: int, seed: int, precision: Precision
 ) -> OffDiagonal:
     """Multiply random vectors by the whole Hessian and by every tensor's block."""
-    return off_diagonal(model, loss, "parameter", data=data, probes=probes, seed=seed, precision=precision, progress=False)
+    return off_diagonal(
+        model, loss, "parameter", data=data, probes=probes, seed=seed, precision=precision, progress=False
+    )
 
 
 def plan(setting: Setting) -> list[PlannedPart]:

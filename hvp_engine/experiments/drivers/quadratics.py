@@ -10,20 +10,30 @@ from matplotlib.axes import Axes
 
 from hvp_engine.experiments import cache, figures
 from hvp_engine.experiments.paper_plan import PlannedPart
-from hvp_engine.experiments.quadratic_problem import Counts, FloatArray, Quadratics, adam_with_memory
+from hvp_engine.experiments.quadratic_problem import (
+    CONDITION,
+    HETEROGENEOUS,
+    HOMOGENEOUS,
+    Counts,
+    FloatArray,
+    Quadratics,
+    adam_with_memory,
+)
 from hvp_engine.experiments.registry import Setting
 from hvp_engine.experiments.result import Claim, Result, Table, at_least, at_most
 from hvp_engine.experiments.zoo import entry_of
 from hvp_engine.experiments.zoo_plan import planned_spectra
 
-CONDITION = 5000.0
-HETEROGENEOUS = ((1.0, 2.0, 3.0), (99.0, 100.0, 101.0), (4998.0, 4999.0, 5000.0))
-HOMOGENEOUS = ((1.0, 99.0, 4998.0), (2.0, 100.0, 4999.0), (3.0, 101.0, 5000.0))
-_CASE_1, _CASE_2 = "case 1: eigenvalues of a GPT", "case 2: eigenvalues of a ResNet"
+_CASE_1, _CASE_2 = "case 1: blocks of a GPT", "case 2: blocks of a ResNet"
 _CASE_3, _CASE_4 = "case 3: heterogeneous", "case 4: homogeneous"
 _BLOCKS, _EIGENVALUES = 4, 25  # of each sampled case
 _STEPWISE = 3000
 _BETA2 = 0.99
+_LEAST = 1e-16  # reductions below it are drawn there: the panels end sooner
+_NOTE = (
+    "Cases 1 and 2 are reported, not gated: one affine map to kappa = 5,000 leaves most eigenvalues of all blocks near "
+    "1 where a few of one block are far larger."
+)
 _SOURCE = "arXiv 2402.16788, figure 8"
 
 
@@ -53,7 +63,7 @@ def run(setting: Setting) -> Result:
         "problems": seeds, "kappa": CONDITION, "reduction of the gradient": 1e-6,
         "blocks of cases 1 and 2": [_BLOCKS, _EIGENVALUES], "spectra of cases 1 and 2": models,
     }  # fmt: skip
-    return Result(Table(columns, rows), _claims(counts), figure, settings, seconds)
+    return Result(Table(columns, rows), _claims(counts), figure, settings, seconds, (_NOTE,))
 
 
 def plan(setting: Setting) -> list[PlannedPart]:
@@ -102,15 +112,23 @@ def _convergence(axes: Axes, case: str, drawn: Quadratics) -> None:
     series = {}
     for label, iteration in (("GD", drawn.gradient_descent), ("Adam", drawn.adam)):
         start = iteration.norms(0)
-        with np.errstate(divide="ignore"):
-            series[label] = (steps, np.log10(np.stack([iteration.norms(step) / start for step in steps], axis=1)))
+        series[label] = (steps, _log(np.stack([iteration.norms(step) / start for step in steps], axis=1)))
     figures.curves(axes, series)
     axes.set(xscale="log", ylim=(-8, 0.5), title=case, xlabel="iteration", ylabel="log10 gradient norm")
 
 
+def _log(reductions: FloatArray) -> FloatArray:
+    return np.asarray(np.log10(np.maximum(reductions, _LEAST)))
+
+
 def _histogram(axes: Axes, case: str, values: FloatArray) -> None:
-    axes.hist(list(values), bins=12, stacked=True, label=[f"block {number}" for number in range(len(values))])
-    axes.set(title=case, xlabel="eigenvalue", ylabel="count")
+    axes.hist(
+        list(values),
+        np.geomspace(1.0, CONDITION, 16),
+        stacked=True,
+        label=[f"block {number}" for number in range(len(values))],
+    )
+    axes.set(xscale="log", title=case, xlabel="eigenvalue", ylabel="count")
     axes.legend(fontsize=6, frameon=False)
 
 
@@ -119,13 +137,13 @@ def _stalling(axes: Axes, drawn: Quadratics) -> None:
     few = Quadratics(drawn.matrices[:50], drawn.starts[:50])
     series = {f"beta2 = {beta2:g}": adam_with_memory(few, beta2, _STEPWISE) for beta2 in (1.0, _BETA2)}
     every = np.arange(_STEPWISE + 1)
-    figures.curves(axes, {label: (every, np.log10(norms / norms[:, :1])) for label, norms in series.items()})
+    figures.curves(axes, {label: (every, _log(norms / norms[:, :1])) for label, norms in series.items()})
     axes.set(title="Adam on case 3, step by step", xlabel="iteration", ylabel="log10 gradient norm", ylim=(-8, 3))
 
 
 def _ratios(axes: Axes, counts: Mapping[str, Sequence[Counts]]) -> None:
     for case, (descent, adam) in counts.items():
-        axes.ecdf(adam / descent, label=case.partition(":")[0])
+        axes.ecdf(adam / descent, linewidth=1.0, label=case.partition(":")[0])
     axes.axvline(1.0, color="0.7", linewidth=0.6)
     axes.set(xscale="log", title="iterations", xlabel="Adam / GD", ylabel="share of seeds")
     axes.legend(fontsize=6, frameon=False)

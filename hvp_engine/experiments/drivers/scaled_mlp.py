@@ -94,12 +94,12 @@ def plan(setting: Setting) -> list[PlannedPart]:
 def scaled(setting: Setting, pattern: str, scale: int) -> Entry:
     """Make the entry of an MLP whose initial weights are scaled by a pattern; all patterns are the same at scale 1."""
     base = zoo(setting)["mlp"]
-    build = seeded(partial(MLP, (784, 128, 128, 128, 10))) if setting.size == "paper" else base.build
+    sizes = (784, 128, 128, 128, 10) if setting.size == "paper" else (64, 64, 64, 64, 10)
     factors = tuple(float(scale) ** exponent for exponent in PATTERNS[pattern])
     return replace(
         base,
         name="mlp-scaled-" + "-".join(f"{factor:g}" for factor in factors),
-        build=partial(_build, build, factors),
+        build=seeded(partial(_scaled_mlp, sizes, factors)),
         recipe=replace(base.recipe, steps=setting.option("steps", _STEPS[setting.size])),
         rates=base.rates if setting.size == "tiny" else GRID,
     )
@@ -144,11 +144,12 @@ def decide(points: list[_Point], measured: dict[int, Blockwise]) -> tuple[Claim,
     )
 
 
-def _build(build: partial[nn.Module], factors: tuple[float, ...], seed: int) -> nn.Module:
-    model = build(seed)
+def _scaled_mlp(sizes: tuple[int, ...], factors: tuple[float, ...]) -> nn.Module:
+    model = MLP(sizes)
     with torch.no_grad():
-        for layer, factor in zip(model.layers, factors, strict=True):
-            layer.weight.mul_(factor)
+        matrices = [parameter for parameter in model.parameters() if parameter.dim() == 2]
+        for matrix, factor in zip(matrices, factors, strict=True):
+            matrix.mul_(factor)
     return model
 
 
@@ -177,17 +178,29 @@ def _ratios(measured: Blockwise) -> list[float]:
 def _draw(points: list[_Point], measured: dict[int, Blockwise]) -> Figure:
     scales = list(measured)
     with figures.style():
-        figure, panels = figures.page(1, len(PATTERNS) + 1, 7.2, 1.9)
+        figure, panels = figures.page(1, len(PATTERNS) + 1, 8.0, 2.0)
         for axes, pattern in zip(panels[0], PATTERNS, strict=False):
             chosen = [point for point in points if point.pattern == pattern]
             series = {label: np.array([point.losses[label] for point in chosen]).T for label in ("SGD", "Adam")}
             figures.curves(axes, {label: (scales, values) for label, values in series.items()}, bars=True)
-            axes.set(xscale="log", yscale="log", xlabel="c", ylabel="training loss", title=pattern)
+            axes.set(ylabel="training loss", title=pattern)
         axes = panels[0, -1]
         ratios = np.array([_ratios(found) for found in measured.values()]).T
-        figures.curves(axes, {"ratio of lambda_max": (scales, ratios)}, bars=True)
-        axes.set(xscale="log", yscale="log", xlabel="c", title=f"blocks of {next(iter(PATTERNS))}")
+        figures.curves(axes, {"solid": (scales, ratios)}, bars=True)
+        axes.set(ylabel="ratio of lambda_max (solid)", title=f"blocks of {next(iter(PATTERNS))}")
+        for axes in panels[0]:
+            axes.set(xscale="log", yscale="log", xlabel="c")
+            axes.set_xticks(scales, [str(scale) for scale in scales])
+            axes.minorticks_off()
+        axes.get_legend().remove()
         twin = axes.twinx()
-        twin.plot(scales, [np.mean(found.js0) for found in measured.values()], "s--", color="black", markersize=2.5)
+        twin.plot(
+            scales,
+            [np.mean(found.js0) for found in measured.values()],
+            "s--",
+            color="black",
+            markersize=2.5,
+            linewidth=1.0,
+        )
         twin.set(ylim=(0.0, 1.0), ylabel="JS0 (dashed)")
     return figure

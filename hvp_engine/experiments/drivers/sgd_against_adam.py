@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from hvp_engine.experiments import cache, figures
@@ -78,11 +79,12 @@ def decide(gaps: Mapping[str, Gap], entropy: float) -> tuple[tuple[Claim, ...], 
         gaps: By model.
         entropy: Of the single tokens that BERT predicts, in nats.
     """
-    claims: list[Claim] = []
     notes: list[str] = []
-    for name in ON_PAR:
-        if name in gaps:
-            claims.append(at_most(f"gap of {name} <= 0.02", "median gap", [_median(gaps[name].values)], 0.02, _SOURCE))
+    claims = [
+        at_most(f"gap of {name} <= 0.02", "median gap", [_median(gaps[name].values)], 0.02, _SOURCE)
+        for name in ON_PAR
+        if name in gaps
+    ]
     for name, least in APART.items():
         if name not in gaps:
             continue
@@ -145,7 +147,7 @@ def _by_rate(curves: Mapping[float, Curve]) -> tuple[list[float], list[float]]:
     return list(curves), [curve.final for curve in curves.values()]
 
 
-def _panels(count: int) -> tuple[Figure, list[figures.Axes]]:
+def _panels(count: int) -> tuple[Figure, list[Axes]]:
     columns = min(4, count)
     rows = -(-count // columns)
     figure, axes = figures.page(rows, columns, 1.8 * columns, 1.6 * rows)

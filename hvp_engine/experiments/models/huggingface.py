@@ -21,7 +21,7 @@ ROLES: Mapping[str, tuple[str, ...]] = {
 
 
 def bert(vocabulary: int, context: int, *, width: int, layers: int, heads: int, next_sentence: bool = False) -> Any:
-    """Make a BERT (Post-LN) that predicts masked tokens, and with ``next_sentence`` whether sentences are neighbours."""
+    """Make a Post-LN BERT that predicts masked tokens, with ``next_sentence`` also whether sentences are neighbours."""
     transformers = library()
     config = transformers.BertConfig(
         vocab_size=vocabulary,

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -22,7 +23,7 @@ class MLP(nn.Module):
             sizes: Of input, hidden layers and output.
         """
         super().__init__()
-        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in zip(sizes, sizes[1:], strict=False))
+        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in pairwise(sizes))
         initialise(self)
 
     def forward(self, images: Tensor) -> Tensor:
@@ -133,7 +134,7 @@ class ResNet(nn.Module):
 
 
 def initialise(model: nn.Module, *, linear: bool = True) -> None:
-    """Draw weights as He et al. do, by the outputs of a convolution and the inputs of a linear layer; zero their biases.
+    """Draw weights as He et al. do, by a convolution's outputs and a linear layer's inputs; zero their biases.
 
     Args:
         model: Whose convolutions and linear layers.

@@ -50,7 +50,7 @@ def test_a_text_that_is_too_short_is_refused(draw: str) -> None:
         "batch": lambda: corpus.batch(3, 10, torch.Generator()),
         "sequences": lambda: corpus.sequences(3, 10),
     }
-    with pytest.raises(ConfigurationError, match=r"has 10 tokens: too few .* give a longer text\."):
+    with pytest.raises(ConfigurationError, match=r"has 10 tokens: too few .* give a longer one\."):
         calls[draw]()
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from problems import Case, dense_hessian
 
 from hvp_engine import losses
 from hvp_engine.errors import ConfigurationError
@@ -13,7 +14,6 @@ from hvp_engine.experiments.drivers import exact_mlp
 from hvp_engine.experiments.models.two_layer import LAYERS, TwoLayer
 from hvp_engine.experiments.registry import Setting, find
 from hvp_engine.system.tensor_files import read_tensors
-from problems import Case, dense_hessian
 
 pytest.importorskip("sklearn", reason="the digits are in scikit-learn")
 

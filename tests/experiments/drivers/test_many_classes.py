@@ -4,12 +4,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from problems import Case, dense_hessian
 
 from hvp_engine import losses
 from hvp_engine.experiments.drivers import many_classes
 from hvp_engine.experiments.neuron_blocks import between_over_within, closed_form
 from hvp_engine.experiments.registry import Setting
-from problems import Case, dense_hessian
 
 
 def test_tiny_run_finds_neurons_apart_with_many_classes(tmp_path: Path) -> None:

@@ -21,7 +21,9 @@ FIRST = next(iter(scaled_mlp.PATTERNS))
 
 
 def point(scale: int, sgd: float, adam: float) -> scaled_mlp._Point:
-    curves = [tuple(Curve(np.full(20, loss * factor), np.ones(20)) for factor in (0.9, 1.0, 5.0)) for loss in (sgd, adam)]
+    curves = [
+        tuple(Curve(np.full(20, loss * factor), np.ones(20)) for factor in (0.9, 1.0, 5.0)) for loss in (sgd, adam)
+    ]
     return scaled_mlp._Point(FIRST, scale, Gap("mlp", *curves))
 
 
@@ -55,8 +57,8 @@ def test_the_claims_decide_by_medians_and_can_fail(measured: dict[int, Blockwise
     holding = scaled_mlp.decide([point(1, 0.05, 0.033), point(64, 0.24, 0.068)], measured)
     assert [claim.holds for claim in holding] == [True, True, True]
     assert holding[0].values == pytest.approx([4.8])
-    assert [c.holds for c in scaled_mlp.decide([point(1, 0.05, 0.03), point(64, 0.1, 0.03)], measured)][0] is False
-    assert [c.holds for c in scaled_mlp.decide([point(1, 0.05, 0.03), point(64, 0.2, 0.12)], measured)][1] is False
+    assert not scaled_mlp.decide([point(1, 0.05, 0.03), point(64, 0.1, 0.03)], measured)[0].holds
+    assert not scaled_mlp.decide([point(1, 0.05, 0.03), point(64, 0.2, 0.12)], measured)[1].holds
     swapped = {1: measured[64], 64: measured[1]}
     assert not scaled_mlp.decide([point(1, 0.05, 0.033), point(64, 0.24, 0.068)], swapped)[2].holds
 

@@ -15,7 +15,8 @@ from hvp_engine.experiments.training import Curve
 
 
 def curve(final: float, start: float = 4.0, steps: int = 100) -> Curve:
-    losses = np.concatenate([np.linspace(start, final, steps - 10), np.full(10, final)])
+    falling = np.linspace(start, final, steps - 10) if math.isfinite(final) else np.full(steps - 10, final)
+    losses = np.concatenate([falling, np.full(10, final)])
     return Curve(losses, np.ones(steps), final, 0.5, 0.1)
 
 

@@ -6,14 +6,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from problems import quadratic, symmetric
 
 import hvp_engine as he
 from hvp_engine.experiments import slq_errors
 from hvp_engine.experiments.drivers import slq_accuracy
 from hvp_engine.experiments.registry import Setting
-from problems import quadratic, symmetric
 
-SIZES = slq_errors.Sizes((5, 10, 20, 40), (1, 2, 5, 10, 20), 20, 1)
+SIZES = slq_errors.Sizes((5, 10, 20, 100), (1, 2, 5, 10, 20), 20, 1)
 
 
 @pytest.fixture(scope="module")
@@ -22,7 +22,9 @@ def known() -> tuple[np.ndarray, he.Spectrum, list[he.Spectrum]]:
     problem = quadratic(symmetric(eigenvalues).float())
     options = {"data": None, "progress": False, "check": False}
     spectra = he.slq(problem.model, problem.loss, steps=SIZES.steps[-1], probes=SIZES.probes[-1], **options)
-    repeats = [he.slq(problem.model, problem.loss, steps=5, probes=2, seed=seed, **options)["full"] for seed in range(20)]
+    repeats = [
+        he.slq(problem.model, problem.loss, steps=5, probes=2, seed=seed, **options)["full"] for seed in range(20)
+    ]
     return np.sort(eigenvalues.double().numpy()), spectra["full"], repeats
 
 
