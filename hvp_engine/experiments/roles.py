@@ -50,7 +50,7 @@ _CNN_LISTS = (
 
 
 def role_of(name: str) -> str:
-    """Return what a parameter does: ``"query"``, ``"fc1"``, ``"norm"``, ...; ``"other"`` where its name does not say."""
+    """Return what a parameter does: ``"query"``, ``"fc1"``, ``"norm"``; ``"other"`` where its name does not say."""
     path = name.removesuffix(".weight").removesuffix(".bias")
     return next((role for role, pattern in _ROLES.items() if pattern.search(path)), "other")
 

@@ -75,7 +75,7 @@ def studied(setting: Setting) -> dict[str, Entry]:
 
 
 def chosen(setting: Setting) -> tuple[dict[str, Entry], tuple[str, ...]]:
-    """Return the entries that ``--set models=...`` names, else pre-trained ones if they are installed, else random ones.
+    """Return the entries that ``--set models=...`` names, else pre-trained ones if installed, else random ones.
 
     Returns:
         The entries, and notes for the reader.
@@ -115,18 +115,19 @@ def _is_there(name: str, setting: Setting) -> bool:
 
 
 def _minilm(setting: Setting, seed: int) -> nn.Module:
-    body = weights.load("minilm", setting)
+    body: Any = weights.load("minilm", setting)
     return WithHead(body, body.config.hidden_size, len(classification.NEWS), seed)
 
 
 def _dinov2(setting: Setting, seed: int) -> nn.Module:
-    body = weights.load("dinov2-s", setting)
+    body: Any = weights.load("dinov2-s", setting)
     return WithHead(body, body.config.hidden_size, len(images.PHOTOGRAPHS), seed)
 
 
 def _efficientnet(setting: Setting, seed: int) -> nn.Module:
-    model = weights.load("efficientnet-lite0", setting)
-    model._fc = new_head(model._fc.in_features, len(images.PHOTOGRAPHS), seed)
+    loaded: Any = weights.load("efficientnet-lite0", setting)
+    loaded._fc = new_head(loaded._fc.in_features, len(images.PHOTOGRAPHS), seed)
+    model: nn.Module = loaded
     return model
 
 
@@ -182,11 +183,11 @@ def _language(setting: Setting, seed: int) -> Batches:
     """Take two articles as token ids (2, tokens)."""
     tokenizer = weights.tokenizer("smollm2-135m", setting)
     texts = classification.bbcnews(seed=seed, train=2, test=2, data=setting.data)
-    parts = [
+    train, test = (
         torch.tensor([tokenizer(article)["input_ids"][:_TOKENS] for article in samples.texts])
         for samples in (texts.train, texts.test)
-    ]
-    return _fixed(*parts, texts.source)
+    )
+    return _fixed(train, test, texts.source)
 
 
 def _photographs(seed: int) -> Batches:

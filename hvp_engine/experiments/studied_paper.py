@@ -1,4 +1,4 @@
-"""The networks of arXiv 2502.00213 at their size: RoBERTa-base on seven tasks, ResNet-18 and ViT-B/16 on two image sets.
+"""The networks of arXiv 2502.00213 at their size: RoBERTa-base on seven tasks, ResNet-18 and ViT-B/16 on two of images.
 
 Weights and data are the user's: ``--weights roberta-base=DIR --data rte=DIR``; every task whose data is given is looked
 at. Plans need neither.
@@ -83,7 +83,7 @@ def _entry(setting: Setting, name: str, network: _Network, task: str) -> Entry:
     return Entry(
         f"{name}-{task}", network.family, build, losses.classification,
         partial(_pictures if task in _IMAGES else _texts, setting, task), Recipe(steps=0, batch=0),
-        choose=partial(listed_tensors, fused=network.fused), classifies=True,
+        choose=partial(listed_tensors, fused=network.fused),
     )  # fmt: skip
 
 

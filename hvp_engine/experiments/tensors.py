@@ -54,7 +54,8 @@ def facts(setting: Setting, entry: Entry, seed: int, stage: str = INIT) -> Facts
     model, data = network(setting, entry, seed, stage), entry.data(seed).fixed
     lengths = gradients(model, entry.loss, entry.blocks, data=data)
     spectra = slq(
-        model, entry.loss, entry.blocks, data=data, steps=_TINY_STEPS if setting.size == "tiny" else STEPS, probes=1, seed=seed, precision=setting.precision,
+        model, entry.loss, entry.blocks, data=data, probes=1, seed=seed, precision=setting.precision,
+        steps=_TINY_STEPS if setting.size == "tiny" else STEPS,
         out=folder(setting, "tensors") / f"{entry.name}-{len(entry.blocks)}-{stage}-{seed}",
     )  # fmt: skip
     return {

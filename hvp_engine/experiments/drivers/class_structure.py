@@ -4,7 +4,7 @@ With cross-entropy the diagonal block of row k of a linear head is E[p_k (1 - p_
 knows nothing but the classes' frequencies (no weights, their logarithms as bias) that is pi_k (1 - pi_k) E[h h'], which
 the engine must find exactly. In training the order comes as frequencies are learned, and goes as the samples are: on
 digits and seeds 100 to 102, which calibrated the claim, Spearman's correlation was 0.0 to 0.2 at first, 0.95 to 0.99
-after an epoch, 0.4 after four and 0.1 after eight. Gaussian inputs of 100 classes, learned more slowly (0.65 to 0.74), are
+after an epoch, 0.4 after four and 0.1 after eight. Gaussian inputs of 100 classes, learned slowly (0.65 to 0.74), are
 shown beside them. Both are drawn so that frequencies fall as 1/k.
 """
 
@@ -14,6 +14,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import islice
+from typing import Any
 
 import numpy as np
 import torch
@@ -30,7 +31,7 @@ from hvp_engine.experiments.heterogeneity import FloatArray, spearman
 from hvp_engine.experiments.models.vision import MLP
 from hvp_engine.experiments.optimizers import constant, make_optimizer
 from hvp_engine.experiments.registry import Setting
-from hvp_engine.experiments.result import Claim, Result, Table, at_least, at_most
+from hvp_engine.experiments.result import Cell, Claim, Result, Table, at_least, at_most
 from hvp_engine.experiments.training import fit
 
 EXACT, INITIAL, TRAINED = "frequencies alone", "initialisation", "after an epoch"
@@ -73,7 +74,7 @@ def run(setting: Setting) -> Result:
             figures.scatter(ax, x, y, groups=groups)
             ax.set(xscale="log", yscale="log", xlabel="frequency of the class", title=name)
         axes[0, 0].set_ylabel("largest eigenvalue of its row")
-    table = tuple(
+    table: tuple[tuple[Cell, ...], ...] = tuple(
         (
             name,
             stage,
@@ -114,7 +115,7 @@ def measure(samples: Samples, seed: int, setting: Setting) -> Sample:
     inputs, labels = samples.inputs.to(setting.device), samples.labels.to(setting.device)
     counts = torch.bincount(labels).double()
     pi = counts / counts.sum()
-    model = seeded(lambda: MLP((inputs[0].numel(), _HIDDEN, len(pi))))(seed).to(setting.device)
+    model: Any = seeded(lambda: MLP((inputs[0].numel(), _HIDDEN, len(pi))))(seed).to(setting.device)
     curvature = {INITIAL: largest(model, inputs, labels, seed, setting)}
     head = model.layers[-1]
     kept = {name: value.clone() for name, value in head.state_dict().items()}

@@ -24,7 +24,8 @@ from hvp_engine.experiments.tensors import STEPS, Facts, column, facts
 
 _SOURCE = "arXiv 2502.00213, no number published; bounds measured here"
 _COLUMNS = (
-    "model", "tensors", "Pearson of logs", "low", "high", "Spearman", "low", "high", "Gini lambda_max", "largest change",
+    "model", "tensors", "Pearson of logs", "low", "high", "Spearman", "low", "high", "Gini lambda_max",
+    "largest change",
 )  # fmt: skip
 _PEARSON, _SPEARMAN = 0.7, 0.6
 

@@ -76,7 +76,7 @@ def run(setting: Setting) -> Result:
 
 
 def follow(setting: Setting, optimizer: str, rate: float, seed: int) -> Trace:
-    """Train with the full batch; return the largest eigenvalue every so many steps, relative to the edge, and losses."""
+    """Train with the full batch; return the largest eigenvalue every so many steps, over the edge, and losses."""
     model, batch = seeded(network)(seed).to(setting.device), full_batch(setting, seed)
     made = make_optimizer(optimizer, model, rate)
     every = _EVERY[setting.size]
@@ -108,7 +108,8 @@ def full_batch(setting: Setting, seed: int) -> Batch:
 def squared_error(model: nn.Module, batch: Batch) -> Tensor:
     """Compute half the squared error, summed over outputs and averaged over samples."""
     inputs, targets = batch
-    return 0.5 * (model(inputs) - targets).square().sum(dim=1).mean()
+    error: Tensor = model(inputs) - targets
+    return 0.5 * error.square().sum(dim=1).mean()
 
 
 def largest(model: nn.Module, batch: Batch, optimizer: Optimizer, setting: Setting) -> float:

@@ -1,17 +1,17 @@
 """D14: Post-LN networks are more heterogeneous than Pre-LN ones (arXiv 2502.00213, abstract of its third version).
 
 In Post-LN, x <- LN(x + f(x)), the Jacobian of every LayerNorm multiplies the whole path upstream, in Pre-LN,
-x <- x + f(LN(x)), that of the branch only. Weight matrices are drawn as Glorot does in both: with a deviation of 0.02 at
+x <- x + f(LN(x)), that of the branch only. Weights are drawn as Glorot does in both: with a deviation of 0.02 at
 narrow width the branches add almost nothing to a normalised stream, and the two do not differ.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from torch import nn
@@ -77,6 +77,7 @@ def entries(setting: Setting) -> dict[str, dict[Place, Entry]]:
     zoo = small_zoo(setting if setting.size == "tiny" else replace(setting, size="small"))
     bert, width = zoo["bert"], _width(setting)
     vocabulary = bert.meta().get_input_embeddings().num_embeddings  # type: ignore[operator]
+    tasks: dict[str, tuple[Entry, dict[Place, partial[Any]]]]
     tasks = {"masked text": (bert, {place: partial(_text_network, vocabulary, width, place) for place in PLACES})}
     if setting.size != "tiny":
         config = PatchConfig(32, 4, 3, 17, width=width, layers=LAYERS, heads=width // 16)
@@ -148,7 +149,7 @@ def _text_network(vocabulary: int, width: int, place: Place) -> nn.Module:
     return model
 
 
-def _xavier(make: partial[nn.Module]) -> nn.Module:
+def _xavier(make: Callable[[], nn.Module]) -> nn.Module:
     model = make()
     for parameter in model.parameters():
         if parameter.dim() > 1:

@@ -1,4 +1,4 @@
-"""F5: a trained classifier's Hessian has about one outlier per class, and BatchNorm suppresses them (Ghorbani et al. 2019).
+"""F5: a classifier's Hessian has about one outlier per class, and BatchNorm suppresses them (Ghorbani et al. 2019).
 
 The zoo's VGG on digits, without BatchNorm and with one behind every convolution, trained alike.
 """
@@ -19,7 +19,7 @@ from hvp_engine.experiments.cache import checkpoint, folder
 from hvp_engine.experiments.entry import Entry, seeded
 from hvp_engine.experiments.models.vision import VGG
 from hvp_engine.experiments.registry import Setting
-from hvp_engine.experiments.result import Claim, Result, Table, at_least, at_most
+from hvp_engine.experiments.result import Cell, Claim, Result, Table, at_least, at_most
 from hvp_engine.experiments.small_zoo import small_zoo
 
 PLAIN, NORMALISED = "without BatchNorm", "with BatchNorm"
@@ -45,7 +45,7 @@ def run(setting: Setting) -> Result:
         figures.curves(axes[0, 0], lines, bars=True)
         axes[0, 0].axvline(classes + 0.5, color="0.5", linewidth=0.6, linestyle="--")
         axes[0, 0].set(yscale="log", xlabel="rank (line: number of classes)", ylabel="eigenvalue")
-    rows = tuple(
+    rows: tuple[tuple[Cell, ...], ...] = tuple(
         (
             name,
             *(float(np.mean(values[:, rank])) for rank in (0, classes - 1, -1)),

@@ -20,7 +20,7 @@ from hvp_engine.experiments.cache import INIT, STAGES, checkpoint, folder
 from hvp_engine.experiments.entry import Blocks, Entry
 from hvp_engine.experiments.paper_plan import PlannedPart, planned_slq, planned_training
 from hvp_engine.experiments.registry import Setting
-from hvp_engine.experiments.result import Claim, Result, Table, at_least
+from hvp_engine.experiments.result import Cell, Claim, Result, Table, at_least
 from hvp_engine.experiments.roles import role_of
 from hvp_engine.experiments.zoo import zoo
 
@@ -45,7 +45,7 @@ def run(setting: Setting) -> Result:
         figure, axes = figures.page(1, 1, 3.2, 2.4)
         figures.curves(axes[0, 0], {kind: (steps, values) for kind, values in by_kind.items()}, bars=True)
         axes[0, 0].set(yscale="log", xlabel="steps", ylabel="trace / parameters")
-    rows = tuple(
+    rows: tuple[tuple[Cell, ...], ...] = tuple(
         (kind, *(float(np.mean(values[:, i])) for i in range(len(stages))), float(np.std(values[:, -1])))
         for kind, values in by_kind.items()
     )

@@ -87,9 +87,9 @@ def test_d13_fails_where_transformers_are_as_even_as_cnns() -> None:
     assert [claim.holds for claim in gini.claims(apart, families)] == [True, True, True]
 
 
-def test_d14_holds_for_masked_text(run: Run) -> None:
+def test_d14_holds_for_the_spread_of_masked_text(run: Run) -> None:
     result, _ = run(layernorm_place, "D14")
-    assert result.holds and [row[:2] for row in result.table.rows] == [
+    assert result.claims[0].holds and [row[:2] for row in result.table.rows] == [
         ("masked text", "post-LN"), ("masked text", "pre-LN"),
     ]  # fmt: skip
 
