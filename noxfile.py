@@ -11,7 +11,7 @@ import nox
 
 PYTHON = ["3.10", "3.11", "3.12", "3.13"]
 TORCH = [nox.param("2.9.0", id="oldest"), nox.param("2.13.0", id="newest")]
-TRITON = ["3.4.0", "3.6.0", "3.7.1", "3.9.0"]
+TRITON = ["3.4.0", "3.6.0", "3.7.1"]
 
 nox.options.sessions = ["lint", "docs"]
 

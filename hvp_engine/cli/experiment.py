@@ -73,13 +73,13 @@ def experiment(
         if options and name == _ALL:
             raise ConfigurationError("Option --set is for one experiment; run that one by its name.")
         folders = _folders(drivers, out, name)
-        paths = [
+        data_paths, weight_paths = (
             {key: Path(path) for key, path in pairs_of(option, given).items()}
             for option, given in (("--data", data), ("--weights", weights))
-        ]
+        )
     except HvpEngineError as error:
         raise _refused(error) from None
-    common = Setting(size.value, seeds, Path(), *paths, device, precision.value, options)
+    common = Setting(size.value, seeds, Path(), data_paths, weight_paths, device, precision.value, options)
     work: Callable[[Driver, Setting], bool] = _planned if plan else partial(_ran, yes=yes)
     codes = [
         _guarded(work, driver, replace(common, out=folder)) for driver, folder in zip(drivers, folders, strict=True)

@@ -14,6 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
+from matplotlib.rcsetup import cycler
 from numpy.typing import ArrayLike, NDArray
 
 from hvp_engine.results.page import STYLE
@@ -28,7 +29,7 @@ _QUARTILES = (25.0, 75.0)
 @contextmanager
 def style() -> Iterator[None]:
     """Draw in the common style while the context is open."""
-    with mpl.rc_context({**STYLE, "axes.prop_cycle": mpl.cycler(color=COLOURS)}), warnings.catch_warnings():
+    with mpl.rc_context({**STYLE, "axes.prop_cycle": cycler(color=COLOURS)}), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing from")
         yield
 

@@ -40,7 +40,7 @@ _SHUFFLED, _ORDERED = 0, 1
 
 
 def text_entry(setting: Setting) -> Entry:
-    """Make the Transformer: MiniLM on tweets, or with ``--set text=bbcnews`` on news; at size tiny one without weights."""
+    """Make the Transformer: MiniLM on tweets, or with ``--set text=bbcnews`` on news; at size tiny without weights."""
     if setting.size == "tiny":
         recipe = _recipe(setting, 12)
         return Entry(
@@ -124,14 +124,15 @@ def _photographs() -> Images:
 
 
 def _minilm(setting: Setting, seed: int) -> nn.Module:
-    body = weights.load("minilm", setting)
+    body: Any = weights.load("minilm", setting)
     return WithHead(body, body.config.hidden_size, len(_texts(setting).classes), seed)
 
 
 def _efficientnet(setting: Setting, seed: int) -> nn.Module:
-    model = weights.load("efficientnet-lite0", setting)
+    model: Any = weights.load("efficientnet-lite0", setting)
     model._fc = new_head(model._fc.in_features, len(_photographs().classes), seed)
-    return model
+    network: nn.Module = model
+    return network
 
 
 def _text_batches(texts: TextSet, setting: Setting, recipe: Recipe, seed: int) -> Batches:
@@ -155,13 +156,14 @@ def _text_batches(texts: TextSet, setting: Setting, recipe: Recipe, seed: int) -
 def _cut(batch: Mapping[str, Tensor], size: int) -> list[dict[str, Tensor]]:
     names = list(batch)
     return [
-        dict(zip(names, part, strict=True)) for part in zip(*(batch[name].split(size) for name in names), strict=True)
+        dict(zip(names, part, strict=True))
+        for part in zip(*(torch.split(batch[name], size) for name in names), strict=True)
     ]
 
 
 def _image_batches(images: Images, recipe: Recipe, seed: int) -> Batches:
     train = images.train
-    held_out = [tuple(part) for part in zip(*(tensor.split(100) for tensor in images.test), strict=True)]
+    held_out = [tuple(part) for part in zip(*(torch.split(tensor, 100) for tensor in images.test), strict=True)]
     first = tuple(next(train.batches(recipe.batch, seed)))
     return Batches([first], lambda: map(tuple, train.batches(recipe.batch, seed)), held_out, images.source.described())
 

@@ -66,14 +66,17 @@ class Gap:
         )
 
     def draw(self, axes: Axes) -> None:
-        """Draw the training losses of both, on a logarithmic scale."""
+        """Draw the training losses of both, on a logarithmic scale where they fall by more than a decade."""
         series = {}
         for label, curves in (("SGD", self.sgd), ("Adam", self.adam)):
             pieces = np.array_split(np.arange(len(curves[0].losses)), min(_POINTS, len(curves[0].losses)))
             losses = np.array([[curve.losses[piece].mean() for piece in pieces] for curve in curves])
             series[f"{label}, {curves[0].rate:g}"] = (np.array([piece.mean() + 1.0 for piece in pieces]), losses)
         figures.curves(axes, series)
-        axes.set(yscale="log", xlabel="step", ylabel="training loss", title=self.name)
+        drawn = np.concatenate([losses.ravel() for _, losses in series.values()])
+        drawn = drawn[np.isfinite(drawn)]
+        scale = "log" if drawn.size and drawn.max() > 10.0 * drawn.min() > 0.0 else "linear"
+        axes.set(yscale=scale, xlabel="step", ylabel="training loss", title=self.name)
 
 
 def gap(setting: Setting, model: str | Entry) -> Gap:

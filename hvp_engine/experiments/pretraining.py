@@ -1,4 +1,4 @@
-"""A language model, random and pre-trained, on the same text: what pre-training does to its blocks is seen by the two."""
+"""A language model, random and pre-trained, on the same text: what pre-training does to its blocks."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def _on_bytes(setting: Setting) -> Pair:
         return Continued(
             name, "transformer", seeded(partial(GPT, config)), losses.causal_lm,
             lambda seed: on_text(_byte_text(corpus, tuple(sorted(setting.data.items()))), amounts, seed),
-            Recipe(steps, amounts.training, clip=1.0), rates, lambda model: paper_blocks(model.config),
+            Recipe(steps, amounts.training, clip=1.0), rates, lambda model: paper_blocks(config),
         )  # fmt: skip
 
     first = entry("gpt-bytes", "stdlib" if tiny else "shakespeare", 8 if tiny else 800, _PRETRAINED)

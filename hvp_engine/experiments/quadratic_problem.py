@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 FloatArray = NDArray[np.float64]
 Counts = NDArray[np.int64]
@@ -34,7 +33,7 @@ class Quadratics:
     starts: FloatArray
 
     @classmethod
-    def drawn(cls, eigenvalues: Sequence[Sequence[float]], seeds: int) -> Quadratics:
+    def drawn(cls, eigenvalues: ArrayLike, seeds: int) -> Quadratics:
         """Draw problems 0 to ``seeds - 1`` with given eigenvalues.
 
         The eigenvectors of a block are those of A A', with A Gaussian and twice as wide as high; starts are Gaussian.

@@ -153,7 +153,10 @@ DRIVERS: tuple[Driver, ...] = (
         "when-adam-loses", "D20", "Adam's preconditioner helps the more, the nearer a matrix is to diagonal.",
         "when_adam_loses", 0.5, (EXTRA,),
     ),
-    Driver("adam-mini", "F1", "The Hessian's blocks are heads in q and k and rows elsewhere.", "adam_mini", 1.0, (EXTRA,)),
+    Driver(
+        "adam-mini", "F1", "The Hessian's blocks are heads in q and k and rows elsewhere.", "adam_mini",
+        1.0, (EXTRA,),
+    ),
     Driver(
         "many-classes", "F2", "Off-diagonal blocks of neurons fade as the number of classes grows.", "many_classes",
         0.5, (EXTRA,),

@@ -17,7 +17,7 @@ from hvp_engine import losses
 from hvp_engine.errors import ConfigurationError
 from hvp_engine.experiments import weights
 from hvp_engine.experiments.batches import Batches
-from hvp_engine.experiments.data import vision_sets
+from hvp_engine.experiments.data import picture_files
 from hvp_engine.experiments.data.glue import glue
 from hvp_engine.experiments.entry import Entry, Family, Recipe
 from hvp_engine.experiments.models.with_head import WithHead
@@ -101,7 +101,7 @@ def _texts(setting: Setting, task: str, seed: int) -> Batches:
 
 
 def _pictures(setting: Setting, task: str, seed: int) -> Batches:
-    batch = getattr(vision_sets, task)(setting.data[task]).train.draw(_BATCH, seed)
+    batch = getattr(picture_files, task)(setting.data).train.draw(_BATCH, seed)
     return Batches([batch], lambda: iter([batch]), [batch], {})
 
 

@@ -17,7 +17,8 @@ from hvp_engine.experiments.roles import role_of
 from hvp_engine.results.spectrum import Spectrum
 
 STEPS = 20  # of Lanczos, one probe
-_LAST = 5  # over which the change of the largest value is given
+_TINY_STEPS = 4
+_LAST = 5  # steps, over which the change of the largest value is given
 
 
 class TensorFacts(NamedTuple):
@@ -53,7 +54,7 @@ def facts(setting: Setting, entry: Entry, seed: int, stage: str = INIT) -> Facts
     model, data = network(setting, entry, seed, stage), entry.data(seed).fixed
     lengths = gradients(model, entry.loss, entry.blocks, data=data)
     spectra = slq(
-        model, entry.loss, entry.blocks, data=data, steps=STEPS, probes=1, seed=seed, precision=setting.precision,
+        model, entry.loss, entry.blocks, data=data, steps=_TINY_STEPS if setting.size == "tiny" else STEPS, probes=1, seed=seed, precision=setting.precision,
         out=folder(setting, "tensors") / f"{entry.name}-{len(entry.blocks)}-{stage}-{seed}",
     )  # fmt: skip
     return {

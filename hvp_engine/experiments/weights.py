@@ -214,7 +214,7 @@ def _import(module: str, name: str) -> Any:
 def _quiet() -> Iterator[None]:
     """Keep the load reports and progress bars of transformers from the terminal."""
     try:
-        from transformers import logging  # noqa: PLC0415  # of an extra
+        logging: Any = importlib.import_module("transformers.utils.logging")
     except ImportError:
         yield
         return

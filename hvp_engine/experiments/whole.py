@@ -17,7 +17,7 @@ from hvp_engine.results.spectrum import Spectrum
 RANK = 10
 SIGMA = 0.03  # of the smoothing, the same for all models, in units of the tenth largest eigenvalue
 SPACING = 0.001
-STEPS = {"tiny": (24, 2), "small": (40, 4), "paper": (100, 10)}  # and probes; a density needs more than a distance
+STEPS = {"tiny": (24, 1), "small": (40, 4), "paper": (100, 10)}  # and probes; a density needs more than a distance
 
 
 @dataclass(frozen=True)
@@ -68,9 +68,7 @@ class Whole:
 def whole(setting: Setting, model: str, stage: str, seed: int) -> Whole:
     """Compute the spectrum of a model of the zoo at a stage of its training, or read it."""
     steps, probes = STEPS[setting.size]
-    found = cache.spectra(
-        setting, model, stage, seed, blocks={"full": ["*"]}, steps=steps, probes=probes, label="full"
-    )
+    found = cache.spectra(setting, model, stage, seed, blocks={"full": ["*"]}, steps=steps, probes=probes, label="full")
     return Whole(found["full"])
 
 

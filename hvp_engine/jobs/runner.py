@@ -219,7 +219,7 @@ def _compute(
     checkpoint = None if keeping is None else keeping.checkpoint
     try:
         products = job.products(operator)
-        operator.expect(products)
+        operator.compiler.expected = products
         verification = _verify(products, operator, checkpoint) if job.settings.check else None
         job.noise = _noise(verification, job.settings, checkpoint)
         if job.settings.head_curvature:
@@ -235,6 +235,7 @@ def _compute(
         raise
     states: list[StateT] = []
     with retained_heap(), ProgressReporter(job.name, 0, progress) as reporter:
+        operator.compiler.tell = partial(reporter.advance, 0)
         _advance(job, operator, _Round(streams, waves, states), keeping, reporter)
         while (more := job.more(operator, states)) is not None:
             _advance(job, operator, _Round(more, _waves(operator, more, budget), states), keeping, reporter)

@@ -15,5 +15,5 @@ class GradientOperator(CurvatureOperator):
         graph = self.graph(*self._evaluate(micro), parameters, of_all_blocks=micro.blocks is None)
         self._inspection.refuse_cuts((micro.key, micro.blocks), graph)
         if micro.is_kept:
-            graph.compile(self._compiler)
+            graph.compile(self.compiler)
         return graph

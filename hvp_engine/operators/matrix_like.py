@@ -37,6 +37,21 @@ class MatrixLike(ABC):
         """Multiply (k, numel) vectors per block, in rows, by their blocks."""
 
     @property
+    def blocks(self) -> tuple[str, ...]:
+        """Block names in order."""
+        return tuple(self.partition.blocks)
+
+    @property
+    def numel(self) -> dict[str, int]:
+        """Length of each block's vectors."""
+        return self.partition.numel
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What was decided about tied and frozen parameters, in plain words."""
+        return self.partition.notes
+
+    @property
     def shape(self) -> tuple[int, int]:
         """Rows and columns of the matrix of an operator with one block.
 

@@ -60,6 +60,7 @@ class CurvatureOperator(MatrixLike):
         objective: Loss, model and data.
         partition: The blocks, resolved against the model.
         scheduler: Order of loops, and what fits.
+        compiler: What compiled products share; it knows how many of them a job will ask for.
         preconditioner: The diagonal that scales the matrix from both sides, None where there is none.
     """
 
@@ -140,7 +141,7 @@ class CurvatureOperator(MatrixLike):
             if not self.measures_late:
                 self.scheduler.settle()
             self.scheduler.scaling = self.preconditioner
-            self._compiler = Compiler(precision, self.objective.arithmetic, self._room_to_compile)
+            self.compiler = Compiler(precision, self.objective.arithmetic, self._room_to_compile)
 
     @abstractmethod
     def _graph(self, micro: MicroBatch) -> ProductGraph:
@@ -181,21 +182,6 @@ class CurvatureOperator(MatrixLike):
     def head_curvature(self) -> str | None:
         """What became of the head's curvature, in words; None where it was not formed."""
         return self._fusion.outcome
-
-    @property
-    def blocks(self) -> tuple[str, ...]:
-        """Block names in order."""
-        return tuple(self.partition.blocks)
-
-    @property
-    def numel(self) -> dict[str, int]:
-        """Length of each block's vectors."""
-        return self.partition.numel
-
-    @property
-    def notes(self) -> tuple[str, ...]:
-        """What was decided about tied and frozen parameters, in plain words."""
-        return self.partition.notes
 
     @property
     def held_bytes(self) -> int:
@@ -312,14 +298,10 @@ class CurvatureOperator(MatrixLike):
         with retained_heap():
             self._fusion.form(plan, self.scheduler.microbatches, progress, tolerance, shelf)
 
-    def expect(self, products: Mapping[str, int]) -> None:
-        """Know how many products of each block a job will ask for: where they are many they are compiled at once."""
-        self._compiler.expected = products
-
     @property
     def uncompiled(self) -> str | None:
         """Why some products go by backward passes although they are many, in words; None where that is not so."""
-        return self._compiler.note
+        return self.compiler.note
 
     def _room_to_compile(self) -> int:
         return room_to_compile(self.scheduler.plan, self.scheduler.working_bytes)

@@ -105,7 +105,7 @@ class Setting:
         precision: Arithmetic of the products.
         basis: Dtype of the kept vectors.
         streams_per_pass: Vectors that one second backward pass may carry.
-        vectors_per_pass: Vectors that it does carry, by block: no more than the block has in a sweep.
+        vectors_per_pass: Vectors that it does carry, by block: fewer where vectors are long, or the block has no more.
         kept_graphs: Graphs that stay alive between sweeps.
         waves: Streams of each block that run together, group by group.
         sweeps: Sweeps over the data of each wave.
@@ -181,15 +181,19 @@ def fit(
     left = policy.budget_of_graphs(budget, working, vector_bytes + held)
     cut = 1.0 if job.samples is None or microbatch is None else job.samples / microbatch
     microbatches = math.ceil(job.batches) * math.ceil(cut)
-    streams = policy.choose_streams_per_pass(size, left, on_cpu=on_cpu)
+
+    def streams(vector_bytes: int) -> int:
+        return policy.choose_streams_per_pass(size, vector_bytes, left, on_cpu=on_cpu)
+
+    item = job.settings.dtype.itemsize
     return Setting(
         microbatch=microbatch,
         microbatches=microbatches,
         share=job.batches * cut / microbatches,
         precision=job.settings.precision,
         basis=job.settings.basis,
-        streams_per_pass=streams,
-        vectors_per_pass={block: min(streams, each.vectors) for block, each in work.items()},
+        streams_per_pass=streams(0),
+        vectors_per_pass={name: min(streams(item * job.numel[name]), each.vectors) for name, each in work.items()},
         kept_graphs=min(microbatches, policy.count_kept_graphs(size, job.gradient_bytes, working, left)),
         waves=tuple(dict(wave) for _, wave in waves),
         sweeps=tuple(max(work[block].sweeps[number] for block in wave) for number, wave in waves),

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
+from typing import Any
 
+from hvp_engine.problem import batches
+from hvp_engine.problem.objective import MicroBatch
 from hvp_engine.scheduling.passes import Key
 
 
@@ -65,3 +68,23 @@ def of_samples(sizes: Sequence[int], count: int) -> Groups:
         starts.append((batch, first - ends[batch] + sizes[batch]))
     bounds = [*firsts, ends[-1]]
     return Groups(tuple(starts), tuple(b - a for a, b in pairwise(bounds)))
+
+
+def pieces(number: int, batch: Any, most: int | None, groups: Groups | None) -> Iterator[MicroBatch]:
+    """Cut a batch into micro-batches.
+
+    Args:
+        number: Which batch it is.
+        batch: The batch.
+        most: Samples of a piece; None leaves batches whole.
+        groups: Parts of the data that no piece crosses; None where there are none.
+    """
+    size = batches.samples(batch)
+    step = most or size
+    cuts = () if groups is None else groups.cuts(number)
+    if step is None or size is None or (size <= step and not cuts):
+        yield MicroBatch((number, 0), batch)
+        return
+    for first, last in pairwise((0, *cuts, size)):
+        for start in range(first, last, step):
+            yield MicroBatch((number, start), batches.cut(batch, start, min(start + step, last)))

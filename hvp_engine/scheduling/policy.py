@@ -32,6 +32,7 @@ CONVOLVED = {torch.float32: 3.5, torch.float64: 10.0}
 CONVOLUTION_PASSES = 2.3  # of that, what passes hold beside the graph in float32, as it is measured
 BATCHED_BYTES = 24 << 20  # CPU: above this a vmapped pass leaves the caches and loses to single passes
 BATCHED_STREAMS = 16
+PASSED_VECTORS = 4  # for each vector of a pass: itself and its product, where they come from and go to, and in the pass
 
 LIBRARIES = 56 << 20  # what PyTorch and its libraries take the first time that they differentiate twice
 LIBRARIES_SHARE = 0.3  # of a budget beyond ...
@@ -196,16 +197,17 @@ def spare(working: int, budget: int, stream_bytes: int) -> int:
     return budget - working - stream_bytes
 
 
-def choose_streams_per_pass(graph_bytes: int, budget: int, *, on_cpu: bool) -> int:
+def choose_streams_per_pass(graph_bytes: int, vector_bytes: int, budget: int, *, on_cpu: bool) -> int:
     """Choose how many vectors one second backward pass carries.
 
     Args:
         graph_bytes: Bytes of one micro-batch's graph; a vmapped pass has temporaries of that size per vector.
+        vector_bytes: Bytes of one vector; 0 gives the most that blocks of any size have.
         budget: Bytes for graphs and their temporaries, see :func:`budget_of_graphs`: kept graphs take half of them.
         on_cpu: Whether a pass should stay in the caches.
     """
     room = BATCHED_BYTES if on_cpu else budget // 4
-    return max(1, min(BATCHED_STREAMS, room // max(1, graph_bytes)))
+    return max(1, min(BATCHED_STREAMS, room // max(1, graph_bytes + PASSED_VECTORS * vector_bytes)))
 
 
 def count_kept_graphs(graph_bytes: int, gradient_bytes: int, working: int, budget: int) -> int:

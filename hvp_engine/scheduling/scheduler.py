@@ -10,7 +10,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from itertools import pairwise
 from typing import Any, TypeVar
 
 import torch
@@ -25,7 +24,7 @@ from hvp_engine.problem.weights import check_split, check_sum_of_weights
 from hvp_engine.scheduling import policy
 from hvp_engine.scheduling.compiling import COMPILE_AFTER
 from hvp_engine.scheduling.graph_sizes import GraphSizes
-from hvp_engine.scheduling.groups import Groups
+from hvp_engine.scheduling.groups import Groups, pieces
 from hvp_engine.scheduling.passes import Key, Passes, ProductGraph, Scaling, arithmetic_around
 from hvp_engine.scheduling.sure import fits_for_sure
 from hvp_engine.scheduling.sweep_plan import SweepPlan
@@ -187,15 +186,7 @@ class Scheduler:
     def microbatches(self) -> Iterator[MicroBatch]:
         """Cut the data into micro-batches, the same pieces in the same order every time."""
         for number, batch in self.objective.batches():
-            size = batches.samples(batch)
-            step = self._plan.microbatch or size
-            cuts = () if self.groups is None else self.groups.cuts(number)
-            if step is None or size is None or (size <= step and not cuts):
-                yield MicroBatch((number, 0), batch)
-                continue
-            for first, last in pairwise((0, *cuts, size)):
-                for start in range(first, last, step):
-                    yield MicroBatch((number, start), batches.cut(batch, start, min(start + step, last)))
+            yield from pieces(number, batch, self._plan.microbatch, self.groups)
 
     def first_norms(self, vector: Callable[[str], Tensor]) -> dict[str, float]:
         """Multiply by every Hessian block of the first micro-batch alone, and return the norms of the products.
@@ -261,6 +252,7 @@ class Scheduler:
         self._passes.clear()
         self.objective.held_data.release()
         self._all_kept = False
+        self._sweeps = 0
         self._plan.kept_graphs = 0
 
     def _sweep(self, vectors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -299,7 +291,7 @@ class Scheduler:
     def _products(
         self, key: Key, graph: ProductGraph, passes: Passes, block: ResolvedBlock, vectors: Tensor, out: Tensor
     ) -> None:
-        streams = self._plan.streams_per_pass
+        streams = self._streams_of(block) if len(vectors) > 1 else 1
         for start in range(0, vectors.shape[0], streams):
             stop = start + streams
             part = vectors[start:stop]
@@ -363,9 +355,15 @@ class Scheduler:
         log.info("plan: %s", plan)
 
     def _choose_streams(self) -> None:
+        self.plan.streams_per_pass = min(self._streams_with(0), self._most_streams)
+
+    def _streams_of(self, block: ResolvedBlock) -> int:
+        """Return how many vectors of a block go through one pass."""
+        return min(self._streams_with(block.numel * self.objective.dtype.itemsize), self._plan.streams_per_pass)
+
+    def _streams_with(self, vector_bytes: int) -> int:
         plan, on_cpu = self.plan, self.objective.device.type == "cpu"
-        streams = policy.choose_streams_per_pass(plan.graph_bytes, plan.budget, on_cpu=on_cpu)
-        plan.streams_per_pass = min(streams, self._most_streams)
+        return policy.choose_streams_per_pass(plan.graph_bytes, vector_bytes, plan.budget, on_cpu=on_cpu)
 
     def transient_in(self, dtype: torch.dtype) -> float:
         """Return what a graph takes with the temporaries of its passes, in units of the graph, in a working dtype."""

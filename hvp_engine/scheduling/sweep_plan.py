@@ -11,7 +11,7 @@ class SweepPlan:
 
     Attributes:
         microbatch: Samples per micro-batch; None leaves the batches as they are.
-        streams_per_pass: Vectors pushed through one second backward.
+        streams_per_pass: Vectors pushed through one second backward, at most: fewer of a block whose vectors are long.
         graph_bytes: Estimated size of the largest micro-batch's graph.
         kept_graphs: Graphs alive between sweeps.
         budget: Bytes that graphs and their temporaries may take.

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pytest
 import torch
-from planned import small_gpt
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -14,10 +13,15 @@ from hvp_engine.experiments.models.gpt import GPT, GPTConfig
 
 
 def test_a_planned_spectrum_is_the_planners_with_hours_on_both_devices() -> None:
-    model, data = small_gpt()
-    found = paper_plan.planned_slq("spectra", model, he.losses.causal_lm, "full", data, steps=7, probes=3, runs=4)
+    model = nn.Sequential(nn.Linear(8, 4), nn.Tanh(), nn.Linear(4, 3))
+    data = [(torch.zeros(6, 8), torch.zeros(6).long())]
+    found = paper_plan.planned_slq(
+        "spectra", model, he.losses.classification, "parameter", data, steps=7, probes=3, batches=5, runs=4
+    )
     for name, device in paper_plan.DEVICES.items():
-        one = he.plan(model, he.losses.causal_lm, "full", data=data, device=device, steps=7, probes=3)
+        one = he.plan(
+            model, he.losses.classification, "parameter", data=data, device=device, steps=7, probes=3, batches=5
+        )
         assert found.hours[name] == pytest.approx(4 * one.seconds / 3600.0)
     assert found.flop == pytest.approx(4 * one.flop) and found.bytes >= one.peak > 0
 

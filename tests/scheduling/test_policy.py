@@ -61,10 +61,16 @@ def test_less_than_one_sample_is_refused_with_the_sizes() -> None:
 
 
 def test_passes_stay_in_the_caches_of_a_cpu_and_in_a_quarter_of_a_gpus_budget() -> None:
-    assert policy.choose_streams_per_pass(2 * MIB, 10**12, on_cpu=True) == 12
-    assert policy.choose_streams_per_pass(2 * MIB, 10**12, on_cpu=False) == 16
-    assert policy.choose_streams_per_pass(100 * MIB, 1200 * MIB, on_cpu=False) == 3
-    assert policy.choose_streams_per_pass(100 * MIB, 0, on_cpu=True) == 1
+    assert policy.choose_streams_per_pass(2 * MIB, 0, 10**12, on_cpu=True) == 12
+    assert policy.choose_streams_per_pass(2 * MIB, 0, 10**12, on_cpu=False) == 16
+    assert policy.choose_streams_per_pass(100 * MIB, 0, 1200 * MIB, on_cpu=False) == 3
+    assert policy.choose_streams_per_pass(100 * MIB, 0, 0, on_cpu=True) == 1
+
+
+def test_long_vectors_leave_a_pass_room_for_fewer() -> None:
+    assert policy.choose_streams_per_pass(2 * MIB, MIB, 10**12, on_cpu=True) == 4
+    assert policy.choose_streams_per_pass(2 * MIB, 3 * MIB, 10**12, on_cpu=True) == 1
+    assert policy.choose_streams_per_pass(60 * MIB, 10 * MIB, 1200 * MIB, on_cpu=False) == 3
 
 
 def test_vectors_take_what_a_graph_and_the_heads_curvature_leave() -> None:

@@ -225,8 +225,8 @@ def test_operations_that_cannot_be_vmapped_run_one_vector_at_a_time() -> None:
 
 def test_vectors_of_a_job_leave_passes_less_room_and_what_memory_taught_stays(monkeypatch: pytest.MonkeyPatch) -> None:
     on_gpu = SimpleNamespace(**vars(policy))
-    on_gpu.choose_streams_per_pass = lambda graph, budget, on_cpu: policy.choose_streams_per_pass(
-        graph, budget, on_cpu=False
+    on_gpu.choose_streams_per_pass = lambda graph, vector, budget, on_cpu: policy.choose_streams_per_pass(
+        graph, vector, budget, on_cpu=False
     )
     monkeypatch.setattr(scheduler, "policy", on_gpu)
     monkeypatch.setattr(graph_sizes.GraphSizes, "_bytes", lambda self, batch: 10 << 20)

@@ -50,7 +50,9 @@ def cifar(name: str, data: Mapping[str, Path] | None) -> Images:
             raise ConfigurationError(f"There is no {file} in {folder}; give the folder that the archive unpacks to.")
     parts = [_samples([_unpickled(folder / file) for file in files], labels) for files in (train, test)]
     classes = tuple(text.decode() for text in _unpickled(folder / about)[names])
-    return Images(*parts, classes, from_path(name, folder, digest(folder / file for file in (*train, *test))))
+    return Images(
+        parts[0], parts[1], classes, from_path(name, folder, digest(folder / file for file in (*train, *test)))
+    )
 
 
 class _Arrays(pickle.Unpickler):
@@ -59,7 +61,7 @@ class _Arrays(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
         """Return what a pickle calls by name, where that is part of an array."""
         if (module, name) not in _ALLOWED:
-            raise pickle.UnpicklingError(f"{module}.{name} is no part of an array")
+            raise pickle.UnpicklingError(f"{module}.{name} is no part of an array.")
         return _ALLOWED[module, name]
 
 

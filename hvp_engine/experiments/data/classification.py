@@ -128,8 +128,8 @@ def _parted(
     """Draw training and test texts at random, none twice."""
     seed, train, test = drawing
     order = drawn(len(texts), train + test, seed).tolist()
-    parts = (
+    to_train_on, others = (
         TextSamples(tuple(texts[i] for i in chosen), torch.tensor([labels[i] for i in chosen]))
         for chosen in (order[:train], order[train:])
     )
-    return TextSet(*parts, classes, source)
+    return TextSet(to_train_on, others, classes, source)

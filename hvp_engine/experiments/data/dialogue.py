@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ast
 import random
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,6 +15,13 @@ from hvp_engine.experiments.data.plays import Speech, play_files, play_speeches
 from hvp_engine.experiments.data.source import Source, digest, from_path, given
 
 _SEPARATOR = " +++$+++ "
+_SPECIAL = {
+    "pad_token": "[PAD]",
+    "unk_token": "[UNK]",
+    "cls_token": "[CLS]",
+    "sep_token": "[SEP]",
+    "mask_token": "[MASK]",
+}
 _LINES, _CONVERSATIONS = "movie_lines.txt", "movie_conversations.txt"
 
 
@@ -99,14 +106,20 @@ def wordpiece(texts: Sequence[str], vocabulary: int = 30_000) -> Any:
         vocabulary: How many tokens it may have.
 
     Returns:
-        A ``transformers.BertTokenizerFast``.
+        A ``transformers.PreTrainedTokenizerFast`` for lower-case text, without a template for pairs.
     """
-    from tokenizers import BertWordPieceTokenizer  # noqa: PLC0415  # of an extra
-    from transformers import BertTokenizerFast  # noqa: PLC0415
+    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers  # noqa: PLC0415  # of an extra
+    from transformers import PreTrainedTokenizerFast  # noqa: PLC0415
 
-    trained = BertWordPieceTokenizer(lowercase=True)
-    trained.train_from_iterator(texts, vocab_size=vocabulary, min_frequency=2, show_progress=False)
-    return BertTokenizerFast(tokenizer_object=trained._tokenizer)
+    trained = Tokenizer(models.WordPiece(unk_token=_SPECIAL["unk_token"]))
+    trained.normalizer = normalizers.BertNormalizer(lowercase=True)
+    trained.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    trainer = trainers.WordPieceTrainer(
+        vocab_size=vocabulary, min_frequency=2, show_progress=False, special_tokens=list(_SPECIAL.values())
+    )
+    trained.train_from_iterator(texts, trainer)
+    make: Callable[..., Any] = PreTrainedTokenizerFast
+    return make(tokenizer_object=trained, **_SPECIAL)
 
 
 def _cornell(folder: Path) -> list[tuple[str, ...]]:

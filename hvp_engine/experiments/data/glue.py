@@ -105,7 +105,7 @@ def glue(name: str, data: Mapping[str, Path] | None) -> TextSet:
         raise ConfigurationError(
             f"A row in {folder} has not the fields of {name} ({error!r}); give the task's files as distributed."
         ) from error
-    return TextSet(*parts, task.classes, from_path(name, folder, digest(files)))
+    return TextSet(parts[0], parts[1], task.classes, from_path(name, folder, digest(files)))
 
 
 def _saved(folder: Path) -> Any:

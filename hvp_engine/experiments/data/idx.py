@@ -35,7 +35,8 @@ def mnist(data: Mapping[str, Path] | None) -> Images:
         pictures = torch.from_numpy(_read(pixels)).unsqueeze(1).float() / 255
         parts.append(Samples(pictures, torch.from_numpy(_read(labels)).long()))
     names = tuple(str(digit) for digit in range(10))
-    return Images(*parts, names, from_path("mnist", folder, digest(files)))
+    train, test = parts
+    return Images(train, test, names, from_path("mnist", folder, digest(files)))
 
 
 def _find(folder: Path, name: str) -> Path:

@@ -76,7 +76,7 @@ def photographs(size: int = 32, seed: int = 0, train: int = 3400, test: int = 68
         right.append(picture.crop((border, 0, picture.width, picture.height)))
     source = _PHOTOGRAPHS.source("photographs", files)
     parts = [_crops(pictures, count, size, generator) for pictures, count in ((left, train), (right, test))]
-    return Images(*parts, PHOTOGRAPHS, source)
+    return Images(parts[0], parts[1], PHOTOGRAPHS, source)
 
 
 def gaussian(classes: int, features: int, count: int, seed: int, offset: float = 0.0, spread: float = 1.0) -> Samples:

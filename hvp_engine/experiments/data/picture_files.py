@@ -88,7 +88,8 @@ def imagenet(data: Mapping[str, Path] | None) -> PictureSet:
     for part in ("train", "val"):
         found = [(file, label) for label, name in enumerate(classes) for file in _pictures(folder / part / name)]
         parts.append(_labelled(found, folder / part, "<class>/*.JPEG"))
-    return PictureSet(*parts, classes, _source("imagenet", folder, parts))
+    train, test = parts
+    return PictureSet(train, test, classes, _source("imagenet", folder, parts))
 
 
 def flowers102(data: Mapping[str, Path] | None) -> PictureSet:
@@ -113,7 +114,8 @@ def flowers102(data: Mapping[str, Path] | None) -> PictureSet:
         found = [(folder / "jpg" / f"image_{number:05d}.jpg", int(labels[number - 1]) - 1) for number in numbers]
         parts.append(_labelled(found, folder / "jpg", "image_00001.jpg"))
     classes = tuple(str(number + 1) for number in range(int(labels.max())))
-    return PictureSet(*parts, classes, _source("flowers102", folder, parts))
+    train, test = parts
+    return PictureSet(train, test, classes, _source("flowers102", folder, parts))
 
 
 def aircraft(data: Mapping[str, Path] | None) -> PictureSet:
@@ -133,7 +135,8 @@ def aircraft(data: Mapping[str, Path] | None) -> PictureSet:
         pairs = [line.split(" ", 1) for line in lines if line]
         found = [(folder / "images" / f"{image}.jpg", numbers[variant]) for image, variant in pairs]
         parts.append(_labelled(found, folder / "images", "0034309.jpg"))
-    return PictureSet(*parts, classes, _source("aircraft", folder, parts))
+    train, test = parts
+    return PictureSet(train, test, classes, _source("aircraft", folder, parts))
 
 
 def _read(file: Path) -> Tensor:

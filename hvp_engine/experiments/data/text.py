@@ -43,7 +43,7 @@ def characters(name: str, data: Mapping[str, Path] | None = None) -> Corpus:
     ids = torch.zeros(256, dtype=torch.uint8)
     ids[codes] = torch.arange(len(codes), dtype=torch.uint8)
     parts = [ids[byte_ids(text).long()] for text in (train, held_out)]
-    return Corpus(*parts, source, len(codes), bytes(codes).decode(LATIN))
+    return Corpus(parts[0], parts[1], source, len(codes), bytes(codes).decode(LATIN))
 
 
 def byte_text(name: str, data: Mapping[str, Path] | None = None) -> Corpus:
@@ -93,7 +93,8 @@ def tokenized(texts: Sequence[str], tokenizer: Any, source: Source) -> Corpus:
     parts: list[list[int]] = [[], []]
     for i, row in enumerate(rows):
         parts[i % 10 == 0].extend(row)
-    return Corpus(*(torch.tensor(part, dtype=torch.int32) for part in parts), source, len(tokenizer))
+    train, held_out = (torch.tensor(part, dtype=torch.int32) for part in parts)
+    return Corpus(train, held_out, source, len(tokenizer))
 
 
 def _shakespeare(data: Mapping[str, Path] | None) -> Parts:

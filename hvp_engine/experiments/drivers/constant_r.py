@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy import stats
 
 from hvp_engine.experiments import figures
@@ -53,7 +54,7 @@ def ratios(problems: Quadratics) -> FloatArray:
     return np.asarray((sizes.max(axis=2) / sizes.min(axis=2)).max(axis=1))
 
 
-def theorem_holds(problems: Quadratics, r: FloatArray) -> FloatArray:
+def theorem_holds(problems: Quadratics, r: FloatArray) -> NDArray[np.bool_]:
     """Say of every seed whether both of theorem 3.2's bounds on the loss hold, (seeds,) bool.
 
     Adam's loss falls in every step by at least max over blocks of 1 - 1 / (r kappa of the block); that of gradient

@@ -1,8 +1,8 @@
 """Fine-tuning with six optimizers (D15; Tomihari & Sato).
 
 A Transformer and a CNN, both pre-trained, get a new linear head; all parameters are trained. Each optimizer has the
-best rate of its grid by the training loss of seed 0. Adam and the methods that step by signs should be ahead of SGD on the
-Transformer, and not on the CNN.
+best rate of its grid by the training loss of seed 0. Adam and the methods that step by signs should be ahead of SGD
+on the Transformer, and not on the CNN.
 """
 
 from __future__ import annotations

@@ -65,8 +65,10 @@ def gates(cnn: Sequence[float], transformer: Sequence[float]) -> tuple[Claim, ..
 
 
 def four(entry: Entry) -> dict[str, Sequence[str]]:
-    """Choose four blocks: of a Transformer query, value and first MLP layer of its middle layer, and the embedding; of
-    another network the first, two in the middle, and the last.
+    """Choose four blocks: of a Transformer some that do different things, of another network some from end to end.
+
+    These are query, value and first MLP layer of the middle layer, and the embedding; and the first, two in the middle,
+    and the last.
 
     Raises:
         ConfigurationError: A Transformer has no block of one of these roles.
@@ -91,7 +93,7 @@ def _spectra(setting: Setting, model: str, seed: int) -> Spectra:
 
 
 def _curves_of(setting: Setting, transformer: Gap) -> tuple[Gap, tuple[str, ...]]:
-    """Return the curves to draw beside the Transformer's spectra: GPT's where BERT's would still be on their plateau."""
+    """Return the curves to draw beside the Transformer's spectra: GPT's where BERT is still on its plateau."""
     if setting.size != "small":
         return transformer, ()
     rest = plateau(entry_of(setting, _TRANSFORMER), 0)
@@ -120,6 +122,7 @@ def _densities(axes: Axes, spectra: Spectra, unit: float) -> None:
     """Draw each block over its own range, which may be a small part of the largest one's."""
     for name, block in spectra.items():
         grid, density = block.density(reading="gauss")
-        axes.plot(grid / unit, np.maximum(density * unit, 1e-12), linewidth=0.8, label=name)
-    axes.set(yscale="log", xscale="symlog", xlabel="eigenvalue / tenth largest of the model", ylabel="density")
+        axes.plot(grid / unit, np.maximum(density * unit, 1e-8), linewidth=0.8, label=name)
+    axes.set(yscale="log", xlabel="eigenvalue / tenth largest of the model", ylabel="density")
+    axes.set_ylim(bottom=1e-6)
     axes.legend(fontsize=5, frameon=False)

@@ -15,6 +15,7 @@ from collections.abc import Mapping
 import numpy as np
 import torch
 from matplotlib.figure import Figure
+from numpy.typing import NDArray
 from torch import nn
 
 from hvp_engine import losses
@@ -24,7 +25,7 @@ from hvp_engine.experiments.data.images import gaussian
 from hvp_engine.experiments.data.samples import Samples
 from hvp_engine.experiments.optimizers import constant, make_optimizer
 from hvp_engine.experiments.registry import Setting
-from hvp_engine.experiments.result import Result, Table, at_least
+from hvp_engine.experiments.result import Cell, Result, Table, at_least
 from hvp_engine.experiments.speakers import speaker_features
 from hvp_engine.experiments.training import fit
 
@@ -54,7 +55,8 @@ def run(setting: Setting) -> Result:
     if setting.size != "tiny":
         notes = _add_real(setting, sizes, counts)
     ratios = {
-        (features, classes): np.divide(*(sizes[features, classes, name] for name in OPTIMIZERS))
+        (features, classes): np.array(sizes[features, classes, OPTIMIZERS[0]])
+        / np.array(sizes[features, classes, OPTIMIZERS[1]])
         for features, classes in dict.fromkeys(key[:2] for key in sizes)
     }
     few, many = (ratios[_offset(OFFSETS[0]), classes] for classes in (counts[0], counts[-1]))
@@ -62,11 +64,7 @@ def run(setting: Setting) -> Result:
         at_least("SignSGD's head of 500 classes >= 1.3 x Signum's", "ratio", many.tolist(), 1.3, _SOURCE),
         at_least("ratio at 500 classes >= 2 x ratio at 5", "quotient", (many / few).tolist(), 2.0, _SOURCE),
     )
-    rows = tuple(
-        (features, classes, *(float(np.mean(sizes[features, classes, name])) for name in OPTIMIZERS),
-         float(values.mean()), float(values.std()))
-        for (features, classes), values in ratios.items()
-    )  # fmt: skip
+    rows = tuple(_row(sizes, features, classes, values) for (features, classes), values in ratios.items())
     columns = ("features", "classes", "rms SignSGD", "rms Signum", "ratio", "sd of ratio")
     settings = {"steps": STEPS, "batch": BATCH, "rate": RATE, "features": FEATURES, "momentum": 0.9}
     seconds = {"generated features": made - begin, "features of MiniLM": time.perf_counter() - made}
@@ -75,6 +73,11 @@ def run(setting: Setting) -> Result:
 
 def _offset(offset: float) -> str:
     return f"Gaussian, offset {offset:g}"
+
+
+def _row(sizes: Sizes, features: str, classes: int, ratios: NDArray[np.float64]) -> tuple[Cell, ...]:
+    means = [float(np.mean(sizes[features, classes, name])) for name in OPTIMIZERS]
+    return (features, classes, *means, float(ratios.mean()), float(ratios.std()))
 
 
 def _measure(sizes: Sizes, features: str, classes: int, samples: Samples, seed: int) -> None:

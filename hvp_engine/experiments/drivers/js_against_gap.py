@@ -1,4 +1,4 @@
-"""JS0 against the gap (D8): among models of one task, the one whose blocks differ more is the one on which SGD fails."""
+"""JS0 against the gap (D8): among models of one task, SGD falls behind Adam where blocks differ more."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from numpy.typing import NDArray
 
 from hvp_engine.experiments import figures
 from hvp_engine.experiments.blockwise import COLUMNS, Blockwise, Values, measure, settings_of
@@ -50,8 +51,8 @@ def run(setting: Setting) -> Result:
     claims = gates({name: one.js0 for name, one in measured.items()}, {name: one.values for name, one in gaps.items()})
     means = {name: (float(np.mean(one.js0)), gaps[name].mean) for name, one in measured.items()}
     tau = kendall(*zip(*means.values(), strict=True))
-    notes = (f"Kendall's tau over all models is {tau:.2f}, not decided by: losses of different tasks do not compare.",)
-    notes += tuple(edge for one in gaps.values() for edge in one.edges)
+    said = f"Kendall's tau over all models is {tau:.2f}, not decided by: losses of different tasks do not compare."
+    notes = (said, *(edge for one in gaps.values() for edge in one.edges))
     settings = {**settings_of(measured.values()), "pre-training": both.origin, "Kendall's tau": tau}
     return Result(Table(columns, rows), claims, _draw(measured, gaps), settings, seconds, notes)
 
@@ -96,7 +97,7 @@ def _draw(measured: Mapping[str, Blockwise], gaps: Mapping[str, Gap]) -> Figure:
     return figure
 
 
-def _panel(axes: Axes, names: Sequence[str], x: figures.NDArray[np.float64], y: figures.NDArray[np.float64]) -> None:
+def _panel(axes: Axes, names: Sequence[str], x: NDArray[np.float64], y: NDArray[np.float64]) -> None:
     figures.scatter(axes, x, y, names)
     places = dict(zip(names, zip(x.mean(axis=0), y.mean(axis=0), strict=True), strict=True))
     for start, end in _ARROWS:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Sequence
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.image import AxesImage
 
 from hvp_engine.experiments import figures
 from hvp_engine.experiments.blockwise import COLUMNS, Blockwise, Values, measure, ratios, settings_of
@@ -19,6 +22,7 @@ from hvp_engine.experiments.zoo_plan import planned_spectra
 CNNS = ("resnet", "vgg")
 TRANSFORMERS = ("vit", "bert", "gpt")
 CONTEXT = ("mlp", "mixer")
+_CONTAINERS = re.compile(r"\b(layers?|blocks|features|encoder|attention|feedforward)\.")
 _SOURCE = "arXiv 2608.16760, figure 3.7"
 
 
@@ -68,17 +72,27 @@ def _gate(statistic: str, values: Sequence[float], factor: float) -> Claim:
 def _draw(measured: Sequence[Blockwise]) -> Figure:
     rows, columns = 2, -(-len(measured) // 2)
     with figures.style():
-        figure, axes = figures.page(rows, columns, 1.9 * columns, 4.4)
+        figure, axes = figures.page(rows, columns, 1.9 * columns, 3.8)
         for panel in axes.ravel()[len(measured) :]:
             panel.set_axis_off()
         for panel, one in zip(axes.ravel(), measured, strict=False):
-            drawn = figures.heat_map(panel, one.matrix, short(list(one.spectra[0])))
+            drawn = block_map(panel, one)
             mean, spread = (float(np.mean(values)) for values in (one.js0, one.spread))
             panel.set_title(f"{one.entry.name}\nJS0 {mean:.2f}, spread {spread:.2f}", parse_math=False)
         figure.colorbar(drawn, ax=axes, label="Jensen-Shannon divergence", shrink=0.6)
     return figure
 
 
-def short(names: Sequence[str], most: int = 14) -> list[str]:
-    """Keep the ends of long names of blocks, where they differ."""
-    return [name if len(name) <= most else f"…{name[1 - most:]}" for name in names]
+def block_map(axes: Axes, one: Blockwise) -> AxesImage:
+    """Draw the divergences between all blocks of a model, without numbers, the blocks named at the left only."""
+    names = short(list(one.spectra[0]))
+    drawn = figures.heat_map(axes, one.matrix, names, errors=np.full_like(one.matrix, np.inf))
+    axes.set_xticks([])
+    axes.tick_params(axis="y", labelsize=min(5.0, 80.0 / len(names)))
+    return drawn
+
+
+def short(names: Sequence[str], most: int = 18) -> list[str]:
+    """Leave out of the names of blocks what all of them have, and of long ones the beginning."""
+    kept = [_CONTAINERS.sub("", name) for name in names]
+    return [name if len(name) <= most else f"…{name[1 - most :]}" for name in kept]

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 from hvp_engine.experiments import figures
 from hvp_engine.experiments.blockwise import COLUMNS, Blockwise, Values, measure, ratios, settings_of
-from hvp_engine.experiments.drivers.js_heatmaps import CNNS, short
+from hvp_engine.experiments.drivers.js_heatmaps import CNNS, block_map
 from hvp_engine.experiments.gaps import Gap, gap
 from hvp_engine.experiments.paper_plan import PlannedPart
 from hvp_engine.experiments.registry import Setting
@@ -69,7 +69,7 @@ def _columns(found: Gap | None) -> tuple[float | str, ...]:
 def _draw(mixer: Blockwise, gaps: Sequence[Gap]) -> Figure:
     with figures.style():
         figure, axes = figures.page(1, 1 + len(gaps), 2.4 * (1 + len(gaps)), 2.4)
-        drawn = figures.heat_map(axes[0, 0], mixer.matrix, short(list(mixer.spectra[0])))
+        drawn = block_map(axes[0, 0], mixer)
         axes[0, 0].set_title(f"{_MIXER}, JS0 {np.mean(mixer.js0):.2f}")
         figure.colorbar(drawn, ax=axes[0, 0], label="Jensen-Shannon divergence", shrink=0.8)
         for panel, one in zip(axes[0, 1:], gaps, strict=True):

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 from hvp_engine.experiments import figures
 from hvp_engine.experiments.blockwise import COLUMNS, Blockwise, settings_of
-from hvp_engine.experiments.drivers.js_heatmaps import short
+from hvp_engine.experiments.drivers.js_heatmaps import block_map
 from hvp_engine.experiments.gaps import Gap, gap
 from hvp_engine.experiments.paper_plan import PlannedPart
 from hvp_engine.experiments.pretraining import pair
@@ -72,7 +72,7 @@ def _draw(measured: Sequence[Blockwise], gaps: Sequence[Gap]) -> Figure:
     with figures.style():
         figure, axes = figures.page(2, 2, 5.5, 5.0)
         for panel, one, start in zip(axes[0], measured, ("random", "pre-trained"), strict=True):
-            drawn = figures.heat_map(panel, one.matrix, short(list(one.spectra[0])))
+            drawn = block_map(panel, one)
             panel.set_title(f"{start}, JS0 {np.mean(one.js0):.2f}, spread {np.mean(one.spread):.2f}")
         figure.colorbar(drawn, ax=axes[0], label="Jensen-Shannon divergence", shrink=0.8)
         for panel, curves in zip(axes[1], gaps, strict=True):

@@ -178,17 +178,29 @@ def _ratios(measured: Blockwise) -> list[float]:
 def _draw(points: list[_Point], measured: dict[int, Blockwise]) -> Figure:
     scales = list(measured)
     with figures.style():
-        figure, panels = figures.page(1, len(PATTERNS) + 1, 7.2, 1.9)
+        figure, panels = figures.page(1, len(PATTERNS) + 1, 8.0, 2.0)
         for axes, pattern in zip(panels[0], PATTERNS, strict=False):
             chosen = [point for point in points if point.pattern == pattern]
             series = {label: np.array([point.losses[label] for point in chosen]).T for label in ("SGD", "Adam")}
             figures.curves(axes, {label: (scales, values) for label, values in series.items()}, bars=True)
-            axes.set(xscale="log", yscale="log", xlabel="c", ylabel="training loss", title=pattern)
+            axes.set(ylabel="training loss", title=pattern)
         axes = panels[0, -1]
         ratios = np.array([_ratios(found) for found in measured.values()]).T
-        figures.curves(axes, {"ratio of lambda_max": (scales, ratios)}, bars=True)
-        axes.set(xscale="log", yscale="log", xlabel="c", title=f"blocks of {next(iter(PATTERNS))}")
+        figures.curves(axes, {"solid": (scales, ratios)}, bars=True)
+        axes.set(ylabel="ratio of lambda_max (solid)", title=f"blocks of {next(iter(PATTERNS))}")
+        for axes in panels[0]:
+            axes.set(xscale="log", yscale="log", xlabel="c")
+            axes.set_xticks(scales, [str(scale) for scale in scales])
+            axes.minorticks_off()
+        axes.get_legend().remove()
         twin = axes.twinx()
-        twin.plot(scales, [np.mean(found.js0) for found in measured.values()], "s--", color="black", markersize=2.5)
+        twin.plot(
+            scales,
+            [np.mean(found.js0) for found in measured.values()],
+            "s--",
+            color="black",
+            markersize=2.5,
+            linewidth=1.0,
+        )
         twin.set(ylim=(0.0, 1.0), ylabel="JS0 (dashed)")
     return figure

@@ -7,6 +7,7 @@ does not depend on the vectors that were multiplied before, nor on their number.
 from __future__ import annotations
 
 import logging
+import time
 import warnings
 import weakref
 from collections.abc import Callable, Mapping
@@ -50,7 +51,9 @@ class Compiler:
     Attributes:
         precision: Arithmetic of the products.
         arithmetic: Makes the context of backward passes; replays have their own.
-        expected: How many products of each block a job asks for; None where nobody knows.
+        expected: How many products of each block a job asks for; where they are many they are compiled at once. None
+            where nobody knows.
+        tell: Is told, in a few words, what is being compiled.
         arena: Where replays work.
         captures: What their launches are captured by, on a GPU.
         note: Why some products are not compiled, in words; None while all are.
@@ -69,6 +72,7 @@ class Compiler:
         self.precision = precision
         self.arithmetic = arithmetic
         self.expected: Mapping[str, int] | None = None
+        self.tell: Callable[[str], object] = log.debug
         self.arena = Arena()
         self.captures = Captures()
         self.note: str | None = None
@@ -135,8 +139,12 @@ class CompiledProducts:
 
     def _compiled(self, add: Pass, block: ResolvedBlock, vectors: Tensor, *, batched: bool) -> Replay | None:
         """Compile; None where that is not possible, takes too much memory, or gives another product."""
+        self._compiler.tell(f"compiling products with block {block.name!r}")
+        begun = time.perf_counter()
         try:
-            return self._checked(add, block, vectors, batched=batched)
+            replay = self._checked(add, block, vectors, batched=batched)
+            log.info("compiling products with block %r took %.2f s", block.name, time.perf_counter() - begun)
+            return replay
         except Exception as error:
             if not is_out_of_memory(error):
                 raise

@@ -34,7 +34,7 @@ class RowOperator(CurvatureOperator):
         graph = RowGraph(values, factors, weight, parameters, of_all_blocks=micro.blocks is None)
         self._inspection.refuse_cuts((micro.key, micro.blocks), graph)
         if micro.is_kept:
-            graph.compile(self._compiler)
+            graph.compile(self.compiler)
         return graph
 
     def _in_order(self, batch: Any) -> bool:

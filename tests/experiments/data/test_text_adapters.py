@@ -119,3 +119,12 @@ def test_every_tenth_text_of_tokenized_ones_is_held_out() -> None:
 def test_a_text_that_nobody_knows_is_refused() -> None:
     with pytest.raises(ConfigurationError, match="no such text as 'bible'; choose one of shakespeare, dialogue"):
         text.characters("bible")
+
+
+def test_a_trained_tokenizer_has_the_vocabulary_that_was_asked_for_and_gives_texts_back() -> None:
+    tokenizer = dialogue.wordpiece(["to be or not to be"] * 5, vocabulary=40)
+    assert len(tokenizer) <= 40
+    ids = tokenizer("To be or not")["input_ids"]
+    assert tokenizer.unk_token_id not in ids
+    assert tokenizer.decode(ids).replace(" ##", "") == "to be or not"
+    assert tokenizer("zzz")["input_ids"] == [tokenizer.unk_token_id]

@@ -9,7 +9,12 @@ import pytest
 from hvp_engine.experiments.drivers import js_heatmaps
 from hvp_engine.experiments.result import Result
 
-MEASURED = {"resnet": (0.27, 0.30, 0.29), "vgg": (0.26, 0.31, 0.22), "vit": (0.57, 0.59, 0.58), "bert": (0.65, 0.67, 0.68)}
+MEASURED = {
+    "resnet": (0.27, 0.30, 0.29),
+    "vgg": (0.26, 0.31, 0.22),
+    "vit": (0.57, 0.59, 0.58),
+    "bert": (0.65, 0.67, 0.68),
+}
 MEASURED_SPREAD = {"resnet": (0.39,) * 3, "vgg": (0.34,) * 3, "vit": (1.49,) * 3, "bert": (1.64,) * 3}
 
 
@@ -35,5 +40,6 @@ def test_a_transformer_whose_blocks_are_alike_in_one_seed_fails_each_claim() -> 
     assert not js_heatmaps.gates(MEASURED, {**alike, "vit": (0.5,) * 3}, ("vit", "bert"), tiny=True)[0].holds
 
 
-def test_long_names_of_blocks_keep_their_ends() -> None:
-    assert js_heatmaps.short(["blocks.3.shortcut.0", "head"], most=8) == ["…rtcut.0", "head"]
+def test_names_of_blocks_lose_what_all_have_and_long_ones_their_beginning() -> None:
+    names = ["blocks.3.shortcut.0", "layers.0.attention.query", "head", "layers.1.channels.fc1"]
+    assert js_heatmaps.short(names, most=12) == ["3.shortcut.0", "0.query", "head", "…hannels.fc1"]

@@ -108,7 +108,7 @@ def test_f6_finds_the_formula_exactly(run: Run) -> None:
     result, _ = run(class_structure, "F6")
     assert len(result.table.rows) == 6 and result.claims[1].holds
     ranks = {row[1]: row[2] for row in result.table.rows if row[0] == "digits"}
-    assert ranks["class frequencies"] == pytest.approx(1.0)
+    assert ranks[class_structure.EXACT] == pytest.approx(1.0)
 
 
 def test_f6_draws_classes_with_zipfs_frequencies() -> None:
@@ -120,7 +120,7 @@ def test_f6_draws_classes_with_zipfs_frequencies() -> None:
 
 def test_f6_fails_where_curvature_does_not_follow_frequency_or_the_formula() -> None:
     up, down = np.array([0.2, 0.3, 0.5]), np.array([0.5, 0.3, 0.2])
-    good = class_structure.Sample(up, up, {"trained": up, "class frequencies": up, "initialisation": up})
-    bad = class_structure.Sample(up, up, {"trained": down, "class frequencies": 1.01 * up, "initialisation": up})
-    assert [claim.holds for claim in class_structure.claims({"a": [good], "b": [good]})] == [True, True]
-    assert [claim.holds for claim in class_structure.claims({"a": [good], "b": [bad]})] == [False, False]
+    good = class_structure.Sample(up, up, {class_structure.TRAINED: up, class_structure.EXACT: up})
+    bad = class_structure.Sample(up, up, {class_structure.TRAINED: down, class_structure.EXACT: 1.01 * up})
+    assert [claim.holds for claim in class_structure.claims({"digits": [good], "b": [good]})] == [True, True]
+    assert [claim.holds for claim in class_structure.claims({"digits": [bad], "b": [good]})] == [False, False]

@@ -210,11 +210,11 @@ def test_a_product_that_is_wrong_is_not_used_and_said_to_be() -> None:
 def test_a_job_compiles_from_its_first_product_and_few_products_are_not_compiled() -> None:
     case = CASES["mlp"]()
     operator = he.HessianOperator(case.model, case.loss, data=case.data)
-    operator.expect({"full": 100})
+    operator.compiler.expected = {"full": 100}
     operator.matmat(drawn(operator, 1))
     assert replays(operator) and None not in replays(operator)
     operator = he.HessianOperator(case.model, case.loss, data=case.data)
-    operator.expect({"full": 3})
+    operator.compiler.expected = {"full": 3}
     products(operator, drawn(operator, 1))
     assert replays(operator) == []
 
@@ -226,3 +226,13 @@ def test_autocast_of_the_caller_does_not_reach_a_replay() -> None:
     expected = products(operator, vectors)[-1]["full"]
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert torch.equal(operator.matmat(vectors)["full"], expected)
+
+
+def test_a_job_shows_what_it_compiles(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr("hvp_engine.system.progress._LINE_EVERY", 0.0)
+    case = CASES["mlp"]()
+    he.slq(case.model, case.loss, "parameter", data=case.data, steps=8, probes=5, check=False, progress=True)
+    shown = [line for line in capsys.readouterr().err.splitlines() if "compiling products with block '" in line]
+    assert {line.partition("block ")[2] for line in shown} >= {
+        repr(name) for name, parameter in case.model.named_parameters() if parameter.numel() >= 8
+    }
