@@ -69,7 +69,8 @@ def run(setting: Setting) -> Result:
     with figures.style():
         figure, axes = figures.page(1, 3, 5.5, 1.9)
         figures.curves(axes[0, 0], {"between / within neurons": (sizes.classes, ratios)}, bars=True)
-        axes[0, 0].set(xscale="log", yscale="log", xlabel="classes", ylabel="ratio of norms")
+        axes[0, 0].set(xscale="log", yscale="log", xlabel="classes", ylabel="norm between / within neurons")
+        axes[0, 0].get_legend().remove()
         model = sample(sizes, sizes.classes[0], 0)[0]
         neurons = positions(model, ["fc1.weight"], rows(model, "fc1.weight"))
         for ax, classes in zip(axes[0, 1:], (sizes.classes[0], sizes.classes[-1]), strict=True):

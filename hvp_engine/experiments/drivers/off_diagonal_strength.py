@@ -25,9 +25,13 @@ from hvp_engine.experiments.zoo import zoo
 from hvp_engine.problem.precision import Precision
 from hvp_engine.results.off_diagonal import OffDiagonal
 
-PROBES, EXACT_PROBES = 8, 64
+PROBES, EXACT_PROBES = 8, 512
 STAGES = ("init", "1.0")
 _ZOO = {"tiny": ("mlp",), "small": ("mlp", "vgg", "resnet", "vit", "mixer", "bert", "gpt")}
+_NOTE = (
+    "Calibrated once on seeds 100 to 102, which no check uses: with the specification's 64 probes chance alone puts "
+    "the ratio up to 5.8 % beside the identity, with 512 less than 0.9 %; the bound of 5 % was kept."
+)
 _SOURCE = "an identity for Gaussian v; Z's claim of near block-diagonality, by layer"
 
 
@@ -67,7 +71,8 @@ def run(setting: Setting) -> Result:
         axes[0, 1].set(xlabel="sqrt(1 - S), exact", ylabel=f"measured, {EXACT_PROBES} probes")
     columns = ("model", "stage", "norm(Hv - Bv) / norm(Hv)", "cosine", "sd")
     settings = {"probes": PROBES, "probes of the exact net": EXACT_PROBES, "blocks": "every tensor"}
-    return Result(Table(columns, (*table, net)), claims, figure, settings, {"all": time.perf_counter() - begin})
+    seconds = {"all": time.perf_counter() - begin}
+    return Result(Table(columns, (*table, net)), claims, figure, settings, seconds, (_NOTE,))
 
 
 def strength(setting: Setting, name: str, stage: str, seed: int) -> tuple[float, float]:
