@@ -89,10 +89,10 @@ def stages(setting: Setting, data: Images, seed: int) -> dict[str, TwoLayer]:
 def drawn(matrices: dict[str, exact.FloatArray], found: dict[str, Shares], net: TwoLayer) -> Figure:
     """Draw the four stages after the start, with their shares: never the picture without the number."""
     with figures.style():
-        figure, axes = figures.page(1, 4, 7.0, 1.9)
+        figure, axes = figures.page(1, 4, 7.0, 2.0)
         for ax, stage in zip(axes[0], list(_STAGES)[1:], strict=True):
             parts = found[stage]
-            ax.set_title(f"{stage}: S = {parts['whole']:.2f}, by layer {parts[LAYERS[0]]:.2f}, {parts[LAYERS[1]]:.2f}")
+            ax.set_title(f"{stage}: S = {parts['whole']:.2f}\nby layer {parts[LAYERS[0]]:.2f}, {parts[LAYERS[1]]:.2f}")
             figure.colorbar(exact.draw_magnitudes(ax, matrices[stage], neurons(net)), ax=ax, fraction=0.046)
     return figure
 

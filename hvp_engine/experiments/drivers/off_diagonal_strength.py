@@ -68,7 +68,9 @@ def run(setting: Setting) -> Result:
         axes[0, 0].set_ylabel("norm(Hv - Bv) / norm(Hv)")
         figures.scatter(axes[0, 1], exactly, measured)
         axes[0, 1].axline((float(exactly.mean()),) * 2, slope=1.0, color="0.5", linewidth=0.6)
-        axes[0, 1].set(xlabel="sqrt(1 - S), exact", ylabel=f"measured, {EXACT_PROBES} probes")
+        axes[0, 1].set(
+            xlim=(0.7, 1.0), ylim=(0.7, 1.0), xlabel="sqrt(1 - S), exact", ylabel=f"measured, {EXACT_PROBES} probes"
+        )
     columns = ("model", "stage", "norm(Hv - Bv) / norm(Hv)", "cosine", "sd")
     settings = {"probes": PROBES, "probes of the exact net": EXACT_PROBES, "blocks": "every tensor"}
     seconds = {"all": time.perf_counter() - begin}

@@ -29,7 +29,7 @@ from hvp_engine.results import smoothing
 from hvp_engine.results.spectrum import Spectrum
 
 _SIZES = {
-    "tiny": Sizes((5, 10, 20, 40, 80), (1, 2, 5, 10, 20), 20, 1),
+    "tiny": Sizes((5, 10, 20, 40, 80), (1, 2, 5, 10, 20), 50, 1),
     "small": Sizes((5, 10, 20, 40, 80, 160), (1, 2, 5, 10, 20), 50, 2),
 }
 _TRACE_STEPS, _TRACE_PROBES = 20, 2
@@ -110,6 +110,10 @@ def drawn(sizes: Sizes, found: Comparison, errors: Mapping[str, FloatArray]) -> 
         by_steps = {f"{p} probes": (sizes.steps, errors[_NET][:, :, j]) for j, p in enumerate(sizes.probes)}
         figures.curves(axes[0, 1], by_steps, bars=True)
         axes[0, 1].set(xscale="log", yscale="log", xlabel="steps", ylabel="E1")
+        axes[0, 1].set_xticks(sizes.steps, map(str, sizes.steps), minor=False)
+        axes[0, 1].set_xticks([], minor=True)
         figures.curves(axes[0, 2], {name: (sizes.probes, e[:, -1]) for name, e in errors.items()}, bars=True)
         axes[0, 2].set(xscale="log", yscale="log", xlabel="probes", ylabel=f"E1 at {sizes.steps[-1]} steps")
+        axes[0, 2].set_xticks(sizes.probes, map(str, sizes.probes), minor=False)
+        axes[0, 2].set_xticks([], minor=True)
     return figure
