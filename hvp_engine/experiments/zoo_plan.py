@@ -41,7 +41,7 @@ def planned_curves(setting: Setting, entry: Entry, optimizers: Sequence[str] = (
 
 def _sketched(entry: Entry) -> tuple[Any, int]:
     if entry.sketch is None:
-        raise ValueError(f"the entry {entry.name} has no sketch of its data")  # a driver's mistake
+        raise ValueError(f"Entry {entry.name} has no sketch of its data.")  # a driver's mistake
     return entry.sketch()
 
 

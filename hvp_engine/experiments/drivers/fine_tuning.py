@@ -14,10 +14,12 @@ from dataclasses import astuple, dataclass, fields
 import numpy as np
 from matplotlib.figure import Figure
 
+from hvp_engine.errors import ConfigurationError
 from hvp_engine.experiments import figures
 from hvp_engine.experiments.class_metrics import ClassMetrics, class_metrics
 from hvp_engine.experiments.entry import Entry
 from hvp_engine.experiments.fine_tuned import OPTIMIZERS, image_entry, text_entry
+from hvp_engine.experiments.paper_plan import PlannedPart
 from hvp_engine.experiments.registry import Setting
 from hvp_engine.experiments.result import Cell, Claim, Result, Table, at_least
 from hvp_engine.experiments.training import Curve, search
@@ -52,7 +54,12 @@ class Found:
 
 
 def run(setting: Setting) -> Result:
-    """Search rates, train with the best ones on all seeds, compare."""
+    """Search rates, train with the best ones on all seeds, compare.
+
+    Raises:
+        ConfigurationError: The paper's size is asked for, which this driver does not have.
+    """
+    _refuse_paper(setting)
     entries = (text_entry(setting), image_entry(setting))
     found: dict[str, dict[str, Found]] = {}
     seconds = {}
@@ -72,6 +79,21 @@ def run(setting: Setting) -> Result:
     if setting.option("text", "tweets") != "tweets":
         notes = (*notes, "The claim is about tweets; on other texts it is known not to show.")
     return Result(Table(titles, rows), _claims(text, image), _figure(found), settings, seconds, notes)
+
+
+def plan(setting: Setting) -> list[PlannedPart]:
+    """Refuse to plan: there is no paper size to plan.
+
+    Raises:
+        ConfigurationError: Always.
+    """
+    _refuse_paper(setting)
+    return []
+
+
+def _refuse_paper(setting: Setting) -> None:
+    if setting.size == "paper":
+        raise ConfigurationError("The experiment fine-tuning has no size 'paper'; give size='small' (--size small).")
 
 
 def _compared(setting: Setting, entry: Entry) -> dict[str, Found]:

@@ -124,7 +124,7 @@ def _log(reductions: FloatArray) -> FloatArray:
 def _histogram(axes: Axes, case: str, values: FloatArray) -> None:
     axes.hist(
         list(values),
-        np.geomspace(1.0, CONDITION, 16),
+        np.geomspace(1.0, CONDITION, 16).tolist(),
         stacked=True,
         label=[f"block {number}" for number in range(len(values))],
     )
