@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from hvp_engine.errors import ConfigurationError
 from hvp_engine.experiments import tuning
 from hvp_engine.experiments.drivers import fine_tuning
 from hvp_engine.experiments.drivers.fine_tuning import Found
@@ -91,3 +93,9 @@ def test_the_claims_hold_on_what_was_measured_and_fail_where_sgd_is_not_behind()
     assert holds(paper, alike) == [True, True, True]
     assert holds(alike, alike) == [False, False, True]
     assert holds(paper, {**alike, "sgd": 0.9, "plain-sgd": 0.9}) == [True, True, False]
+
+
+@pytest.mark.parametrize("function", [fine_tuning.run, fine_tuning.plan])
+def test_the_papers_size_is_refused(function: Callable[[Setting], object], out: Path) -> None:
+    with pytest.raises(ConfigurationError, match="give size='small'"):
+        function(Setting("paper", 1, out))
