@@ -194,7 +194,7 @@ def find(name: str) -> Driver:
         if name in (driver.name, driver.id):
             return driver
     near = difflib.get_close_matches(name, [driver.name for driver in DRIVERS], n=1)
-    meant = f"did you mean {near[0]!r}? " if near else ""
+    meant = f"; did you mean {near[0]!r}?" if near else "."
     raise ConfigurationError(
-        f"There is no experiment {name!r}; {meant}The command hvp-engine experiment lists all of them."
+        f"There is no experiment {name!r}{meant} The command hvp-engine experiment lists all of them."
     )
