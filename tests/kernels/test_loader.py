@@ -32,9 +32,13 @@ def test_the_extension_is_built_and_loaded():
 
 
 def test_torch_and_the_extension_share_one_libgomp():
-    with open("/proc/self/maps") as maps:
-        libraries = {line.split()[-1] for line in maps if "libgomp" in line}
-    assert len(libraries) == 1
+    # In a process of its own: scikit-learn, which other tests load, brings a second one.
+    done = run_python(
+        "from hvp_engine.kernels import loader\n"
+        "assert loader.missing_reason is None\n"
+        "print(len({line.split()[-1] for line in open('/proc/self/maps') if 'libgomp' in line}))"
+    )
+    assert done.stdout.strip() == "1", done.stderr
 
 
 def test_torch_thread_setting_governs_the_extension():

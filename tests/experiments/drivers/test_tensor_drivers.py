@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from safetensors.torch import load_file
 
+from hvp_engine.errors import ConfigurationError
 from hvp_engine.experiments.drivers import complexity, curvature_against_gradient, gini, layernorm_place
 from hvp_engine.experiments.heterogeneity import pearson_of_logs
 from hvp_engine.experiments.registry import Setting, find
@@ -125,7 +126,11 @@ def test_d17_fails_where_the_ratios_are_alike() -> None:
     assert complexity.claims({**ratios, **{name: 2.0 * np.ones((1, 2)) for name in complexity.TRANSFORMERS}})[0].holds
 
 
-@pytest.mark.parametrize("module", [curvature_against_gradient, layernorm_place])
-def test_plans_of_the_papers_size_are_within_reach_of_one_gpu(module: ModuleType, tmp_path: Path) -> None:
-    parts = module.plan(Setting("paper", 3, tmp_path))
+def test_the_plan_of_the_papers_size_is_within_reach_of_one_gpu(tmp_path: Path) -> None:
+    parts = curvature_against_gradient.plan(Setting("paper", 3, tmp_path))
     assert len(parts) >= 3 and all(part.flop > 0.0 and 0.0 < part.hours["H100"] < 24.0 for part in parts)
+
+
+def test_a_plan_that_reads_texts_says_where_there_are_none(tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match="There are no texts"):
+        layernorm_place.plan(Setting("paper", 3, tmp_path, data={"shakespeare": tmp_path}))
