@@ -7,9 +7,11 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn import BatchNorm1d, BatchNorm2d, BatchNorm3d
 
 from hvp_engine.problem.objective import Loss
+
+_NORMS = (BatchNorm1d, BatchNorm2d, BatchNorm3d)
 
 
 @torch.no_grad()
@@ -21,7 +23,7 @@ def calibrate(model: nn.Module, loss: Loss, batches: Sequence[Any]) -> nn.Module
         loss: As for :func:`hvp_engine.slq`; its value is not used.
         batches: The data.
     """
-    norms = [module for module in model.modules() if isinstance(module, _BatchNorm) and module.track_running_stats]
+    norms = [module for module in model.modules() if isinstance(module, _NORMS) and module.track_running_stats]
     momenta = [norm.momentum for norm in norms]
     if norms:
         model.train()
