@@ -40,7 +40,9 @@ def unpack(file: Path, folder: Path) -> None:
     """Fill a folder from an archive."""
     folder.mkdir(parents=True, exist_ok=True)
     with tarfile.open(file) as archive:
-        archive.extractall(folder, filter="data")
+        # As an attribute: the argument filter= came to Python 3.10 and 3.11 with a late patch release.
+        archive.extraction_filter = getattr(tarfile, "data_filter", None)
+        archive.extractall(folder)
     here = str(folder.resolve()).encode()
     for index in folder.rglob(f"{_INDEX}*"):
         index.write_bytes(index.read_bytes().replace(_PLACE, here))
