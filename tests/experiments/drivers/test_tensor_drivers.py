@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
 
 import numpy as np
 import pytest
@@ -13,29 +12,12 @@ from safetensors.torch import load_file
 from hvp_engine.errors import ConfigurationError
 from hvp_engine.experiments.drivers import complexity, curvature_against_gradient, gini, layernorm_place
 from hvp_engine.experiments.heterogeneity import pearson_of_logs
-from hvp_engine.experiments.registry import Setting, find
+from hvp_engine.experiments.registry import Setting
 from hvp_engine.experiments.result import Result
 from hvp_engine.experiments.studied import chosen
 from hvp_engine.experiments.tensors import TensorFacts, facts
 
-Run = Callable[[ModuleType, str], tuple[Result, Path]]
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("results")
-
-
-@pytest.fixture
-def run(folder: Path) -> Run:
-    def ran(module: ModuleType, id: str) -> tuple[Result, Path]:
-        driver = find(id)
-        out = folder / driver.name
-        result = module.run(Setting("tiny", 1, out))
-        result.write(out, driver)
-        return result, out
-
-    return ran
+Run = Callable[[str], Result]
 
 
 def tensors(gradients: list[float], curvatures: list[float]) -> dict[str, TensorFacts]:
@@ -45,19 +27,18 @@ def tensors(gradients: list[float], curvatures: list[float]) -> dict[str, Tensor
     }
 
 
-def test_d12_measures_all_listed_tensors_and_keeps_them_as_the_paper_does(run: Run) -> None:
-    result, out = run(curvature_against_gradient, "D12")
+def test_d12_measures_all_listed_tensors_and_keeps_them_as_the_paper_does(run_tiny: Run, shared_results: Path) -> None:
+    result, out = run_tiny("curvature-against-gradient"), shared_results / "curvature-against-gradient"
     assert [row[:2] for row in result.table.rows] == [("roberta", 15), ("vit", 15), ("resnet", 21)]
     kept = load_file(out / "lambda_and_gradient.safetensors")
     assert kept["resnet"].shape == (1, 21, 2) and bool((kept["vit"] > 0.0).all())
     x, y = kept["vit"].numpy()[0].T
     assert result.table.rows[1][2] == pytest.approx(pearson_of_logs(y, x))
     assert len(result.claims[0].values) == 1
-    assert {"figure.png", "figure.pdf", "claim.json", "manifest.json", "table.csv"} <= {p.name for p in out.iterdir()}
 
 
-def test_facts_are_read_again_and_are_those_of_the_network(folder: Path) -> None:
-    setting = Setting("tiny", 1, folder / "any")
+def test_facts_are_read_again_and_are_those_of_the_network(shared_results: Path) -> None:
+    setting = Setting("tiny", 1, shared_results / "any")
     entry = chosen(setting)[0]["roberta"]
     first = facts(setting, entry, 0)
     assert facts(setting, entry, 0) == first
@@ -71,8 +52,8 @@ def test_d12_fails_where_curvature_does_not_follow_the_gradient() -> None:
     assert not any(claim.holds for claim in curvature_against_gradient.claims({"a": [good], "b": [bad]}))
 
 
-def test_d13_holds_on_the_weights_of_random_networks(run: Run) -> None:
-    result, _ = run(gini, "D13")
+def test_d13_holds_on_the_weights_of_random_networks(run_tiny: Run) -> None:
+    result = run_tiny("gini")
     assert result.holds and [row[0] for row in result.table.rows] == ["roberta", "vit", "gpt", "resnet", "vgg"]
     listed = {row[0]: row[2] for row in result.table.rows}
     assert listed["gpt"] == "-" and 0.0 < float(listed["roberta"]) < 1.0
@@ -88,8 +69,8 @@ def test_d13_fails_where_transformers_are_as_even_as_cnns() -> None:
     assert [claim.holds for claim in gini.claims(apart, families)] == [True, True, True]
 
 
-def test_d14_holds_for_the_spread_of_masked_text(run: Run) -> None:
-    result, _ = run(layernorm_place, "D14")
+def test_d14_holds_for_the_spread_of_masked_text(run_tiny: Run) -> None:
+    result = run_tiny("layernorm-place")
     assert result.claims[0].holds and [row[:2] for row in result.table.rows] == [
         ("masked text", "post-LN"), ("masked text", "pre-LN"),
     ]  # fmt: skip
@@ -113,8 +94,8 @@ def test_d14_compares_networks_of_the_same_sizes_and_fails_where_they_are_alike(
     assert [claim.holds for claim in alike] == [False, False]
 
 
-def test_d17_weighs_every_tensor_at_every_stage(run: Run) -> None:
-    result, _ = run(complexity, "D17")
+def test_d17_weighs_every_tensor_at_every_stage(run_tiny: Run) -> None:
+    result = run_tiny("complexity")
     assert [row[:2] for row in result.table.rows[:3]] == [("vit", "init"), ("vit", "0.5"), ("vit", "1.0")]
     assert len(result.table.rows) == 12 and all(row[4] == pytest.approx(row[2] / row[3]) for row in result.table.rows)
 

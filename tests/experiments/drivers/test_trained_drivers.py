@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
 
 import numpy as np
 import pytest
@@ -14,28 +13,15 @@ from torch import nn
 from hvp_engine.experiments.data.samples import Samples
 from hvp_engine.experiments.drivers import class_structure, edge_of_stability, outliers, sharpness_disparity
 from hvp_engine.experiments.optimizers import make_optimizer
-from hvp_engine.experiments.registry import Setting, find
+from hvp_engine.experiments.registry import Setting
 from hvp_engine.experiments.result import Result
 from hvp_engine.experiments.zoo import zoo
 
-Run = Callable[[ModuleType, str], tuple[Result, Path]]
+Run = Callable[[str], Result]
 
 
-@pytest.fixture
-def run(tmp_path: Path) -> Run:
-    def ran(module: ModuleType, id: str) -> tuple[Result, Path]:
-        driver = find(id)
-        out = tmp_path / driver.name
-        result = module.run(Setting("tiny", 1, out))
-        result.write(out, driver)
-        assert {"figure.png", "claim.json", "manifest.json", "table.csv"} <= {path.name for path in out.iterdir()}
-        return result, out
-
-    return ran
-
-
-def test_f3_gives_the_sharpness_of_every_kind_at_every_stage(run: Run) -> None:
-    result, _ = run(sharpness_disparity, "F3")
+def test_f3_gives_the_sharpness_of_every_kind_at_every_stage(run_tiny: Run) -> None:
+    result = run_tiny("sharpness-disparity")
     assert [row[0] for row in result.table.rows] == ["Emb", "QK", "FFN", "VO", "Norm"]
     assert len(result.table.columns) == 5 and len(result.claims[0].values) == 1
 
@@ -52,8 +38,8 @@ def test_f3_fails_where_a_feedforward_layer_is_as_sharp_as_the_norms() -> None:
     assert not sharpness_disparity.claims([sharp, {**sharp, "FFN": 1.5}])[0].holds
 
 
-def test_f4_follows_both_optimizers_from_their_first_step(run: Run) -> None:
-    result, _ = run(edge_of_stability, "F4")
+def test_f4_follows_both_optimizers_from_their_first_step(run_tiny: Run) -> None:
+    result = run_tiny("edge-of-stability")
     rows = {row[:2]: row[2:] for row in result.table.rows}
     assert set(rows) == {("gradient descent", 0.1), ("gradient descent", 0.3), ("Adam", 1e-3)}
     assert rows["gradient descent", 0.3][0] == pytest.approx(3.0 * rows["gradient descent", 0.1][0], rel=1e-4)
@@ -84,8 +70,8 @@ def test_f4_fails_where_training_leaves_the_edge() -> None:
     assert not edge_of_stability.claims({0.1: edge, 0.3: np.array([[0.5, 0.8, 1.0, np.nan]])})[0].holds
 
 
-def test_f5_finds_twice_as_many_eigenvalues_as_classes(run: Run) -> None:
-    result, _ = run(outliers, "F5")
+def test_f5_finds_twice_as_many_eigenvalues_as_classes(run_tiny: Run) -> None:
+    result = run_tiny("outliers")
     assert [row[0] for row in result.table.rows] == [outliers.PLAIN, outliers.NORMALISED]
     assert all(row[1] >= row[2] >= row[3] for row in result.table.rows)
 
@@ -104,8 +90,8 @@ def test_f5_fails_without_a_gap_or_where_batchnorm_changes_nothing() -> None:
     assert [claim.holds for claim in swapped] == [False, False]
 
 
-def test_f6_finds_the_formula_exactly(run: Run) -> None:
-    result, _ = run(class_structure, "F6")
+def test_f6_finds_the_formula_exactly(run_tiny: Run) -> None:
+    result = run_tiny("class-structure")
     assert len(result.table.rows) == 6 and result.claims[1].holds
     ranks = {row[1]: row[2] for row in result.table.rows if row[0] == "digits"}
     assert ranks[class_structure.EXACT] == pytest.approx(1.0)
