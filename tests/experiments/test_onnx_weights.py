@@ -96,7 +96,8 @@ def test_positions_that_cannot_be_told_are_refused() -> None:
 
 
 def test_a_file_is_read_as_the_graph_in_it(tmp_path: Path) -> None:
-    onnx = pytest.importorskip("onnx", reason="the package onnx is of the extra experiments-weights")
+    import onnx
+
     from hvp_engine.experiments.onnx_weights import read_graph
 
     graph = exported(tiny_dinov2())
