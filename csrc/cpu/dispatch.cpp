@@ -9,12 +9,16 @@ namespace hvp {
 namespace {
 
 Isa widest() {
+#if defined(__x86_64__)
     __builtin_cpu_init();
     const bool avx2 =
         __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
     const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                         __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
     return avx512 ? Isa::avx512 : avx2 ? Isa::avx2 : Isa::baseline;
+#else
+    return Isa::baseline;
+#endif
 }
 
 const char* name_of(Isa isa) {

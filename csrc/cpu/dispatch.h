@@ -5,6 +5,8 @@
 
 namespace hvp {
 
+#if defined(__x86_64__)
+
 template <typename Kernel>
 Kernel select_kernel(Kernel baseline, Kernel avx2, Kernel avx512) {
     switch (isa()) {
@@ -17,8 +19,14 @@ Kernel select_kernel(Kernel baseline, Kernel avx2, Kernel avx512) {
     }
 }
 
+#endif
+
 }  // namespace hvp
 
 // HVP_SELECT(name)(arguments...) calls hvp::<isa>::name, declared with HVP_DECLARE_KERNEL.
+#if defined(__x86_64__)
 #define HVP_SELECT(kernel) \
     ::hvp::select_kernel(&::hvp::baseline::kernel, &::hvp::avx2::kernel, &::hvp::avx512::kernel)
+#else
+#define HVP_SELECT(kernel) (&::hvp::baseline::kernel)
+#endif

@@ -5,8 +5,9 @@ namespace hvp {
 
 enum class Isa { baseline, avx2, avx512 };
 
-// The widest instruction set of this CPU, or the narrower one named by HVP_ENGINE_ISA (read once).
-// Throws std::invalid_argument for an unknown name or one that this CPU lacks.
+// The widest instruction set of this CPU, or the narrower one named by HVP_ENGINE_ISA (read once). Away from
+// x86-64 there is only the baseline, compiled for what every processor of the architecture has (NEON on
+// aarch64). Throws std::invalid_argument for an unknown name or one that this CPU lacks.
 Isa isa();
 const char* isa_name();
 
