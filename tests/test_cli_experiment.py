@@ -103,6 +103,20 @@ def test_all_runs_what_can_be_run_and_says_what_cannot(
     assert (tmp_path / "r" / "small" / "claim.json").exists() and (tmp_path / "s" / "large" / "claim.json").exists()
 
 
+def test_a_fault_of_one_driver_shows_where_it_is_and_stops_no_other_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def faulty(setting: Setting) -> Result:
+        raise IndexError("a fault of ours")
+
+    monkeypatch.setattr(sys.modules["hvp_engine.experiments.drivers.broken"], "run", faulty)
+    monkeypatch.setattr(registry, "DRIVERS", (BROKEN, LARGE))
+    assert call(monkeypatch, "all", "--out", "r") == 2
+    shown = capsys.readouterr().err
+    assert "error: T3 broken broke off:" in shown and "in faulty" in shown and "IndexError: a fault of ours" in shown
+    assert (tmp_path / "r" / "large" / "claim.json").exists()
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from enum import Enum
@@ -91,12 +92,14 @@ def experiment(
 
 
 def _guarded(work: Callable[[Driver, Setting], bool], driver: Driver, setting: Setting) -> int:
-    """Do one driver's work; what stops it stops no other one."""
+    """Do one driver's work; what stops it stops no other one, be it a fault of ours."""
     try:
         return 0 if work(driver, setting) else _FAILS
     except HvpEngineError as error:
         typer.echo(f"error: {driver.id} {driver.name}: {error}", err=True)
-        return _NOT_RUN
+    except Exception:
+        typer.echo(f"error: {driver.id} {driver.name} broke off:\n{traceback.format_exc()}", err=True)
+    return _NOT_RUN
 
 
 def _ran(driver: Driver, setting: Setting, *, yes: bool) -> bool:

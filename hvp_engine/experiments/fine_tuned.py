@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import lru_cache, partial
+from functools import partial
 from itertools import islice
 from typing import Any
 
@@ -24,6 +24,7 @@ from hvp_engine.experiments.models.vision import ResNet
 from hvp_engine.experiments.models.with_head import WithHead, new_head
 from hvp_engine.experiments.optimizers import Schedule, constant, cosine, linear
 from hvp_engine.experiments.registry import Setting
+from hvp_engine.experiments.remembered import remembered
 
 OPTIMIZERS = ("adam", "rmsprop", "plain-sgd", "sgd", "signsgd", "signum")
 OPTIONS = ("text", "schedule", "clip", "epsilon", "batch", "steps")
@@ -119,7 +120,7 @@ def _texts(setting: Setting) -> TextSet:
             raise ConfigurationError(f"There are no texts {other!r}; choose tweets or bbcnews.")
 
 
-@lru_cache(maxsize=1)
+@remembered(1)
 def _photographs() -> Images:
     return photographs(_SIDE, train=1700, test=340)
 

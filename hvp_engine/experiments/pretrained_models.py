@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import replace
-from functools import lru_cache, partial
+from functools import partial
 from typing import Any
 
 import torch
@@ -19,6 +19,7 @@ from hvp_engine.experiments.data.corpus import Corpus
 from hvp_engine.experiments.entry import Recipe, seeded
 from hvp_engine.experiments.models.huggingface import library
 from hvp_engine.experiments.registry import Setting
+from hvp_engine.experiments.remembered import remembered
 from hvp_engine.experiments.tasks import Amounts, on_text
 
 FINE_TUNED = {"sgd": (1.0, 0.3, 0.1, 0.03), "adam": (1e-2, 3e-3, 1e-3, 3e-4)}
@@ -37,7 +38,7 @@ def smollm2(setting: Setting) -> Pair:
     model = without_dropout(weights.load(SMOLLM2, setting))
     shapes = partial(type(model), model.config)
     amounts = Amounts(fixed=2, microbatch=2, training=4, held_out=8, length=64)
-    corpus = lru_cache(partial(_news, setting))
+    corpus = remembered(1)(partial(_news, setting))
     random = Continued(
         f"{SMOLLM2}-random", "transformer", seeded(shapes), losses.causal_lm,
         lambda seed: on_text(corpus(), amounts, seed), Recipe(20, amounts.training, clip=1.0), FINE_TUNED,
@@ -50,7 +51,7 @@ def smollm2(setting: Setting) -> Pair:
 def gpt2(setting: Setting) -> Pair:
     """Take GPT-2 as released on Alpaca's instructions; weights and text are read late, so that a plan needs neither."""
     amounts = Amounts(fixed=240, microbatch=8, training=32, held_out=64, length=1024)
-    corpus = lru_cache(partial(_instructions, setting))
+    corpus = remembered(1)(partial(_instructions, setting))
     random = Continued(
         "gpt2-alpaca-random", "transformer", seeded(_gpt2_shapes), losses.causal_lm,
         lambda seed: on_text(corpus(), amounts, seed),

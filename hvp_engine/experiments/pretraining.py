@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from functools import lru_cache, partial
+from functools import partial
 from pathlib import Path
 
 from hvp_engine import losses
@@ -16,6 +16,7 @@ from hvp_engine.experiments.entry import Recipe, seeded
 from hvp_engine.experiments.models.gpt import GPT, GPTConfig, paper_blocks
 from hvp_engine.experiments.pretrained_models import FINE_TUNED, SMOLLM2, gpt2, smollm2
 from hvp_engine.experiments.registry import Setting
+from hvp_engine.experiments.remembered import remembered
 from hvp_engine.experiments.tasks import Amounts, on_text
 
 _PRETRAINED = {"adam": (3e-3,)}
@@ -63,6 +64,6 @@ def _on_bytes(setting: Setting) -> Pair:
     return Pair(random, pretrained, {**origin, "data": first.data(0).source})
 
 
-@lru_cache(maxsize=2)
+@remembered(2)
 def _byte_text(name: str, paths: tuple[tuple[str, Path], ...]) -> Corpus:
     return text.byte_text(name, dict(paths))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache, partial
+from functools import partial
 from pathlib import Path
 
 from torch import nn
@@ -20,6 +20,7 @@ from hvp_engine.experiments.models.huggingface import bert, bert_blocks
 from hvp_engine.experiments.models.patches import Mixer, PatchConfig, ViT
 from hvp_engine.experiments.models.vision import MLP, VGG, ResNet
 from hvp_engine.experiments.registry import Setting
+from hvp_engine.experiments.remembered import remembered
 from hvp_engine.experiments.tasks import Amounts, Order, on_images, on_masked_text, on_text
 
 CHARACTERS = 84  # of the packaged plays; what a model is planned with where they are not installed
@@ -182,16 +183,16 @@ def _steps(setting: Setting, scale: _Scale, steps: int) -> int:
     return setting.option("steps", min(steps, scale.steps))
 
 
-@lru_cache(maxsize=1)
+@remembered(1)
 def _digits() -> Images:
     return images.digits()
 
 
-@lru_cache(maxsize=1)
+@remembered(1)
 def _photographs() -> Images:
     return images.photographs(32)
 
 
-@lru_cache(maxsize=2)
+@remembered(2)
 def _characters(name: str, paths: _Paths) -> Corpus:
     return text.characters(name, dict(paths))
