@@ -72,6 +72,10 @@ class RunFolderError(HvpEngineError):
     """A run folder or checkpoint is missing, damaged, foreign, or cannot be written."""
 
 
+class ForeignRunError(RunFolderError):
+    """A run folder holds another job than the one that was asked for."""
+
+
 class BackendError(HvpEngineError):
     """A requested kernel backend does not exist or cannot run on this device, or one of its kernels cannot."""
 

@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from hvp_engine.errors import RunFolderError
+from hvp_engine.errors import ForeignRunError
 from hvp_engine.jobs.environment import changes
 from hvp_engine.system.formatting import first_names
 
@@ -36,10 +36,10 @@ def refuse_foreign(found: Identity, wanted: Identity, run: Path) -> None:
     """Raise unless a stored identity is this job's.
 
     Raises:
-        RunFolderError: They differ; the message names in what.
+        ForeignRunError: They differ; the message names in what.
     """
     if "first_loss" in found:
-        raise RunFolderError(
+        raise ForeignRunError(
             f"{run} was written by an earlier hvp_engine, which knew too little of a job to tell whether it is this "
             "one. Choose another folder for out=; Spectra.load reads that one."
         )
@@ -47,7 +47,7 @@ def refuse_foreign(found: Identity, wanted: Identity, run: Path) -> None:
     if different:
         # A stranger's words: nothing of them may steer a terminal.
         details = "; ".join(ascii(words)[1:-1] if not words.isprintable() else words for words in different[:_SHOWN])
-        raise RunFolderError(
+        raise ForeignRunError(
             f"{run} holds another job ({details}). Choose another folder for out=, or delete that one."
         )
 

@@ -20,6 +20,7 @@ from hvp_engine.system.formatting import first_names
 
 Precondition: TypeAlias = Mapping[str, Tensor | float] | Optimizer
 
+READ_OPTIMIZERS = (Adam, NAdam, Adamax)  # AdamW is an Adam
 _READ = "torch.optim.Adam, AdamW, NAdam and Adamax"
 
 
@@ -131,7 +132,7 @@ def _of_mapping(
 
 def _of_optimizer(optimizer: Optimizer, parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return what an optimiser divides its next step by, by the names of the parameters that it holds."""
-    if not isinstance(optimizer, (Adam, NAdam, Adamax)):
+    if not isinstance(optimizer, READ_OPTIMIZERS):
         raise ConfigurationError(
             f"precondition is a {type(optimizer).__name__}, of which it is not known what it divides its steps by; "
             f"{_READ} are read. Give a mapping of parameter names to tensors of positive numbers instead."

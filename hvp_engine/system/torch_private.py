@@ -51,6 +51,7 @@ __all__ = [
     "storage_key",
     "suspended_torch_functions",
     "transforms_active",
+    "uncompiled",
     "unwrap_if_dead",
     "watches_kernels",
     "weak_storage",
@@ -374,3 +375,9 @@ def hooks_of_module(module: nn.Module) -> list[Callable[..., Any]]:
 def hooks_of_tensor(tensor: Tensor) -> list[Callable[..., Any]]:
     """List the hooks that run with the gradient of a tensor."""
     return list((getattr(tensor, "_backward_hooks", None) or {}).values())
+
+
+def uncompiled(module: nn.Module) -> nn.Module:
+    """Return the module that ``torch.compile`` put a wrapper around, or the module itself where there is none."""
+    inner = getattr(module, "_orig_mod", module)  # without it the wrapper is passed, and refused as it was before
+    return inner if isinstance(inner, nn.Module) else module

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from hvp_engine.errors import RunFolderError
+from hvp_engine.errors import ForeignRunError
 from hvp_engine.jobs.comparison import differences, refuse_foreign
 
 HERE = {"versions": {"torch": "2.13.0"}, "threads": 4, "microbatch": None}
@@ -85,6 +85,6 @@ def test_whatever_a_file_says_is_compared_without_failing(key: str, value: Any) 
 
 
 def test_what_a_stranger_wrote_does_not_steer_the_terminal(tmp_path: Path) -> None:
-    with pytest.raises(RunFolderError) as caught:
+    with pytest.raises(ForeignRunError) as caught:
         refuse_foreign(identity(modules={"": "\x1b[2J"}, seed="\x1b]0;"), identity(), tmp_path)
     assert str(caught.value).isprintable() and r"\x1b[2J" in str(caught.value)
