@@ -228,7 +228,8 @@ def _mark(axes: Axes, marks: Marks, axis: EigenAxis) -> None:
         if (places := _on(axis, np.array([extreme.value]))).size:
             bar = np.array([[extreme.value - extreme.low], [extreme.high - extreme.value]])
             bar = bar[::-1] if axis.scale == "log" and extreme.value < 0.0 else bar
-            length = np.nan_to_num(np.maximum(bar, 0.0), posinf=axis.high - axis.low)  # an endless one leaves the panel
+            endless = float(np.ptp(axis.limits()))  # such a bar leaves the panel
+            length = np.nan_to_num(np.maximum(bar, 0.0), posinf=endless)
             axes.errorbar(
                 places,
                 [0.09],
