@@ -40,7 +40,8 @@ from hvp_engine.cli.experiment import experiment
 from hvp_engine.cli.job_file import load_job, output_to_errors
 from hvp_engine.cli.options import blocks_of, bytes_of, folder_of, tolerance_of
 from hvp_engine.cli.output import console, print_spectra, say
-from hvp_engine.cli.runs import plot, show
+from hvp_engine.cli.plots import plot
+from hvp_engine.cli.runs import show
 from hvp_engine.errors import HvpEngineError
 
 _NOT_FIT, _NOT_EXAMINED = 1, 2  # exit codes of the doctor

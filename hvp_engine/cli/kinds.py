@@ -23,19 +23,31 @@ def _print_summary(result: Any) -> None:
     typer.echo(result.summary())
 
 
+class Figure(NamedTuple):
+    """One figure of a result.
+
+    Attributes:
+        draw: Takes the result, ``path`` and the options.
+        options: Names of the options of the command that it takes.
+    """
+
+    draw: Callable[..., Any]
+    options: tuple[str, ...]
+
+
 class Kind(NamedTuple):
     """One kind of result; its class has a ``manifest`` and a ``summary()``.
 
     Attributes:
         load: Reads a run folder.
-        figures: What draws the result to a path, by the name of the file without its suffix.
+        figures: Its figures, by the name of the file without its suffix.
         record: Makes plain data of the result, for ``--json``.
         settings: What of the configuration is shown below the table.
         print: Prints the table.
     """
 
     load: Callable[[Path], Any]
-    figures: Mapping[str, Callable[[Any, Path], None]]
+    figures: Mapping[str, Figure]
     record: Callable[[Any], Any]
     settings: tuple[str, ...]
     print: Callable[[Any], None] = _print_summary
@@ -44,19 +56,28 @@ class Kind(NamedTuple):
 _SLQ = "slq"  # whose manifests do not name the job
 _SPECTRA = Kind(
     Spectra.load,
-    {"spectra": Spectra.plot, "js_distance": Spectra.plot_js},
+    {
+        "spectra": Figure(Spectra.plot, ("blocks", "figsize", "sigma", "scale", "share_x")),
+        "js_distance": Figure(Spectra.plot_js, ("blocks", "figsize")),
+    },
     lambda spectra: spectra.summarize().record(),
     ("matrix", "tolerance", "steps", "probes", "seed", "distribution", "precision", "reorthogonalize", "basis"),
     print_spectra,
 )
 
+
+def _plot_pairs(found: Eigensystem, share_x: bool = False, **options: Any) -> Any:
+    return found.plot(share_y=share_x, **options)  # where the eigenvalues are
+
+
+_PAIRS = {"eigenpairs": Figure(_plot_pairs, ("blocks", "figsize", "scale", "share_x"))}
 _OF_PAIRS = ("matrix", "k", "which", "tolerance", "seed", "precision")
 _SAMPLED = ("matrix", "most_products", "tolerance", "method", "seed", "precision")
 
 # A new kind of result is one line here.
 KINDS: dict[str, Kind] = {
     _SLQ: _SPECTRA,
-    "eigsh": Kind(Eigensystem.load, {"eigenpairs": Eigensystem.plot}, Eigensystem.record, _OF_PAIRS),
+    "eigsh": Kind(Eigensystem.load, _PAIRS, Eigensystem.record, _OF_PAIRS),
     "trace": Kind(Traces.load, {}, Traces.record, _SAMPLED),
     "diagonal": Kind(Diagonals.load, {}, Diagonals.record, _SAMPLED),
     "norms": Kind(Norms.load, {}, Norms.record, _SAMPLED),

@@ -1,10 +1,9 @@
-"""The commands that look at finished runs, of whatever kind: show and plot."""
+"""The command that prints finished runs, of whatever kind: show."""
 
 from __future__ import annotations
 
 import json
-from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import typer
 
@@ -33,21 +32,6 @@ def show(run: Run, as_json: Json = False) -> None:
             say(f"{key:16}{shorten(_setting(key, config), _LONGEST)}")
     for note in notes if isinstance(notes, list) else []:
         say(f"{'note':16}{shorten(str(note), _LONGEST)}")
-
-
-def plot(
-    run: Run,
-    suffix: Annotated[str, typer.Option(help="png, pdf or svg.")] = "png",
-) -> None:
-    """Draw the figures of a run into its folder."""
-    kind = kind_of(run)
-    result = kind.load(run)
-    if not kind.figures:
-        say("A run of this kind has no figure; hvp-engine show prints its numbers.")
-    for name, draw in kind.figures.items():
-        path: Path = run / f"{name}.{suffix}"
-        draw(result, path)
-        say(str(path))
 
 
 def _setting(key: str, config: dict[str, Any]) -> str:

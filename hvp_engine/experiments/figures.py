@@ -17,7 +17,7 @@ from matplotlib.image import AxesImage
 from matplotlib.rcsetup import cycler
 from numpy.typing import ArrayLike, NDArray
 
-from hvp_engine.results.page import STYLE
+from hvp_engine.results.figures.page import STYLE
 
 # Okabe and Ito's colours, told apart by everyone; yellow, which white paper swallows, is left out.
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#000000")

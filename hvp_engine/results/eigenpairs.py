@@ -133,20 +133,23 @@ class Eigenpairs:
             "ended_by": self.effort.ended_by,
         }
 
-    def plot(self, path: str | os.PathLike[str]) -> None:
-        """Draw the values with their residuals as bars; the suffix (.png, .pdf, .svg) is the format.
+    def plot(
+        self,
+        path: str | os.PathLike[str] | None = None,
+        *,
+        figsize: tuple[float, float] | None = None,
+        scale: str = "linear",
+        ax: Any = None,
+    ) -> Any:
+        """Draw the values with their residuals; arguments, result and errors are those of ``Eigensystem.plot``."""
+        from hvp_engine.results.figures import eigenvalues  # noqa: PLC0415 - matplotlib takes half a second to import
 
-        Raises:
-            ConfigurationError: If the suffix names no known format.
-            RunFolderError: If the file cannot be written.
-        """
-        from hvp_engine.results import eigen_plot  # noqa: PLC0415 - matplotlib takes half a second to import
+        panels = {self.name: eigenvalues.Panel(*self.panel())}
+        return eigenvalues.plot_panels(panels, path, figsize=figsize, scale=scale, ax=ax)
 
-        eigen_plot.plot_panels([self.panel()], path)
-
-    def panel(self) -> tuple[str, FloatArray, FloatArray, NDArray[np.bool_]]:
-        """Return what a figure shows of it: name, values, residuals, and which have converged."""
-        return self.name, self.values, self.residuals, self.converged
+    def panel(self) -> tuple[int, FloatArray, FloatArray, NDArray[np.bool_]]:
+        """Return what a figure shows of it: its parameters, values, residuals, and which have converged."""
+        return self.numel, self.values, self.residuals, self.converged
 
     def save(self, folder: str | os.PathLike[str]) -> None:
         """Write ``manifest.json`` and ``spectra.safetensors`` into a folder, which is made if needed.

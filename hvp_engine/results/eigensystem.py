@@ -79,16 +79,39 @@ class Eigensystem(Mapping[str, Eigenpairs]):
         facts, pairs = read(folder)
         return cls(pairs, facts)
 
-    def plot(self, path: str | os.PathLike[str]) -> None:
-        """Draw the values of all blocks with their residuals; the suffix (.png, .pdf, .svg) is the format.
+    def plot(
+        self,
+        path: str | os.PathLike[str] | None = None,
+        *,
+        blocks: str | Iterable[str] | None = None,
+        figsize: tuple[float, float] | None = None,
+        scale: str = "linear",
+        share_y: bool = False,
+        ax: Any = None,
+    ) -> Any:
+        """Draw the values of the blocks with their residuals as bars; those that have not converged are open circles.
+
+        Args:
+            path: Where to write; the suffix (.png, .pdf, .svg) is the format. None writes nothing.
+            blocks: Names of blocks, or globs; None for all.
+            figsize: Width and height in inches.
+            scale: Of the eigenvalues: ``"linear"``, ``"symlog"`` (linear around zero, logarithmic on either side), or
+                ``"log"`` for the magnitudes of both signs.
+            share_y: Whether all panels show the same range of eigenvalues.
+            ax: Axes of matplotlib to draw on, as many as there are blocks.
+
+        Returns:
+            The :class:`matplotlib.figure.Figure`, which pyplot does not know; ``ax`` where it is given.
 
         Raises:
-            ConfigurationError: If the suffix names no known format.
+            ConfigurationError: If the suffix names no known format, or an argument is no such thing.
             RunFolderError: If the file cannot be written.
         """
-        from hvp_engine.results import eigen_plot  # noqa: PLC0415 - matplotlib takes half a second to import
+        from hvp_engine.results.figures import eigenvalues  # noqa: PLC0415 - matplotlib takes half a second to import
 
-        eigen_plot.plot_panels([found.panel() for found in self.values()], path)
+        panels = {name: eigenvalues.Panel(*found.panel()) for name, found in self.items()}
+        options: dict[str, Any] = {"figsize": figsize, "scale": scale, "share_y": share_y, "ax": ax}
+        return eigenvalues.plot_panels(panels, path, blocks=blocks, **options)
 
     def record(self) -> list[dict[str, Any]]:
         """Return everything but the vectors as plain data, one entry per block."""

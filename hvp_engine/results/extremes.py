@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
+from numpy.typing import NDArray
 
 from hvp_engine.errors import ConfigurationError
 from hvp_engine.results.estimate import Estimate
@@ -57,6 +58,23 @@ def smallest(reading: Reading, k: int) -> Estimate:
     """Find the k-th smallest eigenvalue; as `largest`, whose errors it has."""
     found = _outermost(reading, k, -1)
     return Estimate(-found.value, found.stderr, -found.high, -found.low, found.reading)
+
+
+def of_nodes(nodes: FloatArray, steps: NDArray[np.int64], k: int, sign: int) -> Estimate:
+    """Return the k-th node from outside of the probe where it lies furthest out, without a bar.
+
+    Args:
+        nodes: Of all probes, (probes, m).
+        steps: How many each of them has, (probes,).
+        k: The rank.
+        sign: 1 for the largest, -1 for the smallest.
+
+    Raises:
+        ConfigurationError: k is no rank of a node.
+    """
+    check_rank(k, int(steps.max()))
+    found = [np.sort(sign * row[:count])[-k] for row, count in zip(nodes, steps, strict=True) if k <= count]
+    return Estimate(sign * float(max(found)), math.nan)
 
 
 def outliers(reading: Reading) -> Estimate:

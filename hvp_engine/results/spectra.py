@@ -218,28 +218,82 @@ class Spectra(Mapping[str, Spectrum]):
         """
         return distances.wasserstein(list(self.values())) if is_gauss(reading) else self.wasserstein_estimate().value
 
-    def plot(self, path: str | os.PathLike[str]) -> None:
-        """Draw the densities of all blocks with their 95 % bands; the suffix (.png, .pdf, .svg) is the format.
+    def plot(
+        self,
+        path: str | os.PathLike[str] | None = None,
+        *,
+        blocks: str | Iterable[str] | None = None,
+        figsize: tuple[float, float] | None = None,
+        sigma: float | None = None,
+        scale: str = "linear",
+        share_x: bool = False,
+        ax: Any = None,
+    ) -> Any:
+        """Draw the densities of the blocks with their 95 % bands, and mark single eigenvalues and extremes.
+
+        Args:
+            path: Where to write; the suffix (.png, .pdf, .svg) is the format. None writes nothing.
+            blocks: Names of blocks, or globs; None for all.
+            figsize: Width and height in inches.
+            sigma: Standard deviation of the Gaussians; by default each block's ``default_sigma``.
+            scale: Of the eigenvalues: ``"linear"``, ``"symlog"`` (linear around zero, logarithmic on either side), or
+                ``"log"`` for the magnitudes of both signs.
+            share_x: Whether all panels show the same range.
+            ax: Axes of matplotlib to draw on, as many as there are blocks.
+
+        Returns:
+            The :class:`matplotlib.figure.Figure`, which pyplot does not know; ``ax`` where it is given.
 
         Raises:
-            ConfigurationError: If the suffix names no known format.
+            ConfigurationError: If the suffix names no known format, or an argument is no such thing.
             RunFolderError: If the file cannot be written.
         """
-        from hvp_engine.results import plots  # noqa: PLC0415 - matplotlib takes half a second to import
+        from hvp_engine.results.figures import densities  # noqa: PLC0415 - matplotlib takes half a second to import
 
-        plots.plot_spectra(self, path, self.settings)
+        options: dict[str, Any] = {"figsize": figsize, "sigma": sigma, "scale": scale, "share_x": share_x, "ax": ax}
+        return densities.plot_spectra(self, self.settings, path, blocks=blocks, **options)
 
-    def plot_js(self, path: str | os.PathLike[str]) -> None:
-        """Draw the Jensen-Shannon distances between all blocks, and their errors; the suffix chooses the format.
+    def plot_js(
+        self,
+        path: str | os.PathLike[str] | None = None,
+        *,
+        blocks: str | Iterable[str] | None = None,
+        figsize: tuple[float, float] | None = None,
+        vmax: float = 1.0,
+        ax: Any = None,
+    ) -> Any:
+        """Draw the Jensen-Shannon distances between the blocks, and their errors, as heat maps.
+
+        Args:
+            path: Where to write; the suffix (.png, .pdf, .svg) is the format. None writes nothing.
+            blocks: Names of blocks, or globs; None for all, of which the largest 200 are drawn.
+            figsize: Width and height in inches.
+            vmax: Where the colours of the distances end; the same in two figures makes them comparable.
+            ax: Axes of matplotlib to draw on: one for the distances alone, or two.
+
+        Returns:
+            The :class:`matplotlib.figure.Figure`, which pyplot does not know; ``ax`` where it is given.
 
         Raises:
-            ConfigurationError: If the suffix names no known format.
+            ConfigurationError: If the suffix names no known format, or an argument is no such thing.
             RunFolderError: If the file cannot be written.
         """
-        from hvp_engine.results import heat_map  # noqa: PLC0415 - matplotlib takes half a second to import
+        from hvp_engine.results.figures import arguments, heat_map  # noqa: PLC0415 - as above
 
-        heat_map.plot_js(
-            list(self), self.js_estimate(), self.js0_estimate(), self.zero_blocks, path, matrix_of(self.settings)
+        wanted = arguments.chosen(self, blocks)
+        shown = wanted if blocks is not None else arguments.largest(wanted, heat_map.MOST_BLOCKS)
+        some = self if list(shown) == list(self) else Spectra(shown.values(), self.manifest)
+        return heat_map.plot_js(
+            list(some),
+            some.js_estimate(),
+            some.js0_estimate(),
+            some.zero_blocks,
+            path,
+            matrix_of(self.settings),
+            left_out=len(wanted) - len(shown),
+            figsize=figsize,
+            vmax=vmax,
+            ax=ax,
         )
 
     def summarize(self) -> Summary:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
+import os
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import torch
@@ -28,13 +28,9 @@ from hvp_engine.results.spectrum_checks import (
     checked_array,
     checked_numel,
     checked_shift,
+    same_quadrature,
 )
 from hvp_engine.results.sphere import Function
-
-# How far two eigensolvers may be apart, relative to the norm of the matrix: a few hundred units of rounding.
-_SAME_NODE = 1e-11
-# An eigenvector is known to rounding over the gap to its neighbours, so the weights of closer nodes count together.
-_GAP, _SAME_WEIGHT = 1e-5, 1e-7
 
 
 @dataclass(frozen=True, eq=False)
@@ -194,13 +190,8 @@ class Spectrum:
         Raises:
             HvpEngineError: The eigenvalue iteration did not converge.
         """
-        nodes, weights = tridiagonal_quadrature(self.alphas, self.betas, self.steps)
-        scale = np.abs(nodes).max(axis=1, keepdims=True)
-        if (np.abs(nodes - self.nodes) > _SAME_NODE * scale).any():
-            return False
-        apart = np.diff(nodes, axis=1, append=np.inf) > _GAP * scale
-        mass = np.abs(weights.cumsum(axis=1) - self.weights.cumsum(axis=1))
-        return not (mass[apart] > _SAME_WEIGHT).any()
+        again = tridiagonal_quadrature(self.alphas, self.betas, self.steps)
+        return same_quadrature(self.nodes, self.weights, *again)
 
     @property
     def default_sigma(self) -> float:
@@ -371,20 +362,13 @@ class Spectrum:
             ConfigurationError: If k values are not known as single eigenvalues on that side, k is no positive
                 integer, or there is no such reading.
         """
-        return self._outermost(k, reading, extremes.largest, 1)
+        gauss = is_gauss(reading)
+        return extremes.of_nodes(self.nodes, self.steps, k, 1) if gauss else extremes.largest(self.reading, k)
 
     def smallest(self, k: int = 1, reading: ReadingName = "auto") -> Estimate:
         """Find the k-th smallest eigenvalue; arguments and errors are those of ``largest``."""
-        return self._outermost(k, reading, extremes.smallest, -1)
-
-    def _outermost(self, k: int, reading: str, by_reading: Callable[[Reading, int], Estimate], sign: int) -> Estimate:
-        if not is_gauss(reading):
-            return by_reading(self.reading, k)
-        extremes.check_rank(k, int(self.steps.max()))
-        nodes = [
-            np.sort(sign * row[:steps])[-k] for row, steps in zip(self.nodes, self.steps, strict=True) if k <= steps
-        ]
-        return Estimate(sign * float(max(nodes)), math.nan)
+        gauss = is_gauss(reading)
+        return extremes.of_nodes(self.nodes, self.steps, k, -1) if gauss else extremes.smallest(self.reading, k)
 
     def outliers(self) -> Estimate:
         """Count the eigenvalues that lie more than six standard deviations of the bulk from its mean.
@@ -396,3 +380,17 @@ class Spectrum:
     def extremes(self) -> tuple[float, float]:
         """Return the smallest and largest node over all probes; they lie inside the range of the eigenvalues."""
         return float(self.nodes.min()), float(self.nodes.max())
+
+    def plot(
+        self,
+        path: str | os.PathLike[str] | None = None,
+        *,
+        figsize: tuple[float, float] | None = None,
+        sigma: float | None = None,
+        scale: str = "linear",
+        ax: Any = None,
+    ) -> Any:
+        """Draw the density; arguments, result and errors are those of ``Spectra.plot``."""
+        from hvp_engine.results.figures import densities  # noqa: PLC0415 - matplotlib takes half a second to import
+
+        return densities.plot_spectra({self.name: self}, {}, path, figsize=figsize, sigma=sigma, scale=scale, ax=ax)

@@ -14,6 +14,10 @@ from hvp_engine.results.smoothing import FloatArray
 
 _MASS_TOLERANCE = 1e-6
 _MOST_PARAMETERS = (1 << 62) - 1
+# How far two eigensolvers may be apart, relative to the norm of the matrix: a few hundred units of rounding.
+_SAME_NODE = 1e-11
+# An eigenvector is known to rounding over the gap to its neighbours, so the weights of closer nodes count together.
+_GAP, _SAME_WEIGHT = 1e-5, 1e-7
 SINGLE_FIELDS = 3
 """Numbers of a single product: h'Hh / h'h, |Hh|^2 / h'h and (q'h)^2 / h'h."""
 
@@ -149,3 +153,13 @@ def check_remainder(name: str, probes: int, residuals: FloatArray, singles: Floa
         )
     if not (isinstance(noise, (int, float)) and math.isfinite(noise) and noise >= 0.0):
         raise ConfigurationError(f"Block {name!r}: noise={noise!r} must be a number of at least 0.")
+
+
+def same_quadrature(nodes: FloatArray, weights: FloatArray, others: FloatArray, their_weights: FloatArray) -> bool:
+    """Say whether two quadratures of the same tridiagonal matrices, (probes, m), differ by rounding only."""
+    scale = np.abs(others).max(axis=1, keepdims=True)
+    if (np.abs(others - nodes) > _SAME_NODE * scale).any():
+        return False
+    apart = np.diff(others, axis=1, append=np.inf) > _GAP * scale
+    mass = np.abs(their_weights.cumsum(axis=1) - weights.cumsum(axis=1))
+    return not (mass[apart] > _SAME_WEIGHT).any()

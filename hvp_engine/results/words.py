@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from hvp_engine.results.estimate import Estimate, relative
 from hvp_engine.system.formatting import abbreviate, format_number, format_with_error
@@ -12,6 +12,10 @@ from hvp_engine.system.formatting import abbreviate, format_number, format_with_
 UNKNOWN = "?"
 NOTHING = "–"
 EXACT = "exact"
+
+Scale = Literal["linear", "symlog", "log"]
+"""Of eigenvalues in figures: as they are, logarithmic on either side of a linear part, or that of their magnitude."""
+
 _LONGEST_MATRIX = 48  # characters of its name, which may be a stranger's
 _DIGITS, _ERROR_DIGITS = 4, 2
 _BOUNDS = {"≤": "or less", "≥": "or more"}

@@ -1,4 +1,4 @@
-"""Progress of long work: a live bar on a terminal, a line now and then elsewhere."""
+"""Progress of long work: a live bar on a terminal and in a notebook, a line now and then elsewhere."""
 
 from __future__ import annotations
 
@@ -11,8 +11,10 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 
 from hvp_engine.errors import printable
 from hvp_engine.system.formatting import format_clock
+from hvp_engine.system.notebook import NotebookBar, in_notebook
 
 _LINE_EVERY = 10.0  # seconds between lines where there is no terminal
+_CHANGE_EVERY = 0.5  # seconds between changes of a notebook's bar
 
 
 class ProgressReporter:
@@ -24,14 +26,16 @@ class ProgressReporter:
         Args:
             label: What is being done.
             total: Amount of work, in any unit.
-            enabled: True shows, False hides, None shows on a terminal only.
+            enabled: True shows, False hides, None shows on a terminal and in a notebook only.
         """
         self._label, self._total, self._done, self._resumed = printable(label), total, 0, 0
         terminal = sys.stderr.isatty()
-        self._enabled = terminal if enabled is None else enabled
+        notebook = in_notebook()
+        self._enabled = terminal or notebook if enabled is None else enabled
+        self._notebook = NotebookBar() if self._enabled and notebook else None
         self._bar: Progress | None = None
         self._task: TaskID | None = None
-        if self._enabled and terminal:
+        if self._enabled and terminal and not notebook:
             self._bar = Progress(
                 TextColumn("{task.description}", markup=False),
                 BarColumn(),
@@ -47,6 +51,8 @@ class ProgressReporter:
     def __enter__(self) -> ProgressReporter:
         """Start showing."""
         self._started = self._last = time.monotonic()
+        if self._notebook is not None:
+            self._line("")
         if self._bar is not None:
             self._bar.start()
             self._task = self._bar.add_task(self._label, total=self._total, completed=self._done, detail="")
@@ -87,7 +93,7 @@ class ProgressReporter:
             self._bar.update(self._task, completed=self._done, detail=detail)
             return
         now = time.monotonic()
-        if self._enabled and now - self._last >= _LINE_EVERY:
+        if self._enabled and now - self._last >= (_LINE_EVERY if self._notebook is None else _CHANGE_EVERY):
             self._last = now
             elapsed = now - self._started
             rate = (self._done - self._resumed) / elapsed
@@ -101,4 +107,8 @@ class ProgressReporter:
             self.advance(done - self._done)
 
     def _line(self, text: str) -> None:
-        print(f"{self._label}: {text.rstrip()}", file=sys.stderr, flush=True)
+        line = f"{self._label}: {text.rstrip()}"
+        if self._notebook is not None:
+            self._notebook.show(self._done / self._total if self._total else 0.0, line)
+        else:
+            print(line, file=sys.stderr, flush=True)

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from matplotlib.figure import Figure
 
 from hvp_engine.errors import ConfigurationError, RunFolderError
 from hvp_engine.results.eigenpairs import Effort, Eigenpairs, Piece
@@ -62,6 +63,22 @@ def test_figures_are_drawn(tmp_path: Path, suffix: str) -> None:
     pairs().plot(tmp_path / f"one.{suffix}")
     Eigensystem([pairs(f"block {i} $_") for i in range(5)]).plot(tmp_path / f"five.{suffix}")
     assert all((tmp_path / f"{name}.{suffix}").stat().st_size > 1000 for name in ("one", "five"))
+
+
+def test_figures_have_scales_shared_ranges_and_axes_of_the_caller() -> None:
+    system = Eigensystem([pairs("a"), pairs("b")])
+    first, second = (axes for axes in system.plot(scale="symlog", share_y=True).axes if axes.axison)
+    assert first.get_yscale() == "symlog" and first.get_ylim() == second.get_ylim()
+    assert first.get_ylim()[0] < -1.0 and first.get_ylim()[1] > 4.0
+    log = system.plot(scale="log", blocks="b").axes[0]
+    below = [line for line in log.lines if line.get_marker() == "v"]
+    assert log.get_yscale() == "log" and [line.get_ydata().tolist() for line in below] == [[1.0]]
+    axes = Figure().subplots()
+    assert pairs().plot(ax=axes) is axes and axes.get_title() == "b" and axes.get_ylabel() == "eigenvalue"
+    with pytest.raises(ConfigurationError, match="1 axes, but the figure has 2 panels"):
+        system.plot(ax=axes)
+    with pytest.raises(ConfigurationError, match="none of the blocks"):
+        system.plot(blocks=["c"])
 
 
 @pytest.mark.parametrize(

@@ -114,7 +114,7 @@ def test_the_command_sends_nothing_of_a_stranger_to_the_terminal(tmp_path, monke
     for stream in (Terminal(), io.StringIO()):
         monkeypatch.setattr(sys, "stdout", stream)
         commands.show(run)
-        commands.plot(run, "svg")
+        commands.plot([run], "svg")
         lines = stream.getvalue().splitlines()
         assert all(line.isprintable() for line in lines)
         assert "seed            \\x1b[31m$\\frac{$" in lines

@@ -4,11 +4,14 @@ from xml.etree import ElementTree
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
+from random_spectra import random_spectra
 from summaries import NONE, bar
 
 from hvp_engine.errors import ConfigurationError, RunFolderError
 from hvp_engine.results.estimate import MatrixEstimate
-from hvp_engine.results.heat_map import plot_js
+from hvp_engine.results.figures import heat_map
+from hvp_engine.results.figures.heat_map import plot_js
 
 
 def matrix(*pairs, reading="averaged"):
@@ -80,3 +83,41 @@ def test_bad_paths_are_refused(tmp_path):
         plot_js("abc", js, NONE, [], tmp_path / "figure.xyz")
     with pytest.raises(RunFolderError, match="could not be written"):
         plot_js("abc", js, NONE, [], tmp_path / "missing" / "figure.png")
+
+
+def drawn_on(ax, **options):
+    js = matrix((0.5, 0.02), (0.31, 0.4), (0.21, 0.01))
+    return plot_js(("a", "b", "c"), js, bar(0.5, 0.01, "averaged"), [], ax=ax, **options)
+
+
+def test_given_axes_get_the_distances_and_where_there_are_two_their_errors():
+    alone, two = Figure().subplots(), Figure().subplots(1, 2)
+    assert drawn_on(alone) is alone and drawn_on(two) is two
+    for axes in (alone, two[0]):
+        (image,) = axes.images
+        assert np.asarray(image.get_array())[0, 1] == 0.5 and axes.get_title().startswith("JS0")
+    assert np.asarray(two[1].images[0].get_array())[0, 2] == pytest.approx(0.4)
+    with pytest.raises(ConfigurationError, match="3 axes, but the figure has 1 or 2 panels"):
+        drawn_on(Figure().subplots(1, 3))
+
+
+def test_colours_end_where_they_are_told_to():
+    for most in (1.0, 0.25):
+        axes = drawn_on(Figure().subplots(), vmax=most)
+        assert axes.images[0].get_clim() == (0.0, most)
+    for wrong in (0.0, float("inf"), "1", None):
+        with pytest.raises(ConfigurationError, match="vmax must be"):
+            drawn_on(Figure().subplots(), vmax=wrong)
+
+
+def test_blocks_are_chosen_and_capped(monkeypatch):
+    spectra = random_spectra(4)
+    chosen = spectra.plot_js(blocks=["layer.3*", "layer.1*"]).axes[0]
+    assert [label.get_text() for label in chosen.get_xticklabels()] == ["layer.3/weight", "layer.1/weight"]
+    assert np.asarray(chosen.images[0].get_array())[0, 1] == pytest.approx(spectra.js_estimate().value[3, 1])
+    monkeypatch.setattr(heat_map, "MOST_BLOCKS", 2)
+    capped = spectra.plot_js(figsize=(5.0, 3.0))
+    assert "the 2 largest of 4 blocks" in capped.axes[0].get_title()
+    assert tuple(capped.get_size_inches()) == (5.0, 3.0)
+    with pytest.raises(ConfigurationError, match="none of the blocks"):
+        spectra.plot_js(blocks="nothing")
