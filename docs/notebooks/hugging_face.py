@@ -14,6 +14,8 @@
 # its place.
 
 # %%
+import matplotlib.pyplot as plt
+import numpy as np
 import torch
 from transformers import BertConfig, BertForSequenceClassification
 
@@ -46,7 +48,8 @@ loss = he.losses.classification
 # ## Is it fit?
 
 # %%
-report = he.doctor(model, loss, "module", data=batches, seconds=5)
+blocks = {"embeddings": ["*embeddings*"], "encoder": ["*.encoder.*"], "classifier": ["classifier.*"]}
+report = he.doctor(model, loss, blocks, data=batches, seconds=3)
 print(report)
 
 # %% [markdown]
@@ -55,7 +58,6 @@ print(report)
 # Probes and Lanczos steps: over many seeds a 95 % bar holds the value for *these* data in about 95 % of runs.
 
 # %%
-blocks = {"embeddings": ["*embeddings*"], "encoder": ["*.encoder.*"], "classifier": ["classifier.*"]}
 spectra = he.slq(model, loss, blocks, data=batches, steps=20, tolerance=0.1, data_error=True)
 for name, spectrum in spectra.items():
     trace, largest = spectrum.trace(), spectrum.largest()
@@ -79,6 +81,14 @@ print(spectra.data_error.summary())
 
 # %% [markdown]
 # ## The figure
+#
+# The distribution functions with their 95 % bands: the share of eigenvalues at or below each point.
 
 # %%
-spectra.plot("spectra.png")
+figure, panels = plt.subplots(1, 3, figsize=(10, 2.6), layout="constrained")
+for axes, (name, spectrum) in zip(panels, spectra.items(), strict=True):
+    low, high = spectrum.extremes()
+    band = spectrum.cdf(np.linspace(low - 0.05 * (high - low), high + 0.05 * (high - low), 400))
+    axes.plot(band.points, band.value)
+    axes.fill_between(band.points, band.low, band.high, alpha=0.3)
+    axes.set_title(name)

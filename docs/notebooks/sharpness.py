@@ -15,6 +15,7 @@
 # as they were.
 
 # %%
+import matplotlib.pyplot as plt
 import torch
 from torch import nn
 
@@ -41,13 +42,22 @@ history = []
 for step in range(601):
     if step % 100 == 0:
         pairs = he.eigsh(model, loss, data=data, k=1, which="LA", tolerance=1e-2, check=step == 0)["full"]
-        history.append((step, float(loss(model, data[0])), float(pairs.values[-1])))
+        history.append((step, loss(model, data[0]).item(), float(pairs.values[-1])))
     optimizer.zero_grad()
     loss(model, data[0]).backward()
     optimizer.step()
 
-for step, value, sharpness in history:
-    print(f"step {step:4d}: loss {value:.4f}, largest eigenvalue {sharpness:.2f}, 2 / rate {2 / rate:.2f}")
+steps, losses, sharpness = zip(*history, strict=True)
+figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3), layout="constrained")
+left.semilogy(steps, losses, "o-")
+left.set(xlabel="step", ylabel="loss")
+right.plot(steps, sharpness, "o-", label="largest eigenvalue")
+right.axhline(2 / rate, color="grey", linestyle="--", label="2 / learning rate")
+right.set(xlabel="step")
+right.legend()
+
+for step, value, largest in history:
+    print(f"step {step:4d}: loss {value:.4f}, largest eigenvalue {largest:.2f}, 2 / rate {2 / rate:.2f}")
 
 # %% [markdown]
 # ## What Adam sees
@@ -69,4 +79,3 @@ print(f"largest eigenvalue as Adam sees it: {seen.values[-1]:.3g}")
 # %%
 spectra = he.slq(model, loss, "module", data=data, steps=20, tolerance=0.1)
 print(spectra.summary())
-spectra.plot("spectra.png")

@@ -13,6 +13,7 @@
 # after. It takes seconds on one core; the same calls serve larger models.
 
 # %%
+import matplotlib.pyplot as plt
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
@@ -40,11 +41,11 @@ loss = he.losses.causal_lm
 # %%
 blocks = [
     *he.blocks.projections(model, "*.c_attn.weight"),
-    he.Block("attention output", ["transformer.h.0.attn.c_proj.weight"]),
-    he.Block("mlp up", ["transformer.h.0.mlp.c_fc.weight"]),
-    he.Block("mlp down", ["transformer.h.0.mlp.c_proj.weight"]),
-    he.Block("embedding", ["transformer.wte.weight"]),
-    he.Block("head", ["lm_head.weight"]),
+    he.Block("attention output", [("transformer.h.0.attn.c_proj.weight", None)]),
+    he.Block("mlp up", [("transformer.h.0.mlp.c_fc.weight", None)]),
+    he.Block("mlp down", [("transformer.h.0.mlp.c_proj.weight", None)]),
+    he.Block("embedding", [("transformer.wte.weight", None)]),
+    he.Block("head", [("lm_head.weight", None)]),
 ]
 before = he.slq(model, loss, blocks, data=batches, steps=20, tolerance=0.1)
 print(before.summary())
@@ -79,7 +80,21 @@ for when, spectra in (("before", before), ("after", after)):
 
 # %% [markdown]
 # ## The figures
+#
+# The densities of the blocks after training with their 95 % bands, on a logarithmic axis. `after.plot("spectra.png")` writes
+# those of all blocks, `after.plot_js("js.png")` the heat map of the distances.
 
 # %%
-after.plot("spectra.png")
-after.plot_js("js.png")
+figure, panels = plt.subplots(2, 4, figsize=(11, 4.5), layout="constrained")
+for axes, (name, spectrum) in zip(panels.flat, after.items(), strict=True):
+    band = spectrum.density_band()
+    axes.semilogy(band.points, band.value)
+    axes.fill_between(band.points, band.low, band.high, alpha=0.3)
+    axes.set_ylim(band.value.max() * 1e-5, band.value.max() * 2)
+    axes.set_title(name.removeprefix("transformer.h.0."))
+
+# %%
+js = after.js_estimate()
+figure, axes = plt.subplots(figsize=(4.5, 3.5), layout="constrained")
+figure.colorbar(axes.imshow(js.value, vmin=0, vmax=1), label="Jensen-Shannon divergence")
+axes.set_yticks(range(len(after)), [name.removeprefix("transformer.h.0.") for name in after])
