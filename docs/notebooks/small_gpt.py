@@ -20,13 +20,22 @@ from transformers import GPT2Config, GPT2LMHeadModel
 import hvp_engine as he
 
 torch.manual_seed(0)
-config = GPT2Config(vocab_size=24, n_positions=16, n_embd=16, n_layer=1, n_head=2, tie_word_embeddings=False)
+config = GPT2Config(
+    vocab_size=24,
+    n_positions=16,
+    n_embd=16,
+    n_layer=1,
+    n_head=2,
+    tie_word_embeddings=False,
+    eos_token_id=0,
+    bos_token_id=0,
+)
 model = GPT2LMHeadModel(config).eval()
 
 
 def sequences(count: int) -> torch.Tensor:
-    """Give arithmetic progressions modulo 23 with a random start and step."""
-    starts, steps = torch.randint(0, 23, (2, count, 1))
+    """Give arithmetic progressions modulo 23 with a random start, and a step of 1, 2 or 3."""
+    starts, steps = torch.randint(0, 23, (count, 1)), torch.randint(1, 4, (count, 1))
     return (starts + steps * torch.arange(16)) % 23
 
 
@@ -47,7 +56,7 @@ blocks = [
     he.Block("embedding", [("transformer.wte.weight", None)]),
     he.Block("head", [("lm_head.weight", None)]),
 ]
-before = he.slq(model, loss, blocks, data=batches, steps=20, tolerance=0.1)
+before = he.slq(model, loss, blocks, data=batches, steps=20, probes=3, tolerance=0.1)
 print(before.summary())
 
 # %% [markdown]
@@ -55,14 +64,14 @@ print(before.summary())
 
 # %%
 optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
-for _ in range(60):
+for _ in range(200):
     total, weight = loss(model, sequences(16))
     optimizer.zero_grad()
     (total / weight).backward()
     optimizer.step()
-print(f"loss {float(total / weight):.3f}")
+print(f"loss {total.item() / weight.item():.3f}")
 
-after = he.slq(model, loss, blocks, data=batches, steps=20, tolerance=0.1)
+after = he.slq(model, loss, blocks, data=batches, steps=20, probes=3, tolerance=0.1)
 print(after.summary())
 
 # %% [markdown]
@@ -81,8 +90,8 @@ for when, spectra in (("before", before), ("after", after)):
 # %% [markdown]
 # ## The figures
 #
-# The densities of the blocks after training with their 95 % bands, on a logarithmic axis. `after.plot("spectra.png")` writes
-# those of all blocks, `after.plot_js("js.png")` the heat map of the distances.
+# The densities of the blocks after training with their 95 % bands, on a logarithmic axis. `after.plot("spectra.png")`
+# and `after.plot_js("js.png")` write figures of all blocks and of their distances without further ado.
 
 # %%
 figure, panels = plt.subplots(2, 4, figsize=(11, 4.5), layout="constrained")
@@ -96,5 +105,5 @@ for axes, (name, spectrum) in zip(panels.flat, after.items(), strict=True):
 # %%
 js = after.js_estimate()
 figure, axes = plt.subplots(figsize=(4.5, 3.5), layout="constrained")
-figure.colorbar(axes.imshow(js.value, vmin=0, vmax=1), label="Jensen-Shannon divergence")
 axes.set_yticks(range(len(after)), [name.removeprefix("transformer.h.0.") for name in after])
+bar = figure.colorbar(axes.imshow(js.value, vmin=0, vmax=1), label="Jensen-Shannon divergence")
