@@ -18,7 +18,13 @@ DOCS = ROOT / "docs"
 PAGES = sorted(str(path.relative_to(DOCS)) for path in DOCS.rglob("*.md"))
 NOTEBOOKS = sorted((DOCS / "notebooks").glob("*.py"))
 # Blocks that begin with "# Not run by the tests: REASON.", by page.
-NOT_RUN: dict[str, int] = {"index.md": 1}
+NOT_RUN = {
+    "how_to/during_training.md": 3,
+    "how_to/hugging_face.md": 1,
+    "index.md": 1,
+    "migration.md": 4,
+    "plan_gpt2.md": 1,
+}
 WITH_TESTS_OF_ITS_OWN = "wrong_second_derivatives.md"
 RUN, SHOWN = {"python", "bash"}, {"text", "yaml", "json"}
 LINK = re.compile(r"\]\((?!https?:|mailto:)([^)#]+)(#[^)]*)?\)")
