@@ -42,9 +42,16 @@ def lint(session: nox.Session) -> None:
 
 @nox.session(reuse_venv=True)
 def docs(session: nox.Session) -> None:
-    """Run the code blocks of the README."""
+    """Run the code blocks of the README and of the pages in docs/."""
     session.install(".[test]")
-    session.run("pytest", "tests/test_readme.py", *session.posargs)
+    session.run("pytest", "tests/test_readme.py", "tests/test_docs.py", *session.posargs)
+
+
+@nox.session(reuse_venv=True)
+def site(session: nox.Session) -> None:
+    """Build the site of mkdocs.yml, with its notebooks executed; a broken link or a missing page is an error."""
+    session.install(".[hf]", "-r", ".ci/site.txt")
+    session.run("mkdocs", "build", "--strict", *session.posargs, env={"NO_MKDOCS_2_WARNING": "1"})
 
 
 @nox.session(reuse_venv=True)

@@ -42,7 +42,7 @@ def table(results: dict[str, Any]) -> str:
     lines += ["| benchmark | device | median (s) | what it shows |", "|---|---|---|---|"]
     for name, row in sorted(results["benchmarks"].items()):
         shown = ", ".join(f"{key} {value}" for key, value in row.items() if key not in _HIDDEN)
-        lines.append(f"| {name} | {row.get('device', 'cpu')} | {row['median_s']:.4g} | {shown} |")
+        lines.append(f"| `{name}` | {row.get('device', 'cpu')} | {row['median_s']:.4g} | {shown} |")
     return "\n".join(lines) + "\n"
 
 

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 from problems import CASES, Case
 
 from hvp_engine.kernels import registry
@@ -37,3 +38,12 @@ def fresh_choice_of_backends(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 @pytest.fixture(params=sorted(CASES))
 def case(request: pytest.FixtureRequest) -> Case:
     return CASES[request.param]()
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """Let what a test runs have one thread, which is fastest for the smallest models."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)

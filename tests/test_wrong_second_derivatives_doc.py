@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pages import code_blocks
 
 from hvp_engine.operators.known_wrong import KNOWN_WRONG
 
 DOCUMENT = Path(__file__).parents[1] / "docs" / "wrong_second_derivatives.md"
-PRELUDE, *REPRODUCTIONS = re.findall(r"^```python\n(.*?)^```$", DOCUMENT.read_text(), re.MULTILINE | re.DOTALL)
+PRELUDE, *REPRODUCTIONS = code_blocks(DOCUMENT, "python")
 TITLES = re.findall(r"^## (.*)$", DOCUMENT.read_text(), re.MULTILINE)[:-1]
 
 
@@ -23,10 +24,10 @@ def test_every_section_but_the_last_has_one_reproduction() -> None:
 @pytest.mark.parametrize("number", range(len(REPRODUCTIONS)), ids=TITLES)
 def test_the_derivative_is_still_wrong(number: int) -> None:
     namespace: dict[str, Any] = {}
-    exec(PRELUDE, namespace)
+    PRELUDE.execute(namespace)
     if TITLES[number].startswith("batch_norm"):  # uses the loss of the section before
-        exec(REPRODUCTIONS[number - 1], namespace)
-    exec(REPRODUCTIONS[number], namespace)
+        REPRODUCTIONS[number - 1].execute(namespace)
+    REPRODUCTIONS[number].execute(namespace)
 
 
 def test_the_document_names_every_operation_of_the_table() -> None:

@@ -122,4 +122,4 @@ def test_rows_of_a_gpu_leave_those_of_the_cpu_alone(gpu_validate, monkeypatch):
     assert new == {"median_s": 0.123457, "size": "laptop", "ratio": 3.142, "device": "cuda"}
     text = results.table(merged)
     assert "cuda: device some card, driver 1.2." in text
-    assert "| test_sweep_against_baselines[laptop][cuda] | cuda | 0.1235 | ratio 3.142 |" in text
+    assert "| `test_sweep_against_baselines[laptop][cuda]` | cuda | 0.1235 | ratio 3.142 |" in text
