@@ -11,10 +11,12 @@ from typing import Any
 import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 from matplotlib.rcsetup import cycler
+from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 from numpy.typing import ArrayLike, NDArray
 
 from hvp_engine.results.figures.page import STYLE
@@ -24,6 +26,9 @@ COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#0
 _DPI = 200
 _NUMBERED_CELLS = 16
 _QUARTILES = (25.0, 75.0)
+_LINEAR = 2  # up to there a symmetric logarithmic axis is linear
+_HEADROOM = 1.25  # of bars, for the legend
+_SHORT, _SHORTEST = 100.0, 4.0  # ends of a logarithmic axis, one over the other, below which it is written plainly
 
 
 @contextmanager
@@ -53,9 +58,45 @@ def image(figure: Figure, kind: str) -> bytes:
     """Return a figure's file: ``"png"`` or ``"pdf"``, the same bytes for the same figure."""
     buffer = io.BytesIO()
     with style():
+        for axes in figure.axes:
+            _write_plainly(axes.xaxis)
+            _write_plainly(axes.yaxis)
         metadata = {"CreationDate": None} if kind == "pdf" else {}
         figure.savefig(buffer, format=kind, dpi=_DPI, facecolor="white", metadata=metadata)
     return buffer.getvalue()
+
+
+def panels(count: int, columns: int, width: float, height: float, **options: Any) -> tuple[Figure, list[Axes]]:
+    """Make a figure of ``count`` axes in rows of ``columns``, of ``width`` x ``height`` inches each.
+
+    Args:
+        count: Of axes.
+        columns: Of axes in a row; where there are fewer, the page is narrower.
+        width: Of one.
+        height: Of one.
+        options: As for ``Figure.subplots``.
+    """
+    across = min(columns, count)
+    rows = -(-count // across)
+    figure, axes = page(rows, across, width * across, height * rows, **options)
+    for spare in axes.flat[count:]:
+        spare.set_axis_off()
+    return figure, list(axes.flat[:count])
+
+
+def label_logs(axes: Axes, values: Sequence[float]) -> None:
+    """Make x logarithmic, with a tick at each of a few values and nowhere else."""
+    axes.set_xscale("log")
+    axes.set_xticks(values, [f"{value:g}" for value in values])
+    axes.set_xticks([], minor=True)
+
+
+def symmetric_logs(axes: Axes, low: float, high: float) -> None:
+    """Make x linear near 0 and logarithmic beyond on both sides, with few ticks between two ends."""
+    axes.set_xscale("symlog", linthresh=_LINEAR)
+    ticks = [tick for tick in (-100, -10, -_LINEAR, 0, _LINEAR, 10, 100) if low <= tick <= high]
+    axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+    axes.set_xticks([], minor=True)
 
 
 def heat_map(
@@ -144,8 +185,12 @@ def scatter(
         bars = (None if y_bar is None else y_bar[chosen], None if x_bar is None else x_bar[chosen])
         label = group or None
         axes.errorbar(across[chosen], up[chosen], *bars, fmt="o", ms=3.0, elinewidth=0.6, color=colour, label=label)
+    middle = 0.5 * (across.min() + across.max())
     for label, place_x, place_y in zip(labels or (), across, up, strict=bool(labels)):
-        axes.annotate(label, (place_x, place_y), (3, 3), textcoords="offset points", fontsize=6, parse_math=False)
+        side, away = ("right", -3) if place_x > middle else ("left", 3)  # towards the middle, so that it stays inside
+        axes.annotate(
+            label, (place_x, place_y), (away, 3), textcoords="offset points", ha=side, fontsize=6, parse_math=False
+        )
     if groups is not None:
         axes.legend(fontsize=6, frameon=False)
 
@@ -169,7 +214,18 @@ def bars(axes: Axes, groups: Mapping[str, Mapping[str, Sequence[float]]]) -> Non
         dots = [(centre, value) for centre, (_, values) in zip(centres, placed, strict=True) for value in values]
         axes.plot(*zip(*dots, strict=True), ".", color="black", markersize=2.0)
     axes.set_xticks(range(len(groups)), list(groups))
-    axes.legend(fontsize=6, frameon=False)
+    axes.set_ylim(top=_HEADROOM * axes.dataLim.y1)
+    axes.legend(fontsize=6, frameon=False, loc="upper right", ncols=3)
+
+
+def _write_plainly(axis: Axis) -> None:
+    """Write a logarithmic axis of few decades as 0.2 and not as 2 x 10^-1, and only as many numbers as fit."""
+    low, high = sorted(axis.get_view_interval())
+    if not isinstance(axis.get_major_locator(), LogLocator) or not 0.0 < high < _SHORT * low:
+        return
+    axis.set_major_locator(MaxNLocator(4) if high < _SHORTEST * low else LogLocator(subs=(1.0, 2.0, 5.0)))
+    axis.set_major_formatter(lambda value, place: f"{value:g}")
+    axis.set_minor_formatter(NullFormatter())
 
 
 def _mean_and_deviation(values: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.float64] | None]:

@@ -1,8 +1,8 @@
-"""What is fine-tuned at which size: pre-trained networks with a new head, their data, rates and recipes."""
+"""What is fine-tuned on two cores: pre-trained networks with a new head, their data, rates and recipes."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from itertools import islice
 from typing import Any
@@ -20,15 +20,11 @@ from hvp_engine.experiments.data.corpus import standard_library
 from hvp_engine.experiments.data.images import gaussian, photographs
 from hvp_engine.experiments.data.samples import Images, Samples, shuffled
 from hvp_engine.experiments.entry import Entry, Recipe, seeded
+from hvp_engine.experiments.fine_tuning_recipe import fine_tuning
 from hvp_engine.experiments.models.vision import ResNet
 from hvp_engine.experiments.models.with_head import WithHead, new_head
-from hvp_engine.experiments.optimizers import Schedule, constant, cosine, linear
 from hvp_engine.experiments.registry import Setting
 from hvp_engine.experiments.remembered import remembered
-
-OPTIMIZERS = ("adam", "rmsprop", "plain-sgd", "sgd", "signsgd", "signum")
-OPTIONS = ("text", "schedule", "clip", "epsilon", "batch", "steps")
-"""Keys of ``--set`` that this reads."""
 
 _ADAPTIVE, _PLAIN, _MOMENTUM = (3e-4, 1e-4, 3e-5), (1.0, 0.3, 0.1), (0.1, 0.03, 0.01)
 _RATES: Mapping[str, Sequence[float]] = {
@@ -44,12 +40,12 @@ _SHUFFLED, _ORDERED = 0, 1
 def text_entry(setting: Setting) -> Entry:
     """Make the Transformer: MiniLM on tweets, or with ``--set text=bbcnews`` on news; at size tiny without weights."""
     if setting.size == "tiny":
-        recipe = _recipe(setting, 12)
+        recipe = fine_tuning(setting, 12)
         return Entry(
             "bert-bytes", "transformer", _tiny_bert, losses.classification, partial(_bytes, recipe), recipe, _TINY_RATES
         )
     name = setting.option("text", "tweets")
-    recipe = _recipe(setting, 60)
+    recipe = fine_tuning(setting, 60)
     return Entry(
         f"minilm-{name}",
         "transformer",
@@ -64,12 +60,12 @@ def text_entry(setting: Setting) -> Entry:
 def image_entry(setting: Setting) -> Entry:
     """Make the CNN: EfficientNet-lite0 on photographs; at size tiny a small ResNet on Gaussian inputs."""
     if setting.size == "tiny":
-        recipe = _recipe(setting, 12)
+        recipe = fine_tuning(setting, 12)
         build = seeded(lambda: ResNet((4, 8), 3, channels=1))
         return Entry(
             "resnet-gaussian", "cnn", build, losses.classification, partial(_gaussian, recipe), recipe, _TINY_RATES
         )
-    recipe = _recipe(setting, 60)
+    recipe = fine_tuning(setting, 60)
     return Entry(
         "efficientnet-lite0-photographs",
         "cnn",
@@ -79,35 +75,6 @@ def image_entry(setting: Setting) -> Entry:
         recipe,
         _RATES,
     )
-
-
-def _recipe(setting: Setting, steps: int) -> Recipe:
-    """Make the recipe: linear decay, gradients clipped at 1, unless ``--set`` says otherwise; clip=0 does not clip.
-
-    Raises:
-        ConfigurationError: There is no such schedule.
-    """
-    schedules: Mapping[str, Callable[[int], Schedule]] = {
-        "linear": linear,
-        "constant": _constant,
-        "cosine": partial(cosine, warm_up=0.0),
-        "warmup": partial(linear, warm_up=0.1),
-    }
-    name = setting.option("schedule", "linear")
-    if name not in schedules:
-        raise ConfigurationError(f"There is no schedule {name!r}; choose one of {', '.join(schedules)}.")
-    adam = {"eps": setting.option("epsilon", 1e-8)}
-    return Recipe(
-        setting.option("steps", steps),
-        setting.option("batch", 16),
-        setting.option("clip", 1.0) or None,
-        schedule=schedules[name],
-        options={"adam": adam},
-    )
-
-
-def _constant(steps: int) -> Schedule:
-    return constant()
 
 
 def _texts(setting: Setting) -> TextSet:

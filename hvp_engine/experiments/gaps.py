@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,8 +12,13 @@ from hvp_engine.experiments import cache, figures
 from hvp_engine.experiments.blockwise import mean_and_deviation
 from hvp_engine.experiments.entry import Entry
 from hvp_engine.experiments.registry import Setting
-from hvp_engine.experiments.training import Curve
+from hvp_engine.experiments.result import Cell
+from hvp_engine.experiments.training import Curve, speed_up
 
+COLUMNS = (
+    "model", "SGD's rate", "SGD's loss", "sd", "Adam's rate", "Adam's loss", "sd", "gap", "speed-up",
+    "held-out loss, SGD", "held-out loss, Adam", "held-out accuracy, SGD", "held-out accuracy, Adam",
+)  # fmt: skip
 _POINTS = 60  # of a drawn curve, each the mean of as many steps
 
 
@@ -56,6 +62,23 @@ class Gap:
         return self.mean / self.losses[1]
 
     @property
+    def speed_ups(self) -> list[float]:
+        """How many times sooner Adam reaches SGD's final loss, by seed."""
+        return [speed_up(slow, fast) for slow, fast in zip(self.sgd, self.adam, strict=True)]
+
+    @property
+    def medians(self) -> tuple[Cell, ...]:
+        """What a table says of it, in the order of :data:`COLUMNS`: medians over seeds."""
+        both: list[Cell] = []
+        for curves in (self.sgd, self.adam):
+            finals = [curve.final for curve in curves]
+            rate = f"{curves[0].rate:g}{' (edge)' if curves[0].at_edge else ''}"
+            both += [rate, median(finals), float(np.std(finals, ddof=1)) if len(finals) > 1 else float("nan")]
+        held_out = [median([c.held_out for c in curves]) for curves in (self.sgd, self.adam)]
+        accuracy = [median([c.accuracy for c in curves]) for curves in (self.sgd, self.adam)]
+        return (self.name, *both, median(self.values), median(self.speed_ups), *held_out, *accuracy)
+
+    @property
     def edges(self) -> tuple[str, ...]:
         """A sentence for each optimizer whose best learning rate is the end of its grid."""
         both = {"SGD": self.sgd[0], "Adam": self.adam[0]}
@@ -71,12 +94,17 @@ class Gap:
         for label, curves in (("SGD", self.sgd), ("Adam", self.adam)):
             pieces = np.array_split(np.arange(len(curves[0].losses)), min(_POINTS, len(curves[0].losses)))
             losses = np.array([[curve.losses[piece].mean() for piece in pieces] for curve in curves])
-            series[f"{label}, {curves[0].rate:g}"] = (np.array([piece.mean() + 1.0 for piece in pieces]), losses)
+            series[f"{label}, rate {curves[0].rate:g}"] = (np.array([piece.mean() + 1.0 for piece in pieces]), losses)
         figures.curves(axes, series)
         drawn = np.concatenate([losses.ravel() for _, losses in series.values()])
         drawn = drawn[np.isfinite(drawn)]
         scale = "log" if drawn.size and drawn.max() > 10.0 * drawn.min() > 0.0 else "linear"
-        axes.set(yscale=scale, xlabel="step", ylabel="training loss", title=self.name)
+        axes.set(yscale=scale, xlabel="step", ylabel="training loss, nats", title=self.name)
+
+
+def median(values: Sequence[float]) -> float:
+    """Return the median of numbers."""
+    return float(np.median(values))
 
 
 def gap(setting: Setting, model: str | Entry) -> Gap:

@@ -82,5 +82,21 @@ def linear(steps: int, warm_up: float = 0.0) -> Schedule:
     return partial(LambdaLR, lr_lambda=factor)
 
 
+def rising(steps: int, share: float = 0.1, first: float = 1.0 / 3.0) -> Schedule:
+    """Make a schedule that rises linearly from ``first`` over a share of the steps, and stays: torch's ``LinearLR``.
+
+    Args:
+        steps: Steps of the training.
+        share: Of the steps that the rise takes.
+        first: Where it begins, relative to the rate.
+    """
+    rise = max(1, round(share * steps))
+
+    def factor(step: int) -> float:
+        return first + (1.0 - first) * min(1.0, step / rise)
+
+    return partial(LambdaLR, lr_lambda=factor)
+
+
 def _one(step: int) -> float:
     return 1.0

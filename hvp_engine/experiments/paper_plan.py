@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -38,6 +38,11 @@ class PlannedPart:
     flop: float
     bytes: int
     hours: Mapping[str, float]
+
+    def times(self, count: int, what: str = "") -> PlannedPart:
+        """Return the plan of ``count`` such parts one after another, described by ``what`` or as so many times this."""
+        hours = {device: count * value for device, value in self.hours.items()}
+        return replace(self, what=what or f"{count} times {self.what}", flop=count * self.flop, hours=hours)
 
 
 def planned_slq(

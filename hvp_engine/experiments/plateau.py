@@ -10,6 +10,7 @@ from torch import Tensor
 from hvp_engine.experiments.entry import Entry
 from hvp_engine.losses import IGNORE
 
+OFF_PLATEAU = 0.3  # nats below the entropy of single tokens; above it both optimizers have learnt as little
 _BATCHES = 20
 
 

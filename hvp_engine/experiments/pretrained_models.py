@@ -35,7 +35,7 @@ _GPT2_STEPS = 1000
 
 def smollm2(setting: Setting) -> Pair:
     """Take SmolLM2-135M, whose weights are read now, on news: 12 blocks, 12 steps and one probe, for two cores."""
-    model = without_dropout(weights.load(SMOLLM2, setting))
+    model = weights.load(SMOLLM2, setting)
     shapes = partial(type(model), model.config)
     amounts = Amounts(fixed=2, microbatch=2, training=4, held_out=8, length=64)
     corpus = remembered(1)(partial(_news, setting))
@@ -58,9 +58,7 @@ def gpt2(setting: Setting) -> Pair:
         Recipe(setting.option("steps", _GPT2_STEPS), amounts.training, clip=1.0), FINE_TUNED,
         sketch=partial(_sketch, amounts), shapes=_gpt2_shapes,
     )  # fmt: skip
-    pretrained = replace(
-        random, name="gpt2-alpaca-pretrained", build=lambda seed: without_dropout(weights.load(GPT2, setting))
-    )
+    pretrained = replace(random, name="gpt2-alpaca-pretrained", build=lambda seed: weights.load(GPT2, setting))
     origin = {"weights": GPT2, "path": str(setting.weights.get(GPT2))}
     return Pair(random, pretrained, origin, blocks=gpt2_blocks(random.meta()))
 
@@ -83,14 +81,6 @@ def gpt2_blocks(model: nn.Module) -> list[Block]:
         for name, path in (("wo", "attn.c_proj"), ("c_fc", "mlp.c_fc"), ("c_proj", "mlp.c_proj")):
             found.append(Block(f"{layer}.{name}", [(f"{inside}.{path}.weight", None)]))
     return found
-
-
-def without_dropout(model: nn.Module) -> nn.Module:
-    """Switch every dropout of a model off, also for its training."""
-    for module in model.modules():
-        if isinstance(module, nn.Dropout):
-            module.p = 0.0
-    return model
 
 
 def _gpt2_shapes() -> nn.Module:

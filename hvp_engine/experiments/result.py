@@ -128,7 +128,7 @@ class Result:
     claims: tuple[Claim, ...]
     figure: Figure
     settings: Mapping[str, object]
-    seconds: Mapping[str, float]
+    seconds: Mapping[str, float] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     figures: Mapping[str, Figure] = field(default_factory=dict)
     files: Mapping[str, bytes] = field(default_factory=dict)

@@ -15,11 +15,15 @@ from torch import Tensor, nn
 
 from hvp_engine import losses
 from hvp_engine.errors import ConfigurationError
-from hvp_engine.experiments import weights
-from hvp_engine.experiments.batches import Batches
+from hvp_engine.experiments import paper_fine_tuning, weights
+from hvp_engine.experiments.batches import Batches, Lazy
+from hvp_engine.experiments.continued import Continued
 from hvp_engine.experiments.data import picture_files
+from hvp_engine.experiments.data.classification import TextSamples
 from hvp_engine.experiments.data.glue import glue
-from hvp_engine.experiments.entry import Entry, Family, Recipe
+from hvp_engine.experiments.data.picture_files import PictureSet
+from hvp_engine.experiments.data.samples import drawn, shuffled
+from hvp_engine.experiments.entry import Entry, Family
 from hvp_engine.experiments.models.with_head import WithHead
 from hvp_engine.experiments.paper_plan import PlannedPart, planned_slq
 from hvp_engine.experiments.registry import Setting
@@ -27,11 +31,12 @@ from hvp_engine.experiments.roles import listed_tensors
 
 CLASSES = {"boolq": 2, "cb": 3, "rte": 2, "wic": 2, "cola": 2, "sst2": 2, "mrpc": 2, "flowers102": 102, "aircraft": 100}
 _IMAGES = ("flowers102", "aircraft")
-_BATCH, _TOKENS, _SIDE = 32, 128, 224
-_SMALL_BATCH = {"cb": 8, "rte": 8}
+_BATCH, _TESTED, _TOKENS, _SIDE = 32, 64, 128, 224
 
 
-class _Network(NamedTuple):
+class Network(NamedTuple):
+    """A network, and the tasks that it is studied on."""
+
     family: Family
     skeleton: Callable[[], nn.Module]
     features: int
@@ -45,11 +50,7 @@ def entries(setting: Setting) -> dict[str, Entry]:
     Raises:
         ConfigurationError: No data is given.
     """
-    made: dict[str, Entry] = {}
-    for name, network in _NETWORKS.items():
-        for task in network.tasks:
-            if task in setting.data:
-                made[f"{name}-{task}"] = _entry(setting, name, network, task)
+    made = {name: entry for (name, task), entry in every(setting).items() if task in setting.data}
     if not made:
         raise ConfigurationError(
             f"At the paper's size this experiment needs data of at least one task ({', '.join(CLASSES)}) and weights: "
@@ -58,10 +59,19 @@ def entries(setting: Setting) -> dict[str, Entry]:
     return made
 
 
+def every(setting: Setting) -> dict[tuple[str, str], Entry]:
+    """Make an entry of every network and task, by its name and the task's; it reads weights and data late."""
+    return {
+        (f"{name}-{task}", task): _entry(setting, name, network, task)
+        for name, network in NETWORKS.items()
+        for task in network.tasks
+    }
+
+
 def planned(setting: Setting, steps: int, probes: int) -> list[PlannedPart]:
     """Plan ``slq`` over the listed tensors of every network, on one batch per task and seed."""
     parts = []
-    for name, network in _NETWORKS.items():
+    for name, network in NETWORKS.items():
         with torch.device("meta"):
             model = WithHead(network.skeleton(), network.features, 2, 0).eval()
         blocks = listed_tensors(model, network.fused)
@@ -69,48 +79,65 @@ def planned(setting: Setting, steps: int, probes: int) -> list[PlannedPart]:
         runs = len(network.tasks) * setting.seeds
         parts.append(
             planned_slq(
-                what, model, losses.classification, blocks, [_shape(network)],
+                what, model, losses.classification, blocks, [_shape(network, _BATCH)],
                 steps=steps, probes=probes, precision=setting.precision, runs=runs,
             )
         )  # fmt: skip
     return parts
 
 
-def _entry(setting: Setting, name: str, network: _Network, task: str) -> Entry:
-    def build(seed: int) -> nn.Module:
-        return WithHead(weights.load(name, setting), network.features, CLASSES[task], seed)
+def _entry(setting: Setting, name: str, network: Network, task: str) -> Entry:
+    def with_head(body: nn.Module, seed: int) -> nn.Module:
+        return WithHead(body, network.features, CLASSES[task], seed)
 
-    return Entry(
-        f"{name}-{task}", network.family, build, losses.classification,
-        partial(_pictures if task in _IMAGES else _texts, setting, task), Recipe(steps=0, batch=0),
-        choose=partial(listed_tensors, fused=network.fused),
+    return Continued(
+        f"{name}-{task}", network.family, lambda seed: with_head(weights.load(name, setting), seed),
+        losses.classification, partial(_pictures if task in _IMAGES else _texts, setting, task),
+        paper_fine_tuning.recipe(setting, task), paper_fine_tuning.rates(name, task),
+        partial(listed_tensors, fused=network.fused), lambda: (_shape(network, paper_fine_tuning.batch(task)), 1),
+        shapes=lambda: with_head(network.skeleton(), 0),
     )  # fmt: skip
 
 
 def _texts(setting: Setting, task: str, seed: int) -> Batches:
     tokenizer = weights.tokenizer("roberta-base", setting)
-    samples = glue(task, setting.data).train
-    drawn = torch.randperm(len(samples.texts), generator=torch.Generator().manual_seed(seed))
-    kept = drawn[: _SMALL_BATCH.get(task, _BATCH)]
-    encoded = tokenizer(
-        [samples.texts[i] for i in kept.tolist()],
-        truncation=True, max_length=_TOKENS, padding="max_length", return_tensors="pt",
-    )  # fmt: skip
-    batch = {**encoded, "labels": samples.labels[kept]}
-    return Batches([batch], lambda: iter([batch]), [batch], {})
+    found = glue(task, setting.data)
+    size = paper_fine_tuning.recipe(setting, task).batch
+
+    def encoded(samples: TextSamples, chosen: Tensor) -> dict[str, Tensor]:
+        texts, seconds = (
+            [part[i] for i in chosen.tolist()] if part else None for part in (samples.texts, samples.seconds)
+        )
+        tokens = tokenizer(
+            texts, seconds, truncation=True, max_length=_TOKENS, padding="max_length", return_tensors="pt"
+        )
+        return {**tokens, "labels": samples.labels[chosen]}
+
+    count = len(found.train.texts)
+    held_out = Lazy(torch.split(torch.arange(len(found.test.texts)), _TESTED), partial(encoded, found.test))
+    return Batches(
+        [encoded(found.train, drawn(count, size, seed))],
+        lambda: (encoded(found.train, chosen) for chosen in shuffled(count, size, seed)),
+        held_out,
+        found.source.described(),
+    )
 
 
 def _pictures(setting: Setting, task: str, seed: int) -> Batches:
-    batch = getattr(picture_files, task)(setting.data).train.draw(_BATCH, seed)
-    return Batches([batch], lambda: iter([batch]), [batch], {})
+    found: PictureSet = getattr(picture_files, task)(setting.data)
+    size = paper_fine_tuning.recipe(setting, task).batch
+    held_out = Lazy(torch.split(torch.arange(len(found.test.files)), _TESTED), found.test.take)
+    return Batches(
+        [found.train.draw(size, seed)], partial(found.train.batches, size, seed), held_out, found.source.described()
+    )
 
 
-def _shape(network: _Network) -> Any:
+def _shape(network: Network, batch: int) -> Any:
     with torch.device("meta"):
-        labels = torch.zeros(_BATCH, dtype=torch.int64)
+        labels = torch.zeros(batch, dtype=torch.int64)
         if set(network.tasks) == set(_IMAGES):
-            return torch.empty(_BATCH, 3, _SIDE, _SIDE), labels
-        tokens: Tensor = torch.zeros(_BATCH, _TOKENS, dtype=torch.int64)
+            return torch.empty(batch, 3, _SIDE, _SIDE), labels
+        tokens: Tensor = torch.zeros(batch, _TOKENS, dtype=torch.int64)
         return {"input_ids": tokens, "labels": labels}
 
 
@@ -135,8 +162,8 @@ def _vit() -> nn.Module:
 
 
 _TEXTS = tuple(task for task in CLASSES if task not in _IMAGES)
-_NETWORKS = {
-    "roberta-base": _Network("transformer", _roberta, 768, _TEXTS, False),
-    "resnet-18": _Network("cnn", _resnet, 512, _IMAGES, False),
-    "vit-b16": _Network("transformer", _vit, 768, _IMAGES, True),
+NETWORKS = {
+    "roberta-base": Network("transformer", _roberta, 768, _TEXTS, False),
+    "resnet-18": Network("cnn", _resnet, 512, _IMAGES, False),
+    "vit-b16": Network("transformer", _vit, 768, _IMAGES, True),
 }

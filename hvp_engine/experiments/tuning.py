@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import zipfile
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -93,7 +94,7 @@ def _tune(setting: Setting, entry: Entry, optimizer: str, rate: float, seed: int
 
     def look(step: int) -> None:
         if step in due:
-            looks[step] = _answers(model, [moved(batch, device, None) for batch in data.held_out])
+            looks[step] = _answers(model, (moved(batch, device, None) for batch in data.held_out))
 
     curve = fit(
         model,
@@ -114,7 +115,7 @@ def _tune(setting: Setting, entry: Entry, optimizer: str, rate: float, seed: int
 
 
 @torch.no_grad()
-def _answers(model: nn.Module, batches: list[Any]) -> tuple[FloatArray, NDArray[np.int64]]:
+def _answers(model: nn.Module, batches: Iterable[Any]) -> tuple[FloatArray, NDArray[np.int64]]:
     """Return logits (samples, classes) and classes (samples,) of batches; the model is in training mode afterwards."""
     model.eval()
     logits, labels = [], []

@@ -13,8 +13,16 @@ from hvp_engine.experiments.paper_plan import PlannedPart, counted_training, pla
 from hvp_engine.experiments.registry import Setting
 
 
-def planned_spectra(setting: Setting, entry: Entry, runs: int, blocks: BlockSpec = None, what: str = "") -> PlannedPart:
-    """Plan the blockwise spectra of a model, 100 steps and 10 probes.
+def planned_spectra(
+    setting: Setting,
+    entry: Entry,
+    runs: int,
+    blocks: BlockSpec = None,
+    what: str = "",
+    steps: int = 100,
+    probes: int = 10,
+) -> PlannedPart:
+    """Plan the blockwise spectra of a model, or with fewer steps and probes less than them.
 
     Args:
         setting: Precision.
@@ -22,11 +30,13 @@ def planned_spectra(setting: Setting, entry: Entry, runs: int, blocks: BlockSpec
         runs: How many: stages times seeds.
         blocks: Other blocks than the entry's.
         what: In words; empty names the model.
+        steps: Lanczos steps.
+        probes: Random vectors per block.
     """
     batch, batches = _sketched(entry)
     return planned_slq(
         what or f"spectra of {entry.name}, {runs} of them", entry.meta(), entry.loss, blocks or entry.blocks, [batch],
-        precision=setting.precision, batches=batches, runs=runs,
+        steps=steps, probes=probes, precision=setting.precision, batches=batches, runs=runs,
     )  # fmt: skip
 
 
@@ -35,7 +45,7 @@ def planned_curves(setting: Setting, entry: Entry, optimizers: Sequence[str] = (
     batch, _ = _sketched(entry)
     trainings = sum(len(entry.rates[optimizer]) + setting.seeds - 1 for optimizer in optimizers)
     passes = trainings * entry.recipe.steps * entry.recipe.batch / _samples(batch)
-    what = f"trainings of {entry.name} with {' and '.join(optimizers)}, {trainings} of them"
+    what = f"trainings of {entry.name} with {', '.join(optimizers[:-1])} and {optimizers[-1]}, {trainings} of them"
     return counted_training(what, entry.meta(), entry.loss, batch, passes, precision=setting.precision)
 
 

@@ -40,7 +40,7 @@ def test_a_run_that_diverged_is_drawn_as_far_as_it_went() -> None:
         figure, axes = figures.page(1, 1, 2.0, 2.0)
         found.draw(axes[0, 0])
         assert figures.image(figure, "png")
-    assert [line.get_label() for line in axes[0, 0].lines] == ["SGD, 1", "Adam, 0.1"]
+    assert [line.get_label() for line in axes[0, 0].lines] == ["SGD, rate 1", "Adam, rate 0.1"]
 
 
 def test_both_optimizers_are_trained_with_every_seed(tmp_path: Path) -> None:

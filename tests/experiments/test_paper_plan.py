@@ -33,6 +33,13 @@ def test_training_takes_six_flop_per_parameter_and_token() -> None:
     assert found.hours["H100"] < found.hours["A100"]
 
 
+def test_a_part_repeated_takes_as_many_times_the_work_and_no_more_memory() -> None:
+    one = paper_plan.planned_training("GPT-2", 124_000_000, 1e9)
+    three = one.times(3)
+    assert three.what == "3 times GPT-2" and one.times(3, "all").what == "all"
+    assert (three.flop, three.bytes, three.hours["H100"]) == (3 * one.flop, one.bytes, 3 * one.hours["H100"])
+
+
 def test_counted_training_counts_a_convolution_once_per_place() -> None:
     model = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 36, 4))
     batch = (torch.randn(5, 3, 6, 6), torch.randint(0, 4, (5,)))

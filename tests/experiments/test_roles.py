@@ -12,7 +12,7 @@ from hvp_engine.errors import ConfigurationError
 from hvp_engine.experiments.models.with_head import WithHead
 from hvp_engine.experiments.registry import Setting
 from hvp_engine.experiments.roles import every_tensor, is_key_bias, layer_of, listed_tensors, role_of
-from hvp_engine.experiments.studied_paper import _NETWORKS
+from hvp_engine.experiments.studied_paper import NETWORKS
 from hvp_engine.experiments.zoo import zoo
 
 
@@ -64,7 +64,7 @@ def test_a_name_tells_role_and_layer(name: str, role: str, layer: int | None) ->
     ],
 )
 def test_the_papers_networks_have_the_papers_tensors(name: str, tensors: int, parameters: int) -> None:
-    network = _NETWORKS[name]
+    network = NETWORKS[name]
     with torch.device("meta"):
         model = WithHead(network.skeleton(), network.features, 2, 0)
     blocks = listed_tensors(model, network.fused)
@@ -75,7 +75,7 @@ def test_the_papers_networks_have_the_papers_tensors(name: str, tensors: int, pa
 
 def test_robertas_list_is_the_one_of_the_released_code() -> None:
     with torch.device("meta"):
-        model = WithHead(_NETWORKS["roberta-base"].skeleton(), 768, 2, 0)
+        model = WithHead(NETWORKS["roberta-base"].skeleton(), 768, 2, 0)
     layer = (
         "attention.output.LayerNorm", "attention.self.query", "attention.self.key", "attention.self.value",
         "intermediate.dense", "output.LayerNorm", "output.dense",

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from hvp_engine import losses
 from hvp_engine.errors import ConfigurationError
-from hvp_engine.experiments.optimizers import constant, cosine, linear, make_optimizer
+from hvp_engine.experiments.optimizers import constant, cosine, linear, make_optimizer, rising
 from hvp_engine.experiments.training import Curve, accuracy, fit, held_out, search, speed_up
 
 STEPS = 12
@@ -179,7 +179,11 @@ def test_an_unknown_optimizer_is_refused_with_the_known_ones() -> None:
 
 @pytest.mark.parametrize(
     ("schedule", "expected"),
-    [(cosine(100, 0.1, 0.25), (1 / 11, 1.0, 0.625, 0.25)), (linear(100), (1.0, 0.9, 0.45, 0.0))],
+    [
+        (cosine(100, 0.1, 0.25), (1 / 11, 1.0, 0.625, 0.25)),
+        (linear(100), (1.0, 0.9, 0.45, 0.0)),
+        (rising(200, 0.25), (1 / 3, 7 / 15, 1.0, 1.0)),
+    ],
 )
 def test_schedules_have_the_rates_that_they_promise(schedule, expected: tuple[float, ...]) -> None:
     optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)

@@ -7,7 +7,6 @@ networks, along their training with Adam.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping
 from dataclasses import replace
 
@@ -31,7 +30,6 @@ Ratios = Mapping[str, NDArray[np.float64]]  # by model, (seeds, stages)
 
 def run(setting: Setting) -> Result:
     """Weigh the largest eigenvalues of all tensors in both ways, at all stages of training."""
-    began = time.perf_counter()
     stages = (INIT, *STAGES[setting.size])
     rows: list[tuple[str | float, ...]] = []
     ratios: dict[str, NDArray[np.float64]] = {}
@@ -46,12 +44,13 @@ def run(setting: Setting) -> Result:
     with figures.style():
         figure, axes = figures.page(1, 1, 3.2, 2.2)
         figures.curves(axes[0, 0], {name: (range(len(stages)), found) for name, found in ratios.items()}, bars=True)
-        axes[0, 0].set(yscale="log", ylabel="Lambda_G / Lambda_P", xlabel="stage of training")
+        axes[0, 0].set(yscale="log", ylabel="Lambda_G / Lambda_P", xlabel="share of training")
         axes[0, 0].set_xticks(range(len(stages)), stages)
+        axes[0, 0].legend(fontsize=6, frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5))
     columns = ("model", "stage", "Lambda_G", "Lambda_P", "ratio")
-    settings = {"lanczos steps": STEPS, "probes": 1, "stages": list(stages)}
-    seconds = {"all": time.perf_counter() - began}
-    return Result(Table(columns, tuple(rows)), claims(ratios), figure, settings, seconds)
+    data = {name: zoo(setting)[name].data(0).source for name in ratios}
+    settings = {"lanczos steps": STEPS, "probes": 1, "stages": list(stages), "data": data}
+    return Result(Table(columns, tuple(rows)), claims(ratios), figure, settings)
 
 
 def complexities(found: Facts) -> tuple[float, float]:

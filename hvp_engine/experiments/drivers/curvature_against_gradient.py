@@ -7,13 +7,12 @@ eigenvalue without deflations. Every seed has its own batch, and its own new hea
 
 from __future__ import annotations
 
-import time
-
 import numpy as np
 import torch
 from safetensors.torch import save
 
 from hvp_engine.experiments import figures
+from hvp_engine.experiments.clock import Clock
 from hvp_engine.experiments.heterogeneity import gini, interval, pearson_of_logs, spearman
 from hvp_engine.experiments.paper_plan import PlannedPart
 from hvp_engine.experiments.registry import Setting
@@ -34,11 +33,10 @@ def run(setting: Setting) -> Result:
     """Measure the tensors of every network on one batch per seed, and correlate their logarithms."""
     entries, notes = chosen(setting)
     found: dict[str, list[Facts]] = {}
-    seconds = {}
+    seconds = Clock()
     for name, entry in entries.items():
-        began = time.perf_counter()
-        found[name] = [facts(setting, entry, seed) for seed in range(setting.seeds)]
-        seconds[name] = time.perf_counter() - began
+        with seconds.part(name):
+            found[name] = [facts(setting, entry, seed) for seed in range(setting.seeds)]
     transformers = [name for name, entry in entries.items() if entry.family == "transformer"]
     with figures.style():
         figure, axes = figures.page(1, len(found), 2.2 * len(found), 2.2)

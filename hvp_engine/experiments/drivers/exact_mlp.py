@@ -8,7 +8,6 @@ layer's own part, and what a random partition with the same sizes would hold.
 from __future__ import annotations
 
 import copy
-import time
 
 import numpy as np
 import torch
@@ -37,7 +36,6 @@ _LARGE = 10_000  # parameters from which a matrix in float64 is a burden
 
 def run(setting: Setting) -> Result:
     """Train the net, form its Hessian at every stage, and measure what lies in its blocks."""
-    begin = time.perf_counter()
     data = pictures(setting)
     matrices: dict[str, exact.FloatArray] = {}  # of seed 0
     found: list[dict[str, Shares]] = []
@@ -65,9 +63,8 @@ def run(setting: Setting) -> Result:
     }
     settings = {"width": WIDTH, "steps": _STEPS[setting.size], "rate": _RATES[setting.size], **data.source.described()}
     columns = ("stage", "share of energy in neurons, of", "mean", "sd")
-    seconds = {"all": time.perf_counter() - begin}
     figure = drawn(matrices, found[0], network(setting, data, 0))
-    return Result(Table(columns, table), claims, figure, settings, seconds, _notes(setting, matrices), files=files)
+    return Result(Table(columns, table), claims, figure, settings, notes=_notes(setting, matrices), files=files)
 
 
 def stages(setting: Setting, data: Images, seed: int) -> dict[str, TwoLayer]:
@@ -89,11 +86,12 @@ def stages(setting: Setting, data: Images, seed: int) -> dict[str, TwoLayer]:
 def drawn(matrices: dict[str, exact.FloatArray], found: dict[str, Shares], net: TwoLayer) -> Figure:
     """Draw the four stages after the start, with their shares: never the picture without the number."""
     with figures.style():
-        figure, axes = figures.page(1, 4, 7.0, 2.0)
+        figure, axes = figures.page(1, 4, 7.0, 1.8)
         for ax, stage in zip(axes[0], list(_STAGES)[1:], strict=True):
             parts = found[stage]
             ax.set_title(f"{stage}: S = {parts['whole']:.2f}\nby layer {parts[LAYERS[0]]:.2f}, {parts[LAYERS[1]]:.2f}")
-            figure.colorbar(exact.draw_magnitudes(ax, matrices[stage], neurons(net)), ax=ax, fraction=0.046)
+            bar = figure.colorbar(exact.draw_magnitudes(ax, matrices[stage], neurons(net)), ax=ax, fraction=0.046)
+        bar.set_label("log10 |H|")
     return figure
 
 

@@ -2,30 +2,26 @@
 
 from __future__ import annotations
 
-import re
-import time
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from hvp_engine.errors import ConfigurationError
 from hvp_engine.experiments import cache, figures, whole
 from hvp_engine.experiments.blockwise import mean_and_deviation
-from hvp_engine.experiments.drivers.sgd_against_adam import OFF_PLATEAU
-from hvp_engine.experiments.entry import Entry
+from hvp_engine.experiments.clock import Clock
+from hvp_engine.experiments.four import four
 from hvp_engine.experiments.gaps import Gap, gap
 from hvp_engine.experiments.heterogeneity import spread
 from hvp_engine.experiments.paper_plan import PlannedPart
-from hvp_engine.experiments.plateau import plateau
+from hvp_engine.experiments.plateau import OFF_PLATEAU, plateau
 from hvp_engine.experiments.registry import Setting
 from hvp_engine.experiments.result import Cell, Claim, Result, Table, at_least
 from hvp_engine.experiments.zoo import entry_of
 from hvp_engine.experiments.zoo_plan import planned_curves, planned_spectra
 from hvp_engine.results.spectra import Spectra
 
-_ROLES = (r"query|wq$", r"value|wv$", r"c_fc$|fc1$|intermediate", r"wte|word_embedding|embeddings?$")
 _COLUMNS = ("model", "blocks", "JS0", "sd", "spread", "sd", "loss of SGD", "loss of Adam")
 _CNN, _TRANSFORMER = "vgg", "bert"
 _SOURCE = "arXiv 2402.16788, figure 3"
@@ -33,18 +29,21 @@ _SOURCE = "arXiv 2402.16788, figure 3"
 
 def run(setting: Setting) -> Result:
     """Draw four blocks of both models in units of the model's tenth largest eigenvalue, and both optimizers' curves."""
-    spectra, gaps, units, seconds = {}, {}, {}, {}
+    spectra, gaps, units, seconds = dict[str, list[Spectra]](), dict[str, Gap](), dict[str, float](), Clock()
+    steps, probes = whole.STEPS[setting.size]
     for name in (_CNN, _TRANSFORMER):
-        began = time.perf_counter()
-        spectra[name] = [_spectra(setting, name, seed) for seed in range(setting.seeds)]
-        units[name] = whole.whole(setting, name, "init", 0).unit
-        gaps[name] = gap(setting, name)
-        seconds[name] = time.perf_counter() - began
+        with seconds.part(name):
+            blocks = four(entry_of(setting, name))
+            spectra[name] = [
+                cache.spectra(setting, name, "init", seed, blocks=blocks, steps=steps, probes=probes, label="four")
+                for seed in range(setting.seeds)
+            ]
+            units[name] = whole.whole(setting, name, "init", 0).unit
+            gaps[name] = gap(setting, name)
     js0 = {name: [one.js0() for one in found] for name, found in spectra.items()}
     table = Table(_COLUMNS, tuple(_row(name, spectra[name], js0[name], gaps[name]) for name in spectra))
     shown, notes = _curves_of(setting, gaps[_TRANSFORMER])
     figure = _draw(spectra, units, (gaps[_CNN], shown))
-    steps, probes = whole.STEPS[setting.size]
     data = {name: entry_of(setting, name).data(0).source for name in spectra}
     settings = {"steps": steps, "probes": probes, "tenth largest eigenvalue": units, "data": data}
     return Result(table, gates(js0[_CNN], js0[_TRANSFORMER]), figure, settings, seconds, notes)
@@ -62,34 +61,6 @@ def gates(cnn: Sequence[float], transformer: Sequence[float]) -> tuple[Claim, ..
     """Decide whether the blocks of the Transformer are further apart, by JS0 per seed of four blocks of each model."""
     ratio = [above / below for above, below in zip(transformer, cnn, strict=True)]
     return (at_least("JS0 of BERT's four blocks >= 1.4 x that of VGG's", "ratio", ratio, 1.4, _SOURCE),)
-
-
-def four(entry: Entry) -> dict[str, Sequence[str]]:
-    """Choose four blocks: of a Transformer some that do different things, of another network some from end to end.
-
-    These are query, value and first MLP layer of the middle layer, and the embedding; and the first, two in the middle,
-    and the last.
-
-    Raises:
-        ConfigurationError: A Transformer has no block of one of these roles.
-    """
-    names = list(entry.blocks)
-    if entry.family != "transformer":
-        chosen = [names[round(place * (len(names) - 1) / 3)] for place in range(4)]
-        return {name: entry.blocks[name] for name in chosen}
-    chosen = []
-    for role in _ROLES:
-        matching = [name for name in names if re.search(role, name)]
-        if not matching:
-            raise ConfigurationError(f"No block of {entry.name} is a {role}; its blocks are {', '.join(names)}.")
-        chosen.append(matching[len(matching) // 2])
-    return {name: entry.blocks[name] for name in chosen}
-
-
-def _spectra(setting: Setting, model: str, seed: int) -> Spectra:
-    blocks = four(entry_of(setting, model))
-    steps, probes = whole.STEPS[setting.size]
-    return cache.spectra(setting, model, "init", seed, blocks=blocks, steps=steps, probes=probes, label="four")
 
 
 def _curves_of(setting: Setting, transformer: Gap) -> tuple[Gap, tuple[str, ...]]:
@@ -113,7 +84,7 @@ def _draw(spectra: Mapping[str, Sequence[Spectra]], units: Mapping[str, float], 
         figure, axes = figures.page(2, 2, 5.5, 4.2)
         for row, (name, found), curves in zip(axes, spectra.items(), gaps, strict=True):
             _densities(row[0], found[0], units[name])
-            row[0].set_title(f"four blocks of {name}")
+            row[0].set_title(f"four blocks of {name}, seed 0")
             curves.draw(row[1])
     return figure
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -10,6 +9,7 @@ from matplotlib.figure import Figure
 
 from hvp_engine.experiments import figures, whole
 from hvp_engine.experiments.blockwise import Values, mean_and_deviation, measure
+from hvp_engine.experiments.clock import Clock
 from hvp_engine.experiments.drivers.js_heatmaps import CNNS, transformers
 from hvp_engine.experiments.paper_plan import PlannedPart
 from hvp_engine.experiments.registry import Setting
@@ -32,14 +32,13 @@ Found = Mapping[str, Mapping[str, Sequence[Whole]]]  # by model and stage, one p
 def run(setting: Setting) -> Result:
     """Draw the spectrum of every model at every stage in units of its tenth largest eigenvalue."""
     found: dict[str, dict[str, list[Whole]]] = {}
-    seconds = {}
+    seconds = Clock()
     for name in (*CNNS, *transformers(setting)):
-        began = time.perf_counter()
-        found[name] = {
-            stage: [whole.whole(setting, name, stage, seed) for seed in range(setting.seeds)]
-            for stage in _stages(setting, name)
-        }
-        seconds[name] = time.perf_counter() - began
+        with seconds.part(name):
+            found[name] = {
+                stage: [whole.whole(setting, name, stage, seed) for seed in range(setting.seeds)]
+                for stage in _stages(setting, name)
+            }
     furthest = [whole.furthest([one["init"][seed] for one in found.values()]) for seed in range(setting.seeds)]
     largest = {name: [one.ends[1] for one in stages["init"]] for name, stages in found.items()}
     spread = {name: measure(setting, name).spread for name in transformers(setting)}
@@ -106,9 +105,12 @@ def _draw(found: Found) -> Figure:
             for panel in row[len(stages) :]:
                 panel.set_axis_off()
             for panel, (stage, ones) in zip(row, stages.items(), strict=False):
-                for one in ones:
-                    panel.plot(grid, np.maximum(one.density(grid), 1e-7), linewidth=0.6)
+                for seed, one in enumerate(ones):
+                    density = np.maximum(one.density(grid), 1e-7)
+                    panel.plot(grid, density, linewidth=0.6, label=f"seed {seed}")
                 panel.set(yscale="log", ylim=(1e-6, 30.0), title=f"{name}, {_said(stage)}")
+                figures.symmetric_logs(panel, float(grid[0]), float(grid[-1]))  # single outliers are far out
+        axes[0, 0].legend(fontsize=5, frameon=False, loc="upper left")
         figure.supxlabel("eigenvalue / tenth largest eigenvalue", fontsize=8)
         figure.supylabel("spectral density", fontsize=8)
     return figure

@@ -7,7 +7,6 @@ biases and norms among them, they are not; the table has all three.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterable, Mapping
 
 import numpy as np
@@ -34,7 +33,6 @@ Measures = Mapping[str, Mapping[str, list[float]]]  # by model and measure, a nu
 
 def run(setting: Setting) -> Result:
     """Measure all networks, pre-trained ones where they are installed and random ones always."""
-    began = time.perf_counter()
     listed, notes = chosen(setting)
     random = (
         {}
@@ -61,9 +59,8 @@ def run(setting: Setting) -> Result:
         "weights": sources(setting, listed),
         "data": {name: entry.data(0).source for name, entry in entries.items()},
     }
-    seconds = {"all": time.perf_counter() - began}
     return Result(
-        Table(("model", "family", *names), table), claims(found, families), figure, settings, seconds, notes
+        Table(("model", "family", *names), table), claims(found, families), figure, settings, notes=notes
     )  # fmt: skip
 
 

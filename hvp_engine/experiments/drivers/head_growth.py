@@ -9,7 +9,6 @@ as the class.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping
 
 import numpy as np
@@ -21,6 +20,7 @@ from torch import nn
 from hvp_engine import losses
 from hvp_engine.errors import ConfigurationError
 from hvp_engine.experiments import figures
+from hvp_engine.experiments.clock import Clock
 from hvp_engine.experiments.data.images import gaussian
 from hvp_engine.experiments.data.samples import Samples
 from hvp_engine.experiments.optimizers import constant, make_optimizer
@@ -42,18 +42,18 @@ Sizes = dict[
 
 def run(setting: Setting) -> Result:
     """Train heads of several numbers of classes with both optimizers, and compare the size of their weights."""
-    begin = time.perf_counter()
-    counts = _CLASSES[setting.size]
+    seconds, counts = Clock(), _CLASSES[setting.size]
     sizes: Sizes = {}
     notes: tuple[str, ...] = ()
-    for classes in counts:
-        for offset in OFFSETS if setting.size != "tiny" else OFFSETS[:1]:
-            for seed in range(setting.seeds):
-                samples = gaussian(classes, FEATURES, STEPS * BATCH, seed, offset)
-                _measure(sizes, _offset(offset), classes, samples, seed)
-    made = time.perf_counter()
-    if setting.size != "tiny":
-        notes = _add_real(setting, sizes, counts)
+    with seconds.part("generated features"):
+        for classes in counts:
+            for offset in OFFSETS if setting.size != "tiny" else OFFSETS[:1]:
+                for seed in range(setting.seeds):
+                    samples = gaussian(classes, FEATURES, STEPS * BATCH, seed, offset)
+                    _measure(sizes, _offset(offset), classes, samples, seed)
+    with seconds.part("features of MiniLM"):
+        if setting.size != "tiny":
+            notes = _add_real(setting, sizes, counts)
     ratios = {
         (features, classes): np.array(sizes[features, classes, OPTIMIZERS[0]])
         / np.array(sizes[features, classes, OPTIMIZERS[1]])
@@ -67,7 +67,6 @@ def run(setting: Setting) -> Result:
     rows = tuple(_row(sizes, features, classes, values) for (features, classes), values in ratios.items())
     columns = ("features", "classes", "rms SignSGD", "rms Signum", "ratio", "sd of ratio")
     settings = {"steps": STEPS, "batch": BATCH, "rate": RATE, "features": FEATURES, "momentum": 0.9}
-    seconds = {"generated features": made - begin, "features of MiniLM": time.perf_counter() - made}
     return Result(Table(columns, rows), claims, _figure(sizes), settings, seconds, notes)
 
 
@@ -114,6 +113,7 @@ def _figure(sizes: Mapping[tuple[str, int, str], list[float]]) -> Figure:
                 for name, label in zip(OPTIMIZERS, ("SignSGD", "Signum"), strict=True)
             }
             figures.curves(axes[0, place], series, bars=True)
-            axes[0, place].set(xscale="log", yscale="log", title=features, xlabel="classes")
+            axes[0, place].set(yscale="log", title=features, xlabel="classes")
+            figures.label_logs(axes[0, place], counts)
         axes[0, 0].set_ylabel("rms of the head's weights")
     return figure

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -12,6 +11,7 @@ from numpy.typing import NDArray
 
 from hvp_engine.experiments import figures
 from hvp_engine.experiments.blockwise import COLUMNS, Blockwise, Values, measure, settings_of
+from hvp_engine.experiments.clock import Clock
 from hvp_engine.experiments.drivers import pretrained_lm
 from hvp_engine.experiments.drivers.js_heatmaps import CNNS, CONTEXT, transformers
 from hvp_engine.experiments.gaps import Gap, gap
@@ -33,16 +33,14 @@ def run(setting: Setting) -> Result:
     """Put the gap of every model beside how unlike its blocks are."""
     measured: dict[str, Blockwise] = {}
     gaps: dict[str, Gap] = {}
-    seconds: dict[str, float] = {}
+    seconds = Clock()
     for name in _models(setting):
-        began = time.perf_counter()
-        measured[name], gaps[name] = measure(setting, name), gap(setting, name)
-        seconds[name] = time.perf_counter() - began
-    began = time.perf_counter()
-    both = pair(setting)
-    for name, one in zip((RANDOM, PRETRAINED), both.measure(setting), strict=True):
-        measured[name], gaps[name] = one, gap(setting, one.entry)
-    seconds["pair of language models"] = time.perf_counter() - began
+        with seconds.part(name):
+            measured[name], gaps[name] = measure(setting, name), gap(setting, name)
+    with seconds.part("pair of language models"):
+        both = pair(setting)
+        for name, one in zip((RANDOM, PRETRAINED), both.measure(setting), strict=True):
+            measured[name], gaps[name] = one, gap(setting, one.entry)
     columns = (*COLUMNS, "loss of SGD", "loss of Adam", "gap", "gap sd", "gap / Adam's loss")
     rows = tuple(
         (*one.row, *curves.losses, *curves.summary, curves.relative)

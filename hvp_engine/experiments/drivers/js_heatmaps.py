@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import time
 from collections.abc import Sequence
 
 import numpy as np
@@ -13,6 +12,7 @@ from matplotlib.image import AxesImage
 
 from hvp_engine.experiments import figures
 from hvp_engine.experiments.blockwise import COLUMNS, Blockwise, Values, measure, ratios, settings_of
+from hvp_engine.experiments.clock import Clock
 from hvp_engine.experiments.paper_plan import PlannedPart
 from hvp_engine.experiments.registry import Setting
 from hvp_engine.experiments.result import Claim, Result, Table, at_least
@@ -28,11 +28,10 @@ _SOURCE = "arXiv 2608.16760, figure 3.7"
 
 def run(setting: Setting) -> Result:
     """Compare all pairs of blocks of every model at initialisation."""
-    measured, seconds = {}, {}
+    measured, seconds = {}, Clock()
     for name in models(setting):
-        began = time.perf_counter()
-        measured[name] = measure(setting, name)
-        seconds[name] = time.perf_counter() - began
+        with seconds.part(name):
+            measured[name] = measure(setting, name)
     js0 = {name: one.js0 for name, one in measured.items()}
     spread = {name: one.spread for name, one in measured.items()}
     table = Table(COLUMNS, tuple(one.row for one in measured.values()))
@@ -72,7 +71,8 @@ def _gate(statistic: str, values: Sequence[float], factor: float) -> Claim:
 def _draw(measured: Sequence[Blockwise]) -> Figure:
     rows, columns = 2, -(-len(measured) // 2)
     with figures.style():
-        figure, axes = figures.page(rows, columns, 1.9 * columns, 3.8)
+        figure, axes = figures.page(rows, columns, 2.3 * columns, 4.1)
+        figure.set_layout_engine("compressed")  # for the maps are square
         for panel in axes.ravel()[len(measured) :]:
             panel.set_axis_off()
         for panel, one in zip(axes.ravel(), measured, strict=False):
@@ -88,7 +88,7 @@ def block_map(axes: Axes, one: Blockwise) -> AxesImage:
     names = short(list(one.spectra[0]))
     drawn = figures.heat_map(axes, one.matrix, names, errors=np.full_like(one.matrix, np.inf))
     axes.set_xticks([])
-    axes.tick_params(axis="y", labelsize=min(5.0, 80.0 / len(names)))
+    axes.tick_params(axis="y", labelsize=min(5.0, 110.0 / len(names)))
     return drawn
 
 

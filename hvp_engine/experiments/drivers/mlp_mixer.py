@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 
 import numpy as np
@@ -10,6 +9,7 @@ from matplotlib.figure import Figure
 
 from hvp_engine.experiments import figures
 from hvp_engine.experiments.blockwise import COLUMNS, Blockwise, Values, measure, ratios, settings_of
+from hvp_engine.experiments.clock import Clock
 from hvp_engine.experiments.drivers.js_heatmaps import CNNS, block_map
 from hvp_engine.experiments.gaps import Gap, gap
 from hvp_engine.experiments.paper_plan import PlannedPart
@@ -24,12 +24,11 @@ _SOURCE = "arXiv 2402.16788, figure 5 b and c"
 
 def run(setting: Setting) -> Result:
     """Compare the blocks of the mixer with those of the CNNs, and SGD with Adam on it."""
-    began = time.perf_counter()
-    measured = {name: measure(setting, name) for name in (_MIXER, *CNNS)}
-    seconds = {"spectra": time.perf_counter() - began}
-    began = time.perf_counter()
-    gaps = [gap(setting, name) for name in _trained(setting)]
-    seconds["curves"] = time.perf_counter() - began
+    seconds = Clock()
+    with seconds.part("spectra"):
+        measured = {name: measure(setting, name) for name in (_MIXER, *CNNS)}
+    with seconds.part("curves"):
+        gaps = [gap(setting, name) for name in _trained(setting)]
     curves = {one.name: one for one in gaps}
     rows = [(*one.row, *_columns(curves.get(name))) for name, one in measured.items()]
     rows += [(one.name, *[""] * (len(COLUMNS) - 1), *_columns(one)) for one in gaps if one.name not in measured]

@@ -7,7 +7,6 @@ squared norm of H in the tensors' own blocks, which driver D2's net has exactly.
 
 from __future__ import annotations
 
-import time
 from dataclasses import replace
 from typing import Any
 
@@ -18,10 +17,11 @@ from hvp_engine import losses
 from hvp_engine.api import off_diagonal
 from hvp_engine.experiments import cache, exact_net, figures
 from hvp_engine.experiments.heterogeneity import energy_share
-from hvp_engine.experiments.paper_plan import PlannedPart, planned_slq
+from hvp_engine.experiments.paper_plan import PlannedPart
 from hvp_engine.experiments.registry import Setting
 from hvp_engine.experiments.result import Result, Table, at_most
 from hvp_engine.experiments.zoo import zoo
+from hvp_engine.experiments.zoo_plan import planned_spectra
 from hvp_engine.problem.precision import Precision
 from hvp_engine.results.off_diagonal import OffDiagonal
 
@@ -37,7 +37,6 @@ _SOURCE = "an identity for Gaussian v; Z's claim of near block-diagonality, by l
 
 def run(setting: Setting) -> Result:
     """Compare products of the zoo's Hessians, and of the exact net's, with those of their block diagonals."""
-    begin = time.perf_counter()
     pairs = [identity(setting, seed) for seed in range(setting.seeds)]
     apart = [abs(measured / exact - 1.0) for measured, exact in pairs]
     claims = (
@@ -72,9 +71,9 @@ def run(setting: Setting) -> Result:
             xlim=(0.7, 1.0), ylim=(0.7, 1.0), xlabel="sqrt(1 - S), exact", ylabel=f"measured, {EXACT_PROBES} probes"
         )
     columns = ("model", "stage", "norm(Hv - Bv) / norm(Hv)", "cosine", "sd")
-    settings = {"probes": PROBES, "probes of the exact net": EXACT_PROBES, "blocks": "every tensor"}
-    seconds = {"all": time.perf_counter() - begin}
-    return Result(Table(columns, (*table, net)), claims, figure, settings, seconds, (_NOTE,))
+    data = {name: zoo(setting)[name].data(0).source for name in names}
+    settings = {"data": data, "probes": PROBES, "probes of the exact net": EXACT_PROBES, "blocks": "every tensor"}
+    return Result(Table(columns, (*table, net)), claims, figure, settings, notes=(_NOTE,))
 
 
 def strength(setting: Setting, name: str, stage: str, seed: int) -> tuple[float, float]:
@@ -108,17 +107,9 @@ def compared(
 
 def plan(setting: Setting) -> list[PlannedPart]:
     """Count the products with the whole matrix and with every block, of all models at both stages."""
-    parts = []
-    for name, entry in zoo(setting).items():
-        if entry.sketch is None:
-            continue
-        batch, count = entry.sketch()
-        model, runs = entry.meta(), setting.seeds * len(STAGES)
-        for what, blocks in (("whole", "full"), ("tensors", "parameter")):
-            parts.append(
-                planned_slq(
-                    f"{name}, {what}", model, entry.loss, blocks, [batch],
-                    steps=1, probes=PROBES, precision=setting.precision, batches=count, runs=runs,
-                )
-            )  # fmt: skip
-    return parts
+    runs = setting.seeds * len(STAGES)
+    return [
+        planned_spectra(setting, entry, runs, blocks, f"{name}, {what}", steps=1, probes=PROBES)
+        for name, entry in zoo(setting).items()
+        for what, blocks in (("whole", "full"), ("tensors", "parameter"))
+    ]

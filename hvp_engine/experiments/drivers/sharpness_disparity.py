@@ -7,7 +7,6 @@ embedding is the sharpest, so what is decided is {QK, FFN} < {VO, Norm}.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping
 from dataclasses import replace
 
@@ -18,11 +17,12 @@ from hvp_engine.api import trace
 from hvp_engine.experiments import figures
 from hvp_engine.experiments.cache import INIT, STAGES, checkpoint, folder
 from hvp_engine.experiments.entry import Blocks, Entry
-from hvp_engine.experiments.paper_plan import PlannedPart, planned_slq, planned_training
+from hvp_engine.experiments.paper_plan import PlannedPart
 from hvp_engine.experiments.registry import Setting
 from hvp_engine.experiments.result import Cell, Claim, Result, Table, at_least
 from hvp_engine.experiments.roles import role_of
 from hvp_engine.experiments.zoo import zoo
+from hvp_engine.experiments.zoo_plan import planned_curves, planned_spectra
 
 KINDS = {
     "Emb": ("embedding",), "QK": ("query", "key"), "FFN": ("fc1", "fc2"), "VO": ("value", "output"), "Norm": ("norm",),
@@ -36,7 +36,6 @@ Sharpness = Mapping[str, float]  # by kind
 
 def run(setting: Setting) -> Result:
     """Train a GPT per seed, and measure every kind at every stage."""
-    began = time.perf_counter()
     entry, stages = trained_gpt(setting), (INIT, *STAGES[setting.size])
     found = [[sharpness(setting, entry, stage, seed) for stage in stages] for seed in range(setting.seeds)]
     steps = [0.0 if stage == INIT else float(stage) * entry.recipe.steps for stage in stages]
@@ -44,7 +43,8 @@ def run(setting: Setting) -> Result:
     with figures.style():
         figure, axes = figures.page(1, 1, 3.2, 2.4)
         figures.curves(axes[0, 0], {kind: (steps, values) for kind, values in by_kind.items()}, bars=True)
-        axes[0, 0].set(yscale="log", xlabel="steps", ylabel="trace / parameters")
+        axes[0, 0].set(yscale="log", xlabel="step", ylabel="trace / parameters")
+        axes[0, 0].legend(fontsize=6, frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5))
     rows: tuple[tuple[Cell, ...], ...] = tuple(
         (kind, *(float(np.mean(values[:, i])) for i in range(len(stages))), float(np.std(values[:, -1])))
         for kind, values in by_kind.items()
@@ -55,8 +55,7 @@ def run(setting: Setting) -> Result:
         claims([seed[-1] for seed in found]),
         figure,
         {**settings, "data": entry.data(0).source},
-        {"all": time.perf_counter() - began},
-        ("The full order of the paper is not decided: vocabulary and head are not as it needs them.",),
+        notes=("The full order of the paper is not decided: vocabulary and head are not as it needs them.",),
     )
 
 
@@ -93,13 +92,8 @@ def claims(last: list[Sharpness]) -> tuple[Claim, ...]:
 def plan(setting: Setting) -> list[PlannedPart]:
     """Plan the training of 50,000 steps and the traces at all stages."""
     entry = trained_gpt(setting)
-    model, data = entry.meta(), entry.data(0)
-    tokens = float(next(data.training()).numel()) * entry.recipe.microbatches * entry.recipe.steps
     runs = setting.seeds * (1 + len(STAGES[setting.size]))
     return [
-        planned_training("training", entry.parameters, setting.seeds * tokens),
-        planned_slq(
-            "traces", model, entry.loss, entry.blocks, data.fixed, steps=_PRODUCTS["paper"], probes=1, runs=runs,
-            precision=setting.precision,
-        ),
-    ]  # fmt: skip
+        planned_curves(setting, entry, ("adam",)),
+        planned_spectra(setting, entry, runs, what="traces", steps=_PRODUCTS["paper"], probes=1),
+    ]

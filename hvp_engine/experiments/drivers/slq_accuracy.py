@@ -7,7 +7,6 @@ the engine knows its own chance is seen by its bars of the trace: as many of the
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
@@ -43,7 +42,6 @@ _SOURCE = "theory of SLQ; Z's own validation shows the figure"
 
 def run(setting: Setting) -> Result:
     """Compare SLQ of small blocks with their exact spectra, over steps and probes."""
-    begin = time.perf_counter()
     if setting.size == "paper":
         setting = replace(setting, size="small")  # exact spectra are of small blocks only
     sizes = _SIZES[setting.size]
@@ -66,8 +64,7 @@ def run(setting: Setting) -> Result:
     )
     settings = {"sigma": "sqrt(1e-5) x range", "repeats": sizes.repeats, "trace": [_TRACE_STEPS, _TRACE_PROBES]}
     columns = ("block", "steps", "probes", "E1, mean", "sd")
-    seconds = {"all": time.perf_counter() - begin}
-    return Result(Table(columns, table), claims, drawn(sizes, seeds[0][_NET], errors), settings, seconds, (_NOTE,))
+    return Result(Table(columns, table), claims, drawn(sizes, seeds[0][_NET], errors), settings, notes=(_NOTE,))
 
 
 def comparisons(setting: Setting, sizes: Sizes, seed: int) -> dict[str, Comparison]:
@@ -105,15 +102,14 @@ def drawn(sizes: Sizes, found: Comparison, errors: Mapping[str, FloatArray]) -> 
         figure, axes = figures.page(1, 3, 7.0, 2.2)
         for label, spectrum in (("exact", exactly), (f"SLQ, {sizes.steps[-1]} steps", found.spectrum)):
             axes[0, 0].plot(*spectrum.density(grid, found.sigma, "gauss"), linewidth=0.8, label=label)
-        axes[0, 0].set(yscale="log", ylim=(1e-4, None), xlabel="eigenvalue", ylabel="density")
+        axes[0, 0].set(yscale="log", ylim=(1e-4, None), xlabel="eigenvalue", ylabel="density", title=f"{_NET}, seed 0")
         axes[0, 0].legend(fontsize=6, frameon=False)
-        by_steps = {f"{p} probes": (sizes.steps, errors[_NET][:, :, j]) for j, p in enumerate(sizes.probes)}
+        labels = [f"{probes} probe{'s' * (probes > 1)}" for probes in sizes.probes]
+        by_steps = {label: (sizes.steps, errors[_NET][:, :, j]) for j, label in enumerate(labels)}
         figures.curves(axes[0, 1], by_steps, bars=True)
-        axes[0, 1].set(xscale="log", yscale="log", xlabel="steps", ylabel="E1")
-        axes[0, 1].set_xticks(sizes.steps, map(str, sizes.steps), minor=False)
-        axes[0, 1].set_xticks([], minor=True)
+        axes[0, 1].set(yscale="log", xlabel="steps", ylabel="E1", title=_NET)
+        figures.label_logs(axes[0, 1], sizes.steps)
         figures.curves(axes[0, 2], {name: (sizes.probes, e[:, -1]) for name, e in errors.items()}, bars=True)
-        axes[0, 2].set(xscale="log", yscale="log", xlabel="probes", ylabel=f"E1 at {sizes.steps[-1]} steps")
-        axes[0, 2].set_xticks(sizes.probes, map(str, sizes.probes), minor=False)
-        axes[0, 2].set_xticks([], minor=True)
+        axes[0, 2].set(yscale="log", xlabel="probes", ylabel="E1", title=f"{sizes.steps[-1]} steps")
+        figures.label_logs(axes[0, 2], sizes.probes)
     return figure

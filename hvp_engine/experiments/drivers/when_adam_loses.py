@@ -8,7 +8,6 @@ eigenvalues stay.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -43,7 +42,6 @@ class Sample(NamedTuple):
 
 def run(setting: Setting) -> Result:
     """Draw matrices of all dimensions and condition numbers, and compare Adam's condition number with theirs."""
-    begin = time.perf_counter()
     draws = _DRAWS[setting.size]
     seeds = [samples(seed, draws) for seed in range(setting.seeds)]
     falls = [max(correlation(seed[_CLAIMED, kappa]) for kappa in KAPPAS[1:]) for seed in seeds]
@@ -77,8 +75,7 @@ def run(setting: Setting) -> Result:
         axes[0, 0].set_ylabel("kappa with Adam / kappa(H)")
     settings = {"draws": draws, "turns": list(TURNS), "eigenvalues": "geometric from 1 to kappa"}
     columns = ("d", "kappa", "tau", "ratio, first quartile", "median", "third quartile")
-    seconds = {"all": time.perf_counter() - begin}
-    return Result(Table(columns, tuple(rows)), claims, figure, settings, seconds, (_NOTE,))
+    return Result(Table(columns, tuple(rows)), claims, figure, settings, notes=(_NOTE,))
 
 
 def samples(seed: int, draws: int) -> dict[tuple[int, float], Sample]:

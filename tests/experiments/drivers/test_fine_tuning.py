@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from hvp_engine.errors import ConfigurationError
-from hvp_engine.experiments import tuning
+from hvp_engine.experiments import studied_paper, tuning, weights
+from hvp_engine.experiments.compared import Found
 from hvp_engine.experiments.drivers import fine_tuning
-from hvp_engine.experiments.drivers.fine_tuning import Found
 from hvp_engine.experiments.fine_tuned import image_entry, text_entry
 from hvp_engine.experiments.registry import Setting, find
 from hvp_engine.experiments.result import Result
@@ -82,9 +82,9 @@ def found(loss: float) -> Found:
     return Found(curve, {1.0: curve}, [seed])
 
 
-def holds(text: dict[str, float], image: dict[str, float]) -> list[bool]:
-    claims = fine_tuning._claims(*({name: found(loss) for name, loss in one.items()} for one in (text, image)))
-    return [claim.holds for claim in claims]
+def holds(*networks: dict[str, float], cnns: int = 1) -> list[bool]:
+    made = [{name: found(loss) for name, loss in one.items()} for one in networks]
+    return [claim.holds for claim in fine_tuning.claims(made[: len(made) - cnns], made[len(made) - cnns :])]
 
 
 def test_the_claims_hold_on_what_was_measured_and_fail_where_sgd_is_not_behind() -> None:
@@ -94,8 +94,70 @@ def test_the_claims_hold_on_what_was_measured_and_fail_where_sgd_is_not_behind()
     assert holds(alike, alike) == [False, False, True]
     assert holds(paper, {**alike, "sgd": 0.9, "plain-sgd": 0.9}) == [True, True, False]
 
+    assert holds(paper, alike, alike) == [False, False, True]  # of two Transformers both have to show it
+    assert holds(paper, cnns=0) == [True, True]  # the paper's size with data for texts only
 
-@pytest.mark.parametrize("function", [fine_tuning.run, fine_tuning.plan])
-def test_the_papers_size_is_refused(function: Callable[[Setting], object], out: Path) -> None:
-    with pytest.raises(ConfigurationError, match="give size='small'"):
-        function(Setting("paper", 1, out))
+
+class Words:
+    """A tokenizer that gives every text as its length, and a pair as the sum."""
+
+    def __call__(self, texts: list[str], seconds: list[str] | None, *, max_length: int, **options: object) -> object:
+        both = [(text, "") for text in texts] if seconds is None else zip(texts, seconds, strict=True)
+        ids = torch.tensor([[len(first) + len(second)] * max_length for first, second in both])
+        return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+
+
+@pytest.fixture
+def paper(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Setting:
+    """The paper's size with words in pairs, and a RoBERTa of one layer for its weights."""
+    from transformers import RobertaConfig, RobertaModel
+
+    def body(name: str, setting: Setting) -> torch.nn.Module:
+        config = RobertaConfig(
+            vocab_size=99, hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8
+        )
+        return RobertaModel(config, add_pooling_layer=False)
+
+    network = studied_paper.NETWORKS["roberta-base"]._replace(features=8)
+    monkeypatch.setitem(studied_paper.NETWORKS, "roberta-base", network)
+    monkeypatch.setattr(weights, "load", body)
+    monkeypatch.setattr(weights, "tokenizer", lambda name, setting: Words())
+    rows = [{"premise": "a" * i, "hypothesis": "b" * 20, "label": "entailment" if i % 2 else "not_entailment"}
+            for i in range(1, 41)]  # fmt: skip
+    for name in ("train.jsonl", "val.jsonl"):
+        (tmp_path / name).write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    return Setting("paper", 1, tmp_path / "out", data={"rte": tmp_path}, options={"steps": "2"})
+
+
+def test_at_the_papers_size_all_optimizers_tune_on_the_data_that_is_given(paper: Setting) -> None:
+    result = fine_tuning.run(paper)
+    assert [row[:3] for row in result.table.rows] == [
+        ("roberta-base-rte", "Adam", "1e-05"), ("roberta-base-rte", "RMSprop", "1e-05"),
+        ("roberta-base-rte", "SGD", "0.01"), ("roberta-base-rte", "SGD+m", "0.001"),
+        ("roberta-base-rte", "SignSGD", "1e-05"), ("roberta-base-rte", "Signum", "1e-06"),
+    ]  # fmt: skip
+    assert len(result.claims) == 2 and result.settings["data"][0]["name"] == "rte"
+    assert len(list((paper.out.parent / "cache" / "tuning" / "paper").iterdir())) == 6  # nothing is trained twice
+
+
+def test_both_texts_of_a_pair_are_read(paper: Setting) -> None:
+    (entry,) = studied_paper.entries(paper).values()
+    batches = entry.data(0)
+    assert batches.fixed[0]["input_ids"].shape == (8, 128) and batches.fixed[0]["input_ids"].min() > 20
+    assert [len(batch["labels"]) for batch in batches.held_out] == [len(b["labels"]) for b in batches.held_out] == [40]
+
+
+def test_the_papers_size_without_data_is_refused_and_says_what_to_give() -> None:
+    with pytest.raises(ConfigurationError, match="--data rte=DIR --weights roberta-base=DIR"):
+        fine_tuning.run(Setting("paper", 1, Path("out")))
+
+
+def test_the_papers_size_is_planned_without_data_for_all_networks_and_tasks() -> None:
+    parts = {part.what.split(" ")[2]: part for part in fine_tuning.plan(Setting("paper", 5, Path("out")))}
+    assert len(parts) == 7 + 2 + 2
+    sst2, rte = parts["roberta-base-sst2"], parts["roberta-base-rte"]
+    assert "30 of them" in sst2.what  # six optimizers, five seeds
+    assert sst2.flop / rte.flop == pytest.approx(60_614 // 32 * 32 / (2241 // 8 * 8), rel=1e-3)
+    body, tokens = 85_054_464, 30 * 20 * (60_614 // 32 * 32) * 128  # weights that multiply every token
+    assert sst2.flop == pytest.approx(6 * body * tokens, rel=0.1)
+    assert 0.0 < sst2.hours["H100"] < sst2.hours["A100"]

@@ -10,6 +10,7 @@ from zoo_entries import entry
 
 from hvp_engine.errors import ConfigurationError
 from hvp_engine.experiments.drivers import four_blocks
+from hvp_engine.experiments.four import four
 from hvp_engine.experiments.result import Result
 
 
@@ -22,12 +23,12 @@ def test_a_tiny_run_compares_four_blocks_of_both_models(run_tiny: Callable[[str]
 
 def test_of_a_network_that_is_no_transformer_the_ends_and_two_between_are_taken() -> None:
     toy = replace(entry(), choose=lambda model: {str(n): [f"{n}.weight"] for n in range(7)})
-    assert list(four_blocks.four(toy)) == ["0", "2", "4", "6"]
+    assert list(four(toy)) == ["0", "2", "4", "6"]
 
 
 def test_a_transformer_without_queries_is_refused_by_name() -> None:
     with pytest.raises(ConfigurationError, match="No block of toy is a query"):
-        four_blocks.four(replace(entry(), family="transformer"))
+        four(replace(entry(), family="transformer"))
 
 
 def test_the_claim_can_fail() -> None:

@@ -11,31 +11,31 @@ import torch
 from zoo_entries import setting
 
 from hvp_engine.api import hvp
-from hvp_engine.experiments import run
+from hvp_engine.experiments import run, scaled
 from hvp_engine.experiments.blockwise import Blockwise, measure
 from hvp_engine.experiments.drivers import scaled_mlp
 from hvp_engine.experiments.gaps import Gap
 from hvp_engine.experiments.training import Curve
 
-FIRST = next(iter(scaled_mlp.PATTERNS))
+FIRST = next(iter(scaled.PATTERNS))
 
 
-def point(scale: int, sgd: float, adam: float) -> scaled_mlp._Point:
+def point(scale: int, sgd: float, adam: float) -> scaled.Point:
     curves = [
         tuple(Curve(np.full(20, loss * factor), np.ones(20)) for factor in (0.9, 1.0, 5.0)) for loss in (sgd, adam)
     ]
-    return scaled_mlp._Point(FIRST, scale, Gap("mlp", *curves))
+    return scaled.Point(FIRST, scale, Gap("mlp", *curves))
 
 
 @pytest.fixture(scope="module")
 def measured(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Blockwise]:
     asked = setting(tmp_path_factory.mktemp("scaled"), seeds=1)
-    return {scale: measure(asked, scaled_mlp.scaled(asked, FIRST, scale)) for scale in (1, 64)}
+    return {scale: measure(asked, scaled.scaled(asked, FIRST, scale)) for scale in (1, 64)}
 
 
 def test_the_function_stays_and_each_block_is_divided_by_its_factor_squared(tmp_path: Path) -> None:
     asked = setting(tmp_path)
-    base, other = (scaled_mlp.scaled(asked, FIRST, scale) for scale in (1, 4))
+    base, other = (scaled.scaled(asked, FIRST, scale) for scale in (1, 4))
     models = [entry.build(0) for entry in (base, other)]
     data = base.data(0).fixed
     assert torch.equal(models[0](data[0][0]), models[1](data[0][0]))
@@ -47,8 +47,8 @@ def test_the_function_stays_and_each_block_is_divided_by_its_factor_squared(tmp_
 
 
 def test_the_recurrences_show_the_scaling_and_notice_a_wrong_one(measured: dict[int, Blockwise]) -> None:
-    right = scaled_mlp.largest_error(measured[1], measured[64], (64.0, 1.0, 1.0, 1 / 64))
-    wrong = scaled_mlp.largest_error(measured[1], measured[64], (64.0, 1.0, 1.0, 1.0))
+    right = scaled.largest_error(measured[1], measured[64], (64.0, 1.0, 1.0, 1 / 64))
+    wrong = scaled.largest_error(measured[1], measured[64], (64.0, 1.0, 1.0, 1.0))
     assert right[0] <= 1e-4
     assert wrong[0] > 0.5
 
@@ -64,21 +64,21 @@ def test_the_claims_decide_by_medians_and_can_fail(measured: dict[int, Blockwise
 
 
 def test_all_patterns_share_the_trainings_without_scaling(tmp_path: Path) -> None:
-    names = {scaled_mlp.scaled(setting(tmp_path), pattern, 1).name for pattern in scaled_mlp.PATTERNS}
+    names = {scaled.scaled(setting(tmp_path), pattern, 1).name for pattern in scaled.PATTERNS}
     assert names == {"mlp-scaled-1-1-1-1"}
 
 
 def test_a_tiny_run_writes_its_files_and_holds_the_exact_claim(tmp_path: Path) -> None:
     result = run("scaled-mlp", size="tiny", seeds=1, out=tmp_path / "out")
     assert result.claims[2].holds
-    assert len(result.table.rows) == len(scaled_mlp.PATTERNS) * 2
+    assert len(result.table.rows) == len(scaled.PATTERNS) * 2
     names = {path.name for path in (tmp_path / "out").iterdir()}
     assert {"manifest.json", "table.csv", "claim.json", "figure.png", "figure.pdf"} <= names
 
 
 def test_the_papers_run_is_planned_for_an_mlp_of_width_128(tmp_path: Path) -> None:
     asked = replace(setting(tmp_path, size="paper"), seeds=3)
-    assert scaled_mlp.scaled(asked, FIRST, 4).parameters == 784 * 128 + 2 * 128 * 128 + 1280 + 3 * 128 + 10
+    assert scaled.scaled(asked, FIRST, 4).parameters == 784 * 128 + 2 * 128 * 128 + 1280 + 3 * 128 + 10
     training, spectra = scaled_mlp.plan(asked)
     assert training.flop > spectra.flop * 0.01 > 0
     assert training.what.startswith("12 times trainings of mlp-scaled-1-1-1-1")

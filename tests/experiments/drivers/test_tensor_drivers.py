@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 from safetensors.torch import load_file
 
-from hvp_engine.errors import ConfigurationError
+from hvp_engine.experiments import norm_places
 from hvp_engine.experiments.drivers import complexity, curvature_against_gradient, gini, layernorm_place
+from hvp_engine.experiments.entry import Entry
 from hvp_engine.experiments.heterogeneity import pearson_of_logs
 from hvp_engine.experiments.registry import Setting
 from hvp_engine.experiments.result import Result
@@ -78,7 +79,7 @@ def test_d14_holds_for_the_spread_of_masked_text(run_tiny: Run) -> None:
 
 def test_d14_compares_networks_of_the_same_sizes_and_fails_where_they_are_alike(tmp_path: Path) -> None:
     setting = Setting("tiny", 1, tmp_path)
-    pair = layernorm_place.entries(setting)["masked text"]
+    pair = norm_places.entries(setting)["masked text"]
     shapes = [sorted(tuple(p.shape) for p in entry.meta().parameters() if p.dim() > 1) for entry in pair.values()]
     assert shapes[0] == shapes[1]
     assert len(pair["post"].blocks) == len(pair["pre"].blocks) == 6
@@ -87,10 +88,11 @@ def test_d14_compares_networks_of_the_same_sizes_and_fails_where_they_are_alike(
         if role in ("query", "key", "value", "output")
         else f"layers.{layer}.{role}.weight": 1.0 + layer
         for layer in range(12)
-        for role in layernorm_place.ROLES
+        for role in norm_places.ROLES
     }
-    assert layernorm_place.over_layers(norms) == pytest.approx(12.0)
-    alike = layernorm_place.claims({"masked text": {"post": [norms], "pre": [norms]}}, setting)
+    growing = norm_places.Norms(norms)
+    assert growing.over_layers == pytest.approx(12.0)
+    alike = layernorm_place.claims({"masked text": {"post": [growing], "pre": [growing]}}, setting)
     assert [claim.holds for claim in alike] == [False, False]
 
 
@@ -112,6 +114,14 @@ def test_the_plan_of_the_papers_size_is_within_reach_of_one_gpu(tmp_path: Path) 
     assert len(parts) >= 3 and all(part.flop > 0.0 and 0.0 < part.hours["H100"] < 24.0 for part in parts)
 
 
-def test_a_plan_that_reads_texts_says_where_there_are_none(tmp_path: Path) -> None:
-    with pytest.raises(ConfigurationError, match="There are no texts"):
-        layernorm_place.plan(Setting("paper", 3, tmp_path, data={"shakespeare": tmp_path}))
+def test_d14_is_planned_without_data_for_networks_of_the_papers_width(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def recorded(setting: Setting, entry: Entry, runs: int, **options: object) -> tuple[int, int]:
+        assert 84e6 < entry.parameters < 87e6  # 12 layers of width 768
+        batch, batches = entry.sketch()
+        return len(batch[0]) * batches, runs
+
+    monkeypatch.setattr(layernorm_place, "planned_spectra", recorded)
+    missing = Setting("paper", 3, tmp_path, data={"shakespeare": tmp_path})
+    assert layernorm_place.plan(missing) == [(16, 3), (16, 3), (128, 3), (128, 3)]

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import nn
 
+from hvp_engine.experiments import class_rows, full_batch
 from hvp_engine.experiments.data.samples import Samples
 from hvp_engine.experiments.drivers import class_structure, edge_of_stability, outliers, sharpness_disparity
 from hvp_engine.experiments.optimizers import make_optimizer
@@ -53,11 +54,11 @@ def test_f4_finds_the_largest_eigenvalue_of_the_matrix_that_each_optimizer_sees(
     augmented = torch.cat([batch[0], torch.ones(40, 1)], dim=1)
     exact = float(torch.linalg.eigvalsh(augmented.T @ augmented / 40.0)[-1])
     setting, descent = Setting("tiny", 1, tmp_path), make_optimizer("plain-sgd", model, 0.1)
-    assert edge_of_stability.largest(model, batch, descent, setting) == pytest.approx(exact, rel=1e-3)
+    assert full_batch.largest(model, batch, descent, setting) == pytest.approx(exact, rel=1e-3)
     adam = make_optimizer("adam", model, 1e-3)
-    edge_of_stability.squared_error(model, batch).backward()
+    full_batch.squared_error(model, batch).backward()
     adam.step()
-    assert edge_of_stability.largest(model, batch, adam, setting) > 2.0 * exact  # gradients are far below 1
+    assert full_batch.largest(model, batch, adam, setting) > 2.0 * exact  # gradients are far below 1
 
 
 def test_f4_fails_where_training_leaves_the_edge() -> None:
@@ -94,19 +95,19 @@ def test_f6_finds_the_formula_exactly(run_tiny: Run) -> None:
     result = run_tiny("class-structure")
     assert len(result.table.rows) == 6 and result.claims[1].holds
     ranks = {row[1]: row[2] for row in result.table.rows if row[0] == "digits"}
-    assert ranks[class_structure.EXACT] == pytest.approx(1.0)
+    assert ranks[class_rows.EXACT] == pytest.approx(1.0)
 
 
 def test_f6_draws_classes_with_zipfs_frequencies() -> None:
     samples = Samples(torch.arange(30.0)[:, None], torch.arange(30) % 3)
-    drawn = class_structure.zipf(samples, 110, 0)
+    drawn = class_rows.zipf(samples, 110, 0)
     assert torch.bincount(drawn.labels).tolist() == [60, 30, 20]
     assert torch.equal(drawn.inputs[:, 0].long() % 3, drawn.labels)
 
 
 def test_f6_fails_where_curvature_does_not_follow_frequency_or_the_formula() -> None:
     up, down = np.array([0.2, 0.3, 0.5]), np.array([0.5, 0.3, 0.2])
-    good = class_structure.Sample(up, up, {class_structure.TRAINED: up, class_structure.EXACT: up})
-    bad = class_structure.Sample(up, up, {class_structure.TRAINED: down, class_structure.EXACT: 1.01 * up})
+    good = class_rows.Sample(up, up, {class_rows.TRAINED: up, class_rows.EXACT: up})
+    bad = class_rows.Sample(up, up, {class_rows.TRAINED: down, class_rows.EXACT: 1.01 * up})
     assert [claim.holds for claim in class_structure.claims({"digits": [good], "b": [good]})] == [True, True]
     assert [claim.holds for claim in class_structure.claims({"digits": [bad], "b": [good]})] == [False, False]
