@@ -24,6 +24,7 @@ from typing import Any
 
 TESTS = Path(__file__).parent
 PATIENCE = 600.0  # seconds after which the processes of a job hang
+GRACE = 60.0  # and those that are left when one was killed
 
 
 @dataclass
@@ -120,6 +121,8 @@ def launch(world: int, function: str, arguments: dict[str, Any], folder: str) ->
         children.append(child)
     end, statuses = time.monotonic() + PATIENCE, dict[int, int]()
     while len(statuses) < world:
+        if any(status < 0 for status in statuses.values()):
+            end = min(end, time.monotonic() + GRACE)  # as torchrun does; only gloo's connecting needs it
         for child in children:
             if child not in statuses:
                 if time.monotonic() > end:

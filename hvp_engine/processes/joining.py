@@ -23,6 +23,7 @@ from hvp_engine.processes.failures import Notice, noted
 from hvp_engine.processes.launching import is_launched
 from hvp_engine.processes.several import TIMEOUT, Several
 from hvp_engine.processes.team import ALONE, Axes, Team
+from hvp_engine.system.formatting import first_line
 from hvp_engine.system.locks import myself
 from hvp_engine.system.memory import shared_by
 from hvp_engine.system.torch_private import default_store
@@ -131,7 +132,13 @@ def _begin(device: torch.device) -> None:
     except (ValueError, RuntimeError) as error:
         raise ConfigurationError(f"The other processes cannot be found ({error}): {_START}.") from error
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
-    dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=TIMEOUT)
+    try:
+        dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=TIMEOUT)
+    except RuntimeError as error:
+        raise ProcessError(
+            f"The {size} processes cannot connect ({first_line(error)}): one of them ended meanwhile, or a network is "
+            "closed to them. Start them again."
+        ) from error
     _stores.append(store)
     atexit.register(_end)
 

@@ -163,5 +163,5 @@ def test_a_folder_that_another_job_holds_is_refused_in_every_process(launcher: L
     run = str(tmp_path / "run")
     launcher.values(2, "team_jobs:job", case="mlp", distributed="auto", out=run)
     ranks: list[Rank] = launcher.run(2, "team_jobs:job", case="gpt", distributed="auto", out=run)
-    assert [rank.error for rank in ranks] == ["RunFolderError", "RunFolderError"]
+    assert [rank.error for rank in ranks] == ["ForeignRunError", "ForeignRunError"]
     assert all("holds another job" in rank.message for rank in ranks)
