@@ -76,6 +76,23 @@ class ForeignRunError(RunFolderError):
     """A run folder holds another job than the one that was asked for."""
 
 
+class ProcessError(HvpEngineError):
+    """Another process of a job that runs in several has ended or failed, or cannot be reached.
+
+    Attributes:
+        rank: Which one, where that is known.
+    """
+
+    def __init__(self, message: str, rank: int | None = None) -> None:
+        """Take the message, and which process it is about."""
+        super().__init__(message, rank)
+        self.rank = rank
+
+    def __str__(self) -> str:
+        """Return the message."""
+        return printable(str(self.args[0]), keep="\n")
+
+
 class BackendError(HvpEngineError):
     """A requested kernel backend does not exist or cannot run on this device, or one of its kernels cannot."""
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from hvp_engine.cli.options import tolerance_of
+from hvp_engine.cli.options import processes_of, tolerance_of
 from hvp_engine.errors import ConfigurationError
 from hvp_engine.krylov.stopping import Targets
 
@@ -40,3 +40,29 @@ def test_a_number_without_a_name_is_the_target_that_it_is_in_python():
 def test_tolerances_that_mean_nothing_are_refused(given, message):
     with pytest.raises(ConfigurationError, match=message):
         tolerance_of(given)
+
+
+@pytest.mark.parametrize(
+    ("given", "asked"),
+    [
+        (None, None),
+        ("off", None),
+        ("auto", "auto"),
+        ("probes=2,data=4", {"probes": 2, "data": 4}),
+        (" data = 3 ", {"data": 3}),
+    ],
+)
+def test_processes_are_shared_as_they_are_in_python(given, asked):
+    assert processes_of(given) == asked
+
+
+def test_under_torchrun_processes_share_the_job_unless_told_otherwise(monkeypatch):
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert processes_of(None) == "auto" and processes_of("off") is None
+
+
+@pytest.mark.parametrize("given", ["all", "probes", "data=two", "data=-1", "data=1,data=2"])
+def test_other_ways_to_share_are_refused(given):
+    with pytest.raises(ConfigurationError, match="--distributed"):
+        processes_of(given)

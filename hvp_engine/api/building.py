@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import contextlib
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from typing import Any
 
+import torch
 from torch import nn
 
 from hvp_engine.blocks import BlockSpec
@@ -14,7 +16,10 @@ from hvp_engine.krylov.settings import JobSettings
 from hvp_engine.operators.operator import CurvatureOperator
 from hvp_engine.operators.preconditioned import Precondition
 from hvp_engine.operators.registry import operator_named
+from hvp_engine.problem.checks import check_module
 from hvp_engine.problem.objective import Loss
+from hvp_engine.problem.obstacles import unwrapped
+from hvp_engine.processes.team import ALONE, Team
 
 
 def builder(
@@ -53,6 +58,30 @@ def builder(
         precondition=precondition,
         seed=settings.seed,
     )
+
+
+@contextlib.contextmanager
+def together(distributed: str | Mapping[str, int] | None, model: nn.Module) -> Iterator[tuple[Team, nn.Module]]:
+    """Work with the other processes of a job inside; give them, and the model without what DDP wraps it in.
+
+    Args:
+        distributed: As for :func:`hvp_engine.slq`.
+        model: The caller's.
+
+    Raises:
+        ConfigurationError: The processes cannot be had as asked for.
+        ProcessError: Another process has ended.
+    """
+    if distributed is None:
+        yield ALONE, model
+        return
+    from hvp_engine.processes.joining import joined  # noqa: PLC0415 - torch.distributed takes a while to load
+
+    check_module(model)
+    plain = unwrapped(model)
+    first = next(plain.parameters(), None)
+    with joined(distributed, torch.device("cpu") if first is None else first.device) as team:
+        yield team, plain
 
 
 def dividable(build: Callable[[], CurvatureOperator]) -> CurvatureOperator:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from hvp_engine.api.building import builder, dividable, divided
+from hvp_engine.api.building import builder, dividable, divided, together
 from hvp_engine.blocks import BlockSpec
 from hvp_engine.jobs.adaptive_slq import AdaptiveSlqJob
 from hvp_engine.jobs.data_error import GROUPS, DataErrorJob, settings_of
@@ -23,6 +23,7 @@ from hvp_engine.operators.operator import CurvatureOperator
 from hvp_engine.operators.preconditioned import Precondition
 from hvp_engine.problem.objective import Loss
 from hvp_engine.problem.precision import Precision
+from hvp_engine.processes.team import Team
 from hvp_engine.results import data_errors
 from hvp_engine.results.spectra import Spectra
 
@@ -36,6 +37,7 @@ def slq(
     data: Iterable[Any] | None = None,
     steps: int | None = None,
     probes: int | None = None,
+    first_probe: int = 0,
     tolerance: float | Mapping[str, float] | None = None,
     seed: int = 0,
     distribution: Distribution = "gaussian",
@@ -50,6 +52,7 @@ def slq(
     head_curvature_tolerance: float = 0.0,
     check: bool = True,
     data_error: bool = False,
+    distributed: str | Mapping[str, int] | None = None,
     progress: bool | None = None,
     out: str | PathLike[str] | None = None,
 ) -> Spectra:
@@ -77,6 +80,9 @@ def slq(
         steps: Lanczos steps m; streams of blocks smaller than m end earlier, exactly. With ``tolerance`` the most that
             a stream may take; None takes 100.
         probes: Random vectors per block. With ``tolerance`` the most that a block may get; None takes 10.
+        first_probe: Number of the first of them; without ``tolerance`` alone. Several jobs so share the probes of one:
+            each has the bits that these probes have there, unless it asks for too few products to have them compiled,
+            or the head's curvature formed (then to rounding). :func:`merge` joins their run folders.
         tolerance: Half-width of the 95 % error bars at which a block is done. A number is that of the distribution of
             its eigenvalues in Wasserstein-1 distance, relative to their standard deviation; a mapping has it by name:
             ``{"w1": 0.02}``, ``{"js": 0.01}`` (every Jensen-Shannon divergence), ``{"trace": 0.01}`` (relative) or
@@ -114,8 +120,15 @@ def slq(
         check: Test the second derivative for symmetry and against finite differences first.
         data_error: Give bars for the choice of data too, as ``spectra.data_error`` and in ``summary()``: see
             :func:`data_error`. About 32 products more per block.
-        progress: True shows progress, False hides it, None shows it on a terminal.
-        out: Run folder. Results and checkpoints go there; the same call again resumes, or returns what is complete.
+        distributed: ``"auto"`` shares the job with the other processes that ``torchrun`` started, or that have made a
+            process group of ``torch.distributed``: all of them make this call, with the same model and all the data,
+            and each gets the result. ``{"probes": P, "data": D}`` says how, P groups with streams of their own of D
+            processes with parts of the data; ``"auto"`` chooses. A model in DistributedDataParallel is taken out of it.
+            The coefficients are those of one process to rounding, and the same to the bit with as many processes.
+            None works in this process alone.
+        progress: True shows progress, False hides it, None shows it on a terminal; of several processes rank 0 does.
+        out: Run folder. Results and checkpoints go there; the same call again resumes, or returns what is complete,
+            with any number of processes.
 
     Returns:
         One spectrum per block.
@@ -126,6 +139,7 @@ def slq(
     settings = JobSettings(
         steps=steps,  # type: ignore[arg-type]  # numbers once they are settings
         probes=probes,  # type: ignore[arg-type]
+        first_probe=first_probe,
         tolerance=tolerance,
         seed=seed,
         distribution=distribution,
@@ -138,13 +152,15 @@ def slq(
         head_curvature_tolerance=head_curvature_tolerance,
         check=check,
     )
-    build = builder(model, loss, blocks, data=data, settings=settings, operator=operator, precondition=precondition)
-    if not data_error:
-        return _spectra(settings, build, out, progress)
-    inside = None if out is None else located(out) / data_errors.FOLDER
-    spectra = _spectra(settings, partial(dividable, build), out, progress)
-    errors = run(DataErrorJob(settings_of(settings, check=False)), partial(divided, build, GROUPS), inside, progress)
-    return Spectra(spectra.values(), spectra.manifest, errors)
+    with together(distributed, model) as (team, plain):
+        build = builder(plain, loss, blocks, data=data, settings=settings, operator=operator, precondition=precondition)
+        if not data_error:
+            return _spectra(settings, build, out, progress, team)
+        inside = None if out is None else located(out) / data_errors.FOLDER
+        spectra = _spectra(settings, partial(dividable, build), out, progress, team)
+        errors = DataErrorJob(settings_of(settings, check=False))
+        found = run(errors, partial(divided, build, GROUPS), inside, progress, team)
+        return Spectra(spectra.values(), spectra.manifest, found)
 
 
 def _spectra(
@@ -152,8 +168,9 @@ def _spectra(
     build: Callable[[], CurvatureOperator],
     out: str | PathLike[str] | None,
     progress: bool | None,
+    team: Team,
 ) -> Spectra:
     targets = settings.targets
     if targets is None:
-        return run(SlqJob(settings), build, out, progress)
-    return run(AdaptiveSlqJob(settings, targets), build, out, progress)
+        return run(SlqJob(settings), build, out, progress, team)
+    return run(AdaptiveSlqJob(settings, targets), build, out, progress, team)

@@ -55,6 +55,9 @@ Blocks = Annotated[
 ]
 Steps = Annotated[int | None, typer.Option(help="Lanczos steps; with --tolerance the most of them [100].")]
 Probes = Annotated[int | None, typer.Option(help="Random vectors per block; with --tolerance the most of them [10].")]
+FirstProbe = Annotated[
+    int, typer.Option(help="Number of the first one, without --tolerance: for parts that hvp-engine merge joins.")
+]
 Tolerance = Annotated[
     list[str] | None,
     typer.Option(
@@ -71,6 +74,13 @@ Microbatch = Annotated[int | None, typer.Option(help="Samples differentiated at 
 Memory = Annotated[float | None, typer.Option(help="Memory budget in GiB.")]
 HeadCurvature = Annotated[bool, typer.Option(help="Form a linear head's curvature once, where that is cheaper.")]
 Check = Annotated[bool, typer.Option(help="Test the second derivative first.")]
+Distributed = Annotated[
+    str | None,
+    typer.Option(
+        metavar="auto|off|probes=P,data=D",
+        help="How the processes that torchrun started share the job; auto where it started several.",
+    ),
+]
 Out = Annotated[Path | None, typer.Option(help="Run folder [default: runs/<file>-<function>].")]
 Seed = Annotated[int, typer.Option(help="Seed of the random vectors.")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="Show no progress.")]

@@ -18,7 +18,9 @@ from hvp_engine.cli.arguments import (
     Blocks,
     Check,
     Device,
+    Distributed,
     Distribution,
+    FirstProbe,
     HeadCurvature,
     Json,
     Kept,
@@ -38,11 +40,14 @@ from hvp_engine.cli.arguments import (
 from hvp_engine.cli.eigen import eigsh
 from hvp_engine.cli.experiment import experiment
 from hvp_engine.cli.job_file import load_job, output_to_errors
-from hvp_engine.cli.options import blocks_of, bytes_of, folder_of, tolerance_of
+from hvp_engine.cli.options import blocks_of, bytes_of, folder_of, processes_of, tolerance_of
 from hvp_engine.cli.output import console, print_spectra, say
 from hvp_engine.cli.plots import plot
 from hvp_engine.cli.runs import show
 from hvp_engine.errors import HvpEngineError
+from hvp_engine.processes.failures import speaks
+from hvp_engine.processes.launching import launched_rank
+from hvp_engine.results.spectra import Spectra
 
 _NOT_FIT, _NOT_EXAMINED = 1, 2  # exit codes of the doctor
 _INTERRUPTED = 130  # the shell's code for an end by Ctrl-C, which typer returns
@@ -116,6 +121,7 @@ def slq(
     tolerance: Tolerance = None,
     steps: Steps = None,
     probes: Probes = None,
+    first_probe: FirstProbe = 0,
     seed: Seed = 0,
     distribution: Annotated[
         Distribution, typer.Option(help="Of the probes; rademacher misses eigenvectors on few coordinates.")
@@ -134,6 +140,7 @@ def slq(
     ] = 0.0,
     check: Check = True,
     data_error: Annotated[bool, typer.Option("--data-error", help="Give bars for the choice of data too.")] = False,
+    distributed: Distributed = None,
     out: Out = None,
     quiet: Quiet = False,
 ) -> None:
@@ -151,6 +158,7 @@ def slq(
             tolerance=tolerance_of(tolerance),
             steps=steps,
             probes=probes,
+            first_probe=first_probe,
             seed=seed,
             distribution=distribution.value,
             operator=operator.value,
@@ -163,11 +171,18 @@ def slq(
             head_curvature_tolerance=head_curvature_tolerance,
             check=check,
             data_error=data_error,
+            distributed=processes_of(distributed),
             progress=not quiet,
             out=folder,
         )
-    print_spectra(spectra)
-    say(f"Results are in {folder}/; draw them with: hvp-engine plot {folder}")
+    _tell(spectra, folder)
+
+
+def _tell(spectra: Spectra, folder: Path) -> None:
+    """Print the spectra and where they are; of several processes one does."""
+    if launched_rank() == 0:
+        print_spectra(spectra)
+        say(f"Results are in {folder}/; draw them with: hvp-engine plot {folder}")
 
 
 @app.command()
@@ -184,6 +199,7 @@ def plan(
     microbatch: Microbatch = None,
     batches: Annotated[int | None, typer.Option(help="Batches to plan for, in place of those in the data.")] = None,
     tokens: Annotated[int | None, typer.Option(help="The same in entries of a batch's first tensor.")] = None,
+    processes: Annotated[int, typer.Option(help="How many processes share the job, each on such a device.")] = 1,
     as_json: Json = False,
 ) -> None:
     """Predict time, memory and setting of a job on a device, without running it; a model on "meta" will do."""
@@ -206,6 +222,7 @@ def plan(
             microbatch=microbatch,
             batches=batches,
             tokens=tokens,
+            processes=processes,
         )
     typer.echo(json.dumps(planned.record(), indent=1) if as_json else planned.summary())
 
@@ -216,7 +233,7 @@ def main() -> None:
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
         code = app(standalone_mode=False)
-        if code == _INTERRUPTED:
+        if code == _INTERRUPTED and launched_rank() == 0:
             resumed = (
                 " The same command again goes on from the last checkpoint."
                 if sys.argv[1:2] in (["slq"], ["eigsh"], ["demo"], ["experiment"])
@@ -225,7 +242,8 @@ def main() -> None:
             typer.echo(f"Interrupted.{resumed}", err=True)
         raise SystemExit(code or 0)
     except HvpEngineError as error:
-        typer.echo(f"error: {error}", err=True)
+        if speaks():
+            typer.echo(f"error: {error}", err=True)
         raise SystemExit(1) from None
     except BrokenPipeError:  # whoever read the output, `head` say, has gone
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # so that the interpreter's last flush is quiet

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from hvp_engine.errors import ConfigurationError, HvpEngineError
+from hvp_engine.processes.launching import take_own_gpu
 from hvp_engine.system.formatting import raised
 
 
@@ -35,11 +36,12 @@ class JobOfUser(NamedTuple):
 def load_job(target: str) -> JobOfUser:
     """Call FILE:FUNCTION and check that it returned a model, a loss, data and, maybe, blocks.
 
-    The file sees ``sys.argv`` as a script started without arguments does.
+    The file sees ``sys.argv`` as a script started without arguments does. Of several processes each has its own GPU.
 
     Raises:
         ConfigurationError: There is no such function, it cannot be called, or it returns something else.
     """
+    take_own_gpu()
     file, colon, name = target.rpartition(":")
     if not colon or not file or not name:
         raise ConfigurationError(f"{target!r} is not of the form FILE:FUNCTION, for instance jobs.py:mnist.")

@@ -9,6 +9,7 @@ from typing import Any
 
 from hvp_engine.cli.job_file import JobOfUser
 from hvp_engine.errors import ConfigurationError
+from hvp_engine.processes.launching import is_launched
 
 _UNNAMED = "w1"  # the target of a number without a name, as in `Targets.parse`
 
@@ -102,3 +103,22 @@ def pairs_of(option: str, given: Sequence[str] | None) -> dict[str, str]:
             raise ConfigurationError(f"Option {option} names {name!r} twice; give it once.")
         pairs[name] = value
     return pairs
+
+
+def processes_of(given: str | None) -> str | dict[str, int] | None:
+    """Return the --distributed option as :func:`hvp_engine.slq` takes it; where there is none, as torchrun started us.
+
+    Raises:
+        ConfigurationError: It is none of its forms.
+    """
+    if given is None:
+        return "auto" if is_launched() else None
+    if given in ("auto", "off"):
+        return None if given == "off" else given
+    axes = pairs_of("--distributed", given.split(","))
+    if not all(count.isascii() and count.isdigit() for count in axes.values()):
+        raise ConfigurationError(
+            f"Option --distributed {given!r} is neither auto, nor off, nor of the form probes=P,data=D with numbers of "
+            "processes."
+        )
+    return {axis: int(count) for axis, count in axes.items()}

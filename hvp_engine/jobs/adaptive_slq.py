@@ -45,6 +45,7 @@ class AdaptiveSlqJob(Job[Wave, Spectra]):
             targets: What to reach.
         """
         super().__init__(settings)
+        self.independent = targets.js is None  # that one is about pairs of blocks
         self._targets = targets
         self._exact: dict[str, Spectrum] = {}
 

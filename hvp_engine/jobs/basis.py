@@ -12,6 +12,7 @@ from hvp_engine.jobs.checkpoint import Checkpoint
 from hvp_engine.krylov.registry import AUTO
 from hvp_engine.krylov.settings import JobSettings
 from hvp_engine.operators.operator import CurvatureOperator
+from hvp_engine.processes.team import ALONE, Team
 from hvp_engine.scheduling import storages
 from hvp_engine.scheduling.waves import StreamSizes
 
@@ -58,13 +59,20 @@ def make_room(job: HasStreams, operator: CurvatureOperator) -> None:
     operator.make_room(last)
 
 
-def decided(job: JobT, operator: CurvatureOperator, budget: int, checkpoint: Checkpoint | None) -> JobT:
+def decided(
+    job: JobT, operator: CurvatureOperator, budget: int, checkpoint: Checkpoint | None, team: Team = ALONE
+) -> JobT:
     """Return a job that keeps its vectors as asked for, or as it did when it first ran, or as fits best now."""
     if job.settings.basis != AUTO:
         return job
+    return keeping(job, team.from_first(lambda: _chosen(job, operator, budget, checkpoint)))
+
+
+def _chosen(job: HasStreams, operator: CurvatureOperator, budget: int, checkpoint: Checkpoint | None) -> str:
+    """Name how vectors are kept, as when the job first ran, or as fits best now."""
     known = None if checkpoint is None else checkpoint.recall("basis")
     if known is not None:
-        return keeping(job, str(known["name"]))
+        return str(known["name"])
     name = storages.choose_basis(
         lambda name: keeping(job, name).streams(operator),
         budget,
@@ -75,7 +83,7 @@ def decided(job: JobT, operator: CurvatureOperator, budget: int, checkpoint: Che
     )
     if checkpoint is not None:
         checkpoint.remember("basis", {"name": name})
-    return keeping(job, name)
+    return name
 
 
 def record(operator: CurvatureOperator, asked: HasStreams, job: HasStreams) -> dict[str, Any]:

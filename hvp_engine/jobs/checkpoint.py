@@ -57,7 +57,8 @@ class Checkpoint:
     """Saves and restores the waves of one job; a context in which the run folder is this job's alone.
 
     Attributes:
-        shelf: Keeps the head's curvature.
+        job: The checksum that binds the files to the job.
+        shelf: Keeps the head's curvature; None where another process does.
         worked_before: Seconds that earlier runs of the job took.
     """
 
@@ -74,21 +75,25 @@ class Checkpoint:
         Raises:
             RunFolderError: The folder belongs to another job, another one runs in it, or it cannot be read or written.
         """
-        self.run = run
-        self._folder = JobFolder(run)
-        self._rows: dict[int, list[Range]] = {}
-        self._groups: list[list[Stream]] = []  # of all rounds so far
-        self._kept = True
+        self._begin(run, JobFolder(run))
         self._resumes = False
-        self.worked_before = 0.0
-        self._started = self._last = time.monotonic()
-        self._pause = _EVERY
         try:
-            self._job = self._claim(identity)
-            self.shelf = Shelf(self._folder.path, self._job)
+            self.job = self._claim(identity)
+            self.shelf: Shelf | None = Shelf(self._folder.path, self.job)
         except BaseException:
             self.__exit__()
             raise
+
+    def _begin(self, run: Path, folder: JobFolder) -> None:
+        """Begin with nothing known of any wave."""
+        self.run = run
+        self._folder = folder
+        self._rows: dict[int, list[Range]] = {}
+        self._groups: list[list[Stream]] = []  # of all rounds so far
+        self._kept = True
+        self.worked_before = 0.0
+        self._started = self._last = time.monotonic()
+        self._pause = _EVERY
 
     def __enter__(self) -> Checkpoint:
         """Return itself."""
@@ -219,14 +224,14 @@ class Checkpoint:
         if not os.path.lexists(path):
             return None
         found = self._resumed(lambda: read_json(path))
-        if found.pop(_JOB, None) != self._job or not isinstance(found.get(name), dict):
+        if found.pop(_JOB, None) != self.job or not isinstance(found.get(name), dict):
             raise self._damaged(path, "it is of another job")
         return dict(found[name])
 
     def remember(self, name: str, document: Mapping[str, Any]) -> None:
         """Keep what a run need not find out again; where that cannot be written, it will be."""
         try:
-            write_json(self._folder.path / f"{name}.json", {_JOB: self._job, name: document})
+            write_json(self._folder.path / f"{name}.json", {_JOB: self.job, name: document})
         except RunFolderError as error:
             warnings.warn(f"Not kept for a resumed run: {error} The job goes on.", RuntimeWarning, stacklevel=2)
 
@@ -235,7 +240,7 @@ class Checkpoint:
 
         What an earlier run has kept stays: a resumed job is refused for its settings of memory, say, not for its work.
         """
-        if not self._resumes:
+        if not self._resumes and self.shelf is not None:
             self.shelf.clear()
 
     def _claim(self, identity: Mapping[str, Any]) -> str:
@@ -321,7 +326,7 @@ class Checkpoint:
 
     def _key(self, wave: int, path: Path) -> str:
         """Say what a file of a wave is for."""
-        return checksum([self._job, self._groups[wave], path.name])
+        return checksum([self.job, self._groups[wave], path.name])
 
     def _drop_rows(self, wave: int, keep: list[Range]) -> None:
         """Delete the rows files of a wave that its state does not name."""

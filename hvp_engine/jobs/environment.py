@@ -18,7 +18,7 @@ Environment = dict[str, Any]
 
 
 def environment(operator: CurvatureOperator) -> Environment:
-    """Return versions, device, backend, instruction set, threads and the cut of the data, as plain data."""
+    """Return versions, device, backend, instruction set, threads, the cut of the data and processes, as plain data."""
     device, plan = operator.device, operator.scheduler.plan
     return {
         "versions": versions(),
@@ -29,6 +29,7 @@ def environment(operator: CurvatureOperator) -> Environment:
         "torch_instruction_set": torch.backends.cpu.get_cpu_capability(),
         "threads": torch.get_num_threads(),
         "microbatch": plan.microbatch,
+        "processes": plan.processes,
     }
 
 

@@ -30,7 +30,7 @@ _MARK = {
 }
 _LOCKS = re.compile(rf"{re.escape(LOCK)}|{re.escape(OWNER)}(\.[0-9a-f]{{12}}\.stale)?")
 _WORK = re.compile(rf"wave-\d{{3,}}-(state|rows-\d{{5,}}-\d{{5,}})\.safetensors|{SHELVED.pattern}")
-_RECORDS = (
+RECORDS = (
     "verification.json",
     "functions.json",
     "noise.json",
@@ -121,7 +121,7 @@ class JobFolder:
 
     def delete_records(self) -> None:
         """Delete what a job notes beside its work."""
-        self.delete(_RECORDS)
+        self.delete(RECORDS)
 
     def remove(self) -> None:
         """Delete every file of the job, and the folder where nothing else is in it; give it back."""
@@ -130,7 +130,7 @@ class JobFolder:
             return
         found = [name for name in files.names(self.path) if _WORK.fullmatch(name)]
         # The identity goes last of them: work without one could be taken for another job's.
-        self.delete([*found, RESERVE, *_RECORDS])
+        self.delete([*found, RESERVE, *RECORDS])
         if all(name == MARKER or _LOCKS.fullmatch(name) for name in files.names(self.path)):
             self.delete([MARKER])  # what somebody else put here keeps the folder, and the mark in it
         self._give_back()
@@ -179,4 +179,4 @@ def _is_marker(path: Path) -> bool:
 
 
 def _is_ours(name: str) -> bool:
-    return name == MARKER or _WORK.fullmatch(name) is not None or name in _RECORDS
+    return name == MARKER or _WORK.fullmatch(name) is not None or name in RECORDS

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from hvp_engine.blocks import BlockPart, Partition
 from hvp_engine.jobs.description import describe_function, describe_hooks, describe_modules, digest_of
 from hvp_engine.jobs.environment import environment
+from hvp_engine.jobs.origin import origin
 from hvp_engine.kernels.allocator import retained_heap
 from hvp_engine.krylov.probes import probe
 from hvp_engine.operators.operator import CurvatureOperator
+from hvp_engine.processes.team import ALONE, Team
 
 
 def describe_blocks(partition: Partition) -> dict[str, list[str]]:
@@ -21,7 +25,10 @@ def describe_blocks(partition: Partition) -> dict[str, list[str]]:
 
 
 def describe(operator: CurvatureOperator) -> dict[str, Any]:
-    """Return what a job is about as plain data: model, data, and the loss by its code."""
+    """Return what a job is about as plain data: model, data, and the loss by its code.
+
+    What it runs on is beside it (:func:`hvp_engine.jobs.environment.environment`), once that is decided.
+    """
     objective = operator.objective
     model = objective.model
     diagonal = operator.preconditioner
@@ -34,33 +41,33 @@ def describe(operator: CurvatureOperator) -> dict[str, Any]:
         "buffers": {name: digest_of(buffer) for name, buffer in model.named_buffers()},
         "data": objective.data_digests,
         "loss": describe_function(objective.loss),
-        "environment": environment(operator),
     }
 
 
-def values(operator: CurvatureOperator) -> dict[str, Any]:
+def values(operator: CurvatureOperator, team: Team = ALONE) -> dict[str, Any]:
     """Return what the loss function does, as plain data: one forward pass over the data, and a few products.
 
     Its code may be written in many ways, and calls other code; its values for all batches say what it is. What a
     backward pass does that someone wrote shows in no value, but in a product per block with the first micro-batch.
+
+    Args:
+        operator: Has the loss and the data.
+        team: Processes that share the data.
     """
-
-    def vector(block: str) -> Tensor:
-        drawn = probe(0, block, 0, operator.numel[block], "rademacher", operator.dtype)
-        return drawn.to(operator.device)[None]
-
     scheduler = operator.scheduler
     with retained_heap():
-        return {
-            "losses": scheduler.within_memory(lambda: _losses(operator)),
-            "products": scheduler.within_memory(lambda: scheduler.first_norms(vector)),
-        }
+        losses = scheduler.within_memory(lambda: _losses(operator))
+        products = scheduler.within_memory(lambda: _first_norms(operator))
+    parts = team.of_group(team.gathered(losses), 0)
+    sums = {number: [sum(column) for column in zip(*of_batch, strict=True)] for number, of_batch in _joined(parts)}
+    return {"losses": [sums[number] for number in sorted(sums)], "products": products}
 
 
 def facts(operator: CurvatureOperator, waves: int) -> dict[str, Any]:
     """Say how a finished job ran, whatever was asked for."""
     return {
         **environment(operator),
+        "origin": origin(operator.objective.model),
         "notes": list(operator.notes),
         "fused_operations": sorted(operator.objective.fused.replaced),
         "plan": {
@@ -72,8 +79,8 @@ def facts(operator: CurvatureOperator, waves: int) -> dict[str, Any]:
     }
 
 
-def _losses(operator: CurvatureOperator) -> list[list[float]]:
-    """Return total and weight of every batch, evaluated in the pieces that the sweeps take."""
+def _losses(operator: CurvatureOperator) -> dict[int, list[float]]:
+    """Return total and weight of every batch that is this process's, evaluated in the pieces that the sweeps take."""
     sums: dict[int, list[float]] = {}
     objective = operator.objective
     with objective.arithmetic():  # gradients are on: a loss may need some inside
@@ -83,7 +90,27 @@ def _losses(operator: CurvatureOperator) -> list[list[float]]:
             batch[0] += float(total.detach())
             batch[1] += weight
             del total
-    return list(sums.values())
+    return sums
+
+
+def _joined(parts: Sequence[Mapping[int, list[float]]]) -> Iterable[tuple[int, list[list[float]]]]:
+    """Bring together what processes have of each batch."""
+    numbers = {number for part in parts for number in part}
+    return ((number, [part[number] for part in parts if number in part]) for number in numbers)
+
+
+def _first_norms(operator: CurvatureOperator) -> dict[str, float]:
+    """Multiply by every block of the first micro-batch alone, and return the norms of the products."""
+    norms: dict[str, float] = {}
+    with operator.objective.arithmetic():
+        graph = operator.scheduler.first_graph()
+        for name, block in operator.partition.blocks.items():
+            drawn = probe(0, name, 0, operator.numel[name], "rademacher", operator.dtype)
+            vectors = drawn.to(operator.device)[None]
+            out = torch.zeros_like(vectors)
+            graph.product(block, vectors, out, batched=False)
+            norms[name] = float(out.norm()) / graph.weight if graph.weight else 0.0
+    return norms
 
 
 def _describe(part: BlockPart) -> str:

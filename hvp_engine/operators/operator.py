@@ -291,7 +291,9 @@ class CurvatureOperator(MatrixLike):
         users = products_past_head(products, holders)
         budget = self.scheduler.plan.budget
         left = spare(self.scheduler.working_bytes, budget, self._stream_bytes)
-        plan = decide_curvature(head, self.objective, users, budget, left, shelf)
+        share = self.scheduler.share
+        part = 1.0 if share is None else share.part
+        plan = decide_curvature(head, self.objective, users, budget, left, shelf, part)
         if plan is None:
             return
         self.scheduler.release()
@@ -318,7 +320,7 @@ class CurvatureOperator(MatrixLike):
         Raises:
             SecondDerivativeError: It is wrong, or cannot be tested.
         """
-        batch = next(self.scheduler.microbatches()).batch
+        batch = self.scheduler.first_microbatch().batch
         chosen = choose_check(self.objective, self.partition, batch, self.scheduler, products)
         names = self.partition.parameters
         measured, tested = verify(self.objective, names, chosen.pieces, graph=self.graph, widest=chosen.widest)

@@ -50,6 +50,8 @@ class Device:
         has_kernels: Whether this package's operations have kernels there.
         reads: Bytes per second at which Lanczos vectors come from where they are kept, if not in the device's memory:
             what PCIe 4.0 with 16 lanes and a disk of flash memory commonly reach; not measured here.
+        link: Bytes per second that a process sends to others on devices of the same kind, and gets, at the same time:
+            for GPUs what NVLink of their generation commonly reaches, else a fast Ethernet; not measured here.
     """
 
     name: str
@@ -61,6 +63,7 @@ class Device:
     measured: bool = False
     has_kernels: bool = True
     reads: Mapping[Elsewhere, float] = field(default_factory=lambda: {"host memory": 22e9, "disk": 2e9})
+    link: float = 1e9
 
     def supports(self, precision: Precision) -> bool:
         """Say whether the device has this arithmetic."""
@@ -100,9 +103,11 @@ _GIB = 2**30
 
 def _gpu(name: str, gib: int, bandwidth: float, peak: Mapping[Precision, float], efficiencies: Efficiencies) -> Device:
     tera = {precision: rate * 1e12 for precision, rate in peak.items()}
-    return Device(name, gib * _GIB, bandwidth * 1e12, tera, efficiencies, has_kernels=efficiencies is not PLAIN_GPU)
+    kernels, link = efficiencies is not PLAIN_GPU, _LINKS[name.partition("-")[0]]
+    return Device(name, gib * _GIB, bandwidth * 1e12, tera, efficiencies, has_kernels=kernels, link=link)
 
 
+_LINKS = {"v100": 100e9, "a100": 230e9, "h100": 360e9}
 _A100: Mapping[Precision, float] = {"fp64": 19.5, "fp32": 19.5, "tf32": 156, "bf16": 312}
 # V100's tensor cores take fp16 alone (125 TFLOP/s), which is no precision of the engine: its range ends at 65,504.
 _V100: Mapping[Precision, float] = {"fp64": 7.8, "fp32": 15.7}

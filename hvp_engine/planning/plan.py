@@ -23,14 +23,15 @@ from hvp_engine.planning.cost import Calibration, Prediction, predict
 from hvp_engine.planning.counting import CountedHead, Counts, DataShape, JobCounter, data_shape, meta_copy
 from hvp_engine.planning.devices import Device, gpu, measure_cpu
 from hvp_engine.planning.memory import ModelSizes, predict_memory
+from hvp_engine.planning.planned_data import is_meta, scaled
+from hvp_engine.planning.processes import checked_processes, share, with_sums
 from hvp_engine.planning.report import Alternative, JobPlan
 from hvp_engine.planning.setting import JobSizes, Setting, fit
 from hvp_engine.planning.shapes import NATIVE, Backends
-from hvp_engine.problem import batches as batch_tools
 from hvp_engine.problem.checks import check_ingredients
 from hvp_engine.problem.objective import Loss
 from hvp_engine.problem.precision import Precision, product_dtype
-from hvp_engine.problem.randomness import UndisturbedData
+from hvp_engine.processes.team import ONE, Axes
 from hvp_engine.scheduling.policy import (
     CurvaturePlan,
     GraphSize,
@@ -71,6 +72,7 @@ def plan(
     head_curvature: bool = True,
     batches: int | None = None,
     tokens: int | None = None,
+    processes: int = 1,
 ) -> JobPlan:
     """Predict what :func:`hvp_engine.slq` with the same arguments costs on a device, without running it.
 
@@ -103,6 +105,8 @@ def plan(
         head_curvature: As for :func:`hvp_engine.slq`.
         batches: Number of batches of the largest one's size to plan for, in place of those in ``data``.
         tokens: The same in entries of a batch's first tensor (token ids, for a language model).
+        processes: How many processes share the job, each on a device of its own; the plan is that of the one with most
+            to do, arranged as ``slq(..., distributed="auto")`` does it.
 
     Returns:
         The plan; ``print`` shows it.
@@ -130,18 +134,16 @@ def plan(
     shell = meta_copy(model, settings.dtype)
     partition = resolve(shell, blocks)
     settings.check_blocks(len(partition.blocks))
-    shape = _scaled(data_shape(data, settings.dtype), batches, tokens)
+    shape = scaled(data_shape(data, settings.dtype), batches, tokens)
     sizes = ModelSizes.of(model, shell, partition.parameters)
     job = JobSizes(partition.numel, settings, shape.samples, shape.batches, sizes.parameters, sizes.gradient)
     budget = usable(memory, _free(target, job.parameters))
-    kernels = _natives if target is None else target.backends
-    asked = _Asked(shell, loss, shape, partition, kind, budget, on_cpu=target is None, backends=kernels)
-    counted, setting, changed = asked.count(job)
+    asked = _Asked(shell, loss, shape, partition, kind, budget, on_cpu=target is None, backends=_kernels(target))
+    axes, job, (counted, setting, changed) = asked.shared(job, processes)
     machine = target or measure_cpu(precision, counted.largest)
-    calibration = None
-    if target is None and not _is_meta(data) and not any(p.is_meta for p in model.parameters()):
-        calibration = calibrate(kind, model, loss, blocks, data, counted.counts, setting, machine)
-    sources = _Sources(asked, counted, job.decided(setting.basis), machine, calibration)
+    real = target is None and not is_meta(data) and not any(p.is_meta for p in model.parameters())
+    calibration = calibrate(kind, model, loss, blocks, data, counted.counts, setting, machine) if real else None
+    sources = _Sources(asked, counted, job.decided(setting.basis), axes, machine, calibration)
     return JobPlan(
         device=machine,
         job=sources.job,
@@ -152,6 +154,7 @@ def plan(
         calibrated=calibration is not None,
         alternatives=tuple(_alternatives(sources, setting)),
         notes=(*partition.notes, *changed, *_decided(operator, setting)),
+        processes=axes,
     )
 
 
@@ -166,6 +169,11 @@ def _decided(operator: str, setting: Setting) -> Iterable[str]:
         yield f"the matrix is operator={operator!r}"
     if setting.curvature is not None:
         yield f"the head's curvature is formed once: {setting.curvature}"
+
+
+def _kernels(target: Device | None) -> Callable[[Precision], Backends]:
+    """Say whose kernels a device has, by precision."""
+    return _natives if target is None else target.backends
 
 
 def _natives(precision: Precision) -> Backends:
@@ -205,6 +213,15 @@ class _Asked:
     def rooms(self) -> dict[Elsewhere, float] | None:
         """Bytes for vectors that are kept elsewhere; None where that is another machine."""
         return rooms() if self.on_cpu else None
+
+    def shared(self, job: JobSizes, processes: int) -> tuple[Axes, JobSizes, tuple[_Counted, Setting, list[str]]]:
+        """Share a job among processes; return how, the job of the one with most to do, and what :meth:`count` says."""
+        found = self.count(job)
+        if checked_processes(processes) == 1:
+            return ONE, job, found
+        counted, setting, _ = found
+        axes, part = share(job.decided(setting.basis), setting, counted.graph, processes)
+        return axes, part, self.count(part)
 
     def count(self, job: JobSizes) -> tuple[_Counted, Setting, list[str]]:
         """Count a micro-batch of the size that fits; return that, the setting, and what was changed in it."""
@@ -291,6 +308,7 @@ class _Sources:
     asked: _Asked
     counted: _Counted
     job: JobSizes
+    axes: Axes
     machine: Device
     calibration: Calibration | None
 
@@ -300,7 +318,7 @@ class _Sources:
 
     def predict(self, setting: Setting) -> Prediction:
         """Predict a setting, as the engine will run it."""
-        return predict(self.counted.counts, self.job, setting, self.machine, self.calibration)
+        return self._priced(self.job, setting)
 
     def at_most(self, setting: Setting) -> Prediction:
         """Predict an adaptive job in which every block takes all that it may, set up as for what is expected."""
@@ -314,7 +332,11 @@ class _Sources:
             on_cpu=self.asked.on_cpu,
             rooms=self.asked.rooms,
         )
-        return predict(counted.counts, job, whole, self.machine, self.calibration)
+        return self._priced(job, whole)
+
+    def _priced(self, job: JobSizes, setting: Setting) -> Prediction:
+        own = predict(self.counted.counts, job, setting, self.machine, self.calibration)
+        return with_sums(own, job, self.axes, self.machine)
 
 
 def _gpu(device: str, precision: Precision) -> Device | None:
@@ -370,28 +392,3 @@ def _other_bases(sources: _Sources, microbatch: int | None, taken: set[str]) -> 
         found = tried.predict(setting)
         samples = "" if microbatch is None else f", micro-batches of {microbatch}"
         yield Alternative(label, found.flop, found.seconds, f"{len(setting.waves)} waves{samples}")
-
-
-def _scaled(shape: DataShape, batches: int | None, tokens: int | None) -> DataShape:
-    """Return the data's shape with as many batches as asked for."""
-    if batches is None and tokens is None:
-        return shape
-    if batches is not None and tokens is not None:
-        raise ConfigurationError("Give batches or tokens, not both.")
-    asked = batches if batches is not None else tokens
-    if not isinstance(asked, int) or asked < 1 or shape.largest is None:
-        raise ConfigurationError(
-            f"batches or tokens is {asked!r}; it must be a whole number of at least 1, for a job with data."
-        )
-    if tokens is None:
-        return replace(shape, batches=float(asked))
-    first = batch_tools.tensors(shape.largest)[0].numel()
-    return replace(shape, batches=max(asked / first, 1.0 / first))
-
-
-def _is_meta(data: Iterable[Any] | None) -> bool:
-    """Say whether the first batch has no contents."""
-    if data is None:
-        return False
-    first = next(iter(UndisturbedData(data)), None)
-    return any(tensor.is_meta for tensor in batch_tools.tensors(first))

@@ -18,6 +18,7 @@ from hvp_engine.planning.devices import Device
 from hvp_engine.planning.memory import MemoryPrediction
 from hvp_engine.planning.parts import PartCost
 from hvp_engine.planning.setting import JobSizes, Setting
+from hvp_engine.processes.team import ONE, Axes
 from hvp_engine.results.words import targets_text
 from hvp_engine.system.formatting import format_bytes, format_flop, format_time, format_traffic
 
@@ -53,6 +54,7 @@ class JobPlan:
         calibrated: Whether passes of this model were measured on this machine.
         alternatives: Other ways to run it.
         notes: Decisions, in plain words.
+        processes: How processes share it; the other numbers are of the one with most to do.
     """
 
     device: Device
@@ -64,6 +66,7 @@ class JobPlan:
     calibrated: bool
     alternatives: tuple[Alternative, ...]
     notes: tuple[str, ...]
+    processes: Axes = ONE
 
     @property
     def seconds(self) -> float:
@@ -120,6 +123,7 @@ class JobPlan:
             "phases": self.memory_needs.phases,
             "alternatives": [asdict(alternative) for alternative in self.alternatives],
             "notes": list(self.notes),
+            "processes": self.processes._asdict(),
         }
 
     def summary(self) -> str:
@@ -150,6 +154,15 @@ class JobPlan:
         parts += [f"{exact} block(s) exactly"] if exact else []
         return f"products: {products} expected for a tolerance of {targets} ({', '.join(parts)}), at most {ceilings}"
 
+    def _processes(self) -> Iterable[str]:
+        """Say how processes share the job, where there are several."""
+        groups, parts = self.processes
+        if self.processes.size > 1:
+            yield (
+                f"processes: {groups * parts} such devices, {groups} group(s) of streams x {parts} part(s) of the "
+                "data, and the numbers of the one with most to do"
+            )
+
     def _lines(self) -> list[str]:
         setting, device = self.setting, self.device
         reached = device.efficiencies
@@ -166,6 +179,7 @@ class JobPlan:
             f"{device.name}: predicted {format_time(self.seconds)}{most}, {format_flop(self.flop)}, limited by "
             f"{self.limit}",
             self._products(),
+            *self._processes(),
             f"from {source}: {format_flop(device.peak[setting.precision])}/s in {setting.precision} at {share:.0%}, "
             f"{format_traffic(device.bandwidth)}/s at {streams:.0%}",
             f"setting: micro-batches of {samples} ({setting.microbatches} per sweep, {setting.kept_graphs} graphs "

@@ -32,6 +32,7 @@ class JobSizes:
         gradient_bytes: The gradient with respect to the parameters of all blocks.
         at_most: Whether an adaptive job takes all that it may, and not what is expected.
         room: Bytes that there are for vectors; 0 until it is known.
+        dealt: Streams of each block of a fixed job that one of several processes has; None for all.
     """
 
     numel: dict[str, int]
@@ -42,6 +43,7 @@ class JobSizes:
     gradient_bytes: int = 0
     at_most: bool = False
     room: float = 0.0
+    dealt: Mapping[str, int] | None = None
 
     @property
     def streams(self) -> StreamSizes:
@@ -49,12 +51,19 @@ class JobSizes:
         settings = self.settings
         if settings.targets is not None:
             return first_round(self.numel, settings, self.room)
-        return StreamSizes(self.numel, settings.steps, settings.probes, settings.dtype, settings.lanczos.kept)
+        numbers = settings.numbers if self.dealt is None else {block: range(n) for block, n in self.dealt.items()}
+        return StreamSizes(self.numel, settings.steps, numbers, settings.dtype, settings.lanczos.kept)
 
     @property
     def work(self) -> dict[str, BlockWork]:
         """What each block takes."""
-        return (expected.most_work if self.at_most else expected.expected_work)(self.numel, self.settings)
+        whole = (expected.most_work if self.at_most else expected.expected_work)(self.numel, self.settings)
+        if self.dealt is None:
+            return whole
+        return {
+            block: replace(work, probes=n, first=n)
+            for (block, n), work in zip(self.dealt.items(), whole.values(), strict=True)
+        }
 
     @property
     def products(self) -> dict[str, int]:

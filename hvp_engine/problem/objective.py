@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Container, Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -140,8 +140,11 @@ class Objective:
         """What every batch is made of; available after the first complete pass."""
         return [layout for _, layout in self._digests]
 
-    def batches(self) -> Iterator[tuple[int, Any]]:
+    def batches(self, wanted: Container[int] | None = None) -> Iterator[tuple[int, Any]]:
         """Yield the number and content of every batch, on the model's device, checked against the first pass.
+
+        Args:
+            wanted: Numbers of the batches that are yielded and checked, once all were; None for all.
 
         Raises:
             ObjectiveError: There is no batch, or no end of batches.
@@ -153,8 +156,10 @@ class Objective:
         count = 0
         dtype = self.dtype if self._cast else None
         for number, batch in enumerate(self.data if self._complete else read(self.data)):
-            self._verify(number, batch)
             count += 1
+            if wanted is not None and number not in wanted:
+                continue
+            self._verify(number, batch)
             moved = batches.moved(batch, self.device, dtype)
             if self.data.kept and any(a is not b for (_, a), (_, b) in zip(leaves(batch), leaves(moved), strict=True)):
                 self.held_data.hold_source(number, batch)

@@ -12,12 +12,9 @@ from hvp_engine.system.formatting import first_names
 from hvp_engine.system.torch_private import hooks_of_tensor
 
 # By name: importing what defines them takes longer than most checks, and other packages have their own.
-_WRAPPERS = frozenset(
-    (
-        *("DistributedDataParallel", "DataParallel", "FullyShardedDataParallel", "FSDPModule", "ShardedDataParallel"),
-        *("DeepSpeedEngine", "PipelineParallel"),
-    )
-)
+_DDP = "DistributedDataParallel"
+_SHARDING = frozenset(("FullyShardedDataParallel", "FSDPModule"))
+_WRAPPERS = _SHARDING | {_DDP, "DataParallel", "ShardedDataParallel", "DeepSpeedEngine", "PipelineParallel"}
 
 
 @dataclass(frozen=True)
@@ -80,14 +77,32 @@ def refuse_obstacles(model: nn.Module) -> None:
         raise ConfigurationError(str(obstacle))
 
 
+def unwrapped(model: nn.Module) -> nn.Module:
+    """Return the module inside DistributedDataParallel, whose hooks second backward passes would not run; else itself.
+
+    For jobs that share streams and data among processes themselves.
+    """
+    inside = getattr(model, "module", None)
+    return inside if type(model).__name__ == _DDP and isinstance(inside, nn.Module) else model
+
+
 def _distributed(wrapper: str, name: str) -> Obstacle:
-    kind = "DDP" if wrapper == "DistributedDataParallel" else "distributed"
     place = f" ({name})" if name else ""
+    if wrapper in _SHARDING:
+        return Obstacle(
+            "distributed-wrapper",
+            f"The model is wrapped in {wrapper}{place}: every process holds a part of each parameter and gathers it "
+            "for one backward pass, so that a second backward pass through the gradient, of which Hessian-vector "
+            "products are made, finds parts alone.",
+            "gather the weights (torch.distributed.checkpoint.state_dict.get_model_state_dict with full_state_dict="
+            "True) and load them into the plain module, which every process needs whole",
+            name or None,
+        )
+    ways = "pass the module inside (model.module, with all of its parameters) and all the data"
     return Obstacle(
         "distributed-wrapper",
-        f"The model is wrapped in {wrapper}{place} ({kind}): this process would compute the product of its own share "
-        "of the data or of the parameters alone, and report it as that of all.",
-        "pass the module inside (model.module, with all of its parameters) and all the data; or let every process "
-        "compute the product with its own data, and average the products weighted by the data's size",
+        f"The model is wrapped in {wrapper}{place}: this process would compute the product of its own share of the "
+        "data or of the parameters alone, and report it as that of all.",
+        f"{ways}; or call slq with distributed='auto' in every process, with all the data" if wrapper == _DDP else ways,
         name or None,
     )

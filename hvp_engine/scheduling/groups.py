@@ -10,6 +10,7 @@ from typing import Any
 
 from hvp_engine.problem import batches
 from hvp_engine.problem.objective import MicroBatch
+from hvp_engine.scheduling.axes import WHOLE, Span
 from hvp_engine.scheduling.passes import Key
 
 
@@ -70,7 +71,9 @@ def of_samples(sizes: Sequence[int], count: int) -> Groups:
     return Groups(tuple(starts), tuple(b - a for a, b in pairwise(bounds)))
 
 
-def pieces(number: int, batch: Any, most: int | None, groups: Groups | None) -> Iterator[MicroBatch]:
+def pieces(
+    number: int, batch: Any, most: int | None, groups: Groups | None, span: Span = WHOLE
+) -> Iterator[MicroBatch]:
     """Cut a batch into micro-batches.
 
     Args:
@@ -78,13 +81,15 @@ def pieces(number: int, batch: Any, most: int | None, groups: Groups | None) -> 
         batch: The batch.
         most: Samples of a piece; None leaves batches whole.
         groups: Parts of the data that no piece crosses; None where there are none.
+        span: Samples that are wanted.
     """
     size = batches.samples(batch)
     step = most or size
     cuts = () if groups is None else groups.cuts(number)
-    if step is None or size is None or (size <= step and not cuts):
+    if step is None or size is None or (size <= step and not cuts and span.stop is None):
         yield MicroBatch((number, 0), batch)
         return
-    for first, last in pairwise((0, *cuts, size)):
+    begin, end = span.start, size if span.stop is None else span.stop
+    for first, last in pairwise((begin, *(cut for cut in cuts if begin < cut < end), end)):
         for start in range(first, last, step):
             yield MicroBatch((number, start), batches.cut(batch, start, min(start + step, last)))

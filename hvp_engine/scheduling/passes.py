@@ -7,7 +7,7 @@ other has its first batched pass compared with single passes, for every micro-ba
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from contextlib import AbstractContextManager
 from typing import Protocol
 
@@ -45,6 +45,11 @@ def arithmetic_around(graphs: Collection[ProductGraph], objective: Objective) ->
     """Return the context of products with all graphs of a sweep; none where some are yet to be built."""
     quick = bool(graphs) and all(getattr(graph, "enters_arithmetic", False) for graph in graphs)
     return objective.quick_arithmetic() if quick else objective.arithmetic()
+
+
+def zeros_like(vectors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return contiguous zeros of the shapes of some vectors, to which products are added."""
+    return {name: torch.zeros_like(v, memory_format=torch.contiguous_format) for name, v in vectors.items()}
 
 
 class Scaling(Protocol):

@@ -16,16 +16,18 @@ import torch
 from torch import Tensor
 
 from hvp_engine.blocks import Partition, ResolvedBlock
-from hvp_engine.errors import ConfigurationError, OutOfMemoryError
+from hvp_engine.errors import ConfigurationError
 from hvp_engine.kernels.allocator import retained_heap
 from hvp_engine.problem import batches
 from hvp_engine.problem.objective import MicroBatch, Objective
 from hvp_engine.problem.weights import check_split, check_sum_of_weights
 from hvp_engine.scheduling import policy
+from hvp_engine.scheduling.backing_off import smaller_pieces
 from hvp_engine.scheduling.compiling import COMPILE_AFTER
 from hvp_engine.scheduling.graph_sizes import GraphSizes
-from hvp_engine.scheduling.groups import Groups, pieces
-from hvp_engine.scheduling.passes import Key, Passes, ProductGraph, Scaling, arithmetic_around
+from hvp_engine.scheduling.groups import Groups
+from hvp_engine.scheduling.passes import Key, Passes, ProductGraph, Scaling, arithmetic_around, zeros_like
+from hvp_engine.scheduling.share import Share, microbatches
 from hvp_engine.scheduling.sure import fits_for_sure
 from hvp_engine.scheduling.sweep_plan import SweepPlan
 from hvp_engine.system.failures import is_out_of_memory, let_go
@@ -47,6 +49,7 @@ class Scheduler:
     Attributes:
         objective: Loss and data.
         groups: Parts of the data that no micro-batch crosses, see :meth:`divide`; None where there are none.
+        share: This process's part of the data, see :meth:`take`; None for all of it.
         scaling: What scales the blocks from both sides; None where nothing does.
     """
 
@@ -90,6 +93,7 @@ class Scheduler:
         self._sizes = GraphSizes(objective, build, self._parameters, beside)
         self._graph_size = policy.GraphSize(0.0, beside=beside)
         self.groups: Groups | None = None
+        self.share: Share | None = None
         self.scaling: Scaling | None = None
         self._plan = SweepPlan(microbatch, 1, 0, 0, budget)
         self._budget = budget  # of graphs and vectors together
@@ -131,7 +135,10 @@ class Scheduler:
         self._sweeps += 1
         if self._sweeps >= COMPILE_AFTER or any(len(of_block) > 1 for of_block in vectors.values()):
             self.settle()  # what compiled products may keep, how many vectors go through one pass
-        return self.within_memory(lambda: self._sweep(vectors))
+        (out,), (weight,) = self._sums([vectors], lambda _: 0)
+        for products in out.values():
+            products.div_(weight)
+        return out
 
     def divide(self, groups: Groups, most: int | None) -> None:
         """Keep groups of the data apart: from here on no micro-batch crosses from one to the next.
@@ -141,8 +148,22 @@ class Scheduler:
                 (:func:`hvp_engine.problem.weights.check_split`).
             most: Samples of the largest piece; None where no batch is cut.
         """
-        self.release()
         self.groups = groups
+        self._cut(most)
+
+    def take(self, share: Share, most: int | None) -> None:
+        """Multiply by a part of the data from here on, and add up with the other processes.
+
+        Args:
+            share: The part.
+            most: As for :meth:`divide`.
+        """
+        self.share = share
+        self._cut(most)
+
+    def _cut(self, most: int | None) -> None:
+        """Take pieces of so many samples at most."""
+        self.release()
         if most is not None and (self.plan.microbatch is None or most < self.plan.microbatch):
             self.plan.microbatch = most
             self._size_passes(most)
@@ -165,7 +186,7 @@ class Scheduler:
         groups = self.groups
         if groups is None:
             raise ConfigurationError("Products of groups need groups: divide the data before.")
-        return self.within_memory(lambda: self._sums(vectors, lambda key: part(groups.of(key))))
+        return self._sums(vectors, lambda key: part(groups.of(key)))
 
     def within_memory(self, work: Callable[[], T]) -> T:
         """Do some work on the micro-batches, again with smaller pieces where memory runs out.
@@ -184,25 +205,16 @@ class Scheduler:
             self._need_less(reason)
 
     def microbatches(self) -> Iterator[MicroBatch]:
-        """Cut the data into micro-batches, the same pieces in the same order every time."""
-        for number, batch in self.objective.batches():
-            yield from pieces(number, batch, self._plan.microbatch, self.groups)
+        """Cut the data, or this process's share, into micro-batches, the same pieces in the same order every time."""
+        return microbatches(self.objective, self._plan.microbatch, self.groups, self.share)
 
-    def first_norms(self, vector: Callable[[str], Tensor]) -> dict[str, float]:
-        """Multiply by every Hessian block of the first micro-batch alone, and return the norms of the products.
+    def first_microbatch(self) -> MicroBatch:
+        """Return the first micro-batch of all the data, whoever's share it is in."""
+        return next(microbatches(self.objective, self._plan.microbatch, self.groups, None))
 
-        Args:
-            vector: Makes the vector (1, numel) for a block, as :meth:`sweep` takes them.
-        """
-        norms: dict[str, float] = {}
-        with self.objective.arithmetic():
-            graph = self._build(replace(next(self.microbatches()), is_sample=True))
-            for name, block in self._blocks.items():
-                vectors = vector(name)
-                out = torch.zeros_like(vectors)
-                graph.product(block, vectors, out, batched=False)
-                norms[name] = float(out.norm()) / graph.weight if graph.weight else 0.0
-        return norms
+    def first_graph(self) -> ProductGraph:
+        """Build the graph of the first micro-batch as a sample; call inside the objective's arithmetic."""
+        return self._build(replace(self.first_microbatch(), is_sample=True))
 
     @property
     def working_bytes(self) -> int:
@@ -211,7 +223,8 @@ class Scheduler:
         return int(self._graph_size.transient * graph_bytes) + self._graph_size.beside
 
     @property
-    def _may_keep(self) -> int:
+    def may_keep(self) -> int:
+        """How many graphs may stay alive between sweeps."""
         if self._unplanned:
             return max(1, len(self.objective.layouts))
         plan, gradient = self._plan, sum(p.nbytes for p in self._parameters)
@@ -242,8 +255,8 @@ class Scheduler:
         """
         plan = self.plan
         plan.budget = policy.budget_of_graphs(self._budget, self.working_bytes, size)
-        self._choose_streams()
-        if plan.kept_graphs > self._may_keep:
+        plan.streams_per_pass = min(self._streams_with(0), self._most_streams)
+        if plan.kept_graphs > self.may_keep:
             self.release()
 
     def release(self) -> None:
@@ -255,22 +268,23 @@ class Scheduler:
         self._sweeps = 0
         self._plan.kept_graphs = 0
 
-    def _sweep(self, vectors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        (out,), (weight,) = self._sums([vectors], lambda _: 0)
-        for products in out.values():
-            products.div_(weight)
-        return out
-
     def _sums(
         self, vectors: Sequence[Mapping[str, Tensor]], part: Callable[[Key], int]
     ) -> tuple[list[dict[str, Tensor]], list[float]]:
         """Multiply by the sums over the micro-batches of each part of the data; return the parts' weights too."""
+        out, weights = self.within_memory(lambda: self._own_sums(vectors, part))
+        if self.share is not None:  # not before: where memory runs out, a process alone tries again
+            weights = self.share.total(out, weights)
+        check_sum_of_weights(self.objective, sum(weights))
+        return out, weights
+
+    def _own_sums(
+        self, vectors: Sequence[Mapping[str, Tensor]], part: Callable[[Key], int]
+    ) -> tuple[list[dict[str, Tensor]], list[float]]:
+        """Do so with this process's part of the data."""
         weights = [0.0] * len(vectors)
         with arithmetic_around(self._kept.values() if self._all_kept else (), self.objective):
-            out = [
-                {name: torch.zeros_like(v, memory_format=torch.contiguous_format) for name, v in of_part.items()}
-                for of_part in vectors
-            ]
+            out = [zeros_like(of_part) for of_part in vectors]
             for key, graph, passes in self._graphs({name for of_part in vectors for name in of_part}):
                 of = part(key)
                 weights[of] += graph.weight
@@ -285,7 +299,6 @@ class Scheduler:
             for of_part in out:
                 for name, products in of_part.items():
                     self.scaling.scale(name, products)
-        check_sum_of_weights(self.objective, sum(weights))
         return out, weights
 
     def _products(
@@ -315,7 +328,7 @@ class Scheduler:
         complete = True
         for micro in self.microbatches():
             kept = self._kept.get(micro.key)
-            if kept is None and self._keep and len(self._kept) < self._may_keep:
+            if kept is None and self._keep and len(self._kept) < self.may_keep:
                 kept = self._kept[micro.key] = self._build(replace(micro, is_kept=True))
                 self.objective.held_data.hold(micro.key, micro.batch)
                 self._plan.kept_graphs = len(self._kept)
@@ -351,11 +364,8 @@ class Scheduler:
         """Set what follows from the size of a micro-batch."""
         plan = self._plan
         plan.graph_bytes = self._graph_size.of(microbatch)
-        self._choose_streams()
+        plan.streams_per_pass = min(self._streams_with(0), self._most_streams)
         log.info("plan: %s", plan)
-
-    def _choose_streams(self) -> None:
-        self.plan.streams_per_pass = min(self._streams_with(0), self._most_streams)
 
     def _streams_of(self, block: ResolvedBlock) -> int:
         """Return how many vectors of a block go through one pass."""
@@ -382,17 +392,8 @@ class Scheduler:
             self.release()
             log.warning("out of memory (%s): gradient graphs are rebuilt every sweep from here on", reason)
             return
-        batch = self.objective.largest_batch()
-        size = batches.samples(batch)
-        if (current := min(size or 1, plan.microbatch or (size or 1))) <= 1:
-            raise OutOfMemoryError(
-                f"Out of memory with one sample and one vector at a time ({reason}); use a smaller model or shorter "
-                "sequences, activation checkpointing (use_reentrant=False), or a machine with more memory."
-            )
-        smaller = policy.halve(current)
-        with self.objective.arithmetic():
-            check_split(self.objective, smaller)
+        current, smaller = smaller_pieces(self.objective, plan.microbatch, reason)
         self.release()  # nothing is kept; what was learnt belongs to other micro-batches
         plan.microbatch = smaller
-        plan.graph_bytes = max(1, plan.graph_bytes * plan.microbatch // current)
-        log.warning("out of memory (%s): micro-batches of %d from here on", reason, plan.microbatch)
+        plan.graph_bytes = max(1, plan.graph_bytes * smaller // current)
+        log.warning("out of memory (%s): micro-batches of %d from here on", reason, smaller)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
+from typing import Any
 
 
 @dataclass
@@ -16,6 +17,7 @@ class SweepPlan:
         kept_graphs: Graphs alive between sweeps.
         budget: Bytes that graphs and their temporaries may take.
         single_passes: Why vectors of some block go one by one all the same, in words; None where none do.
+        processes: How many processes share streams and data, by axis; None for one process.
     """
 
     microbatch: int | None
@@ -24,7 +26,9 @@ class SweepPlan:
     kept_graphs: int
     budget: int
     single_passes: str | None = None
+    processes: dict[str, int] | None = None
 
-    def record(self) -> dict[str, int | str | None]:
+    def record(self) -> dict[str, Any]:
         """Return the plan as plain data."""
-        return {name: value for name, value in asdict(self).items() if name != "single_passes" or value is not None}
+        said = ("single_passes", "processes")  # where there is something to say
+        return {name: value for name, value in asdict(self).items() if name not in said or value is not None}

@@ -25,6 +25,7 @@ LOCK = "lock"
 OWNER = "lock-owner.json"  # the file that stands for a lock
 
 _WITHOUT_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EINVAL}
+_ENDED = "Z"  # state of such a process
 _TRIES = 100  # a holder that ends just then deletes the file under the one who waits for it
 
 
@@ -84,7 +85,7 @@ class FolderLock:
                     self._refuse(_read_owner(self._file))
                 if _is_at(descriptor, self._file):
                     os.ftruncate(descriptor, 0)
-                    os.write(descriptor, _myself())
+                    os.write(descriptor, json.dumps(myself()).encode())
                     return descriptor
             except _NoLocksError:
                 os.close(descriptor)
@@ -111,7 +112,7 @@ class FolderLock:
                 descriptor = os.open(self._file, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
             except FileExistsError:
                 owner = _read_owner(self._file)
-                if not _is_gone(owner):
+                if not is_gone(owner):
                     self._refuse(owner)
                 # Renamed and not deleted: of several that find the same dead owner one succeeds.
                 aside = self._file.with_name(f"{OWNER}.{secrets.token_hex(6)}.stale")
@@ -119,7 +120,7 @@ class FolderLock:
                     os.rename(self._file, aside)
                     aside.unlink()
                 continue
-            os.write(descriptor, _myself())
+            os.write(descriptor, json.dumps(myself()).encode())
             os.fsync(descriptor)
             return descriptor
         raise RunFolderError(f"{self._file} keeps being replaced; choose another folder for out=.")
@@ -177,9 +178,10 @@ def _is_at(descriptor: int, path: Path) -> bool:
         return False
 
 
-def _myself() -> bytes:
+def myself() -> dict[str, str | int]:
+    """Return what others know this process by: its number, host, and when it started."""
     pid = os.getpid()
-    return json.dumps({"pid": pid, "host": socket.gethostname(), "start": _started(pid)}).encode()
+    return {"pid": pid, "host": socket.gethostname(), "start": _started(pid)}
 
 
 def _read_owner(path: Path) -> dict[str, str | int]:
@@ -192,8 +194,12 @@ def _read_owner(path: Path) -> dict[str, str | int]:
         return {}
 
 
-def _is_gone(owner: dict[str, str | int]) -> bool:
-    """Say whether a holder is certainly dead: on this host, and no process, or one that started at another time."""
+def is_gone(owner: dict[str, str | int]) -> bool:
+    """Say whether a process is certainly dead: on this host, and not there, or another one of its number.
+
+    Args:
+        owner: As :func:`myself` gave it there; nothing known is not certain.
+    """
     if not owner or owner["host"] != socket.gethostname():
         return False
     pid = int(owner["pid"])
@@ -207,9 +213,13 @@ def _is_gone(owner: dict[str, str | int]) -> bool:
 
 
 def _started(pid: int) -> str:
-    """Return when a process started, by Linux's clock since the boot, and which boot; empty elsewhere."""
+    """Return when a process started, by Linux's clock since the boot, and which boot; empty elsewhere.
+
+    Empty is also that of one that has ended and that its parent has not looked at yet.
+    """
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-        return f"{boot} {Path(f'/proc/{pid}/stat').read_text().rpartition(')')[2].split()[19]}"
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        return "" if state[0] == _ENDED else f"{boot} {state[19]}"
     except (OSError, IndexError):
         return ""

@@ -6,6 +6,7 @@ import contextlib
 import shutil
 import tempfile
 from collections.abc import Callable, Hashable, Iterator
+from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from hvp_engine.system.torch_private import storage_key
 
 _SHARE = 0.8  # of what is free now: the rest is left to temporaries of libraries and to other programs
 _FALLBACK = 4 << 30
+_sharing: ContextVar[int] = ContextVar("_sharing", default=1)  # processes that share the host's memory
 
 
 def budget(device: torch.device) -> int:
@@ -28,7 +30,21 @@ def budget(device: torch.device) -> int:
         free, _ = torch.cuda.mem_get_info(device)
         unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return free_share(free + unused)
-    return free_share(min(_available(), _group_headroom()))
+    return free_share(min(_available(), _group_headroom())) // _sharing.get()
+
+
+@contextlib.contextmanager
+def shared_by(processes: int) -> Iterator[None]:
+    """Leave their parts of the host's memory to other processes of a job inside.
+
+    Args:
+        processes: How many share it, this one counted.
+    """
+    before = _sharing.set(processes)
+    try:
+        yield
+    finally:
+        _sharing.reset(before)
 
 
 def free_share(free: int) -> int:

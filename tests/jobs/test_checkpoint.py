@@ -176,7 +176,7 @@ def test_a_folder_of_another_job_is_refused(tmp_path: Path, monkeypatch: pytest.
         job(other_data, tmp_path)
 
 
-@pytest.mark.parametrize(("stage", "error"), [("_verify", SecondDerivativeError), ("_waves", OutOfMemoryError)])
+@pytest.mark.parametrize(("stage", "error"), [("_verify", SecondDerivativeError), ("planned_waves", OutOfMemoryError)])
 def test_a_job_that_was_refused_leaves_its_folder_to_the_next_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: str, error: type[Exception]
 ) -> None:

@@ -221,7 +221,7 @@ def test_a_job_refused_after_its_curvature_leaves_the_folder_to_another(
         raise OutOfMemoryError("Use fewer steps.")
 
     with monkeypatch.context() as patch:
-        patch.setattr(runner, "_waves", refuse)
+        patch.setattr(runner, "planned_waves", refuse)
         with pytest.raises(OutOfMemoryError):
             job(tmp_path, check=False)
     job(tmp_path, check=False, steps=3)
@@ -235,7 +235,7 @@ def test_a_resumed_job_that_is_refused_keeps_its_curvature(
 
     stop(tmp_path, 3, check=False)
     with monkeypatch.context() as patch:
-        patch.setattr(runner, "_waves", refuse)
+        patch.setattr(runner, "planned_waves", refuse)
         with pytest.raises(OutOfMemoryError):
             job(tmp_path, check=False)
     forming.clear()
@@ -291,7 +291,8 @@ def test_a_run_under_other_conditions_says_so_and_goes_on(
     def elsewhere(operator: Any) -> Any:
         return {**original(operator), "threads": 77, "instruction_set": "abacus"}
 
-    monkeypatch.setattr("hvp_engine.jobs.identity.environment", elsewhere)
+    for module in ("identity", "runner"):
+        monkeypatch.setattr(f"hvp_engine.jobs.{module}.environment", elsewhere)
     with pytest.warns(RuntimeWarning, match=r"instruction_set \w+ there, abacus here; threads \d+ there, 77 here"):
         found = job(tmp_path, check=False)
     assert found.manifest["threads"] == 77

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from hvp_engine.errors import OutOfMemoryError
 from hvp_engine.jobs import runner
 from hvp_engine.jobs.adaptive_slq import AdaptiveSlqJob
+from hvp_engine.jobs.advancing import planned_waves
 from hvp_engine.jobs.slq import SlqJob
 from hvp_engine.krylov.settings import JobSettings
 from hvp_engine.operators.head import decide, fusion
@@ -26,6 +27,7 @@ from hvp_engine.planning import plan as planner
 from hvp_engine.planning.counting import CountedHead, DataShape
 from hvp_engine.planning.setting import JobSizes, Setting
 from hvp_engine.problem import batches
+from hvp_engine.processes.team import ALONE
 from hvp_engine.scheduling import policy, scheduler
 from hvp_engine.scheduling.graph_sizes import GraphSizes
 from hvp_engine.scheduling.policy import CurvaturePlan, GraphSize
@@ -132,7 +134,7 @@ def engines_choice(sizes: Sizes, monkeypatch: pytest.MonkeyPatch, *, on_cpu: boo
         operator.form_head_curvature(job.products(operator), False)
     budget = policy.usable(settings.memory, 0)
     job.room = runner._room(operator, budget, None)
-    waves = runner._waves(operator, job.streams(operator), budget)
+    waves = planned_waves(operator, job.streams(operator), budget, ALONE)
     operator.sweep({name: torch.ones(1, size, dtype=operator.dtype) for name, size in operator.numel.items()})
     plan = operator.scheduler.plan
     return {

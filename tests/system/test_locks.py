@@ -153,3 +153,20 @@ def test_the_lack_of_locks_is_said(tmp_path, monkeypatch):
     monkeypatch.setattr(locks, "_lock", lambda _: (_ for _ in ()).throw(locks._NoLocksError))
     with pytest.warns(RuntimeWarning, match="has no locks"):
         FolderLock(tmp_path, tmp_path)
+
+
+def test_a_process_that_has_ended_is_gone_before_its_parent_looks_at_it():
+    reader, writer = os.pipe()
+    child = os.fork()
+    if child == 0:
+        os.write(writer, json.dumps(locks.myself()).encode())
+        os._exit(0)
+    owner = json.loads(os.read(reader, 4096))
+    os.waitid(os.P_PID, child, os.WEXITED | os.WNOWAIT)  # it has ended, and stays to be looked at
+    assert locks.is_gone(owner)
+    os.waitpid(child, 0)
+    assert locks.is_gone(owner)
+    assert not locks.is_gone(locks.myself())
+    assert not locks.is_gone({**owner, "host": "elsewhere"}) and not locks.is_gone({})
+    for end in (reader, writer):
+        os.close(end)

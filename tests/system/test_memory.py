@@ -61,3 +61,11 @@ def test_calls_leave_no_graph_behind() -> None:
     for _ in range(3):
         call()
     assert call() <= before
+
+
+def test_processes_of_a_host_share_its_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory, "_available", lambda: 1000)
+    whole = memory.budget(torch.device("cpu"))
+    with memory.shared_by(4):
+        assert memory.budget(torch.device("cpu")) == whole // 4
+    assert memory.budget(torch.device("cpu")) == whole

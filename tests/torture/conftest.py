@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from campaign import Referee
 from forks import Server
+from ranks import Launcher
 
 TALLY: Counter[str] = Counter()
 
@@ -18,6 +19,7 @@ TALLY: Counter[str] = Counter()
 def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("torture")
     group.addoption("--kills", type=int, default=200, help="how many children are killed in all")
+    group.addoption("--lost", type=int, default=10, help="how often each job of several processes loses one")
     group.addoption("--rounds", type=int, default=30, help="how often two processes share a folder")
     group.addoption("--repetitions", type=int, default=200, help="how often each call is repeated")
     group.addoption("--seed", type=int, default=secrets.randbelow(1 << 31), help="what chance begins with")
@@ -56,6 +58,14 @@ def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Server, 
     yield both
     for server in both:
         server.stop()
+
+
+@pytest.fixture(scope="session")
+def launcher(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Launcher]:
+    """Starts several processes of one job."""
+    started = Launcher(tmp_path_factory.mktemp("ranks"))
+    yield started
+    started.stop()
 
 
 @pytest.fixture

@@ -17,7 +17,13 @@ from hvp_engine.system.memory import free_disk
 
 
 def decide_curvature(
-    head: LinearHead, objective: Objective, products: int, budget: int, left: int, shelf: Shelf | None
+    head: LinearHead,
+    objective: Objective,
+    products: int,
+    budget: int,
+    left: int,
+    shelf: Shelf | None,
+    part: float = 1.0,
 ) -> CurvaturePlan | None:
     """Read the sizes off the data, and apply the rule.
 
@@ -28,13 +34,14 @@ def decide_curvature(
         budget: Bytes of memory for the whole job.
         left: Bytes of it beside one graph and one stream's vectors.
         shelf: Where the matrices are kept, and those of an earlier run may be; None for temporary files.
+        part: The share of the data that this process has.
 
     Returns:
         None where the general path costs less, or the matrices fit nowhere.
     """
     tokens = sum(head_tokens(head.rows, batches.samples(batch)) for _, batch in objective.batches())
     classes, width = head.weight.shape
-    sizes = HeadSizes(tokens, width, classes, products)
+    sizes = HeadSizes(round(part * tokens), width, classes, products)
     on_cpu = objective.device.type == "cpu"
     disk = free_disk() if shelf is None else shelf.free_bytes
     plan = choose_curvature(sizes, objective.precision, budget, left, disk, on_cpu=on_cpu)

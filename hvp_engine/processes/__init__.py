@@ -1,0 +1,1 @@
+"""Several processes as one: who takes part, what they agree on, sums in a fixed order, and who failed."""
