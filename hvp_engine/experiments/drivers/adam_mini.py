@@ -23,7 +23,7 @@ from hvp_engine.experiments.data import text
 from hvp_engine.experiments.data.corpus import Corpus
 from hvp_engine.experiments.entry import seeded
 from hvp_engine.experiments.heterogeneity import energy_share
-from hvp_engine.experiments.models.gpt import GPT, PROJECTIONS, GPTConfig
+from hvp_engine.experiments.models.gpt import GPT, GPTConfig
 from hvp_engine.experiments.optimizers import cosine, make_optimizer
 from hvp_engine.experiments.registry import Setting
 from hvp_engine.experiments.result import Result, Table, at_least
@@ -32,6 +32,7 @@ from hvp_engine.experiments.training import fit
 HEADS, WIDTH, CONTEXT = 4, 16, 32
 BATCH, RATE = 32, 1e-2
 _BY_HEAD = ("attn.wq", "attn.wk")
+_PROJECTIONS = (*_BY_HEAD, "attn.wv", "attn.wo", "c_fc", "c_proj")
 _SOURCE = "thesis of Z's first author (arXiv 2608.16760), figure 3.4; bounds measured here"
 
 
@@ -110,7 +111,7 @@ def train(setting: Setting, model: nn.Module, corpus: Corpus, seed: int) -> None
 def blocks(setting: Setting, model: nn.Module, corpus: Corpus) -> Mapping[str, exact.FloatArray]:
     """Form the exact block of every weight matrix of every layer, in float64."""
     sizes = _SIZES[setting.size]
-    names = [f"layers.{layer}.{projection}.weight" for layer in range(sizes.layers) for projection in PROJECTIONS]
+    names = [f"layers.{layer}.{projection}.weight" for layer in range(sizes.layers) for projection in _PROJECTIONS]
     found = dense(model, losses.causal_lm, names, data=[corpus.sequences(sizes.sequences, CONTEXT)])
     return {name: matrix.numpy(force=True) for name, matrix in found.items()}
 
@@ -138,8 +139,8 @@ def divided(model: nn.Module, matrices: Mapping[str, exact.FloatArray]) -> Ratio
 def drawn(model: nn.Module, matrices: Mapping[str, exact.FloatArray], ratios: Ratios) -> Figure:
     """Draw the blocks of all layers, a row each, with the groups' borders."""
     with figures.style():
-        layers = len(matrices) // len(PROJECTIONS)
-        figure, axes = figures.page(layers, len(PROJECTIONS), 7.0, 0.3 + 1.2 * layers)
+        layers = len(matrices) // len(_PROJECTIONS)
+        figure, axes = figures.page(layers, len(_PROJECTIONS), 7.0, 0.3 + 1.2 * layers)
         for ax, (name, matrix) in zip(axes.flat, matrices.items(), strict=True):
             share, random = ratios[name]
             ax.set_title(f"{name.removesuffix('.weight')}\n{share:.2f} (random {random:.2f})", fontsize=6)
