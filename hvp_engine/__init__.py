@@ -1,12 +1,19 @@
 """Hessian-vector products, batched Lanczos and stochastic Lanczos quadrature for neural networks.
 
-The heart is :func:`slq`; :func:`hvp` and :class:`HessianOperator` give the products themselves, :func:`dense` whole
-matrices of small blocks, :func:`off_diagonal` what lies between blocks.
+The heart is :func:`slq`, the spectra of a model's blocks. :func:`eigsh` finds eigenpairs, :func:`trace`,
+:func:`diagonal` and :func:`norms` estimate numbers of blocks, :func:`gradients` measures gradients, and
+:func:`off_diagonal` says how much lies between blocks. :func:`hvp` and :class:`HessianOperator` give the products
+themselves, :func:`dense` whole matrices of small blocks. :func:`doctor` says whether a model is fit, :func:`plan` what
+:func:`slq` will cost, :func:`data_error` how far its numbers depend on the choice of data, :func:`show_config` what
+this installation runs with.
+
+:mod:`~hvp_engine.blocks` cuts parameters into blocks, :mod:`~hvp_engine.losses` has ready losses,
+:mod:`~hvp_engine.ops` twice-differentiable operations, :mod:`~hvp_engine.errors` the exceptions of all of them.
 """
 
 from __future__ import annotations
 
-from hvp_engine import blocks, losses
+from hvp_engine import blocks, errors, losses, ops
 from hvp_engine.api import data_error, dense, diagonal, eigsh, gradients, hvp, norms, off_diagonal, slq, trace
 from hvp_engine.blocks import Block
 from hvp_engine.config import show_config
@@ -46,13 +53,20 @@ __all__ = [
     "diagonal",
     "doctor",
     "eigsh",
+    "errors",
     "gradients",
     "hvp",
     "losses",
     "norms",
     "off_diagonal",
+    "ops",
     "plan",
     "show_config",
     "slq",
     "trace",
 ]
+
+
+def __dir__() -> list[str]:
+    """List the public names, for completion and ``dir()``; rooms below them can be imported, and are nobody's API."""
+    return [*__all__, "__version__"]

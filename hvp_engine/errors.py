@@ -1,6 +1,30 @@
-"""Exceptions raised by hvp_engine; every message names the cause and the fix."""
+"""Exceptions raised by hvp_engine; every message names the cause and the fix.
+
+All are an :class:`HvpEngineError`. Of arguments speak :class:`ConfigurationError` and :class:`BlockError`; of loss and
+data :class:`ObjectiveError` with :class:`RowError`, :class:`NonDeterministicError` and :class:`NotFiniteError`; of the
+model's derivatives :class:`SecondDerivativeError` with :class:`BackwardError`; of the machine
+:class:`OutOfMemoryError`, :class:`DeviceError` and :class:`BackendError`; of files
+:class:`RunFolderError` with :class:`ForeignRunError`.
+"""
 
 from __future__ import annotations
+
+__all__ = [
+    "BackendError",
+    "BackwardError",
+    "BlockError",
+    "ConfigurationError",
+    "DeviceError",
+    "ForeignRunError",
+    "HvpEngineError",
+    "NonDeterministicError",
+    "NotFiniteError",
+    "ObjectiveError",
+    "OutOfMemoryError",
+    "RowError",
+    "RunFolderError",
+    "SecondDerivativeError",
+]
 
 
 def printable(text: str, keep: str = "") -> str:
@@ -109,3 +133,8 @@ def not_finite(product: str, when: str = "") -> str:
         "not a number there (sqrt or norm at zero, log of zero), or the arithmetic overflows; add a small epsilon to "
         "the operation, or try precision='fp64'."
     )
+
+
+def __dir__() -> list[str]:
+    """List the public names."""
+    return __all__

@@ -16,6 +16,8 @@ from torch import Tensor, nn
 
 from hvp_engine.errors import ObjectiveError
 
+__all__ = ["causal_lm", "classification", "masked_lm", "seq2seq_lm"]
+
 IGNORE = -100  # the label that cross-entropy leaves out, in PyTorch and Hugging Face alike
 
 
@@ -224,3 +226,8 @@ def _summed(logits: Tensor, targets: Any) -> tuple[Tensor, Tensor]:
         logits.reshape(-1, logits.shape[-1]), targets.reshape(-1).long(), ignore_index=IGNORE, reduction="sum"
     )
     return total, (targets != IGNORE).sum()
+
+
+def __dir__() -> list[str]:
+    """List the public names."""
+    return __all__

@@ -41,7 +41,7 @@ def test_eigsh_show_and_plot(
     (tmp_path / "work.py").write_text(JOB)
     arguments = ("--blocks", "parameter", "--k", "4", "--which", "LA", "--operator", "hessian", "--quiet")
     assert call(monkeypatch, "eigsh", "work.py:job", *arguments) == 0
-    run = tmp_path / "runs" / "work-job"
+    run = tmp_path / "runs" / "work-job-eigsh"
     table = capsys.readouterr().out
     assert "0.weight" in table and "hvp-engine plot" in table
     found = Eigensystem.load(run)

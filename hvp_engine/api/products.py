@@ -9,10 +9,11 @@ from torch import Tensor, nn
 
 from hvp_engine.api.building import builder
 from hvp_engine.blocks import BlockSpec
-from hvp_engine.krylov.settings import JobSettings
+from hvp_engine.krylov.settings import JobSettings, whole_number
 from hvp_engine.operators.dense import DenseBlocks, dense_blocks
 from hvp_engine.operators.hessian import HessianOperator
 from hvp_engine.operators.preconditioned import Precondition
+from hvp_engine.operators.registry import operator_named
 from hvp_engine.problem.objective import Loss
 from hvp_engine.problem.precision import Precision
 
@@ -30,15 +31,17 @@ def hvp(
     blocks: BlockSpec = None,
     *,
     data: Iterable[Any] | None = None,
+    seed: int = 0,
+    operator: str = "hessian",
     precision: Precision = "fp32",
 ) -> dict[str, Tensor]:
-    """Hessian-vector products with diagonal blocks of the Hessian.
+    """Products of vectors with diagonal blocks of the Hessian, or of another curvature matrix.
 
     A call costs a forward and two backward passes, and one evaluation of the first two samples of the largest batch,
     which shows whether the loss is the same every time. What products of a job have beside that is left out: the second
     derivative is held against finite differences only where the loss has custom functions or cuts its graph, and no
-    head is fused. For several products one after another make a :class:`hvp_engine.HessianOperator`, which keeps the
-    gradient's graph.
+    head is fused. Another matrix than the Hessian takes an evaluation more, which looks for the head. For several
+    products one after another make a :class:`hvp_engine.HessianOperator`, which keeps the gradient's graph.
 
     Args:
         model: The network; never changed.
@@ -48,6 +51,8 @@ def hvp(
         blocks: ``None``/``"full"``, ``"parameter"``, ``"module"``, parameter names, a mapping of names to globs, or
             :class:`hvp_engine.Block` objects.
         data: Re-iterable of batches, as for :func:`slq`.
+        seed: Decides what an operator draws; the Hessian draws nothing.
+        operator: The matrix, one of :data:`hvp_engine.operators.registry.OPERATORS`.
         precision: ``"fp64"``, ``"fp32"``, ``"tf32"`` or ``"bf16"``.
 
     Returns:
@@ -56,11 +61,15 @@ def hvp(
     Raises:
         HvpEngineError: One of its subclasses, with cause and fix.
     """
-    operator = _SingleProduct(model, loss, blocks, data=data, precision=precision)
+    seed = whole_number("seed", seed)
+    kind = operator_named(operator)
+    if kind is HessianOperator:
+        kind = _SingleProduct
+    made = kind(model, loss, blocks, data=data, precision=precision, seed=seed)
     try:
-        return operator.matmat(vectors)
+        return made.matmat(vectors)
     finally:
-        operator.release()  # it refers to itself, so that its graph would live on until the garbage collector runs
+        made.release()  # it refers to itself, so that its graph would live on until the garbage collector runs
 
 
 def dense(

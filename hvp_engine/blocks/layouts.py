@@ -42,12 +42,15 @@ _KNOWN: dict[tuple[str, str, str], Layout] = {
 _FUSED_NAMES = ("qkv", "c_attn", "query_key_value", "in_proj", "kv_proj", "key_value")
 _ROLES = {
     "q": "q",
+    "wq": "q",
     "query": "q",
     "queries": "q",
     "k": "k",
+    "wk": "k",
     "key": "k",
     "keys": "k",
     "v": "v",
+    "wv": "v",
     "value": "v",
     "values": "v",
 }
@@ -151,6 +154,12 @@ def pieces_of(fused: Fused, layout: Layout, heads: tuple[int, int, int] | None) 
         start += size
 
 
+def projection_of(name: str) -> str | None:
+    """Return which of :data:`PROJECTIONS` a name speaks of, ``"q_proj"`` or ``"0.wq"`` say; None where of none."""
+    words = name.lower().replace("/", " ").replace(".", " ").replace("_", " ").replace("-", " ").split()
+    return next((_ROLES[word] for word in words if word in _ROLES), None)
+
+
 def refuse_mixed(model: nn.Module, parameter: str, index: Index, block: str) -> None:
     """Refuse a block that is named after queries, keys or values and holds parts of all of them.
 
@@ -163,8 +172,7 @@ def refuse_mixed(model: nn.Module, parameter: str, index: Index, block: str) -> 
     Raises:
         BlockError: It does.
     """
-    words = block.lower().replace("/", " ").replace(".", " ").replace("_", " ").replace("-", " ").split()
-    role = next((_ROLES[word] for word in words if word in _ROLES), None)
+    role = projection_of(block)
     if role is None or index is None:
         return
     fused = fused_projection(model, parameter)

@@ -15,7 +15,7 @@ from torch.nn.parameter import is_lazy
 from hvp_engine.blocks.layouts import Index, refuse_mixed
 from hvp_engine.errors import BlockError
 
-BlockSpec: TypeAlias = "None | str | Block | Sequence[str | Block] | Mapping[str, str | Sequence[str]]"
+BlockSpec: TypeAlias = "None | str | Block | Sequence[str | Block] | Mapping[str, str | Sequence[str] | Block]"
 
 
 @dataclass(frozen=True, eq=False)
@@ -166,7 +166,8 @@ def resolve(model: nn.Module, blocks: BlockSpec = None) -> Partition:
         model: The model whose parameters are divided.
         blocks: ``None`` or ``"full"`` (all trainable parameters as one block); ``"parameter"`` (one block per tensor);
             ``"module"`` (one per module that owns parameters directly); a list of parameter names and :class:`Block`
-            objects (one block each); or a mapping from block name to parameter names or glob patterns.
+            objects (one block each); or a mapping from block name to parameter names or glob patterns, or to a
+            :class:`Block`, whose own name does not count then.
 
     Returns:
         The resolved partition. Blocks may overlap one another, not themselves.
@@ -212,11 +213,7 @@ def _expand(model: nn.Module, names: Names, blocks: BlockSpec) -> list[Block]:
             f"for the single parameter of that name pass a list: blocks=[{blocks!r}]."
         )
     if isinstance(blocks, Mapping):
-        expanded = []
-        for name, patterns in blocks.items():
-            wanted = as_patterns(patterns, f"Block {name!r}")
-            expanded.append(Block(name, [(match, None) for match in names.match(wanted, name)]))
-        return expanded
+        return [_named(names, name, wanted) for name, wanted in blocks.items()]
     if not isinstance(blocks, Iterable):
         raise BlockError(
             f"blocks={blocks!r} is no block specification: give None, 'full', 'parameter', 'module', a list of "
@@ -236,6 +233,13 @@ def _expand(model: nn.Module, names: Names, blocks: BlockSpec) -> list[Block]:
     return expanded
 
 
+def _named(names: Names, name: str, wanted: object) -> Block:
+    """Make a block of a mapping's entry: its parameters by name or glob, or a block, whose own name does not count."""
+    if isinstance(wanted, Block):
+        return Block(name, wanted.parts)
+    return Block(name, [(match, None) for match in names.match(as_patterns(wanted, f"Block {name!r}"), name)])
+
+
 def as_patterns(patterns: object, what: str) -> list[str]:
     """List names or globs given as one string or as several."""
     listed: list[object] = [patterns]
@@ -245,7 +249,7 @@ def as_patterns(patterns: object, what: str) -> list[str]:
     if strange:
         raise BlockError(
             f"{what} takes parameter names or globs, not {type(strange[0]).__name__}; regular expressions and "
-            "functions are none, and hvp_engine.Block objects stand in a list: blocks=[he.Block(...)]."
+            "functions are none, and a hvp_engine.Block stands alone: blocks=[he.Block(...)], or as a mapping's value."
         )
     if not listed:
         raise BlockError(f"{what} is empty; give it at least one parameter.")

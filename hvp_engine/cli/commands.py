@@ -1,4 +1,4 @@
-"""The command ``hvp-engine``: demo, doctor, plan, slq, eigsh, experiment, show and plot."""
+"""The command ``hvp-engine``: its commands, and what their ends mean."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import io
 import json
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
@@ -20,15 +21,19 @@ from hvp_engine.cli.arguments import (
     Device,
     Distributed,
     Distribution,
+    Drawn,
     FirstProbe,
     HeadCurvature,
+    HeadCurvatureTolerance,
     Json,
     Kept,
     Matrix,
     Memory,
     Microbatch,
+    Orthogonal,
     Out,
     Precision,
+    Preconditioned,
     Probes,
     Quiet,
     Reorthogonalize,
@@ -37,39 +42,65 @@ from hvp_engine.cli.arguments import (
     Target,
     Tolerance,
 )
+from hvp_engine.cli.between_blocks import off_diagonal
 from hvp_engine.cli.eigen import eigsh
+from hvp_engine.cli.estimators import diagonal, norms, trace
 from hvp_engine.cli.experiment import experiment
 from hvp_engine.cli.job_file import load_job, output_to_errors
-from hvp_engine.cli.options import blocks_of, bytes_of, folder_of, processes_of, tolerance_of
+from hvp_engine.cli.jobs import compute
+from hvp_engine.cli.options import blocks_of, processes_of, tolerance_of
 from hvp_engine.cli.output import console, print_spectra, say
 from hvp_engine.cli.plots import plot
 from hvp_engine.cli.runs import show
 from hvp_engine.errors import HvpEngineError
 from hvp_engine.processes.failures import speaks
 from hvp_engine.processes.launching import launched_rank
-from hvp_engine.results.spectra import Spectra
+from hvp_engine.system.versions import package_version
 
 _NOT_FIT, _NOT_EXAMINED = 1, 2  # exit codes of the doctor
 _INTERRUPTED = 130  # the shell's code for an end by Ctrl-C, which typer returns
+_RESUMED = ("slq", "eigsh", "trace", "diagonal", "norms", "off-diagonal", "demo", "experiment")
+_ENDS = (
+    "Exit codes: 0, done. 1, an error, which one message explains; or doctor finds the model not fit, or a claim of "
+    "experiment --check fails. 2, the command line is wrong, doctor could not examine the model, or an experiment "
+    "could not be run. 130, interrupted by Ctrl-C; 143, ended by SIGTERM."
+)
 
 app = typer.Typer(
     add_completion=False,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    help="Hessian spectra of neural networks, block by block.",
+    rich_markup_mode=None,  # so that help texts are shown as they are written, brackets and all
+    epilog=_ENDS,
 )
-app.command()(eigsh)
-app.command()(experiment)
-app.command()(show)
-app.command()(plot)
 
 
-@app.command()
+def _version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"hvp-engine {package_version()}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", "-V", callback=_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    """Hessian spectra of neural networks, block by block."""
+
+
 def demo(
-    out: Annotated[Path, typer.Option(help="Run folder to write.")] = Path("hvp-engine-demo"),
+    out: Annotated[
+        Path,
+        typer.Option(metavar="DIR", help="Run folder: numbers, manifest, figures and checkpoints go there."),
+    ] = Path("hvp-engine-demo"),
     quiet: Quiet = False,
 ) -> None:
-    """Train a small GPT on Python's own sources and compute its Hessian spectra, block by block."""
+    """Train a small GPT and compute its spectra: a first try.
+
+    It learns Python's own sources, and takes two to three minutes on two cores. The same command again resumes.
+    """
     from hvp_engine.experiments import demo as driver  # noqa: PLC0415 - keeps the other commands quick to start
 
     with output_to_errors():
@@ -78,15 +109,16 @@ def demo(
     say(f"Figures and results are in {out}/: spectra.png, js_distance.png, manifest.json, spectra.safetensors")
 
 
-@app.command()
 def doctor(
     target: Target,
     blocks: Blocks = None,
     precision: Arithmetic = Precision.fp32,
-    seconds: Annotated[float, typer.Option(help="About how long to examine.")] = 60.0,
+    seconds: Annotated[float, typer.Option(metavar="SECONDS", help="About how long to examine.")] = 60.0,
     json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
 ) -> None:
-    """Say whether the Hessian of a model can be trusted, and what it costs.
+    """Say whether the Hessian of your model can be trusted.
+
+    And what its products cost.
 
     Exit code 0: nothing found that makes it wrong. 1: something was found. 2: the model could not be examined.
     """
@@ -114,7 +146,6 @@ def doctor(
         raise typer.Exit(_NOT_FIT)
 
 
-@app.command()
 def slq(
     target: Target,
     blocks: Blocks = None,
@@ -123,72 +154,65 @@ def slq(
     probes: Probes = None,
     first_probe: FirstProbe = 0,
     seed: Seed = 0,
-    distribution: Annotated[
-        Distribution, typer.Option(help="Of the probes; rademacher misses eigenvectors on few coordinates.")
-    ] = Distribution.gaussian,
+    distribution: Drawn = Distribution.gaussian,
     operator: Matrix = HESSIAN,
+    precondition: Preconditioned = False,
     precision: Arithmetic = Precision.fp32,
-    reorthogonalize: Annotated[
-        Reorthogonalize, typer.Option(help="Against all vectors, against all where it matters, or against two.")
-    ] = Reorthogonalize.full,
+    reorthogonalize: Orthogonal = Reorthogonalize.full,
     basis: Kept = PLAIN_BASIS,
     microbatch: Microbatch = None,
     memory: Memory = None,
     head_curvature: HeadCurvature = True,
-    head_curvature_tolerance: Annotated[
-        float, typer.Option(help="Share of the largest trace that it may lose by dropping vocabulary entries.")
-    ] = 0.0,
+    head_curvature_tolerance: HeadCurvatureTolerance = 0.0,
     check: Check = True,
     data_error: Annotated[bool, typer.Option("--data-error", help="Give bars for the choice of data too.")] = False,
     distributed: Distributed = None,
     out: Out = None,
     quiet: Quiet = False,
 ) -> None:
-    """Compute the spectra of a model of your own; the same command again resumes an interrupted run."""
-    from hvp_engine.api import slq as compute  # noqa: PLC0415
+    """Compute the spectra of the blocks of your model.
 
-    folder = out or folder_of(target)
-    with output_to_errors():
-        job = load_job(target)
-        spectra = compute(
-            job.model,
-            job.loss,
-            blocks_of(blocks, job),
-            data=job.data,
-            tolerance=tolerance_of(tolerance),
-            steps=steps,
-            probes=probes,
-            first_probe=first_probe,
-            seed=seed,
-            distribution=distribution.value,
-            operator=operator.value,
-            precision=precision.value,
-            reorthogonalize=reorthogonalize.value,
-            basis=basis.value,
-            microbatch=microbatch,
-            memory=bytes_of(memory),
-            head_curvature=head_curvature,
-            head_curvature_tolerance=head_curvature_tolerance,
-            check=check,
-            data_error=data_error,
-            distributed=processes_of(distributed),
-            progress=not quiet,
-            out=folder,
-        )
-    _tell(spectra, folder)
+    Densities, traces, extreme eigenvalues and distances between blocks, each with its 95 % bar. The same command again
+    resumes an interrupted run.
+    """
+    from hvp_engine.api import slq as call  # noqa: PLC0415
 
-
-def _tell(spectra: Spectra, folder: Path) -> None:
-    """Print the spectra and where they are; of several processes one does."""
-    if launched_rank() == 0:
+    spectra, folder = compute(
+        call,
+        target,
+        "",
+        blocks=blocks,
+        tolerance=tolerance_of(tolerance),
+        steps=steps,
+        probes=probes,
+        first_probe=first_probe,
+        seed=seed,
+        distribution=distribution,
+        operator=operator,
+        precondition=precondition,
+        precision=precision,
+        reorthogonalize=reorthogonalize,
+        basis=basis,
+        microbatch=microbatch,
+        memory=memory,
+        head_curvature=head_curvature,
+        head_curvature_tolerance=head_curvature_tolerance,
+        check=check,
+        data_error=data_error,
+        distributed=processes_of(distributed),
+        out=out,
+        quiet=quiet,
+    )
+    if launched_rank() == 0:  # of several processes one tells
         print_spectra(spectra)
         say(f"Results are in {folder}/; draw them with: hvp-engine plot {folder}")
 
 
-@app.command()
 def plan(
     target: Target,
-    device: Annotated[Device, typer.Option(help="Where the job would run.")] = Device.cpu,
+    device: Annotated[
+        Device, typer.Option(metavar="NAME", help=f"Where slq would run: {', '.join(d.value for d in Device)}.")
+    ] = Device.cpu,
     blocks: Blocks = None,
     tolerance: Tolerance = None,
     steps: Steps = None,
@@ -197,12 +221,21 @@ def plan(
     precision: Arithmetic = Precision.fp32,
     basis: Kept = PLAIN_BASIS,
     microbatch: Microbatch = None,
-    batches: Annotated[int | None, typer.Option(help="Batches to plan for, in place of those in the data.")] = None,
-    tokens: Annotated[int | None, typer.Option(help="The same in entries of a batch's first tensor.")] = None,
-    processes: Annotated[int, typer.Option(help="How many processes share the job, each on such a device.")] = 1,
+    batches: Annotated[
+        int | None, typer.Option(metavar="N", help="Batches to plan for, in place of those in the data.")
+    ] = None,
+    tokens: Annotated[
+        int | None, typer.Option(metavar="N", help="The same in entries of a batch's first tensor.")
+    ] = None,
+    processes: Annotated[
+        int, typer.Option(metavar="N", help="How many processes share the job, each on such a device.")
+    ] = 1,
     as_json: Json = False,
 ) -> None:
-    """Predict time, memory and setting of a job on a device, without running it; a model on "meta" will do."""
+    """Predict time and memory of slq, without running it.
+
+    A model on the device "meta" will do. The jobs of other commands are not priced.
+    """
     from hvp_engine.planning.plan import plan as predict  # noqa: PLC0415
 
     with output_to_errors():
@@ -227,6 +260,24 @@ def plan(
     typer.echo(json.dumps(planned.record(), indent=1) if as_json else planned.summary())
 
 
+_COMMANDS: tuple[Callable[..., None], ...] = (  # as --help lists them
+    demo,
+    doctor,
+    plan,
+    slq,
+    eigsh,
+    trace,
+    diagonal,
+    norms,
+    off_diagonal,
+    show,
+    plot,
+    experiment,
+)
+for command in _COMMANDS:
+    app.command()(command)
+
+
 def main() -> None:
     """Entry point: errors become one message and an exit code."""
     if isinstance(sys.stdout, io.TextIOWrapper):  # a terminal that lacks a letter shows its number
@@ -236,7 +287,7 @@ def main() -> None:
         if code == _INTERRUPTED and launched_rank() == 0:
             resumed = (
                 " The same command again goes on from the last checkpoint."
-                if sys.argv[1:2] in (["slq"], ["eigsh"], ["demo"], ["experiment"])
+                if sys.argv[1:2] and sys.argv[1] in _RESUMED
                 else ""
             )
             typer.echo(f"Interrupted.{resumed}", err=True)

@@ -18,13 +18,12 @@ from hvp_engine.cli.arguments import (
     Microbatch,
     Out,
     Precision,
+    Preconditioned,
     Quiet,
     Seed,
     Target,
 )
-from hvp_engine.cli.job_file import load_job, output_to_errors
-from hvp_engine.cli.options import blocks_of, bytes_of, folder_of
-from hvp_engine.cli.output import say
+from hvp_engine.cli.jobs import compute, show_result
 
 
 class _Which(str, Enum):
@@ -34,13 +33,22 @@ class _Which(str, Enum):
 def eigsh(
     target: Target,
     blocks: Blocks = None,
-    k: Annotated[int, typer.Option("--k", help="Pairs per block.")] = 10,
-    which: Annotated[_Which, typer.Option(help="Largest in magnitude, largest, smallest, both ends.")] = _Which.LM,
-    tolerance: Annotated[float, typer.Option(help="Largest residual, relative to the largest eigenvalue.")] = 1e-3,
-    maxiter: Annotated[int | None, typer.Option(help="Most products per block [100 per pair, at least 1,000].")] = None,
+    k: Annotated[int, typer.Option("--k", metavar="N", help="Pairs per block.")] = 10,
+    which: Annotated[
+        _Which,
+        typer.Option(metavar="NAME", help="LM: largest in magnitude; LA: largest; SA: smallest; BE: from both ends."),
+    ] = _Which.LM,
+    tolerance: Annotated[
+        float, typer.Option(metavar="NUMBER", help="Largest residual, relative to the largest eigenvalue.")
+    ] = 1e-3,
+    maxiter: Annotated[
+        int | None,
+        typer.Option(metavar="N", help="Most products per block. Default: 100 per pair, and at least 1,000."),
+    ] = None,
     vectors: Annotated[bool, typer.Option(help="Keep the eigenvectors.")] = True,
     seed: Seed = 0,
     operator: Matrix = HESSIAN,
+    precondition: Preconditioned = False,
     precision: Arithmetic = Precision.fp32,
     microbatch: Microbatch = None,
     memory: Memory = None,
@@ -49,31 +57,31 @@ def eigsh(
     out: Out = None,
     quiet: Quiet = False,
 ) -> None:
-    """Find eigenpairs of the blocks of a model of your own; the same command again resumes an interrupted run."""
-    from hvp_engine.api import eigsh as compute  # noqa: PLC0415 - keeps the other commands quick to start
+    """Find eigenpairs of the blocks of your model.
 
-    folder = out or folder_of(target)
-    with output_to_errors():
-        job = load_job(target)
-        found = compute(
-            job.model,
-            job.loss,
-            blocks_of(blocks, job),
-            data=job.data,
-            k=k,
-            which=which.value,
-            tolerance=tolerance,
-            maxiter=maxiter,
-            vectors=vectors,
-            seed=seed,
-            operator=operator.value,
-            precision=precision.value,
-            microbatch=microbatch,
-            memory=bytes_of(memory),
-            head_curvature=head_curvature,
-            check=check,
-            progress=not quiet,
-            out=folder,
-        )
-    typer.echo(found.summary())
-    say(f"Results are in {folder}/; draw them with: hvp-engine plot {folder}")
+    The same command again resumes an interrupted run.
+    """
+    from hvp_engine.api import eigsh as call  # noqa: PLC0415 - keeps the other commands quick to start
+
+    found, folder = compute(
+        call,
+        target,
+        "eigsh",
+        blocks=blocks,
+        k=k,
+        which=which,
+        tolerance=tolerance,
+        maxiter=maxiter,
+        vectors=vectors,
+        seed=seed,
+        operator=operator,
+        precondition=precondition,
+        precision=precision,
+        microbatch=microbatch,
+        memory=memory,
+        head_curvature=head_curvature,
+        check=check,
+        out=out,
+        quiet=quiet,
+    )
+    show_result(found, folder, "eigsh")

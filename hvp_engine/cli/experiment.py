@@ -38,11 +38,19 @@ class Size(str, Enum):
 
 
 def experiment(
-    name: Annotated[str | None, typer.Argument(help="Which one, or all; without it they are listed.")] = None,
-    size: Annotated[Size, typer.Option(help="For two cores, or the papers'.")] = Size.small,
-    seeds: Annotated[int, typer.Option(help="How many: 0, 1, ...")] = 3,
+    name: Annotated[
+        str | None, typer.Argument(metavar="NAME", help="Which one, or all; without it they are listed.")
+    ] = None,
+    size: Annotated[Size, typer.Option(metavar="NAME", help="small, for two cores, or paper.")] = Size.small,
+    seeds: Annotated[int, typer.Option(metavar="N", help="How many seeds: 0, 1 and so on.")] = 3,
     out: Annotated[
-        Path | None, typer.Option(help="Folder to write [default: results/NAME]; of all, where their folders go.")
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            help="Folder of the experiment: table, claims, figure and manifest go there; of all, where their folders "
+            "go. Spectra and trainings are kept in cache/ beside it, where the same command, and other experiments, "
+            "find them. Default: results/NAME.",
+        ),
     ] = None,
     data: Annotated[
         list[str] | None, typer.Option("--data", metavar="NAME=PATH", help="A data set; repeat for more.")
@@ -53,13 +61,15 @@ def experiment(
     settings: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a setting; repeat for more.")
     ] = None,
-    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    device: Annotated[str, typer.Option(metavar="NAME", help="cpu or cuda.")] = "cpu",
     precision: Arithmetic = Precision.fp32,
     check: Annotated[bool, typer.Option("--check", help="Exit with 1 where a claim does not hold.")] = False,
     plan: Annotated[bool, typer.Option("--plan", help="Say what it costs, and stop.")] = False,
     yes: Annotated[bool, typer.Option("--yes", help="Run what is planned to take more than 24 hours.")] = False,
 ) -> None:
-    """List the experiments, or run one: a table, a figure, and a claim that is checked; the same command resumes it.
+    """List the papers' experiments, or run one.
+
+    It leaves a table, a figure, and claims that are checked; the same command resumes it.
 
     Exit code 0: it ran. 1: with --check, a claim does not hold. 2: an experiment could not be run.
     """

@@ -7,7 +7,7 @@ import importlib.util
 import os
 import sys
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -25,16 +25,22 @@ class JobOfUser(NamedTuple):
         loss: ``loss(model, batch)``.
         data: Batches, or None.
         blocks: The blocks that it asks for itself; None where it names none.
+        precondition: An optimiser, or positive numbers by parameter name, for ``--precondition``; None without.
     """
 
     model: Any
     loss: Any
     data: Any
-    blocks: Any
+    blocks: Any = None
+    precondition: Any = None
+
+
+_REQUIRED = ("model", "loss", "data")
+_POSITIONS = (*_REQUIRED, "blocks")  # in a tuple; what else there is goes by its key in a dict
 
 
 def load_job(target: str) -> JobOfUser:
-    """Call FILE:FUNCTION and check that it returned a model, a loss, data and, maybe, blocks.
+    """Call FILE:FUNCTION and check that it returned a model, a loss, data and, maybe, more, as a tuple or a dict.
 
     The file sees ``sys.argv`` as a script started without arguments does. Of several processes each has its own GPU.
 
@@ -66,12 +72,31 @@ def load_job(target: str) -> JobOfUser:
         result = _of_user(target, function)
     finally:
         sys.argv = arguments
-    if not isinstance(result, tuple) or len(result) not in (3, 4):
+    return _job_of(target, result)
+
+
+def _job_of(target: str, result: Any) -> JobOfUser:
+    """Read what a job file's function returned.
+
+    Raises:
+        ConfigurationError: It is no tuple of three or four, and no dict with the keys of a job.
+    """
+    if isinstance(result, tuple) and len(result) in (len(_REQUIRED), len(_POSITIONS)):
+        result = dict(zip(_POSITIONS, result, strict=False))
+    if not isinstance(result, Mapping):
         raise ConfigurationError(
-            f"{target} must return (model, loss, data), or (model, loss, data, blocks); "
+            f"{target} must return (model, loss, data), or (model, loss, data, blocks), or a dict with these as keys; "
             "use data=None for a loss without data."
         )
-    return JobOfUser(*result, *(() if len(result) == 4 else (None,)))
+    unknown = [key for key in result if key not in JobOfUser._fields]
+    missing = [key for key in _REQUIRED if key not in result]
+    if unknown or missing:
+        wrong = f"the key {unknown[0]!r}" if unknown else f"no key {missing[0]!r}"
+        raise ConfigurationError(
+            f"{target} returned a dict with {wrong}; its keys must be {', '.join(map(repr, _REQUIRED))}, and may be "
+            f"{' and '.join(map(repr, JobOfUser._fields[len(_REQUIRED) :]))}."
+        )
+    return JobOfUser(**result)
 
 
 @contextlib.contextmanager

@@ -40,10 +40,29 @@ def blocks_of(given: list[str] | None, job: JobOfUser) -> Any:
     return named
 
 
-def folder_of(target: str) -> Path:
-    """Return the run folder of a job file's function, where none is given."""
+def folder_of(target: str, command: str = "") -> Path:
+    """Return the run folder of a job file's function, where none is given.
+
+    Args:
+        target: FILE:FUNCTION.
+        command: What is computed, where several commands must not meet in one folder.
+    """
     file, _, function = target.rpartition(":")
-    return Path("runs") / f"{Path(file).stem}-{function}"
+    return Path("runs") / "-".join(part for part in (Path(file).stem, function, command) if part)
+
+
+def precondition_of(asked: bool, job: JobOfUser, target: str) -> Any:
+    """Return what ``--precondition`` divides by; None where it is not asked for.
+
+    Raises:
+        ConfigurationError: It is asked for, and the job file gives nothing to divide by.
+    """
+    if asked and job.precondition is None:
+        raise ConfigurationError(
+            f"Option --precondition needs an optimizer or positive numbers by parameter name, and {target} returns "
+            "none: let it return a dict, {'model': model, 'loss': loss, 'data': data, 'precondition': optimizer}."
+        )
+    return job.precondition if asked else None
 
 
 def bytes_of(gibibytes: float | None) -> int | None:

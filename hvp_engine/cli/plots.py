@@ -26,16 +26,23 @@ ScaleOption = Enum("ScaleOption", {name: name for name in get_args(Scale)}, type
 
 def plot(
     runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="A run folder, or several to draw over time.")],
-    suffix: Annotated[str, typer.Option(help="png, pdf or svg.")] = "png",
-    blocks: Annotated[list[str] | None, typer.Option(help="A block's name or a glob; repeat for more.")] = None,
-    sigma: Annotated[float | None, typer.Option(help="Standard deviation of the Gaussians, in eigenvalues.")] = None,
-    scale: Annotated[ScaleOption | None, typer.Option(help="Of the eigenvalues; log shows the magnitudes.")] = None,
+    suffix: Annotated[str, typer.Option(metavar="NAME", help="Format of the files: png, pdf or svg.")] = "png",
+    blocks: Annotated[
+        list[str] | None, typer.Option(metavar="GLOB", help="A block's name or a glob; repeat for more. Default: all.")
+    ] = None,
+    sigma: Annotated[
+        float | None, typer.Option(metavar="NUMBER", help="Standard deviation of the Gaussians, in eigenvalues.")
+    ] = None,
+    scale: Annotated[
+        ScaleOption | None,
+        typer.Option(metavar="NAME", help=f"Of the eigenvalues: {', '.join(get_args(Scale))}; log shows magnitudes."),
+    ] = None,
     share_x: Annotated[bool, typer.Option("--share-x", help="Give all panels the same eigenvalues.")] = False,
     figsize: Annotated[str | None, typer.Option(metavar="W,H", help="Size of the page in inches.")] = None,
 ) -> None:
-    """Draw the figures of a run into its folder, or those of several runs over time into the folder that has them.
+    """Draw the figures of a run into its folder.
 
-    Several runs are in the order of the numbers in their names: step-000100, step-000200.
+    Of several runs, how they differ over time is drawn, into the folder that has them all. They are in the order of the numbers in their names: step-000100, step-000200.
     """
     given = {
         "blocks": blocks or None,

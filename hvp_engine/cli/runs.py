@@ -18,7 +18,10 @@ _CEILINGS = ("steps", "probes")  # where a tolerance by name decides
 
 
 def show(run: Run, as_json: Json = False) -> None:
-    """Print the table of a run: numbers with their errors, what they cost, and what was not reached."""
+    """Print the table of a run.
+
+    Numbers with their errors, what they cost, and what was not reached.
+    """
     kind = kind_of(run)
     result = kind.load(run)
     if as_json:

@@ -15,7 +15,8 @@ from hvp_engine.experiments.data import dialogue, idx, picture_files, text
 from hvp_engine.experiments.data.masking import masked
 from hvp_engine.experiments.entry import Blocks, Entry, Family, Recipe, seeded, weights
 from hvp_engine.experiments.models import huggingface
-from hvp_engine.experiments.models.gpt import GPT, GPTConfig, gpt_blocks
+from hvp_engine.experiments.models.gpt import GPT, GPTConfig
+from hvp_engine.experiments.models.paper_names import paper_names
 from hvp_engine.experiments.models.patches import Mixer, PatchConfig
 from hvp_engine.experiments.models.vision import MLP, VGG
 from hvp_engine.experiments.optimizers import cosine
@@ -41,7 +42,7 @@ def paper_zoo(setting: Setting) -> dict[str, Entry]:
     vision: list[tuple[str, Family, Callable[[], nn.Module], Callable[[nn.Module], Blocks]]] = [
         ("vgg", "cnn", partial(VGG, _VGG_16, 4096, 1000, channels=3, side=224, head_std=0.01), weights),
         ("resnet", "cnn", huggingface.resnet_18, weights),
-        ("vit", "transformer", huggingface.vit_base, huggingface.vit_blocks),
+        ("vit", "transformer", huggingface.vit_base, paper_names),
         ("mixer", "mlp", partial(Mixer, _MIXER_S16, 256), weights),
     ]
     entries = [_mlp(setting), *(_on_imagenet(setting, *kind) for kind in vision)]
@@ -106,7 +107,7 @@ def _gpt(setting: Setting) -> Entry:
             options={"adam": {"betas": (0.9, 0.99), "weight_decay": 0.1}, "sgd": {"weight_decay": 0.1}},
         ),
         _GRID,
-        gpt_blocks,
+        paper_names,
         sketch=partial(_tokens, sequences, micro, 256),
     )
 
@@ -129,7 +130,7 @@ def _gpt2(setting: Setting) -> Entry:
             options={"adam": {"betas": (0.9, 0.95), "weight_decay": 0.1}, "sgd": {"weight_decay": 0.1}},
         ),
         _GRID,
-        gpt_blocks,
+        paper_names,
         sketch=partial(_tokens, sequences, micro, GPT2.context),
     )
 
@@ -147,7 +148,7 @@ def _bert(setting: Setting) -> Entry:
         partial(_pairs, setting, sequences, micro),
         Recipe(setting.option("steps", 20_000), _BERT_BATCH, clip=1.0),
         _GRID,
-        huggingface.bert_blocks,
+        paper_names,
         sketch=partial(_masked_pairs, sequences, micro),
     )
 

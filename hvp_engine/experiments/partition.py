@@ -15,7 +15,7 @@ from hvp_engine.experiments.data import text
 from hvp_engine.experiments.data.corpus import Corpus
 from hvp_engine.experiments.entry import seeded
 from hvp_engine.experiments.heterogeneity import energy_share
-from hvp_engine.experiments.models.gpt import GPT, PROJECTIONS, GPTConfig
+from hvp_engine.experiments.models.gpt import GPT, GPTConfig
 from hvp_engine.experiments.optimizers import cosine, make_optimizer
 from hvp_engine.experiments.registry import Setting
 from hvp_engine.experiments.training import fit
@@ -23,6 +23,7 @@ from hvp_engine.experiments.training import fit
 HEADS, WIDTH, CONTEXT = 4, 16, 32
 BATCH, RATE = 32, 1e-2
 _BY_HEAD = ("attn.wq", "attn.wk")
+PROJECTIONS = (*_BY_HEAD, "attn.wv", "attn.wo", "c_fc", "c_proj")
 
 
 class _Sizes(NamedTuple):

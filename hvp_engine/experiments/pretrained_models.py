@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from hvp_engine import losses
-from hvp_engine.blocks import Block, projections
+from hvp_engine.blocks import paper
 from hvp_engine.experiments import weights
 from hvp_engine.experiments.continued import Continued, Pair
 from hvp_engine.experiments.data import alpaca, classification, text
@@ -29,7 +29,6 @@ _SMOLLM2_BLOCKS = {
     0: ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj", "mlp.up_proj", "mlp.down_proj"),
     29: ("self_attn.q_proj", "self_attn.v_proj", "self_attn.o_proj", "mlp.up_proj", "mlp.down_proj"),
 }
-_GPT2_LAYERS = (0, 3, 7, 11)
 _GPT2_STEPS = 1000
 
 
@@ -60,7 +59,7 @@ def gpt2(setting: Setting) -> Pair:
     )  # fmt: skip
     pretrained = replace(random, name="gpt2-alpaca-pretrained", build=lambda seed: weights.load(GPT2, setting))
     origin = {"weights": GPT2, "path": str(setting.weights.get(GPT2))}
-    return Pair(random, pretrained, origin, blocks=gpt2_blocks(random.meta()))
+    return Pair(random, pretrained, origin, blocks=paper(random.meta()))
 
 
 def smollm2_blocks(model: nn.Module) -> dict[str, list[str]]:
@@ -68,18 +67,6 @@ def smollm2_blocks(model: nn.Module) -> dict[str, list[str]]:
     found = {"embedding": ["model.embed_tokens.weight"]}
     for layer, paths in _SMOLLM2_BLOCKS.items():
         found |= {f"{layer}.{path.partition('.')[2]}": [f"model.layers.{layer}.{path}.weight"] for path in paths}
-    return found
-
-
-def gpt2_blocks(model: nn.Module) -> list[Block]:
-    """Name the paper's 25 blocks in GPT-2 of transformers, where queries, keys and values are columns of one tensor."""
-    found = [Block("wte", [("transformer.wte.weight", None)])]
-    for layer in _GPT2_LAYERS:
-        inside = f"transformer.h.{layer}"
-        fused = projections(model, f"{inside}.attn.c_attn.weight")
-        found += [Block(f"{layer}.{name}", block.parts) for name, block in zip(("wq", "wk", "wv"), fused, strict=True)]
-        for name, path in (("wo", "attn.c_proj"), ("c_fc", "mlp.c_fc"), ("c_proj", "mlp.c_proj")):
-            found.append(Block(f"{layer}.{name}", [(f"{inside}.{path}.weight", None)]))
     return found
 
 

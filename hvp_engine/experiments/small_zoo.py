@@ -15,8 +15,9 @@ from hvp_engine.experiments.data import images, text
 from hvp_engine.experiments.data.corpus import Corpus
 from hvp_engine.experiments.data.samples import Images
 from hvp_engine.experiments.entry import GRID, Entry, Family, Recipe, seeded
-from hvp_engine.experiments.models.gpt import GPT, GPTConfig, gpt_blocks
-from hvp_engine.experiments.models.huggingface import bert, bert_blocks
+from hvp_engine.experiments.models.gpt import GPT, GPTConfig
+from hvp_engine.experiments.models.huggingface import bert
+from hvp_engine.experiments.models.paper_names import paper_names
 from hvp_engine.experiments.models.patches import Mixer, PatchConfig, ViT
 from hvp_engine.experiments.models.vision import MLP, VGG, ResNet
 from hvp_engine.experiments.registry import Setting
@@ -156,7 +157,7 @@ def _gpt(setting: Setting, scale: _Scale) -> Entry:
         lambda seed: on_text(characters(setting), amounts, seed),
         Recipe(_steps(setting, scale, 800), amounts.training, clip=1.0),
         rates=_TINY_GRID if setting.size == "tiny" else GRID,
-        choose=gpt_blocks,
+        choose=paper_names,
     )
 
 
@@ -175,7 +176,7 @@ def _bert(setting: Setting, scale: _Scale) -> Entry:
         lambda seed: on_masked_text(characters(setting, "dialogue"), amounts, _MASKED, _MASKED_IN_TRAINING, seed),
         Recipe(_steps(setting, scale, 2000), amounts.training, clip=1.0),
         rates=_TINY_GRID if setting.size == "tiny" else GRID,
-        choose=bert_blocks,
+        choose=paper_names,
     )
 
 

@@ -1,7 +1,10 @@
 """Twice-differentiable fused operations: forward, backward and backward-of-backward are one pass each.
 
 Each operation has the signature and semantics of its torch.nn.functional namesake and a plain PyTorch `*_ref`
-beside it.
+beside it: :func:`attention`, :func:`cross_entropy`, :func:`linear_cross_entropy`, :func:`layer_norm`, :func:`rms_norm`,
+:func:`gelu`, :func:`silu`, :func:`swiglu`, :func:`softmax`, :func:`embedding`. :func:`twice_differentiable` and
+:func:`fuse_lm_head` swap them into a model as it runs; :func:`form_head_curvature` forms what products with a linear
+head need.
 """
 
 from __future__ import annotations
@@ -44,3 +47,8 @@ __all__ = [
     "swiglu_ref",
     "twice_differentiable",
 ]
+
+
+def __dir__() -> list[str]:
+    """List the public names."""
+    return __all__

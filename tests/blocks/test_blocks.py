@@ -104,7 +104,7 @@ def test_specifications_of_the_wrong_kind_say_which_kinds_there_are() -> None:
         (5, "no block specification"),
         ({"a": re.compile("0.*")}, "not Pattern"),
         ({"a": [3]}, "not int"),
-        ({"a": he.Block("x", [("0.weight", None)])}, "not Block"),
+        ({"a": [he.Block("x", [("0.weight", None)])]}, "not Block"),
         ({"a": []}, "'a' is empty"),
         ({"": ["*"]}, "non-empty string"),
         ({0: ["*"]}, "non-empty string"),

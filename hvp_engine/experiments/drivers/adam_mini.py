@@ -14,9 +14,9 @@ from matplotlib.figure import Figure
 from torch import nn
 
 from hvp_engine.experiments import exact, figures
-from hvp_engine.experiments.models.gpt import PROJECTIONS
 from hvp_engine.experiments.partition import (
     CONTEXT,
+    PROJECTIONS,
     RATE,
     SIZES,
     Ratios,

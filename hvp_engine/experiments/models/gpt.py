@@ -13,6 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from hvp_engine.experiments.models.paper_names import paper_names
+
 
 @dataclass(frozen=True)
 class GPTConfig:
@@ -117,27 +119,15 @@ class GPT(nn.Module):
 PROJECTIONS = ("attn.wq", "attn.wk", "attn.wv", "attn.wo", "c_fc", "c_proj")
 
 
-def gpt_blocks(model: nn.Module) -> dict[str, list[str]]:
-    """Name the paper's blocks of a :class:`GPT`."""
-    assert isinstance(model, GPT)
-    return paper_blocks(model.config)
-
-
 def paper_blocks(config: GPTConfig, layers: tuple[int, ...] | None = None) -> dict[str, list[str]]:
-    """Name the paper's blocks: the embedding and six projections of four layers spread over the depth.
+    """Name the paper's blocks of a GPT of these sizes: the embedding, and six projections of each of some layers.
 
     Args:
         config: The model's sizes.
-        layers: Layer indices; by default first, last and two in between (0, 3, 7, 11 for 12 layers, as in the paper).
+        layers: Layer indices, as for :func:`hvp_engine.blocks.paper`.
 
     Returns:
-        Mapping of block name to parameter name patterns, for the ``blocks`` argument of :func:`hvp_engine.slq`.
+        Mapping of block name to parameter names, for the ``blocks`` argument of :func:`hvp_engine.slq`.
     """
-    if layers is None:
-        last = config.layers - 1
-        layers = tuple(sorted({0, last // 3, (2 * last) // 3, last}))
-    blocks = {"wte": ["wte.weight"]}
-    for layer in layers:
-        for projection in PROJECTIONS:
-            blocks[f"{layer}.{projection.split('.')[-1]}"] = [f"layers.{layer}.{projection}.weight"]
-    return blocks
+    with torch.device("meta"):
+        return paper_names(GPT(config), layers)
