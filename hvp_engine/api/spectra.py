@@ -36,6 +36,7 @@ def slq(
     data: Iterable[Any] | None = None,
     steps: int | None = None,
     probes: int | None = None,
+    first_probe: int = 0,
     tolerance: float | Mapping[str, float] | None = None,
     seed: int = 0,
     distribution: Distribution = "gaussian",
@@ -77,6 +78,9 @@ def slq(
         steps: Lanczos steps m; streams of blocks smaller than m end earlier, exactly. With ``tolerance`` the most that
             a stream may take; None takes 100.
         probes: Random vectors per block. With ``tolerance`` the most that a block may get; None takes 10.
+        first_probe: Number of the first of them; without ``tolerance`` alone. Several jobs so share the probes of one:
+            each has the bits that these probes have there, unless it asks for too few products to have them compiled,
+            or the head's curvature formed (then to rounding). :func:`merge` joins their run folders.
         tolerance: Half-width of the 95 % error bars at which a block is done. A number is that of the distribution of
             its eigenvalues in Wasserstein-1 distance, relative to their standard deviation; a mapping has it by name:
             ``{"w1": 0.02}``, ``{"js": 0.01}`` (every Jensen-Shannon divergence), ``{"trace": 0.01}`` (relative) or
@@ -126,6 +130,7 @@ def slq(
     settings = JobSettings(
         steps=steps,  # type: ignore[arg-type]  # numbers once they are settings
         probes=probes,  # type: ignore[arg-type]
+        first_probe=first_probe,
         tolerance=tolerance,
         seed=seed,
         distribution=distribution,

@@ -55,6 +55,9 @@ Blocks = Annotated[
 ]
 Steps = Annotated[int | None, typer.Option(help="Lanczos steps; with --tolerance the most of them [100].")]
 Probes = Annotated[int | None, typer.Option(help="Random vectors per block; with --tolerance the most of them [10].")]
+FirstProbe = Annotated[
+    int, typer.Option(help="Number of the first one, without --tolerance: for parts that hvp-engine merge joins.")
+]
 Tolerance = Annotated[
     list[str] | None,
     typer.Option(

@@ -19,6 +19,7 @@ from hvp_engine.cli.arguments import (
     Check,
     Device,
     Distribution,
+    FirstProbe,
     HeadCurvature,
     Json,
     Kept,
@@ -115,6 +116,7 @@ def slq(
     tolerance: Tolerance = None,
     steps: Steps = None,
     probes: Probes = None,
+    first_probe: FirstProbe = 0,
     seed: Seed = 0,
     distribution: Annotated[
         Distribution, typer.Option(help="Of the probes; rademacher misses eigenvectors on few coordinates.")
@@ -150,6 +152,7 @@ def slq(
             tolerance=tolerance_of(tolerance),
             steps=steps,
             probes=probes,
+            first_probe=first_probe,
             seed=seed,
             distribution=distribution.value,
             operator=operator.value,

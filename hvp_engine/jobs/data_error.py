@@ -52,6 +52,7 @@ def settings_of(settings: JobSettings, *, check: bool) -> JobSettings:
         settings,
         steps=_STEPS + _PROBES,
         probes=1,
+        first_probe=0,
         tolerance=None,
         basis=settings.basis if settings.basis in _BASES else _BASES[-1],
         distribution="gaussian",

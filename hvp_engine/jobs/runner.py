@@ -98,7 +98,7 @@ class Job(ABC, Generic[StateT, ResultT]):
     def streams(self, operator: CurvatureOperator) -> StreamSizes:
         """Return the sizes of the streams that the job begins with."""
         settings = self.settings
-        return StreamSizes(operator.numel, settings.steps, settings.probes, operator.dtype, settings.lanczos.kept)
+        return StreamSizes(operator.numel, settings.steps, settings.numbers, operator.dtype, settings.lanczos.kept)
 
     def more(self, operator: CurvatureOperator, states: Sequence[StateT]) -> StreamSizes | None:
         """Return the sizes of further streams that the finished ones ask for; None where the job is complete.

@@ -63,6 +63,7 @@ class JobSettings:
         steps: Lanczos steps of a fixed job, or the ceiling of an adaptive one; a number once this is made.
         probes: Streams per block, likewise.
         tolerance: What an adaptive job has to reach, a number by the name of its target; None for a fixed job.
+        first_probe: Number of a fixed job's first probe: jobs of other probes of the same blocks can be joined.
 
     Raises:
         ConfigurationError: A setting is none of its values.
@@ -81,6 +82,7 @@ class JobSettings:
     head_curvature: bool = True
     head_curvature_tolerance: float = 0.0
     check: bool = True
+    first_probe: int = 0
 
     def __post_init__(self) -> None:
         """Check every setting; whole numbers of numpy and torch become plain ones."""
@@ -92,6 +94,7 @@ class JobSettings:
             "steps": _STEPS if self.steps is None else whole_number("steps", self.steps, 1),
             "probes": _PROBES if self.probes is None else whole_number("probes", self.probes, 1),
             "seed": whole_number("seed", self.seed),
+            "first_probe": whole_number("first_probe", self.first_probe, 0),
         }
         for name, value in whole_numbers.items():
             object.__setattr__(self, name, value)
@@ -102,6 +105,11 @@ class JobSettings:
         if self.steps > _MOST_STEPS:
             raise ConfigurationError(
                 f"steps={self.steps!r} is more than {_MOST_STEPS:,}; tens to thousands are enough."
+            )
+        if self.first_probe and not fixed:
+            raise ConfigurationError(
+                f"first_probe={self.first_probe!r} goes with a fixed number of probes only, and a job with a tolerance "
+                "finds out how many it takes; give steps or probes, and no tolerance."
             )
         if self.reorthogonalize not in get_args(Reorthogonalize):
             raise ConfigurationError(
@@ -143,6 +151,11 @@ class JobSettings:
         return LanczosSettings(self.steps, self.reorthogonalize, storage)
 
     @property
+    def numbers(self) -> range:
+        """Numbers of a fixed job's probes."""
+        return range(self.first_probe, self.first_probe + self.probes)
+
+    @property
     def dtype(self) -> torch.dtype:
         """Working dtype of vectors and products."""
         return working_dtype(self.precision)
@@ -163,11 +176,15 @@ class JobSettings:
         return {block: self.probes * min(self.steps, size) for block, size in numel.items()}
 
     def record(self) -> dict[str, Any]:
-        """Return what decides a job's numbers, as plain data; a fixed job has no word of tolerance."""
+        """Return what decides a job's numbers, as plain data.
+
+        A fixed job has no word of tolerance, and one that begins with probe 0 none of that: earlier releases had none.
+        """
         return {
             **({} if self.tolerance is None else {"tolerance": self.tolerance}),
             "steps": self.steps,
             "probes": self.probes,
+            **({"first_probe": self.first_probe} if self.first_probe else {}),
             "seed": self.seed,
             "distribution": self.distribution,
             "precision": self.precision,

@@ -49,7 +49,7 @@ class JobSizes:
         settings = self.settings
         if settings.targets is not None:
             return first_round(self.numel, settings, self.room)
-        return StreamSizes(self.numel, settings.steps, settings.probes, settings.dtype, settings.lanczos.kept)
+        return StreamSizes(self.numel, settings.steps, settings.numbers, settings.dtype, settings.lanczos.kept)
 
     @property
     def work(self) -> dict[str, BlockWork]:

@@ -24,7 +24,8 @@ class StreamSizes:
     Attributes:
         numel: Length of each block's vectors.
         steps: Lanczos steps asked for; a stream takes at most as many as its vectors are long.
-        probes: Streams per block, as numbers of probes by block where they are not the same for all.
+        probes: Streams per block; their numbers where these do not begin with 0, by block where they are not the same
+            for all.
         dtype: Working dtype.
         kept: How vectors are kept; None where two are.
         limits: Steps of blocks that take fewer than the others.
@@ -36,7 +37,7 @@ class StreamSizes:
 
     numel: Mapping[str, int]
     steps: int
-    probes: int | Mapping[str, range]
+    probes: int | range | Mapping[str, range]
     dtype: torch.dtype
     kept: Storage | None
     limits: Mapping[str, int] = field(default_factory=dict)
@@ -55,7 +56,9 @@ class StreamSizes:
 
     def probes_of(self, block: str) -> range:
         """Return the numbers of a block's probes."""
-        return range(self.probes) if isinstance(self.probes, int) else self.probes[block]
+        if isinstance(self.probes, int):
+            return range(self.probes)
+        return self.probes if isinstance(self.probes, range) else self.probes[block]
 
     def bytes_of(self, block: str) -> int:
         """Return what one stream of a block takes: its basis, its work vectors, and what is beside them."""

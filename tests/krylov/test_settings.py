@@ -65,6 +65,9 @@ def test_whole_numbers_of_any_library_become_plain_ones() -> None:
         ({"steps": 2.5}, "steps=2.5 must be a whole number of at least 1"),
         ({"tolerance": 0}, "tolerance=0 must be a finite number above 0"),
         ({"tolerance": {"w2": 0.1}}, "no target named 'w2'"),
+        ({"probes": 2, "first_probe": -1}, "first_probe=-1 must be a whole number of at least 0"),
+        ({"first_probe": 4}, "first_probe=4 goes with a fixed number of probes only"),
+        ({"probes": 2, "first_probe": 4, "tolerance": 0.1}, "give steps or probes, and no tolerance"),
         ({"microbatch": 0}, "microbatch=0 must be a whole number of at least 1"),
         ({"memory": -1}, "memory=-1 must be a positive number of bytes"),
         ({"precision": "fp8"}, "precision='fp8' is not one of"),
@@ -95,6 +98,12 @@ def test_a_job_adapts_unless_steps_or_probes_come_without_a_tolerance(
     assert replace(settings, basis="bf16").tolerance == tolerance
     assert settings.record().get("tolerance", None) == tolerance
     assert ("tolerance" in settings.record()) == (tolerance is not None)
+
+
+def test_a_job_that_begins_with_probe_0_is_recorded_as_before_there_were_others() -> None:
+    whole, part = JobSettings(probes=6), JobSettings(probes=2, first_probe=np.int64(4))
+    assert list(part.numbers) == [4, 5] and list(whole.numbers) == [0, 1, 2, 3, 4, 5]
+    assert "first_probe" not in whole.record() and part.record()["first_probe"] == 4
 
 
 def test_products_in_float64_keep_float64_vectors() -> None:
