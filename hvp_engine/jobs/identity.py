@@ -10,6 +10,7 @@ from torch import Tensor
 from hvp_engine.blocks import BlockPart, Partition
 from hvp_engine.jobs.description import describe_function, describe_hooks, describe_modules, digest_of
 from hvp_engine.jobs.environment import environment
+from hvp_engine.jobs.origin import origin
 from hvp_engine.kernels.allocator import retained_heap
 from hvp_engine.krylov.probes import probe
 from hvp_engine.operators.operator import CurvatureOperator
@@ -61,6 +62,7 @@ def facts(operator: CurvatureOperator, waves: int) -> dict[str, Any]:
     """Say how a finished job ran, whatever was asked for."""
     return {
         **environment(operator),
+        "origin": origin(operator.objective.model),
         "notes": list(operator.notes),
         "fused_operations": sorted(operator.objective.fused.replaced),
         "plan": {

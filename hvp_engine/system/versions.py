@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import importlib.metadata
 import platform
+import sys
 
 import numpy as np
 import torch
 
-__all__ = ["package_version", "version_of", "versions"]
+__all__ = ["package_version", "version_of", "version_of_module", "versions"]
 
 
 def version_of(distribution: str) -> str | None:
@@ -17,6 +18,16 @@ def version_of(distribution: str) -> str | None:
         return importlib.metadata.version(distribution)
     except importlib.metadata.PackageNotFoundError:
         return None
+
+
+def version_of_module(package: str) -> str | None:
+    """Return what an imported package says of its version, or else its distribution of the same name; None if neither.
+
+    Args:
+        package: As it is imported.
+    """
+    said = getattr(sys.modules.get(package), "__version__", None)
+    return str(said) if isinstance(said, str) else version_of(package)
 
 
 def package_version() -> str:
