@@ -1,13 +1,27 @@
 """Hessian-vector products, batched Lanczos and stochastic Lanczos quadrature for neural networks.
 
 The heart is :func:`slq`; :func:`hvp` and :class:`HessianOperator` give the products themselves, :func:`dense` whole
-matrices of small blocks, :func:`off_diagonal` what lies between blocks.
+matrices of small blocks, :func:`off_diagonal` what lies between blocks. :func:`merge` joins runs of the same job, and
+:func:`compare` puts two runs side by side.
 """
 
 from __future__ import annotations
 
 from hvp_engine import blocks, losses
-from hvp_engine.api import data_error, dense, diagonal, eigsh, gradients, hvp, norms, off_diagonal, slq, trace
+from hvp_engine.api import (
+    compare,
+    data_error,
+    dense,
+    diagonal,
+    eigsh,
+    gradients,
+    hvp,
+    merge,
+    norms,
+    off_diagonal,
+    slq,
+    trace,
+)
 from hvp_engine.blocks import Block
 from hvp_engine.config import show_config
 from hvp_engine.diagnosis.doctor import doctor
@@ -15,6 +29,7 @@ from hvp_engine.errors import HvpEngineError
 from hvp_engine.operators.hessian import HessianOperator
 from hvp_engine.planning.plan import plan
 from hvp_engine.planning.report import JobPlan
+from hvp_engine.results.compared import Comparison
 from hvp_engine.results.diagonals import Diagonals
 from hvp_engine.results.eigenpairs import Eigenpairs
 from hvp_engine.results.eigensystem import Eigensystem
@@ -29,6 +44,7 @@ __version__ = package_version()
 
 __all__ = [
     "Block",
+    "Comparison",
     "Diagonals",
     "Eigenpairs",
     "Eigensystem",
@@ -41,6 +57,7 @@ __all__ = [
     "Spectrum",
     "Traces",
     "blocks",
+    "compare",
     "data_error",
     "dense",
     "diagonal",
@@ -49,6 +66,7 @@ __all__ = [
     "gradients",
     "hvp",
     "losses",
+    "merge",
     "norms",
     "off_diagonal",
     "plan",

@@ -1,4 +1,4 @@
-"""The command ``hvp-engine``: demo, doctor, plan, slq, eigsh, experiment, show and plot."""
+"""The command ``hvp-engine``: demo, doctor, plan, slq, eigsh, experiment, and what looks at finished runs."""
 
 from __future__ import annotations
 
@@ -38,6 +38,7 @@ from hvp_engine.cli.arguments import (
 )
 from hvp_engine.cli.eigen import eigsh
 from hvp_engine.cli.experiment import experiment
+from hvp_engine.cli.finished import compare, export_run, merge
 from hvp_engine.cli.job_file import load_job, output_to_errors
 from hvp_engine.cli.options import blocks_of, bytes_of, folder_of, tolerance_of
 from hvp_engine.cli.output import console, print_spectra, say
@@ -57,6 +58,9 @@ app.command()(eigsh)
 app.command()(experiment)
 app.command()(show)
 app.command()(plot)
+app.command()(merge)
+app.command()(compare)
+app.command("export")(export_run)
 
 
 @app.command()
