@@ -25,6 +25,7 @@ NOT_RUN = {
     "index.md": 1,
     "migration.md": 4,
     "plan_gpt2.md": 1,
+    "run_folder.md": 1,
 }
 WITH_TESTS_OF_ITS_OWN = "wrong_second_derivatives.md"
 RUN, SHOWN = {"python", "bash"}, {"text", "yaml", "json"}

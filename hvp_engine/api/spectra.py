@@ -81,8 +81,8 @@ def slq(
             a stream may take; None takes 100.
         probes: Random vectors per block. With ``tolerance`` the most that a block may get; None takes 10.
         first_probe: Number of the first of them; without ``tolerance`` alone. Several jobs so share the probes of one:
-            each has the bits that these probes have there, unless it asks for too few products to have them compiled,
-            or the head's curvature formed (then to rounding). :func:`merge` joins their run folders.
+            the same vectors to the bit, and coefficients to the rounding that depends on how many vectors go through
+            the network at once. :func:`merge` joins their run folders.
         tolerance: Half-width of the 95 % error bars at which a block is done. A number is that of the distribution of
             its eigenvalues in Wasserstein-1 distance, relative to their standard deviation; a mapping has it by name:
             ``{"w1": 0.02}``, ``{"js": 0.01}`` (every Jensen-Shannon divergence), ``{"trace": 0.01}`` (relative) or

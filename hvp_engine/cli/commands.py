@@ -46,6 +46,7 @@ from hvp_engine.cli.between_blocks import off_diagonal
 from hvp_engine.cli.eigen import eigsh
 from hvp_engine.cli.estimators import diagonal, norms, trace
 from hvp_engine.cli.experiment import experiment
+from hvp_engine.cli.finished import compare, export, merge
 from hvp_engine.cli.job_file import load_job, output_to_errors
 from hvp_engine.cli.jobs import compute
 from hvp_engine.cli.options import blocks_of, processes_of, tolerance_of
@@ -272,6 +273,9 @@ _COMMANDS: tuple[Callable[..., None], ...] = (  # as --help lists them
     off_diagonal,
     show,
     plot,
+    compare,
+    merge,
+    export,
     experiment,
 )
 for command in _COMMANDS:

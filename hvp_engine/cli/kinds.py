@@ -35,32 +35,44 @@ class Figure(NamedTuple):
     options: tuple[str, ...]
 
 
+def _record_of_spectra(spectra: Spectra) -> dict[str, Any]:
+    """Return the numbers of a table, and beside them the bars for the choice of data where there are any."""
+    errors = spectra.data_error
+    return {**spectra.summarize().record(), **({} if errors is None else {"data_error": errors.record()})}
+
+
+def _record_of_pairs(found: Eigensystem) -> dict[str, Any]:
+    return {"blocks": found.record()}
+
+
 class Kind(NamedTuple):
-    """One kind of result; its class has a ``manifest`` and a ``summary()``.
+    """One kind of result; its class is a ``Tabular`` with a ``manifest``.
 
     Attributes:
         load: Reads a run folder.
         figures: Its figures, by the name of the file without its suffix.
-        record: Makes plain data of the result, for ``--json``.
+        record: Makes plain data of the result, for ``--json``: a mapping.
         settings: What of the configuration is shown below the table.
         print: Prints the table.
     """
 
     load: Callable[[Path], Any]
     figures: Mapping[str, Figure]
-    record: Callable[[Any], Any]
+    record: Callable[[Any], Mapping[str, Any]]
     settings: tuple[str, ...]
     print: Callable[[Any], None] = _print_summary
 
 
-_SLQ = "slq"  # whose manifests do not name the job
+SLQ = "slq"
+"""The job whose manifests do not name it."""
+
 _SPECTRA = Kind(
     Spectra.load,
     {
         "spectra": Figure(Spectra.plot, ("blocks", "figsize", "sigma", "scale", "share_x")),
         "js_distance": Figure(Spectra.plot_js, ("blocks", "figsize")),
     },
-    lambda spectra: spectra.summarize().record(),
+    _record_of_spectra,
     ("matrix", "tolerance", "steps", "probes", "seed", "distribution", "precision", "reorthogonalize", "basis"),
     print_spectra,
 )
@@ -76,8 +88,8 @@ _SAMPLED = ("matrix", "most_products", "tolerance", "method", "seed", "precision
 
 # A new kind of result is one line here.
 KINDS: dict[str, Kind] = {
-    _SLQ: _SPECTRA,
-    "eigsh": Kind(Eigensystem.load, _PAIRS, Eigensystem.record, _OF_PAIRS),
+    SLQ: _SPECTRA,
+    "eigsh": Kind(Eigensystem.load, _PAIRS, _record_of_pairs, _OF_PAIRS),
     "trace": Kind(Traces.load, {}, Traces.record, _SAMPLED),
     "diagonal": Kind(Diagonals.load, {}, Diagonals.record, _SAMPLED),
     "norms": Kind(Norms.load, {}, Norms.record, _SAMPLED),
@@ -93,7 +105,7 @@ def kind_of(run: Path) -> Kind:
     """
     facts = read_manifest(run).get("run")
     config = facts.get("config") if isinstance(facts, dict) else None
-    job = config.get("job", _SLQ) if isinstance(config, dict) else _SLQ
+    job = config.get("job", SLQ) if isinstance(config, dict) else SLQ
     if job not in tuple(KINDS):
         raise RunFolderError(
             f"{run} holds the result of a job {job!r}, which is none of {', '.join(KINDS)}; read its {MANIFEST}, or "

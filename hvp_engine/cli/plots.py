@@ -42,7 +42,8 @@ def plot(
 ) -> None:
     """Draw the figures of a run into its folder.
 
-    Of several runs, how they differ over time is drawn, into the folder that has them all. They are in the order of the numbers in their names: step-000100, step-000200.
+    Of several runs, how they differ over time is drawn, into the folder that has them all. They are in the order of the
+    numbers in their names: step-000100, step-000200.
     """
     given = {
         "blocks": blocks or None,

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import json
+from collections.abc import Mapping
 from typing import Any
 
 import typer
 
 from hvp_engine.cli.arguments import Json, Run
-from hvp_engine.cli.kinds import kind_of
+from hvp_engine.cli.kinds import SLQ, kind_of
 from hvp_engine.cli.output import say
+from hvp_engine.results.export import json_text
 from hvp_engine.results.words import targets_text
 from hvp_engine.system.formatting import shorten
 
@@ -25,16 +26,28 @@ def show(run: Run, as_json: Json = False) -> None:
     kind = kind_of(run)
     result = kind.load(run)
     if as_json:
-        typer.echo(json.dumps(kind.record(result), indent=1))
+        typer.echo(json_text({**kind.record(result), "run": _facts(result.manifest)}, indent=1))
         return
     kind.print(result)
-    config, notes = result.manifest.get("config"), result.manifest.get("notes")
-    config = config if isinstance(config, dict) else {}
+    facts = _facts(result.manifest)
     for key in kind.settings:
-        if key in config:
-            say(f"{key:16}{shorten(_setting(key, config), _LONGEST)}")
-    for note in notes if isinstance(notes, list) else []:
+        if key in facts["settings"]:
+            say(f"{key:16}{shorten(_setting(key, facts['settings']), _LONGEST)}")
+    for note in facts["notes"]:
         say(f"{'note':16}{shorten(str(note), _LONGEST)}")
+
+
+def _facts(manifest: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a manifest says of the job, a stranger's perhaps: the same keys, whatever it lacks."""
+    config, notes = manifest.get("config"), manifest.get("notes")
+    settings = config if isinstance(config, dict) else {}
+    told = {key: manifest.get(key) for key in ("origin", "versions", "seconds")}
+    return {
+        "job": settings.get("job", SLQ),
+        "settings": settings,
+        "notes": notes if isinstance(notes, list) else [],
+        **told,
+    }
 
 
 def _setting(key: str, config: dict[str, Any]) -> str:

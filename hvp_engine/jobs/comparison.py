@@ -45,11 +45,14 @@ def refuse_foreign(found: Identity, wanted: Identity, run: Path) -> None:
         )
     different = differences(found, wanted)
     if different:
-        # A stranger's words: nothing of them may steer a terminal.
-        details = "; ".join(ascii(words)[1:-1] if not words.isprintable() else words for words in different[:_SHOWN])
         raise ForeignRunError(
-            f"{run} holds another job ({details}). Choose another folder for out=, or delete that one."
+            f"{run} holds another job ({in_short(different)}). Choose another folder for out=, or delete that one."
         )
+
+
+def in_short(different: Sequence[str]) -> str:
+    """List the first of some differences; a stranger's words they may be, and nothing of them may steer a terminal."""
+    return "; ".join(ascii(words)[1:-1] if not words.isprintable() else words for words in different[:_SHOWN])
 
 
 def differences(found: Identity, wanted: Identity) -> list[str]:
@@ -67,7 +70,7 @@ def differences(found: Identity, wanted: Identity) -> list[str]:
     if different:
         return different
     same_code = _code(found, exact=same_versions) == _code(wanted, exact=same_versions)
-    if "losses" not in found:  # a result that was saved without a run folder
+    if "losses" not in found or "losses" not in wanted:  # a result of a job without a run folder
         return [] if same_code else _values("loss", found.get("loss"), wanted.get("loss"))
     rounding = _ROUNDING.get(str(wanted.get("precision")), max(_ROUNDING.values()))
     excused = bool(moved) and same_code

@@ -18,9 +18,9 @@ from hvp_engine.operators.head.shelf import SHELVED
 from hvp_engine.system import files
 from hvp_engine.system.json_files import read_json, write_json
 from hvp_engine.system.locks import LOCK, OWNER, FolderLock
-from hvp_engine.system.run_files import MANIFEST, SPECTRA, refuse_strangers
+from hvp_engine.system.run_files import CHECKPOINT, MANIFEST, SPECTRA, refuse_strangers
 
-FOLDER = "hvp_engine-checkpoint"
+FOLDER = CHECKPOINT
 MARKER = "hvp_engine-marker.json"
 RESERVE = "reserve"
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+from abc import abstractmethod
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
+from hvp_engine.results.tabular import Row, Tabular, flat
 from hvp_engine.system import run_files
 from hvp_engine.system.formatting import first_names
 from hvp_engine.system.json_files import damaged
@@ -15,7 +17,7 @@ T = TypeVar("T")
 _LARGEST = 1 << 62
 
 
-class ByBlock(Mapping[str, T], Generic[T]):
+class ByBlock(Tabular, Mapping[str, T], Generic[T]):
     """A mapping of block names to what was found of each.
 
     Attributes:
@@ -50,6 +52,14 @@ class ByBlock(Mapping[str, T], Generic[T]):
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({list(self)})"
+
+    @abstractmethod
+    def record(self) -> dict[str, Any]:
+        """Return plain data, under ``"blocks"`` an entry for each."""
+
+    def rows(self) -> list[Row]:
+        """Return every number unrounded, a row per block: an estimate with its bar in columns beside it."""
+        return [flat(entry) for entry in self.record()["blocks"]]
 
     def products(self, block: str) -> str:
         """Say how many products a block took, and ``!`` where the tolerance was not reached."""

@@ -16,8 +16,9 @@ from hvp_engine.errors import ConfigurationError
 from hvp_engine.results.data_error import ENDS, HALVES, QUANTITIES, BlockDataError, GroupForms, error_of_block
 from hvp_engine.results.estimate import Estimate
 from hvp_engine.results.jackknife import variance_range
+from hvp_engine.results.record import plain
 from hvp_engine.results.smoothing import FloatArray
-from hvp_engine.results.text_table import text_table
+from hvp_engine.results.tabular import Cells, Row, Tabular, flat
 from hvp_engine.results.words import matrix_of
 from hvp_engine.system import run_files
 from hvp_engine.system.formatting import first_names, format_count, format_number
@@ -31,7 +32,7 @@ _BAR = 0.05  # relative; the default of what is asked for
 _LARGEST = 1 << 62
 
 
-class DataErrors(Mapping[str, BlockDataError]):
+class DataErrors(Tabular, Mapping[str, BlockDataError]):
     """Bars for the choice of data by block name.
 
     Attributes:
@@ -166,8 +167,33 @@ class DataErrors(Mapping[str, BlockDataError]):
         except ConfigurationError as error:
             raise damaged(Path(folder) / run_files.SPECTRA, "its weights are none") from error
 
+    def record(self) -> dict[str, Any]:
+        """Return the bars as plain data; those that there are not are None."""
+        return {
+            "groups": len(self.weights),
+            "samples": int(self.samples.sum()),
+            "blocks": [
+                {
+                    "name": name,
+                    "numel": self._forms[name].numel,
+                    **{quantity: plain(getattr(found, quantity)) for quantity in QUANTITIES},
+                }
+                for name, found in self.items()
+            ],
+        }
+
     def summary(self, bar: float = _BAR) -> str:
         """Write a table: values for the expected Hessian with their 95 % bars, and the samples that a bar takes."""
+        return self._table(bar).text()
+
+    def rows(self) -> list[Row]:
+        """Return every number unrounded, a row per block: an estimate with its bar in columns beside it."""
+        return [flat(entry) for entry in self.record()["blocks"]]
+
+    def _cells(self) -> Cells:
+        return self._table(_BAR)
+
+    def _table(self, bar: float) -> Cells:
         needed = self.samples_for(bar)
         share = f"{100 * bar:.3g} %"
         titles = ("trace", "Frobenius norm", "smallest", "largest", f"trace to {share}", f"largest to {share}")
@@ -176,8 +202,7 @@ class DataErrors(Mapping[str, BlockDataError]):
             bars = (found.trace, found.frobenius_norm, found.smallest, found.largest)
             counts = (needed[block]["trace"], needed[block]["largest"])
             rows.append((block, (*map(_with_bar, bars), *map(_count, counts))))
-        lines = text_table(titles, rows)
-        return "\n".join((self._heading(), *lines, self._footing()))
+        return Cells(titles, rows, [self._heading()], [self._footing()])
 
     def _heading(self) -> str:
         samples, weight = int(self.samples.sum()), float(self.weights.sum())

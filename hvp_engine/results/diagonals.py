@@ -11,12 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from hvp_engine.results.by_block import ByBlock, read_blocks
 from hvp_engine.results.estimate import relative
 from hvp_engine.results.sphere import student
-from hvp_engine.results.text_table import text_table
+from hvp_engine.results.tabular import Cells
 from hvp_engine.system import run_files
 from hvp_engine.system.formatting import format_count, format_number
 from hvp_engine.system.json_files import damaged
@@ -90,8 +91,7 @@ class Diagonals(ByBlock[Diagonal]):
             RunFolderError: If a file cannot be written.
         """
         blocks = [{"name": name, **_facts(found), "parts": _listed(found.parts)} for name, found in self.items()]
-        tensors = {f"{name}/{key}": getattr(found, key).numpy() for name, found in self.items() for key in _ARRAYS}
-        run_files.write_run(folder, {"run": self.manifest, "blocks": blocks}, tensors)
+        run_files.write_run(folder, {"run": self.manifest, "blocks": blocks}, self.arrays())
 
     @classmethod
     def load(cls, folder: str | os.PathLike[str]) -> Diagonals:
@@ -113,8 +113,11 @@ class Diagonals(ByBlock[Diagonal]):
             found[name] = Diagonal(value, stderr, half, parts[name])
         return cls(found, numel, document["run"])
 
-    def summary(self) -> str:
-        """Write a table: parameters, mean, smallest and largest entry, error of the whole, and products."""
+    def arrays(self) -> dict[str, NDArray[Any]]:
+        """Return the entries of every diagonal with their errors, as :class:`Diagonal` has them."""
+        return {f"{name}/{key}": getattr(found, key).numpy() for name, found in self.items() for key in _ARRAYS}
+
+    def _cells(self) -> Cells:
         titles = ("parameters", "mean", "smallest", "largest", "error", "products")
         rows = [
             (
@@ -128,7 +131,7 @@ class Diagonals(ByBlock[Diagonal]):
             )
             for name, found in self.items()
         ]
-        return "\n".join(text_table(titles, rows))
+        return Cells(titles, rows)
 
 
 def diagonal(value: Tensor, variance: Tensor, probes: int | None, noise: float, parts: Sequence[Part]) -> Diagonal:

@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-import io
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from rich import box
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
+from numpy.typing import NDArray
 
 from hvp_engine.errors import ConfigurationError
 from hvp_engine.results.eigenpairs import Eigenpairs, read, write
-from hvp_engine.system.formatting import abbreviate, first_names, format_count, format_number
+from hvp_engine.results.tabular import Cells, Row, Tabular
+from hvp_engine.system.formatting import first_names, format_count, format_number
 
 _COLUMNS = ("parameters", "smallest", "largest", "largest residual", "converged", "products", "ended by")
 
 
-class Eigensystem(Mapping[str, Eigenpairs]):
+class Eigensystem(Tabular, Mapping[str, Eigenpairs]):
     """Eigenpairs by block name.
 
     Attributes:
@@ -117,13 +114,33 @@ class Eigensystem(Mapping[str, Eigenpairs]):
         """Return everything but the vectors as plain data, one entry per block."""
         return [found.record() for found in self.values()]
 
-    def summary(self) -> str:
-        """Write a table: the range of the values, the largest residual, how many converged, and what they took."""
-        table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
-        table.add_column("block", overflow="fold")
-        for title in _COLUMNS:
-            table.add_column(title, justify="right", no_wrap=True)
-        for name, found in zip(abbreviate(list(self)), self.values(), strict=True):
+    def rows(self) -> list[Row]:
+        """Return a row for every pair, in ascending order of a block's values."""
+        return [
+            {
+                "block": name,
+                "numel": found.numel,
+                "place": place,
+                "value": float(found.values[place]),
+                "residual": float(found.residuals[place]),
+                "converged": bool(found.converged[place]),
+            }
+            for name, found in self.items()
+            for place in range(len(found.values))
+        ]
+
+    def arrays(self) -> dict[str, NDArray[Any]]:
+        """Return values and residuals of every block, and the vectors as rows where they were kept."""
+        arrays: dict[str, NDArray[Any]] = {}
+        for name, found in self.items():
+            arrays |= {f"{name}/values": found.values, f"{name}/residuals": found.residuals}
+            if found.stored is not None:
+                arrays[f"{name}/vectors"] = found.stored.numpy()
+        return arrays
+
+    def _cells(self) -> Cells:
+        rows = []
+        for name, found in self.items():
             numbers = (found.values[0], found.values[-1], found.residuals.max())
             cells = (
                 format_count(found.numel),
@@ -132,7 +149,5 @@ class Eigensystem(Mapping[str, Eigenpairs]):
                 format_count(found.products),
                 found.effort.ended_by,
             )
-            table.add_row(*map(Text, (name, *cells)))
-        buffer = io.StringIO()
-        Console(file=buffer, width=10_000, color_system=None, legacy_windows=False).print(table)
-        return "\n".join(line.rstrip() for line in buffer.getvalue().strip("\n").splitlines())
+            rows.append((name, cells))
+        return Cells(_COLUMNS, rows)

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from hvp_engine.results.by_block import ByBlock, read_blocks
 from hvp_engine.results.estimate import Estimate
 from hvp_engine.results.record import estimate_of, plain
-from hvp_engine.results.text_table import text_table
+from hvp_engine.results.tabular import Cells
 from hvp_engine.results.words import number_text
 from hvp_engine.system import run_files
 from hvp_engine.system.formatting import format_count, format_number
@@ -88,8 +88,7 @@ class Norms(ByBlock[BlockNorms]):
             found[name] = BlockNorms(block["numel"], length, norm, trace)
         return cls(found, {name: block["numel"] for name, block in blocks.items()}, document["run"])
 
-    def summary(self) -> str:
-        """Write a table: parameters, gradient, Frobenius norm and trace with their 95 % bars, and products."""
+    def _cells(self) -> Cells:
         titles = ("parameters", "gradient", "Frobenius norm", "trace", "products")
         rows = [
             (
@@ -104,4 +103,4 @@ class Norms(ByBlock[BlockNorms]):
             )
             for name, found in self.items()
         ]
-        return "\n".join(text_table(titles, rows))
+        return Cells(titles, rows)

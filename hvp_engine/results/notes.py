@@ -18,13 +18,14 @@ _TITLES = {
     "outliers": "outliers",
     "js0": "JS0",
 }
+BARS = "±: 95 % bars, for probes and Lanczos steps; not for the choice of data."
 _LISTED = 12  # names in one line; the rest are counted
 
 
 def notes(summary: Summary) -> list[str]:
     """Write what a reader of the table must know, one text per subject; most subjects are absent from most tables."""
     return [
-        *_matrix(summary),
+        *matrix_note(summary.matrix),
         *_bars(summary),
         *_readings(summary),
         *_zero(summary),
@@ -33,15 +34,16 @@ def notes(summary: Summary) -> list[str]:
     ]
 
 
-def _matrix(summary: Summary) -> Iterator[str]:
-    if summary.matrix is not None:
-        yield f"Matrix: {summary.matrix}, in place of the Hessian."
+def matrix_note(matrix: str | None) -> Iterator[str]:
+    """Say whose spectra they are, unless they are the Hessian's."""
+    if matrix is not None:
+        yield f"Matrix: {matrix}, in place of the Hessian."
 
 
 def _bars(summary: Summary) -> Iterator[str]:
     estimates = [e for block in summary.blocks for kind, e in block.numbers.items() if kind != "outliers"]
     estimates.append(summary.js0)
-    said = ["±: 95 % bars, for probes and Lanczos steps; not for the choice of data."]
+    said = [BARS]
     if any(not is_known(e.value, half) for e in estimates if (half := half_width(e)) < float("inf")):
         said.append("? ± b: not known, but within b of zero.")
     if any(_has_no_bar(e) for e in estimates):

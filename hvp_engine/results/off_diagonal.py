@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -10,10 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from rich import box
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
+from numpy.typing import NDArray
 
 from hvp_engine.errors import ConfigurationError
 from hvp_engine.results.data_errors import sizes_by_name
@@ -21,6 +17,7 @@ from hvp_engine.results.estimate import Estimate
 from hvp_engine.results.moments import of_probes
 from hvp_engine.results.record import plain
 from hvp_engine.results.smoothing import FloatArray
+from hvp_engine.results.tabular import Cells, Row, Tabular, flat
 from hvp_engine.results.words import number_text
 from hvp_engine.system import run_files
 from hvp_engine.system.formatting import abbreviate, first_names, format_count, format_number
@@ -45,7 +42,7 @@ class Agreement(NamedTuple):
     cosine: Estimate
 
 
-class OffDiagonal(Mapping[str, Agreement]):
+class OffDiagonal(Tabular, Mapping[str, Agreement]):
     """What lies between blocks, as seen by random vectors: over all rows as ``whole``, over a block's by its name.
 
     Attributes:
@@ -161,22 +158,23 @@ class OffDiagonal(Mapping[str, Agreement]):
         except ConfigurationError as error:
             raise damaged(Path(folder) / run_files.SPECTRA, "its numbers are no sums of squares") from error
 
-    def summary(self) -> str:
-        """Write a table: both numbers with their 95 % bars, over all rows and over those of every block."""
-        table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
-        table.add_column("rows of", overflow="fold")
-        for title in ("parameters", "|Hv - Dv| / |Hv|", "cos(Hv, Dv)"):
-            table.add_column(title, justify="right", no_wrap=True)
+    def rows(self) -> list[Row]:
+        """Return both numbers with their bars, a row for the rows of every block; ``whole`` is not among them."""
+        return [flat({"name": name, "numel": self.numel[name], **_record(found)}) for name, found in self.items()]
+
+    def arrays(self) -> dict[str, NDArray[Any]]:
+        """Return what the products gave as ``"/sums"``, see :data:`SUMS`."""
+        return {"/sums": self.sums}
+
+    def _cells(self) -> Cells:
         rows = [(_ALL, sum(self.numel.values()), self.whole)]
-        names = abbreviate(list(self))
-        rows += [(shown, self.numel[name], self[name]) for shown, name in zip(names, self, strict=True)]
-        for name, size, (ratio, cosine) in rows:
-            cells = (name, format_count(size), number_text(ratio).line, number_text(cosine).line)
-            table.add_row(*map(Text, cells))
-        buffer = io.StringIO()
-        Console(file=buffer, width=10_000, color_system=None, legacy_windows=False).print(table)
-        lines = [line.rstrip() for line in buffer.getvalue().strip("\n").splitlines()]
-        return "\n".join((self._heading(), *lines, *self._footing()))
+        rows += [(name, self.numel[name], agreement) for name, agreement in self.items()]
+        cells = [
+            (name, (format_count(size), number_text(ratio).line, number_text(cosine).line))
+            for name, size, (ratio, cosine) in rows
+        ]
+        titles = ("parameters", "|Hv - Dv| / |Hv|", "cos(Hv, Dv)")
+        return Cells(titles, cells, [self._heading()], list(self._footing()), "rows of")
 
     def _heading(self) -> str:
         config = self.manifest.get("config")

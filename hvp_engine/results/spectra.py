@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from hvp_engine.errors import ConfigurationError
 from hvp_engine.results import data_errors, distances, record, stored, table
+from hvp_engine.results.account import accounts
 from hvp_engine.results.data_errors import DataErrors
 from hvp_engine.results.divergences import Divergences, divergences
 from hvp_engine.results.estimate import Estimate, MatrixEstimate
@@ -19,6 +21,7 @@ from hvp_engine.results.reading import ReadingName, is_gauss
 from hvp_engine.results.smoothing import FloatArray
 from hvp_engine.results.spectrum import Spectrum
 from hvp_engine.results.summary import Summary, summarize
+from hvp_engine.results.tabular import Cells, Row, Tabular
 from hvp_engine.results.wasserstein import wasserstein_estimate
 from hvp_engine.results.words import matrix_of
 from hvp_engine.results.zero_blocks import zero_blocks
@@ -26,7 +29,7 @@ from hvp_engine.system import run_files
 from hvp_engine.system.formatting import first_names
 
 
-class Spectra(Mapping[str, Spectrum]):
+class Spectra(Tabular, Mapping[str, Spectrum]):
     """Spectra by block name; matrices of distances have the order of ``list(spectra)``.
 
     Attributes:
@@ -304,3 +307,28 @@ class Spectra(Mapping[str, Spectrum]):
         """Write the table of ``hvp_engine.results.table.summary_table`` as plain text, and the bars for the data."""
         text = table.summary_text(self.summarize())
         return text if self.data_error is None else f"{text}\n\n{self.data_error.summary()}"
+
+    def rows(self) -> list[Row]:
+        """Return the numbers of ``summarize()``, a row per block: an estimate with its bar in columns beside it."""
+        return self.summarize().rows()
+
+    def further_rows(self) -> dict[str, list[Row]]:
+        """Return the quadratures as ``"nodes"``: block, number of the probe, node and weight."""
+        told = self.settings.get("first_probe")
+        first = told if isinstance(told, int) else 0
+        return {
+            "nodes": [
+                {"block": name, "probe": first + k, "node": float(node), "weight": float(weight)}
+                for name, spectrum in self.items()
+                for k, steps in enumerate(spectrum.steps)
+                for node, weight in zip(spectrum.nodes[k, :steps], spectrum.weights[k, :steps], strict=True)
+            ]
+        }
+
+    def arrays(self) -> dict[str, NDArray[Any]]:
+        """Return nodes and weights of every block, its Lanczos coefficients, and how many of them each probe has."""
+        keys = ("nodes", "weights", "alphas", "betas", "steps")
+        return {f"{name}/{key}": getattr(spectrum, key) for name, spectrum in self.items() for key in keys}
+
+    def _cells(self) -> Cells:
+        return table.block_cells(self, accounts(self.values(), self.manifest), matrix_of(self.settings))

@@ -11,6 +11,7 @@ from hvp_engine.results.account import Account, accounts
 from hvp_engine.results.estimate import Estimate
 from hvp_engine.results.record import OF_A_BLOCK, plain
 from hvp_engine.results.spectrum import Spectrum
+from hvp_engine.results.tabular import Row, flat
 from hvp_engine.results.words import matrix_of
 
 NUMBERS = (*OF_A_BLOCK, "js0")
@@ -86,6 +87,18 @@ class Summary:
                 for block in self.blocks
             ],
         }
+
+    def rows(self) -> list[Row]:
+        """Return the same as rows: the range of the steps in two columns, names of what was not reached in one."""
+        return [
+            {
+                **flat({key: value for key, value in entry.items() if key != "not_reached"}),
+                "steps_fewest": entry["steps"][0],
+                "steps_most": entry["steps"][1],
+                "not_reached": " ".join(entry["not_reached"]),
+            }
+            for entry in self.record()["blocks"]
+        ]
 
 
 def summarize(

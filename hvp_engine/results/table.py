@@ -16,8 +16,11 @@ from rich.text import Text
 
 from hvp_engine.results.account import Account
 from hvp_engine.results.estimate import Estimate
-from hvp_engine.results.notes import notes
+from hvp_engine.results.notes import BARS, matrix_note, notes
+from hvp_engine.results.record import OF_A_BLOCK
+from hvp_engine.results.spectrum import Spectrum
 from hvp_engine.results.summary import BlockSummary, Summary
+from hvp_engine.results.tabular import Cells
 from hvp_engine.results.words import NOTHING, UNKNOWN, NumberText, number_text
 from hvp_engine.system.formatting import NAME_CELLS, abbreviate, format_count
 
@@ -85,6 +88,24 @@ def summary_text(summary: Summary) -> str:
     console = Console(file=buffer, width=10_000, color_system=None, legacy_windows=False)
     console.print(summary_table(summary))
     return "\n".join(line.rstrip() for line in buffer.getvalue().strip("\n").splitlines())
+
+
+def block_cells(spectra: Mapping[str, Spectrum], spent: Mapping[str, Account], matrix: str | None) -> Cells:
+    """Write what blocks are by themselves, which takes no time: the table without distances, for notebooks.
+
+    Args:
+        spectra: By block name.
+        spent: What each cost.
+        matrix: Whose spectra they are, in words; None for the Hessian.
+    """
+    kinds = [kind for kind in _NUMBERS if kind in OF_A_BLOCK]
+    rows = []
+    for name, spectrum in spectra.items():
+        numbers = {kind: number(spectrum) for kind, number in OF_A_BLOCK.items()}
+        texts = (*(_text(kind, numbers).line for kind in kinds), _outliers(numbers["outliers"]))
+        rows.append((name, (format_count(spectrum.numel), *texts, spent[name].shape)))
+    titles = tuple(title for title in _COLUMNS[: _COLUMNS.index("products")] if title != "JS0")
+    return Cells(titles, rows, below=[*matrix_note(matrix), BARS])
 
 
 def _row(name: str, block: BlockSummary) -> _Row:

@@ -13,16 +13,17 @@ from rich.text import Text
 from hvp_engine.system.formatting import abbreviate
 
 
-def text_table(titles: Sequence[str], rows: Iterable[tuple[str, Sequence[str]]]) -> list[str]:
+def text_table(titles: Sequence[str], rows: Iterable[tuple[str, Sequence[str]]], first: str = "block") -> list[str]:
     """Lay out a row per block; return the lines.
 
     Args:
         titles: Of the numbers.
         rows: Name of a block, and its numbers.
+        first: Title of the names.
     """
     kept = list(rows)
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
-    table.add_column("block", overflow="fold")
+    table.add_column(first, overflow="fold")
     for title in titles:
         table.add_column(title, justify="right", no_wrap=True)
     for name, (_, cells) in zip(abbreviate([name for name, _ in kept]), kept, strict=True):

@@ -8,7 +8,7 @@ from typing import Any
 from hvp_engine.results.by_block import ByBlock, read_blocks
 from hvp_engine.results.estimate import Estimate
 from hvp_engine.results.record import estimate_of, plain
-from hvp_engine.results.text_table import text_table
+from hvp_engine.results.tabular import Cells
 from hvp_engine.results.words import number_text
 from hvp_engine.system import run_files
 from hvp_engine.system.formatting import format_count
@@ -42,10 +42,9 @@ class Traces(ByBlock[Estimate]):
         found = {name: estimate_of(block.get("trace"), path) for name, block in blocks.items()}
         return cls(found, {name: block["numel"] for name, block in blocks.items()}, document["run"])
 
-    def summary(self) -> str:
-        """Write a table: parameters, trace with its 95 % bar, and the products that it took."""
+    def _cells(self) -> Cells:
         rows = [
             (name, (format_count(self.numel[name]), number_text(found).line, self.products(name)))
             for name, found in self.items()
         ]
-        return "\n".join(text_table(("parameters", "trace", "products"), rows))
+        return Cells(("parameters", "trace", "products"), rows)

@@ -22,6 +22,8 @@ FORMAT = "hvp_engine run"
 FORMAT_VERSION = 3
 MANIFEST = "manifest.json"
 SPECTRA = "spectra.safetensors"
+CHECKPOINT = "hvp_engine-checkpoint"
+"""The folder of an unfinished job inside its run folder."""
 
 WITH_RESIDUALS = 3
 """The first version whose spectra have residuals and single products."""
@@ -70,6 +72,11 @@ def read_manifest(folder: str | os.PathLike[str]) -> dict[str, Any]:
         raise RunFolderError(f"There is no run folder {root}; check the path, it is the `out` folder of a run.")
     path = root / MANIFEST
     if not os.path.lexists(path):
+        if os.path.lexists(root / CHECKPOINT):
+            raise RunFolderError(
+                f"The job in {root} is not finished: it runs, or was interrupted; the same call or command again goes "
+                "on with it."
+            )
         raise RunFolderError(f"{root} is not a run folder, it has no {MANIFEST}; check the path.")
     document = json_files.read_unsealed(path)
     if document.get("format") != FORMAT:

@@ -97,3 +97,12 @@ def test_unknown_blocks_and_no_blocks_are_said_in_words() -> None:
         some_errors()["c"]
     with pytest.raises(ConfigurationError, match="There are no blocks"):
         DataErrors({}, np.ones(2, dtype=np.int64))
+
+
+def test_bars_are_rows_and_a_table_in_notebooks_too() -> None:
+    errors = some_errors()
+    rows = errors.rows()
+    assert [row["block"] for row in rows] == ["a", "b/weight"] and rows[0]["largest_low"] == errors["a"].largest.low
+    assert errors.record()["samples"] == 40 and errors.record()["groups"] == 8
+    html = errors._repr_html_()
+    assert "Choice of data: 95 % bars" in html and ">b/weight</td>" in html

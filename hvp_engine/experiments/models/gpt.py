@@ -116,9 +116,6 @@ class GPT(nn.Module):
         return logits
 
 
-PROJECTIONS = ("attn.wq", "attn.wk", "attn.wv", "attn.wo", "c_fc", "c_proj")
-
-
 def paper_blocks(config: GPTConfig, layers: tuple[int, ...] | None = None) -> dict[str, list[str]]:
     """Name the paper's blocks of a GPT of these sizes: the embedding, and six projections of each of some layers.
 
