@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from torch import Tensor
@@ -13,6 +15,7 @@ from hvp_engine.jobs.environment import environment
 from hvp_engine.kernels.allocator import retained_heap
 from hvp_engine.krylov.probes import probe
 from hvp_engine.operators.operator import CurvatureOperator
+from hvp_engine.system.phases import phase
 
 
 def describe_blocks(partition: Partition) -> dict[str, list[str]]:
@@ -20,6 +23,7 @@ def describe_blocks(partition: Partition) -> dict[str, list[str]]:
     return {name: [_describe(part) for part in block.parts] for name, block in partition.blocks.items()}
 
 
+@phase("hashing the model")
 def describe(operator: CurvatureOperator) -> dict[str, Any]:
     """Return what a job is about as plain data: model, data, and the loss by its code."""
     objective = operator.objective
@@ -53,8 +57,13 @@ def values(operator: CurvatureOperator) -> dict[str, Any]:
     with retained_heap():
         return {
             "losses": scheduler.within_memory(lambda: _losses(operator)),
-            "products": scheduler.within_memory(lambda: scheduler.first_norms(vector)),
+            "products": scheduler.within_memory(partial(_norms, operator, vector)),
         }
+
+
+@phase("multiplying by every block once")
+def _norms(operator: CurvatureOperator, vector: Callable[[str], Tensor]) -> dict[str, float]:
+    return operator.scheduler.first_norms(vector)
 
 
 def facts(operator: CurvatureOperator, waves: int) -> dict[str, Any]:
@@ -76,8 +85,11 @@ def _losses(operator: CurvatureOperator) -> list[list[float]]:
     """Return total and weight of every batch, evaluated in the pieces that the sweeps take."""
     sums: dict[int, list[float]] = {}
     objective = operator.objective
-    with objective.arithmetic():  # gradients are on: a loss may need some inside
+    count = len(objective.data_digests) or 1
+    # Gradients are on: a loss may need some inside.
+    with objective.arithmetic(), phase("evaluating the loss on all data") as now:
         for micro in operator.scheduler.microbatches():
+            now.reach(micro.key[0] / count)
             total, weight = objective.evaluate(micro.batch)
             batch = sums.setdefault(micro.key[0], [0.0, 0.0])
             batch[0] += float(total.detach())

@@ -31,6 +31,7 @@ from hvp_engine.scheduling.storages import rooms
 from hvp_engine.scheduling.waves import StreamSizes
 from hvp_engine.system.failures import failures_in_words
 from hvp_engine.system.memory import budget as free_budget
+from hvp_engine.system.phases import phase, shows_phases
 from hvp_engine.system.progress import ProgressReporter
 from hvp_engine.system.run_files import is_finished, read_manifest
 from hvp_engine.system.signals import Ending, ending_signals_raise
@@ -126,6 +127,7 @@ class Job(ABC, Generic[StateT, ResultT]):
         """Read the result of a finished run."""
 
 
+@shows_phases
 @failures_in_words("the job ran")
 def run(
     job: Job[StateT, ResultT],
@@ -249,7 +251,8 @@ def _compute(
         "seconds": round(sittings.seconds, 3),
         "sittings": sittings.record(),
     }
-    result = job.collect(operator, states, manifest)
+    with phase("evaluating what was found"):
+        result = job.collect(operator, states, manifest)
     if checkpoint is not None:
         checkpoint.complete(result.save)
     return result

@@ -9,13 +9,14 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import pkgutil
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from types import FunctionType
 from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import Node
 
 from hvp_engine.errors import ConfigurationError
 
@@ -32,6 +33,7 @@ __all__ = [
     "check_batched_passes",
     "copied_function",
     "dispatch_modes",
+    "ends_of_node",
     "enter_vmap",
     "fake_mode",
     "hooks_of_module",
@@ -45,6 +47,7 @@ __all__ = [
     "leave_vmap",
     "make_wrapper",
     "nested_forward_mode",
+    "order_of_node",
     "remove_batch_dim",
     "resumed_torch_functions",
     "schema_of",
@@ -167,6 +170,18 @@ def watches_kernels() -> bool:
 # Whether the running backward pass goes through a node: a gradient that it will not use is not computed. Without the
 # name all are taken to be used that the forward pass declared as needed, which computes too much and changes nothing.
 will_execute: Callable[[Any], bool] = _find("torch:_C._will_engine_execute_node", _always)
+
+
+def order_of_node(node: Node) -> int | None:
+    """Return a number that is larger the earlier autograd executes a node of a graph; None where it does not tell."""
+    ask: Callable[[], int] | None = getattr(node, "_sequence_nr", None)
+    return None if ask is None else ask()
+
+
+def ends_of_node(node: Node) -> Sequence[Any] | None:
+    """Return what a node expects of each incoming gradient (``shape``, ``dtype``); None where it does not tell."""
+    found: Sequence[Any] | None = getattr(node, "_input_metadata", None)
+    return found
 
 
 def _make_shell(cls: type, shape: tuple[int, ...], *, dtype: torch.dtype, device: torch.device) -> Any:
