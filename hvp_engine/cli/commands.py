@@ -78,7 +78,7 @@ def doctor(
     target: Target,
     blocks: Blocks = None,
     precision: Arithmetic = Precision.fp32,
-    seconds: Annotated[float, typer.Option(help="About how long to examine.")] = 60.0,
+    seconds: Annotated[float, typer.Option(help="How long to examine, at most.")] = 60.0,
     json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
 ) -> None:
     """Say whether the Hessian of a model can be trusted, and what it costs.
@@ -97,6 +97,7 @@ def doctor(
                 data=job.data,
                 precision=precision.value,
                 seconds=seconds,
+                progress=True,
             )
     except HvpEngineError as error:
         typer.echo(f"error: {error}", err=True)
@@ -206,6 +207,7 @@ def plan(
             microbatch=microbatch,
             batches=batches,
             tokens=tokens,
+            progress=True,
         )
     typer.echo(json.dumps(planned.record(), indent=1) if as_json else planned.summary())
 
