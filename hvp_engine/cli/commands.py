@@ -114,7 +114,7 @@ def doctor(
     target: Target,
     blocks: Blocks = None,
     precision: Arithmetic = Precision.fp32,
-    seconds: Annotated[float, typer.Option(metavar="SECONDS", help="About how long to examine.")] = 60.0,
+    seconds: Annotated[float, typer.Option(metavar="SECONDS", help="How long to examine, at most.")] = 60.0,
     json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
 ) -> None:
     """Say whether the Hessian of your model can be trusted.
@@ -135,6 +135,7 @@ def doctor(
                 data=job.data,
                 precision=precision.value,
                 seconds=seconds,
+                progress=True,
             )
     except HvpEngineError as error:
         typer.echo(f"error: {error}", err=True)
@@ -257,6 +258,7 @@ def plan(
             batches=batches,
             tokens=tokens,
             processes=processes,
+            progress=True,
         )
     typer.echo(json.dumps(planned.record(), indent=1) if as_json else planned.summary())
 

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from hvp_engine.blocks import Partition, ResolvedBlock
-from hvp_engine.diagnosis.report import Cost
+from hvp_engine.diagnosis.allowance import GRAPH, PRODUCT, Allowance
+from hvp_engine.diagnosis.report import Cost, Finding
 from hvp_engine.errors import ConfigurationError, ObjectiveError
 from hvp_engine.kernels.allocator import retained_heap
 from hvp_engine.operators.gradient_graph import GradientGraph
@@ -18,39 +19,59 @@ from hvp_engine.problem import batches
 from hvp_engine.problem.objective import Objective
 from hvp_engine.system import memory
 from hvp_engine.system.measured_graph import build_and_weigh
+from hvp_engine.system.phases import phase
 
 _BLOCKS = 6  # measured per size, spread over the model
+_PASSES = 2  # over them: timed, and weighed
 
 
-def measure_costs(objective: Objective, partition: Partition, batch: Any, seconds: float) -> list[Cost]:
+@phase("measuring time and memory of products")
+def measure_costs(
+    objective: Objective, partition: Partition, batch: Any, allowed: Allowance, share: float
+) -> tuple[list[Cost], list[Finding]]:
     """Measure products at micro-batches of 1, 2, 4, ... samples up to the whole batch, while the time lasts.
 
     Args:
         objective: Loss and model in the job's arithmetic.
         partition: The job's blocks.
         batch: A batch on the model's device.
-        seconds: No size is begun that is expected to end later than this.
+        allowed: The time. No size is begun that is expected to end later; where one sample takes long, fewer blocks
+            are measured.
+        share: How much of what is left may be taken.
 
     Returns:
-        At least one row, unless no size defines a loss.
+        At least one row, unless no size defines a loss, and a note where there was no time for any.
     """
     costs: list[Cost] = []
     names = list(partition.blocks)
-    chosen = [partition.blocks[name] for name in names[:: max(1, len(names) // _BLOCKS)][:_BLOCKS]]
-    deadline = time.monotonic() + seconds
+    count = _blocks_in(allowed, share)
+    if not count:
+        return [], [allowed.left_out("Costs", "costs-not-measured", _PASSES * (GRAPH + PRODUCT))]
+    chosen = [partition.blocks[name] for name in names[:: max(1, len(names) // count)][:count]]
+    deadline = time.monotonic() + share * allowed.left
     spent = 0.0
     for size, piece in _pieces(batch):
         if time.monotonic() + 2 * spent > deadline:
             break
         started = time.monotonic()
         try:
-            if not costs:
+            if not costs and count == _BLOCKS:
                 _measured_cost(objective, partition, chosen, size, piece)  # the first call of everything is slow
             costs.append(_measured_cost(objective, partition, chosen, size, piece))
         except (ObjectiveError, ConfigurationError):  # a mean over samples whose targets are all ignored, say
             continue
         spent = time.monotonic() - started
-    return costs
+    return costs, []
+
+
+def _blocks_in(allowed: Allowance, share: float) -> int:
+    """Choose how many blocks are measured; 0 where there is no time for one."""
+    if allowed.allows(2 * _PASSES * (GRAPH + _BLOCKS * PRODUCT), share):
+        return _BLOCKS
+    fitting = (
+        count for count in range(_BLOCKS - 1, 0, -1) if allowed.allows(_PASSES * (GRAPH + count * PRODUCT), share)
+    )
+    return next(fitting, 0)
 
 
 def _pieces(batch: Any) -> Iterator[tuple[int | None, Any]]:

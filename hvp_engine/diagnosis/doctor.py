@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from hvp_engine.blocks import Block, BlockSpec, Partition, resolve
+from hvp_engine.diagnosis.allowance import GRAPH, Allowance
 from hvp_engine.diagnosis.cost import measure_costs
 from hvp_engine.diagnosis.curvature import examine_blocks
 from hvp_engine.diagnosis.data import Passes, examine_data, examine_weights
@@ -40,8 +41,11 @@ from hvp_engine.problem.precision import Precision, check_precision
 from hvp_engine.problem.randomness import fixed_numbers
 from hvp_engine.system.failures import failures_in_words
 from hvp_engine.system.formatting import first_names
+from hvp_engine.system.phases import phase, shows_phases
 
-_SHARES = {"data": 0.2, "blocks": 0.35, "products": 0.2, "cost": 0.25}  # of the time
+_SHARES = {"data": 0.2, "blocks": 0.8, "products": 0.5, "cost": 0.9}  # of the time that is left then
+_EVALUATIONS = 2  # of a few samples, in which randomness is looked for
+_WEIGHTS = 4  # evaluations of every sample, in which weights are looked at
 _STOPPED = frozenset(  # what makes products impossible
     (
         *("no-second-derivative", "compiled-module", "backward-fails", "curvature-not-finite"),
@@ -51,6 +55,7 @@ _STOPPED = frozenset(  # what makes products impossible
 _UNSOUND = _STOPPED | {"known-wrong-derivative", "wrong-second-derivative", "second-derivative-fails", "loss-fails"}
 
 
+@shows_phases
 @failures_in_words("the model was examined")
 @torch.inference_mode(False)
 def doctor(
@@ -61,6 +66,7 @@ def doctor(
     data: Iterable[Any] | None = None,
     precision: Precision = "fp32",
     seconds: float = 60.0,
+    progress: bool | None = None,
 ) -> Diagnosis:
     """Examine a model, a loss and data before hours of work with their Hessian.
 
@@ -76,7 +82,9 @@ def doctor(
         blocks: See :func:`hvp_engine.blocks.resolve`.
         data: Re-iterable of batches.
         precision: Arithmetic of the job; the tests of the second derivative run in float64 where the model can.
-        seconds: About how long to examine; blocks, batches and sizes that are not reached are left out.
+        seconds: How long to examine, give or take one test; blocks, batches and sizes that are not reached are left
+            out, and so is, with a note of what it would take, every test that one sample is too much for.
+        progress: True shows what is being tested, False hides it, None shows it on a terminal.
 
     Returns:
         The report; ``report.ok`` says whether the job can be started.
@@ -106,7 +114,8 @@ def doctor(
         if any(obstacles(model)):
             report.findings.append(Finding("note", "not-examined", "The model was not run: see the errors."))
         else:
-            _Examination(report, model, loss, partition, data, precision, seconds).run()
+            allowed = Allowance(seconds, started)
+            _Examination(report, model, loss, partition, data, precision, allowed).run()
     report.findings.sort(key=lambda finding: SEVERITIES.index(finding.severity))
     report.seconds = time.monotonic() - started
     return report
@@ -127,13 +136,13 @@ class _Examination:
         partition: Partition,
         data: Iterable[Any] | None,
         precision: Precision,
-        seconds: float,
+        allowed: Allowance,
     ) -> None:
         self._report = report
         self._model, self._loss, self._data = model, loss, data
         self._partition = partition
         self._precision = precision
-        self._seconds = seconds
+        self._allowed = allowed
 
     def run(self) -> None:
         """Run every test that the ones before it leave possible; what the model raises is a finding."""
@@ -153,17 +162,40 @@ class _Examination:
         except ObjectiveError as error:
             self._add("error", "data-unusable", str(error))
             return
-        steady = self._without_randomness(objective, batch)
+        steady = self._timed(objective, batch)
         if steady is None:
             return
         if passes.complete:
-            self._report.findings += examine_weights(Objective(self._model, steady.loss, self._data, self._precision))
+            self._examine_weights(steady, batch, passes)
         self._examine_derivatives(steady, batch)
         if steady is objective and not self._is_any(_UNSOUND):
-            share = _SHARES["products"] * self._seconds
-            self._report.findings += examine_products(whole, self._partition, batch, share)
+            self._report.findings += examine_products(whole, self._partition, batch, self._allowed, _SHARES["products"])
         if self._report.blocks and not self._is_any(_STOPPED):
-            self._report.costs = measure_costs(steady, self._partition, batch, _SHARES["cost"] * self._seconds)
+            costs, notes = measure_costs(steady, self._partition, batch, self._allowed, _SHARES["cost"])
+            self._report.costs = costs
+            self._report.findings += notes
+
+    @phase("looking at the weights of batches")
+    def _examine_weights(self, steady: Objective, batch: Any, passes: Passes) -> None:
+        """Look at the weights of all batches, or, where that takes too long, of a few samples as one batch."""
+        data, share = self._data, _SHARES["data"]
+        if data is not None and not self._allowed.allows(_WEIGHTS * (passes.samples or 1), share):
+            if not self._allowed.allows(_WEIGHTS * batches.FEW, share):
+                left_out = self._allowed.left_out("Weights of batches", "weights-not-examined", _WEIGHTS * batches.FEW)
+                self._report.findings.append(left_out)
+                return
+            data = [batches.few_samples(batch)]
+        self._report.findings += examine_weights(Objective(self._model, steady.loss, data, self._precision))
+
+    @phase("evaluating the loss twice")
+    def _timed(self, objective: Objective, batch: Any) -> Objective | None:
+        """Evaluate the loss of a few samples as :meth:`_without_randomness`, and time it."""
+        walls, work = time.monotonic(), time.process_time()
+        steady = self._without_randomness(objective, batch)
+        # Neither other processes on this machine nor a second thread make a model slower.
+        took = min(time.monotonic() - walls, time.process_time() - work)
+        self._allowed.evaluation = took / (_EVALUATIONS * min(batches.samples(batch) or 1, batches.FEW))
+        return steady
 
     def _is_any(self, codes: frozenset[str]) -> bool:
         """Whether something of these kinds was found."""
@@ -178,16 +210,16 @@ class _Examination:
         self._report.replaced = sorted(objective.fused.replaced)
         suspected = suspects(trace, list(graph.gradients.values()))
         del graph, trace  # and what they keep
-        share = _SHARES["blocks"] * self._seconds
-        found, checks = examine_blocks(objective, self._partition, batch, suspected, share)
+        found, checks = examine_blocks(objective, self._partition, batch, suspected, self._allowed, _SHARES["blocks"])
         known = self._is_any(_STOPPED)
         self._report.findings += [f for f in found if not (known and f.code == "second-derivative-fails")]
         self._report.blocks = checks
 
+    @phase("reading the data twice")
     def _read_data(self) -> Passes:
         if self._data is None:
             return Passes(samples=1)
-        passes = examine_data(self._data, _SHARES["data"] * self._seconds)
+        passes = examine_data(self._data, _SHARES["data"] * self._allowed.total)
         self._report.findings += passes.findings
         self._report.samples = passes.samples
         if passes.batch is None:
@@ -221,11 +253,13 @@ class _Examination:
             return None
         return fixed
 
+    @phase("looking at the graph of a gradient")
     def _trace(self, objective: Objective, batch: Any, trace: Trace) -> GradientGraph | None:
         """Run the passes under observation: operations, checkpoints, unused parameters, gradients not finite."""
         parameters = objective.parameters_named(self._partition.parameters)
         graph = None
-        piece = batches.few_samples(batch)
+        few = max(1, self._allowed.most(batches.FEW, GRAPH, _SHARES["data"]))
+        piece = batches.few_samples(batch, few)
         with trace.recording(objective.model), objective.arithmetic():
             try:
                 try:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from hvp_engine.blocks import BlockPart, Partition, ResolvedBlock
+from hvp_engine.diagnosis.allowance import GRAPH, PRODUCT, Allowance
 from hvp_engine.diagnosis.report import Finding
 from hvp_engine.diagnosis.source import users_line_of_error
 from hvp_engine.errors import (
@@ -30,6 +31,7 @@ from hvp_engine.scheduling.scheduler import Scheduler
 from hvp_engine.system.failures import is_device_failure, is_out_of_memory
 from hvp_engine.system.formatting import first_line, first_names
 from hvp_engine.system.memory import budget
+from hvp_engine.system.phases import phase
 
 _EPSILON = "add a small epsilon to sqrt, norm, log or division by a vanishing number, or try precision='fp64'"
 
@@ -41,7 +43,10 @@ def union_of(objective: Objective, partition: Partition) -> ResolvedBlock:
     return ResolvedBlock("union of all blocks", parts, sum(part.numel for part in parts))
 
 
-def examine_products(objective: Objective, partition: Partition, largest: Any, seconds: float) -> list[Finding]:
+@phase("trying products with the data")
+def examine_products(
+    objective: Objective, partition: Partition, largest: Any, allowed: Allowance, share: float
+) -> list[Finding]:
     """Look at the graph of one batch after the other and multiply by a vector, as a job does, in its micro-batches.
 
     Where a graph is not known to be right for several vectors at once, several are tried and compared.
@@ -50,13 +55,18 @@ def examine_products(objective: Objective, partition: Partition, largest: Any, s
         objective: The job's objective, with all of its data.
         partition: The job's blocks.
         largest: The data's largest batch.
-        seconds: Batches that are not reached in this time are left out, and a note says so; the first one is tried.
+        allowed: The time. Batches that are not reached are left out, and a note says so; where products of a
+            micro-batch take too long, those of fewer samples are tried.
+        share: How much of what is left may be taken.
 
     Returns:
         At most one error, and notes.
     """
-    trial = _Trial(objective, partition, largest)
-    deadline = time.monotonic() + seconds
+    deadline = time.monotonic() + share * allowed.left
+    most = allowed.most(batches.samples(largest) or 1, GRAPH + PRODUCT, share / 2)
+    if not most:
+        return [allowed.left_out("Products", "batches-not-reached", 2 * (GRAPH + PRODUCT))]
+    trial = _Trial(objective, partition, largest, most)
     for number, batch in objective.batches():
         for micro in trial.pieces(number, batch):
             if micro.key != (0, 0) and time.monotonic() > deadline:
@@ -75,7 +85,7 @@ def examine_products(objective: Objective, partition: Partition, largest: Any, s
 
 
 class _Trial:
-    def __init__(self, objective: Objective, partition: Partition, largest: Any) -> None:
+    def __init__(self, objective: Objective, partition: Partition, largest: Any, most: int) -> None:
         self._objective, self._partition = objective, partition
         self._union = union_of(objective, partition)
         self._parameters = objective.parameters_named(partition.parameters)
@@ -84,7 +94,10 @@ class _Trial:
         with objective.arithmetic():
             whole = Partition({self._union.name: self._union}, partition.parameters, ())
             plan = Scheduler(objective, whole, self._graph, largest, budget=budget(objective.device)).plan
+        size = batches.samples(largest)
         self._step, self._streams = plan.microbatch, plan.streams_per_pass
+        if size is not None and most < (self._step or size):
+            self._step = most
 
     @property
     def notes(self) -> list[Finding]:

@@ -17,6 +17,7 @@ from hvp_engine.kernels.allocator import retained_heap
 from hvp_engine.krylov.probes import probe
 from hvp_engine.operators.operator import CurvatureOperator
 from hvp_engine.processes.team import ALONE, Team
+from hvp_engine.system.phases import phase
 
 
 def describe_blocks(partition: Partition) -> dict[str, list[str]]:
@@ -24,6 +25,7 @@ def describe_blocks(partition: Partition) -> dict[str, list[str]]:
     return {name: [_describe(part) for part in block.parts] for name, block in partition.blocks.items()}
 
 
+@phase("hashing the model")
 def describe(operator: CurvatureOperator) -> dict[str, Any]:
     """Return what a job is about as plain data: model, data, and the loss by its code.
 
@@ -83,8 +85,11 @@ def _losses(operator: CurvatureOperator) -> dict[int, list[float]]:
     """Return total and weight of every batch that is this process's, evaluated in the pieces that the sweeps take."""
     sums: dict[int, list[float]] = {}
     objective = operator.objective
-    with objective.arithmetic():  # gradients are on: a loss may need some inside
+    count = len(objective.data_digests) or 1
+    # Gradients are on: a loss may need some inside.
+    with objective.arithmetic(), phase("evaluating the loss on all data") as now:
         for micro in operator.scheduler.microbatches():
+            now.reach(micro.key[0] / count)
             total, weight = objective.evaluate(micro.batch)
             batch = sums.setdefault(micro.key[0], [0.0, 0.0])
             batch[0] += float(total.detach())
@@ -99,6 +104,7 @@ def _joined(parts: Sequence[Mapping[int, list[float]]]) -> Iterable[tuple[int, l
     return ((number, [part[number] for part in parts if number in part]) for number in numbers)
 
 
+@phase("multiplying by every block once")
 def _first_norms(operator: CurvatureOperator) -> dict[str, float]:
     """Multiply by every block of the first micro-batch alone, and return the norms of the products."""
     norms: dict[str, float] = {}

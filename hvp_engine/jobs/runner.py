@@ -33,6 +33,7 @@ from hvp_engine.processes.team import ALONE, Team
 from hvp_engine.scheduling.policy import spare, usable
 from hvp_engine.system.failures import failures_in_words
 from hvp_engine.system.memory import budget as free_budget
+from hvp_engine.system.phases import phase, shows_phases
 from hvp_engine.system.progress import ProgressReporter
 from hvp_engine.system.run_files import is_finished, read_manifest
 from hvp_engine.system.signals import ending_signals_raise
@@ -40,6 +41,7 @@ from hvp_engine.system.signals import ending_signals_raise
 __all__ = ["Job", "Result", "ResultT", "WaveState", "run"]
 
 
+@shows_phases
 @failures_in_words("the job ran")
 def run(
     job: Job[StateT, ResultT],
@@ -150,7 +152,8 @@ def _compute(work: _Work[StateT, ResultT], sittings: Sittings, keeping: Keeping 
         "seconds": round(sittings.seconds, 3),
         "sittings": sittings.record(),
     }
-    result = job.collect(operator, states, team.from_first(lambda: manifest))
+    with phase("evaluating what was found"):
+        result = job.collect(operator, states, team.from_first(lambda: manifest))
     if checkpoint is not None:
         team.from_first(partial(checkpoint.complete, result.save))
     return result

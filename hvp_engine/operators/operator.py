@@ -41,6 +41,7 @@ from hvp_engine.scheduling.waves import StreamSizes
 from hvp_engine.system.failures import failures_in_words
 from hvp_engine.system.formatting import first_names
 from hvp_engine.system.memory import budget as free_budget
+from hvp_engine.system.phases import phase
 
 T = TypeVar("T")
 
@@ -139,7 +140,8 @@ class CurvatureOperator(MatrixLike):
                 beside=0 if self.head is None else room.beyond,
             )
             if not self.measures_late:
-                self.scheduler.settle()
+                with phase("measuring a gradient graph"):
+                    self.scheduler.settle()
             self.scheduler.scaling = self.preconditioner
             self.compiler = Compiler(precision, self.objective.arithmetic, self._room_to_compile)
 
@@ -249,6 +251,7 @@ class CurvatureOperator(MatrixLike):
             self._look(waiting=False)
         return products
 
+    @phase("making room for vectors")
     def make_room(self, streams: StreamSizes) -> None:
         """Settle for micro-batches beside whose graph the vectors of a job fit; call before any work is done.
 
@@ -308,6 +311,7 @@ class CurvatureOperator(MatrixLike):
     def _room_to_compile(self) -> int:
         return room_to_compile(self.scheduler.plan, self.scheduler.working_bytes)
 
+    @phase("testing the second derivative")
     def verify(self, products: Mapping[str, int]) -> Verification:
         """Test the second derivative on as much of the first micro-batch as a job can afford.
 

@@ -21,7 +21,8 @@ from hvp_engine.operators.operator import CurvatureOperator
 from hvp_engine.planning.head_shapes import HeadOnShapes
 from hvp_engine.planning.matrices import on_shapes
 from hvp_engine.planning.meter import Meter, Work
-from hvp_engine.planning.shapes import NATIVE, Backends, ShapesOnly
+from hvp_engine.planning.replay import ReplayedPasses
+from hvp_engine.planning.shapes import NATIVE, Backends
 from hvp_engine.problem import batches
 from hvp_engine.problem.attention_switches import math_attention
 from hvp_engine.problem.objective import Loss
@@ -33,6 +34,7 @@ from hvp_engine.scheduling.policy import GraphSize, transient
 from hvp_engine.system.formatting import raised
 from hvp_engine.system.layouts import kind_of
 from hvp_engine.system.measured_graph import build_and_weigh
+from hvp_engine.system.phases import phase
 from hvp_engine.system.torch_private import fake_mode, without_mkldnn
 
 Products = dict[tuple[int, int, int], int]  # FLOP by (rows, inner, columns)
@@ -213,9 +215,11 @@ class JobCounter:
         meter = Meter()
         head = None if self._head is None else HeadOnShapes(meter, [self._head[1]])
         works: dict[str, Work] = {}
-        with self._shapes(meter, head):
+        with self._shapes(meter, head), phase("counting products with every block") as now:
             graph, forward, gradient, size, products = self._graph(meter, samples)
-            for name, block in self._partition.blocks.items():
+            count = len(self._partition.blocks)
+            for number, (name, block) in enumerate(self._partition.blocks.items()):
+                now.reach(number / count)
                 vectors = torch.empty(1, block.numel, dtype=self._dtype, device="cpu")
                 with meter.part() as works[name], _in_words("second derivative is"):
                     graph.product(block, vectors, torch.empty_like(vectors), batched=False)
@@ -251,7 +255,7 @@ class JobCounter:
             without_mkldnn(),
             torch.autograd.set_detect_anomaly(False),
             self._fake,
-            ShapesOnly(meter, head, self._backends),
+            ReplayedPasses(meter, head, self._backends),
         ):
             yield
 
@@ -264,6 +268,7 @@ class JobCounter:
         with forward_mode(self._precision, torch.device("cpu")):
             return evaluate(self._model, self._loss, batch)
 
+    @phase("counting a gradient graph")
     def _graph(self, meter: Meter, samples: int | None) -> tuple[GradientGraph, Work, Work, int, Products]:
         """Gradient graph of a micro-batch, its two passes' work, its size, and the forward's matrix products."""
         batch = self._batch(samples)

@@ -96,6 +96,7 @@ class Meter(DispatchMode):  # type: ignore[misc]
         self.products: Counter[tuple[int, int, int]] = Counter()
         self._alive: dict[Hashable, weakref.ref[torch.UntypedStorage]] = {}
         self._living = self._most = 0
+        self._aside: Aside | None = None
 
     @contextlib.contextmanager
     def part(self) -> Iterator[Work]:
@@ -109,6 +110,20 @@ class Meter(DispatchMode):  # type: ignore[misc]
             self.work.peak = self._most - began
             self.work = before
 
+    @contextlib.contextmanager
+    def aside(self) -> Iterator[Aside]:
+        """Count apart from everything else while the context is open; the meter is entered already."""
+        before, most = self.work, self._most
+        self._aside = Aside(self)
+        try:
+            yield self._aside
+        finally:
+            self._aside, self.work, self._most = None, before, most
+
+    def reach(self, peak: int) -> None:
+        """Count so many bytes of new tensors as alive beside those that are, for a moment."""
+        self._most = max(self._most, self._living + peak)
+
     def __torch_dispatch__(
         self,
         func: Any,
@@ -117,6 +132,8 @@ class Meter(DispatchMode):  # type: ignore[misc]
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
         """Run one operation and count it."""
+        if self._aside is not None and self._aside.counting and torch.is_grad_enabled():
+            self._aside.differentiated = True
         out = func(*args, **(kwargs or {}))
         name, is_free, is_new = _name(func)
         if is_new:
@@ -149,6 +166,39 @@ class Meter(DispatchMode):  # type: ignore[misc]
     def _forget(self, key: Hashable, size: int, _: Any) -> None:
         del self._alive[key]
         self._living -= size
+
+
+class Aside:
+    """What a meter counts apart from everything else.
+
+    Attributes:
+        counting: Whether it has begun, and not ended.
+        differentiated: Whether an operation was run to be differentiated, as in a forward pass.
+    """
+
+    def __init__(self, meter: Meter) -> None:
+        self.counting = self.differentiated = False
+        self._meter = meter
+        self._before: set[Hashable] = set()
+        self._began = 0
+
+    def begin(self) -> None:
+        """Count from here."""
+        meter = self._meter
+        meter.work = Work()
+        self.counting = True
+        self._before = set(meter._alive)
+        self._began = meter._most = meter._living
+
+    def end(self) -> Work:
+        """Return what was counted so far."""
+        work = self._meter.work
+        self.counting = False
+        return Work(Counter(work.operations), self._meter._most - self._began)
+
+    def is_new(self, key: Hashable) -> bool:
+        """Say whether memory was taken since the beginning, by its key."""
+        return key not in self._before and key in self._meter._alive
 
 
 def traffic(tensors: Iterable[Tensor | None]) -> float:

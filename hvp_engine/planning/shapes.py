@@ -263,6 +263,11 @@ def kernel_of(node: Any) -> Kernel | None:
     return node.kernel if getattr(type(node), "_forward_cls", None) is _Forward else None
 
 
+def kernel_of_any(node: Any) -> Kernel | None:
+    """Return the kernel of a node of any of a fused operation's passes; None for other nodes."""
+    return node.kernel if getattr(type(node), "_forward_cls", None) in (_Forward, _Backward, _Second) else None
+
+
 def run_shapes(kernel: Kernel, *tensors: Tensor | None) -> Tensor:
     """Return the result of a fused operation, attached to the graph, without values."""
     out: Tensor = _Forward.apply(kernel, *tensors)  # type: ignore[no-untyped-call]

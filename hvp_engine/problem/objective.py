@@ -39,6 +39,7 @@ from hvp_engine.problem.working_copy import working_copy
 from hvp_engine.system.failures import pass_on
 from hvp_engine.system.formatting import raised
 from hvp_engine.system.measured_graph import build_and_weigh
+from hvp_engine.system.phases import phase
 
 Loss = Callable[..., Any]
 
@@ -177,6 +178,7 @@ class Objective:
             )
         self._complete = True
 
+    @phase("reading the data")
     def largest_batch(self) -> Any:
         """Return the batch with the most numbers in it; None where the loss takes no data."""
         return batches.largest(batch for _, batch in self.batches())
@@ -334,6 +336,7 @@ class Objective:
             self._needs_gradients = needs_gradients(self.evaluate, batch)
         return torch.enable_grad() if self._needs_gradients else torch.no_grad()
 
+    @phase("evaluating the loss")
     def first_value(self, batch: Any) -> float:
         """Evaluate a batch's first samples for the first time, and look at what that takes.
 
@@ -364,6 +367,7 @@ class Objective:
         if not self._first.meet(value) and served:
             self._first.begin(value)
 
+    @phase("evaluating the loss a second time")
     def check_deterministic(self, batch: Any, *, may_wait: bool = False) -> None:
         """Evaluate a batch's first samples twice; the same parameters must give the same loss.
 

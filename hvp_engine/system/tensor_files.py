@@ -23,6 +23,7 @@ from hvp_engine.errors import RunFolderError
 from hvp_engine.system.files import Chunks, open_to_read, write_atomic
 from hvp_engine.system.json_files import canonical, damaged, parse
 from hvp_engine.system.memory import budget
+from hvp_engine.system.phases import phase
 
 Tensors = Mapping[str, Tensor | NDArray[Any]]
 Layout = Mapping[str, tuple[torch.dtype, tuple[int, ...]]]
@@ -97,8 +98,9 @@ def write_tensors(path: Path, tensors: Tensors, key: str) -> None:
     Raises:
         RunFolderError: If the file cannot be written.
     """
-    plain = {name: _dense(value) for name, value in tensors.items()}
-    write_atomic({path: tensor_chunks(plain, _checksum(plain, key))})
+    with phase(f"writing {path.name}"):
+        plain = {name: _dense(value) for name, value in tensors.items()}
+        write_atomic({path: tensor_chunks(plain, _checksum(plain, key))})
 
 
 def read_sealed_tensors(path: Path, key: str) -> dict[str, Tensor]:
@@ -125,7 +127,7 @@ def read_tensors(path: Path, layout: Layout | None = None) -> TensorFile:
             the memory.
     """
     tensors: dict[str, Tensor] = {}
-    with open_to_read(path) as (file, size):
+    with open_to_read(path) as (file, size), phase(f"reading {path.name}") as now:
         start, entries, note = _header(path, file, size)
         if layout is not None and {entry.name: (entry.dtype, tuple(entry.shape)) for entry in entries} != layout:
             raise damaged(path, "its tensors do not have the names and shapes that they should have")
@@ -140,6 +142,7 @@ def read_tensors(path: Path, layout: Layout | None = None) -> TensorFile:
             data = _bytes(tensor)
             _fill(path, file, data)
             hasher.update(data)
+            now.reach(entry.end / size)
             if entry.dtype == torch.bool and data.nbytes and np.frombuffer(data, np.uint8).max() > 1:
                 raise damaged(path, "a truth value in it is neither true nor false")
     return TensorFile(tensors, note, hasher.hexdigest())

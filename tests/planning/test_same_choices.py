@@ -23,7 +23,7 @@ from hvp_engine.krylov.settings import JobSettings
 from hvp_engine.operators.head import decide, fusion
 from hvp_engine.operators.head.find import LinearHead
 from hvp_engine.operators.hessian import HessianOperator
-from hvp_engine.planning import plan as planner
+from hvp_engine.planning import asked as planner
 from hvp_engine.planning.counting import CountedHead, DataShape
 from hvp_engine.planning.setting import JobSizes, Setting
 from hvp_engine.problem import batches
@@ -163,7 +163,7 @@ def planners_choice(sizes: Sizes, monkeypatch: pytest.MonkeyPatch, *, on_cpu: bo
     monkeypatch.setattr(planner, "JobCounter", lambda *arguments: counter)
     monkeypatch.setattr(planner, "free_disk", lambda: DISK)
     shape, budget = DataShape(None, sizes.samples, sizes.batches), policy.usable(sizes.settings.memory, 0)
-    asked = planner._Asked(None, None, shape, None, HessianOperator, budget, on_cpu=on_cpu)
+    asked = planner.AskedJob(None, None, shape, None, HessianOperator, budget, on_cpu=on_cpu)
     gradient = sum(sizes.numel.values()) * sizes.settings.dtype.itemsize
     job = JobSizes(sizes.numel, sizes.settings, sizes.samples, float(sizes.batches), 0, gradient)
     _, setting, changed = asked.count(job)
