@@ -4,7 +4,7 @@ All are an :class:`HvpEngineError`. Of arguments speak :class:`ConfigurationErro
 data :class:`ObjectiveError` with :class:`RowError`, :class:`NonDeterministicError` and :class:`NotFiniteError`; of the
 model's derivatives :class:`SecondDerivativeError` with :class:`BackwardError`; of the machine
 :class:`OutOfMemoryError`, :class:`DeviceError` and :class:`BackendError`; of files
-:class:`RunFolderError` with :class:`ForeignRunError`.
+:class:`RunFolderError` with :class:`ForeignRunError`; of one process among several :class:`ProcessError`.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ __all__ = [
     "NotFiniteError",
     "ObjectiveError",
     "OutOfMemoryError",
+    "ProcessError",
     "RowError",
     "RunFolderError",
     "SecondDerivativeError",

@@ -70,9 +70,7 @@ Probes = Annotated[
 ]
 FirstProbe = Annotated[
     int,
-    typer.Option(
-        metavar="N", help="Number of the first one, without --tolerance: for parts that hvp-engine merge joins."
-    ),
+    typer.Option(metavar="N", help="Number of the first one, for parts that merge joins; in jobs without a tolerance."),
 ]
 Tolerance = Annotated[
     list[str] | None,

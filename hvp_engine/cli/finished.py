@@ -20,9 +20,18 @@ CSV = Format("csv")
 
 def merge(
     runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Run folders of the same job, of other probes.")],
-    out: Annotated[Path, typer.Option(metavar="DIR", help="Run folder to write.")],
+    out: Annotated[
+        Path,
+        typer.Option(
+            metavar="DIR",
+            help="Run folder. The numbers of all probes and a manifest go there; the same command again finds them.",
+        ),
+    ],
 ) -> None:
-    """Join runs of parts of the probes (slq --first-probe) into the one run of all of them."""
+    """Join runs of the same job with other probes.
+
+    They are parts of one, which slq --first-probe made.
+    """
     from hvp_engine.api import merge as join  # noqa: PLC0415 - keeps the other commands quick to start
 
     print_spectra(join(runs, out))
@@ -30,7 +39,10 @@ def merge(
 
 
 def compare(first: Run, second: Run, as_json: Json = False) -> None:
-    """Print by how much the second run's numbers differ from the first one's, block by block, with error bars."""
+    """Print by how much two runs differ.
+
+    Numbers of the second less those of the first, block by block, and how far apart the spectra are, with error bars.
+    """
     from hvp_engine.api import compare as beside  # noqa: PLC0415
 
     found = beside(first, second)
@@ -41,10 +53,17 @@ def export(
     run: Run,
     form: Annotated[Format, typer.Option("--format", help="What to write.")] = CSV,
     out: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Where to write it; without, export.FORMAT in the run folder.")
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="File. The numbers go there; the same command renews it. Default: export.FORMAT in the run folder.",
+        ),
     ] = None,
 ) -> None:
-    """Write the numbers of a run for other programs; docs/run_folder.md lists the columns."""
+    """Write the numbers of a run for other programs.
+
+    The documentation of the run folder lists the columns.
+    """
     kind = kind_of(run)
     result = kind.load(run)
     for path in write(result, kind.record(result), out or run / f"export.{form.value}", form.value):

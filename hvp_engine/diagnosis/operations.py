@@ -24,6 +24,7 @@ from hvp_engine.operators.inspection import custom_function
 from hvp_engine.operators.known_wrong import known_wrong
 from hvp_engine.system.failures import is_device_failure, is_out_of_memory
 from hvp_engine.system.formatting import first_line
+from hvp_engine.system.torch_nodes import ends_of_node
 
 _ERROR_NODES = ("Error", "NotImplemented", "DelayedError")
 _PYTORCH_FIX = "use plain PyTorch operations there, or a backward pass that is itself differentiable"
@@ -142,7 +143,7 @@ def _missing(node: Node, trace: Trace) -> Finding:
 
 def _refuses(node: Node) -> bool:
     """Say whether a node that a backward pass created has no derivative of its own."""
-    described = getattr(node, "_input_metadata", None)
+    described = ends_of_node(node)
     if described is None or isinstance(node, BackwardCFunction):
         return False
     try:

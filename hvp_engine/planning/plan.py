@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -14,14 +14,16 @@ from hvp_engine.krylov.settings import JobSettings, Reorthogonalize
 from hvp_engine.operators.hessian import HessianOperator
 from hvp_engine.operators.registry import operator_named
 from hvp_engine.planning.alternatives import Sources, alternatives
-from hvp_engine.planning.asked import AskedJob, natives
+from hvp_engine.planning.asked import AskedJob, CountedJob, natives
 from hvp_engine.planning.calibration import TOO_LONG, calibrate
+from hvp_engine.planning.cost import Calibration
 from hvp_engine.planning.counting import data_shape, meta_copy
 from hvp_engine.planning.devices import Device, gpu, measure_cpu
-from hvp_engine.planning.memory import ModelSizes, predict_memory
+from hvp_engine.planning.memory import MemoryPrediction, ModelSizes, predict_memory
 from hvp_engine.planning.planned_data import is_meta, scaled
 from hvp_engine.planning.report import JobPlan
 from hvp_engine.planning.setting import JobSizes, Setting
+from hvp_engine.planning.shapes import Backends
 from hvp_engine.problem.checks import check_ingredients
 from hvp_engine.problem.objective import Loss
 from hvp_engine.problem.precision import Precision
@@ -124,31 +126,46 @@ def plan(
     sizes = ModelSizes.of(model, shell, partition.parameters)
     job = JobSizes(partition.numel, settings, shape.samples, shape.batches, sizes.parameters, sizes.gradient)
     budget = usable(memory, _free(target, job.parameters))
-    kernels = natives if target is None else target.backends
-    asked = AskedJob(shell, loss, shape, partition, kind, budget, on_cpu=target is None, backends=kernels)
+    asked = AskedJob(shell, loss, shape, partition, kind, budget, on_cpu=target is None, backends=_backends(target))
     axes, job, (counted, setting, changed) = asked.shared(job, processes)
-    if target is None:
-        with phase("measuring this machine"):
-            machine = measure_cpu(precision, counted.largest)
-    else:
-        machine = target
-    calibration, reasons = None, []
-    if target is None and not is_meta(data) and not any(p.is_meta for p in model.parameters()):
-        calibration = calibrate(kind, model, loss, blocks, data, counted.counts, setting, machine)
-        reasons = [TOO_LONG] if calibration is None else []
+    machine = target or _this_machine(precision, counted)
+    real = target is None and not is_meta(data) and not any(p.is_meta for p in model.parameters())
+    calibration = calibrate(kind, model, loss, blocks, data, counted.counts, setting, machine) if real else None
     sources = Sources(asked, counted, job.decided(setting.basis), axes, machine, calibration)
+    needs = predict_memory(counted.counts, counted.graph, sources.job, setting, sizes, on_cpu=target is None)
+    notes = (*partition.notes, *changed, *_left_out(real, calibration), *_decided(operator, setting))
+    return _plan_of(sources, setting, needs, notes)
+
+
+def _plan_of(sources: Sources, setting: Setting, needs: MemoryPrediction, notes: tuple[str, ...]) -> JobPlan:
+    """Price a setting, and other ways to run the job."""
     return JobPlan(
-        device=machine,
+        device=sources.machine,
         job=sources.job,
         setting=setting,
         prediction=sources.predict(setting),
-        worst=None if settings.targets is None else sources.at_most(setting),
-        memory_needs=predict_memory(counted.counts, counted.graph, sources.job, setting, sizes, on_cpu=target is None),
-        calibrated=calibration is not None,
+        worst=None if sources.job.settings.targets is None else sources.at_most(setting),
+        memory_needs=needs,
+        calibrated=sources.calibration is not None,
         alternatives=tuple(alternatives(sources, setting)),
-        notes=(*partition.notes, *changed, *reasons, *_decided(operator, setting)),
-        processes=axes,
+        notes=notes,
+        processes=sources.axes,
     )
+
+
+def _backends(target: Device | None) -> Callable[[Precision], Backends]:
+    """Say whose kernels a device has, by precision."""
+    return natives if target is None else target.backends
+
+
+def _left_out(real: bool, calibration: Calibration | None) -> list[str]:
+    """Say why nothing was measured where it could be."""
+    return [TOO_LONG] if real and calibration is None else []
+
+
+def _this_machine(precision: Precision, counted: CountedJob) -> Device:
+    with phase("measuring this machine"):
+        return measure_cpu(precision, counted.largest)
 
 
 def _free(target: Device | None, parameters: int) -> int:
