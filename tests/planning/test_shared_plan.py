@@ -38,7 +38,7 @@ def test_eight_gpus_take_an_eighth_of_the_hours_and_the_sums() -> None:
 
 
 def test_groups_have_their_own_streams() -> None:
-    one, four = (planned(processes, batches=4, steps=6, probes=6) for processes in (1, 4))  # all graphs stay
+    one, four = (planned(processes, batches=4, steps=6, probes=8) for processes in (1, 4))  # all graphs stay
     assert four.processes.probes == 4
     assert sum(one.job.products.values()) / 4 <= sum(four.job.products.values()) < sum(one.job.products.values()) / 3
     assert "sums over processes" not in four.prediction.parts
