@@ -19,6 +19,7 @@ from matplotlib.rcsetup import cycler
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 from numpy.typing import ArrayLike, NDArray
 
+from hvp_engine.experiments.labels import place_labels
 from hvp_engine.results.figures.page import STYLE
 
 # Okabe and Ito's colours, told apart by everyone; yellow, which white paper swallows, is left out.
@@ -185,12 +186,8 @@ def scatter(
         bars = (None if y_bar is None else y_bar[chosen], None if x_bar is None else x_bar[chosen])
         label = group or None
         axes.errorbar(across[chosen], up[chosen], *bars, fmt="o", ms=3.0, elinewidth=0.6, color=colour, label=label)
-    middle = 0.5 * (across.min() + across.max())
-    for label, place_x, place_y in zip(labels or (), across, up, strict=bool(labels)):
-        side, away = ("right", -3) if place_x > middle else ("left", 3)  # towards the middle, so that it stays inside
-        axes.annotate(
-            label, (place_x, place_y), (away, 3), textcoords="offset points", ha=side, fontsize=6, parse_math=False
-        )
+    if labels is not None:
+        place_labels(axes, list(zip(across.tolist(), up.tolist(), strict=True)), labels)
     if groups is not None:
         axes.legend(fontsize=6, frameon=False)
 
