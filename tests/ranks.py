@@ -88,9 +88,7 @@ class Launcher:
 
     def stop(self) -> None:
         """End the server."""
-        assert self._process.stdin is not None
-        self._process.stdin.close()
-        self._process.wait()
+        self._process.communicate()  # which closes both pipes, and waits
 
 
 def serve() -> None:

@@ -384,10 +384,10 @@ def uncompiled(module: nn.Module) -> nn.Module:
     return inner if isinstance(inner, nn.Module) else module
 
 
-def default_store() -> Any:
-    """Return the store of the default process group, on which processes say why they end.
+def _no_store() -> None:
+    return None
 
-    None where a release has no such name: they are missed then, and not named.
-    """
-    found = _find("torch.distributed.distributed_c10d:_get_default_store")  # late: few jobs are of several processes
-    return None if found is None else found()
+
+# The store of the default process group, on which processes say why they end; None where a release has no such name:
+# they are missed then, and not named.
+default_store: Callable[[], Any] = _find("torch.distributed.distributed_c10d:_get_default_store", _no_store)
