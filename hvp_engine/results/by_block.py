@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import os
 from abc import abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any, TypeVar
 
-from hvp_engine.results.tabular import Row, Tabular, flat
+from hvp_engine.results.of_blocks import OfBlocks
+from hvp_engine.results.tabular import Row, flat
 from hvp_engine.system import run_files
-from hvp_engine.system.formatting import first_names
 from hvp_engine.system.json_files import damaged
 
 T = TypeVar("T")
 _LARGEST = 1 << 62
 
 
-class ByBlock(Tabular, Mapping[str, T], Generic[T]):
+class ByBlock(OfBlocks[T]):
     """A mapping of block names to what was found of each.
 
     Attributes:
@@ -35,23 +35,8 @@ class ByBlock(Tabular, Mapping[str, T], Generic[T]):
             numel: Number of parameters by block name.
             manifest: The facts of the run.
         """
-        self._found, self.numel = dict(found), dict(numel)
+        self._blocks, self.numel = dict(found), dict(numel)
         self.manifest: dict[str, Any] = dict(manifest or {})
-
-    def __getitem__(self, name: str) -> T:
-        if name not in self._found:
-            # A mapping's own error: "in" and get() rely on it.
-            raise KeyError(f"{name!r} is none of the blocks {first_names(list(self))}.")
-        return self._found[name]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._found)
-
-    def __len__(self) -> int:
-        return len(self._found)
-
-    def __repr__(self) -> str:
-        return f"{type(self).__name__}({list(self)})"
 
     @abstractmethod
     def record(self) -> dict[str, Any]:

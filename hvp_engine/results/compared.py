@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,10 +12,11 @@ import numpy as np
 from hvp_engine.errors import ConfigurationError, printable
 from hvp_engine.results.divergences import divergences
 from hvp_engine.results.estimate import Estimate, MatrixEstimate
+from hvp_engine.results.of_blocks import OfBlocks
 from hvp_engine.results.record import OF_A_BLOCK, plain
 from hvp_engine.results.spectra import Spectra
 from hvp_engine.results.spectrum import Spectrum
-from hvp_engine.results.tabular import Cells, Row, Tabular, flat
+from hvp_engine.results.tabular import Cells, Row, flat
 from hvp_engine.results.wasserstein import wasserstein_estimate
 from hvp_engine.results.words import number_text
 from hvp_engine.system.formatting import abbreviate, first_names, format_count
@@ -54,7 +55,7 @@ class BlockComparison:
         return {key: getattr(self, key) for key in (*DIFFERENCES, "wasserstein", "js")}
 
 
-class Comparison(Tabular, Mapping[str, BlockComparison]):
+class Comparison(OfBlocks[BlockComparison]):
     """The blocks that two runs have in common, by name, in the order of the first.
 
     Bars are those of independent runs: of runs with the same probes they are longer than they must be.
@@ -89,21 +90,6 @@ class Comparison(Tabular, Mapping[str, BlockComparison]):
         self.only = ([name for name in first if name not in second], [name for name in second if name not in first])
         flat_blocks = {*first.zero_blocks, *second.zero_blocks}
         self._blocks = {name: _compared(first[name], second[name], name in flat_blocks) for name in common}
-
-    def __getitem__(self, name: str) -> BlockComparison:
-        if name not in self._blocks:
-            # A mapping's own error: "in" and get() rely on it.
-            raise KeyError(f"{name!r} is none of the blocks {first_names(list(self))}.")
-        return self._blocks[name]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._blocks)
-
-    def __len__(self) -> int:
-        return len(self._blocks)
-
-    def __repr__(self) -> str:
-        return f"Comparison({list(self)})"
 
     def to_dict(self) -> dict[str, Any]:
         """Return everything as plain data; bars that there are not, and numbers, are None."""

