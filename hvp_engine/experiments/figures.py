@@ -19,7 +19,7 @@ from matplotlib.rcsetup import cycler
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 from numpy.typing import ArrayLike, NDArray
 
-from hvp_engine.experiments.labels import place_labels
+from hvp_engine.experiments.point_labels import place_labels
 from hvp_engine.results.figures.page import STYLE
 
 # Okabe and Ito's colours, told apart by everyone; yellow, which white paper swallows, is left out.

@@ -3,7 +3,7 @@ import itertools
 import pytest
 from matplotlib.figure import Figure
 
-from hvp_engine.experiments.labels import place_labels
+from hvp_engine.experiments.point_labels import place_labels
 
 
 @pytest.mark.parametrize("spread", [0.0, 0.01, 0.2])
