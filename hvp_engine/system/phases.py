@@ -24,6 +24,7 @@ from rich.progress import Progress, SpinnerColumn, TaskID, TextColumn
 from hvp_engine.errors import printable
 from hvp_engine.system.formatting import format_clock
 from hvp_engine.system.pace import Pace
+from hvp_engine.system.visible import is_visible
 
 _PATIENCE = 1.0  # seconds that a phase takes before anything is said of it
 _LINE_EVERY = 10.0  # seconds between lines where there is no terminal
@@ -192,10 +193,10 @@ def showing(progress: bool | None) -> Iterator[None]:
     """Show the phases of what runs inside.
 
     Args:
-        progress: True shows them, False hides them, None shows them on a terminal.
+        progress: True shows them, False hides them; None shows them on a terminal, if nothing around says.
     """
     terminal = sys.stderr.isatty()
-    wanted = terminal if progress is None else progress
+    wanted = is_visible(progress, otherwise=terminal)
     if wanted == (_display.get() is not None):  # someone shows them already, or hides them
         yield
         return

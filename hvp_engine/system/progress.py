@@ -16,6 +16,7 @@ from hvp_engine.system.formatting import format_clock
 from hvp_engine.system.notebook import NotebookBar, in_notebook
 from hvp_engine.system.pace import Pace
 from hvp_engine.system.phases import bar_on_terminal
+from hvp_engine.system.visible import is_visible
 
 _LINE_EVERY = 10.0  # seconds between lines where there is no terminal
 _CHANGE_EVERY = 0.5  # seconds between changes of a notebook's bar
@@ -30,12 +31,12 @@ class ProgressReporter:
         Args:
             label: What is being done.
             total: Amount of work, in any unit.
-            enabled: True shows, False hides, None shows on a terminal and in a notebook only.
+            enabled: True shows, False hides; None shows on a terminal and in a notebook only, if nothing around says.
         """
         self._label, self._total, self._done, self._detail = printable(label), total, 0, ""
         terminal = sys.stderr.isatty()
         notebook = in_notebook()
-        self._enabled = terminal or notebook if enabled is None else enabled
+        self._enabled = is_visible(enabled, otherwise=terminal or notebook)
         self._notebook = NotebookBar() if self._enabled and notebook else None
         self._bar: Progress | None = None
         self._task: TaskID | None = None

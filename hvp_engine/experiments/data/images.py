@@ -11,17 +11,16 @@ from PIL import Image
 from torch import Tensor
 
 from hvp_engine.errors import ConfigurationError
+from hvp_engine.experiments.data.packages import PACKAGES
 from hvp_engine.experiments.data.pixels import normalised
 from hvp_engine.experiments.data.samples import Images, Samples
-from hvp_engine.experiments.data.source import EXTRA, Package
 
 PHOTOGRAPHS = (
     "astronaut", "brick", "camera", "cell", "chelsea", "coffee", "coins", "grass", "gravel", "hubble_deep_field", "ihc",
     "moon", "motorcycle_left", "page", "retina", "rocket", "text",
 )  # fmt: skip
 
-_DIGITS = Package("scikit-learn", "sklearn", "BSD-3-Clause", EXTRA)
-_PHOTOGRAPHS = Package("scikit-image", "skimage", "BSD-3-Clause and public domain", EXTRA)
+_DIGITS, _PHOTOGRAPHS = PACKAGES["digits"], PACKAGES["photographs"]
 _DIGITS_TEST = 297  # of 1,797
 _TRAIN_WIDTH = 0.75  # training crops come from the left of a photograph, test crops from the rest
 _SMALLEST, _LARGEST = 48, 128  # pixels of a crop's side
@@ -109,7 +108,7 @@ def _photograph(folder: Path, name: str) -> Path:
         if (folder / f"{name}{suffix}").exists():
             return folder / f"{name}{suffix}"
     raise ConfigurationError(
-        f"The installed scikit-image lacks the photograph {name!r}; {EXTRA} installs a version that has it."
+        f"The installed scikit-image lacks the photograph {name!r}; {_PHOTOGRAPHS.install} installs one that has it."
     )
 
 

