@@ -30,7 +30,7 @@ from torch import Tensor
 
 from hvp_engine.errors import RunFolderError
 from hvp_engine.jobs.comparison import differences, refuse_foreign
-from hvp_engine.jobs.folder import FOLDER, JobFolder
+from hvp_engine.jobs.folder import FOLDER, JobFolder, has_work
 from hvp_engine.jobs.resumable import Resumable, SavedVectors
 from hvp_engine.krylov.lanczos import Stream
 from hvp_engine.operators.head.shelf import Shelf
@@ -339,18 +339,14 @@ class Checkpoint:
         try:
             return read()
         except RunFolderError as error:
-            raise RunFolderError(f"{error} {self._fresh_start}") from error
+            raise RunFolderError(f"{error} {_fresh_start(self._folder.path)}") from error
 
     def _damaged(self, path: Path, why: str) -> RunFolderError:
-        return RunFolderError(f"The checkpoint {path} is damaged: {why}. {self._fresh_start}")
+        return RunFolderError(f"The checkpoint {path} is damaged: {why}. {_fresh_start(self._folder.path)}")
 
     @property
     def _waves_file(self) -> Path:
         return self._folder.path / "waves.json"
-
-    @property
-    def _fresh_start(self) -> str:
-        return f"To compute from the beginning, delete {self._folder.path}."
 
     @staticmethod
     def _state(wave: int) -> str:
@@ -373,6 +369,25 @@ def _pieces(basis: SavedVectors, first: int, last: int) -> Iterator[Range]:
 
 def _prefix(wave: int) -> str:
     return f"wave-{wave:03d}"
+
+
+def _fresh_start(folder: Path) -> str:
+    return f"To compute from the beginning, delete {folder}."
+
+
+def begun(run: Path) -> dict[str, Any] | None:
+    """Return the identity of the job whose work is in a run folder; None where there is no such work.
+
+    Raises:
+        RunFolderError: It cannot be read.
+    """
+    path = run / FOLDER / "identity.json"
+    if not (has_work(path.parent) and os.path.lexists(path)):
+        return None
+    try:
+        return read_json(path)
+    except RunFolderError as error:
+        raise RunFolderError(f"{error} {_fresh_start(path.parent)}") from error
 
 
 def sweep_finished(run: Path, identity: Mapping[str, Any]) -> None:

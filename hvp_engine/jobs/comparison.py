@@ -38,12 +38,34 @@ def refuse_foreign(found: Identity, wanted: Identity, run: Path) -> None:
     Raises:
         ForeignRunError: They differ; the message names in what.
     """
+    _refuse_early_versions(found, run)
+    _refuse(differences(found, wanted), run)
+
+
+def refuse_at_first_sight(found: Identity, described: Identity, run: Path) -> None:
+    """Raise where a stored identity cannot be this job's, by what is known before the loss is evaluated on the data.
+
+    Args:
+        found: The stored identity.
+        described: This job's, so far: no losses, no products, no environment.
+        run: The run folder.
+
+    Raises:
+        ForeignRunError: They differ in what losses and products do not excuse; the message names in what.
+    """
+    _refuse_early_versions(found, run)
+    _refuse(_stated_differences(found, described, in_detail=False), run)
+
+
+def _refuse_early_versions(found: Identity, run: Path) -> None:
     if "first_loss" in found:
         raise ForeignRunError(
             f"{run} was written by an earlier hvp_engine, which knew too little of a job to tell whether it is this "
             "one. Choose another folder for out=; Spectra.load reads that one."
         )
-    different = differences(found, wanted)
+
+
+def _refuse(different: Sequence[str], run: Path) -> None:
     if different:
         raise ForeignRunError(
             f"{run} holds another job ({in_short(different)}). Choose another folder for out=, or delete that one."
@@ -59,14 +81,8 @@ def differences(found: Identity, wanted: Identity) -> list[str]:
     """Say in what two jobs differ: settings, model and data, and only where these are equal losses and products."""
     moved = changes(_mapping(found.get("environment")), _mapping(wanted.get("environment")))
     same_versions = _versions(found) == _versions(wanted)
-    different: list[str] = []
-    for key in {**found, **wanted}:
-        if key not in _EVIDENCE:
-            there, here = found.get(key), wanted.get(key)
-            # Releases show settings differently, and compile to other code.
-            if key in _WORDS and (not same_versions or _same_bits(found, wanted)):
-                there, here = _classes(there), _classes(here)
-            different += _COMPARED.get(key, _values)(key, there, here)
+    # Releases show settings differently, and compile to other code.
+    different = _stated_differences(found, wanted, in_detail=same_versions and not _same_bits(found, wanted))
     if different:
         return different
     same_code = _code(found, exact=same_versions) == _code(wanted, exact=same_versions)
@@ -79,6 +95,18 @@ def differences(found: Identity, wanted: Identity) -> list[str]:
     if different or excused or not same_pieces:
         return different
     return _products(_mapping(found.get("products")), _mapping(wanted.get("products")), rounding * _PRODUCTS)
+
+
+def _stated_differences(found: Identity, wanted: Identity, *, in_detail: bool) -> list[str]:
+    """Say in what two jobs differ beside what was computed; of modules and hooks the classes alone, or in detail."""
+    different: list[str] = []
+    for key in {**found, **wanted}:
+        if key not in _EVIDENCE:
+            there, here = found.get(key), wanted.get(key)
+            if key in _WORDS and not in_detail:
+                there, here = _classes(there), _classes(here)
+            different += _COMPARED.get(key, _values)(key, there, here)
+    return different
 
 
 def _same_bits(found: Identity, wanted: Identity) -> bool:

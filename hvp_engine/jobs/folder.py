@@ -10,6 +10,7 @@ import contextlib
 import os
 import re
 import stat
+import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -60,6 +61,52 @@ def located(out: str | os.PathLike[str]) -> Path:
         ) from error
 
 
+def prove_usable(run: Path) -> None:
+    """Refuse a run folder in which no job can be run, before the data are touched; it is left as it was.
+
+    Raises:
+        RunFolderError: As of :class:`JobFolder`, or files cannot be written there.
+    """
+    if not os.path.lexists(run):
+        _prove_creatable(run)
+        return
+    was_there = os.path.lexists(run / FOLDER)
+    folder = JobFolder(run)
+    try:
+        for path in (run, folder.path):
+            files.prove_writable(path)
+    finally:
+        if was_there:
+            folder.close()  # with what a killed job has noted there
+        else:
+            folder.remove()
+
+
+def _prove_creatable(run: Path) -> None:
+    """Make a folder and what is missing above it in a trial folder beside its place.
+
+    Not in its place: what is taken away again could be what another job of the same parent has just found there.
+    """
+    nearest = next(folder for folder in run.parents if os.path.lexists(folder))
+    try:
+        with tempfile.TemporaryDirectory(prefix=".hvp_engine-", dir=nearest) as trial:
+            inside = Path(trial) / run.relative_to(nearest)
+            inside.mkdir(parents=True)
+            files.write_trial(inside)
+    except (OSError, ValueError) as error:  # ValueError: a null character in the path
+        raise _uncreatable(run, error) from error
+
+
+def _uncreatable(run: Path, error: Exception) -> RunFolderError:
+    why = getattr(error, "strerror", None) or error
+    return RunFolderError(f"{run} cannot be created ({why}); choose another folder for out=.")
+
+
+def has_work(folder: Path) -> bool:
+    """Say whether anything is in a job's folder that took time to compute."""
+    return any(_WORK.fullmatch(name) for name in files.names(folder))
+
+
 class JobFolder:
     """The folder of one job, which this process holds until :meth:`close`."""
 
@@ -75,7 +122,7 @@ class JobFolder:
         try:
             run.mkdir(parents=True, exist_ok=True)
         except (OSError, ValueError) as error:  # ValueError: a null character in the path
-            raise RunFolderError(f"{run} cannot be created ({error}); choose another folder for out=.") from error
+            raise _uncreatable(run, error) from error
         refuse_strangers(run)
         with files.explained(self.path):
             if not os.path.lexists(self.path):
@@ -98,7 +145,7 @@ class JobFolder:
     @property
     def has_work(self) -> bool:
         """Whether anything is there that took time to compute."""
-        return any(_WORK.fullmatch(name) for name in files.names(self.path))
+        return has_work(self.path)
 
     def reserve(self, size: int) -> None:
         """Keep some disk space back for the end of the job, so that what is computed can be written."""

@@ -18,6 +18,7 @@ from hvp_engine.jobs.checkpoint import Checkpoint, sweep_finished
 from hvp_engine.jobs.comparison import refuse_foreign
 from hvp_engine.jobs.description import describe_suspect
 from hvp_engine.jobs.environment import environment
+from hvp_engine.jobs.first_sight import finished_or_usable, refuse_other_jobs, stored_identity
 from hvp_engine.jobs.folder import located
 from hvp_engine.jobs.follower import Briefing, Follower, briefing
 from hvp_engine.jobs.identity import describe, describe_blocks, facts, values
@@ -35,7 +36,7 @@ from hvp_engine.system.failures import failures_in_words
 from hvp_engine.system.memory import budget as free_budget
 from hvp_engine.system.phases import phase, shows_phases
 from hvp_engine.system.progress import ProgressReporter
-from hvp_engine.system.run_files import is_finished, read_manifest
+from hvp_engine.system.run_files import is_finished
 from hvp_engine.system.signals import ending_signals_raise
 
 __all__ = ["Job", "Result", "ResultT", "WaveState", "run"]
@@ -64,13 +65,15 @@ def run(
     """
     started = time.monotonic()
     folder = None if out is None else located(out)
+    is_complete = folder is not None and team.from_first(partial(finished_or_usable, folder))
     operator = build()
     operator.checked = job.settings.check
     operator.hold_steady()
-    is_complete = folder is not None and team.from_first(partial(is_finished, folder))
     config = {**_kind(job.name, operator.name), **job.config(), "blocks": describe_blocks(operator.partition)}
     described = {**config, **describe(operator)}
     refuse_unequal(described, team)
+    if folder is not None:
+        team.from_first(partial(refuse_other_jobs, job, folder, described))
     if not is_complete:
         basis.make_room(job, operator)
         share_out(job, operator, folder, team)
@@ -164,7 +167,7 @@ def _finished(job: Job[StateT, ResultT], folder: Path, identity: dict[str, Any],
     found: list[ResultT] = []
 
     def check() -> None:
-        stored = _stored_identity(folder)
+        stored = stored_identity(folder)
         refuse_foreign(stored or identity, identity, folder)  # before reading another kind's result
         found.append(job.load(folder))
         refuse_foreign(stored or {}, identity, folder)
@@ -178,13 +181,6 @@ def _kind(job: str, matrix: str) -> dict[str, str]:
     """Tell kinds of jobs apart; the first kind had no others beside it, and its run folders have no name of it."""
     named = {"job": job, "matrix": matrix}
     return {key: value for key, value in named.items() if value not in ("slq", "hessian")}
-
-
-def _stored_identity(folder: Path) -> dict[str, Any] | None:
-    """Return the identity in a finished run's manifest; None where it has none, which its own kind of job explains."""
-    facts = read_manifest(folder).get("run")
-    identity = facts.get("identity") if isinstance(facts, dict) else None
-    return identity if isinstance(identity, dict) else None
 
 
 def _verify(products: Mapping[str, int], operator: CurvatureOperator, checkpoint: Checkpoint | None) -> dict[str, Any]:

@@ -62,7 +62,17 @@ def prove_writable(folder: Path) -> None:
         raise RunFolderError(
             f"The folder {folder} cannot be created ({why}); choose another folder, one that you may write to."
         ) from error
-    with explained(folder), tempfile.TemporaryFile(dir=folder) as file:
+    with explained(folder):
+        write_trial(folder)
+
+
+def write_trial(folder: Path) -> None:
+    """Write a file into a folder, of which nothing is left.
+
+    Raises:
+        OSError: It cannot be written.
+    """
+    with tempfile.TemporaryFile(dir=folder) as file:
         file.write(_PROOF)
         file.flush()
         os.fsync(file.fileno())  # a quota, or a full disk on the network, may tell no earlier
