@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from hvp_engine.blocks import BlockSpec
-from hvp_engine.jobs.data_error import divide, groups_of
+from hvp_engine.jobs.data_error import divide
 from hvp_engine.krylov.settings import JobSettings
 from hvp_engine.operators.operator import CurvatureOperator
 from hvp_engine.operators.preconditioned import Precondition
@@ -82,13 +82,6 @@ def together(distributed: str | Mapping[str, int] | None, model: nn.Module) -> I
     first = next(plain.parameters(), None)
     with joined(distributed, torch.device("cpu") if first is None else first.device) as team:
         yield team, plain
-
-
-def dividable(build: Callable[[], CurvatureOperator]) -> CurvatureOperator:
-    """Make an operator; refuse data that do not divide before the work, not after it."""
-    operator = build()
-    groups_of(operator)
-    return operator
 
 
 def divided(build: Callable[[], CurvatureOperator], groups: int) -> CurvatureOperator:

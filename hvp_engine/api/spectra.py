@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from os import PathLike
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 
-from hvp_engine.api.building import builder, dividable, divided, together
+from hvp_engine.api.building import builder, divided, together
 from hvp_engine.blocks import BlockSpec
+from hvp_engine.errors import HvpEngineError
 from hvp_engine.jobs.adaptive_slq import AdaptiveSlqJob
 from hvp_engine.jobs.data_error import GROUPS, DataErrorJob, settings_of
+from hvp_engine.jobs.data_error_ahead import look_ahead
 from hvp_engine.jobs.folder import located
 from hvp_engine.jobs.runner import run
 from hvp_engine.jobs.slq import SlqJob
@@ -119,7 +123,10 @@ def slq(
             manifest has the share reached and the entries kept. 0 drops none.
         check: Test the second derivative for symmetry and against finite differences first.
         data_error: Give bars for the choice of data too, as ``spectra.data_error`` and in ``summary()``: see
-            :func:`data_error`. About 32 products more per block.
+            :func:`data_error`. About 32 products more per block. What forbids them (too little memory, data that do
+            not divide, a half of them without weight) is said before the spectra are computed. Should they fail
+            nevertheless, in one process, the spectra are returned without them, with a RuntimeWarning that says why;
+            in several the error is raised, and a run folder has the spectra.
         distributed: ``"auto"`` shares the job with the other processes that ``torchrun`` started, or that have made a
             process group of ``torch.distributed``: all of them make this call, with the same model and all the data,
             and each gets the result. ``{"probes": P, "data": D}`` says how, P groups with streams of their own of D
@@ -156,11 +163,39 @@ def slq(
         build = builder(plain, loss, blocks, data=data, settings=settings, operator=operator, precondition=precondition)
         if not data_error:
             return _spectra(settings, build, out, progress, team)
-        inside = None if out is None else located(out) / data_errors.FOLDER
-        spectra = _spectra(settings, partial(dividable, build), out, progress, team)
-        errors = DataErrorJob(settings_of(settings, check=False))
-        found = run(errors, partial(divided, build, GROUPS), inside, progress, team)
-        return Spectra(spectra.values(), spectra.manifest, found)
+        folder = None if out is None else located(out)
+        return _with_data_error(build, _Asked(settings, folder, progress, team))
+
+
+class _Asked(NamedTuple):
+    """How a call wants its jobs to be run."""
+
+    settings: JobSettings
+    folder: Path | None
+    progress: bool | None
+    team: Team
+
+
+def _with_data_error(build: Callable[[], CurvatureOperator], asked: _Asked) -> Spectra:
+    """Compute spectra and their bars for the choice of data; what forbids these is said before the spectra."""
+    settings, folder, progress, team = asked
+    errors, build_divided = DataErrorJob(settings_of(settings, check=False)), partial(divided, build, GROUPS)
+    look_ahead(errors, build_divided, folder, progress, team)
+    spectra = _spectra(settings, build, folder, progress, team)
+    try:
+        inside = None if folder is None else folder / data_errors.FOLDER
+        found = run(errors, build_divided, inside, progress, team)
+    except HvpEngineError as error:
+        if team.size > 1:
+            raise  # the other processes wait for this one, and have to be told
+        warnings.warn(
+            f"The spectra are complete, their bars for the choice of data are not: {error} They are returned without "
+            "these bars; hvp_engine.data_error computes them alone.",
+            RuntimeWarning,
+            stacklevel=4,
+        )
+        return spectra
+    return Spectra(spectra.values(), spectra.manifest, found)
 
 
 def _spectra(

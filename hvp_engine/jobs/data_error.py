@@ -100,7 +100,7 @@ class DataErrorJob(Job["GroupProducts", DataErrors]):
         """Make bars of what the waves found."""
         found = {block: state.forms(b) for state in states for b, block in enumerate(state.blocks)}
         ordered = {block: found[block] for block in operator.blocks}
-        return DataErrors(ordered, np.array(_groups(operator).samples), manifest)
+        return DataErrors(ordered, np.array(groups_in(operator).samples), manifest)
 
     def load(self, run: Path) -> DataErrors:
         """Read the bars of a finished run."""
@@ -123,7 +123,7 @@ class GroupProducts:
         self.consistent = True
         self._operator, self._seed = operator, settings.seed
         self._numel = {block: operator.numel[block] for block in blocks}
-        count, groups = len(blocks), len(_groups(operator).samples)
+        count, groups = len(blocks), len(groups_in(operator).samples)
         shapes = {
             "weights": (groups,),
             "forms": (count, _PROBES, groups),
@@ -226,7 +226,7 @@ class GroupProducts:
         ]
         of_group = halves(len(self._found["weights"]))
         products, weights = self._operator.sweep_apart(of_halves, lambda group: int(of_group[group]))
-        _refuse_weightless(weights)
+        refuse_weightless(weights)
         return {
             _half(block, half): product.div_(weights[half])
             for half, found in enumerate(products)
@@ -342,13 +342,31 @@ def groups_of(operator: CurvatureOperator, count: int = GROUPS) -> tuple[Groups,
     return of_whole_batches(sizes, count), None
 
 
+def refuse_weightless(weights: Sequence[float]) -> None:
+    """Refuse halves of the data of which one has no weight.
+
+    Args:
+        weights: Those of the halves.
+
+    Raises:
+        ConfigurationError: One is 0.
+    """
+    if min(weights) <= 0:
+        raise ConfigurationError(WEIGHTLESS)
+
+
 def _largest_piece(groups: Groups, sizes: list[int]) -> int:
     """Return the samples of the largest piece into which a batch is cut."""
     bounds = [(0, *groups.cuts(number), size) for number, size in enumerate(sizes)]
     return max(last - first for of_batch in bounds for first, last in pairwise(of_batch))
 
 
-def _groups(operator: CurvatureOperator) -> Groups:
+def groups_in(operator: CurvatureOperator) -> Groups:
+    """Return the groups into which an operator's data were divided.
+
+    Raises:
+        ConfigurationError: They were not.
+    """
     groups = operator.scheduler.groups
     if groups is None:
         raise ConfigurationError("The data of this job were not divided; call hvp_engine.jobs.data_error.divide.")
@@ -358,8 +376,3 @@ def _groups(operator: CurvatureOperator) -> Groups:
 def _half(block: str, half: int) -> str:
     """Name a half's stream of a block; what follows the block's name has one length, so that names stay distinct."""
     return f"{block} (half {half + 1} of the data)"
-
-
-def _refuse_weightless(weights: list[float]) -> None:
-    if min(weights) <= 0:
-        raise ConfigurationError(WEIGHTLESS)

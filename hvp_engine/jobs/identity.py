@@ -12,12 +12,18 @@ from torch import Tensor
 from hvp_engine.blocks import BlockPart, Partition
 from hvp_engine.jobs.description import describe_function, describe_hooks, describe_modules, digest_of
 from hvp_engine.jobs.environment import environment
+from hvp_engine.jobs.job import Job, ResultT, StateT
 from hvp_engine.jobs.origin import origin
 from hvp_engine.kernels.allocator import retained_heap
 from hvp_engine.krylov.probes import probe
 from hvp_engine.operators.operator import CurvatureOperator
 from hvp_engine.processes.team import ALONE, Team
 from hvp_engine.system.phases import phase
+
+
+def config_of(job: Job[StateT, ResultT], operator: CurvatureOperator) -> dict[str, Any]:
+    """Return what was asked for: the kind of job, its settings and the blocks."""
+    return {**_kind(job.name, operator.name), **job.config(), "blocks": describe_blocks(operator.partition)}
 
 
 def describe_blocks(partition: Partition) -> dict[str, list[str]]:
@@ -79,6 +85,12 @@ def facts(operator: CurvatureOperator, waves: int) -> dict[str, Any]:
             "waves": waves,
         },
     }
+
+
+def _kind(job: str, matrix: str) -> dict[str, str]:
+    """Tell kinds of jobs apart; the first kind had no others beside it, and its run folders have no name of it."""
+    named = {"job": job, "matrix": matrix}
+    return {key: value for key, value in named.items() if value not in ("slq", "hessian")}
 
 
 def _losses(operator: CurvatureOperator) -> dict[int, list[float]]:

@@ -21,7 +21,7 @@ from hvp_engine.jobs.environment import environment
 from hvp_engine.jobs.first_sight import finished_or_usable, refuse_other_jobs, stored_identity
 from hvp_engine.jobs.folder import located
 from hvp_engine.jobs.follower import Briefing, Follower, briefing
-from hvp_engine.jobs.identity import describe, describe_blocks, facts, values
+from hvp_engine.jobs.identity import config_of, describe, facts, values
 from hvp_engine.jobs.job import Job, Result, ResultT, StateT, WaveState
 from hvp_engine.jobs.keeping import Keeping, as_first_known, remember_tested
 from hvp_engine.jobs.sharing import refuse_unequal, share_out
@@ -69,7 +69,7 @@ def run(
     operator = build()
     operator.checked = job.settings.check
     operator.hold_steady()
-    config = {**_kind(job.name, operator.name), **job.config(), "blocks": describe_blocks(operator.partition)}
+    config = config_of(job, operator)
     described = {**config, **describe(operator)}
     refuse_unequal(described, team)
     if folder is not None:
@@ -175,12 +175,6 @@ def _finished(job: Job[StateT, ResultT], folder: Path, identity: dict[str, Any],
 
     team.from_first(check)
     return found[0] if found else job.load(folder)
-
-
-def _kind(job: str, matrix: str) -> dict[str, str]:
-    """Tell kinds of jobs apart; the first kind had no others beside it, and its run folders have no name of it."""
-    named = {"job": job, "matrix": matrix}
-    return {key: value for key, value in named.items() if value not in ("slq", "hessian")}
 
 
 def _verify(products: Mapping[str, int], operator: CurvatureOperator, checkpoint: Checkpoint | None) -> dict[str, Any]:
