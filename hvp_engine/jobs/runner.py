@@ -15,6 +15,7 @@ from hvp_engine.errors import HvpEngineError
 from hvp_engine.jobs import basis
 from hvp_engine.jobs.advancing import Round, advance, planned_waves
 from hvp_engine.jobs.checkpoint import Checkpoint, sweep_finished
+from hvp_engine.jobs.checkpoint_room import warn_of_too_little_disk
 from hvp_engine.jobs.comparison import refuse_foreign
 from hvp_engine.jobs.description import describe_suspect
 from hvp_engine.jobs.environment import environment
@@ -138,6 +139,8 @@ def _compute(work: _Work[StateT, ResultT], sittings: Sittings, keeping: Keeping 
         if checkpoint is not None:
             checkpoint.abandon()
         raise
+    if checkpoint is not None and team.first:
+        warn_of_too_little_disk(checkpoint.run, streams, waves, team.axes.probes)
     states: list[StateT] = []
     with retained_heap(), ProgressReporter(job.name, 0, work.progress) as reporter:
         operator.compiler.tell = partial(reporter.advance, 0)
