@@ -54,7 +54,7 @@ def refuse_at_first_sight(found: Identity, described: Identity, run: Path) -> No
         ForeignRunError: They differ in what losses and products do not excuse; the message names in what.
     """
     _refuse_early_versions(found, run)
-    _refuse(_stated_differences(found, described, in_detail=False), run)
+    _refuse(_stated_differences(found, described, _other_classes), run)
 
 
 def _refuse_early_versions(found: Identity, run: Path) -> None:
@@ -82,7 +82,8 @@ def differences(found: Identity, wanted: Identity) -> list[str]:
     moved = changes(_mapping(found.get("environment")), _mapping(wanted.get("environment")))
     same_versions = _versions(found) == _versions(wanted)
     # Releases show settings differently, and compile to other code.
-    different = _stated_differences(found, wanted, in_detail=same_versions and not _same_bits(found, wanted))
+    in_detail = same_versions and not _same_bits(found, wanted)
+    different = _stated_differences(found, wanted, None if in_detail else _class_names)
     if different:
         return different
     same_code = _code(found, exact=same_versions) == _code(wanted, exact=same_versions)
@@ -97,14 +98,22 @@ def differences(found: Identity, wanted: Identity) -> list[str]:
     return _products(_mapping(found.get("products")), _mapping(wanted.get("products")), rounding * _PRODUCTS)
 
 
-def _stated_differences(found: Identity, wanted: Identity, *, in_detail: bool) -> list[str]:
-    """Say in what two jobs differ beside what was computed; of modules and hooks the classes alone, or in detail."""
+def _stated_differences(
+    found: Identity, wanted: Identity, narrowed: Callable[[Any, Any], tuple[Any, Any]] | None
+) -> list[str]:
+    """Say in what two jobs differ beside what was computed.
+
+    Args:
+        found: One identity.
+        wanted: The other.
+        narrowed: Leaves what counts of the two's modules or hooks; None for all of them.
+    """
     different: list[str] = []
     for key in {**found, **wanted}:
         if key not in _EVIDENCE:
             there, here = found.get(key), wanted.get(key)
-            if key in _WORDS and not in_detail:
-                there, here = _classes(there), _classes(here)
+            if key in _WORDS and narrowed is not None:
+                there, here = narrowed(there, here)
             different += _COMPARED.get(key, _values)(key, there, here)
     return different
 
@@ -200,6 +209,19 @@ def _classes(described: Any) -> dict[str, Any]:
         else str(words).partition("(")[0]
         for name, words in _mapping(described).items()
     }
+
+
+def _class_names(there: Any, here: Any) -> tuple[Any, Any]:
+    """Leave the names of classes and functions of two descriptions, without settings and code."""
+    return _classes(there), _classes(here)
+
+
+def _other_classes(there: Any, here: Any) -> tuple[Any, Any]:
+    """Leave, in all detail, what has other names of classes and functions in another description."""
+    old, new = _class_names(there, here)
+    names = [name for name in {**old, **new} if old.get(name) != new.get(name)]
+    detailed = [{name: words[name] for name in names if name in words} for words in map(_mapping, (there, here))]
+    return detailed[0], detailed[1]
 
 
 def _mapping(value: Any) -> Mapping[str, Any]:
