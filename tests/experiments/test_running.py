@@ -19,7 +19,7 @@ from hvp_engine.experiments.registry import DRIVERS, Driver, Setting, find
 from hvp_engine.experiments.result import Result, Table, at_least
 from hvp_engine.system.json_files import read_json
 
-TRIAL = Driver("trial", "T1", "Something is large.", "trial", 0.1, ("experiments",), ("steps",))
+TRIAL = Driver("trial", "T1", "Something is large.", "trial", 0.1, ("experiments",), ("steps", "bn"))
 
 
 def trial(setting: Setting) -> Result:
@@ -85,8 +85,13 @@ def test_without_a_folder_results_go_to_results(tmp_path: Path) -> None:
     [
         ({"size": "huge"}, "'huge' is not one of"),
         ({"seeds": 0}, "too few"),
-        ({"options": {"speed": 1}}, "no setting 'speed'; it has steps"),
+        ({"options": {"speed": 1}}, "no setting 'speed'; it has steps, bn"),
         ({"options": {"steps": "many"}}, "steps=many is no int"),
+        ({"options": {"steps": "0"}}, "steps=0 is too few"),
+        ({"options": {"bn": "RAW"}}, "bn=RAW is neither data nor raw"),
+        ({"data": {"tweet": "."}}, "data of the name 'tweet'; did you mean 'tweets'"),
+        ({"weights": {"minlm": "."}}, "weights of the name 'minlm'; did you mean 'minilm'"),
+        ({"data": {"digits": "."}}, "data of the name 'digits'; it is one of"),
         ({"data": {"imagenet": "nowhere"}}, "nowhere is not there"),
         ({"device": "cuda:99"}, "cuda:99"),
         ({"device": "abacus"}, "abacus"),
