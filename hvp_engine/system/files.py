@@ -7,6 +7,7 @@ import os
 import re
 import secrets
 import stat
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
@@ -17,6 +18,7 @@ from hvp_engine.errors import RunFolderError
 Chunks = Sequence[bytes | memoryview]
 
 _ZEROS = bytes(1 << 20)
+_PROOF = bytes(4096)  # a block: a full disk may still have room for names
 _TEMPORARY = re.compile(r"\.(?P<name>.+)\.[0-9a-f]{12}\.tmp")
 
 
@@ -45,6 +47,25 @@ def write_atomic(contents: Mapping[Path, Chunks]) -> None:
             with explained(path):
                 os.replace(temporary, path)
                 _sync_folder(path.parent)
+
+
+def prove_writable(folder: Path) -> None:
+    """Make a folder where it is missing, and write a file into it of which nothing is left: before hours of work.
+
+    Raises:
+        RunFolderError: It cannot be made, or nothing can be written into it.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except (OSError, ValueError) as error:  # ValueError: a null character in the path
+        why = getattr(error, "strerror", None) or error
+        raise RunFolderError(
+            f"The folder {folder} cannot be created ({why}); choose another folder, one that you may write to."
+        ) from error
+    with explained(folder), tempfile.TemporaryFile(dir=folder) as file:
+        file.write(_PROOF)
+        file.flush()
+        os.fsync(file.fileno())  # a quota, or a full disk on the network, may tell no earlier
 
 
 def temporaries(folder: Path) -> Iterator[tuple[Path, str]]:
@@ -143,7 +164,7 @@ def _explanation(path: Path, error: Exception) -> str:
             f"The disk is full: {path} could not be written ({why}); {intact}; free some space there "
             "(or raise your quota), or choose another folder."
         )
-    if code == errno.ENOENT:
+    if code == errno.ENOENT and not os.path.isdir(path.parent):
         return f"{path} could not be written: {path.parent} is not there any more; do not delete it while a job runs."
     return f"{path} could not be written ({why}); {intact}; choose a folder that you may write to."
 
