@@ -16,7 +16,7 @@ import torch
 
 from hvp_engine.errors import ConfigurationError
 from hvp_engine.experiments.registry import Driver, Setting, Size, find
-from hvp_engine.system.files import open_to_read
+from hvp_engine.system.files import open_to_read, prove_writable
 
 if TYPE_CHECKING:
     from hvp_engine.experiments.paper_plan import PlannedPart
@@ -73,6 +73,8 @@ def run(
     )
     check(driver, setting)
     _check_device(device)
+    for folder in (setting.out, setting.out.parent / "cache"):
+        prove_writable(folder)
     began = time.perf_counter()
     result: Result = _function(driver, "run")(setting)
     seconds = {**result.seconds, "total": time.perf_counter() - began}

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from hvp_engine import experiments
-from hvp_engine.errors import ConfigurationError
+from hvp_engine.errors import ConfigurationError, RunFolderError
 from hvp_engine.experiments import figures, registry, running, weights
 from hvp_engine.experiments.data.packages import PACKAGES
 from hvp_engine.experiments.registry import DRIVERS, Driver, Setting, find
@@ -135,6 +135,18 @@ def test_data_and_weights_of_packages_are_missed_before_anything_is_computed(
     driver.run = trial  # type: ignore[attr-defined]
     paths: Any = {kind: {name: "."}}
     assert experiments.run("trial", **paths).holds
+
+
+def test_a_folder_that_cannot_be_written_is_refused_before_anything_is_computed(
+    tmp_path: Path, driver: types.ModuleType
+) -> None:
+    driver.run = lambda setting: pytest.fail("it began to compute")  # type: ignore[attr-defined]
+    (tmp_path / "file").write_text("of the user's")
+    with pytest.raises(RunFolderError, match="file"):
+        experiments.run("trial", out=tmp_path / "file")
+    (tmp_path / "cache").write_text("of the user's")
+    with pytest.raises(RunFolderError, match="cache"):
+        experiments.run("trial", out=tmp_path / "trial")
 
 
 def test_drivers_read_and_load_what_packages_carry() -> None:
