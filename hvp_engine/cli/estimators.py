@@ -46,6 +46,14 @@ _RelativeTolerance = Annotated[
         "how much to do.",
     ),
 ]
+_WholeTolerance = Annotated[
+    float | None,
+    typer.Option(
+        metavar="NUMBER",
+        help="Error to stop at: twice the length of the standard errors of all entries, relative to the length of the "
+        "diagonal. Default: 0.05, unless --products says how much to do.",
+    ),
+]
 _How = Annotated[
     _Method,
     typer.Option(
@@ -54,12 +62,13 @@ _How = Annotated[
 ]
 
 
-def _estimator(name: str, what: str) -> Callable[..., None]:
+def _estimator(name: str, what: str, tolerance_type: object = _RelativeTolerance) -> Callable[..., None]:
     """Make the command of one of the estimators, which take the same options.
 
     Args:
         name: Of the command and of the call in :mod:`hvp_engine.api`.
         what: What it does, in one sentence.
+        tolerance_type: Of --tolerance, with the help that says of what it is.
     """
 
     def command(
@@ -102,11 +111,12 @@ def _estimator(name: str, what: str) -> Callable[..., None]:
         )
         show_result(found, folder, name)
 
+    command.__annotations__["tolerance"] = tolerance_type
     command.__name__ = name
     command.__doc__ = f"{what}\n\nEach number has its 95 % bar. The same command again resumes an interrupted run."
     return command
 
 
 trace = _estimator("trace", "Estimate the trace of every block of your model.")
-diagonal = _estimator("diagonal", "Estimate the diagonal of every block of your model.")
+diagonal = _estimator("diagonal", "Estimate the diagonal of every block of your model.", _WholeTolerance)
 norms = _estimator("norms", "Estimate norms and traces of blocks, and gradient norms.")

@@ -94,9 +94,10 @@ def experiment(
         raise _refused(error) from None
     common = Setting(size.value, seeds, Path(), data_paths, weight_paths, device, precision.value, options)
     work: Callable[[Driver, Setting], bool] = _planned if plan else partial(_ran, yes=yes, quiet=quiet)
-    codes = [
-        _guarded(work, driver, replace(common, out=folder)) for driver, folder in zip(drivers, folders, strict=True)
-    ]
+    asked = {driver: replace(common, out=folder) for driver, folder in zip(drivers, folders, strict=True)}
+    if len(asked) > 1 and not plan:
+        _tell_what_cannot_run(asked)
+    codes = [_guarded(work, driver, setting) for driver, setting in asked.items()]
     if _NOT_RUN in codes:
         raise typer.Exit(_NOT_RUN)
     if check and _FAILS in codes:
@@ -112,6 +113,17 @@ def _guarded(work: Callable[[Driver, Setting], bool], driver: Driver, setting: S
     except Exception:
         typer.echo(f"error: {driver.id} {driver.name} broke off:\n{traceback.format_exc()}", err=True)
     return _NOT_RUN
+
+
+def _tell_what_cannot_run(asked: Mapping[Driver, Setting]) -> None:
+    """Say what is missing for some of many experiments before the first one runs for long; their turn says it again."""
+    from hvp_engine.experiments.running import check  # noqa: PLC0415 - keeps the list quick
+
+    for driver, setting in asked.items():
+        try:
+            check(driver, setting)
+        except HvpEngineError as error:
+            typer.echo(f"{driver.id} {driver.name} will not run: {error}", err=True)
 
 
 def _ran(driver: Driver, setting: Setting, *, yes: bool, quiet: bool) -> bool:

@@ -9,10 +9,10 @@ import torch
 
 from hvp_engine import losses
 from hvp_engine.api import slq
-from hvp_engine.errors import RunFolderError
 from hvp_engine.experiments.data.corpus import Corpus, standard_library
 from hvp_engine.experiments.models.gpt import GPT, GPTConfig, paper_blocks
 from hvp_engine.results.spectra import Spectra
+from hvp_engine.system.files import prove_writable
 from hvp_engine.system.progress import ProgressReporter
 
 CONFIG = GPTConfig(vocabulary=256, context=64, layers=4, heads=4, width=64)
@@ -77,10 +77,7 @@ def run(out: Path, progress: bool | None) -> Spectra:
     Raises:
         RunFolderError: The folder holds another run, or cannot be written.
     """
-    try:
-        out.mkdir(parents=True, exist_ok=True)  # before minutes of training
-    except OSError as error:
-        raise RunFolderError(f"{out} cannot be created ({error}); choose another folder.") from error
+    prove_writable(out)  # before minutes of training
     corpus = standard_library()
     model, _ = train(corpus, progress)
     spectra = slq(model, progress=progress, out=out, **job(corpus))

@@ -25,6 +25,7 @@ from hvp_engine.experiments.models.vision import ResNet
 from hvp_engine.experiments.models.with_head import WithHead, new_head
 from hvp_engine.experiments.registry import Setting
 from hvp_engine.experiments.remembered import remembered
+from hvp_engine.experiments.studied import Studied
 
 _ADAPTIVE, _PLAIN, _MOMENTUM = (3e-4, 1e-4, 3e-5), (1.0, 0.3, 0.1), (0.1, 0.03, 0.01)
 _RATES: Mapping[str, Sequence[float]] = {
@@ -46,7 +47,7 @@ def text_entry(setting: Setting) -> Entry:
         )
     name = setting.option("text", "tweets")
     recipe = fine_tuning(setting, 60)
-    return Entry(
+    return Studied(
         f"minilm-{name}",
         "transformer",
         partial(_minilm, setting),
@@ -66,7 +67,7 @@ def image_entry(setting: Setting) -> Entry:
             "resnet-gaussian", "cnn", build, losses.classification, partial(_gaussian, recipe), recipe, _TINY_RATES
         )
     recipe = fine_tuning(setting, 60)
-    return Entry(
+    return Studied(
         "efficientnet-lite0-photographs",
         "cnn",
         partial(_efficientnet, setting),

@@ -12,10 +12,9 @@ from typing import Literal
 
 from matplotlib.figure import Figure
 
-from hvp_engine.errors import RunFolderError
 from hvp_engine.experiments.figures import image
 from hvp_engine.experiments.registry import Driver
-from hvp_engine.system.files import Chunks, write_atomic
+from hvp_engine.system.files import Chunks, prove_writable, write_atomic
 from hvp_engine.system.formatting import format_number
 from hvp_engine.system.json_files import json_chunks
 from hvp_engine.system.versions import versions
@@ -144,10 +143,7 @@ class Result:
         Raises:
             RunFolderError: The folder cannot be made or written.
         """
-        try:
-            out.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise RunFolderError(f"{out} cannot be created ({error}); choose another folder.") from error
+        prove_writable(out)
         contents: dict[Path, Chunks] = {out / name: [content] for name, content in self.files.items()}
         for name, figure in {"figure": self.figure, **self.figures}.items():
             for kind in ("png", "pdf"):

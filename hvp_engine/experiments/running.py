@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import hashlib
 import importlib
 import os
@@ -15,7 +16,7 @@ import torch
 
 from hvp_engine.errors import ConfigurationError
 from hvp_engine.experiments.registry import Driver, Setting, Size, find
-from hvp_engine.system.files import open_to_read
+from hvp_engine.system.files import open_to_read, prove_writable
 
 if TYPE_CHECKING:
     from hvp_engine.experiments.paper_plan import PlannedPart
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
 SEEDS = 3
 RESULTS = Path("results")
 _PIECE = 1 << 20  # bytes of a file hashed at once
+_COUNTS = ("m", "probes", "steps", "batch", "tokens")
+_STATISTICS = ("data", "raw")  # of BatchNorm
 
 
 def run(
@@ -70,6 +73,8 @@ def run(
     )
     check(driver, setting)
     _check_device(device)
+    for folder in (setting.out, setting.out.parent / "cache"):
+        prove_writable(folder)
     began = time.perf_counter()
     result: Result = _function(driver, "run")(setting)
     seconds = {**result.seconds, "total": time.perf_counter() - began}
@@ -104,12 +109,35 @@ def check(driver: Driver, setting: Setting) -> None:
         if key not in driver.options:
             known = f"it has {', '.join(driver.options)}" if driver.options else "it has none, so leave --set out"
             raise ConfigurationError(f"The experiment {driver.name} has no setting {key!r}; {known}.")
-    for kind in ("data", "weights"):
-        for key, path in getattr(setting, kind).items():
-            if not path.exists():
-                raise ConfigurationError(f"{kind} {key!r}: {path} is not there; check the path of --{kind} {key}.")
+    _check_options(setting)
+    _check_paths(setting)
     if setting.size == "small":
         _check_packages(driver, setting)
+
+
+def _check_options(setting: Setting) -> None:
+    """Refuse values that no driver can work with, as far as all drivers take them for the same."""
+    for key in _COUNTS:
+        if key in setting.options and setting.option(key, 1) < 1:
+            raise ConfigurationError(f"Option --set {key}={setting.options[key]} is too few; give at least 1.")
+    if (found := setting.option("bn", "data")) not in _STATISTICS:
+        raise ConfigurationError(f"Option --set bn={found} is neither {' nor '.join(_STATISTICS)}; give one of them.")
+
+
+def _check_paths(setting: Setting) -> None:
+    """Refuse paths that are not there, and those of data and weights that nothing reads: their names are misspelt."""
+    if not setting.data and not setting.weights:
+        return
+    from hvp_engine.experiments.given import DATA, WEIGHTS  # noqa: PLC0415 - imports the networks
+
+    for kind, known in (("data", DATA), ("weights", WEIGHTS)):
+        for key, path in getattr(setting, kind).items():
+            if key not in known:
+                near = difflib.get_close_matches(key, known, n=1)
+                meant = f"did you mean {near[0]!r}?" if near else f"it is one of {', '.join(known)}."
+                raise ConfigurationError(f"No experiment reads {kind} of the name {key!r}; {meant}")
+            if not path.exists():
+                raise ConfigurationError(f"{kind} {key!r}: {path} is not there; check the path of --{kind} {key}.")
 
 
 def _check_packages(driver: Driver, setting: Setting) -> None:

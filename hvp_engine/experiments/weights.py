@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -18,6 +19,7 @@ from hvp_engine.errors import ConfigurationError
 from hvp_engine.experiments.data.source import EXTRA_WEIGHTS, Package, Source, digest, from_path, given
 from hvp_engine.experiments.onnx_weights import POSITIONS, Graph, read_graph, state_dict, with_positions
 from hvp_engine.experiments.registry import Setting
+from hvp_engine.system.formatting import first_line
 
 _DINO_HEAD = 64  # width of an attention head, in every size of DINOv2
 _PATCHES = "embeddings.patch_embeddings.projection.weight"
@@ -53,11 +55,18 @@ def load(name: str, setting: Setting) -> nn.Module:
         The model: whole where it is a causal language model or classifies pictures, otherwise the body without head.
 
     Raises:
-        ConfigurationError: Nothing of that name is there, or a package that is needed is missing.
+        ConfigurationError: Nothing of that name is there, it is no such model, or a package that is needed is missing.
     """
     path = find(name, setting)
-    with _quiet():
-        model = CARRIED[name].load(path) if name in CARRIED else _given(name, path)
+    try:
+        with _quiet():
+            model = CARRIED[name].load(path) if name in CARRIED else _given(name, path)
+    except ConfigurationError:
+        raise
+    except (OSError, EOFError, ValueError, KeyError, RuntimeError, UnpicklingError) as error:
+        raise ConfigurationError(
+            f"{path} has no weights of {name} ({type(error).__name__}: {first_line(error)}); give {_meaning(name)}."
+        ) from error
     for module in model.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0
@@ -98,8 +107,7 @@ def find(name: str, setting: Setting) -> Path:
         ConfigurationError: Nothing of that name is there.
     """
     carried = CARRIED.get(name)
-    meaning = carried.meaning if carried else "a folder of Hugging Face's or a state dict"
-    path = given(name, setting.weights, meaning)
+    path = given(name, setting.weights, _meaning(name))
     if path is not None:
         return path
     if carried is None:
@@ -115,6 +123,12 @@ def find(name: str, setting: Setting) -> Path:
             f"--weights {name}=PATH, the path of {carried.meaning}."
         )
     return found[0]
+
+
+def _meaning(name: str) -> str:
+    """Say in words what the weights of a name are."""
+    carried = CARRIED.get(name)
+    return carried.meaning if carried else "a folder of Hugging Face's or a state dict"
 
 
 def _minilm(folder: Path) -> nn.Module:

@@ -18,7 +18,9 @@ def _class_named(name: str) -> Any:
     try:
         return getattr(importlib.import_module("transformers"), name)
     except ImportError as error:
-        raise ConfigurationError("A TrainerCallback needs transformers; pip install 'hvp-engine[hf]'.") from error
+        raise ConfigurationError(
+            "A TrainerCallback needs transformers; pip install transformers, or this package with its extra [hf]."
+        ) from error
 
 
 class SpectrumCallback(_class_named("TrainerCallback")):  # type: ignore[misc]

@@ -24,7 +24,9 @@ def _callback_class() -> Any:
             return importlib.import_module(package).Callback
         except ImportError:
             continue
-    raise ConfigurationError("A callback of Lightning needs that package; pip install 'hvp-engine[lightning]'.")
+    raise ConfigurationError(
+        "A callback of Lightning needs that package; pip install lightning, or this package with its extra [lightning]."
+    )
 
 
 class SpectrumCallback(_callback_class()):  # type: ignore[misc]

@@ -26,7 +26,7 @@ def linear_operator(numel: int, dtype: torch.dtype, multiply: Callable[[Any], An
         from scipy.sparse.linalg import LinearOperator  # noqa: PLC0415 - no dependency of the package
     except ImportError as error:
         raise ConfigurationError(
-            "This needs SciPy, which is not installed: pip install scipy, or pip install 'hvp-engine[scipy]'."
+            "This needs SciPy, which is not installed: pip install scipy, or this package with its extra [scipy]."
         ) from error
     return LinearOperator(
         (numel, numel),

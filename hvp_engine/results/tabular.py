@@ -77,7 +77,7 @@ class Tabular(ABC):
             import pandas  # noqa: PLC0415 - no dependency of the package
         except ImportError as error:
             raise ConfigurationError(
-                "This needs pandas, which is not installed: pip install pandas, or pip install 'hvp-engine[pandas]'."
+                "This needs pandas, which is not there: pip install pandas, or this package with its extra [pandas]."
             ) from error
         found = {name: column.tolist() for name, column in columns(self.rows()).items()}
         return pandas.DataFrame(found).set_index("block")

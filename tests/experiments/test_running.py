@@ -12,14 +12,14 @@ from typing import Any
 import pytest
 
 from hvp_engine import experiments
-from hvp_engine.errors import ConfigurationError
+from hvp_engine.errors import ConfigurationError, RunFolderError
 from hvp_engine.experiments import figures, registry, running, weights
 from hvp_engine.experiments.data.packages import PACKAGES
 from hvp_engine.experiments.registry import DRIVERS, Driver, Setting, find
 from hvp_engine.experiments.result import Result, Table, at_least
 from hvp_engine.system.json_files import read_json
 
-TRIAL = Driver("trial", "T1", "Something is large.", "trial", 0.1, ("experiments",), ("steps",))
+TRIAL = Driver("trial", "T1", "Something is large.", "trial", 0.1, ("experiments",), ("steps", "bn"))
 
 
 def trial(setting: Setting) -> Result:
@@ -85,8 +85,13 @@ def test_without_a_folder_results_go_to_results(tmp_path: Path) -> None:
     [
         ({"size": "huge"}, "'huge' is not one of"),
         ({"seeds": 0}, "too few"),
-        ({"options": {"speed": 1}}, "no setting 'speed'; it has steps"),
+        ({"options": {"speed": 1}}, "no setting 'speed'; it has steps, bn"),
         ({"options": {"steps": "many"}}, "steps=many is no int"),
+        ({"options": {"steps": "0"}}, "steps=0 is too few"),
+        ({"options": {"bn": "RAW"}}, "bn=RAW is neither data nor raw"),
+        ({"data": {"tweet": "."}}, "data of the name 'tweet'; did you mean 'tweets'"),
+        ({"weights": {"minlm": "."}}, "weights of the name 'minlm'; did you mean 'minilm'"),
+        ({"data": {"digits": "."}}, "data of the name 'digits'; it is one of"),
         ({"data": {"imagenet": "nowhere"}}, "nowhere is not there"),
         ({"device": "cuda:99"}, "cuda:99"),
         ({"device": "abacus"}, "abacus"),
@@ -130,6 +135,18 @@ def test_data_and_weights_of_packages_are_missed_before_anything_is_computed(
     driver.run = trial  # type: ignore[attr-defined]
     paths: Any = {kind: {name: "."}}
     assert experiments.run("trial", **paths).holds
+
+
+def test_a_folder_that_cannot_be_written_is_refused_before_anything_is_computed(
+    tmp_path: Path, driver: types.ModuleType
+) -> None:
+    driver.run = lambda setting: pytest.fail("it began to compute")  # type: ignore[attr-defined]
+    (tmp_path / "file").write_text("of the user's")
+    with pytest.raises(RunFolderError, match="file"):
+        experiments.run("trial", out=tmp_path / "file")
+    (tmp_path / "cache").write_text("of the user's")
+    with pytest.raises(RunFolderError, match="cache"):
+        experiments.run("trial", out=tmp_path / "trial")
 
 
 def test_drivers_read_and_load_what_packages_carry() -> None:

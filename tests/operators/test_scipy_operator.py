@@ -74,7 +74,7 @@ def test_without_scipy_the_message_names_what_to_install(monkeypatch: pytest.Mon
     case = mlp()
     op = he.HessianOperator(case.model, case.loss, data=case.data)
     monkeypatch.setitem(sys.modules, "scipy.sparse.linalg", None)
-    with pytest.raises(ConfigurationError, match=r"pip install 'hvp-engine\[scipy\]'"):
+    with pytest.raises(ConfigurationError, match=r"pip install scipy, .* extra \[scipy\]"):
         op.scipy()
     assert torch.isfinite(op @ torch.ones(111)).all()  # the operator itself needs none
     assert '\nscipy = ["scipy>=' in (Path(__file__).parents[2] / "pyproject.toml").read_text()

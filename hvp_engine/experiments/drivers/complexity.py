@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from hvp_engine.experiments import figures
 from hvp_engine.experiments.cache import INIT, STAGES
 from hvp_engine.experiments.paper_plan import PlannedPart
+from hvp_engine.experiments.ready import ready
 from hvp_engine.experiments.registry import Setting
 from hvp_engine.experiments.result import Claim, Result, Table, at_least
 from hvp_engine.experiments.roles import every_tensor
@@ -33,6 +34,7 @@ def run(setting: Setting) -> Result:
     stages = (INIT, *STAGES[setting.size])
     rows: list[tuple[str | float, ...]] = []
     ratios: dict[str, NDArray[np.float64]] = {}
+    ready(setting, (*TRANSFORMERS, *CNNS))
     for name in (*TRANSFORMERS, *CNNS):
         entry = replace(zoo(setting)[name], choose=every_tensor)
         both = np.array(

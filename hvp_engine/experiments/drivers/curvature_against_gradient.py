@@ -15,6 +15,7 @@ from hvp_engine.experiments import figures
 from hvp_engine.experiments.clock import Clock
 from hvp_engine.experiments.heterogeneity import gini, interval, pearson_of_logs, spearman
 from hvp_engine.experiments.paper_plan import PlannedPart
+from hvp_engine.experiments.ready import ready
 from hvp_engine.experiments.registry import Setting
 from hvp_engine.experiments.result import Claim, Result, Table, at_least
 from hvp_engine.experiments.studied import chosen, sources
@@ -34,6 +35,7 @@ def run(setting: Setting) -> Result:
     entries, notes = chosen(setting)
     found: dict[str, list[Facts]] = {}
     seconds = Clock()
+    ready(setting, entries.values())
     for name, entry in entries.items():
         with seconds.part(name):
             found[name] = [facts(setting, entry, seed) for seed in range(setting.seeds)]

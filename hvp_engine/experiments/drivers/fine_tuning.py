@@ -19,6 +19,7 @@ from hvp_engine.experiments.entry import Entry
 from hvp_engine.experiments.fine_tuned import image_entry, text_entry
 from hvp_engine.experiments.fine_tuning_recipe import OPTIMIZERS
 from hvp_engine.experiments.paper_plan import PlannedPart
+from hvp_engine.experiments.ready import ready
 from hvp_engine.experiments.registry import Setting, find
 from hvp_engine.experiments.result import Claim, Result, Table, at_least
 from hvp_engine.experiments.studied import sources
@@ -35,6 +36,7 @@ def run(setting: Setting) -> Result:
         ConfigurationError: The paper's size is asked for without data.
     """
     entries, seconds = _entries(setting), Clock()
+    ready(setting, entries)
     found: dict[str, dict[str, Found]] = {}
     for entry in entries:
         with seconds.part(entry.name):

@@ -16,6 +16,7 @@ from hvp_engine.experiments.gaps import Gap, gap
 from hvp_engine.experiments.heterogeneity import spread
 from hvp_engine.experiments.paper_plan import PlannedPart
 from hvp_engine.experiments.plateau import OFF_PLATEAU, plateau
+from hvp_engine.experiments.ready import ready
 from hvp_engine.experiments.registry import Setting
 from hvp_engine.experiments.result import Cell, Claim, Result, Table, at_least
 from hvp_engine.experiments.zoo import entry_of
@@ -31,6 +32,7 @@ def run(setting: Setting) -> Result:
     """Draw four blocks of both models in units of the model's tenth largest eigenvalue, and both optimizers' curves."""
     spectra, gaps, units, seconds = dict[str, list[Spectra]](), dict[str, Gap](), dict[str, float](), Clock()
     steps, probes = whole.STEPS[setting.size]
+    ready(setting, (_CNN, _TRANSFORMER))
     for name in (_CNN, _TRANSFORMER):
         with seconds.part(name):
             blocks = four(entry_of(setting, name))

@@ -12,6 +12,7 @@ from hvp_engine.experiments.blockwise import Values, mean_and_deviation, measure
 from hvp_engine.experiments.clock import Clock
 from hvp_engine.experiments.drivers.js_heatmaps import CNNS, transformers
 from hvp_engine.experiments.paper_plan import PlannedPart
+from hvp_engine.experiments.ready import ready
 from hvp_engine.experiments.registry import Setting
 from hvp_engine.experiments.result import Cell, Claim, Result, Table, at_least, at_most
 from hvp_engine.experiments.whole import Whole
@@ -32,8 +33,9 @@ Found = Mapping[str, Mapping[str, Sequence[Whole]]]  # by model and stage, one p
 def run(setting: Setting) -> Result:
     """Draw the spectrum of every model at every stage in units of its tenth largest eigenvalue."""
     found: dict[str, dict[str, list[Whole]]] = {}
-    seconds = Clock()
-    for name in (*CNNS, *transformers(setting)):
+    seconds, models = Clock(), (*CNNS, *transformers(setting))
+    ready(setting, models)
+    for name in models:
         with seconds.part(name):
             found[name] = {
                 stage: [whole.whole(setting, name, stage, seed) for seed in range(setting.seeds)]

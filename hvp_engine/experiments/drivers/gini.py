@@ -16,6 +16,7 @@ from hvp_engine.experiments import figures
 from hvp_engine.experiments.entry import Entry, weights
 from hvp_engine.experiments.heterogeneity import gini, gradient_norms, spread
 from hvp_engine.experiments.paper_plan import PlannedPart
+from hvp_engine.experiments.ready import ready
 from hvp_engine.experiments.registry import Setting
 from hvp_engine.experiments.result import Claim, Result, Table, at_least
 from hvp_engine.experiments.roles import is_key_bias
@@ -40,6 +41,7 @@ def run(setting: Setting) -> Result:
         else {"roberta": studied(setting)["roberta"], **{name: zoo(setting)[name] for name in _OF_ZOO}}
     )
     entries = {**random, **listed}
+    ready(setting, entries.values())
     families = {name: entry.family for name, entry in entries.items()}
     found = {name: measures(setting, entry, name in listed) for name, entry in entries.items()}
     names = (LISTED, PER_ROOT, CURVATURE, WEIGHTS, EVERY)

@@ -18,6 +18,7 @@ from hvp_engine.experiments.gaps import Gap, gap
 from hvp_engine.experiments.heterogeneity import kendall
 from hvp_engine.experiments.paper_plan import PlannedPart
 from hvp_engine.experiments.pretraining import pair
+from hvp_engine.experiments.ready import ready
 from hvp_engine.experiments.registry import Setting
 from hvp_engine.experiments.result import Claim, Result, Table, at_least
 from hvp_engine.experiments.zoo import entry_of
@@ -33,12 +34,12 @@ def run(setting: Setting) -> Result:
     """Put the gap of every model beside how unlike its blocks are."""
     measured: dict[str, Blockwise] = {}
     gaps: dict[str, Gap] = {}
-    seconds = Clock()
+    seconds, both = Clock(), pair(setting)
+    ready(setting, (*_models(setting), both.random))
     for name in _models(setting):
         with seconds.part(name):
             measured[name], gaps[name] = measure(setting, name), gap(setting, name)
     with seconds.part("pair of language models"):
-        both = pair(setting)
         for name, one in zip((RANDOM, PRETRAINED), both.measure(setting), strict=True):
             measured[name], gaps[name] = one, gap(setting, one.entry)
     columns = (*COLUMNS, "loss of SGD", "loss of Adam", "gap", "gap sd", "gap / Adam's loss")

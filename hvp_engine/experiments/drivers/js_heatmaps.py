@@ -14,6 +14,7 @@ from hvp_engine.experiments import figures
 from hvp_engine.experiments.blockwise import COLUMNS, Blockwise, Values, measure, ratios, settings_of
 from hvp_engine.experiments.clock import Clock
 from hvp_engine.experiments.paper_plan import PlannedPart
+from hvp_engine.experiments.ready import ready
 from hvp_engine.experiments.registry import Setting
 from hvp_engine.experiments.result import Claim, Result, Table, at_least
 from hvp_engine.experiments.zoo import zoo
@@ -29,6 +30,7 @@ _SOURCE = "arXiv 2608.16760, figure 3.7"
 def run(setting: Setting) -> Result:
     """Compare all pairs of blocks of every model at initialisation."""
     measured, seconds = {}, Clock()
+    ready(setting, models(setting))
     for name in models(setting):
         with seconds.part(name):
             measured[name] = measure(setting, name)

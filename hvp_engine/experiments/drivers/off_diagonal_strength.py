@@ -18,6 +18,7 @@ from hvp_engine.api import off_diagonal
 from hvp_engine.experiments import cache, exact_net, figures
 from hvp_engine.experiments.heterogeneity import energy_share
 from hvp_engine.experiments.paper_plan import PlannedPart
+from hvp_engine.experiments.ready import ready
 from hvp_engine.experiments.registry import Setting
 from hvp_engine.experiments.result import Result, Table, at_most
 from hvp_engine.experiments.zoo import zoo
@@ -37,6 +38,8 @@ _SOURCE = "an identity for Gaussian v; Z's claim of near block-diagonality, by l
 
 def run(setting: Setting) -> Result:
     """Compare products of the zoo's Hessians, and of the exact net's, with those of their block diagonals."""
+    names = [name for name in zoo(setting) if setting.size == "paper" or name in _ZOO[setting.size]]
+    ready(setting, names)
     pairs = [identity(setting, seed) for seed in range(setting.seeds)]
     apart = [abs(measured / exact - 1.0) for measured, exact in pairs]
     claims = (
@@ -48,7 +51,6 @@ def run(setting: Setting) -> Result:
             _SOURCE,
         ),
     )
-    names = [name for name in zoo(setting) if setting.size == "paper" or name in _ZOO[setting.size]]
     found = {
         (name, stage): [strength(setting, name, stage, seed) for seed in range(setting.seeds)]
         for name in names

@@ -16,6 +16,7 @@ from hvp_engine.experiments.clock import Clock
 from hvp_engine.experiments.gaps import COLUMNS, Gap, gap, median
 from hvp_engine.experiments.paper_plan import PlannedPart
 from hvp_engine.experiments.plateau import OFF_PLATEAU, plateau
+from hvp_engine.experiments.ready import ready
 from hvp_engine.experiments.registry import Setting
 from hvp_engine.experiments.result import Claim, Result, Table, at_least, at_most
 from hvp_engine.experiments.zoo import zoo
@@ -38,6 +39,7 @@ _SOURCE = "arXiv 2402.16788, training curves in its appendix; bounds measured he
 def run(setting: Setting) -> Result:
     """Train every model with both optimizers, or read what other drivers have trained."""
     gaps, seconds, entries = dict[str, Gap](), Clock(), zoo(setting)
+    ready(setting, MODELS[setting.size])
     for name in MODELS[setting.size]:
         with seconds.part(name):
             gaps[name] = gap(replace(setting, seeds=1) if name.endswith("-photographs") else setting, name)

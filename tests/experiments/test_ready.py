@@ -1,0 +1,56 @@
+"""What a driver reads is looked for before it computes."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from hvp_engine.errors import ConfigurationError
+from hvp_engine.experiments import cache, weights
+from hvp_engine.experiments.drivers import fine_tuning
+from hvp_engine.experiments.ready import ready
+from hvp_engine.experiments.registry import Setting
+
+TRAINING = ("curvature_against_gradient", "full_spectra", "four_blocks", "gini", "js_against_gap", "sgd_against_adam")
+
+
+@pytest.mark.parametrize("driver", [*TRAINING, "js_heatmaps", "off_diagonal_strength"])
+def test_a_missing_library_is_told_before_anything_is_trained(
+    driver: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def computed(*args: object, **kwargs: object) -> None:
+        raise AssertionError("it began to compute")
+
+    module = importlib.import_module(f"hvp_engine.experiments.drivers.{driver}")
+    for name in ("measure", "gap", "facts", "identity", "four"):
+        if hasattr(module, name):
+            monkeypatch.setattr(module, name, computed)
+    monkeypatch.setattr(cache, "spectra", computed)
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    with pytest.raises(ConfigurationError, match="transformers"):
+        module.run(Setting("small", 1, tmp_path / "out"))
+
+
+def test_data_that_are_not_given_are_told_for_the_last_model_too(tmp_path: Path) -> None:
+    (tmp_path / "text.txt").write_text("to be or not to be " * 2000)
+    setting = Setting("paper", 1, tmp_path / "out", data={"shakespeare": tmp_path / "text.txt"})
+    with pytest.raises(ConfigurationError, match="openwebtext"):
+        ready(setting, ("gpt", "gpt2"))
+
+
+def test_a_file_that_is_no_weights_is_refused_before_other_models_are_tuned(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "empty.pth").write_bytes(b"")
+    torch.save({"a": torch.zeros(1)}, tmp_path / "other.pth")
+    for file in ("empty.pth", "other.pth"):
+        setting = Setting("small", 1, tmp_path / "out", weights={"efficientnet-lite0": tmp_path / file})
+        with pytest.raises(ConfigurationError, match="give a state dict of EfficientNet-lite0"):
+            weights.load("efficientnet-lite0", setting)
+    monkeypatch.setattr(fine_tuning, "compared", lambda *args: pytest.fail("it began to tune"))
+    with pytest.raises(ConfigurationError, match="efficientnet-lite0"):
+        fine_tuning.run(setting)
