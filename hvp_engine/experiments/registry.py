@@ -148,7 +148,7 @@ DRIVERS: tuple[Driver, ...] = (
     ),
     Driver(
         "gini", "D13", "Gradient norms are spread more unevenly over Transformers than over CNNs.", "gini",
-        1.0, (EXTRA, WEIGHTS), ("models", "bn", "order"), reads=("digits", "shakespeare", "bbcnews"),
+        1.0, (EXTRA, WEIGHTS), ("models", "bn"), reads=("digits", "shakespeare", "bbcnews"),
     ),
     Driver(
         "layernorm-place", "D14", "Post-LN is more heterogeneous than Pre-LN.", "layernorm_place", 2.0, (EXTRA,),

@@ -40,7 +40,7 @@ def test_what_a_driver_reads_of_set_is_on_its_line(driver: Driver) -> None:
 
 
 def test_a_plan_for_trained_models_has_their_trainings(driver: Driver) -> None:
-    stages = {stage for of_size in cache.STAGES.values() for stage in of_size}
+    stages = {stage for of_size in cache.STAGES.values() for stage in of_size} - {"0.5"}  # which is a grey too
     nodes = list(ast.walk(parsed(driver)))
     looks = any(isinstance(node, ast.Constant) and node.value in stages for node in nodes) or any(
         isinstance(node, ast.ImportFrom) and node.module == cache.__name__ and "STAGES" in {n.name for n in node.names}

@@ -22,6 +22,7 @@ from hvp_engine.experiments.entry import Entry
 from hvp_engine.experiments.heterogeneity import pearson_of_logs
 from hvp_engine.experiments.registry import Setting
 from hvp_engine.experiments.result import Result
+from hvp_engine.experiments.roles import every_tensor
 from hvp_engine.experiments.studied import chosen, gradient_batches, studied
 from hvp_engine.experiments.tensors import TensorFacts, facts
 
@@ -124,14 +125,14 @@ def test_the_plan_of_the_papers_size_is_within_reach_of_one_gpu(tmp_path: Path) 
 def test_d17_is_planned_with_its_trainings_for_every_tensor_at_every_stage(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def spectra(setting: Setting, entry: Entry, runs: int, **options: object) -> tuple[str, int, int]:
-        return entry.name, len(entry.blocks) - len(dict(entry.meta().named_parameters())), runs
+    def spectra(setting: Setting, entry: Entry, runs: int, **options: object) -> tuple[str, object, int]:
+        return entry.name, entry.choose, runs
 
     monkeypatch.setattr(complexity, "planned_spectra", spectra)
     monkeypatch.setattr(complexity, "planned_curves", lambda setting, entry, names: (entry.name, *names))
     networks = ("vit", "gpt", "vgg", "resnet")
     assert complexity.plan(Setting("paper", 3, tmp_path)) == [
-        *((name, "adam") for name in networks), *((name, 0, 24) for name in networks),
+        *((name, "adam") for name in networks), *((name, every_tensor, 24) for name in networks),
     ]  # fmt: skip
 
 
