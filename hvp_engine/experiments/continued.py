@@ -33,6 +33,15 @@ class Continued(Entry):
 
 
 @dataclass(frozen=True)
+class Studied(Continued):
+    """An entry whose weights are read from files: names and shapes are those of the model that is read."""
+
+    def meta(self) -> nn.Module:
+        """Read the model; it is not made without its weights."""
+        return self.build(0)
+
+
+@dataclass(frozen=True)
 class Pair:
     """The same network at two starts, with the same data, blocks and recipe.
 

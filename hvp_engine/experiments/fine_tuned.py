@@ -14,6 +14,7 @@ from hvp_engine import losses
 from hvp_engine.errors import ConfigurationError
 from hvp_engine.experiments import weights
 from hvp_engine.experiments.batches import Batches
+from hvp_engine.experiments.continued import Studied
 from hvp_engine.experiments.data import classification
 from hvp_engine.experiments.data.classification import TextSamples, TextSet
 from hvp_engine.experiments.data.corpus import standard_library
@@ -25,7 +26,6 @@ from hvp_engine.experiments.models.vision import ResNet
 from hvp_engine.experiments.models.with_head import WithHead, new_head
 from hvp_engine.experiments.registry import Setting
 from hvp_engine.experiments.remembered import remembered
-from hvp_engine.experiments.studied import Studied
 
 _ADAPTIVE, _PLAIN, _MOMENTUM = (3e-4, 1e-4, 3e-5), (1.0, 0.3, 0.1), (0.1, 0.03, 0.01)
 _RATES: Mapping[str, Sequence[float]] = {

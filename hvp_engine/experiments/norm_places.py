@@ -66,12 +66,12 @@ class Norms:
 def entries(setting: Setting) -> dict[str, dict[Place, Entry]]:
     """Make the networks of both tasks, Post-LN and Pre-LN; at size tiny of masked text only."""
     zoo = small_zoo(setting if setting.size == "tiny" else replace(setting, size="small"))
-    bert, wide = zoo["bert"], width(setting)
+    bert, wide, heads = zoo["bert"], width(setting), 12 if setting.size == "paper" else 4
     vocabulary = bert.meta().get_input_embeddings().num_embeddings  # type: ignore[operator]
     tasks: dict[str, tuple[Entry, dict[Place, partial[Any]]]]
-    tasks = {"masked text": (bert, {place: partial(_text_network, vocabulary, wide, place) for place in PLACES})}
+    tasks = {"masked text": (bert, {place: partial(_text_network, vocabulary, wide, heads, place) for place in PLACES})}
     if setting.size != "tiny":
-        config = PatchConfig(32, 4, 3, 17, width=wide, layers=LAYERS, heads=wide // 16)
+        config = PatchConfig(32, 4, 3, 17, width=wide, layers=LAYERS, heads=heads)
         tasks["photographs"] = (zoo["vit-photographs"], {place: partial(ViT, config, place) for place in PLACES})
     return {
         task: {
@@ -106,12 +106,12 @@ def _sketch(task: str) -> tuple[Any, int]:
         return (tokens, tokens), 1
 
 
-def _text_network(vocabulary: int, wide: int, place: Place) -> nn.Module:
+def _text_network(vocabulary: int, wide: int, heads: int, place: Place) -> nn.Module:
     transformers = library()
     padding = vocabulary  # an id of its own: RoBERTa gives padding no position
     name = "Roberta" if place == "post" else "RobertaPreLayerNorm"
     config = getattr(transformers, f"{name}Config")(
-        vocab_size=vocabulary + 1, hidden_size=wide, num_hidden_layers=LAYERS, num_attention_heads=wide // 16,
+        vocab_size=vocabulary + 1, hidden_size=wide, num_hidden_layers=LAYERS, num_attention_heads=heads,
         intermediate_size=4 * wide, max_position_embeddings=padding + _CONTEXT + 1, type_vocab_size=1,
         pad_token_id=padding, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0,
     )  # fmt: skip

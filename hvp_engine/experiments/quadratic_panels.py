@@ -23,7 +23,7 @@ def convergence(axes: Axes, case: str, drawn: Quadratics) -> None:
         start = iteration.norms(0)
         series[label] = (steps, _log(np.stack([iteration.norms(step) / start for step in steps], axis=1)))
     figures.curves(axes, series)
-    axes.set(xscale="log", ylim=(-8, 0.5), title=case, xlabel="iteration", ylabel="log10 gradient norm")
+    axes.set(xscale="log", ylim=(-8, 0.5), title=case, xlabel="iteration", ylabel="log10 (gradient norm / start)")
 
 
 def histogram(axes: Axes, case: str, values: FloatArray) -> None:
@@ -40,7 +40,9 @@ def stalling(axes: Axes, case: str, drawn: Quadratics) -> None:
     series = {f"beta2 = {beta2:g}": adam_with_memory(few, beta2, _STEPWISE) for beta2 in (1.0, _BETA2)}
     every = np.arange(_STEPWISE + 1)
     figures.curves(axes, {label: (every, _log(norms / norms[:, :1])) for label, norms in series.items()})
-    axes.set(title=f"Adam on {case}, step by step", xlabel="iteration", ylabel="log10 gradient norm", ylim=(-8, 3))
+    axes.set(
+        title=f"Adam on {case}, step by step", xlabel="iteration", ylabel="log10 (gradient norm / start)", ylim=(-8, 3)
+    )
 
 
 def ratios(axes: Axes, counts: Mapping[str, Sequence[Counts]]) -> None:

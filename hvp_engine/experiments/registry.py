@@ -19,6 +19,9 @@ Value = TypeVar("Value", int, float, str)
 EXTRA = "experiments"  # scikit-learn, SciPy, transformers and the packages that carry data
 WEIGHTS = "experiments-weights"  # the packages that carry pre-trained weights
 ZOO_OPTIONS = ("bn", "order", "tokens", "steps", "m", "probes")  # what models, spectra and trainings of the zoo read
+_TRAINED = ("bn", "order", "tokens", "steps")  # the models at all stages, with steps and probes of the driver's own
+_AT_INIT = ("bn", "order", "tokens", "m", "probes")  # spectra of models that are not trained
+_ON_IMAGES = ("bn", "steps", "m", "probes")
 
 
 @dataclass(frozen=True)
@@ -33,9 +36,12 @@ class Driver:
         minutes: At size small, three seeds, two idle cores.
         needs: Extras of this package that it needs.
         options: Keys that ``--set`` may give it.
-        reads: Data of packages that it reads at size small, :data:`.data.packages.PACKAGES`; it is looked for before
-            anything is computed.
+        reads: Data of packages that it cannot do without at size small, :data:`.data.packages.PACKAGES`: the list names
+            them, and they are looked for before the first of many drivers. What else it reads, :func:`.ready.ready` in
+            its ``run`` finds missing.
         loads: Pre-trained weights that it cannot do without at size small, likewise.
+        instead: Options, and names of data, that put others in the place of what it reads; with one of them given,
+            ``reads`` says nothing.
     """
 
     name: str
@@ -47,6 +53,7 @@ class Driver:
     options: tuple[str, ...] = ()
     reads: tuple[str, ...] = ()
     loads: tuple[str, ...] = ()
+    instead: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -97,7 +104,7 @@ DRIVERS: tuple[Driver, ...] = (
     ),
     Driver(
         "exact-mlp", "D2", "The exact Hessian of a small MLP is near block-diagonal.", "exact_mlp",
-        1.0, (EXTRA,), reads=("digits",),
+        1.0, (EXTRA,), reads=("digits",), instead=("mnist", "cifar100"),
     ),
     Driver(
         "four-blocks", "D3", "Blocks of a Transformer differ in their spectra, those of a CNN do not.", "four_blocks",
@@ -105,49 +112,52 @@ DRIVERS: tuple[Driver, ...] = (
     ),
     Driver(
         "js-heatmaps", "D4", "JS distances between blocks are far larger in Transformers than in CNNs.", "js_heatmaps",
-        10.0, (EXTRA,), ZOO_OPTIONS, reads=("digits", "shakespeare"),
+        10.0, (EXTRA,), _AT_INIT, reads=("digits", "shakespeare"),
     ),
     Driver(
         "scaled-mlp", "D5", "SGD degrades as an MLP's blocks are made to differ, Adam hardly.", "scaled_mlp",
-        2.0, (EXTRA,), ZOO_OPTIONS, reads=("digits",),
+        2.0, (EXTRA,), ("steps", "m", "probes"), reads=("digits",),
     ),
     Driver(
         "mlp-mixer", "D6", "An MLP-mixer has blocks that differ, without attention.", "mlp_mixer",
-        3.0, (EXTRA,), ZOO_OPTIONS, reads=("digits",),
+        3.0, (EXTRA,), _ON_IMAGES, reads=("digits", "photographs"),
     ),
     Driver(
         "pretrained-lm", "D7", "Pre-training makes blocks alike and SGD's gap to Adam small.", "pretrained_lm",
         6.0, (EXTRA,), ("model", "target", "steps", "m", "probes"), reads=("shakespeare", "bbcnews"),
+        instead=("model", "target"),
     ),
     Driver(
         "js-against-gap", "D8", "The larger JS0, the larger SGD's gap to Adam.", "js_against_gap",
         35.0, (EXTRA,), (*ZOO_OPTIONS, "model", "target"), reads=("digits", "shakespeare", "bbcnews"),
+        instead=("model", "target"),
     ),
     Driver(
         "quadratics", "D9", "On quadratics Adam is fast only where blocks differ.", "quadratics",
-        0.5, (EXTRA,), ZOO_OPTIONS, reads=("digits", "shakespeare"),
+        0.5, (EXTRA,), _AT_INIT, reads=("digits", "shakespeare"),
     ),
     Driver("constant-r", "D10", "r <= 1000 with probability of at least 2/3.", "constant_r", 0.1, (EXTRA,)),
     Driver(
         "sgd-against-adam", "D11", "SGD is on par with Adam on CNNs and behind it on Transformers.",
-        "sgd_against_adam", 25.0, (EXTRA,), ZOO_OPTIONS, reads=("digits", "photographs", "shakespeare"),
+        "sgd_against_adam", 25.0, (EXTRA,), ("steps",), reads=("digits", "photographs", "shakespeare"),
     ),
     Driver(
         "curvature-against-gradient", "D12", "Largest eigenvalue and gradient norm of tensors are correlated.",
-        "curvature_against_gradient", 6.0, (EXTRA, WEIGHTS), ("models", *ZOO_OPTIONS), reads=("photographs", "bbcnews"),
+        "curvature_against_gradient", 6.0, (EXTRA, WEIGHTS), ("models", "bn"), reads=("bbcnews",),
+        instead=("models",),
     ),
     Driver(
         "gini", "D13", "Gradient norms are spread more unevenly over Transformers than over CNNs.", "gini",
-        1.0, (EXTRA, WEIGHTS), ("models", *ZOO_OPTIONS), reads=("digits", "photographs", "shakespeare", "bbcnews"),
+        1.0, (EXTRA, WEIGHTS), ("models", "bn"), reads=("digits", "shakespeare", "bbcnews"),
     ),
     Driver(
         "layernorm-place", "D14", "Post-LN is more heterogeneous than Pre-LN.", "layernorm_place", 2.0, (EXTRA,),
-        ZOO_OPTIONS,
+        ("order",), reads=("photographs", "shakespeare"), instead=("cornell",),
     ),
     Driver(
         "fine-tuning", "D15", "Adam and sign methods fine-tune Transformers better than SGD.", "fine_tuning",
         25.0, (EXTRA, WEIGHTS), ("text", "schedule", "clip", "epsilon", "batch", "steps"),
-        reads=("tweets", "photographs"), loads=("minilm", "efficientnet-lite0"),
+        reads=("tweets", "photographs"), loads=("minilm", "efficientnet-lite0"), instead=("text",),
     ),
     Driver(
         "slq-accuracy", "D16", "SLQ's density and its errors are right.", "slq_accuracy",
@@ -155,7 +165,7 @@ DRIVERS: tuple[Driver, ...] = (
     ),
     Driver(
         "complexity", "D17", "Gradient-weighted curvature exceeds size-weighted curvature in Transformers.",
-        "complexity", 6.0, (EXTRA,), ZOO_OPTIONS, reads=("digits", "shakespeare"),
+        "complexity", 6.0, (EXTRA,), _TRAINED, reads=("digits", "shakespeare"),
     ),
     Driver(
         "head-growth", "D18", "Without momentum, sign methods let a head of many classes grow.", "head_growth",
@@ -175,7 +185,7 @@ DRIVERS: tuple[Driver, ...] = (
     ),
     Driver(
         "sharpness-disparity", "F3", "Norms and VO are sharper than QK and FFN in a trained GPT.",
-        "sharpness_disparity", 3.0, (EXTRA,), ZOO_OPTIONS, reads=("shakespeare",),
+        "sharpness_disparity", 3.0, (EXTRA,), ("order", "tokens", "steps"), reads=("shakespeare",),
     ),
     Driver(
         "edge-of-stability", "F4", "Full-batch gradient descent trains at the edge of stability.",
@@ -191,7 +201,7 @@ DRIVERS: tuple[Driver, ...] = (
     ),
     Driver(
         "off-diagonal-strength", "F7", "What blocks leave out of Hv is what their energy share says.",
-        "off_diagonal_strength", 0.5, (EXTRA,), ZOO_OPTIONS, reads=("digits", "shakespeare"),
+        "off_diagonal_strength", 0.5, (EXTRA,), _TRAINED, reads=("digits", "shakespeare"),
     ),
 )  # fmt: skip
 

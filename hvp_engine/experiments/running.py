@@ -145,7 +145,9 @@ def _check_packages(driver: Driver, setting: Setting) -> None:
     from hvp_engine.experiments import weights  # noqa: PLC0415 - a refusal of anything else comes sooner
     from hvp_engine.experiments.data.packages import PACKAGES  # noqa: PLC0415
 
-    for name in driver.reads:
+    given = {*setting.options, *setting.data}
+    reads = () if given.intersection(driver.instead) else driver.reads
+    for name in reads:
         if name not in setting.data:
             PACKAGES[name].folder()
     for name in driver.loads:

@@ -7,8 +7,9 @@ ones come from packages (the extra ``experiments-weights``); at the paper's size
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
+from itertools import islice
 from typing import Any
 
 import torch
@@ -18,8 +19,10 @@ from hvp_engine import losses
 from hvp_engine.errors import ConfigurationError
 from hvp_engine.experiments import studied_paper, weights
 from hvp_engine.experiments.batches import Batches
+from hvp_engine.experiments.continued import Studied
 from hvp_engine.experiments.data import classification, images, text
 from hvp_engine.experiments.data.classification import TextSamples
+from hvp_engine.experiments.data.samples import Samples
 from hvp_engine.experiments.data.source import Source
 from hvp_engine.experiments.entry import Entry, Recipe, seeded
 from hvp_engine.experiments.models.huggingface import library
@@ -32,18 +35,10 @@ PRETRAINED = ("minilm", "dinov2-s", "efficientnet-lite0")
 RANDOM = ("roberta", "vit", "resnet")
 _NEVER = Recipe(steps=0, batch=0)  # they are looked at as they are
 _TOKENS = 64
-_SAMPLES = 8
+_SAMPLES = 8  # where the Hessian is taken
+BATCHES, _BATCH = 4, 16  # where gradients alone are, which cost less
 _SIDE = 56
 _BYTES = 4 + 256  # RoBERTa's special tokens, then bytes
-
-
-@dataclass(frozen=True)
-class Studied(Entry):
-    """An entry whose weights are read from files: names and shapes are those of the model that is read."""
-
-    def meta(self) -> nn.Module:
-        """Read the model; it is not made without its weights."""
-        return self.build(0)
 
 
 def studied(setting: Setting) -> dict[str, Entry]:
@@ -98,6 +93,15 @@ def chosen(setting: Setting) -> tuple[dict[str, Entry], tuple[str, ...]]:
         note = f"Networks are random: the weights of {', '.join(missing)} are not installed." if missing else ""
         return {name: known[name] for name in RANDOM}, (note,) if note else ()
     return {name: known[name] for name in PRETRAINED}, ()
+
+
+def gradient_batches(setting: Setting, entry: Entry, seed: int) -> list[Any]:
+    """Take several batches: a gradient costs little, and that of a few samples is much of it noise.
+
+    At the paper's size it is the one batch that the paper takes.
+    """
+    data = entry.data(seed)
+    return list(data.fixed) if setting.size == "paper" else list(islice(data.training(), BATCHES))
 
 
 def sources(setting: Setting, names: Iterable[str]) -> dict[str, Mapping[str, str]]:
@@ -175,8 +179,8 @@ def _byte_news(setting: Setting, seed: int) -> Batches:
 
 
 def _of_texts(setting: Setting, seed: int, batch: Callable[[TextSamples], dict[str, Tensor]]) -> Batches:
-    texts = classification.bbcnews(seed=seed, train=_SAMPLES, test=_SAMPLES, data=setting.data)
-    return _fixed(batch(texts.train), batch(texts.test), texts.source)
+    texts = classification.bbcnews(seed=seed, train=BATCHES * _BATCH, test=_SAMPLES, data=setting.data)
+    return _divided(batch(texts.train), batch(texts.test), texts.source)
 
 
 def _language(setting: Setting, seed: int) -> Batches:
@@ -194,7 +198,20 @@ def _photographs(seed: int) -> Batches:
     pictures = images.photographs(
         size=_SIDE, seed=seed, train=10 * len(images.PHOTOGRAPHS), test=len(images.PHOTOGRAPHS)
     )
-    return _fixed(pictures.train.draw(_SAMPLES, seed), pictures.test.draw(_SAMPLES, seed), pictures.source)
+    samples = pictures.train.draw(BATCHES * _BATCH, seed)
+    return _divided(samples, pictures.test.draw(_SAMPLES, seed), pictures.source)
+
+
+def _divided(samples: Any, test: Any, source: Source) -> Batches:
+    """Take the first samples for the Hessian, and all of them for gradients alone, in batches."""
+    several = [_rows(samples, slice(start, start + _BATCH)) for start in range(0, BATCHES * _BATCH, _BATCH)]
+    return Batches([_rows(samples, slice(_SAMPLES))], lambda: iter(several), [test], source.described())
+
+
+def _rows(samples: Any, rows: slice) -> Any:
+    if isinstance(samples, Mapping):
+        return {name: tensor[rows] for name, tensor in samples.items()}
+    return Samples(*(tensor[rows] for tensor in samples))
 
 
 def _fixed(train: Any, test: Any, source: Source) -> Batches:

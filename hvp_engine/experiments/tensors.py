@@ -11,6 +11,7 @@ from torch import nn
 
 from hvp_engine.api import gradients, slq
 from hvp_engine.experiments.cache import INIT, checkpoint, folder
+from hvp_engine.experiments.continued import Continued
 from hvp_engine.experiments.entry import Entry
 from hvp_engine.experiments.registry import Setting
 from hvp_engine.experiments.roles import role_of
@@ -65,10 +66,10 @@ def facts(setting: Setting, entry: Entry, seed: int, stage: str = INIT) -> Facts
 
 
 def network(setting: Setting, entry: Entry, seed: int, stage: str = INIT) -> nn.Module:
-    """Return a model at a stage, in eval mode; what is never trained here keeps the statistics that it came with."""
-    if entry.recipe.steps:
-        return checkpoint(setting, entry, stage, seed)
-    return entry.build(seed).to(setting.device).eval()
+    """Return a model at a stage, in eval mode; one with weights of another training keeps the statistics of these."""
+    if stage == INIT and isinstance(entry, Continued):
+        return entry.build(seed).to(setting.device).eval()
+    return checkpoint(setting, entry, stage, seed)
 
 
 def column(found: Facts, field: str) -> list[float]:

@@ -53,21 +53,21 @@ class Whole:
         low, high = self.spectrum.extremes()
         return low / self.unit, high / self.unit
 
-    @property
-    def above(self) -> float:
-        """Mean over probes of the number of Ritz values above the unit."""
-        used = np.arange(self.spectrum.nodes.shape[1]) < self.spectrum.steps[:, None]
-        return float(((self.spectrum.nodes > self.unit) & used).sum(axis=1).mean())
-
     def density(self, grid: FloatArray) -> FloatArray:
         """Smooth the quadratures of all probes over a grid in the unit, with Gaussians of :data:`SIGMA`, (points,)."""
         _, density = self.spectrum.density(grid * self.unit, SIGMA * self.unit, reading="gauss")
         return density * self.unit
 
 
+def steps_and_probes(setting: Setting) -> tuple[int, int]:
+    """Return Lanczos steps and probes of a density: those of the size, or what ``--set m=`` and ``probes=`` say."""
+    steps, probes = STEPS[setting.size]
+    return setting.option("m", steps), setting.option("probes", probes)
+
+
 def whole(setting: Setting, model: str, stage: str, seed: int) -> Whole:
     """Compute the spectrum of a model of the zoo at a stage of its training, or read it."""
-    steps, probes = STEPS[setting.size]
+    steps, probes = steps_and_probes(setting)
     found = cache.spectra(setting, model, stage, seed, blocks={"full": ["*"]}, steps=steps, probes=probes, label="full")
     return Whole(found["full"])
 

@@ -45,7 +45,8 @@ def planned_curves(setting: Setting, entry: Entry, optimizers: Sequence[str] = (
     batch, _ = _sketched(entry)
     trainings = sum(len(entry.rates[optimizer]) + setting.seeds - 1 for optimizer in optimizers)
     passes = trainings * entry.recipe.steps * entry.recipe.batch / _samples(batch)
-    what = f"trainings of {entry.name} with {', '.join(optimizers[:-1])} and {optimizers[-1]}, {trainings} of them"
+    named = " and ".join(filter(None, (", ".join(optimizers[:-1]), optimizers[-1])))
+    what = f"trainings of {entry.name} with {named}, {trainings} of them"
     return counted_training(what, entry.meta(), entry.loss, batch, passes, precision=setting.precision)
 
 

@@ -27,3 +27,13 @@ def test_only_what_is_predicted_counts() -> None:
     text = replace(entry(), data=lambda _: Batches([], lambda: itertools.repeat((inputs, targets)), []))
     expected = -(0.75 * math.log(0.75) + 0.25 * math.log(0.25))
     assert plateau(text, 0) == pytest.approx(expected)
+
+
+def test_what_bert_takes_adds_the_cost_of_its_answers_on_pairs_of_sentences() -> None:
+    labels = torch.tensor([[IGNORE, 1, 1, IGNORE], [2, IGNORE, 1, IGNORE]])
+    batch = {"input_ids": torch.zeros_like(labels), "labels": labels}
+    expected = -(0.75 * math.log(0.75) + 0.25 * math.log(0.25))
+    for answers, more in ((None, 0.0), ([0, 1], math.log(2)), ([1, 1], 0.0)):
+        asked = batch if answers is None else {**batch, "next_sentence_label": torch.tensor(answers)}
+        text = replace(entry(), data=lambda _, asked=asked: Batches([], lambda: itertools.repeat(asked), []))
+        assert plateau(text, 0) == pytest.approx(expected + more)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import sys
 from pathlib import Path
 
@@ -10,7 +11,8 @@ import pytest
 import torch
 
 from hvp_engine.errors import ConfigurationError
-from hvp_engine.experiments import cache, weights
+from hvp_engine.experiments import cache, small_zoo, weights
+from hvp_engine.experiments.data import images
 from hvp_engine.experiments.drivers import fine_tuning
 from hvp_engine.experiments.ready import ready
 from hvp_engine.experiments.registry import Setting
@@ -32,6 +34,23 @@ def test_a_missing_library_is_told_before_anything_is_trained(
     monkeypatch.setattr(cache, "spectra", computed)
     monkeypatch.setitem(sys.modules, "transformers", None)
     with pytest.raises(ConfigurationError, match="transformers"):
+        module.run(Setting("small", 1, tmp_path / "out"))
+
+
+@pytest.mark.parametrize("driver", ["mlp_mixer", "layernorm_place"])
+def test_missing_photographs_are_told_before_anything_is_computed(
+    driver: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = importlib.import_module(f"hvp_engine.experiments.drivers.{driver}")
+    for name in ("measure", "gap", "facts", "Norms"):
+        if hasattr(module, name):
+            monkeypatch.setattr(module, name, None)
+    monkeypatch.setattr(small_zoo, "_photographs", lambda: images.photographs(32))  # as if no test had read them
+    find_spec = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name, *rest: None if name == "skimage" else find_spec(name, *rest)
+    )
+    with pytest.raises(ConfigurationError, match="scikit-image is not installed"):
         module.run(Setting("small", 1, tmp_path / "out"))
 
 

@@ -137,6 +137,48 @@ def test_data_and_weights_of_packages_are_missed_before_anything_is_computed(
     assert experiments.run("trial", **paths).holds
 
 
+@pytest.mark.parametrize(
+    "arguments", [{"options": {"steps": 5}}, {"data": {"mnist": "."}}], ids=["by an option", "by other data"]
+)
+def test_data_of_packages_that_others_replace_are_not_missed(
+    arguments: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    needy = replace(TRIAL, reads=("digits",), instead=("steps", "mnist"))
+    monkeypatch.setattr(registry, "DRIVERS", (needy,))
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    assert experiments.run("trial", **arguments).holds
+    with pytest.raises(ConfigurationError, match="scikit-learn is not installed"):
+        experiments.run("trial")
+
+
+@pytest.mark.parametrize(
+    ("name", "without", "changes"),
+    [
+        ("pretrained-lm", "bbcnews", {"options": {"target": "stdlib"}}),
+        ("fine-tuning", "tweets", {"options": {"text": "bbcnews"}}),
+        ("exact-mlp", "digits", {"data": {"mnist": Path()}}),
+        ("exact-mlp", "digits", {"data": {"cifar100": Path()}}),
+        ("curvature-against-gradient", "bbcnews", {"options": {"models": "vit"}}),
+        ("layernorm-place", "shakespeare", {"data": {"cornell": Path()}}),
+        ("curvature-against-gradient", "photographs", {}),  # only if pre-trained weights are installed
+        ("gini", "photographs", {}),
+    ],
+)
+def test_a_driver_is_not_refused_for_data_that_it_does_not_read(
+    name: str, without: str, changes: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(weights, "find", lambda *arguments: None)
+    monkeypatch.setattr(importlib.util, "find_spec", hidden_from(PACKAGES[without].module))
+    driver = next(driver for driver in DRIVERS if driver.name == name)
+    running.check(driver, Setting("small", 1, Path("out"), **changes))
+
+
+def hidden_from(module: str) -> Any:
+    """Find every module but one."""
+    find_spec = importlib.util.find_spec
+    return lambda name, *rest: None if name == module else find_spec(name, *rest)
+
+
 def test_a_folder_that_cannot_be_written_is_refused_before_anything_is_computed(
     tmp_path: Path, driver: types.ModuleType
 ) -> None:

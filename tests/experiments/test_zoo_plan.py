@@ -28,6 +28,13 @@ def test_spectra_cost_by_runs_and_a_training_by_its_samples(tmp_path: Path) -> N
     assert 2.0 < trained.flop / (6 * 20 * linear) < 4.0  # two rates and one more seed, for both optimizers
 
 
+def test_trainings_with_one_optimizer_are_named_by_it(tmp_path: Path) -> None:
+    found = [planned_curves(setting(tmp_path), entry(sketch=sketch), names) for names in (("adam",), ("sgd", "adam"))]
+    assert [part.what for part in found] == [
+        "trainings of toy with adam, 3 of them", "trainings of toy with sgd and adam, 6 of them",
+    ]  # fmt: skip
+
+
 def test_an_entry_without_a_sketch_cannot_be_planned(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="toy has no sketch"):
         planned_spectra(setting(tmp_path), entry(), 1)

@@ -15,14 +15,15 @@ from numpy.typing import NDArray
 
 from hvp_engine.experiments import figures
 from hvp_engine.experiments.cache import INIT, STAGES
+from hvp_engine.experiments.entry import Entry
 from hvp_engine.experiments.paper_plan import PlannedPart
 from hvp_engine.experiments.ready import ready
 from hvp_engine.experiments.registry import Setting
 from hvp_engine.experiments.result import Claim, Result, Table, at_least
 from hvp_engine.experiments.roles import every_tensor
-from hvp_engine.experiments.studied_paper import planned
 from hvp_engine.experiments.tensors import STEPS, Facts, column, facts
 from hvp_engine.experiments.zoo import zoo
+from hvp_engine.experiments.zoo_plan import planned_curves, planned_spectra
 
 TRANSFORMERS, CNNS = ("vit", "gpt"), ("vgg", "resnet")
 _SOURCE = "arXiv 2502.00213 (abstract); formulas from memory, bound a guess"
@@ -31,12 +32,11 @@ Ratios = Mapping[str, NDArray[np.float64]]  # by model, (seeds, stages)
 
 def run(setting: Setting) -> Result:
     """Weigh the largest eigenvalues of all tensors in both ways, at all stages of training."""
-    stages = (INIT, *STAGES[setting.size])
+    stages, entries = _stages(setting), _entries(setting)
     rows: list[tuple[str | float, ...]] = []
     ratios: dict[str, NDArray[np.float64]] = {}
-    ready(setting, (*TRANSFORMERS, *CNNS))
-    for name in (*TRANSFORMERS, *CNNS):
-        entry = replace(zoo(setting)[name], choose=every_tensor)
+    ready(setting, entries.values())
+    for name, entry in entries.items():
         both = np.array(
             [[complexities(facts(setting, entry, seed, stage)) for stage in stages] for seed in range(setting.seeds)]
         )  # (seeds, stages, 2)
@@ -50,7 +50,7 @@ def run(setting: Setting) -> Result:
         axes[0, 0].set_xticks(range(len(stages)), stages)
         axes[0, 0].legend(fontsize=6, frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5))
     columns = ("model", "stage", "Lambda_G", "Lambda_P", "ratio")
-    data = {name: zoo(setting)[name].data(0).source for name in ratios}
+    data = {name: entry.data(0).source for name, entry in entries.items()}
     settings = {"lanczos steps": STEPS, "probes": 1, "stages": list(stages), "data": data}
     return Result(Table(columns, tuple(rows)), claims(ratios), figure, settings)
 
@@ -72,5 +72,19 @@ def claims(ratios: Ratios) -> tuple[Claim, ...]:
 
 
 def plan(setting: Setting) -> list[PlannedPart]:
-    """Plan the paper's networks, as D12 does."""
-    return planned(setting, steps=STEPS, probes=1)
+    """Plan the trainings with Adam, and all tensors of the zoo's networks at all stages."""
+    entries, runs = _entries(setting), setting.seeds * len(_stages(setting))
+    trained = [planned_curves(setting, entry, ("adam",)) for entry in entries.values()]
+    return trained + [
+        planned_spectra(setting, entry, runs, what=f"{name}, every tensor, {runs} runs", steps=STEPS, probes=1)
+        for name, entry in entries.items()
+    ]
+
+
+def _entries(setting: Setting) -> dict[str, Entry]:
+    """Take the networks of the zoo with a block of every tensor."""
+    return {name: replace(zoo(setting)[name], choose=every_tensor) for name in (*TRANSFORMERS, *CNNS)}
+
+
+def _stages(setting: Setting) -> tuple[str, ...]:
+    return (INIT, *STAGES[setting.size])

@@ -31,7 +31,7 @@ _SOURCE = "arXiv 2402.16788, figure 3"
 def run(setting: Setting) -> Result:
     """Draw four blocks of both models in units of the model's tenth largest eigenvalue, and both optimizers' curves."""
     spectra, gaps, units, seconds = dict[str, list[Spectra]](), dict[str, Gap](), dict[str, float](), Clock()
-    steps, probes = whole.STEPS[setting.size]
+    steps, probes = whole.steps_and_probes(setting)
     ready(setting, (_CNN, _TRANSFORMER))
     for name in (_CNN, _TRANSFORMER):
         with seconds.part(name):

@@ -15,16 +15,14 @@ from hvp_engine.experiments.paper_plan import PlannedPart
 from hvp_engine.experiments.ready import ready
 from hvp_engine.experiments.registry import Setting
 from hvp_engine.experiments.result import Cell, Claim, Result, Table, at_least, at_most
+from hvp_engine.experiments.small_zoo import BERT_NOTE
 from hvp_engine.experiments.whole import Whole
 from hvp_engine.experiments.zoo import zoo
 from hvp_engine.experiments.zoo_plan import planned_curves, planned_spectra
 
 _STAGES = ("init", "0.1", "0.5", "1.0")
 _GPT2_STAGES = ("init", "0.001", "0.025", "0.05", "0.075", "0.1")
-_COLUMNS = (
-    "model", "stage", "lambda_max / lambda_10", "sd", "lambda_min / lambda_10", "sd", "Ritz values above lambda_10",
-    "tr / n",
-)  # fmt: skip
+_COLUMNS = ("model", "stage", "lambda_max / lambda_10", "sd", "lambda_min / lambda_10", "sd", "tr / n")
 _SOURCE = "arXiv 2402.16788, figure 1 and section 2.1"
 
 Found = Mapping[str, Mapping[str, Sequence[Whole]]]  # by model and stage, one per seed
@@ -45,14 +43,15 @@ def run(setting: Setting) -> Result:
     largest = {name: [one.ends[1] for one in stages["init"]] for name, stages in found.items()}
     spread = {name: measure(setting, name).spread for name in transformers(setting)}
     rows = tuple(_row(name, stage, ones) for name, stages in found.items() for stage, ones in stages.items())
-    steps, probes = whole.STEPS[setting.size]
+    steps, probes = whole.steps_and_probes(setting)
     settings = {
         "steps": steps, "probes": probes, "sigma": whole.SIGMA, "grid": whole.SPACING,
         "largest divergence between models at initialisation": furthest,
         "stages": {name: list(stages) for name, stages in found.items()},
         "data": {name: zoo(setting)[name].data(0).source for name in found},
     }  # fmt: skip
-    return Result(Table(_COLUMNS, rows), gates(furthest, largest, spread), _draw(found), settings, seconds)
+    notes = () if setting.size == "paper" else (BERT_NOTE,)
+    return Result(Table(_COLUMNS, rows), gates(furthest, largest, spread), _draw(found), settings, seconds, notes)
 
 
 def plan(setting: Setting) -> list[PlannedPart]:
@@ -92,9 +91,8 @@ def _stages(setting: Setting, model: str) -> tuple[str, ...]:
 
 def _row(model: str, stage: str, ones: Sequence[Whole]) -> tuple[Cell, ...]:
     low, high = zip(*(one.ends for one in ones), strict=True)
-    above = float(np.mean([one.above for one in ones]))
     mean = float(np.mean([one.spectrum.moment(1).value for one in ones]))
-    return model, stage, *mean_and_deviation(high), *mean_and_deviation(low), above, mean
+    return model, stage, *mean_and_deviation(high), *mean_and_deviation(low), mean
 
 
 def _draw(found: Found) -> Figure:

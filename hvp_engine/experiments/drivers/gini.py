@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping
 import numpy as np
 from numpy.typing import NDArray
 
+from hvp_engine.api import gradients
 from hvp_engine.experiments import figures
 from hvp_engine.experiments.entry import Entry, weights
 from hvp_engine.experiments.heterogeneity import gini, gradient_norms, spread
@@ -20,7 +21,7 @@ from hvp_engine.experiments.ready import ready
 from hvp_engine.experiments.registry import Setting
 from hvp_engine.experiments.result import Claim, Result, Table, at_least
 from hvp_engine.experiments.roles import is_key_bias
-from hvp_engine.experiments.studied import RANDOM, chosen, sources, studied
+from hvp_engine.experiments.studied import BATCHES, RANDOM, chosen, gradient_batches, sources, studied
 from hvp_engine.experiments.studied_paper import planned
 from hvp_engine.experiments.tensors import column, facts, network
 from hvp_engine.experiments.zoo import zoo
@@ -57,32 +58,32 @@ def run(setting: Setting) -> Result:
         for name, rows in found.items()
     )
     settings = {
+        "batches of gradients": 1 if setting.size == "paper" else BATCHES,
         "lists": {name: len(entry.blocks) for name, entry in listed.items()},
         "weights": sources(setting, listed),
         "data": {name: entry.data(0).source for name, entry in entries.items()},
     }
-    return Result(
-        Table(("model", "family", *names), table), claims(found, families), figure, settings, notes=notes
-    )  # fmt: skip
+    return Result(Table(("model", "family", *names), table), claims(found, families), figure, settings, notes=notes)
 
 
 def measures(setting: Setting, entry: Entry, is_listed: bool) -> dict[str, list[float]]:
     """Compute the measures of a network for every seed; those of the paper's lists where it is asked for."""
     rows: dict[str, list[float]] = {WEIGHTS: [], EVERY: []}
     for seed in range(setting.seeds):
-        model = network(setting, entry, seed)
+        model, batches = network(setting, entry, seed), gradient_batches(setting, entry, seed)
         norms = {
             name: norm
-            for name, norm in gradient_norms(model, entry.loss, entry.data(seed).fixed).items()
+            for name, norm in gradient_norms(model, entry.loss, batches).items()
             if norm > 0.0 and not is_key_bias(name)
         }
         matrices = [name for names in weights(model).values() for name in names if name in norms]
         rows[WEIGHTS].append(spread([norms[name] for name in matrices]))
         rows[EVERY].append(gini(list(norms.values())))
         if is_listed:
-            listed = facts(setting, entry, seed)
-            lengths, sizes = np.array(column(listed, "gradient")), np.array(column(listed, "numel"))
-            of = {LISTED: lengths, PER_ROOT: lengths / np.sqrt(sizes), CURVATURE: column(listed, "curvature")}
+            listed = gradients(model, entry.loss, entry.blocks, data=batches).values()
+            lengths, sizes = np.array([one.norm for one in listed]), np.array([one.numel for one in listed])
+            curvature = column(facts(setting, entry, seed), "curvature")
+            of = {LISTED: lengths, PER_ROOT: lengths / np.sqrt(sizes), CURVATURE: curvature}
             for name, values in of.items():
                 rows.setdefault(name, []).append(gini(values))
     return rows

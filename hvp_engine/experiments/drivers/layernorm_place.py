@@ -15,6 +15,7 @@ from matplotlib.figure import Figure
 from hvp_engine.experiments import figures
 from hvp_engine.experiments.norm_places import LAYERS, PLACES, ROLES, Norms, Place, entries, width
 from hvp_engine.experiments.paper_plan import PlannedPart
+from hvp_engine.experiments.ready import ready
 from hvp_engine.experiments.registry import Setting
 from hvp_engine.experiments.result import Cell, Claim, Result, Table, at_least
 from hvp_engine.experiments.tensors import STEPS, column, facts
@@ -28,6 +29,7 @@ _SOURCE = "arXiv 2502.00213v3, abstract; bounds measured here"
 def run(setting: Setting) -> Result:
     """Measure gradients layer by layer in both kinds of network, for masked text and for photographs."""
     networks, seeds = entries(setting), range(setting.seeds)
+    ready(setting, [entry for pair in networks.values() for entry in pair.values()])
     found = {
         task: {place: [Norms.measured(setting, entry, seed) for seed in seeds] for place, entry in pair.items()}
         for task, pair in networks.items()

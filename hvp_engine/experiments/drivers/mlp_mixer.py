@@ -13,6 +13,7 @@ from hvp_engine.experiments.clock import Clock
 from hvp_engine.experiments.drivers.js_heatmaps import CNNS, block_map
 from hvp_engine.experiments.gaps import Gap, gap
 from hvp_engine.experiments.paper_plan import PlannedPart
+from hvp_engine.experiments.ready import ready
 from hvp_engine.experiments.registry import Setting
 from hvp_engine.experiments.result import Claim, Result, Table, at_least
 from hvp_engine.experiments.zoo import entry_of
@@ -25,6 +26,7 @@ _SOURCE = "arXiv 2402.16788, figure 5 b and c"
 def run(setting: Setting) -> Result:
     """Compare the blocks of the mixer with those of the CNNs, and SGD with Adam on it."""
     seconds = Clock()
+    ready(setting, dict.fromkeys((_MIXER, *CNNS, *_trained(setting))))
     with seconds.part("spectra"):
         measured = {name: measure(setting, name) for name in (_MIXER, *CNNS)}
     with seconds.part("curves"):

@@ -17,6 +17,7 @@ from hvp_engine.experiments.quadratic_problem import (
     FloatArray,
     Quadratics,
 )
+from hvp_engine.experiments.ready import ready
 from hvp_engine.experiments.registry import Setting
 from hvp_engine.experiments.result import Claim, Result, Table, at_least, at_most
 from hvp_engine.experiments.zoo import entry_of
@@ -36,6 +37,7 @@ _SOURCE = "arXiv 2402.16788, figure 8"
 def run(setting: Setting) -> Result:
     """Count iterations of gradient descent and Adam, each with its best constant step, on four kinds of quadratics."""
     seeds, seconds, models = 200 if setting.size == "tiny" else 1000, Clock(), _models(setting)
+    ready(setting, models.values())
     with seconds.part("spectra"):
         spectra = {case: sampled(setting, model) for case, model in models.items()}
     spectra |= {_CASE_3: np.array(HETEROGENEOUS), _CASE_4: np.array(HOMOGENEOUS)}

@@ -40,10 +40,11 @@ def run(setting: Setting) -> Result:
     """Train every model with both optimizers, or read what other drivers have trained."""
     gaps, seconds, entries = dict[str, Gap](), Clock(), zoo(setting)
     ready(setting, MODELS[setting.size])
+    entropy = plateau(entries["bert"], 0) if "bert" in MODELS[setting.size] else float("inf")
     for name in MODELS[setting.size]:
         with seconds.part(name):
             gaps[name] = gap(replace(setting, seeds=1) if name.endswith("-photographs") else setting, name)
-    claims, notes = decide(gaps, plateau(entries["bert"], 0) if "bert" in gaps else float("inf"))
+    claims, notes = decide(gaps, entropy)
     used = {
         name: {
             "steps": entries[name].recipe.steps, "batch": entries[name].recipe.batch, "clip": entries[name].recipe.clip,
@@ -68,7 +69,8 @@ def decide(gaps: Mapping[str, Gap], entropy: float) -> tuple[tuple[Claim, ...], 
 
     Args:
         gaps: By model.
-        entropy: Of the single tokens that BERT predicts, in nats.
+        entropy: Of the single tokens that BERT predicts, and at the paper's size of its answers on pairs of sentences,
+            in nats.
     """
     notes: list[str] = []
     medians = {name: [median(found.values)] for name, found in gaps.items()}
@@ -81,7 +83,7 @@ def decide(gaps: Mapping[str, Gap], entropy: float) -> tuple[tuple[Claim, ...], 
         if name == "bert" and not reached <= entropy - OFF_PLATEAU:
             notes.append(
                 f"The gap of bert is not decided on: Adam's loss {reached:.3f} is less than {OFF_PLATEAU} nats below "
-                f"the entropy of single tokens, {entropy:.3f}."
+                f"the plateau of knowing how often each token comes, {entropy:.3f}."
             )
             continue
         claims.append(at_least(f"gap of {name} >= {least}", "median gap", medians[name], least, _SOURCE))

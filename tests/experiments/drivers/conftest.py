@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from hvp_engine.experiments import run
-from hvp_engine.experiments.registry import find
+from hvp_engine.experiments.registry import Setting, Value, find
 from hvp_engine.experiments.result import Result
 
 FILES = {"manifest.json", "table.csv", "table.md", "claim.json", "figure.png", "figure.pdf"}
@@ -23,12 +23,22 @@ def shared_results(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def run_tiny(shared_results: Path) -> Callable[[str], Result]:
-    """Run a driver at size tiny with one seed, and check what every driver writes."""
+def run_tiny(shared_results: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Result]:
+    """Run a driver at size tiny with one seed; check what every driver writes, and that it asks for all its options."""
+    asked: set[str] = set()
+    option = Setting.option
+
+    def recorded(setting: Setting, key: str, default: Value) -> Value:
+        asked.add(key)
+        return option(setting, key, default)
+
+    monkeypatch.setattr(Setting, "option", recorded)
 
     def ran(name: str) -> Result:
         out = shared_results / name
+        asked.clear()
         result = run(name, size="tiny", seeds=1, out=out)
+        assert set(find(name).options) - asked <= {"tokens"}  # which only the paper's size has
         assert {path.name for path in out.iterdir()} >= FILES
         with (out / "table.csv").open(newline="") as file:
             rows = list(csv.reader(file))

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from hvp_engine.experiments import drivers
+from hvp_engine.experiments import cache, drivers
 from hvp_engine.experiments.registry import DRIVERS, Driver
 
 FOLDER = Path(drivers.__path__[0])
@@ -37,6 +37,19 @@ def test_what_a_driver_reads_of_set_is_on_its_line(driver: Driver) -> None:
         and isinstance(call.args[0], ast.Constant)
     }
     assert read <= set(driver.options)
+
+
+def test_a_plan_for_trained_models_has_their_trainings(driver: Driver) -> None:
+    stages = {stage for of_size in cache.STAGES.values() for stage in of_size} - {"0.5"}  # which is a grey too
+    nodes = list(ast.walk(parsed(driver)))
+    looks = any(isinstance(node, ast.Constant) and node.value in stages for node in nodes) or any(
+        isinstance(node, ast.ImportFrom) and node.module == cache.__name__ and "STAGES" in {n.name for n in node.names}
+        for node in nodes
+    )
+    plans = [node for node in nodes if isinstance(node, ast.FunctionDef) and node.name == "plan"]
+    if looks and plans:
+        called = {node.id for node in ast.walk(plans[0]) if isinstance(node, ast.Name)}
+        assert "planned_curves" in called
 
 
 def test_every_driver_is_on_the_list() -> None:

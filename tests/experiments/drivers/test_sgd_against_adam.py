@@ -10,7 +10,9 @@ import pytest
 
 from hvp_engine.experiments import run
 from hvp_engine.experiments.drivers import sgd_against_adam
+from hvp_engine.experiments.entry import Entry
 from hvp_engine.experiments.gaps import Gap
+from hvp_engine.experiments.registry import Setting
 from hvp_engine.experiments.training import Curve
 
 
@@ -76,6 +78,19 @@ def test_bert_on_its_plateau_is_not_decided_on_and_that_is_said() -> None:
 
 def test_a_training_that_diverged_with_every_rate_fails_its_claim() -> None:
     assert failing({"vit": gap("vit", [math.inf] * 3, [math.inf] * 3)}) == ["gap of vit >= 0.2"]
+
+
+def test_a_plateau_that_cannot_be_told_is_missed_before_the_trainings(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(entry: Entry, seed: int) -> float:
+        raise KeyError(1)
+
+    monkeypatch.setattr(sgd_against_adam, "ready", lambda setting, models: None)
+    monkeypatch.setattr(sgd_against_adam, "plateau", refused)
+    monkeypatch.setattr(sgd_against_adam, "gap", lambda setting, name: pytest.fail("it began to train"))
+    with pytest.raises(KeyError):
+        sgd_against_adam.run(Setting("paper", 1, tmp_path / "out"))
 
 
 def test_a_tiny_run_writes_table_figures_and_claims(tmp_path: Path) -> None:

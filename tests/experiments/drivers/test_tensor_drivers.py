@@ -3,25 +3,33 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from safetensors.torch import load_file
+from torch import nn
+from zoo_entries import SIDE, entry, network
 
-from hvp_engine.experiments import norm_places
+from hvp_engine.experiments import norm_places, tensors
+from hvp_engine.experiments.continued import Continued, Studied
 from hvp_engine.experiments.drivers import complexity, curvature_against_gradient, gini, layernorm_place
 from hvp_engine.experiments.entry import Entry
 from hvp_engine.experiments.heterogeneity import pearson_of_logs
 from hvp_engine.experiments.registry import Setting
 from hvp_engine.experiments.result import Result
-from hvp_engine.experiments.studied import chosen
+from hvp_engine.experiments.roles import every_tensor
+from hvp_engine.experiments.studied import chosen, gradient_batches, studied
 from hvp_engine.experiments.tensors import TensorFacts, facts
 
 Run = Callable[[str], Result]
 
 
-def tensors(gradients: list[float], curvatures: list[float]) -> dict[str, TensorFacts]:
+def some(gradients: list[float], curvatures: list[float]) -> dict[str, TensorFacts]:
     pairs = zip(gradients, curvatures, strict=True)
     return {
         f"t{i}": TensorFacts("query", 10, gradient, curvature, 0.0) for i, (gradient, curvature) in enumerate(pairs)
@@ -48,7 +56,7 @@ def test_facts_are_read_again_and_are_those_of_the_network(shared_results: Path)
 
 
 def test_d12_fails_where_curvature_does_not_follow_the_gradient() -> None:
-    good, bad = tensors([1.0, 2.0, 3.0, 4.0], [1.0, 2.0, 3.0, 4.0]), tensors([1.0, 2.0, 3.0, 4.0], [4.0, 3.0, 2.0, 1.0])
+    good, bad = some([1.0, 2.0, 3.0, 4.0], [1.0, 2.0, 3.0, 4.0]), some([1.0, 2.0, 3.0, 4.0], [4.0, 3.0, 2.0, 1.0])
     assert all(claim.holds for claim in curvature_against_gradient.claims({"a": [good], "b": [good]}))
     assert not any(claim.holds for claim in curvature_against_gradient.claims({"a": [good], "b": [bad]}))
 
@@ -103,7 +111,7 @@ def test_d17_weighs_every_tensor_at_every_stage(run_tiny: Run) -> None:
 
 
 def test_d17_fails_where_the_ratios_are_alike() -> None:
-    assert complexity.complexities(tensors([3.0, 4.0], [1.0, 2.0])) == pytest.approx((41.0 / 25.0, 1.5))
+    assert complexity.complexities(some([3.0, 4.0], [1.0, 2.0])) == pytest.approx((41.0 / 25.0, 1.5))
     ratios = {name: np.ones((1, 2)) for name in (*complexity.TRANSFORMERS, *complexity.CNNS)}
     assert not complexity.claims(ratios)[0].holds
     assert complexity.claims({**ratios, **{name: 2.0 * np.ones((1, 2)) for name in complexity.TRANSFORMERS}})[0].holds
@@ -112,6 +120,52 @@ def test_d17_fails_where_the_ratios_are_alike() -> None:
 def test_the_plan_of_the_papers_size_is_within_reach_of_one_gpu(tmp_path: Path) -> None:
     parts = curvature_against_gradient.plan(Setting("paper", 3, tmp_path))
     assert len(parts) >= 3 and all(part.flop > 0.0 and 0.0 < part.hours["H100"] < 24.0 for part in parts)
+
+
+def test_d17_is_planned_with_its_trainings_for_every_tensor_at_every_stage(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def spectra(setting: Setting, entry: Entry, runs: int, **options: object) -> tuple[str, object, int]:
+        return entry.name, entry.choose, runs
+
+    monkeypatch.setattr(complexity, "planned_spectra", spectra)
+    monkeypatch.setattr(complexity, "planned_curves", lambda setting, entry, names: (entry.name, *names))
+    networks = ("vit", "gpt", "vgg", "resnet")
+    assert complexity.plan(Setting("paper", 3, tmp_path)) == [
+        *((name, "adam") for name in networks), *((name, every_tensor, 24) for name in networks),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("made", [Studied, partial(Continued, shapes=network)])
+def test_weights_of_another_training_keep_their_statistics_of_batchnorm(tmp_path: Path, made: Any) -> None:
+    def normed(seed: int) -> nn.Module:
+        norm = nn.BatchNorm1d(SIDE)
+        norm.running_mean.fill_(7.0)
+        return nn.Sequential(norm, network())
+
+    toy = entry()
+    given = made("more", "cnn", normed, toy.loss, toy.data, toy.recipe)
+    found = tensors.network(Setting("tiny", 1, tmp_path / "out"), given, 0)
+    assert not found.training and bool((found[0].running_mean == 7.0).all())
+    random = tensors.network(Setting("tiny", 1, tmp_path / "out"), replace(toy, build=normed), 0)
+    assert bool((random[0].running_mean < 7.0).all())
+
+
+def test_gradients_are_of_64_samples_and_the_hessian_of_the_first_eight(tmp_path: Path) -> None:
+    setting = Setting("small", 1, tmp_path / "out")
+    for name, labels in (("roberta", "labels"), ("dinov2-s", 1)):
+        made = studied(setting)[name]
+        batches, fixed = gradient_batches(setting, made, 0), made.data(0).fixed[0]
+        assert [len(batch[labels]) for batch in batches] == [16] * 4 and len(fixed[labels]) == 8
+        assert torch.equal(batches[0][labels][:8], fixed[labels])
+
+
+def test_d14_has_the_heads_of_bert_at_both_sizes(tmp_path: Path) -> None:
+    for size, heads in (("tiny", 4), ("paper", 12)):
+        pair = norm_places.entries(Setting(size, 1, tmp_path))["masked text"]
+        assert {entry.meta().config.num_attention_heads for entry in pair.values()} == {heads}
+    vits = norm_places.entries(Setting("paper", 1, tmp_path))["photographs"]
+    assert {int(entry.meta().layers[0].attention.heads) for entry in vits.values()} == {12}
 
 
 def test_d14_is_planned_without_data_for_networks_of_the_papers_width(
