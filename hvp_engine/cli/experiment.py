@@ -206,6 +206,7 @@ def _list(drivers: Sequence[Driver]) -> None:
         cells = (driver.id, driver.name, driver.claim, _minutes(driver), "--plan says", _needs(driver))
         table.add_row(*map(Text, cells))
     console().print(table)
+    say("Minutes are of all of them in turn, on two idle cores: each reads what an earlier one trained or computed.")
 
 
 def _needs(driver: Driver) -> str:

@@ -33,7 +33,8 @@ class Driver:
         id: As the papers' list numbers it, ``D4``.
         claim: What it checks, in one line.
         module: Its file in ``experiments/drivers/``, without the suffix.
-        minutes: At size small, three seeds, two idle cores.
+        minutes: At size small, three seeds, two idle cores, after those above it, whose spectra and trainings it reads
+            where it needs the same; alone it pays for these too.
         needs: Extras of this package that it needs.
         options: Keys that ``--set`` may give it.
         reads: Data of packages that it cannot do without at size small, :data:`.data.packages.PACKAGES`: the list names
@@ -100,27 +101,27 @@ class Setting:
 DRIVERS: tuple[Driver, ...] = (
     Driver(
         "full-spectra", "D1", "Full spectra of CNNs and Transformers look alike.", "full_spectra",
-        8.0, (EXTRA,), ZOO_OPTIONS, reads=("digits", "shakespeare"),
+        18.0, (EXTRA,), ZOO_OPTIONS, reads=("digits", "shakespeare"),
     ),
     Driver(
         "exact-mlp", "D2", "The exact Hessian of a small MLP is near block-diagonal.", "exact_mlp",
-        1.0, (EXTRA,), reads=("digits",), instead=("mnist", "cifar100"),
+        0.2, (EXTRA,), reads=("digits",), instead=("mnist", "cifar100"),
     ),
     Driver(
         "four-blocks", "D3", "Blocks of a Transformer differ in their spectra, those of a CNN do not.", "four_blocks",
-        12.0, (EXTRA,), ZOO_OPTIONS, reads=("digits", "shakespeare"),
+        7.0, (EXTRA,), ZOO_OPTIONS, reads=("digits", "shakespeare"),
     ),
     Driver(
         "js-heatmaps", "D4", "JS distances between blocks are far larger in Transformers than in CNNs.", "js_heatmaps",
-        10.0, (EXTRA,), _AT_INIT, reads=("digits", "shakespeare"),
+        1.5, (EXTRA,), _AT_INIT, reads=("digits", "shakespeare"),
     ),
     Driver(
         "scaled-mlp", "D5", "SGD degrades as an MLP's blocks are made to differ, Adam hardly.", "scaled_mlp",
-        2.0, (EXTRA,), ("steps", "m", "probes"), reads=("digits",),
+        0.5, (EXTRA,), ("steps", "m", "probes"), reads=("digits",),
     ),
     Driver(
         "mlp-mixer", "D6", "An MLP-mixer has blocks that differ, without attention.", "mlp_mixer",
-        3.0, (EXTRA,), _ON_IMAGES, reads=("digits", "photographs"),
+        6.0, (EXTRA,), _ON_IMAGES, reads=("digits", "photographs"),
     ),
     Driver(
         "pretrained-lm", "D7", "Pre-training makes blocks alike and SGD's gap to Adam small.", "pretrained_lm",
@@ -129,21 +130,21 @@ DRIVERS: tuple[Driver, ...] = (
     ),
     Driver(
         "js-against-gap", "D8", "The larger JS0, the larger SGD's gap to Adam.", "js_against_gap",
-        35.0, (EXTRA,), (*ZOO_OPTIONS, "model", "target"), reads=("digits", "shakespeare", "bbcnews"),
+        4.5, (EXTRA,), (*ZOO_OPTIONS, "model", "target"), reads=("digits", "shakespeare", "bbcnews"),
         instead=("model", "target"),
     ),
     Driver(
         "quadratics", "D9", "On quadratics Adam is fast only where blocks differ.", "quadratics",
-        0.5, (EXTRA,), _AT_INIT, reads=("digits", "shakespeare"),
+        0.1, (EXTRA,), _AT_INIT, reads=("digits", "shakespeare"),
     ),
     Driver("constant-r", "D10", "r <= 1000 with probability of at least 2/3.", "constant_r", 0.1, (EXTRA,)),
     Driver(
         "sgd-against-adam", "D11", "SGD is on par with Adam on CNNs and behind it on Transformers.",
-        "sgd_against_adam", 25.0, (EXTRA,), ("steps",), reads=("digits", "photographs", "shakespeare"),
+        "sgd_against_adam", 4.5, (EXTRA,), ("steps",), reads=("digits", "photographs", "shakespeare"),
     ),
     Driver(
         "curvature-against-gradient", "D12", "Largest eigenvalue and gradient norm of tensors are correlated.",
-        "curvature_against_gradient", 6.0, (EXTRA, WEIGHTS), ("models", "bn"), reads=("bbcnews",),
+        "curvature_against_gradient", 7.0, (EXTRA, WEIGHTS), ("models", "bn"), reads=("bbcnews",),
         instead=("models",),
     ),
     Driver(
@@ -151,12 +152,12 @@ DRIVERS: tuple[Driver, ...] = (
         1.0, (EXTRA, WEIGHTS), ("models", "bn"), reads=("digits", "shakespeare", "bbcnews"),
     ),
     Driver(
-        "layernorm-place", "D14", "Post-LN is more heterogeneous than Pre-LN.", "layernorm_place", 2.0, (EXTRA,),
+        "layernorm-place", "D14", "Post-LN is more heterogeneous than Pre-LN.", "layernorm_place", 5.0, (EXTRA,),
         ("order",), reads=("photographs", "shakespeare"), instead=("cornell",),
     ),
     Driver(
         "fine-tuning", "D15", "Adam and sign methods fine-tune Transformers better than SGD.", "fine_tuning",
-        25.0, (EXTRA, WEIGHTS), ("text", "schedule", "clip", "epsilon", "batch", "steps"),
+        18.0, (EXTRA, WEIGHTS), ("text", "schedule", "clip", "epsilon", "batch", "steps"),
         reads=("tweets", "photographs"), loads=("minilm", "efficientnet-lite0"), instead=("text",),
     ),
     Driver(
@@ -165,23 +166,23 @@ DRIVERS: tuple[Driver, ...] = (
     ),
     Driver(
         "complexity", "D17", "Gradient-weighted curvature exceeds size-weighted curvature in Transformers.",
-        "complexity", 6.0, (EXTRA,), _TRAINED, reads=("digits", "shakespeare"),
+        "complexity", 15.0, (EXTRA,), _TRAINED, reads=("digits", "shakespeare"),
     ),
     Driver(
         "head-growth", "D18", "Without momentum, sign methods let a head of many classes grow.", "head_growth",
-        2.0, (EXTRA,),
+        1.0, (EXTRA,),
     ),
     Driver(
         "when-adam-loses", "D20", "Adam's preconditioner helps the more, the nearer a matrix is to diagonal.",
-        "when_adam_loses", 0.5, (EXTRA,),
+        "when_adam_loses", 0.3, (EXTRA,),
     ),
     Driver(
         "adam-mini", "F1", "The Hessian's blocks are heads in q and k and rows elsewhere.", "adam_mini",
-        1.0, (EXTRA,), reads=("shakespeare",),
+        2.5, (EXTRA,), reads=("shakespeare",),
     ),
     Driver(
         "many-classes", "F2", "Off-diagonal blocks of neurons fade as the number of classes grows.", "many_classes",
-        0.5, (EXTRA,),
+        0.2, (EXTRA,),
     ),
     Driver(
         "sharpness-disparity", "F3", "Norms and VO are sharper than QK and FFN in a trained GPT.",
