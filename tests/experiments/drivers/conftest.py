@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 from collections.abc import Callable
+from functools import lru_cache
 from pathlib import Path
 
 import pytest
@@ -22,10 +23,11 @@ def shared_results(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("results")
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def run_tiny(shared_results: Path) -> Callable[[str], Result]:
-    """Run a driver at size tiny with one seed, and check what every driver writes."""
+    """Run a driver at size tiny with one seed, once for all tests, and check what every driver writes."""
 
+    @lru_cache
     def ran(name: str) -> Result:
         out = shared_results / name
         result = run(name, size="tiny", seeds=1, out=out)
