@@ -60,7 +60,7 @@ def run(setting: Setting) -> Result:
         at_least("trained v, wo, fc, proj: rows hold >= 2 x random groups", "ratio", smallest["rows"], 2.0, _SOURCE),
     )
     rows = [row(stage, name, [seed[stage][name] for seed in found]) for stage in found[0] for name in found[0][stage]]
-    settings = {**SIZES[setting.size]._asdict(), "rate": RATE, "length": CONTEXT}
+    settings: dict[str, object] = {**SIZES[setting.size]._asdict(), "rate": RATE, "length": CONTEXT}
     settings |= data_of(setting, others={"text": corpus.source})
     return Result(Table(_COLUMNS, tuple(rows)), claims, figure, settings)
 

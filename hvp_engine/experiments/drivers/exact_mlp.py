@@ -62,7 +62,7 @@ def run(setting: Setting) -> Result:
         )
         for stage, matrix in matrices.items()
     }
-    settings = {"width": WIDTH, "steps": _STEPS[setting.size], "rate": _RATES[setting.size]}
+    settings: dict[str, object] = {"width": WIDTH, "steps": _STEPS[setting.size], "rate": _RATES[setting.size]}
     settings |= data_of(setting, others={"pictures": data.source})
     columns = ("stage", "share of energy in neurons, of", "mean", "sd")
     figure = drawn(matrices, found[0], network(setting, data, 0))
