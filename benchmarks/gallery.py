@@ -149,14 +149,14 @@ def sources(settings: Mapping[str, Any]) -> str:
         for facts in nested(settings)
         if {"name", "licence", "origin"} <= facts.keys()
     }
-    paths = [f"{name} (given as a path)" for kind in ("data", "weights") for name in given(settings, kind)]
+    paths = [f"{name} (given as a path)" for name in given(settings)]
     return f"Data and weights: {', '.join([*found, *paths])}." if found or paths else ""
 
 
-def given(settings: Mapping[str, Any], kind: str) -> list[str]:
-    """Return the names of what the command pointed at."""
-    found = settings.get(kind)
-    return [name for name, facts in found.items() if "path" in facts] if isinstance(found, dict) else []
+def given(settings: Mapping[str, Any]) -> list[str]:
+    """Return the names of the data that the command pointed at; its weights say themselves where they come from."""
+    found: dict[str, Any] = settings.get("given", {}).get("data", {})
+    return list(found)
 
 
 def nested(value: object) -> Iterator[Mapping[str, Any]]:

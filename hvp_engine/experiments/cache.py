@@ -8,7 +8,6 @@ of data) is in the name of the folder between.
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
@@ -27,6 +26,7 @@ from hvp_engine.experiments.batches import Batches
 from hvp_engine.experiments.calibration import calibrate
 from hvp_engine.experiments.curve_files import read_curve, write_curve
 from hvp_engine.experiments.entry import Entry
+from hvp_engine.experiments.identity import identity
 from hvp_engine.experiments.optimizers import make_optimizer
 from hvp_engine.experiments.registry import ZOO_OPTIONS, Setting
 from hvp_engine.experiments.training import Curve, accuracy, fit, held_out, search
@@ -48,6 +48,8 @@ STAGES = {
 """Shares of training with a checkpoint, by size."""
 
 _SEARCH_SEED = 0
+_CURVES = "curves"
+_OF_TRAININGS = ("order", "tokens", "steps")  # of ZOO_OPTIONS, what a training depends on
 _CHECKPOINTED = "adam"
 
 
@@ -106,8 +108,9 @@ def curves(setting: Setting, model: str | Entry, optimizer: str, seed: int) -> C
         optimizer: One of :data:`hvp_engine.experiments.optimizers.OPTIMIZERS` that the entry has a grid for.
         seed: Of model and data.
     """
-    best, _ = _searched(setting, entry_of(setting, model), optimizer)
-    curve = _trained(setting, entry_of(setting, model), optimizer, best.rate, seed)
+    entry = entry_of(setting, model)
+    best, _ = _searched(setting, entry, optimizer)
+    curve = _trained(setting, entry, optimizer, best.rate, seed)
     return replace(curve, at_edge=best.at_edge)
 
 
@@ -140,7 +143,7 @@ def checkpoint(setting: Setting, model: str | Entry, stage: str, seed: int) -> n
             )
         rate = curves(setting, entry, _CHECKPOINTED, seed).rate
         path = _checkpoint_path(setting, entry, rate, seed, stage)
-        network.load_state_dict(read_sealed_tensors(path, _identity(entry, _CHECKPOINTED, rate, seed)))
+        network.load_state_dict(read_sealed_tensors(path, identity(entry, _CHECKPOINTED, rate, seed)))
     if setting.option("bn", "data") == "raw":
         return network.eval()
     fixed = [moved(batch, torch.device(setting.device), None) for batch in entry.data(seed).fixed]
@@ -158,14 +161,14 @@ def _searched(setting: Setting, entry: Entry, optimizer: str) -> tuple[Curve, di
 
 def _trained(setting: Setting, entry: Entry, optimizer: str, rate: float, seed: int) -> Curve:
     """Train, or read the curve of a training that is finished; an unfinished one starts again."""
-    path = folder(setting, "curves") / f"{entry.name}-{optimizer}-{rate:g}-{seed}.npz"
-    identity = _identity(entry, optimizer, rate, seed)
+    path = folder(setting, _CURVES) / f"{entry.name}-{optimizer}-{rate:g}-{seed}.npz"
+    training = identity(entry, optimizer, rate, seed)
     paths = _checkpoint_paths(setting, entry, rate, seed) if optimizer == _CHECKPOINTED else {}
-    found = read_curve(path, identity)
+    found = read_curve(path, training)
     if found is not None and (not math.isfinite(found.final) or all(p.exists() for p in paths.values())):
         return found
-    curve = _train(setting, entry, optimizer, rate, seed, partial(_write_checkpoint, paths, identity))
-    write_curve(path, curve, identity)
+    curve = _train(setting, entry, optimizer, rate, seed, partial(_write_checkpoint, paths, training))
+    write_curve(path, curve, training)
     return curve
 
 
@@ -232,22 +235,13 @@ def _checkpoint_paths(setting: Setting, entry: Entry, rate: float, seed: int) ->
 
 def _checkpoint_path(setting: Setting, entry: Entry, rate: float, seed: int, stage: str) -> Path:
     name = f"{entry.name}-{_CHECKPOINTED}-{rate:g}-{seed}-{stage}.safetensors"
-    return folder(setting, "curves") / "checkpoints" / name
-
-
-def _identity(entry: Entry, optimizer: str, rate: float, seed: int) -> str:
-    """Say what a training is, as far as its name does not: one of another recipe or start is not read for it."""
-    recipe = entry.recipe
-    start = hashlib.blake2b(digest_size=16)
-    for name, tensor in entry.build(seed).state_dict().items():
-        start.update(name.encode())
-        start.update(tensor.reshape(-1).view(torch.uint8).numpy())
-    facts = [optimizer, rate, seed, recipe.steps, recipe.batch, recipe.clip, recipe.microbatches, start.hexdigest()]
-    return checksum([*facts, {name: list(options.items()) for name, options in recipe.options.items()}])
+    return folder(setting, _CURVES) / "checkpoints" / name
 
 
 def folder(setting: Setting, kind: str) -> Path:
     """Return the cache's folder for all that has the same size, device, precision, options and data.
+
+    Curves do not depend on the options of spectra, so that another number of probes trains nothing anew.
 
     Args:
         setting: Size, folder, options.
@@ -256,7 +250,8 @@ def folder(setting: Setting, kind: str) -> Path:
     Raises:
         RunFolderError: It cannot be made.
     """
-    decisive: dict[str, Any] = {key: setting.options[key] for key in ZOO_OPTIONS if key in setting.options}
+    read = _OF_TRAININGS if kind == _CURVES else ZOO_OPTIONS
+    decisive: dict[str, Any] = {key: setting.options[key] for key in read if key in setting.options}
     if (setting.device, setting.precision) != ("cpu", "fp32"):
         decisive |= {"device": setting.device, "precision": setting.precision}
     decisive |= {f"data {name}": str(path.resolve()) for name, path in setting.data.items()}

@@ -11,6 +11,7 @@ from hvp_engine import losses
 from hvp_engine.api import slq
 from hvp_engine.experiments.data.corpus import Corpus, standard_library
 from hvp_engine.experiments.models.gpt import GPT, GPTConfig, paper_blocks
+from hvp_engine.problem.randomness import fixed_numbers
 from hvp_engine.results.spectra import Spectra
 from hvp_engine.system.files import prove_writable
 from hvp_engine.system.progress import ProgressReporter
@@ -32,8 +33,8 @@ def train(corpus: Corpus, progress: bool | None) -> tuple[GPT, float]:
     Returns:
         The model in eval mode and its last training loss in nats per byte.
     """
-    torch.manual_seed(0)
-    model = GPT(CONFIG)
+    with fixed_numbers():
+        model = GPT(CONFIG)
     generator = torch.Generator().manual_seed(0)
     optimizer = torch.optim.AdamW(model.parameters(), lr=6e-3, betas=(0.9, 0.95), weight_decay=0.1)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 6e-3, total_steps=_TRAINING_STEPS, pct_start=0.1)

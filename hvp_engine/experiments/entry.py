@@ -12,7 +12,9 @@ from torch import nn
 
 from hvp_engine.experiments.batches import Batches
 from hvp_engine.experiments.optimizers import Schedule, cosine
+from hvp_engine.problem.batches import fingerprint
 from hvp_engine.problem.objective import Loss
+from hvp_engine.problem.randomness import fixed_numbers
 
 Family = Literal["cnn", "transformer", "mlp"]
 Blocks = Mapping[str, Sequence[str]]
@@ -44,11 +46,10 @@ class Recipe:
 
 
 def seeded(build: Callable[[], nn.Module]) -> Callable[[int], nn.Module]:
-    """Make a builder of a seed out of one that draws from PyTorch's generator, which is left as it was."""
+    """Make a builder of a seed out of one that draws from the process's generators, which are left as they were."""
 
     def built(seed: int) -> nn.Module:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
+        with fixed_numbers(seed):
             return build()
 
     return built
@@ -77,6 +78,7 @@ class Entry:
         recipe: How it is trained.
         choose: Picks the blocks of a model, as a mapping of names to patterns.
         sketch: Makes a Hessian batch's shapes on the meta device, and says how many such batches there are: for plans.
+        looked_at: What :meth:`contents` found, by seed.
     """
 
     name: str
@@ -88,6 +90,7 @@ class Entry:
     rates: Mapping[str, Sequence[float]] = field(default_factory=lambda: GRID)
     choose: Callable[[nn.Module], Blocks] = weights
     sketch: Callable[[], tuple[Any, int]] | None = None
+    looked_at: dict[int, str] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @cached_property
     def blocks(self) -> Blocks:
@@ -98,6 +101,19 @@ class Entry:
         """Make the model on the meta device, in eval mode: names and shapes without memory."""
         with torch.device("meta"):
             return self.build(0).eval()
+
+    def contents(self, seed: int) -> str:
+        """Digest what a training of a seed begins with, and on what it trains; both are looked at once.
+
+        Of the data these are the source's digest, the first training batch, which shows what was drawn, masked and
+        labelled, and the first one held out.
+        """
+        if seed not in self.looked_at:
+            data = self.data(seed)
+            seen = [next(iter(part), None) for part in (data.training(), data.held_out)]
+            start = self.build(seed).state_dict()
+            self.looked_at[seed] = fingerprint([list(start), list(start.values()), data.source.get("digest"), *seen])
+        return self.looked_at[seed]
 
     @property
     def parameters(self) -> int:

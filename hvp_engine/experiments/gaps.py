@@ -19,6 +19,7 @@ COLUMNS = (
     "model", "SGD's rate", "SGD's loss", "sd", "Adam's rate", "Adam's loss", "sd", "gap", "speed-up",
     "held-out loss, SGD", "held-out loss, Adam", "held-out accuracy, SGD", "held-out accuracy, Adam",
 )  # fmt: skip
+_FAILED = 0.5  # of the search's fall in loss: a seed whose loss fell by less did not train
 _POINTS = 60  # of a drawn curve, each the mean of as many steps
 
 
@@ -80,13 +81,21 @@ class Gap:
 
     @property
     def edges(self) -> tuple[str, ...]:
-        """A sentence for each optimizer whose best learning rate is the end of its grid."""
-        both = {"SGD": self.sgd[0], "Adam": self.adam[0]}
-        return tuple(
-            f"The best learning rate of {optimizer} for {self.name}, {curve.rate:g}, is the end of its grid."
-            for optimizer, curve in both.items()
-            if curve.at_edge
+        """What speaks against the rates: a sentence for each that is the end of its grid, or fails with other seeds."""
+        both = {"SGD": self.sgd, "Adam": self.adam}
+        ends = tuple(
+            f"The best learning rate of {optimizer} for {self.name}, {curves[0].rate:g}, is the end of its grid."
+            for optimizer, curves in both.items()
+            if curves[0].at_edge
         )
+        failed = tuple(
+            f"{optimizer} on {self.name} with seed {seed} ends at a loss of {curve.final:.3g}, against "
+            f"{curves[0].final:.3g} with seed 0, which its rate {curves[0].rate:g} was chosen by."
+            for optimizer, curves in both.items()
+            for seed, curve in enumerate(curves)
+            if _fall(curve) < _FAILED * _fall(curves[0])
+        )
+        return ends + failed
 
     def draw(self, axes: Axes) -> None:
         """Draw the training losses of both, on a logarithmic scale where they fall by more than a decade."""
@@ -100,6 +109,11 @@ class Gap:
         drawn = drawn[np.isfinite(drawn)]
         scale = "log" if drawn.size and drawn.max() > 10.0 * drawn.min() > 0.0 else "linear"
         axes.set(yscale=scale, xlabel="step", ylabel="training loss, nats", title=self.name)
+
+
+def _fall(curve: Curve) -> float:
+    """Return by how much the loss fell; minus infinity where the training diverged."""
+    return float(curve.losses[0]) - curve.final
 
 
 def median(values: Sequence[float]) -> float:

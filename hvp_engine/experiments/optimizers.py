@@ -11,12 +11,12 @@ from typing import Any
 import torch
 from torch import nn
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LambdaLR, LRScheduler
+from torch.optim.lr_scheduler import LambdaLR
 
 from hvp_engine.errors import ConfigurationError
 from hvp_engine.experiments.signum import Signum
 
-Schedule = Callable[[Optimizer], LRScheduler]
+Schedule = Callable[[Optimizer], LambdaLR]
 
 OPTIMIZERS: Mapping[str, Callable[..., Optimizer]] = MappingProxyType(
     {

@@ -75,10 +75,11 @@ def run(
     _check_device(device)
     for folder in (setting.out, setting.out.parent / "cache"):
         prove_writable(folder)
+    asked = _asked(setting)  # before the work: of the files as they are read, not as they may be afterwards
     began = time.perf_counter()
     result: Result = _function(driver, "run")(setting)
     seconds = {**result.seconds, "total": time.perf_counter() - began}
-    result = replace(result, settings={**_asked(setting), **result.settings}, seconds=seconds)
+    result = replace(result, settings={**result.settings, **asked}, seconds=seconds)
     result.write(setting.out, driver)
     return result
 
@@ -185,15 +186,19 @@ def _function(driver: Driver, function: str) -> Any:
 
 
 def _asked(setting: Setting) -> dict[str, object]:
-    """Return what the command said, and what it pointed at."""
+    """Return what the command said, and under ``given`` what it pointed at: drivers say ``data`` of what they read."""
+    from hvp_engine.experiments import weights  # noqa: PLC0415 - what is refused is refused sooner without it
+
     return {
         "size": setting.size,
         "seeds": list(range(setting.seeds)),
         "device": setting.device,
         "precision": setting.precision,
         "options": dict(setting.options),
-        "data": {name: _described(path) for name, path in setting.data.items()},
-        "weights": {name: _described(path) for name, path in setting.weights.items()},
+        "given": {
+            "data": {name: _described(path) for name, path in setting.data.items()},
+            "weights": {name: weights.source(name, setting).described() for name in setting.weights},
+        },
     }
 
 

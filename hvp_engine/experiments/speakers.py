@@ -9,12 +9,20 @@ from torch import Tensor
 
 from hvp_engine.experiments import weights
 from hvp_engine.experiments.data.dialogue import speeches
+from hvp_engine.experiments.data.plays import play_files
 from hvp_engine.experiments.data.samples import Samples
 from hvp_engine.experiments.registry import Setting
 
 _TOKENS = 24
 _BATCH = 64
 _TEXTS = 2000
+_MODEL = "minilm"
+
+
+def sources(setting: Setting) -> dict[str, object]:
+    """Say where the speeches and the weights come from, for a manifest."""
+    _, plays = play_files("speeches", setting.data)
+    return {"data": {"speeches": plays.described()}, "weights": {_MODEL: weights.source(_MODEL, setting).described()}}
 
 
 @torch.no_grad()
@@ -41,8 +49,8 @@ def speaker_features(setting: Setting, classes: int) -> Samples:
             left[speech.speaker] -= 1
             texts.append(speech.text)
             labels.append(numbers[speech.speaker])
-    model = weights.load("minilm", setting)
-    tokenizer = weights.tokenizer("minilm", setting)
+    model = weights.load(_MODEL, setting)
+    tokenizer = weights.tokenizer(_MODEL, setting)
     features: list[Tensor] = []
     for start in range(0, len(texts), _BATCH):
         piece = texts[start : start + _BATCH]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 import zipfile
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
@@ -16,6 +15,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from hvp_engine.experiments.entry import Entry
+from hvp_engine.experiments.identity import identity
 from hvp_engine.experiments.optimizers import make_optimizer
 from hvp_engine.experiments.registry import Setting
 from hvp_engine.experiments.training import Curve, fit
@@ -69,15 +69,15 @@ def tuned(setting: Setting, entry: Entry, optimizer: str, rate: float, seed: int
     Raises:
         RunFolderError: The folder cannot be written.
     """
-    identity = _identity(setting, entry, optimizer, rate, seed)
+    tuning = identity(entry, optimizer, rate, seed, setting.device)
     name = f"{entry.name}-{optimizer}-{rate:g}-{seed}{'-tested' if tested else ''}.npz"
     path = setting.out.parent / "cache" / "tuning" / setting.size / name
-    found = _read(path, identity)
+    found = _read(path, tuning)
     if found is not None:
         return found
     result = _tune(setting, entry, optimizer, rate, seed, tested)
     buffer = io.BytesIO()
-    np.savez(buffer, identity=np.array(identity), **asdict(result))
+    np.savez(buffer, identity=np.array(tuning), **asdict(result))
     with explained(path):
         path.parent.mkdir(parents=True, exist_ok=True)
     write_atomic({path: [buffer.getvalue()]})
@@ -128,18 +128,6 @@ def _answers(model: nn.Module, batches: Iterable[Any]) -> tuple[FloatArray, NDAr
             labels.append(batch[-1])
     model.train()
     return torch.cat(logits).double().cpu().numpy(), torch.cat(labels).cpu().numpy()
-
-
-def _identity(setting: Setting, entry: Entry, optimizer: str, rate: float, seed: int) -> str:
-    """Say what a result depends on, so that no other one is read for it."""
-    recipe = entry.recipe
-    asked = {
-        "entry": entry.name, "optimizer": optimizer, "rate": rate, "seed": seed, "steps": recipe.steps,
-        "batch": recipe.batch, "clip": recipe.clip, "device": setting.device, "options": dict(setting.options),
-        "data": {name: str(path) for name, path in setting.data.items()},
-        "weights": {name: str(path) for name, path in setting.weights.items()},
-    }  # fmt: skip
-    return json.dumps(asked, sort_keys=True)
 
 
 def _read(path: Path, identity: str) -> Tuned | None:

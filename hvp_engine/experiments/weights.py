@@ -19,6 +19,7 @@ from hvp_engine.errors import ConfigurationError
 from hvp_engine.experiments.data.source import EXTRA_WEIGHTS, Package, Source, digest, from_path, given
 from hvp_engine.experiments.onnx_weights import POSITIONS, Graph, read_graph, state_dict, with_positions
 from hvp_engine.experiments.registry import Setting
+from hvp_engine.problem.randomness import fixed_numbers
 from hvp_engine.system.formatting import first_line
 
 _DINO_HEAD = 64  # width of an attention head, in every size of DINOv2
@@ -59,7 +60,7 @@ def load(name: str, setting: Setting) -> nn.Module:
     """
     path = find(name, setting)
     try:
-        with _quiet():
+        with _quiet(), fixed_numbers():  # libraries draw weights before they read them
             model = CARRIED[name].load(path) if name in CARRIED else _given(name, path)
     except ConfigurationError:
         raise

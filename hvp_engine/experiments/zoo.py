@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from hvp_engine.errors import ConfigurationError
+from hvp_engine.experiments.data.source import Source
 from hvp_engine.experiments.entry import Entry
 from hvp_engine.experiments.paper_zoo import paper_zoo
 from hvp_engine.experiments.registry import Setting
@@ -39,3 +40,17 @@ def entry_of(setting: Setting, model: str | Entry) -> Entry:
             f"There is no model {model!r} at size {setting.size}; the zoo has {', '.join(entries)}."
         )
     return entries[model]
+
+
+def data_of(
+    setting: Setting, models: Iterable[str | Entry] = (), others: Mapping[str, Source] | None = None
+) -> dict[str, object]:
+    """Return what a manifest says under ``data``: name, licence, origin and digest, by whose data they are.
+
+    Args:
+        setting: Size, paths of data.
+        models: Names in the zoo, or entries of one's own.
+        others: Where further data come from, by a name for their use.
+    """
+    found = {entry.name: dict(entry.data(0).source) for entry in (entry_of(setting, model) for model in models)}
+    return {"data": found | {name: source.described() for name, source in (others or {}).items()}}

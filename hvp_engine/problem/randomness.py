@@ -128,13 +128,13 @@ class RandomnessWatch:
 
 
 @contextlib.contextmanager
-def fixed_numbers() -> Iterator[None]:
-    """Give the process's generators the same states inside, and their own afterwards."""
+def fixed_numbers(seed: int = 0) -> Iterator[None]:
+    """Give the process's generators the states of a seed inside, and their own afterwards."""
     sources = shared_sources()
     before = states(sources)
     try:
         for source in sources:
-            source.seed(0)
+            source.seed(seed)
         yield
     finally:
         write_back(sources, before)

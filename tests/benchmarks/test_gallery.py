@@ -40,7 +40,7 @@ BAD = at_most("it is alike", "difference", [0.5, float("nan"), 0.1], 0.2, "ours"
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("gallery")
     wrote(folder / "results", "scaled-mlp", GOOD, BAD, rows=100)
-    wrote(folder / "results", "js-heatmaps", GOOD, weights={"minilm": {"path": "/there", "bytes": 1}})
+    wrote(folder / "results", "js-heatmaps", GOOD, given={"data": {"tweets": {"path": "/there", "bytes": 1}}})
     wrote(folder / "results", "outliers", BAD)
     gallery.write(folder / "results", folder / "docs")
     return folder
@@ -80,7 +80,7 @@ def test_a_section_says_size_seeds_minutes_notes_data_and_weights(page: str) -> 
     text = section(page, "D4")
     assert "- An edge was met." in text
     assert "Size small; seeds 0, 1, 2; 1.5 minutes (spectra 1.0, training 0.5)." in text
-    assert text.count("digits (BSD-3-Clause; scikit-learn 1.9.1)") == 1 and "minilm (given as a path)" in text
+    assert text.count("digits (BSD-3-Clause; scikit-learn 1.9.1)") == 1 and "tweets (given as a path)" in text
 
 
 def test_what_people_have_to_say_of_a_driver_stands_in_its_section_where_it_has_run(folder: Path) -> None:

@@ -10,7 +10,9 @@ import sys
 import textwrap
 import time
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,7 +22,9 @@ from zoo_entries import SIDE, batches, entry, setting
 
 from hvp_engine.errors import ConfigurationError
 from hvp_engine.experiments import cache
+from hvp_engine.experiments.batches import Batches
 from hvp_engine.experiments.entry import Entry
+from hvp_engine.experiments.optimizers import constant, cosine
 
 ROOT = Path(__file__).parents[1]
 
@@ -83,6 +87,48 @@ def test_a_damaged_or_foreign_curve_is_trained_again(tmp_path: Path, monkeypatch
     longer = cache.curves(setting(tmp_path), entry(steps=30), "sgd", 0)
     assert len(longer.losses) == 30
     assert rates[:2] == [0.3, 0.1]
+
+
+def permuted(seed: int) -> Batches:
+    found = batches(seed)
+    return replace(found, training=lambda: ((x, labels.flip(0)) for x, labels in found.training()))
+
+
+def other_text(seed: int) -> Batches:
+    return replace(batches(seed), source={"name": "drawn", "digest": "another"})
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"data": permuted},
+        {"data": other_text},
+        {"data": lambda seed: replace(batches(seed), held_out=batches(seed).fixed)},
+        {"recipe": replace(entry().recipe, schedule=lambda steps: constant())},
+        {"recipe": replace(entry().recipe, schedule=partial(cosine, last=0.1))},
+        {"loss": lambda model, batch: 2.0 * nn.functional.cross_entropy(model(batch[0]), batch[1])},
+    ],
+    ids=["labels", "text", "held out", "constant", "last rate", "loss"],
+)
+def test_other_data_another_schedule_or_loss_is_trained_anew(
+    changes: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache.curves(setting(tmp_path), entry(), "sgd", 0)
+    rates = trained_labels(monkeypatch)
+    cache.curves(setting(tmp_path), entry(), "sgd", 0)
+    assert rates == []
+    cache.curves(setting(tmp_path), replace(entry(), **changes), "sgd", 0)
+    assert rates[:2] == [0.3, 0.1]
+
+
+def test_options_of_spectra_train_nothing_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cache.curves(setting(tmp_path), entry(), "sgd", 0)
+    rates = trained_labels(monkeypatch)
+    for options in ({"m": "4"}, {"probes": "2"}, {"bn": "raw"}):
+        cache.curves(setting(tmp_path, options=options), entry(), "sgd", 0)
+    assert rates == []
+    cache.curves(setting(tmp_path, options={"steps": "20"}), entry(), "sgd", 0)
+    assert rates == [0.3, 0.1]
 
 
 def test_what_decides_a_number_keeps_caches_apart_and_what_does_not_shares_them(tmp_path: Path) -> None:

@@ -32,6 +32,15 @@ def test_a_best_rate_at_the_end_of_its_grid_is_said() -> None:
     )
 
 
+def test_a_seed_that_does_not_train_at_the_chosen_rate_is_said() -> None:
+    diverged = Curve(np.array([2.0, 7.0, np.inf]), np.ones(3), rate=0.1)
+    found = Gap("vit", (curve(0.2), curve(0.3), curve(1.9)), (curve(0.1), diverged))
+    assert found.edges == (
+        "SGD on vit with seed 2 ends at a loss of 1.9, against 0.2 with seed 0, which its rate 0.1 was chosen by.",
+        "Adam on vit with seed 1 ends at a loss of inf, against 0.1 with seed 0, which its rate 0.1 was chosen by.",
+    )
+
+
 def test_a_run_that_diverged_is_drawn_as_far_as_it_went() -> None:
     diverged = Curve(np.array([2.0, 2.5, 4.0, np.inf, np.inf]), np.ones(5), rate=1.0)
     found = Gap("toy", (diverged, diverged), (curve(0.4), curve(0.4)))

@@ -47,6 +47,17 @@ def test_loading_prints_nothing(tmp_path: Path, capfd: pytest.CaptureFixture[str
     assert capfd.readouterr() == ("", "")
 
 
+def test_loading_leaves_the_random_state_alone(tmp_path: Path) -> None:
+    torchvision = pytest.importorskip("torchvision")
+    save_bert(tmp_path / "bert")
+    torch.save(torchvision.models.resnet18().state_dict(), tmp_path / "resnet.pt")
+    state = torch.get_rng_state()
+    given = setting(tmp_path, minilm=tmp_path / "bert", resnet18=tmp_path / "resnet.pt")
+    for name in given.weights:
+        weights.load(name, given)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
 def test_causal_language_models_are_loaded_whole(tmp_path: Path) -> None:
     from transformers import GPT2Config, GPT2LMHeadModel
 

@@ -26,3 +26,15 @@ def test_only_the_latest_results_are_kept():
     for name in ("a", "a", "b", "a"):
         load(name)
     assert calls == ["a", "b", "a"]
+
+
+def test_a_file_that_is_edited_in_place_is_read_again(tmp_path):
+    @remembered(2)
+    def load(name, paths):
+        return dict(paths)[name].read_text()
+
+    file = tmp_path / "text.txt"
+    for text in ("abc", "abc", "abcd"):
+        file.write_text(text)
+        assert load("text", (("text", file),)) == text
+    assert load("gone", (("gone", file), ("other", tmp_path / "other"))) == "abcd"

@@ -26,7 +26,8 @@ def trial(setting: Setting) -> Result:
     steps = setting.option("steps", 4)
     figure = figures.page(1, 1, 1.0, 1.0)[0]
     claim = at_least("It is large", "steps", [steps], 4, "here")
-    return Result(Table(("steps",), ((steps,),)), (claim,), figure, {"licence": "MIT"}, {"part": 0.5})
+    settings = {"licence": "MIT", "data": "drawn", "weights": "of the driver's"}
+    return Result(Table(("steps",), ((steps,),)), (claim,), figure, settings, {"part": 0.5})
 
 
 @pytest.fixture(autouse=True)
@@ -62,8 +63,10 @@ def test_a_run_is_written_beside_what_it_depends_on(tmp_path: Path) -> None:
     manifest = read_json(tmp_path / "out" / "manifest.json")
     settings = manifest["settings"]
     assert settings["seeds"] == [0, 1] and settings["options"] == {"steps": "6"} and settings["licence"] == "MIT"
-    assert settings["data"]["shakespeare"]["bytes"] == 3 and len(settings["data"]["shakespeare"]["blake2b"]) == 32
-    assert settings["data"]["imagenet"]["files"] == 1 and settings["data"]["imagenet"]["bytes"] == 5
+    given = settings["given"]["data"]
+    assert given["shakespeare"]["bytes"] == 3 and len(given["shakespeare"]["blake2b"]) == 32
+    assert given["imagenet"]["files"] == 1 and given["imagenet"]["bytes"] == 5
+    assert settings["data"] == "drawn" and settings["weights"] == "of the driver's"
     assert manifest["seconds"]["part"] == 0.5 and manifest["seconds"]["total"] > 0.0
 
 
@@ -71,8 +74,16 @@ def test_other_data_have_another_digest(tmp_path: Path) -> None:
     for text in ("abc", "abd"):
         (tmp_path / "text.txt").write_text(text)
         experiments.run("trial", out=text, data={"shakespeare": "text.txt"})
-    one, two = (read_json(tmp_path / text / "manifest.json")["settings"]["data"] for text in ("abc", "abd"))
+    one, two = (read_json(tmp_path / text / "manifest.json")["settings"]["given"]["data"] for text in ("abc", "abd"))
     assert one["shakespeare"]["blake2b"] != two["shakespeare"]["blake2b"]
+
+
+def test_weights_of_the_users_are_described_by_their_contents(tmp_path: Path) -> None:
+    (tmp_path / "model.pt").write_bytes(b"abc")
+    experiments.run("trial", out="out", weights={"resnet-18": "model.pt"})
+    settings = read_json(tmp_path / "out" / "manifest.json")["settings"]
+    given = settings["given"]["weights"]["resnet-18"]
+    assert given["origin"] == "model.pt" and given["licence"] == "as given by the user" and len(given["digest"]) == 32
 
 
 def test_without_a_folder_results_go_to_results(tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from torch.utils.data import DataLoader, TensorDataset
 import hvp_engine as he
 from hvp_engine.errors import NonDeterministicError
 from hvp_engine.problem.generators import HIGH, LOW, PythonSource, source_of
+from hvp_engine.problem.randomness import fixed_numbers
 
 RARE = 0.01
 DRAWS: dict[str, Callable[[], float]] = {
@@ -285,3 +286,15 @@ def test_draws_that_repeat_until_a_number_suits_them_come_to_an_end() -> None:
         assert isinstance(generator.normalvariate(), float)
         PythonSource(generator).extreme(which)
         generator.shuffle(list(range(10)))
+
+
+def test_a_seed_is_that_of_torch_and_every_generator_gets_its_state_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    card = torch.Generator()  # stands for a GPU's
+    card.manual_seed(7)
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.cuda, "default_generators", (card,))
+    before, of_card = states(), card.get_state()
+    with fixed_numbers(3):
+        drawn = torch.rand(4)
+    assert states() == before and torch.equal(card.get_state(), of_card)
+    assert torch.equal(drawn, torch.rand(4, generator=torch.Generator().manual_seed(3)))

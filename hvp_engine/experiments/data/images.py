@@ -13,7 +13,7 @@ from torch import Tensor
 from hvp_engine.errors import ConfigurationError
 from hvp_engine.experiments.data.packages import PACKAGES
 from hvp_engine.experiments.data.pixels import normalised
-from hvp_engine.experiments.data.samples import Images, Samples
+from hvp_engine.experiments.data.samples import Images, Samples, generator_of_data
 
 PHOTOGRAPHS = (
     "astronaut", "brick", "camera", "cell", "chelsea", "coffee", "coins", "grass", "gravel", "hubble_deep_field", "ihc",
@@ -85,14 +85,14 @@ def gaussian(classes: int, features: int, count: int, seed: int, offset: float =
         classes: How many; their means are standard normal.
         features: Coordinates of an input.
         count: Samples; their classes are drawn uniformly.
-        seed: Of means, classes and inputs.
+        seed: Of means, classes and inputs, which have nothing to do with the weights of a model of this seed.
         offset: Added to every coordinate, as features of a network have a mean.
         spread: Standard deviation of inputs around their mean.
 
     Returns:
         Inputs (count, features) and classes.
     """
-    generator = torch.Generator().manual_seed(seed)
+    generator = generator_of_data(seed)
     means = torch.randn(classes, features, generator=generator)
     labels = torch.randint(0, classes, (count,), generator=generator)
     noise = torch.randn(count, features, generator=generator)

@@ -12,6 +12,8 @@ from torch import Tensor
 from hvp_engine.errors import ConfigurationError
 from hvp_engine.experiments.data.source import Source
 
+_APART = 1 << 21  # from the seeds of models, and of batches that are drawn from a data set
+
 
 class Samples(NamedTuple):
     """Inputs with one class each.
@@ -61,6 +63,15 @@ class Images:
     test: Samples
     classes: tuple[str, ...]
     source: Source
+
+
+def generator_of_data(seed: int) -> torch.Generator:
+    """Make the generator of numbers that are data.
+
+    A model of the same seed draws its weights from ``manual_seed(seed)``: numbers of that stream would be correlated
+    with its weights.
+    """
+    return torch.Generator().manual_seed(seed + _APART)
 
 
 def drawn(total: int, count: int, seed: int) -> Tensor:

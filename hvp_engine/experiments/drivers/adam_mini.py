@@ -30,6 +30,7 @@ from hvp_engine.experiments.partition import (
 )
 from hvp_engine.experiments.registry import Setting
 from hvp_engine.experiments.result import Cell, Result, Table, at_least
+from hvp_engine.experiments.zoo import data_of
 
 _COLUMNS = ("stage", "tensor", "groups", "energy share", "random groups", "sd of share")
 _SOURCE = "thesis of Z's first author (arXiv 2608.16760), figure 3.4; bounds measured here"
@@ -59,7 +60,8 @@ def run(setting: Setting) -> Result:
         at_least("trained v, wo, fc, proj: rows hold >= 2 x random groups", "ratio", smallest["rows"], 2.0, _SOURCE),
     )
     rows = [row(stage, name, [seed[stage][name] for seed in found]) for stage in found[0] for name in found[0][stage]]
-    settings = {**SIZES[setting.size]._asdict(), "rate": RATE, "length": CONTEXT, **corpus.source.described()}
+    settings: dict[str, object] = {**SIZES[setting.size]._asdict(), "rate": RATE, "length": CONTEXT}
+    settings |= data_of(setting, others={"text": corpus.source})
     return Result(Table(_COLUMNS, tuple(rows)), claims, figure, settings)
 
 

@@ -23,6 +23,7 @@ from hvp_engine.experiments.paper_plan import PlannedPart
 from hvp_engine.experiments.registry import Setting
 from hvp_engine.experiments.result import Result, Table, at_least
 from hvp_engine.experiments.training import fit
+from hvp_engine.experiments.zoo import data_of
 from hvp_engine.system.tensor_files import tensor_chunks
 
 BATCH = 128
@@ -61,7 +62,8 @@ def run(setting: Setting) -> Result:
         )
         for stage, matrix in matrices.items()
     }
-    settings = {"width": WIDTH, "steps": _STEPS[setting.size], "rate": _RATES[setting.size], **data.source.described()}
+    settings: dict[str, object] = {"width": WIDTH, "steps": _STEPS[setting.size], "rate": _RATES[setting.size]}
+    settings |= data_of(setting, others={"pictures": data.source})
     columns = ("stage", "share of energy in neurons, of", "mean", "sd")
     figure = drawn(matrices, found[0], network(setting, data, 0))
     return Result(Table(columns, table), claims, figure, settings, notes=_notes(setting, matrices), files=files)

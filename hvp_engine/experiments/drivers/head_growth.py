@@ -12,10 +12,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import numpy as np
-import torch
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
-from torch import nn
 
 from hvp_engine import losses
 from hvp_engine.errors import ConfigurationError
@@ -23,10 +21,11 @@ from hvp_engine.experiments import figures
 from hvp_engine.experiments.clock import Clock
 from hvp_engine.experiments.data.images import gaussian
 from hvp_engine.experiments.data.samples import Samples
+from hvp_engine.experiments.models.with_head import usual_head
 from hvp_engine.experiments.optimizers import constant, make_optimizer
 from hvp_engine.experiments.registry import Setting
 from hvp_engine.experiments.result import Cell, Result, Table, at_least
-from hvp_engine.experiments.speakers import speaker_features
+from hvp_engine.experiments.speakers import sources, speaker_features
 from hvp_engine.experiments.training import fit
 
 FEATURES = 64
@@ -35,15 +34,17 @@ OFFSETS = (3.0, 1.0, 0.0)
 OPTIMIZERS = ("signsgd", "signum")
 _CLASSES = {"tiny": (5, 500), "small": (5, 20, 100, 500), "paper": (5, 20, 100, 500)}
 _SOURCE = "arXiv 2502.00213v1, abstract; bounds measured here"
-Sizes = dict[
-    tuple[str, int, str], list[float]
-]  # root mean square of the head's weights by features, classes, optimizer
+Sizes = dict[tuple[str, int, str], list[float]]  # rms of the head's weights by features, classes, optimizer
 
 
 def run(setting: Setting) -> Result:
     """Train heads of several numbers of classes with both optimizers, and compare the size of their weights."""
     seconds, counts = Clock(), _CLASSES[setting.size]
     sizes: Sizes = {}
+    settings: dict[str, object] = {
+        "steps": STEPS, "batch": BATCH, "rate": RATE, "features": FEATURES, "momentum": 0.9,
+        "generated features": "Gaussian, drawn",
+    }  # fmt: skip
     notes: tuple[str, ...] = ()
     with seconds.part("generated features"):
         for classes in counts:
@@ -53,7 +54,10 @@ def run(setting: Setting) -> Result:
                     _measure(sizes, _offset(offset), classes, samples, seed)
     with seconds.part("features of MiniLM"):
         if setting.size != "tiny":
-            notes = _add_real(setting, sizes, counts)
+            try:
+                settings |= _add_real(setting, sizes, counts)
+            except ConfigurationError as error:
+                notes = (f"The panel with features of MiniLM is left out: {error}",)
     ratios = {
         (features, classes): np.array(sizes[features, classes, OPTIMIZERS[0]])
         / np.array(sizes[features, classes, OPTIMIZERS[1]])
@@ -66,7 +70,6 @@ def run(setting: Setting) -> Result:
     )
     rows = tuple(_row(sizes, features, classes, values) for (features, classes), values in ratios.items())
     columns = ("features", "classes", "rms SignSGD", "rms Signum", "ratio", "sd of ratio")
-    settings = {"steps": STEPS, "batch": BATCH, "rate": RATE, "features": FEATURES, "momentum": 0.9}
     return Result(Table(columns, rows), claims, _figure(sizes), settings, seconds, notes)
 
 
@@ -82,24 +85,19 @@ def _row(sizes: Sizes, features: str, classes: int, ratios: NDArray[np.float64])
 def _measure(sizes: Sizes, features: str, classes: int, samples: Samples, seed: int) -> None:
     """Train a head with each optimizer, and note the size of its weights at the end."""
     for name in OPTIMIZERS:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            head = nn.Linear(samples.inputs.shape[1], classes)
+        head = usual_head(samples.inputs.shape[1], classes, seed)
         batches = samples.batches(BATCH, seed)
         fit(head, losses.classification, batches, make_optimizer(name, head, RATE), constant(), steps=STEPS)
         sizes.setdefault((features, classes, name), []).append(float(head.weight.detach().square().mean().sqrt()))
 
 
-def _add_real(setting: Setting, sizes: Sizes, counts: tuple[int, ...]) -> tuple[str, ...]:
-    """Do the same on features of MiniLM, where its weights and the plays are there; return notes."""
-    try:
-        for classes in counts:
-            samples = speaker_features(setting, classes)
-            for seed in range(setting.seeds):
-                _measure(sizes, "MiniLM, speakers", classes, samples, seed)
-    except ConfigurationError as error:
-        return (f"The panel with features of MiniLM is left out: {error}",)
-    return ()
+def _add_real(setting: Setting, sizes: Sizes, counts: tuple[int, ...]) -> dict[str, object]:
+    """Do the same on features of MiniLM, if its weights and the plays are there; say where they come from."""
+    for classes in counts:
+        samples = speaker_features(setting, classes)
+        for seed in range(setting.seeds):
+            _measure(sizes, "MiniLM, speakers", classes, samples, seed)
+    return sources(setting)
 
 
 def _figure(sizes: Mapping[tuple[str, int, str], list[float]]) -> Figure:

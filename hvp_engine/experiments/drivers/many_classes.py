@@ -15,6 +15,7 @@ from hvp_engine import losses
 from hvp_engine.api import dense
 from hvp_engine.blocks import rows
 from hvp_engine.experiments import figures
+from hvp_engine.experiments.data.samples import generator_of_data
 from hvp_engine.experiments.exact import FloatArray, draw_magnitudes, planned_matrices, positions
 from hvp_engine.experiments.models.two_layer import TwoLayer
 from hvp_engine.experiments.neuron_blocks import between_over_within, closed_form
@@ -85,7 +86,7 @@ def run(setting: Setting) -> Result:
 
 def sample(sizes: _Sizes, classes: int, seed: int) -> Sample:
     """Draw a net and its data, inputs (N, d) and classes (N,)."""
-    generator = torch.Generator().manual_seed(seed)
+    generator = generator_of_data(seed)
     inputs = torch.randn(sizes.samples, sizes.inputs, generator=generator)
     targets = torch.randint(classes, (sizes.samples,), generator=generator)
     return TwoLayer(sizes.inputs, WIDTH, classes, seed), (inputs, targets)

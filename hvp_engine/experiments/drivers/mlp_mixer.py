@@ -16,7 +16,7 @@ from hvp_engine.experiments.paper_plan import PlannedPart
 from hvp_engine.experiments.ready import ready
 from hvp_engine.experiments.registry import Setting
 from hvp_engine.experiments.result import Claim, Result, Table, at_least
-from hvp_engine.experiments.zoo import entry_of
+from hvp_engine.experiments.zoo import data_of, entry_of
 from hvp_engine.experiments.zoo_plan import planned_curves, planned_spectra
 
 _MIXER = "mixer"
@@ -38,7 +38,7 @@ def run(setting: Setting) -> Result:
     js0 = {name: one.js0 for name, one in measured.items()}
     spread = {name: one.spread for name, one in measured.items()}
     notes = ("The gap is reported, not decided by.", *(edge for one in gaps for edge in one.edges))
-    settings = settings_of(measured.values())
+    settings = {**settings_of(measured.values()), **data_of(setting, _trained(setting))}
     return Result(table, gates(js0, spread), _draw(measured[_MIXER], gaps), settings, seconds, notes)
 
 

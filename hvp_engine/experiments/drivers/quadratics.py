@@ -20,7 +20,7 @@ from hvp_engine.experiments.quadratic_problem import (
 from hvp_engine.experiments.ready import ready
 from hvp_engine.experiments.registry import Setting
 from hvp_engine.experiments.result import Claim, Result, Table, at_least, at_most
-from hvp_engine.experiments.zoo import entry_of
+from hvp_engine.experiments.zoo import data_of, entry_of
 from hvp_engine.experiments.zoo_plan import planned_spectra
 
 _CASE_1, _CASE_2 = "case 1: blocks of a GPT", "case 2: blocks of a ResNet"
@@ -56,6 +56,7 @@ def run(setting: Setting) -> Result:
     settings = {
         "problems": seeds, "kappa": CONDITION, "reduction of the gradient": 1e-6,
         "blocks of cases 1 and 2": [_BLOCKS, _EIGENVALUES], "spectra of cases 1 and 2": models,
+        **data_of(setting, models.values()),
     }  # fmt: skip
     return Result(Table(_COLUMNS, rows), _claims(counts), figure, settings, seconds, (_NOTE,))
 

@@ -23,7 +23,7 @@ from hvp_engine.experiments.exact import FloatArray
 from hvp_engine.experiments.registry import Setting
 from hvp_engine.experiments.result import Result, Table, at_least, at_most
 from hvp_engine.experiments.slq_errors import Comparison, Sizes, comparison, slope
-from hvp_engine.experiments.zoo import zoo
+from hvp_engine.experiments.zoo import data_of, zoo
 from hvp_engine.results import smoothing
 from hvp_engine.results.spectrum import Spectrum
 
@@ -62,7 +62,12 @@ def run(setting: Setting) -> Result:
         for i, steps in enumerate(sizes.steps)
         for j, probes in enumerate(sizes.probes)
     )
-    settings = {"sigma": "sqrt(1e-5) x range", "repeats": sizes.repeats, "trace": [_TRACE_STEPS, _TRACE_PROBES]}
+    settings: dict[str, object] = {
+        "sigma": "sqrt(1e-5) x range",
+        "repeats": sizes.repeats,
+        "trace": [_TRACE_STEPS, _TRACE_PROBES],
+    }
+    settings |= data_of(setting, ["mlp"], {_NET: exact_net.pictures(setting).source})
     columns = ("block", "steps", "probes", "E1, mean", "sd")
     return Result(Table(columns, table), claims, drawn(sizes, seeds[0][_NET], errors), settings, notes=(_NOTE,))
 

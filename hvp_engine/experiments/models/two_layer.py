@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from hvp_engine.problem.randomness import fixed_numbers
 
 LAYERS = ("fc1.weight", "fc2.weight")
 
@@ -24,11 +25,10 @@ class TwoLayer(nn.Module):
             inputs: Numbers per sample.
             width: Hidden neurons.
             classes: Logits.
-            seed: Decides the weights; the global generator is left as it was.
+            seed: Decides the weights; the process's generators are left as they were.
         """
         super().__init__()
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
+        with fixed_numbers(seed):
             self.fc1 = nn.Linear(inputs, width, bias=False)
             self.fc2 = nn.Linear(width, classes, bias=False)
 

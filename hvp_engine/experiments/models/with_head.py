@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor, nn
+
+from hvp_engine.problem.randomness import fixed_numbers
 
 _STD = 0.02  # of the head's weights, as transformers and the paper's code have it
 
@@ -35,9 +36,14 @@ class WithHead(nn.Module):
 
 def new_head(features: int, classes: int, seed: int) -> nn.Linear:
     """Make a linear layer with normal weights of deviation 0.02 and no bias at first."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with fixed_numbers(seed):
         head = nn.Linear(features, classes)
         nn.init.normal_(head.weight, std=_STD)
     nn.init.zeros_(head.bias)
     return head
+
+
+def usual_head(features: int, classes: int, seed: int) -> nn.Linear:
+    """Make a linear layer with the weights that PyTorch draws."""
+    with fixed_numbers(seed):
+        return nn.Linear(features, classes)

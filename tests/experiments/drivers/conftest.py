@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 from collections.abc import Callable
+from functools import lru_cache
 from pathlib import Path
 
 import pytest
@@ -22,9 +23,9 @@ def shared_results(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("results")
 
 
-@pytest.fixture
-def run_tiny(shared_results: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Result]:
-    """Run a driver at size tiny with one seed; check what every driver writes, and that it asks for all its options."""
+@pytest.fixture(scope="session")
+def run_tiny(shared_results: Path) -> Callable[[str], Result]:
+    """Run a driver at size tiny with one seed, once for all tests; check its files, and that it asks for options."""
     asked: set[str] = set()
     option = Setting.option
 
@@ -32,12 +33,13 @@ def run_tiny(shared_results: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[
         asked.add(key)
         return option(setting, key, default)
 
-    monkeypatch.setattr(Setting, "option", recorded)
-
+    @lru_cache
     def ran(name: str) -> Result:
         out = shared_results / name
         asked.clear()
-        result = run(name, size="tiny", seeds=1, out=out)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(Setting, "option", recorded)
+            result = run(name, size="tiny", seeds=1, out=out)
         assert set(find(name).options) - asked <= {"tokens"}  # which only the paper's size has
         assert {path.name for path in out.iterdir()} >= FILES
         with (out / "table.csv").open(newline="") as file:

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import ast
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from hvp_engine.experiments import cache, drivers
 from hvp_engine.experiments.registry import DRIVERS, Driver
+from hvp_engine.experiments.result import Result
+from hvp_engine.system.json_files import read_json
 
 FOLDER = Path(drivers.__path__[0])
 
@@ -50,6 +54,27 @@ def test_a_plan_for_trained_models_has_their_trainings(driver: Driver) -> None:
     if looks and plans:
         called = {node.id for node in ast.walk(plans[0]) if isinstance(node, ast.Name)}
         assert "planned_curves" in called
+
+
+@pytest.mark.parametrize("driver", [driver for driver in DRIVERS if driver.reads], ids=lambda driver: driver.id)
+def test_what_a_driver_reads_is_in_its_manifest_with_licence_and_digest(
+    driver: Driver, run_tiny: Callable[[str], Result], shared_results: Path
+) -> None:
+    run_tiny(driver.name)
+    settings = read_json(shared_results / driver.name / "manifest.json")["settings"]
+    found = list(described(settings["data"]) if "data" in settings else described(settings))
+    assert found and all(source["licence"] and source["origin"] and len(source["digest"]) == 32 for source in found)
+
+
+def described(value: Any) -> Iterator[Mapping[str, str]]:
+    """Yield what is said of data, at any depth."""
+    if isinstance(value, dict):
+        if {"name", "licence", "origin", "digest"} <= value.keys():
+            yield value
+        value = list(value.values())
+    if isinstance(value, list):
+        for inner in value:
+            yield from described(inner)
 
 
 def test_every_driver_is_on_the_list() -> None:

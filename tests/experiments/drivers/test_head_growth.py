@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 
+from hvp_engine.experiments.data.images import gaussian
 from hvp_engine.experiments.drivers import head_growth
+from hvp_engine.experiments.models.with_head import usual_head
 from hvp_engine.experiments.registry import Setting, find
 from hvp_engine.experiments.result import Result
 
@@ -18,6 +22,15 @@ def result(tmp_path_factory: pytest.TempPathFactory) -> Result:
 
 def test_the_head_of_many_classes_grows_under_signsgd(result: Result) -> None:
     assert result.holds, result.claims
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_the_head_starts_without_knowing_the_means_of_the_classes(seed: int) -> None:
+    classes, features = 500, head_growth.FEATURES
+    samples = gaussian(classes, features, 20_000, seed, spread=0.01)
+    means = torch.stack([samples.inputs[samples.labels == label].mean(dim=0) for label in range(classes)])
+    weights = usual_head(features, classes, seed).weight.detach()
+    assert abs(np.corrcoef(means.flatten(), weights.flatten())[0, 1]) < 0.1
 
 
 def test_the_table_has_a_row_per_features_and_number_of_classes(result: Result) -> None:

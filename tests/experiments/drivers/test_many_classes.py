@@ -18,6 +18,13 @@ def test_tiny_run_finds_neurons_apart_with_many_classes(tmp_path: Path) -> None:
     assert [row[0] for row in result.table.rows] == [2, 10, 30, 100, 300]
 
 
+@pytest.mark.parametrize("seed", range(3))
+def test_weights_and_inputs_of_a_seed_are_drawn_apart(seed: int) -> None:
+    model, (inputs, _) = many_classes.sample(many_classes._SIZES["small"], 10, seed)
+    weights = model.fc1.weight.detach().flatten()
+    assert abs(np.corrcoef(weights, inputs.flatten()[: len(weights)])[0, 1]) < 0.1
+
+
 def test_the_closed_form_is_the_hessian() -> None:
     model, batch = many_classes.sample(many_classes._Sizes(5, 40, ()), 7, seed=2)
     found = closed_form(model, batch)

@@ -29,7 +29,7 @@ def point(scale: int, sgd: float, adam: float) -> scaled.Point:
 
 @pytest.fixture(scope="module")
 def measured(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Blockwise]:
-    asked = setting(tmp_path_factory.mktemp("scaled"), seeds=1)
+    asked = scaled_mlp.in_float64(setting(tmp_path_factory.mktemp("scaled"), seeds=1))
     return {scale: measure(asked, scaled.scaled(asked, FIRST, scale)) for scale in (1, 64)}
 
 
@@ -51,6 +51,13 @@ def test_the_recurrences_show_the_scaling_and_notice_a_wrong_one(measured: dict[
     wrong = scaled.largest_error(measured[1], measured[64], (64.0, 1.0, 1.0, 1.0))
     assert right[0] <= 1e-4
     assert wrong[0] > 0.5
+
+
+def test_no_block_is_lost_however_far_apart_the_scaling_takes_them(measured: dict[int, Blockwise]) -> None:
+    assert all(len(row) == 4 for one in measured.values() for row in one.lambda_max)
+    first, last = (measured[1].lambda_max[0][layer] for layer in (0, -1))
+    assert scaled_mlp.ratios(measured[64]) == pytest.approx([64.0**4 * last / first], rel=1e-3)
+    assert np.isfinite(measured[64].matrix[~np.eye(4, dtype=bool)]).all()
 
 
 def test_the_claims_decide_by_medians_and_can_fail(measured: dict[int, Blockwise]) -> None:
