@@ -1,4 +1,4 @@
-"""Generators of random numbers that a model or a loss holds for itself, wherever they keep them."""
+"""Generators of random numbers that a model, a loss or data hold for themselves, wherever they keep them."""
 
 from __future__ import annotations
 
@@ -29,7 +29,6 @@ def held_sources(model: nn.Module, loss: object) -> list[Source]:
     global names), and the attributes, items and code of what is found there. Of the code of installed packages only
     what it refers to directly is looked at.
     """
-    found: dict[int, Source] = {}
     seen: set[int] = set()
     classes = {type(module) for module in model.modules() if not type(module).__module__.startswith("torch.")}
     pending: deque[tuple[object, int]] = deque((kind.forward, 0) for kind in classes)
@@ -37,6 +36,17 @@ def held_sources(model: nn.Module, loss: object) -> list[Source]:
     for module in model.modules():
         seen.add(id(module))
         pending += [(value, 1) for key, value in vars(module).items() if key not in _TENSORS]
+    return _reached(pending, seen)
+
+
+def sources_of_data(data: object) -> list[Source]:
+    """Find the generators that data draw from: those of loaders, samplers and datasets, wherever they keep them."""
+    return _reached(deque([(data, 0)]), set())
+
+
+def _reached(pending: deque[tuple[object, int]], seen: set[int]) -> list[Source]:
+    """Find the generators among some objects and in what they hold, each with how far it is from where one looks."""
+    found: dict[int, Source] = {}
     while pending and len(seen) < _MOST:
         value, depth = pending.popleft()
         if isinstance(value, _ATOMS) or id(value) in seen or (isinstance(value, _CONTAINERS) and not value):
