@@ -11,7 +11,7 @@ from torch.nn.parameter import is_lazy
 
 from hvp_engine.problem.batches import fingerprint
 
-_DEPTH = 2  # of containers within containers
+_DEPTH = 3  # an object's attributes, a container there, one within it
 _MOST = 10_000  # items of one; of more nothing is looked at
 
 

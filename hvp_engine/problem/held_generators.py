@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from hvp_engine.problem.generators import Source, source_of
 
 _DEPTH = 4  # an attribute, the object there, its method's globals, what those refer to
+_DEPTH_OF_DATA = 6  # a loader, its dataset, the transform of that, the ones in it, their attributes
 _MOST = 4000  # objects looked at
 _LONG = 100  # items: a container of more is data
 _CONTAINERS = (Mapping, list, tuple, set, frozenset, deque)
@@ -36,15 +37,15 @@ def held_sources(model: nn.Module, loss: object) -> list[Source]:
     for module in model.modules():
         seen.add(id(module))
         pending += [(value, 1) for key, value in vars(module).items() if key not in _TENSORS]
-    return _reached(pending, seen)
+    return _reached(pending, seen, _DEPTH)
 
 
 def sources_of_data(data: object) -> list[Source]:
     """Find the generators that data draw from: those of loaders, samplers and datasets, wherever they keep them."""
-    return _reached(deque([(data, 0)]), set())
+    return _reached(deque([(data, 0)]), set(), _DEPTH_OF_DATA)
 
 
-def _reached(pending: deque[tuple[object, int]], seen: set[int]) -> list[Source]:
+def _reached(pending: deque[tuple[object, int]], seen: set[int], most: int) -> list[Source]:
     """Find the generators among some objects and in what they hold, each with how far it is from where one looks."""
     found: dict[int, Source] = {}
     while pending and len(seen) < _MOST:
@@ -55,7 +56,7 @@ def _reached(pending: deque[tuple[object, int]], seen: set[int]) -> list[Source]
         source = source_of(value)
         if source is not None:
             found[id(value)] = source
-        elif depth < _DEPTH:
+        elif depth < most:
             pending += [(inner, depth + 1) for inner in _behind(value, direct=depth == 0)]
     return list(found.values())
 
