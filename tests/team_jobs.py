@@ -143,6 +143,11 @@ def other_settings(case: str) -> Numbers:
     return numbers(_slq(CASES[case](), "auto", "module", {"seed": rank()}))
 
 
+def other_folders(case: str, out: str, only_first: bool) -> Numbers:
+    mine = f"{out}{'' if only_first else rank()}"
+    return numbers(_slq(CASES[case](), "auto", "module", {"out": None if only_first and rank() else mine}))
+
+
 def wrapped(case: str) -> Numbers:
     """Give the model as a training script has it."""
     torch.distributed.init_process_group("gloo")

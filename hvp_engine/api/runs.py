@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from os import PathLike
 
 from hvp_engine.jobs import comparing, merging
@@ -10,7 +10,7 @@ from hvp_engine.results.compared import Comparison
 from hvp_engine.results.spectra import Spectra
 
 
-def merge(runs: Sequence[str | PathLike[str] | Spectra], out: str | PathLike[str] | None = None) -> Spectra:
+def merge(runs: Iterable[str | PathLike[str] | Spectra], out: str | PathLike[str] | None = None) -> Spectra:
     """Join runs of :func:`slq` that differ in their probes alone: the one run of all of these probes.
 
     ``slq(..., steps=100, probes=4, first_probe=8)`` takes probes 8 to 11 of the seed. The runs' probes must follow on

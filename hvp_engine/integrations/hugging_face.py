@@ -56,8 +56,13 @@ class SpectrumCallback(_class_named("TrainerCallback")):  # type: ignore[misc]
             options: Further arguments of :class:`SpectrumLogger`.
 
         Raises:
-            ConfigurationError: An argument is none of its values.
+            HvpEngineError: As of :class:`SpectrumLogger`; a ConfigurationError where ``trainer`` is no Trainer.
         """
+        if not isinstance(trainer, _class_named("Trainer")):
+            raise ConfigurationError(
+                f"trainer is a {type(trainer).__name__}; give the Trainer of transformers itself, once it is made: "
+                "trainer.add_callback(SpectrumCallback(trainer, loss, data, every=500))."
+            )
         self._trainer = trainer
         self.logger = SpectrumLogger(None, loss, data, every=every, out=out, **options)
 

@@ -9,11 +9,13 @@ from os import PathLike
 from typing import Any
 
 import torch
+from torch import nn
 
 from hvp_engine.errors import ConfigurationError
 from hvp_engine.integrations.logger import SpectrumLogger
 from hvp_engine.integrations.schedule import Every
 from hvp_engine.problem.objective import Loss
+from hvp_engine.problem.obstacles import refuse_parted
 
 
 def _callback_class() -> Any:
@@ -32,8 +34,9 @@ def _callback_class() -> Any:
 class SpectrumCallback(_callback_class()):  # type: ignore[misc]
     """Measures the curvature of the module that a Lightning Trainer trains, and gives it to the Trainer's loggers.
 
-    ``Trainer(callbacks=[SpectrumCallback(loss, [batch], every=500, out="spectra")])``. The numbers are among
-    ``trainer.callback_metrics``, too, where other callbacks find them.
+    ``Trainer(callbacks=[SpectrumCallback(loss, [batch], every=500, out="spectra")])``. In a training of one process the
+    numbers are among ``trainer.callback_metrics``, too, where other callbacks find them. In one of several processes
+    the first one alone has them, and a callback that stops or saves by them would wait for the others for ever.
 
     Attributes:
         logger: What measures: its ``history``, ``skipped`` and ``spectra``.
@@ -58,12 +61,18 @@ class SpectrumCallback(_callback_class()):  # type: ignore[misc]
             options: Further arguments of :class:`SpectrumLogger`.
 
         Raises:
-            ConfigurationError: An argument is none of its values.
+            HvpEngineError: As of :class:`SpectrumLogger`.
         """
         self.logger = SpectrumLogger(None, loss, data, every=every, out=out, **options)
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
-        """Measure the module before its first step."""
+        """Measure the module before its first step.
+
+        Raises:
+            ConfigurationError: The strategy left this process with parts of the parameters alone.
+        """
+        if isinstance(trainer.strategy.model, nn.Module):  # what the strategy made of the module
+            refuse_parted(trainer.strategy.model)
         if trainer.global_step == 0:
             self._measure(trainer, pl_module)
 
@@ -79,4 +88,5 @@ class SpectrumCallback(_callback_class()):  # type: ignore[misc]
             return
         for logger in trainer.loggers:  # not by self.log, which leaves out all steps but every so many
             logger.log_metrics(dict(found), step=trainer.global_step)
-        trainer.callback_metrics.update({name: torch.tensor(value) for name, value in found.items()})
+        if trainer.world_size == 1:
+            trainer.callback_metrics.update({name: torch.tensor(value) for name, value in found.items()})

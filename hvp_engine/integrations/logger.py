@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Iterable
 from os import PathLike
 from typing import Any
@@ -20,6 +21,8 @@ from hvp_engine.jobs.folder import located
 from hvp_engine.krylov.settings import whole_number
 from hvp_engine.problem.objective import Loss
 from hvp_engine.results.spectra import Spectra
+from hvp_engine.system.files import prove_writable
+from hvp_engine.system.formatting import raised
 
 log = logging.getLogger(__name__)
 
@@ -31,7 +34,9 @@ class SpectrumLogger:
     they were, so that the training takes the same course, to the bit, with the logger and without it. Networks that
     ``torch.compile`` or data parallelism wrap are measured unwrapped, in the first process alone.
 
-    A measurement that fails after one has succeeded is told to the log, and the training goes on.
+    What can be seen to be wrong without computing anything is refused at once, or by the first call, whether its step
+    is due or not. A measurement that fails after one has succeeded, however it fails, is told to the log, and the
+    training goes on.
 
     Example:
         ``logger = SpectrumLogger(model, loss, [batch], every="log", out="spectra")``, and after every
@@ -82,6 +87,8 @@ class SpectrumLogger:
 
         Raises:
             ConfigurationError: An argument is none of its values.
+            ObjectiveError: The data is no collection of batches, is empty, or can be read only once.
+            RunFolderError: Nothing can be written into the folder.
         """
         if mode not in ("eval", "as it is"):
             raise ConfigurationError(f"mode={mode!r} is not one of 'eval', 'as it is'.")
@@ -89,7 +96,12 @@ class SpectrumLogger:
         self._schedule, self._budget = Schedule(every), Budget(budget)
         folder = None if out is None else located(out)
         self._measurement = Measurement(loss, data, blocks, mode, whole_number("top", top, 1), folder, options)
+        if (
+            folder is not None and is_first_process() and os.environ.get("RANK", "0") == "0"
+        ):  # torchrun's, before a group
+            prove_writable(folder)
         self._last: int | None = None
+        self._proved = False
         self.history: dict[int, dict[str, float]] = {}
         self.skipped: list[int] = []
         self.spectra: Spectra | None = None
@@ -106,26 +118,33 @@ class SpectrumLogger:
             The numbers by name, for any logger; None where nothing was measured.
 
         Raises:
-            HvpEngineError: The first measurement fails; its subclass says why.
+            HvpEngineError: The first measurement fails, or cannot succeed; its subclass says why.
         """
         step = whole_number("step", step, 0)
-        after = self._last if self._last is not None and self._last <= step else step - 1
+        if not self._proved and self.model is not None:
+            self._proved = self._measurement.prove(self.model, optimizer)
+        begins = self._last is None or step < self._last
+        after = step - 1 if self._last is None or begins else self._last
         self._last = step
+        if begins and self._measurement.folder is not None:
+            self._measurement.folder.begin(step)
         allowed = self._budget.allows()  # from the first step on: it begins the time
         if not self._schedule.due(after, step) or not is_first_process():
-            return None
-        if not allowed:
-            self._skip(step)
             return None
         if self.model is None:
             raise ConfigurationError("SpectrumLogger has no model yet; set its attribute model first.")
         try:
+            if not allowed:
+                self._skip(self.model, step)
+                return None
             with self._budget.spending():
                 self.spectra, found = self._measurement.take(self.model, step, optimizer)
-        except HvpEngineError as error:
+        except Exception as error:
             if not self.history:
                 raise
-            log.warning("Step %d was not measured: %s The training goes on.", step, error)
+            ours = isinstance(error, HvpEngineError)  # whose message says all
+            words = str(error) if ours else f"{raised(error)}."
+            log.warning("Step %d was not measured: %s The training goes on.", step, words, exc_info=not ours)
             return None
         found |= {"hessian/share_of_time": self._budget.spent / max(self._budget.elapsed, 1e-9)}
         self.history[step] = found
@@ -133,7 +152,7 @@ class SpectrumLogger:
 
     __call__ = step
 
-    def _skip(self, step: int) -> None:
+    def _skip(self, model: nn.Module, step: int) -> None:
         """Say that there is no time."""
         self.skipped.append(step)
         log.warning(
@@ -142,3 +161,4 @@ class SpectrumLogger:
             self._budget.spent,
             self._budget.elapsed,
         )
+        self._measurement.pass_over(model, step)

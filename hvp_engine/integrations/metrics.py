@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from itertools import count
 
 from hvp_engine.errors import ConfigurationError
 from hvp_engine.results.estimate import Estimate
@@ -37,6 +38,7 @@ def of_spectra(spectra: Spectra, top: int) -> dict[str, float]:
     parts = [spectrum for name, spectrum in spectra.items() if name != WHOLE]
     if not parts:
         return named(found)
+    shown = _shown([part.name for part in parts])
     by_block: dict[str, Mapping[str, float]] = {
         "largest": {part.name: part.largest().value for part in parts},
         "smallest": {part.name: part.smallest().value for part in parts},
@@ -47,11 +49,26 @@ def of_spectra(spectra: Spectra, top: int) -> dict[str, float]:
         found["js0"] = apart.js0_estimate().value
         by_block["js"] = _values(apart.mean_js_estimates())
     return named(found) | {
-        _REFUSED.sub("_", f"{_BLOCKS}/{key}/{block}"): float(value)
+        f"{_BLOCKS}/{key}/{shown[block]}": float(value)
         for key, values in by_block.items()
         for block, value in values.items()
         if math.isfinite(value)
     }
+
+
+def _shown(blocks: Sequence[str]) -> dict[str, str]:
+    """Return what every block is called in loggers, all of them otherwise; the same for the same blocks."""
+    found: dict[str, str] = {}
+    taken = {block for block in blocks if not _REFUSED.search(block)}  # these keep their names
+    for block in blocks:
+        name = plain = _REFUSED.sub("_", block)
+        if block not in taken:
+            number = count(2)
+            while name in taken:
+                name = f"{plain}_{next(number)}"
+            taken.add(name)
+        found[block] = name
+    return found
 
 
 def _largest(spectrum: Spectrum, top: int) -> dict[str, float]:

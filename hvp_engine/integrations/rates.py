@@ -2,27 +2,45 @@
 
 from __future__ import annotations
 
-from torch import nn
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor, nn
 from torch.optim import Adam, Optimizer
 
 from hvp_engine.blocks import Block
+from hvp_engine.errors import ConfigurationError
 from hvp_engine.operators.preconditioned import READ_OPTIMIZERS
 
 
 def innermost(optimizer: Optimizer | None) -> Optimizer | None:
-    """Return the optimiser inside of what accelerate, Lightning and others put around it."""
+    """Return the optimiser inside of what accelerate, Lightning and others put around it.
+
+    Raises:
+        ConfigurationError: It is no optimiser.
+    """
     inner = getattr(optimizer, "optimizer", None)
-    return innermost(inner) if isinstance(inner, Optimizer) else optimizer
+    if isinstance(inner, Optimizer):
+        return innermost(inner)
+    groups = getattr(optimizer, "param_groups", None)
+    if optimizer is None or (isinstance(groups, list) and all(isinstance(group, Mapping) for group in groups)):
+        return optimizer
+    raise ConfigurationError(
+        f"optimizer is a {type(optimizer).__name__}, which has no param_groups; give the torch.optim.Optimizer that "
+        "trains the model, or None to leave out what depends on it."
+    )
 
 
 def edges(optimizer: Optimizer | None) -> dict[str, float]:
     """Return the largest eigenvalues at which a quadratic's descent is stable, by the name of what they bound.
 
     For gradient descent that is 2 / rate, and for Adam's preconditioned matrix (2 + 2 beta1) / ((1 - beta1) rate)
-    (Cohen et al. 2021, 2022). Of several learning rates the largest counts; without one above 0 there is no bound.
+    (Cohen et al. 2021, 2022). Of several learning rates the largest counts; without one above 0, or where an optimiser
+    finds one of them itself as it steps, there is no bound.
     """
     groups = [] if optimizer is None else optimizer.param_groups
-    rate = max((float(group.get("lr", 0.0)) for group in groups), default=0.0)
+    rates = [_number(group.get("lr")) for group in groups]
+    rate = 0.0 if None in rates else max((rate for rate in rates if rate is not None), default=0.0)
     if rate <= 0.0:
         return {}
     found = {"two_over_lr": 2.0 / rate}
@@ -43,3 +61,10 @@ def stepped_block(model: nn.Module, optimizer: Optimizer | None) -> Block | None
         if id(parameter) in held and parameter.requires_grad and "step" in optimizer.state.get(parameter, {})
     ]
     return Block("full", [(name, None) for name in names]) if names else None
+
+
+def _number(value: Any) -> float | None:
+    """Return a number, or the one in a tensor; None for anything else."""
+    if isinstance(value, Tensor):
+        return float(value) if value.numel() == 1 else None
+    return float(value) if isinstance(value, (int, float)) else None

@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from hvp_engine.jobs.held_tensors import HeldTensors
 from hvp_engine.problem.cuts import Cut
 from hvp_engine.system.torch_private import hooks_of_module, hooks_of_tensor
 
@@ -51,6 +52,17 @@ def describe_hooks(model: nn.Module) -> dict[str, list[str]]:
 def describe_function(function: Callable[..., Any]) -> str:
     """Name a function and digest what it does: code, defaults, and what it closes over as far as that is data."""
     return f"{_name(function)} [{_CodeDigest(function).hexdigest()}]"
+
+
+def describe_loss(loss: Callable[..., Any], *models: nn.Module) -> str:
+    """Name a loss and digest what it does, with the tensors and modules that it holds, whose values decide its own.
+
+    Args:
+        loss: The loss.
+        models: The model, and its working copy: what the loss holds of them is compared on its own.
+    """
+    held = HeldTensors(models, lambda module: _module(module, set()))
+    return f"{_name(loss)} [{_CodeDigest(loss, held).hexdigest()}]"
 
 
 def describe_suspect(function: type | Cut) -> str:
@@ -142,7 +154,8 @@ def _name(function: Any) -> str:
 class _CodeDigest:
     """Digest of what a function does: the bytes of its code, and of the data that it holds."""
 
-    def __init__(self, function: Any) -> None:
+    def __init__(self, function: Any, held: HeldTensors | None = None) -> None:
+        self._held = held  # None digests what a closure has at once alone, as of hooks, whose digests are older
         self._hasher = hashlib.blake2b(digest_size=8)
         self._seen: set[int] = set()  # functions, each of which counts once
         self._add(function, _DEPTH)
@@ -185,18 +198,31 @@ class _CodeDigest:
             self._add([value.func, value.args, value.keywords], depth)
         elif isinstance(value, types.MethodType):
             self._add_code(value.__func__, depth)
+            self._add_held(value.__self__)
         elif isinstance(value, types.FunctionType) and id(value) not in self._seen:
             self._seen.add(id(value))
             held = [cell.cell_contents for cell in value.__closure__ or () if _is_filled(cell)]
             # What it calls beside it; what other modules have is known by its name.
             near = [found for name in value.__code__.co_names if _is_near(found := value.__globals__.get(name), value)]
             self._add([value.__code__, value.__defaults__, value.__kwdefaults__, *held, *near], depth)
+            for found in [value.__globals__.get(name) for name in value.__code__.co_names]:
+                if isinstance(found, (Tensor, np.ndarray, nn.Module)):
+                    self._add_held(found)
         else:
             self._write(_name(value).encode())
             call = type(value).__call__ if callable(value) else None
             if isinstance(call, types.FunctionType) and not isinstance(value, nn.Module):
                 held = [item for _, item in sorted(getattr(value, "__dict__", {}).items()) if isinstance(item, _PLAIN)]
                 self._add([call, *held], depth - 1)
+            self._add_held(value)
+
+    def _add_held(self, value: Any) -> None:
+        """Add tensors and modules; nothing at all where there are none, so that older digests stay what they were."""
+        holder = not isinstance(value, (Tensor, np.ndarray, nn.Module))
+        if self._held is None or (holder and (isinstance(value, types.ModuleType) or _is_machinery(type(value)))):
+            return
+        for text in self._held.of(value):
+            self._write(text.encode())
 
 
 def _is_near(value: Any, function: types.FunctionType) -> bool:

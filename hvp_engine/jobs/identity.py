@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from hvp_engine.blocks import BlockPart, Partition
-from hvp_engine.jobs.description import describe_function, describe_hooks, describe_modules, digest_of
+from hvp_engine.jobs.description import describe_hooks, describe_loss, describe_modules, digest_of
 from hvp_engine.jobs.environment import environment
 from hvp_engine.jobs.job import Job, ResultT, StateT
 from hvp_engine.jobs.origin import origin
@@ -48,7 +48,7 @@ def describe(operator: CurvatureOperator) -> dict[str, Any]:
         **({"precondition": scales} if scales else {}),  # runs of before there were any have no word of it
         "buffers": {name: digest_of(buffer) for name, buffer in model.named_buffers()},
         "data": objective.data_digests,
-        "loss": describe_function(objective.loss),
+        "loss": describe_loss(objective.loss, objective.source, model),
     }
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from os import PathLike
@@ -46,16 +46,18 @@ class _Part:
     numbers: range
 
 
-def merge(runs: Sequence[Run], out: str | PathLike[str] | None) -> Spectra:
+def merge(runs: Iterable[Run], out: str | PathLike[str] | None) -> Spectra:
     """Join runs, and write what is joined into a run folder where one is given; see :func:`hvp_engine.merge`.
 
     Raises:
         ConfigurationError: There are fewer than two runs, or they cannot be joined.
         RunFolderError: A run cannot be read or is not finished, or the result cannot be written.
     """
-    if isinstance(runs, (str, PathLike, Spectra)) or len(runs) < 2:
+    several = isinstance(runs, Iterable) and not isinstance(runs, (str, PathLike, Spectra))
+    given = list(runs) if several else []
+    if len(given) < 2:
         raise ConfigurationError("The runs to merge must be two or more; give a list of their folders.")
-    parts = [_part(run, place) for place, run in enumerate(runs, 1)]
+    parts = [_part(run, place) for place, run in enumerate(given, 1)]
     for part in parts[1:]:
         _refuse_other_job(part, parts[0])
     parts.sort(key=lambda part: part.numbers.start)

@@ -25,7 +25,7 @@ from hvp_engine.jobs.follower import Briefing, Follower, briefing
 from hvp_engine.jobs.identity import config_of, describe, facts, values
 from hvp_engine.jobs.job import Job, Result, ResultT, StateT, WaveState
 from hvp_engine.jobs.keeping import Keeping, as_first_known, remember_tested
-from hvp_engine.jobs.sharing import refuse_unequal, share_out
+from hvp_engine.jobs.sharing import refuse_other_folders, refuse_unequal, share_out
 from hvp_engine.jobs.sittings import Sittings
 from hvp_engine.kernels.allocator import retained_heap
 from hvp_engine.krylov.settings import JobSettings
@@ -66,6 +66,7 @@ def run(
     """
     started = time.monotonic()
     folder = None if out is None else located(out)
+    refuse_other_folders(folder, team)  # the first exchange: those that have none would not take part in the next one
     is_complete = folder is not None and team.from_first(partial(finished_or_usable, folder))
     operator = build()
     operator.checked = job.settings.check

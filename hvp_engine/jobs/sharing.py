@@ -84,6 +84,21 @@ def share_out(job: Shared, operator: CurvatureOperator, run: Path | None, team: 
         scheduler.take(Share(share, data.part(share), team.add_up), most)
 
 
+def refuse_other_folders(run: Path | None, team: Team) -> None:
+    """Refuse processes that were given other run folders, or of which some were given none; they meet here at first.
+
+    Raises:
+        ConfigurationError: They were.
+    """
+    mine = None if run is None else str(run)
+    for rank, theirs in enumerate(team.gathered(mine)):
+        if theirs != mine:
+            ranks = " and ".join(map(str, sorted((team.rank, rank))))
+            raise ConfigurationError(
+                f"Ranks {ranks} have other out= each; give every process the same folder, rank 0 writes."
+            )
+
+
 def refuse_unequal(identity: Mapping[str, Any], team: Team) -> None:
     """Refuse processes that do not work on one and the same job.
 

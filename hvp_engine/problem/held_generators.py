@@ -1,4 +1,4 @@
-"""Generators of random numbers that a model or a loss holds for itself, wherever they keep them."""
+"""Generators of random numbers that a model, a loss or data hold for themselves, wherever they keep them."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from hvp_engine.problem.generators import Source, source_of
 
 _DEPTH = 4  # an attribute, the object there, its method's globals, what those refer to
+_DEPTH_OF_DATA = 6  # a loader, its dataset, the transform of that, the ones in it, their attributes
 _MOST = 4000  # objects looked at
 _LONG = 100  # items: a container of more is data
 _CONTAINERS = (Mapping, list, tuple, set, frozenset, deque)
@@ -29,7 +30,6 @@ def held_sources(model: nn.Module, loss: object) -> list[Source]:
     global names), and the attributes, items and code of what is found there. Of the code of installed packages only
     what it refers to directly is looked at.
     """
-    found: dict[int, Source] = {}
     seen: set[int] = set()
     classes = {type(module) for module in model.modules() if not type(module).__module__.startswith("torch.")}
     pending: deque[tuple[object, int]] = deque((kind.forward, 0) for kind in classes)
@@ -37,6 +37,17 @@ def held_sources(model: nn.Module, loss: object) -> list[Source]:
     for module in model.modules():
         seen.add(id(module))
         pending += [(value, 1) for key, value in vars(module).items() if key not in _TENSORS]
+    return _reached(pending, seen, _DEPTH)
+
+
+def sources_of_data(data: object) -> list[Source]:
+    """Find the generators that data draw from: those of loaders, samplers and datasets, wherever they keep them."""
+    return _reached(deque([(data, 0)]), set(), _DEPTH_OF_DATA)
+
+
+def _reached(pending: deque[tuple[object, int]], seen: set[int], most: int) -> list[Source]:
+    """Find the generators among some objects and in what they hold, each with how far it is from where one looks."""
+    found: dict[int, Source] = {}
     while pending and len(seen) < _MOST:
         value, depth = pending.popleft()
         if isinstance(value, _ATOMS) or id(value) in seen or (isinstance(value, _CONTAINERS) and not value):
@@ -45,7 +56,7 @@ def held_sources(model: nn.Module, loss: object) -> list[Source]:
         source = source_of(value)
         if source is not None:
             found[id(value)] = source
-        elif depth < _DEPTH:
+        elif depth < most:
             pending += [(inner, depth + 1) for inner in _behind(value, direct=depth == 0)]
     return list(found.values())
 

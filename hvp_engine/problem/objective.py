@@ -76,6 +76,7 @@ class Objective:
     copy is used, and the loss is called with that copy.
 
     Attributes:
+        source: The user's model.
         head_room: How much of a head's logits exists at once; None where no job has set it.
     """
 
@@ -99,7 +100,7 @@ class Objective:
         check_ingredients(model, loss, data)
         refuse_unusable(model)
         self.precision = precision
-        self.loss = loss
+        self.loss, self.source = loss, model
         self.dtype = working_dtype(precision)
         with turn(model):
             self.model = working_copy(model, self.dtype)

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from torch import nn
+from torch import Tensor, nn
 
 from hvp_engine.errors import ConfigurationError
 from hvp_engine.system.formatting import first_names
-from hvp_engine.system.torch_private import hooks_of_tensor
+from hvp_engine.system.torch_private import hooks_of_tensor, is_flattened
 
 # By name: importing what defines them takes longer than most checks, and other packages have their own.
 _DDP = "DistributedDataParallel"
@@ -44,9 +44,10 @@ def obstacles(model: nn.Module) -> Iterator[Obstacle]:
     Args:
         model: The caller's model.
     """
+    yield from parted(model)
     for name, module in model.named_modules():
         wrapper = next((kind.__name__ for kind in type(module).__mro__ if kind.__name__ in _WRAPPERS), None)
-        if wrapper is not None:
+        if wrapper is not None and wrapper not in _SHARDING:
             yield _distributed(wrapper, name)
         if isinstance(module, (nn.Embedding, nn.EmbeddingBag)) and module.max_norm is not None:
             yield Obstacle(
@@ -62,8 +63,36 @@ def obstacles(model: nn.Module) -> Iterator[Obstacle]:
             "gradient-hook",
             f"Gradient hooks are registered on {first_names(hooked)}: what they change is no gradient of the loss, and "
             "its derivative is no Hessian.",
-            "remove the hooks (handle.remove()), and compute a mask or scale in the forward pass instead",
+            "remove the hooks (handle.remove()), and compute a mask or scale in the forward pass instead; those of "
+            "wandb.watch go by wandb.unwatch(model), and wandb.watch(model, log='parameters') registers none",
         )
+
+
+def parted(model: nn.Module) -> Iterator[Obstacle]:
+    """Yield what shows that this process holds parts of the parameters alone: wrappers, and the parameters themselves.
+
+    Args:
+        model: The caller's model, or what a training strategy made of it.
+    """
+    for name, module in model.named_modules():
+        sharding = next((kind.__name__ for kind in type(module).__mro__ if kind.__name__ in _SHARDING), None)
+        if sharding is not None:
+            yield _gathered(f"The model is wrapped in {sharding}{f' ({name})' if name else ''}", name or None)
+    ways = {name: way for name, parameter in model.named_parameters() if (way := _parted_by(parameter)) is not None}
+    for way in dict.fromkeys(ways.values()):
+        names = [name for name in ways if ways[name] == way]
+        yield _gathered(f"The parameters {first_names(names)} are shared out by {way}", None)
+
+
+def refuse_parted(model: nn.Module) -> None:
+    """Refuse a model of which this process holds parts alone.
+
+    Raises:
+        ConfigurationError: See :func:`parted`.
+    """
+    obstacle = next(parted(model), None)
+    if obstacle is not None:
+        raise ConfigurationError(str(obstacle))
 
 
 def refuse_obstacles(model: nn.Module) -> None:
@@ -86,18 +115,29 @@ def unwrapped(model: nn.Module) -> nn.Module:
     return inside if type(model).__name__ == _DDP and isinstance(inside, nn.Module) else model
 
 
+def _parted_by(parameter: Tensor) -> str | None:
+    """Say what shares a parameter out among processes; None where it is whole."""
+    if any(kind.__name__ == "DTensor" for kind in type(parameter).__mro__):
+        return "DTensor (tensor parallelism, or FSDP2)"
+    if hasattr(parameter, "ds_id"):
+        return "DeepSpeed's stage 3"
+    return "FullyShardedDataParallel" if is_flattened(parameter) else None
+
+
+def _gathered(what: str, module: str | None) -> Obstacle:
+    """Make the obstacle of parameters in parts."""
+    return Obstacle(
+        "distributed-wrapper",
+        f"{what}: every process holds a part of each parameter and gathers it for one backward pass, so that a second "
+        "backward pass through the gradient, of which Hessian-vector products are made, finds parts alone.",
+        "gather the weights (torch.distributed.checkpoint.state_dict.get_model_state_dict with full_state_dict="
+        "True) and load them into the plain module, which every process needs whole",
+        module,
+    )
+
+
 def _distributed(wrapper: str, name: str) -> Obstacle:
     place = f" ({name})" if name else ""
-    if wrapper in _SHARDING:
-        return Obstacle(
-            "distributed-wrapper",
-            f"The model is wrapped in {wrapper}{place}: every process holds a part of each parameter and gathers it "
-            "for one backward pass, so that a second backward pass through the gradient, of which Hessian-vector "
-            "products are made, finds parts alone.",
-            "gather the weights (torch.distributed.checkpoint.state_dict.get_model_state_dict with full_state_dict="
-            "True) and load them into the plain module, which every process needs whole",
-            name or None,
-        )
     ways = "pass the module inside (model.module, with all of its parameters) and all the data"
     return Obstacle(
         "distributed-wrapper",

@@ -17,6 +17,7 @@ from typing import Any
 
 from hvp_engine.errors import HvpEngineError, ObjectiveError
 from hvp_engine.problem.generators import HIGH, LOW, Source, shared_sources, states, write_back
+from hvp_engine.problem.held_generators import sources_of_data
 from hvp_engine.system.failures import pass_on
 from hvp_engine.system.formatting import raised
 
@@ -153,14 +154,16 @@ def _of_the_data(what: str, failed: str) -> Iterator[None]:
 class UndisturbedData:
     """Data whose reading draws its random numbers from a sequence of its own.
 
-    A DataLoader draws from the process's generator whenever a pass begins, and augmentations do at every batch. The
-    caller's generators have their states back after every batch; the next one goes on where the last one ended.
+    A DataLoader draws from the process's generator, or from one that it was given, whenever a pass begins, and
+    augmentations do at every batch. The caller's generators have their states back after every batch; the next one goes
+    on where the last one ended.
     """
 
     def __init__(self, data: Iterable[Any]) -> None:
         """Wrap the data; a list or tuple is read as it is."""
         self._data = data
-        self._own: list[Any] | None = None
+        self._held: list[Source] | None = None  # not looked for yet
+        self._own: dict[int, Any] = {}  # states of the sequence, by the place of their generator
 
     @property
     def kept(self) -> bool:
@@ -192,17 +195,19 @@ class UndisturbedData:
 
     @contextlib.contextmanager
     def _drawing(self) -> Iterator[None]:
-        sources = shared_sources()
+        if self._held is None:
+            self._held = sources_of_data(self._data)
+        sources = (*self._held, *shared_sources())  # of these there are more once a GPU is in use
         before = states(sources)
         try:
-            if self._own is not None:
-                for source, state in zip(sources, self._own, strict=False):
-                    source.write(state)
+            for place, state in self._own.items():
+                sources[place].write(state)
             yield
         finally:
             try:
-                after = states(sources)
-                if after != (self._own or before):
+                drawn = self._own or dict(enumerate(before))
+                after = dict(enumerate(states(sources)))
+                if any(after[place] != state for place, state in drawn.items()):
                     self._own = after
             finally:
                 write_back(sources, before)

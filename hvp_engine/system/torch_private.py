@@ -40,6 +40,7 @@ __all__ = [
     "innermost_mode",
     "inside_transform",
     "is_batched",
+    "is_flattened",
     "is_operation",
     "is_view",
     "is_zero_tensor",
@@ -376,6 +377,11 @@ def hooks_of_module(module: nn.Module) -> list[Callable[..., Any]]:
 def hooks_of_tensor(tensor: Tensor) -> list[Callable[..., Any]]:
     """List the hooks that run with the gradient of a tensor."""
     return list((getattr(tensor, "_backward_hooks", None) or {}).values())
+
+
+def is_flattened(parameter: Tensor) -> bool:
+    """Say whether FullyShardedDataParallel has a parameter flat, or in a flat one, of which each process has a part."""
+    return bool(getattr(parameter, "_is_flat_param", getattr(parameter, "_fsdp_flattened", False)))
 
 
 def uncompiled(module: nn.Module) -> nn.Module:

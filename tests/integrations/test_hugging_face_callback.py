@@ -105,6 +105,13 @@ def test_a_training_resumed_from_a_checkpoint_goes_on_in_its_folder(tmp_path: Pa
     assert manifest.stat().st_mtime_ns == before
 
 
+@pytest.mark.parametrize("other", ["model", None])
+def test_what_is_no_trainer_is_refused(other: Any) -> None:
+    given = GPT2LMHeadModel(GPT2Config(vocab_size=11, n_embd=8, n_layer=1, n_head=2)) if other == "model" else other
+    with pytest.raises(ConfigurationError, match="trainer is a .*give the Trainer of transformers itself"):
+        SpectrumCallback(given, he.losses.causal_lm, PROBE, every=2)
+
+
 def test_without_transformers_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "transformers", None)
     spec = importlib.util.spec_from_file_location("without_transformers", hugging_face.__file__)

@@ -12,7 +12,7 @@ import lightning.pytorch as pl
 import pytest
 import torch
 from lightning.pytorch.loggers import CSVLogger
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 from trainings import LOSS, PROBE, network, samples
@@ -95,6 +95,30 @@ def test_a_training_begun_again_reads_what_was_measured(tmp_path: Path) -> None:
     fit(tmp_path, [again])
     assert list(again.logger.history) == [0, 2, 4]
     assert manifest.stat().st_mtime_ns == before
+
+
+def test_of_several_processes_none_decides_by_numbers_that_the_first_one_has() -> None:
+    module = Module()
+    trainer = SimpleNamespace(
+        strategy=SimpleNamespace(model=module),
+        world_size=2,
+        global_step=0,
+        optimizers=[],
+        loggers=[],
+        callback_metrics={},
+    )
+    measuring = SpectrumCallback(LOSS, PROBE, every=2, steps=4, probes=1)
+    measuring.on_train_start(trainer, module)
+    assert list(measuring.logger.history) == [0]
+    assert trainer.callback_metrics == {}
+
+
+def test_a_strategy_that_shares_parameters_out_is_refused() -> None:
+    module = Module()
+    wrapper = type("FullyShardedDataParallel", (nn.Sequential,), {})(module)
+    trainer = SimpleNamespace(strategy=SimpleNamespace(model=wrapper), global_step=7)
+    with pytest.raises(ConfigurationError, match="every process holds a part"):
+        SpectrumCallback(LOSS, PROBE, every=2).on_train_start(trainer, module)
 
 
 def test_the_base_class_is_that_of_the_package_in_use(monkeypatch: pytest.MonkeyPatch) -> None:

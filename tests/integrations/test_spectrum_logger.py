@@ -9,22 +9,13 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from trainings import LOSS, OPTIONS, PROBE, network
+from trainings import LOSS, OPTIONS, PROBE, network, stepped
 
 import hvp_engine as he
 from hvp_engine.errors import ConfigurationError, NonDeterministicError, NotFiniteError
-from hvp_engine.integrations import SpectrumLogger
+from hvp_engine.integrations import SpectrumLogger, measurement
 
 EXACT: dict[str, Any] = {"every": 1, "tolerance": 0.02}  # small blocks are then multiplied out
-
-
-def stepped(model: nn.Module, rate: float = 0.1) -> torch.optim.Adam:
-    """Take one step, so that the optimiser has a state."""
-    optimizer = torch.optim.Adam(model.parameters(), rate, betas=(0.8, 0.99))
-    total, weight = LOSS(model, PROBE[0])
-    (total / weight).backward()
-    optimizer.step()
-    return optimizer
 
 
 def matrix(model: nn.Module, blocks: Any = None) -> Tensor:
@@ -113,6 +104,14 @@ def test_names_suit_every_logger() -> None:
     assert not [name for name in found if {name[:i] for i, c in enumerate(name) if c == "/"} & leaves]
 
 
+def test_blocks_that_would_have_the_same_name_in_a_logger_are_told_apart() -> None:
+    blocks = {"注意": ["0.weight"], "前馈": ["0.bias"], "_2_": ["5.weight"], "(2)": ["5.bias"]}
+    found = SpectrumLogger(network(), LOSS, PROBE, blocks=blocks, **OPTIONS).step(0)
+    assert found is not None
+    names = [name.rpartition("/")[2] for name in found if name.startswith("hessian_blocks/trace/")]
+    assert names == ["__", "___2", "_2_", "_2__2"]
+
+
 def test_a_block_named_full_is_the_callers() -> None:
     logger = SpectrumLogger(network(), LOSS, PROBE, blocks={"head": ["5.*"], "full": ["0.*", "5.*"]}, **OPTIONS)
     assert logger.step(0) is not None
@@ -166,7 +165,7 @@ def test_options_go_to_slq_and_others_are_refused_at_once() -> None:
         "seed": 3,
         "precision": "fp64",
     }
-    for options in ({"stepz": 5}, {"precondition": None}, {"progress": True}):
+    for options in ({"stepz": 5}, {"precondition": None}, {"progress": True}, {"first_probe": 2}):
         with pytest.raises(ConfigurationError, match="no option here"):
             SpectrumLogger(network(), LOSS, PROBE, every=1, **options)  # type: ignore[arg-type]
     with pytest.raises(ConfigurationError, match="mode="):
@@ -176,3 +175,11 @@ def test_options_go_to_slq_and_others_are_refused_at_once() -> None:
 def test_a_logger_without_a_model_says_so() -> None:
     with pytest.raises(ConfigurationError, match="no model yet"):
         SpectrumLogger(None, LOSS, PROBE, **OPTIONS).step(0)
+
+
+def test_a_preconditioned_eigenvalue_that_did_not_converge_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(measurement, "_MOST_PRODUCTS", 3)
+    model = network()
+    found = SpectrumLogger(model, LOSS, PROBE, **OPTIONS).step(2, stepped(model))
+    assert found is not None and "hessian/preconditioned_largest" not in found
+    assert "hessian/preconditioned_edge" in found

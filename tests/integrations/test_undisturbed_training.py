@@ -14,6 +14,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
+from torch.utils.data import DataLoader, TensorDataset
 from trainings import LOSS, OPTIONS, PROBE, Course, bf16, network, samples, train
 
 from hvp_engine.integrations import SpectrumLogger
@@ -117,3 +118,19 @@ def test_modes_are_set_without_calling_train_or_eval() -> None:
     model = nn.Sequential(nn.Dropout(0.5), Merging(6, 3))
     assert SpectrumLogger(model, LOSS, PROBE, **OPTIONS).step(0) is not None
     assert [module.training for module in model.modules()] == [True] * 3
+
+
+def test_a_loader_that_shares_its_generator_with_the_probe_takes_the_same_course() -> None:
+    def orders(*, is_measured: bool) -> list[list[float]]:
+        generator = torch.Generator().manual_seed(0)
+        training = DataLoader(TensorDataset(*samples(12, 1)), batch_size=4, shuffle=True, generator=generator)
+        probe = DataLoader(TensorDataset(*samples(6, 2)), batch_size=3, generator=generator)
+        logger = SpectrumLogger(network(), LOSS, probe, every=1, steps=2, probes=1, check=False)
+        found = []
+        for epoch in range(2):
+            if is_measured:
+                assert logger.step(epoch) is not None
+            found += [inputs[:, 0].tolist() for inputs, _ in training]
+        return found
+
+    assert orders(is_measured=True) == orders(is_measured=False)

@@ -39,6 +39,15 @@ def samples(count: int, seed: int) -> tuple[Tensor, Tensor]:
 PROBE = [samples(12, seed=100), samples(5, seed=101)]
 
 
+def stepped(model: nn.Module, rate: float = 0.1) -> torch.optim.Adam:
+    """Take one step, so that the optimiser has a state."""
+    optimizer = torch.optim.Adam(model.parameters(), rate, betas=(0.8, 0.99))
+    total, weight = LOSS(model, PROBE[0])
+    (total / weight).backward()
+    optimizer.step()
+    return optimizer
+
+
 def bf16() -> AbstractContextManager[Any]:
     return torch.autocast("cpu", dtype=torch.bfloat16)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import enum
 import functools
 import logging
@@ -15,7 +16,7 @@ import pytest
 import torch
 from torch import nn
 
-from hvp_engine.jobs.description import describe_function, describe_hooks, describe_modules
+from hvp_engine.jobs.description import describe_function, describe_hooks, describe_loss, describe_modules
 
 FACTOR = 2.0
 
@@ -177,3 +178,83 @@ def test_the_digest_of_a_function_does_not_depend_on_where_objects_lie(monkeypat
     first = describe_function(closing_over(Choice.RELU))
     monkeypatch.setattr(Choice.RELU, "_value_", functools.partial(copy_of(helper)))
     assert describe_function(closing_over(Choice.RELU)) == first != before
+
+
+class Weighted:
+    """A loss with class weights, and whatever else."""
+
+    def __init__(self, **held: Any) -> None:
+        vars(self).update(held)
+
+    def __call__(self, model: nn.Module, batch: Any) -> Any:
+        return nn.functional.cross_entropy(model(batch[0]), batch[1])
+
+    def method(self, model: nn.Module, batch: Any) -> Any:
+        return self(model, batch)
+
+
+ONES, OTHERS = torch.ones(3), torch.tensor([1.0, 5.0, 9.0])
+CRITERION = nn.CrossEntropyLoss(weight=ONES)
+
+
+def teacher(seed: int) -> nn.Module:
+    torch.manual_seed(seed)
+    return nn.Linear(2, 3)
+
+
+def calling_a_global(model: nn.Module, batch: Any) -> Any:
+    return CRITERION(model(batch[0]), batch[1])
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        (Weighted(weight=ONES), Weighted(weight=OTHERS)),
+        (Weighted(weight=ONES.numpy()), Weighted(weight=OTHERS.numpy())),
+        (Weighted(weights={"a": [ONES]}), Weighted(weights={"a": [OTHERS]})),
+        (Weighted(weight=ONES).method, Weighted(weight=OTHERS).method),
+        (Weighted(teacher=teacher(0)), Weighted(teacher=teacher(1))),
+        (closing_over(nn.CrossEntropyLoss(weight=ONES)), closing_over(nn.CrossEntropyLoss(weight=OTHERS))),
+        (closing_over(nn.CrossEntropyLoss()), closing_over(nn.CrossEntropyLoss(label_smoothing=0.1))),
+        (closing_over(nn.Sequential(teacher(0))), closing_over(nn.Sequential(teacher(1)))),
+        (closing_over(Weighted(weight=ONES)), closing_over(Weighted(weight=OTHERS))),
+        (functools.partial(helper, x=Weighted(weight=ONES)), functools.partial(helper, x=Weighted(weight=OTHERS))),
+    ],
+)
+def test_losses_that_hold_other_tensors_are_told_apart(one: Callable[..., Any], other: Callable[..., Any]) -> None:
+    model = nn.Linear(2, 3)
+    assert describe_loss(one, model) == describe_loss(one, model)
+    assert describe_loss(copy.deepcopy(one), model) == describe_loss(one, model)
+    assert describe_loss(one, model) != describe_loss(other, model)
+
+
+def test_a_module_that_a_loss_has_as_a_global_belongs_to_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = describe_loss(calling_a_global, nn.Linear(2, 3))
+    monkeypatch.setitem(globals(), "CRITERION", nn.CrossEntropyLoss(weight=OTHERS))
+    assert describe_loss(calling_a_global, nn.Linear(2, 3)) != before
+
+
+def test_the_model_itself_and_the_latest_loss_are_no_part_of_a_loss() -> None:
+    model = nn.Sequential(nn.Linear(2, 3))
+    for loss in (Weighted(model=model), closing_over(model), Weighted(head=model[0])):
+        before = describe_loss(loss, model)
+        assert before == describe_function(loss)
+        with torch.no_grad():
+            model[0].bias.add_(1.0)
+        assert describe_loss(loss, model) == before
+    optimizer = torch.optim.Adam(model.parameters())
+    model(torch.ones(1, 2)).sum().backward()
+    optimizer.step()
+    assert describe_loss(closing_over([optimizer, torch]), model) == describe_function(closing_over([optimizer, torch]))
+    loss = Weighted(weight=ONES)
+    before = describe_loss(loss, model)
+    loss.latest = model(torch.ones(1, 2)).sum()
+    assert describe_loss(loss, model) == before
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [helper, calling, closing_over(2.0), closing_over(torch.ones(2)), Criterion(1.0), functools.partial(helper, 1.0)],
+)
+def test_a_loss_without_such_things_has_the_digest_that_older_run_folders_have(loss: Callable[..., Any]) -> None:
+    assert describe_loss(loss, nn.Linear(2, 3)) == describe_function(loss)

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from problems import Case, gpt, mlp
+from torch import nn
 
 import hvp_engine as he
 from hvp_engine.errors import ConfigurationError, RunFolderError
@@ -207,6 +208,41 @@ def test_what_is_no_part_of_a_job_is_refused(runs: list[Path], tmp_path: Path) -
     he.eigsh(case.model, case.loss, ["0.bias"], data=case.data, k=1, check=False, out=tmp_path / "pairs")
     with pytest.raises(ConfigurationError, match="is of a job 'eigsh'; only runs of slq"):
         he.merge([runs[0], tmp_path / "pairs"])
+
+
+def test_runs_may_come_one_after_another(runs: list[Path]) -> None:
+    assert same_numbers(he.merge(run for run in runs), he.merge(runs))
+    with pytest.raises(ConfigurationError, match="two or more"):
+        he.merge(iter(()))
+    with pytest.raises(ConfigurationError, match="two or more"):
+        he.merge(3)  # type: ignore[arg-type]
+
+
+class Smoothed:
+    """The loss of a case, and a multiple of what a layer of its own says."""
+
+    def __init__(self, case: Case, seed: int) -> None:
+        self.loss, self.layer = case.loss, nn.Linear(2, 2)
+        nn.init.constant_(self.layer.weight, float(seed))
+
+    def __call__(self, model: nn.Module, batch: object) -> object:
+        return self.loss(model, batch) * self.layer.weight[0, 0].detach()
+
+
+@pytest.mark.parametrize("has_folders", [(False, False), (True, False), (False, True)])
+def test_runs_of_losses_that_differ_in_a_held_module_are_told_apart(
+    has_folders: tuple[bool, bool], tmp_path: Path
+) -> None:
+    found = []
+    for place, has_folder in enumerate(has_folders):
+        made = mlp()
+        case = Case(made.model, Smoothed(made, place + 1), made.data)
+        out = tmp_path / str(place) if has_folder else None
+        found.append(part(case, place, 1, blocks=["0.bias"], out=out))
+    with pytest.raises(ConfigurationError, match=r"of different jobs \(loss"):
+        he.merge(found)
+    other = part(Case(made.model, Smoothed(made, 2), made.data), 0, 1, blocks=["0.bias"])
+    assert [words.partition(":")[0] for words in he.compare(found[0], other).differences] == ["loss"]
 
 
 def test_no_other_result_is_written_over(runs: list[Path], tmp_path: Path) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -11,11 +11,14 @@ import pytest
 import torch
 from refusals import mean_loss
 from torch import Tensor, nn
+from torch.utils.data import BatchSampler, DataLoader, Dataset, RandomSampler, Sampler
 from weighed import EQUAL
 
 import hvp_engine as he
 from hvp_engine.errors import NonDeterministicError
+from hvp_engine.problem.generators import source_of
 from hvp_engine.problem.held_generators import held_sources
+from hvp_engine.problem.randomness import UndisturbedData
 
 module_generator = np.random.default_rng(0)
 
@@ -27,7 +30,7 @@ class Dropping:
         self.settings = {"generators": [generator]}
 
     def __call__(self, x: Tensor) -> Tensor:
-        return x * (self.settings["generators"][0].random() > 1e-6)
+        return x * (self.settings["generators"][0].uniform(0, 1) > 1e-6)
 
 
 def drop(x: Tensor) -> Tensor:
@@ -74,3 +77,58 @@ def test_the_search_ends_where_things_refer_to_each_other_or_are_many() -> None:
     model = Model(circle)
     model.many = [[random.Random(i)] for i in range(100_000)]
     assert not held_sources(model, mean_loss)
+
+
+class Augmented(Dataset[Tensor]):
+    """Draws for every sample, which it drops one time in a million."""
+
+    def __init__(self, generator: Any) -> None:
+        self.transform = Dropping(generator)
+
+    def __len__(self) -> int:
+        return 6
+
+    def __getitem__(self, place: int) -> Tensor:
+        return self.transform(torch.full((4,), float(place)))
+
+
+def loaders(generator: torch.Generator) -> dict[str, Iterable[Any]]:
+    inputs = torch.arange(24.0).reshape(6, 4)
+    shuffling = BatchSampler(RandomSampler(range(6), generator=generator), 6, drop_last=False)
+    return {
+        "loader": DataLoader(inputs, batch_size=3, generator=generator),
+        "sampler": DataLoader(inputs, batch_size=1, sampler=OneOrder(generator)),
+        "batch sampler": DataLoader(inputs, batch_sampler=shuffling),
+    }
+
+
+class OneOrder(Sampler[int]):
+    """Draws, and samples in the same order all the same."""
+
+    def __init__(self, generator: torch.Generator) -> None:
+        self.generator = generator
+
+    def __iter__(self) -> Iterator[int]:
+        torch.rand(3, generator=self.generator)
+        return iter(range(6))
+
+
+@pytest.mark.parametrize("kind", ["loader", "sampler", "batch sampler"])
+def test_reading_data_leaves_a_generator_that_a_training_shares_with_it(kind: str) -> None:
+    generator = torch.Generator().manual_seed(5)
+    data = UndisturbedData(loaders(generator)[kind])
+    before = generator.get_state()
+    first, second = [[batch.clone() for batch in data] for _ in range(2)]
+    assert torch.equal(generator.get_state(), before)
+    order = [torch.cat([torch.atleast_2d(batch) for batch in batches])[:, 0].tolist() for batches in (first, second)]
+    assert sorted(order[0]) == sorted(order[1]) == [0.0, 4.0, 8.0, 12.0, 16.0, 20.0]
+    assert (order[0] == order[1]) is (kind != "batch sampler")  # a sequence of its own goes on, so that this is noticed
+
+
+@pytest.mark.parametrize("generator", [random.Random(0), np.random.default_rng(0), np.random.RandomState(0)])
+def test_reading_data_leaves_the_generators_of_a_dataset(generator: Any) -> None:
+    source = source_of(generator)
+    assert source is not None
+    before = source.read()
+    assert len(list(UndisturbedData(DataLoader(Augmented(generator), batch_size=2)))) == 3
+    assert source.read() == before

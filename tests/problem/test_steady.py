@@ -106,7 +106,7 @@ def test_the_callers_default_dtype_is_shielded(dtype: torch.dtype) -> None:
 def test_hooks_on_gradients_are_refused_in_every_precision_and_the_fix_works(precision: Any) -> None:
     model = copy.deepcopy(CASE.model)
     handle = model[0].weight.register_hook(lambda gradient: 2 * gradient)
-    with pytest.raises(ConfigurationError, match=r"Gradient hooks are registered on 0\.weight.*handle\.remove"):
+    with pytest.raises(ConfigurationError, match=r"registered on 0\.weight.*handle\.remove.*wandb\.unwatch"):
         product(model, precision=precision)
     with pytest.raises(ConfigurationError, match="Gradient hooks"):
         he.slq(model, CASE.loss, data=CASE.data, precision=precision, steps=2, probes=1, progress=False)
@@ -204,6 +204,33 @@ def test_wrappers_for_several_processes_are_refused_by_every_call(name: str, why
         assert [finding.code for finding in report.findings] == ["distributed-wrapper", "not-examined"]
         assert not report.ok
     assert error(product(wrapped.module)) < 1e-5
+
+
+class DTensor(nn.Parameter):
+    """A parameter by the name of those of tensor parallelism, which needs no processes."""
+
+
+@pytest.mark.parametrize(
+    ("attributes", "kind", "way"),
+    [
+        ({}, DTensor, "DTensor"),
+        ({"ds_id": 0}, nn.Parameter, "DeepSpeed's stage 3"),
+        ({"_is_flat_param": True}, nn.Parameter, "FullyShardedDataParallel"),
+        ({"_fsdp_flattened": True}, nn.Parameter, "FullyShardedDataParallel"),
+    ],
+)
+def test_parameters_of_which_a_process_has_a_part_are_refused(
+    attributes: dict[str, Any], kind: type[nn.Parameter], way: str
+) -> None:
+    model = copy.deepcopy(CASE.model)
+    parted = kind(model[0].weight.detach())
+    for name, value in attributes.items():
+        setattr(parted, name, value)
+    model[0].weight = parted
+    with pytest.raises(ConfigurationError, match=rf"0\.weight are shared out by {way}.*Gather the weights"):
+        product(model)
+    report = he.doctor(model, CASE.loss, data=CASE.data, seconds=1)
+    assert [finding.code for finding in report.findings] == ["distributed-wrapper", "not-examined"]
 
 
 def test_ordinary_models_have_no_obstacles() -> None:

@@ -108,6 +108,17 @@ def test_processes_of_different_jobs_are_refused(launcher: Launcher, function: s
         assert message in rank.message
 
 
+@pytest.mark.parametrize("only_first", [True, False])
+def test_processes_with_other_run_folders_are_refused_at_once(
+    launcher: Launcher, tmp_path: Path, only_first: bool
+) -> None:
+    options = {"case": "mlp", "out": str(tmp_path / "run"), "only_first": only_first}
+    for rank in launcher.run(2, "team_jobs:other_folders", **options):
+        assert rank.error == "ConfigurationError", rank
+        assert "Ranks 0 and 1 have other out= each; give every process the same folder" in rank.message
+    assert not list(tmp_path.iterdir())
+
+
 def test_an_arrangement_for_other_numbers_is_refused(launcher: Launcher) -> None:
     for rank in launcher.run(2, "team_jobs:job", case="mlp", distributed={"probes": 3, "data": 2}):
         assert "takes 6 processes, and there are 2" in rank.message
