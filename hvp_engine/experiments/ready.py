@@ -10,13 +10,15 @@ from hvp_engine.experiments.zoo import entry_of
 
 
 def ready(setting: Setting, models: Iterable[str | Entry]) -> None:
-    """Read the data of all models of a driver, and make the networks without their weights.
+    """Make the networks of a driver without their weights, and read the data of all of them.
 
     The last of ten models would otherwise miss its data, or a package, after nine were trained.
 
     Raises:
         ConfigurationError: Data or a package is missing, or data are not what they should be.
     """
-    for entry in (entry_of(setting, model) for model in models):
+    entries = [entry_of(setting, model) for model in models]
+    for entry in entries:
         entry.meta()
+    for entry in entries:
         entry.data(0)

@@ -116,5 +116,5 @@ def test_without_transformers_the_extra_is_named(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setitem(sys.modules, "transformers", None)
     spec = importlib.util.spec_from_file_location("without_transformers", hugging_face.__file__)
     assert spec is not None and spec.loader is not None
-    with pytest.raises(ConfigurationError, match=r"hvp-engine\[hf\]"):
+    with pytest.raises(ConfigurationError, match=r"its extra \[hf\]"):
         spec.loader.exec_module(importlib.util.module_from_spec(spec))

@@ -132,5 +132,5 @@ def test_the_base_class_is_that_of_the_package_in_use(monkeypatch: pytest.Monkey
 def test_without_the_package_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     for package in ("lightning.pytorch", "pytorch_lightning"):
         monkeypatch.setitem(sys.modules, package, None)
-    with pytest.raises(ConfigurationError, match=r"hvp-engine\[lightning\]"):
+    with pytest.raises(ConfigurationError, match=r"its extra \[lightning\]"):
         integration._callback_class()

@@ -17,6 +17,10 @@ from zoo_entries import SIDE, entry, network
 
 from hvp_engine.experiments import norm_places, tensors
 from hvp_engine.experiments.continued import Continued, Studied
+from hvp_engine.experiments.data import images
+from hvp_engine.experiments.data.classification import NEWS
+from hvp_engine.experiments.data.samples import Images, Samples
+from hvp_engine.experiments.data.source import Source
 from hvp_engine.experiments.drivers import complexity, curvature_against_gradient, gini, layernorm_place
 from hvp_engine.experiments.entry import Entry
 from hvp_engine.experiments.heterogeneity import pearson_of_logs
@@ -151,8 +155,25 @@ def test_weights_of_another_training_keep_their_statistics_of_batchnorm(tmp_path
     assert bool((random[0].running_mean < 7.0).all())
 
 
-def test_gradients_are_of_64_samples_and_the_hessian_of_the_first_eight(tmp_path: Path) -> None:
-    setting = Setting("small", 1, tmp_path / "out")
+def drawn_pictures(size: int, seed: int, train: int, test: int) -> Images:
+    """Make random pictures in place of the photographs, whose package may not be installed."""
+    pixels = torch.Generator().manual_seed(seed)
+    parts = [
+        Samples(torch.randn(count, 3, size, size, generator=pixels), torch.arange(count) % len(images.PHOTOGRAPHS))
+        for count in (train, test)
+    ]
+    return Images(*parts, images.PHOTOGRAPHS, Source("photographs", "none", "drawn", ""))
+
+
+def test_gradients_are_of_64_samples_and_the_hessian_of_the_first_eight(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(images, "photographs", drawn_pictures)
+    for topic in NEWS:
+        (tmp_path / "news" / topic).mkdir(parents=True)
+        for number in range(60):
+            (tmp_path / "news" / topic / f"{number:03}.txt").write_text(f"{topic} article {number} " * 10)
+    setting = Setting("small", 1, tmp_path / "out", data={"bbcnews": tmp_path / "news"})
     for name, labels in (("roberta", "labels"), ("dinov2-s", 1)):
         made = studied(setting)[name]
         batches, fixed = gradient_batches(setting, made, 0), made.data(0).fixed[0]
