@@ -15,7 +15,7 @@ from hvp_engine.errors import ConfigurationError
 from hvp_engine.integrations.logger import SpectrumLogger
 from hvp_engine.integrations.schedule import Every
 from hvp_engine.problem.objective import Loss
-from hvp_engine.problem.obstacles import refuse_parted
+from hvp_engine.problem.obstacles import parted, refuse
 
 
 def _callback_class() -> Any:
@@ -72,7 +72,7 @@ class SpectrumCallback(_callback_class()):  # type: ignore[misc]
             ConfigurationError: The strategy left this process with parts of the parameters alone.
         """
         if isinstance(trainer.strategy.model, nn.Module):  # what the strategy made of the module
-            refuse_parted(trainer.strategy.model)
+            refuse(parted(trainer.strategy.model))
         if trainer.global_step == 0:
             self._measure(trainer, pl_module)
 

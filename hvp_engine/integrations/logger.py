@@ -96,9 +96,8 @@ class SpectrumLogger:
         self._schedule, self._budget = Schedule(every), Budget(budget)
         folder = None if out is None else located(out)
         self._measurement = Measurement(loss, data, blocks, mode, whole_number("top", top, 1), folder, options)
-        if (
-            folder is not None and is_first_process() and os.environ.get("RANK", "0") == "0"
-        ):  # torchrun's, before a group
+        ranked_later = os.environ.get("RANK", "0") != "0"  # torchrun's, before there is a group
+        if folder is not None and is_first_process() and not ranked_later:
             prove_writable(folder)
         self._last: int | None = None
         self._proved = False

@@ -7,7 +7,7 @@ from torch.nn.parameter import is_lazy
 
 from hvp_engine.errors import ConfigurationError, NonDeterministicError
 from hvp_engine.problem.loss_signature import check_loss
-from hvp_engine.problem.obstacles import refuse_obstacles
+from hvp_engine.problem.obstacles import obstacles, refuse
 from hvp_engine.problem.reading import check_data
 from hvp_engine.system.formatting import first_names
 from hvp_engine.system.torch_private import BATCH_NORMS, DROPOUTS
@@ -40,7 +40,7 @@ def check_ingredients(model: nn.Module, loss: object, data: object) -> None:
             f"The model has parameters that have no shape yet ({first_names(lazy)}): run it on one batch first, which "
             "initialises lazy modules."
         )
-    refuse_obstacles(model)
+    refuse(obstacles(model))
     _refuse_batchnorm(model)
     check_data(data)
 

@@ -84,24 +84,13 @@ def parted(model: nn.Module) -> Iterator[Obstacle]:
         yield _gathered(f"The parameters {first_names(names)} are shared out by {way}", None)
 
 
-def refuse_parted(model: nn.Module) -> None:
-    """Refuse a model of which this process holds parts alone.
+def refuse(found: Iterator[Obstacle]) -> None:
+    """Refuse a model for the first of its :func:`obstacles`, or of those that are :func:`parted` alone.
 
     Raises:
-        ConfigurationError: See :func:`parted`.
+        ConfigurationError: There is one; the message has its cause and the fix.
     """
-    obstacle = next(parted(model), None)
-    if obstacle is not None:
-        raise ConfigurationError(str(obstacle))
-
-
-def refuse_obstacles(model: nn.Module) -> None:
-    """Refuse a model whose products would be wrong, whatever the loss.
-
-    Raises:
-        ConfigurationError: See :func:`obstacles`.
-    """
-    obstacle = next(obstacles(model), None)
+    obstacle = next(found, None)
     if obstacle is not None:
         raise ConfigurationError(str(obstacle))
 

@@ -13,7 +13,7 @@ from hvp_engine.errors import ConfigurationError, NonDeterministicError
 from hvp_engine.kernels.fingerprint import fingerprint
 from hvp_engine.problem import batches
 from hvp_engine.problem.model_state import turn
-from hvp_engine.problem.obstacles import refuse_obstacles
+from hvp_engine.problem.obstacles import obstacles, refuse
 from hvp_engine.problem.state_walk import StateWalk
 from hvp_engine.problem.tree import leaves
 from hvp_engine.problem.working_copy import copy_again, refresh
@@ -87,7 +87,7 @@ class ModelWatch:
         changed = [] if first else _differing(self._contents, contents) + _differing(self._modes, modes)
         if written or changed:
             self._refuse_other_forms()
-            refuse_obstacles(self._model)
+            refuse(obstacles(self._model))
         self.stale = not first and bool(written or changed)
         if self.stale and self._copied is not self._model:
             known = dict(self._model.named_buffers()) | self._forms
