@@ -105,7 +105,10 @@ def _take_steps() -> None:
 
 
 def _library(folder: Path) -> Path:
-    """Return the library that lets a CPU build of PyTorch believe in a device; compiled once per source and PyTorch."""
+    """Return the library that lets a CPU build of PyTorch believe in a device.
+
+    It is compiled once per source, PyTorch and the place where that is installed.
+    """
     found = importlib.util.find_spec("torch")
     if found is None or found.origin is None:
         raise RuntimeError("PyTorch is not installed.")
@@ -114,10 +117,11 @@ def _library(folder: Path) -> Path:
     version = (torch / "version.py").read_bytes()
     if not re.search(rb"^cuda.* = None$", version, re.MULTILINE):
         raise RuntimeError(f"This needs a CPU build of PyTorch; the one in {torch} has kernels of its own for a card.")
-    target = folder / f"device-{hashlib.sha256(source.read_bytes() + version).hexdigest()[:16]}.so"
+    flags = ("-std=c++20", "-O0", "-fPIC", "-fvisibility=hidden", "-shared", f"-I{torch / 'include'}")
+    libraries = (f"-L{torch / 'lib'}", "-lc10", "-ltorch_cpu", f"-Wl,-rpath,{torch / 'lib'}")
+    known = source.read_bytes() + version + repr((flags, libraries)).encode()  # it loads PyTorch from this very folder
+    target = folder / f"device-{hashlib.sha256(known).hexdigest()[:16]}.so"
     if not target.exists():
-        flags = ("-std=c++20", "-O0", "-fPIC", "-fvisibility=hidden", "-shared", f"-I{torch / 'include'}")
-        libraries = (f"-L{torch / 'lib'}", "-lc10", "-ltorch_cpu", f"-Wl,-rpath,{torch / 'lib'}")
         folder.mkdir(parents=True, exist_ok=True)
         made = target.with_suffix(f".{os.getpid()}")
         subprocess.run(["g++", *flags, str(source), "-o", str(made), *libraries], check=True)
