@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +13,7 @@ from random_spectra import random_spectra
 from test_cli import JOB, call
 
 from hvp_engine.results.spectra import Spectra
+from hvp_engine.system.phases import Display
 
 
 def test_parts_of_a_job_are_run_merged_and_compared(
@@ -58,3 +61,34 @@ def test_show_prints_json_and_nothing_else(
     assert set(told) == {"js0", "blocks", "run"} and told["js0"]["value"] is None
     assert set(told["run"]) == {"job", "settings", "notes", "origin", "versions", "seconds"}
     assert told["run"]["job"] == "slq" and told["run"]["settings"]["seed"] == 3
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize(
+    ("command", "told"),
+    [
+        (("show", "a"), {"reading spectra.safetensors", "evaluating numbers and their bars"}),
+        (("export", "a"), {"reading spectra.safetensors", "evaluating numbers and their bars"}),
+        (("compare", "a", "b"), {"reading spectra.safetensors", "comparing spectra"}),
+        (("plot", "a"), {"drawing spectra.png", "drawing js_distance.png"}),
+        (("plot", "a", "b"), {"reading the runs", "drawing evolution_trace.png"}),
+    ],
+)
+def test_what_a_command_does_is_told_on_a_terminal(
+    command: tuple[str, ...], told: set[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name, seed in (("a", 1), ("b", 2)):
+        random_spectra(seed).save(name)
+    begun: list[str] = []
+    monkeypatch.setattr(Display, "enter", lambda self, phase: begun.append(phase.name))
+    monkeypatch.setattr(Display, "leave", lambda self, phase: None)
+    call(monkeypatch, *command)
+    assert begun == []  # there is no terminal
+    monkeypatch.setattr(sys, "stderr", Terminal())
+    assert call(monkeypatch, *command) == 0
+    assert told <= set(begun)

@@ -56,6 +56,7 @@ from hvp_engine.cli.runs import show
 from hvp_engine.errors import HvpEngineError
 from hvp_engine.processes.failures import speaks
 from hvp_engine.processes.launching import launched_rank
+from hvp_engine.system.phases import showing
 from hvp_engine.system.versions import package_version
 
 _NOT_FIT, _NOT_EXAMINED = 1, 2  # exit codes of the doctor
@@ -84,11 +85,13 @@ def _version(asked: bool) -> None:
 
 @app.callback()
 def options(
+    context: typer.Context,
     version: Annotated[
         bool, typer.Option("--version", "-V", callback=_version, is_eager=True, help="Print the version and exit.")
     ] = False,
 ) -> None:
     """Hessian spectra of neural networks, block by block."""
+    context.with_resource(showing(None))  # of commands that do not decide it themselves
 
 
 def demo(

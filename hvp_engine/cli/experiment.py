@@ -21,6 +21,7 @@ from hvp_engine.cli.options import pairs_of
 from hvp_engine.cli.output import console, say
 from hvp_engine.errors import ConfigurationError, HvpEngineError
 from hvp_engine.system.formatting import format_bytes, format_flop, format_number
+from hvp_engine.system.phases import showing
 from hvp_engine.system.visible import progress_of_calls
 
 if TYPE_CHECKING:
@@ -139,7 +140,7 @@ def _ran(driver: Driver, setting: Setting, *, yes: bool, quiet: bool) -> bool:
             )
     if not quiet:
         typer.echo(f"{driver.id} {driver.name}: begins", err=True)
-    with output_to_errors(), progress_of_calls(not quiet):
+    with output_to_errors(), progress_of_calls(not quiet), showing(not quiet):
         result = run(
             driver.name,
             setting.size,

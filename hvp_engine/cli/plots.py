@@ -17,6 +17,7 @@ from hvp_engine.errors import ConfigurationError
 from hvp_engine.results.evolution import Evolution
 from hvp_engine.results.spectra import Spectra
 from hvp_engine.results.words import Scale
+from hvp_engine.system.phases import phase
 from hvp_engine.system.run_files import is_finished
 
 _FEWEST_COLUMNS = 3  # of a heat map over steps, below which it is no more than two densities
@@ -91,7 +92,8 @@ def _draw(
     result = load()
     for name, figure in figures.items():
         path = folder / f"{name}.{suffix}"
-        figure.draw(result, path=path, **{key: value for key, value in options.items() if key in figure.options})
+        with phase(f"drawing {path.name}"):
+            figure.draw(result, path=path, **{key: value for key, value in options.items() if key in figure.options})
         say(str(path))
 
 

@@ -28,6 +28,7 @@ _DPI = 200
 _NUMBERED_CELLS = 16
 _QUARTILES = (25.0, 75.0)
 _LINEAR = 2  # up to there a symmetric logarithmic axis is linear
+_TIGHT: dict[str, Any] = {"frameon": False, "handletextpad": 0.1, "columnspacing": 0.8}  # a legend of a small panel
 _HEADROOM = 1.25  # of bars, for the legend
 _SHORT, _SHORTEST = 100.0, 4.0  # ends of a logarithmic axis, one over the other, below which it is written plainly
 
@@ -188,8 +189,8 @@ def scatter(
         axes.errorbar(across[chosen], up[chosen], *bars, fmt="o", ms=3.0, elinewidth=0.6, color=colour, label=label)
     if labels is not None:
         place_labels(axes, list(zip(across.tolist(), up.tolist(), strict=True)), labels)
-    if groups is not None:
-        axes.legend(fontsize=6, frameon=False)
+    if groups is not None:  # below: among points its marks would pass for points
+        axes.legend(fontsize=6, loc="upper center", bbox_to_anchor=(0.5, -0.28), ncols=3, **_TIGHT)
 
 
 def bars(axes: Axes, groups: Mapping[str, Mapping[str, Sequence[float]]]) -> None:

@@ -21,6 +21,7 @@ from hvp_engine.experiments.onnx_weights import POSITIONS, Graph, read_graph, st
 from hvp_engine.experiments.registry import Setting
 from hvp_engine.problem.randomness import fixed_numbers
 from hvp_engine.system.formatting import first_line
+from hvp_engine.system.phases import phase
 
 _DINO_HEAD = 64  # width of an attention head, in every size of DINOv2
 _PATCHES = "embeddings.patch_embeddings.projection.weight"
@@ -60,7 +61,8 @@ def load(name: str, setting: Setting) -> nn.Module:
     """
     path = find(name, setting)
     try:
-        with _quiet(), fixed_numbers():  # libraries draw weights before they read them
+        # Libraries draw weights before they read them.
+        with phase(f"loading the weights of {name}"), _quiet(), fixed_numbers():
             model = CARRIED[name].load(path) if name in CARRIED else _given(name, path)
     except ConfigurationError:
         raise

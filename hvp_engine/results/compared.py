@@ -20,6 +20,7 @@ from hvp_engine.results.tabular import Cells, Row, flat
 from hvp_engine.results.wasserstein import wasserstein_estimate
 from hvp_engine.results.words import number_text
 from hvp_engine.system.formatting import abbreviate, first_names, format_count
+from hvp_engine.system.phases import phase
 
 DIFFERENCES = ("trace", "frobenius_norm", "smallest", "largest")
 _TITLES = ("parameters", "trace", "Frobenius norm", "smallest", "largest", "W1", "JS")
@@ -89,7 +90,11 @@ class Comparison(OfBlocks[BlockComparison]):
         self.names, self.differences = names, list(said)
         self.only = ([name for name in first if name not in second], [name for name in second if name not in first])
         flat_blocks = {*first.zero_blocks, *second.zero_blocks}
-        self._blocks = {name: _compared(first[name], second[name], name in flat_blocks) for name in common}
+        self._blocks: dict[str, BlockComparison] = {}
+        with phase("comparing spectra") as now:
+            for count, name in enumerate(common, start=1):
+                self._blocks[name] = _compared(first[name], second[name], name in flat_blocks)
+                now.reach(count / len(common))
 
     def to_dict(self) -> dict[str, Any]:
         """Return everything as plain data; bars that there are not, and numbers, are None."""

@@ -15,6 +15,7 @@ from hvp_engine.results.estimate import Estimate
 from hvp_engine.results.spectra import Spectra
 from hvp_engine.results.spectrum import Spectrum
 from hvp_engine.results.words import matrix_of
+from hvp_engine.system.phases import phase
 
 _NUMBER = re.compile(r"\d+")
 _TOP = 5  # eigenvalues that are followed, where so many are known
@@ -77,7 +78,12 @@ class Evolution:
             RunFolderError: One is missing, damaged, foreign, of a newer version, or of another kind.
         """
         paths = [Path(folder) for folder in folders]
-        return cls.of([Spectra.load(path) for path in paths], [path.name for path in paths])
+        runs = []
+        with phase("reading the runs") as now:
+            for count, path in enumerate(paths, start=1):
+                runs.append(Spectra.load(path))
+                now.reach(count / len(paths))
+        return cls.of(runs, [path.name for path in paths])
 
     @property
     def blocks(self) -> list[str]:

@@ -27,6 +27,7 @@ from hvp_engine.results.wasserstein import wasserstein_estimate
 from hvp_engine.results.words import matrix_of
 from hvp_engine.results.zero_blocks import zero_blocks
 from hvp_engine.system import run_files
+from hvp_engine.system.phases import phase
 
 
 class Spectra(OfBlocks[Spectrum]):
@@ -284,6 +285,7 @@ class Spectra(OfBlocks[Spectrum]):
             ax=ax,
         )
 
+    @phase("evaluating numbers and their bars")
     def summarize(self) -> Summary:
         """Gather every number with its 95 % bar, its reading and its cost; ``record()`` makes plain data of them."""
         return summarize(self, self.mean_js_estimates(), self.js0_estimate(), self.zero_blocks, self.manifest)

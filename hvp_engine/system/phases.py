@@ -3,7 +3,8 @@
 Work that may take long says so where it is, by ``phase("hashing the parameters")``, as a context or as a decorator. It
 costs next to nothing where nobody looks. Whoever was asked to show progress opens `showing`: on a terminal one line
 then tells what is going on, and elsewhere a line is printed for a phase that lasts, and now and then while it does.
-Where a bar is on the terminal already, what is going on is told at its end.
+Where a bar is on the terminal already, what is going on is told at its end. A phase in which a bar begins is not told
+beside it: the bar tells more.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ T = TypeVar("T")
 
 
 class Bar(Protocol):
-    """Whatever shows the steps of a job on the terminal."""
+    """Whatever shows the steps of a job."""
 
     def note(self, text: str) -> None:
         """Show a few words beside the steps; none for an empty text."""
@@ -82,7 +83,7 @@ class Display:
         """
         self._terminal = terminal
         self._phases: list[Phase] = []
-        self._bars: list[Bar] = []
+        self._bars: list[tuple[Bar, int]] = []  # each with the number of phases in which it began
         self._live: Progress | None = None
         self._task: TaskID | None = None
         self._lock = threading.RLock()
@@ -102,25 +103,26 @@ class Display:
         with self._lock:
             self._phases.remove(phase)
             if self._bars and phase.noted:
-                self._bars[-1].note("")
+                self._bars[-1][0].note("")
 
     def begin_bar(self, bar: Bar) -> None:
         """Leave the terminal to a bar."""
         with self._lock:
             self._stop_live()
-            self._bars.append(bar)
+            self._bars.append((bar, len(self._phases)))
 
     def end_bar(self, bar: Bar) -> None:
         """Take the terminal back."""
         with self._lock:
-            self._bars.remove(bar)
+            self._bars = [entry for entry in self._bars if entry[0] is not bar]
 
     def look(self, now: float) -> None:
         """Show what is to be shown now."""
         with self._lock:
-            lasting = [phase for phase in self._phases if now - phase.began >= _PATIENCE]
+            within = self._phases[self._bars[-1][1] if self._bars else 0 :]
+            lasting = [phase for phase in within if now - phase.began >= _PATIENCE]
             if not lasting:
-                if not self._phases:
+                if not within:
                     self._stop_live()
                 return  # else what was shown stays for the moment that the next phase takes
             phase = lasting[-1]
@@ -130,7 +132,7 @@ class Display:
                     print(phase.text(now), file=sys.stderr, flush=True)
             elif self._bars:
                 phase.noted = True
-                self._bars[-1].note(phase.text(now))
+                self._bars[-1][0].note(phase.text(now))
             else:
                 self._show(phase.text(now))
 
@@ -223,8 +225,8 @@ def shows_phases(function: Callable[P, T]) -> Callable[P, T]:
 
 
 @contextlib.contextmanager
-def bar_on_terminal(bar: Bar) -> Iterator[None]:
-    """Leave the terminal to a bar while the context is open."""
+def beside_bar(bar: Bar) -> Iterator[None]:
+    """Leave the terminal, if there is one, to a bar while the context is open."""
     display = _display.get()
     if display is None:
         yield

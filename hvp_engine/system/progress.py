@@ -15,7 +15,7 @@ from hvp_engine.errors import printable
 from hvp_engine.system.formatting import format_clock
 from hvp_engine.system.notebook import NotebookBar, in_notebook
 from hvp_engine.system.pace import Pace
-from hvp_engine.system.phases import bar_on_terminal
+from hvp_engine.system.phases import beside_bar
 from hvp_engine.system.visible import is_visible
 
 _LINE_EVERY = 10.0  # seconds between lines where there is no terminal
@@ -61,8 +61,9 @@ class ProgressReporter:
         self._pace.begin(self._started)
         if self._notebook is not None:
             self._line("")
+        if self._enabled:
+            self._stack.enter_context(beside_bar(self))
         if self._bar is not None:
-            self._stack.enter_context(bar_on_terminal(self))
             self._bar.start()
             self._task = self._bar.add_task(self._label, total=self._total, completed=self._done, detail="")
         return self
@@ -73,8 +74,8 @@ class ProgressReporter:
         """Stop showing; lines end with a summary when the work was completed."""
         if self._bar is not None:
             self._bar.stop()
-            self._stack.close()
-        elif self._enabled and kind is None:
+        self._stack.close()
+        if self._bar is None and self._enabled and kind is None:
             self._line(f"done in {format_clock(time.monotonic() - self._started)}")
 
     @property

@@ -153,6 +153,22 @@ def test_beside_a_bar_a_phase_is_shown_at_the_end_of_the_bar(clock: Clock, monke
         assert task.fields["detail"] == "step 1 of 100"
 
 
+def test_a_phase_in_which_a_bar_begins_is_not_told_beside_it(
+    display: Display, clock: Clock, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with phase("the whole part"):
+        clock.now = 2.0
+        with ProgressReporter("slq", 10, True):
+            display.look(clock.now)
+            with phase("hashing"):
+                clock.now = 4.0
+                display.look(clock.now)
+            display.look(clock.now)
+            assert [line for line in capsys.readouterr().err.splitlines() if "slq" not in line] == ["hashing, 0:02"]
+        display.look(clock.now)
+        assert "the whole part, 0:04" in capsys.readouterr().err
+
+
 def test_a_decorated_function_is_shown_by_its_own_argument(clock: Clock) -> None:
     seen: list[bool] = []
 

@@ -54,7 +54,7 @@ def claims(found: Mapping[str, Sequence[Sample]]) -> tuple[Claim, ...]:
 
 def _draw(found: Mapping[str, Sequence[Sample]]) -> Figure:
     with figures.style():
-        figure, axes = figures.page(1, len(found), 5.5, 2.3)
+        figure, axes = figures.page(1, len(found), 5.5, 2.5)
         for ax, (name, (first, *_)) in zip(axes[0], found.items(), strict=True):
             x = np.tile(first.frequencies, len(STAGES))
             y = np.concatenate([first.curvature[stage] for stage in STAGES])

@@ -41,7 +41,7 @@ def run(setting: Setting) -> Result:
             found[name] = [facts(setting, entry, seed) for seed in range(setting.seeds)]
     transformers = [name for name, entry in entries.items() if entry.family == "transformer"]
     with figures.style():
-        figure, axes = figures.page(1, len(found), 2.2 * len(found), 2.2)
+        figure, axes = figures.page(1, len(found), 2.2 * len(found), 2.6)
         for ax, (name, seeds) in zip(axes[0], found.items(), strict=True):
             x, y = mean_of_logs(seeds, "gradient"), mean_of_logs(seeds, "curvature")
             figures.scatter(ax, x, y, groups=[tensor.role for tensor in seeds[0].values()])
