@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from planned import counted
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -78,6 +79,10 @@ def test_a_mixture_of_experts_is_examined_counted_and_run(mixture: tuple[nn.Modu
     model, batch = mixture
     assert he.doctor(model, loss, data=[batch], seconds=1).ok
     he.slq(model, loss, data=[batch], steps=3, probes=1)
+    if not hasattr(model, "set_experts_implementation"):  # older releases look which experts have tokens
+        with pytest.raises(ObjectiveError, match="must not read values"):
+            counted(model, loss, [batch])
+        return
     found = counted(model, loss, [batch])
     pairs, hidden = 2 * tokens().numel(), SIZES["hidden_size"]  # every token goes to two experts
     assert found.forward.flop > 2 * pairs * hidden * 3 * SIZES["intermediate_size"]
@@ -94,8 +99,11 @@ def test_padding_on_the_left_is_the_same_job_in_float64_as_in_float32(attention:
     for precision in ("fp32", "fp64"):
         found = he.hvp(model, loss, {"full": vectors(model)}, data=[batch], precision=precision)["full"]  # type: ignore[arg-type]
         assert error(found, expected) < 1e-5
-    assert he.doctor(model, loss, data=[batch], seconds=1).ok
-    he.slq(model, loss, data=[batch], steps=3, probes=1, precision="fp64")
+    # Of rows without any token, whose last one predicts the first word, releases before 5 add the least number to the
+    # scores: that leaves nothing of them, and autograd does not know it. Its derivatives are those of another function.
+    sound = attention == "eager" or int(transformers.__version__.partition(".")[0]) >= 5
+    assert he.doctor(model, loss, data=[batch], seconds=1).ok is sound
+    he.slq(model, loss, data=[batch], steps=3, probes=1, precision="fp64", check=sound)
 
 
 def test_a_models_own_loss_has_a_gauss_newton_matrix_and_with_an_auxiliary_loss_none(

@@ -25,6 +25,7 @@ from hvp_engine.system.phases import phase
 
 _DINO_HEAD = 64  # width of an attention head, in every size of DINOv2
 _PATCHES = "embeddings.patch_embeddings.projection.weight"
+_DROPOUT = ("dropout", "pdrop", "drop_path")  # parts of the names of rates in configurations
 _CAUSAL = ("ForCausalLM", "LMHeadModel")  # architectures that are kept whole; of others the body is taken
 
 
@@ -135,7 +136,9 @@ def _meaning(name: str) -> str:
 
 
 def _minilm(folder: Path) -> nn.Module:
-    model: nn.Module = _import("transformers", "minilm").BertModel.from_pretrained(folder, add_pooling_layer=False)
+    transformers = _import("transformers", "minilm")
+    config = _without_dropout(transformers.AutoConfig.from_pretrained(folder))
+    model: nn.Module = transformers.BertModel.from_pretrained(folder, config=config, add_pooling_layer=False)
     return model
 
 
@@ -194,7 +197,7 @@ def _smollm2(file: Path) -> nn.Module:
     with redirect_stderr(io.StringIO()):  # a progress bar that no setting of transformers turns off
         loaded = transformers.AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name)
     del loaded.config.quantization_config  # it is dequantised by now, and refuses casts as long as this says otherwise
-    model: nn.Module = transformers.AutoModelForCausalLM.from_config(loaded.config)
+    model: nn.Module = transformers.AutoModelForCausalLM.from_config(_without_dropout(loaded.config))
     model.load_state_dict(loaded.state_dict())
     return model
 
@@ -207,11 +210,19 @@ def _given(name: str, path: Path) -> nn.Module:
         classifier.load_state_dict(_tensors(path))
         return classifier
     transformers = _import("transformers", name)
-    config = transformers.AutoConfig.from_pretrained(path)
+    config = _without_dropout(transformers.AutoConfig.from_pretrained(path))
     whole = any(architecture.endswith(_CAUSAL) for architecture in config.architectures or ())
     auto = transformers.AutoModelForCausalLM if whole else transformers.AutoModel
-    model: nn.Module = auto.from_pretrained(path)
+    model: nn.Module = auto.from_pretrained(path, config=config)
     return model
+
+
+def _without_dropout(config: Any) -> Any:
+    """Set every rate of dropout to zero; attention applies its own as a function, which no module shows."""
+    for name, value in vars(config).items():
+        if isinstance(value, float) and any(word in name for word in _DROPOUT):
+            setattr(config, name, 0.0)
+    return config
 
 
 def _tensors(file: Path) -> Mapping[str, Tensor]:

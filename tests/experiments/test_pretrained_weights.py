@@ -36,6 +36,7 @@ def test_a_folder_of_hugging_faces_is_loaded_in_eval_mode_without_dropout(tmp_pa
     assert {type(module).__name__: module.p for module in model.modules() if isinstance(module, nn.Dropout)} == {
         "Dropout": 0
     }
+    assert (model.config.hidden_dropout_prob, model.config.attention_probs_dropout_prob) == (0.0, 0.0)
     ids = torch.arange(10).view(1, 10)
     with torch.no_grad():
         expected = saved(ids).last_hidden_state
