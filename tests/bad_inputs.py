@@ -4,22 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterator
-from fractions import Fraction
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from bad_data import Changing, Failing, Lying, Once, Unreadable, batch, deep, recursive
+from bad_values import AXES, FLAGS, NUMBERS, OPERATORS, PATHS, TOLERANCES, WORDS, Make, each
 from torch import Tensor, nn
-
-Make = Callable[[], Any]
-
-
-def each(*values: Any) -> list[Make]:
-    """Make values that need not be made anew for every call."""
-    return [lambda value=value: value for value in values]
 
 
 def net() -> nn.Module:
@@ -41,6 +33,28 @@ class Raising(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         raise self.error
+
+
+class Broken(torch.autograd.Function):
+    """An operation whose backward raises an exception."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, error: BaseException) -> Tensor:
+        ctx.error = error
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        raise ctx.error
+
+
+class FailingBackward(nn.Module):
+    def __init__(self, error: BaseException) -> None:
+        super().__init__()
+        self.inner, self.error = nn.Linear(4, 3), error
+
+    def forward(self, x: Tensor) -> Tensor:
+        return Broken.apply(self.inner(x), self.error)
 
 
 class Returning(nn.Module):
@@ -96,6 +110,10 @@ class Mute(Exception):
         raise ValueError
 
 
+class MuteFailure(Mute, RuntimeError):
+    """The same, of the kind that PyTorch's own are."""
+
+
 ERRORS = (ValueError("no"), TypeError(), KeyError("logits"), RuntimeError("a\nb"), AssertionError(), StopIteration())
 ERRORS += (MemoryError(), RecursionError("deep"), NotImplementedError(), ZeroDivisionError("x"), OSError(5, "disk"))
 
@@ -112,7 +130,8 @@ MODELS: list[Make] = [
     lambda: nn.Sequential(net(), nn.Dropout(0.1)).train(),
     lambda: nn.Sequential(nn.Linear(4, 5), nn.BatchNorm1d(5), nn.Linear(5, 3)).train(),
     *(lambda value=value: with_value(value) for value in (float("nan"), float("inf"), 1e38)),
-    *(lambda error=error: Raising(error) for error in ERRORS),
+    *(lambda error=error: Raising(error) for error in (*ERRORS, MuteFailure())),
+    *(lambda error=error: FailingBackward(error) for error in (*ERRORS, Mute(), MuteFailure())),
     lambda: Returning(lambda y: None),
     lambda: Returning(lambda y: {"logits": y}),
     lambda: Returning(lambda y: y.tolist()),
@@ -200,7 +219,10 @@ LOSSES: list[Make] = [
     *each(None, 3, "cross_entropy", nn.CrossEntropyLoss, F.mse_loss, max),
     nn.CrossEntropyLoss,
     *(lambda value=value: loss_returning(value) for value in RESULTS),
-    *(lambda error=error: loss_raising(error) for error in (*ERRORS, Mute(), torch.OutOfMemoryError("no room"))),
+    *(
+        lambda error=error: loss_raising(error)
+        for error in (*ERRORS, Mute(), MuteFailure(), torch.OutOfMemoryError("no room"))
+    ),
     *each(
         drawing,
         rarely_drawing,
@@ -249,7 +271,7 @@ DATA: list[Make] = [
     lambda: [batch(), 3],
     *(lambda error=error: Failing(0, error) for error in ERRORS[:6]),
     *(lambda error=error: Failing(2, error) for error in ERRORS[:6]),
-    *(lambda error=error: Unreadable(error) for error in (*ERRORS, Mute())),
+    *(lambda error=error: Unreadable(error) for error in (*ERRORS, Mute(), MuteFailure())),
     *(lambda length=length: Lying(length) for length in (-3, 0, 7)),
     lambda: [deep(5000)],
     lambda: [(*batch(), recursive())],
@@ -290,24 +312,24 @@ BLOCKS: list[Make] = [
 ]
 
 
-class Whole:
-    """A whole number of a kind of its own."""
-
-    def __index__(self) -> int:
-        return 2
+def by_name(value: Callable[[Tensor], Any]) -> Make:
+    """Make something for every parameter of `net`."""
+    return lambda: {name: value(parameter.detach()) for name, parameter in net().named_parameters()}
 
 
-NUMBERS: list[Make] = [
-    *each(-1, 0, 1.5, True, "3", None, float("nan"), float("inf"), 10**30, -(10**30)),
-    *each(np.int64(2), np.float32(2), torch.tensor(2), Fraction(2), [2], Whole(), b"2", 2j),
+PRECONDITIONS: list[Make] = [
+    *each(3, True, "adam", [], {}, object(), {"0.weight": 3}, {3: torch.ones(3)}, torch.ones(SIZE), torch.optim.Adam),
+    *(by_name(lambda p, value=value: value) for value in (1.0, 0.0, -1.0, float("nan"), 1e-45, 1e38, None, "1", True)),
+    *(by_name(lambda p, value=value: torch.full_like(p, value)) for value in (1.0, 0.0, float("inf"), 1e-45, 1e38)),
+    by_name(lambda p: torch.ones_like(p).flatten()),
+    by_name(lambda p: torch.ones_like(p).long()),
+    by_name(lambda p: torch.ones_like(p).numpy()),
+    by_name(lambda p: torch.ones_like(p).to_sparse()),
+    by_name(lambda p: torch.ones_like(p, device="meta")),
+    by_name(lambda p: torch.ones_like(p, dtype=torch.complex64)),
+    lambda: torch.optim.Adam(net().parameters()),
+    lambda: torch.optim.SGD(net().parameters(), lr=0.1),
 ]
-WORDS: list[Make] = [
-    lambda value=value: value for value in (None, 3, "", "FP32", "float32", torch.float32, ["fp32"], "ﬀ", True)
-]
-PATHS: list[Make] = [
-    *each(3, "", "a\0b", "x" * 5000, b"run", [], Path("/proc/nothing/here"), "/dev/null"),
-]
-FLAGS: list[Make] = each("yes", 2, [], np.True_, 0.5)
 
 ARGUMENTS: dict[str, list[Make]] = {
     "model": MODELS,
@@ -315,6 +337,14 @@ ARGUMENTS: dict[str, list[Make]] = {
     "data": DATA,
     "vectors": VECTORS,
     "blocks": BLOCKS,
+    "operator": OPERATORS,
+    "precondition": PRECONDITIONS,
+    "tolerance": TOLERANCES,
+    "distributed": AXES,
+    "processes": NUMBERS,
+    "first_probe": NUMBERS,
+    "groups": NUMBERS,
+    "data_error": FLAGS,
     "steps": NUMBERS,
     "probes": NUMBERS,
     "seed": NUMBERS,

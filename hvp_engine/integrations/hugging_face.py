@@ -60,8 +60,8 @@ class SpectrumCallback(_class_named("TrainerCallback")):  # type: ignore[misc]
         """
         if not isinstance(trainer, _class_named("Trainer")):
             raise ConfigurationError(
-                f"trainer is a {type(trainer).__name__}; give the Trainer of transformers itself, once it is made: "
-                "trainer.add_callback(SpectrumCallback(trainer, loss, data, every=500))."
+                f"trainer is of type {type(trainer).__name__}; give the Trainer of transformers itself, once it is "
+                "made: trainer.add_callback(SpectrumCallback(trainer, loss, data, every=500))."
             )
         self._trainer = trainer
         self.logger = SpectrumLogger(None, loss, data, every=every, out=out, **options)

@@ -26,8 +26,8 @@ def innermost(optimizer: Optimizer | None) -> Optimizer | None:
     if optimizer is None or (isinstance(groups, list) and all(isinstance(group, Mapping) for group in groups)):
         return optimizer
     raise ConfigurationError(
-        f"optimizer is a {type(optimizer).__name__}, which has no param_groups; give the torch.optim.Optimizer that "
-        "trains the model, or None to leave out what depends on it."
+        f"optimizer is of type {type(optimizer).__name__}, which has no param_groups; give the torch.optim.Optimizer "
+        "that trains the model, or None to leave out what depends on it."
     )
 
 

@@ -25,6 +25,7 @@ from hvp_engine.results.zero_blocks import is_zero, rounding
 
 FIRST_CHECK, CHECK_EVERY = 10, 5  # steps before the first check, and from one check to the next
 DEFAULT_TOLERANCE = 0.02
+_SMALLEST = 1e-12
 _FRACTIONS = ("w1", "js")  # targets that say nothing at 1 and above
 _STRETCHED = 1.5  # a block to come may differ more than the one that stands for it, when a stream has long ended
 
@@ -272,6 +273,8 @@ def _checked(name: str, value: Any, alone: bool) -> float:
     number = float(value)
     if not 0.0 < number < math.inf:
         raise ConfigurationError(f"{shown} must be a finite number above 0; {DEFAULT_TOLERANCE} is the usual one.")
+    if number < _SMALLEST:
+        raise ConfigurationError(f"{shown} is below what float64 can tell, {_SMALLEST:g}; try {DEFAULT_TOLERANCE}.")
     if name in _FRACTIONS and number >= 1.0:
         raise ConfigurationError(f"{shown} must be below 1, which any spectrum meets; try {DEFAULT_TOLERANCE}.")
     return number

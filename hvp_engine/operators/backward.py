@@ -13,7 +13,7 @@ from torch.autograd.graph import GradientEdge
 from hvp_engine.errors import BackwardError, SecondDerivativeError
 from hvp_engine.problem.model_state import renew_active
 from hvp_engine.system.failures import pass_on
-from hvp_engine.system.formatting import first_line
+from hvp_engine.system.formatting import first_line, text_of
 from hvp_engine.system.torch_private import check_batched_passes, resumed_torch_functions
 from hvp_engine.system.warning_filters import without_loop_warnings
 
@@ -84,7 +84,7 @@ def _explained(error: Exception) -> SecondDerivativeError:
             "raised it where its own derivative was asked for; write its backward with differentiable operations, or "
             "replace the function by plain PyTorch operations."
         )
-    match = re.search(r"derivative for '?(?:aten::)?([\w:]+)'? is not implemented", text := str(error))
+    match = re.search(r"derivative for '?(?:aten::)?([\w:]+)'? is not implemented", text := text_of(error))
     if match:
         return without_second_derivative(match.group(1))
     if "does not require grad" in text or "once_differentiable" in text:

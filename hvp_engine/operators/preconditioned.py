@@ -74,7 +74,7 @@ def preconditioner(
         diagonals = _of_mapping(given, parameters, names)
     else:
         raise ConfigurationError(
-            f"precondition is a {type(given).__name__}; give a mapping of parameter names to tensors of positive "
+            f"precondition is of type {type(given).__name__}; give a mapping of parameter names to tensors of positive "
             f"numbers, or an optimizer ({_READ})."
         )
     scales = {name: _inverse_root(name, diagonals[name], parameters[name], device, dtype) for name in parameters}
@@ -118,7 +118,7 @@ def _of_mapping(
             diagonal = torch.as_tensor(value, dtype=torch.float64 if isinstance(value, (int, float)) else None)
         except (TypeError, ValueError, RuntimeError) as error:
             raise ConfigurationError(
-                f"The preconditioner of {name!r} is a {type(value).__name__}; give a tensor of positive numbers."
+                f"The preconditioner of {name!r} is of type {type(value).__name__}; give a tensor of positive numbers."
             ) from error
         if diagonal.is_complex() or diagonal.is_meta or diagonal.layout != torch.strided:
             raise ConfigurationError(
@@ -134,8 +134,8 @@ def _of_optimizer(optimizer: Optimizer, parameters: Mapping[str, Tensor]) -> dic
     """Return what an optimiser divides its next step by, by the names of the parameters that it holds."""
     if not isinstance(optimizer, READ_OPTIMIZERS):
         raise ConfigurationError(
-            f"precondition is a {type(optimizer).__name__}, of which it is not known what it divides its steps by; "
-            f"{_READ} are read. Give a mapping of parameter names to tensors of positive numbers instead."
+            f"precondition is of type {type(optimizer).__name__}, of which it is not known what it divides its steps "
+            f"by; {_READ} are read. Give a mapping of parameter names to tensors of positive numbers instead."
         )
     groups = {id(parameter): group for group in optimizer.param_groups for parameter in group["params"]}
     held = [name for name, parameter in parameters.items() if id(parameter) in groups]

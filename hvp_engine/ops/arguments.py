@@ -10,6 +10,7 @@ from torch import Tensor
 
 from hvp_engine.errors import ConfigurationError
 from hvp_engine.system.failures import pass_on
+from hvp_engine.system.formatting import first_line
 from hvp_engine.system.layouts import kind_of
 
 __all__ = ["check_operands", "check_tensor", "run_plain"]
@@ -71,9 +72,9 @@ def run_plain(
         return plain()
     except (RuntimeError, TypeError, ValueError, IndexError) as error:  # NotImplementedError is a RuntimeError
         pass_on(error)
-        cause = (str(error) or type(error).__name__).splitlines()[0].rstrip(".")
         raise ConfigurationError(
-            f"{operation} cannot take these arguments ({cause}). Pass what PyTorch's operation of that name takes."
+            f"{operation} cannot take these arguments ({first_line(error)}). Pass what PyTorch's operation of that "
+            "name takes."
         ) from error
 
 

@@ -76,7 +76,8 @@ class AskedJob:
     def shared(self, job: JobSizes, processes: int) -> tuple[Axes, JobSizes, tuple[CountedJob, Setting, list[str]]]:
         """Share a job among processes; return how, the job of the one with most to do, and what :meth:`count` says."""
         found = self.count(job)
-        if checked_processes(processes) == 1:
+        processes = checked_processes(processes)
+        if processes == 1:
             return ONE, job, found
         counted, setting, _ = found
         axes, part = share(job.decided(setting.basis), setting, counted.graph, processes)

@@ -31,7 +31,7 @@ from hvp_engine.problem.randomness import UndisturbedData
 from hvp_engine.problem.reading import read
 from hvp_engine.problem.state_walk import StateWalk
 from hvp_engine.scheduling.policy import GraphSize, transient
-from hvp_engine.system.formatting import raised
+from hvp_engine.system.formatting import raised, text_of
 from hvp_engine.system.layouts import kind_of
 from hvp_engine.system.measured_graph import build_and_weigh
 from hvp_engine.system.phases import phase
@@ -121,7 +121,7 @@ def meta_copy(model: nn.Module, dtype: torch.dtype, device: str = "meta") -> nn.
     try:
         return copy.deepcopy(model, memo)
     except Exception as error:
-        raise ObjectiveError(f"The model cannot be copied, which counting needs: {error}.") from error
+        raise ObjectiveError(f"The model cannot be copied, which counting needs ({raised(error)}).") from error
 
 
 def _shell(tensor: Tensor, device: str, dtype: torch.dtype) -> Tensor:
@@ -322,7 +322,7 @@ class JobCounter:
 
 
 def _fix_for(error: BaseException) -> str:
-    if "DeviceMismatch" in type(error).__name__ or "on the same device" in str(error):
+    if "DeviceMismatch" in type(error).__name__ or "on the same device" in text_of(error):
         return (
             "derivatives in forward mode (torch.func.jvp, jacfwd, hessian) cannot be counted, while those in reverse "
             "mode (jacrev, grad) can, and tensors that the loss makes must be on the device of the batch"

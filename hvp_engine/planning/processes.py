@@ -53,14 +53,14 @@ def share(job: JobSizes, setting: Setting, graph: GraphSize, processes: int) -> 
         room=policy.spare(graph.working(setting.microbatch), setting.budget, setting.held_bytes),
         most_groups=None if targets is None or targets.js is None else 1,
     )
+    pieces = count * (job.samples or 1)
+    if processes > sharing.streams * pieces:  # far too many to look for an arrangement
+        raise _too_many(processes, sharing.streams, pieces)
     axes = choose_axes(processes, sharing)
     most = data.cut_for(axes.data)
     parts = [part for group in range(axes.probes) if (part := part_of_streams(streams, group, axes.probes)) is not None]
     if len(parts) < axes.probes or len(data.spans(most)) < axes.data:
-        raise ConfigurationError(
-            f"processes={processes} is more than can share this job, which has {sharing.streams} streams and "
-            f"{len(data.spans(most))} pieces of data; plan for fewer."
-        )
+        raise _too_many(processes, sharing.streams, len(data.spans(most)))
     mine = max(parts, key=lambda part: sum(size * len(part.probes_of(block)) for block, size in part.numel.items()))
     dealt = {block: len(mine.probes_of(block)) for block in mine.numel}
     return axes, replace(
@@ -69,6 +69,13 @@ def share(job: JobSizes, setting: Setting, graph: GraphSize, processes: int) -> 
         numel=dict(mine.numel),
         batches=job.batches * data.largest_part(axes.data, most),
         dealt=dealt if targets is None else None,
+    )
+
+
+def _too_many(processes: int, streams: int, pieces: int) -> ConfigurationError:
+    return ConfigurationError(
+        f"processes={processes} is more than can share this job, which has {streams} streams and {pieces} pieces of "
+        "data; plan for fewer."
     )
 
 

@@ -79,7 +79,7 @@ def check_tensors(number: int, batch: Any) -> None:
         found = any(isinstance(leaf, ARRAYS) for _, leaf in leaves(batch))
     if not found:
         raise ObjectiveError(
-            f"Batch {number} is a {type(batch).__name__} without tensors; batches must be tensors, or tuples, "
+            f"Batch {number}, of type {type(batch).__name__}, has no tensors; batches must be tensors, or tuples, "
             "mappings or objects that hold tensors."
         )
 

@@ -18,6 +18,7 @@ from hvp_engine.problem import batches
 from hvp_engine.problem.growth import Grown, growth, value_of
 from hvp_engine.problem.objective import Objective
 from hvp_engine.problem.recombination import Piece, disagreement
+from hvp_engine.system.formatting import first_line
 
 _FIX = """Return (total, weight) from the loss, for instance
 
@@ -210,7 +211,7 @@ def _changed(first: Piece, second: Piece, both: Piece) -> str | None:
     try:
         return disagreement(first, second, both)
     except HvpEngineError as error:
-        return f"the loss to an error ({str(error).splitlines()[0].rstrip('.')})"
+        return f"the loss to an error ({first_line(error)})"
 
 
 def _refuse_batches(objective: Objective, why: str) -> None:

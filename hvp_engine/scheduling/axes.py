@@ -140,8 +140,10 @@ def choose_axes(processes: int, sharing: Sharing) -> Axes:
         processes: How many there are.
         sharing: Sizes of the job.
     """
-    most = max(1, min(sharing.most_groups or processes, processes))
-    fits = [Axes(p, processes // p) for p in range(most, 0, -1) if processes % p == 0]
+    most = sharing.most_groups or processes
+    small = [p for p in range(1, math.isqrt(processes) + 1) if processes % p == 0]
+    divisors = sorted({*small, *(processes // p for p in small)}, reverse=True)
+    fits = [Axes(p, processes // p) for p in divisors if p <= max(1, most)]
     return min(fits, key=lambda axes: round(sharing.cost(axes), 9))
 
 

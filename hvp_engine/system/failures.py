@@ -14,7 +14,7 @@ from collections.abc import Iterator
 import torch
 
 from hvp_engine.errors import DeviceError, HvpEngineError, OutOfMemoryError
-from hvp_engine.system.formatting import first_line
+from hvp_engine.system.formatting import first_line, text_of
 from hvp_engine.system.torch_private import without_torch_functions
 
 __all__ = ["failures_in_words", "is_device_failure", "is_out_of_memory", "let_go", "pass_on"]
@@ -107,4 +107,4 @@ def let_go(error: BaseException | None) -> None:
 
 
 def _says(error: BaseException, what: re.Pattern[str]) -> bool:
-    return isinstance(error, RuntimeError) and what.search(str(error)) is not None
+    return isinstance(error, RuntimeError) and what.search(text_of(error)) is not None

@@ -49,12 +49,17 @@ def format_with_error(value: float, error: float, digits: int = 4) -> str:
     return f"({mantissa})e{scale:+03d}" if scale else mantissa
 
 
+def text_of(error: BaseException) -> str:
+    """Return an exception's text; nothing where that fails itself, as a foreign exception's may."""
+    try:
+        return str(error)
+    except Exception:
+        return ""
+
+
 def first_line(error: BaseException) -> str:
     """Return the first line of an exception's text without its full stop; its type's name where it has no text."""
-    try:
-        lines = str(error).strip().splitlines()
-    except Exception:  # a foreign exception whose own text fails
-        lines = []
+    lines = text_of(error).strip().splitlines()
     return _cut(lines[0].rstrip(".")) if lines else type(error).__name__
 
 
@@ -65,10 +70,7 @@ def _cut(text: str) -> str:
 def raised(error: BaseException) -> str:
     """Return an exception's type and the whole of its text on one line, without its full stop."""
     name = type(error).__name__
-    try:
-        text = " ".join(str(error).split()).rstrip(".")
-    except Exception:  # a foreign exception whose own text fails
-        text = ""
+    text = " ".join(text_of(error).split()).rstrip(".")
     return f"{name}: {_cut(text)}" if text else name
 
 

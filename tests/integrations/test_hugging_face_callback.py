@@ -108,7 +108,7 @@ def test_a_training_resumed_from_a_checkpoint_goes_on_in_its_folder(tmp_path: Pa
 @pytest.mark.parametrize("other", ["model", None])
 def test_what_is_no_trainer_is_refused(other: Any) -> None:
     given = GPT2LMHeadModel(GPT2Config(vocab_size=11, n_embd=8, n_layer=1, n_head=2)) if other == "model" else other
-    with pytest.raises(ConfigurationError, match="trainer is a .*give the Trainer of transformers itself"):
+    with pytest.raises(ConfigurationError, match="trainer is of type .*give the Trainer of transformers itself"):
         SpectrumCallback(given, he.losses.causal_lm, PROBE, every=2)
 
 

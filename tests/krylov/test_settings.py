@@ -64,6 +64,7 @@ def test_whole_numbers_of_any_library_become_plain_ones() -> None:
         ({"reorthogonalize": "half"}, "reorthogonalize='half' is not one of 'full', 'selective', 'none'"),
         ({"steps": 2.5}, "steps=2.5 must be a whole number of at least 1"),
         ({"tolerance": 0}, "tolerance=0 must be a finite number above 0"),
+        ({"tolerance": 1e-300}, "tolerance=1e-300 is below what float64 can tell, 1e-12"),
         ({"tolerance": {"w2": 0.1}}, "no target named 'w2'"),
         ({"probes": 2, "first_probe": -1}, "first_probe=-1 must be a whole number of at least 0"),
         ({"first_probe": 4}, "first_probe=4 goes with a fixed number of probes only"),

@@ -170,7 +170,7 @@ def test_tied_parameters_are_found_under_any_of_their_names_and_one_number_serve
         (lambda d: d["0.bias"].__setitem__(2, math.inf), "not positive and finite"),
         (lambda d: d["0.bias"].__setitem__(2, 1e-90), "no inverse root in torch.float32"),
         (lambda d: d.update({"0.bias": torch.ones(1, 7)}), r"shape \(1, 7\), the parameter \(7,\)"),
-        (lambda d: d.update({"0.bias": "seven"}), "is a str; give a tensor"),
+        (lambda d: d.update({"0.bias": "seven"}), "is of type str; give a tensor"),
         (lambda d: d.update({"0.bias": torch.ones(7, dtype=torch.complex64)}), "dense tensor of real numbers"),
         (lambda d: d.update({"0.bias": torch.ones(7, device="meta")}), "dense tensor of real numbers"),
     ],
@@ -194,7 +194,7 @@ def test_optimizers_that_do_not_fit_are_refused_with_what_to_do() -> None:
     refused(fresh, "no state yet for 0.weight, .* Take a step first")
     refused(trained(Case(copy.deepcopy(case.model), case.loss, case.data), torch.optim.Adam), "not of a copy's")
     refused(torch.optim.SGD(case.model.parameters(), lr=0.1), "SGD, of which it is not known")
-    refused(torch.ones(3), "precondition is a Tensor")
+    refused(torch.ones(3), "precondition is of type Tensor")
     some = trained(case, lambda p: torch.optim.Adam(list(p)[:2]))
     refused(some, "does not hold these parameters of the blocks: 2.weight")
     he.HessianOperator(case.model, case.loss, ["0.weight"], data=case.data, precondition=some)  # what the message says

@@ -54,7 +54,7 @@ BATCHES = [(torch.ones(6, 4), torch.zeros(6, dtype=torch.int64))]
         ({"data": iter(BATCHES)}, ObjectiveError, r"pass list\(data\)"),
         ({"data": BATCHES[0][0]}, ObjectiveError, r"pass a list of batches: data=\[batch\]"),
         ({"data": {"inputs": BATCHES[0][0]}}, ObjectiveError, r"pass a list of batches: data=\[batch\]"),
-        ({"data": ["text"]}, ObjectiveError, "Batch 0 is a str without tensors"),
+        ({"data": ["text"]}, ObjectiveError, "Batch 0, of type str, has no tensors"),
         ({"data": [torch.ones(0, 4)]}, ObjectiveError, "data is empty"),
         ({"blocks": 7}, BlockError, "blocks=7 is no block specification"),
         ({"microbatch": 0}, ConfigurationError, "microbatch=0 must be a whole number of at least 1"),

@@ -59,7 +59,8 @@ def test_processes_are_a_whole_number(processes: Any) -> None:
         he.plan(case.model, case.loss, data=case.data, processes=processes)
 
 
-def test_more_processes_than_there_is_work_are_refused() -> None:
+@pytest.mark.parametrize("processes", [101, 10**30])
+def test_more_processes_than_there_is_work_are_refused(processes: int) -> None:
     case = cnn()
     with pytest.raises(ConfigurationError, match="is more than can share this job"):
-        he.plan(case.model, case.loss, data=case.data, steps=2, probes=1, processes=101, device="a100-80gb")
+        he.plan(case.model, case.loss, data=case.data, steps=2, probes=1, processes=processes, device="a100-80gb")

@@ -37,7 +37,7 @@ def test_a_single_batch_or_a_batch_without_tensors_as_data() -> None:
     case = mlp()
     refuse("data is a single batch", case.model, mean_loss, case.data[0][0])
     refuse("data is a single batch", case.model, mean_loss, {"x": case.data[0][0]})
-    refuse("list without tensors", case.model, mean_loss, [[1.0, 2.0]])
+    refuse("Batch 0, of type list, has no tensors", case.model, mean_loss, [[1.0, 2.0]])
 
 
 def test_batchnorm_in_train_mode_is_named() -> None:
