@@ -50,7 +50,7 @@ def docs(session: nox.Session) -> None:
 @nox.session(reuse_venv=True)
 def site(session: nox.Session) -> None:
     """Build the site of mkdocs.yml, with its notebooks executed; a broken link or a missing page is an error."""
-    session.install(".[hf]", "-r", ".ci/site.txt")
+    session.install(".[hf]", "-r", ".ci/requirements.txt", "-r", ".ci/site.txt")
     session.run("mkdocs", "build", "--strict", *session.posargs, env={"NO_MKDOCS_2_WARNING": "1"})
 
 

@@ -41,8 +41,8 @@ optimizer = torch.optim.SGD(model.parameters(), lr=rate)
 history = []
 for step in range(601):
     if step % 100 == 0:
-        pairs = he.eigsh(model, loss, data=data, k=1, which="LA", tolerance=1e-2, check=step == 0)["full"]
-        history.append((step, loss(model, data[0]).item(), float(pairs.values[-1])))
+        found = he.eigsh(model, loss, data=data, k=1, which="LA", tolerance=1e-2, check=step == 0, progress=False)
+        history.append((step, loss(model, data[0]).item(), float(found["full"].values[-1])))
     optimizer.zero_grad()
     loss(model, data[0]).backward()
     optimizer.step()

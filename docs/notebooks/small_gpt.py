@@ -56,7 +56,7 @@ blocks = [
     he.Block("embedding", [("transformer.wte.weight", None)]),
     he.Block("head", [("lm_head.weight", None)]),
 ]
-before = he.slq(model, loss, blocks, data=batches, steps=20, probes=3, tolerance=0.1)
+before = he.slq(model, loss, blocks, data=batches, steps=20, tolerance=0.1)
 print(before.summary())
 
 # %% [markdown]
@@ -71,7 +71,7 @@ for _ in range(200):
     optimizer.step()
 print(f"loss {total.item() / weight.item():.3f}")
 
-after = he.slq(model, loss, blocks, data=batches, steps=20, probes=3, tolerance=0.1)
+after = he.slq(model, loss, blocks, data=batches, steps=20, tolerance=0.1)
 print(after.summary())
 
 # %% [markdown]

@@ -92,10 +92,13 @@ def _spent(blocks: Sequence[BlockSummary]) -> Iterator[str]:
     spent = sum(account.products for account in accounts)
     ceilings = [account.ceiling for account in accounts if account.ceiling is not None]
     if len(ceilings) == len(accounts) and sum(ceilings) > 0:
+        at_most = f"the {format_count(sum(ceilings))} at the ceilings of steps and probes"
+        if spent > sum(ceilings):
+            yield f"Products: {format_count(spent)}, more than {at_most}: those of single vectors come on top."
+            return
         share = format_number(100.0 * (1.0 - spent / sum(ceilings)), 3)
         saved = f"; {share} % saved" if spent < sum(ceilings) else ""
-        whole = format_count(sum(ceilings))
-        yield f"Products: {format_count(spent)} of the {whole} at the ceilings of steps and probes{saved}."
+        yield f"Products: {format_count(spent)} of {at_most}{saved}."
 
 
 def _listed(names: Sequence[str]) -> str:

@@ -1,6 +1,7 @@
 """The table of spectra."""
 
 import io
+from dataclasses import replace
 
 import pytest
 from rich.console import Console
@@ -90,6 +91,8 @@ def test_what_was_not_reached_is_marked_and_told():
     below = " ".join(summary_text(summary_of(*many)).split())
     assert "(30 of 30 blocks): b0 w1 0.034 (0.020 asked): ceiling of steps; b1 w1" in below
     assert "; and 18 more. Products: 30,000 of the 30,000 at the ceilings of steps and probes." in below
+    more = [block_summary("a", account=replace(MISSED, products=1_012))]
+    assert "Products: 1,012, more than the 1,000 at the ceilings" in summary_text(summary_of(*more))
 
 
 def test_a_job_that_did_what_was_asked_has_no_ceilings():
