@@ -46,6 +46,9 @@ def table(results: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
+_INSTRUCTIONS = {"AVX-512": "avx512f", "AMX": "amx_bf16"}
+
+
 def machine(device: torch.device) -> dict[str, Any]:
     """Device, driver, versions and commit; no name of a host or user, no path."""
     versions = {name: version for name, version in config()["versions"].items() if version}
@@ -99,7 +102,10 @@ def _rounded(row: Row) -> Row:
 
 
 def _processor() -> str:
-    for line in Path("/proc/cpuinfo").read_text().splitlines():
-        if line.startswith("model name"):
-            return line.partition(":")[2].strip()
-    return platform.machine()
+    """Return its name, and which of the instruction sets it has that times depend on."""
+    lines = [line.partition(":") for line in Path("/proc/cpuinfo").read_text().splitlines()]
+    facts = {key.strip(): value.strip() for key, _, value in lines}
+    flags = facts.get("flags", "").split()
+    sets = [name for name, flag in _INSTRUCTIONS.items() if flag in flags]
+    name = facts.get("model name", platform.machine())
+    return f"{name} ({', '.join(sets)})" if sets else name
