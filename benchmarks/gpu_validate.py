@@ -125,6 +125,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, help="also write the report here, as JSON where the name ends in .json")
     out: Path | None = parser.parse_args(arguments).out
+    if out is not None and not out.parent.is_dir():
+        parser.error(f"--out {out}: there is no folder {out.parent}")
     if not torch.cuda.is_available():
         print(NO_GPU, file=sys.stderr)
         return 2

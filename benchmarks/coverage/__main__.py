@@ -33,6 +33,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=200, help="streams of each matrix")
     parser.add_argument("--out", type=Path, default=Path(__file__).parents[1] / "results", help="folder for the files")
     arguments = parser.parse_args()
+    arguments.out.mkdir(parents=True, exist_ok=True)  # before the minutes that the study takes
     every = matrices.every()
     found = [streams.run(matrix, arguments.seeds, stops.STEPS, SINGLES, seed) for seed, matrix in enumerate(every)]
     blocks = []
@@ -48,7 +49,6 @@ def main() -> None:
         "matrices": blocks,
         "groups": [study_of_pairs(every[some], found[some]) for some in together],
     }
-    arguments.out.mkdir(parents=True, exist_ok=True)
     (arguments.out / "coverage.json").write_text(json.dumps(results, indent=1) + "\n")
     (arguments.out / "coverage.md").write_text(report.markdown(results))
 

@@ -33,12 +33,18 @@ def main() -> None:
     """Run what was asked for and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cache", type=Path, required=True, help="folder for networks, streams and references")
-    parser.add_argument("--only", nargs="*", help="names of networks; all by default")
+    names = [network.name for network in NETWORKS]
+    parser.add_argument(
+        "--only", nargs="*", choices=names, metavar="NETWORK", help=f"of {', '.join(names)}; all by default"
+    )
     parser.add_argument("--seeds", type=int, nargs="*", default=[0, 1, 2], help="seeds of the calls with a tolerance")
     parser.add_argument("--leave-out", nargs="*", default=[], metavar="NETWORK/BLOCK", help="blocks to do without")
     parser.add_argument("--bars", action="store_true", help="count too how often 95 %% bars hold; takes longest")
     parser.add_argument("--write", action="store_true", help="write benchmarks/results/real_blocks.json and .md")
     options = parser.parse_args()
+    known = {f"{network.name}/{block}" for network in NETWORKS for block in network.blocks}
+    if unknown := sorted(set(options.leave_out) - known):
+        parser.error(f"unknown blocks: {', '.join(unknown)}; known are {', '.join(sorted(known))}")
     study: dict[str, Any] = {"machine": machine(torch.device("cpu")), "equal": [], "replayed": [], "called": []}
     study["bars"] = []
     for whole in NETWORKS:
