@@ -26,7 +26,7 @@ class Whole:
 
 
 NUMBERS: list[Make] = [
-    *each(-1, 0, 1.5, True, "3", None, float("nan"), float("inf"), 10**30, -(10**30)),
+    *each(-1, 0, 1.5, True, "3", None, float("nan"), float("inf"), 10**30, -(10**30), 10**400),
     *each(np.int64(2), np.float32(2), torch.tensor(2), Fraction(2), [2], Whole(), b"2", 2j),
 ]
 WORDS: list[Make] = [

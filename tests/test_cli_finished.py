@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 import json
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +15,7 @@ from random_spectra import random_spectra
 from test_cli import JOB, call
 
 from hvp_engine.results.spectra import Spectra
+from hvp_engine.system import phases
 from hvp_engine.system.phases import Display
 
 
@@ -92,3 +95,26 @@ def test_what_a_command_does_is_told_on_a_terminal(
     monkeypatch.setattr(sys, "stderr", Terminal())
     assert call(monkeypatch, *command) == 0
     assert told <= set(begun)
+
+
+def test_nothing_is_left_on_a_terminal_when_the_result_is_printed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    random_spectra(1).save(tmp_path)
+    monkeypatch.setattr(phases, "_PATIENCE", 0.0)
+    monkeypatch.setattr(phases, "_LOOKS_EVERY", 0.001)
+    monkeypatch.setattr(sys, "stderr", Terminal())
+    shown: list[object] = []
+
+    def slowly(self: Spectra, summarize: Callable[[Spectra], str] = Spectra.summary) -> str:
+        with phases.phase("slow"):
+            time.sleep(0.2)
+            display = phases._display.get()
+            assert display is not None and display._live is not None
+        shown.extend((display._live, sys.stdout))
+        return summarize(self)
+
+    monkeypatch.setattr(Spectra, "summary", slowly)
+    before = sys.stdout
+    assert call(monkeypatch, "show", str(tmp_path)) == 0
+    assert shown == [None, before]

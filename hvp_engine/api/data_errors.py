@@ -20,6 +20,8 @@ from hvp_engine.problem.objective import Loss
 from hvp_engine.problem.precision import Precision
 from hvp_engine.results.data_errors import DataErrors
 
+_MOST_GROUPS = 1_000_000
+
 
 @torch.inference_mode(False)
 def data_error(
@@ -70,7 +72,7 @@ def data_error(
     Raises:
         HvpEngineError: One of its subclasses, with cause and fix.
     """
-    groups = whole_number("groups", groups, 2)
+    groups = whole_number("groups", groups, 2, most=_MOST_GROUPS)
     settings = JobSettings(seed=seed, precision=precision, microbatch=microbatch, memory=memory)
     build = builder(model, loss, blocks, data=data, settings=settings, operator=operator, precondition=precondition)
     return run(DataErrorJob(settings_of(settings, check=check), groups), partial(divided, build, groups), out, progress)

@@ -266,20 +266,22 @@ def _per_module(model: nn.Module, names: Names) -> list[Block]:
     return [Block(owner or type(model).__name__, [(name, None) for name in owned]) for owner, owned in owners.items()]
 
 
+def _is_part(part: object) -> bool:
+    return isinstance(part, (tuple, list)) and len(part) == 2 and isinstance(part[0], str)
+
+
 def _resolve_one(names: Names, block: Block) -> ResolvedBlock:
     if not isinstance(block.name, str) or not block.name:
         raise BlockError(f"The name of a block must be a non-empty string, not {block.name!r}.")
     if any("\ud800" <= character <= "\udfff" for character in block.name):  # seeds and files need its bytes
         raise BlockError(f"The name of a block must be text, and {block.name!r} has half a character; rename it.")
-    if isinstance(block.parts, str) or any(
-        not isinstance(part, (tuple, list)) or len(part) != 2 for part in block.parts
-    ):
+    if not isinstance(block.parts, Iterable) or not all(map(_is_part, given := list(block.parts))):
         raise BlockError(
             f"Block {block.name!r}: parts must be (parameter name, index) pairs; the index None takes the whole "
             f"tensor: Block({block.name!r}, [('weight', None)])."
         )
     parts: list[BlockPart] = []
-    for name, index in block.parts:
+    for name, index in given:
         canonical = names.lookup(name, block.name)
         parts.append(_resolve_part(names.parameters[canonical], canonical, index, block.name))
         refuse_mixed(names.model, canonical, index, block.name)

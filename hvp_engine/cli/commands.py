@@ -85,13 +85,11 @@ def _version(asked: bool) -> None:
 
 @app.callback()
 def options(
-    context: typer.Context,
     version: Annotated[
         bool, typer.Option("--version", "-V", callback=_version, is_eager=True, help="Print the version and exit.")
     ] = False,
 ) -> None:
     """Hessian spectra of neural networks, block by block."""
-    context.with_resource(showing(None))  # of commands that do not decide it themselves
 
 
 def demo(
@@ -283,8 +281,8 @@ _COMMANDS: tuple[Callable[..., None], ...] = (  # as --help lists them
     export,
     experiment,
 )
-for command in _COMMANDS:
-    app.command()(command)
+for command in _COMMANDS:  # those of finished runs are not asked whether they show what they do
+    app.command()(showing(None)(command) if command in (show, plot, compare, merge, export) else command)
 
 
 def main() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,8 @@ from hvp_engine.errors import ConfigurationError
 from hvp_engine.processes.launching import is_launched
 
 _UNNAMED = "w1"  # the target of a number without a name, as in `Targets.parse`
+
+_MOST_GIBIBYTES = 1 << 32
 
 
 def blocks_of(given: list[str] | None, job: JobOfUser) -> Any:
@@ -73,7 +74,7 @@ def bytes_of(gibibytes: float | None) -> int | None:
     """
     if gibibytes is None:
         return None
-    if not math.isfinite(gibibytes) or gibibytes <= 0:
+    if not 0 < gibibytes <= _MOST_GIBIBYTES:
         raise ConfigurationError(
             f"Option --memory {gibibytes:g} is no amount of memory; give GiB, for instance --memory 8."
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 import warnings
@@ -44,6 +45,7 @@ from hvp_engine.system.formatting import first_names
 from hvp_engine.system.phases import phase, shows_phases
 
 _SHARES = {"data": 0.2, "blocks": 0.8, "products": 0.5, "cost": 0.9}  # of the time that is left then
+_LONGEST = 1e9  # seconds
 _EVALUATIONS = 2  # of a few samples, in which randomness is looked for
 _WEIGHTS = 4  # evaluations of every sample, in which weights are looked at
 _STOPPED = frozenset(  # what makes products impossible
@@ -97,8 +99,8 @@ def doctor(
     started = time.monotonic()
     check_precision(precision)
     check_module(model)
-    if not isinstance(seconds, (int, float)) or not seconds >= 0:
-        raise ConfigurationError(f"seconds={seconds!r} must be a number of at least 0.")
+    if not isinstance(seconds, (int, float)) or not (0 <= seconds <= _LONGEST or seconds == math.inf):
+        raise ConfigurationError(f"seconds={seconds!r} must be a number from 0 to {_LONGEST:g}, or infinity.")
     if data is None and not _names_blocks(blocks):
         raise ConfigurationError(
             f"The third argument of doctor is blocks, and this {type(blocks).__name__} names none; if it is the data, "

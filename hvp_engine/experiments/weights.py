@@ -25,7 +25,13 @@ from hvp_engine.system.phases import phase
 
 _DINO_HEAD = 64  # width of an attention head, in every size of DINOv2
 _PATCHES = "embeddings.patch_embeddings.projection.weight"
-_DROPOUT = ("dropout", "pdrop", "drop_path")  # parts of the names of rates in configurations
+_DROPOUT = (
+    "dropout",
+    "pdrop",
+    "drop_path",
+    "layerdrop",
+    "drop_connect",
+)  # parts of the names of rates in configurations
 _CAUSAL = ("ForCausalLM", "LMHeadModel")  # architectures that are kept whole; of others the body is taken
 
 
@@ -222,6 +228,8 @@ def _without_dropout(config: Any) -> Any:
     for name, value in vars(config).items():
         if isinstance(value, float) and any(word in name for word in _DROPOUT):
             setattr(config, name, 0.0)
+        elif hasattr(value, "to_dict"):  # a configuration within
+            _without_dropout(value)
     return config
 
 

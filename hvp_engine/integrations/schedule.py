@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Iterable
+from itertools import islice
 from typing import Literal, TypeAlias
 
 from hvp_engine.errors import ConfigurationError
 from hvp_engine.krylov.settings import whole_number
+
+_MOST_LISTED = 1_000_000
 
 Every: TypeAlias = "int | Literal['log'] | Iterable[int]"
 
@@ -29,8 +32,11 @@ class Schedule:
         if isinstance(every, str):
             if every != "log":
                 raise ConfigurationError(f"every={every!r} must be a number of steps, 'log', or a list of steps.")
-        elif isinstance(every, Iterable):
-            self._listed = sorted({whole_number("every", step, 0) for step in every})
+        elif isinstance(every, Iterable) and not hasattr(every, "__index__"):
+            listed = list(islice(every, _MOST_LISTED + 1))
+            if len(listed) > _MOST_LISTED:
+                raise ConfigurationError(f"every= lists more than {_MOST_LISTED:,} steps; give a number of steps.")
+            self._listed = sorted({whole_number("every", step, 0) for step in listed})
             if not self._listed:
                 raise ConfigurationError("every=[] has no step; list one at least, or give a number of steps.")
         else:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from numbers import Integral
 from operator import index
 from typing import Any, Literal, get_args
 
@@ -16,11 +16,14 @@ from hvp_engine.krylov.registry import AUTO, STORAGES, Storage
 from hvp_engine.krylov.stopping import DEFAULT_TOLERANCE, Targets
 from hvp_engine.ops.head.dropping import check_tolerance
 from hvp_engine.problem.precision import Precision, check_precision, working_dtype
+from hvp_engine.system.formatting import shorten
 
 Reorthogonalize = Literal["full", "selective", "none"]
 # The error of an average falls with the root of their number; more than this is a slip, and lists of streams would take
 # minutes and gigabytes before it shows.
 _MOST_PROBES = 100_000
+_MOST_BYTES = 1 << 62  # of a budget
+_SHOWN = 40  # letters of a number that is too large
 _MOST_STEPS = 10_000_000  # the same of these
 _STEPS, _PROBES = 100, 10  # where one of them is not given: what a fixed job takes, and no adaptive one exceeds
 
@@ -195,11 +198,11 @@ class JobSettings:
         }
 
 
-def whole_number(name: str, value: Any, least: int | None = None) -> int:
+def whole_number(name: str, value: Any, least: int | None = None, most: int | None = None) -> int:
     """Return an argument as an int; whole numbers of numpy and torch will do.
 
     Raises:
-        ConfigurationError: It is no whole number, or less than ``least``.
+        ConfigurationError: It is no whole number, or less than ``least``, or more than ``most``.
     """
     try:
         number = index(value)
@@ -208,6 +211,8 @@ def whole_number(name: str, value: Any, least: int | None = None) -> int:
     if number is None or (least is not None and number < least):
         bound = "" if least is None else f" of at least {least}"
         raise ConfigurationError(f"{name}={value!r} must be a whole number{bound}.")
+    if most is not None and number > most:
+        raise ConfigurationError(f"{name}={shorten(repr(value), _SHOWN)} must be at most {most:,}.")
     return int(number)
 
 
@@ -226,5 +231,6 @@ def check_memory(memory: float | None) -> None:
     Raises:
         ConfigurationError: It is none.
     """
-    if memory is not None and not (isinstance(memory, (int, float)) and 0 < memory < math.inf):
+    known = isinstance(memory, (int, float, Integral)) and not isinstance(memory, bool) and 0 < memory <= _MOST_BYTES
+    if memory is not None and not known:
         raise ConfigurationError(f"memory={memory!r} must be a positive number of bytes.")

@@ -270,7 +270,10 @@ def _checked(name: str, value: Any, alone: bool) -> float:
     shown = f"tolerance={value!r}" if alone else f"tolerance={{{name!r}: {value!r}}}"
     if isinstance(value, (bool, np.bool_)) or not isinstance(value, Real):
         raise ConfigurationError(f"{shown} must be a number, or numbers by the names of targets.")
-    number = float(value)
+    try:
+        number = float(value)
+    except OverflowError:  # a whole number of hundreds of digits
+        number = math.inf
     if not 0.0 < number < math.inf:
         raise ConfigurationError(f"{shown} must be a finite number above 0; {DEFAULT_TOLERANCE} is the usual one.")
     if number < _SMALLEST:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +16,7 @@ from torch.optim import Adam, Adamax, NAdam, Optimizer
 from hvp_engine.blocks import Partition, ResolvedBlock
 from hvp_engine.blocks.partition import Names
 from hvp_engine.errors import ConfigurationError
-from hvp_engine.system.formatting import first_names
+from hvp_engine.system.formatting import first_names, raised
 
 Precondition: TypeAlias = Mapping[str, Tensor | float] | Optimizer
 
@@ -154,7 +154,13 @@ def _of_optimizer(optimizer: Optimizer, parameters: Mapping[str, Tensor]) -> dic
         "Take a step first (loss.backward(), optimizer.step()), or load its state; blocks may leave out what gets no "
         "gradient.",
     )
-    return {name: _divisor(optimizer, groups[id(parameters[name])], parameters[name]) for name in stepped}
+    try:
+        return {name: _divisor(optimizer, groups[id(parameters[name])], parameters[name]) for name in stepped}
+    except (KeyError, IndexError, TypeError, ValueError, ZeroDivisionError) as error:
+        raise ConfigurationError(
+            f"The optimizer's divisor cannot be read ({raised(error)}): its state and its groups do not fit together, "
+            "as after amsgrad was switched on. Take a step first, or give a mapping of parameter names to tensors."
+        ) from error
 
 
 def _divisor(optimizer: Optimizer, group: Mapping[str, object], parameter: Tensor) -> Tensor:
@@ -162,11 +168,11 @@ def _divisor(optimizer: Optimizer, group: Mapping[str, object], parameter: Tenso
     state = optimizer.state[parameter]
     if isinstance(optimizer, Adamax):
         return torch.as_tensor(state["exp_inf"])
-    betas, eps, step = group["betas"], group["eps"], float(state["step"])
-    assert isinstance(betas, tuple | list)
+    betas: Any = group["betas"]
+    eps: Any = group["eps"]
     second = state["max_exp_avg_sq" if group.get("amsgrad") else "exp_avg_sq"]
-    correction = 1.0 - float(betas[1]) ** step
-    return torch.as_tensor(second).double().div(correction).sqrt_().add_(float(eps))  # type: ignore[arg-type]
+    correction = 1.0 - float(betas[1]) ** float(state["step"])
+    return torch.as_tensor(second).double().div(correction).sqrt_().add_(float(eps))
 
 
 def _refuse_missing(wanted: Iterable[str], found: Iterable[str], what: str, fix: str) -> None:

@@ -7,9 +7,12 @@ from dataclasses import replace
 from typing import Any
 
 from hvp_engine.errors import ConfigurationError
+from hvp_engine.krylov.settings import whole_number
 from hvp_engine.planning.counting import DataShape
 from hvp_engine.problem import batches as batch_tools
 from hvp_engine.problem.randomness import UndisturbedData
+
+_MOST = 1 << 62  # batches or tokens
 
 
 def scaled(shape: DataShape, batches: int | None, tokens: int | None) -> DataShape:
@@ -19,14 +22,14 @@ def scaled(shape: DataShape, batches: int | None, tokens: int | None) -> DataSha
     if batches is not None and tokens is not None:
         raise ConfigurationError("Give batches or tokens, not both.")
     asked = batches if batches is not None else tokens
-    if not isinstance(asked, int) or asked < 1 or shape.largest is None:
-        raise ConfigurationError(
-            f"batches or tokens is {asked!r}; it must be a whole number of at least 1, for a job with data."
-        )
+    name = "batches" if batches is not None else "tokens"
+    number = whole_number(name, asked, 1, most=_MOST)
+    if shape.largest is None:
+        raise ConfigurationError(f"{name}={asked!r} is for a job with data, and this one has none; leave it out.")
     if tokens is None:
-        return replace(shape, batches=float(asked))
+        return replace(shape, batches=float(number))
     first = batch_tools.tensors(shape.largest)[0].numel()
-    return replace(shape, batches=max(asked / first, 1.0 / first))
+    return replace(shape, batches=max(number / first, 1.0 / first))
 
 
 def is_meta(data: Iterable[Any] | None) -> bool:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor, nn
 
-from hvp_engine.errors import ConfigurationError, NonDeterministicError
+from hvp_engine.errors import ConfigurationError, NonDeterministicError, ObjectiveError
 from hvp_engine.problem.checks import active_dropout
 from hvp_engine.problem.cuts import Cut
 from hvp_engine.problem.forward_guard import ForwardGuard, Made, refuse_write
@@ -16,7 +16,8 @@ from hvp_engine.problem.held_generators import held_sources
 from hvp_engine.problem.model_state import ModelState
 from hvp_engine.problem.precision import Precision
 from hvp_engine.problem.randomness import RandomnessWatch
-from hvp_engine.system.formatting import first_names
+from hvp_engine.system.failures import pass_on
+from hvp_engine.system.formatting import first_names, raised
 from hvp_engine.system.torch_private import without_torch_functions, write_count
 
 Key = tuple[int, int, int]  # batch, first sample, samples
@@ -132,6 +133,12 @@ class SteadyLoss:
             self._randomness.put_back()
             with self._state.with_hooks():
                 hooked = torch.autograd.grad(evaluate()[0], parameters, allow_unused=True)
+        except Exception as error:
+            pass_on(error)
+            raise ObjectiveError(
+                f"A backward pass with the model's backward hooks raised {raised(error)}. Remove the hooks "
+                "(handle.remove()), or mend them."
+            ) from error
         finally:
             self._randomness.put_back()
         for one, other in zip(plain, hooked, strict=True):
@@ -170,7 +177,10 @@ class SteadyLoss:
             return
         training = any(module.training for module in self._model.modules())
         if not self._randomness.matters(drawn, value, lambda: self._value(evaluate), training=training):
-            return
+            # A layer of zeros (of LoRA, or a head to be trained) hides from the value what its gradient shows.
+            size = self._gradient_size(evaluate)
+            if not self._randomness.matters(drawn, size, lambda: self._gradient_size(evaluate), training=False):
+                return
         dropping = active_dropout(self._model)
         drawing = dropping or self._drawing_modules(evaluate)
         cause = (
@@ -187,6 +197,18 @@ class SteadyLoss:
     def _value(self, evaluate: Evaluation) -> float:
         with self._state.evaluation():
             return float(evaluate()[0].detach())
+
+    def _gradient_size(self, evaluate: Evaluation) -> float:
+        """Add up the gradient's absolute values, every entry with a weight of its own."""
+        parameters = [p for p in self._model.parameters() if p.requires_grad]
+        with torch.enable_grad(), self._state.evaluation():
+            loss = evaluate()[0]
+            if not (parameters and loss.requires_grad):
+                return 0.0
+            gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
+        with torch.no_grad():
+            parts = [g.abs().flatten().double() for g in gradients if g is not None and g.layout == torch.strided]
+            return sum(float(g @ torch.linspace(1.0, 2.0, len(g), dtype=g.dtype, device=g.device)) for g in parts)
 
     def _drawing_modules(self, evaluate: Evaluation) -> list[str]:
         """Name the innermost modules during whose forward pass a generator changes."""

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from hvp_engine.errors import ObjectiveError
+from hvp_engine.system.formatting import first_line
 
 ARRAYS = (Tensor, np.ndarray, PackedSequence)
 CONSTANTS = (str, bytes, int, float, complex, type(None), Enum, np.generic, torch.dtype, torch.device)
@@ -110,8 +111,8 @@ def _rebuilt(node: Any, inner: Callable[[Any], Any]) -> Any:
         copied = copy.copy(node)
     except Exception as error:
         raise ObjectiveError(
-            f"A batch holds a {type(node).__name__}, which cannot be copied ({error}); give its tensors as a tuple or "
-            "a mapping."
+            f"A batch holds a {type(node).__name__}, which cannot be copied ({first_line(error)}); give its tensors as "
+            "a tuple or a mapping."
         ) from error
     if isinstance(copied, list):
         copied[:] = [inner(value) for value in copied]

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from hvp_engine.errors import ConfigurationError
 from hvp_engine.problem.state_walk import StateWalk
+from hvp_engine.system.formatting import first_line
 from hvp_engine.system.layouts import kind_of
 
 
@@ -33,7 +34,7 @@ def _converted(model: nn.Module, dtype: torch.dtype) -> nn.Module:
         found = next((t.dtype for t in (*model.parameters(), *model.buffers()) if t.is_floating_point()), None)
         raise ConfigurationError(
             f"The model has {found} tensors, the precision asks for {dtype}, and the model cannot be "
-            f"copied ({error}); convert it yourself with model.to({dtype}), and the data likewise."
+            f"copied ({first_line(error)}); convert it yourself with model.to({dtype}), and the data likewise."
         ) from error
     # Not Module.to, which drops the imaginary part of complex buffers (rotary embeddings, say).
     copied = copied.double() if dtype == torch.float64 else copied.float()

@@ -10,12 +10,14 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from itertools import pairwise
+from numbers import Real
 
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 
 from hvp_engine.errors import ConfigurationError
+from hvp_engine.system.formatting import first_line
 
 FloatArray = NDArray[np.float64]
 
@@ -29,6 +31,7 @@ _RANGE_FLOOR = 1e-4
 """Smallest range that counts, relative to the magnitude: below it, single-precision noise is all there is."""
 
 _LARGEST_SIGMA = 1e290
+_WIDEST = 1e6  # of a sigma over the eigenvalues' range or magnitude
 """Beyond it, and below its inverse, six decades of a density do not fit into doubles."""
 
 _WINDOW = 8.0
@@ -62,29 +65,47 @@ def smoothing_sigma(smallest: float, largest: float) -> float:
 
 
 def smoothing_grid(smallest: float, largest: float, sigma: float) -> FloatArray:
-    """Make a uniform grid of ``GRID_POINTS`` points over ``[smallest, largest]`` and the tails of its Gaussians."""
+    """Make a uniform grid of ``GRID_POINTS`` points over ``[smallest, largest]`` and the tails of its Gaussians.
+
+    Raises:
+        ConfigurationError: The Gaussians are so wide that rounding would decide the densities.
+    """
+    widest = _WIDEST * max(largest - smallest, abs(smallest), abs(largest), RELATIVE_SIGMA)
+    if sigma > widest:
+        raise ConfigurationError(
+            f"sigma={sigma:g} is too wide for eigenvalues from {smallest:.3g} to {largest:.3g}; give at most "
+            f"{widest:.3g}."
+        )
     pad = _WINDOW * sigma
     return np.linspace(smallest - pad, largest + pad, GRID_POINTS)
 
 
 def check_sigma(sigma: float) -> float:
     """Return ``sigma`` as a float, or raise ConfigurationError unless it is positive and finite."""
-    value = float(sigma)
-    if not (math.isfinite(value) and value > 0.0):
+    known = isinstance(sigma, Real) and not isinstance(sigma, bool) and 1.0 / _LARGEST_SIGMA < sigma < _LARGEST_SIGMA
+    if not known:
         raise ConfigurationError(
             f"sigma must be a positive finite number, not {sigma!r}; leave it out to take the default."
         )
-    return value
+    return float(sigma)
+
+
+def check_numbers(name: str, numbers: ArrayLike) -> FloatArray:
+    """Return an argument as an array, or raise ConfigurationError unless it is one of numbers."""
+    try:
+        return np.asarray(numbers, dtype=np.float64)
+    except (TypeError, ValueError, RuntimeError, OverflowError) as error:
+        raise ConfigurationError(f"{name} must be a vector of numbers ({first_line(error)}).") from error
 
 
 def check_grid(grid: ArrayLike) -> FloatArray:
     """Return ``grid`` as a vector, or raise ConfigurationError unless it is finite and increasing."""
-    points = np.asarray(grid, dtype=np.float64)
+    points = check_numbers("grid", grid)
     if points.ndim != 1 or points.size < 2:
         raise ConfigurationError(f"grid must be a vector of at least 2 points, not an array of shape {points.shape}.")
     if not np.isfinite(points).all():
         raise ConfigurationError("grid has points that are not finite; remove them.")
-    if not (np.diff(points) > 0.0).all():
+    if not (np.diff(points) > 1.0 / _LARGEST_SIGMA).all():
         raise ConfigurationError("grid must be strictly increasing; sort it and drop repeated points (numpy.unique).")
     return points
 

@@ -32,6 +32,8 @@ from hvp_engine.results.spectrum_checks import (
 )
 from hvp_engine.results.sphere import Function
 
+_LARGEST_ORDER = 1000  # of a moment
+
 
 @dataclass(frozen=True, eq=False)
 class Spectrum:
@@ -275,7 +277,7 @@ class Spectrum:
         Raises:
             ConfigurationError: If points are something else.
         """
-        wanted = np.asarray(points, dtype=np.float64)
+        wanted = smoothing.check_numbers("points", points)
         if wanted.ndim != 1 or not np.isfinite(wanted).all():
             raise ConfigurationError(f"points must be a vector of finite numbers, not an array of {wanted.shape}.")
         return bands.cdf_band(self.reading, wanted)
@@ -302,8 +304,9 @@ class Spectrum:
         Raises:
             ConfigurationError: If ``k`` is not a non-negative integer, or there is no such reading.
         """
-        if not isinstance(k, int) or k < 0:
-            raise ConfigurationError(f"The order of a moment must be a non-negative integer, not {k!r}.")
+        if not isinstance(k, (int, np.integer)) or isinstance(k, bool) or not 0 <= k <= _LARGEST_ORDER:
+            raise ConfigurationError(f"The order of a moment must be an integer from 0 to {_LARGEST_ORDER}, not {k!r}.")
+        k = int(k)
         if is_gauss(reading):
             return moments.of_probes((self.weights * self.nodes**k).sum(axis=1))
         return moments.scaled(moments.power_sum(self.reading, k), 1.0 / self.numel)

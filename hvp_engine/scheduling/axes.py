@@ -57,7 +57,8 @@ class DataSizes:
 
     @property
     def _weights(self) -> list[int]:
-        return [1 if None in self.samples else size or 0 for size in self.samples]
+        unknown = None in self.samples
+        return [1 if unknown else size or 0 for size in self.samples]
 
     def spans(self, most: int | None) -> list[tuple[int, Span, int]]:
         """Cut every batch into pieces of at most so many samples: number of the batch, span and weight of each."""

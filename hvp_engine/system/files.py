@@ -13,13 +13,25 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
-from hvp_engine.errors import RunFolderError
+from hvp_engine.errors import ConfigurationError, RunFolderError
 
 Chunks = Sequence[bytes | memoryview]
 
 _ZEROS = bytes(1 << 20)
 _PROOF = bytes(4096)  # a block: a full disk may still have room for names
 _TEMPORARY = re.compile(r"\.(?P<name>.+)\.[0-9a-f]{12}\.tmp")
+
+
+def path_of(given: str | os.PathLike[str]) -> Path:
+    """Return a path.
+
+    Raises:
+        ConfigurationError: It is none.
+    """
+    try:
+        return Path(given)
+    except TypeError as error:
+        raise ConfigurationError(f"{given!r} is no path; give a string or a pathlib.Path.") from error
 
 
 def write_atomic(contents: Mapping[Path, Chunks]) -> None:

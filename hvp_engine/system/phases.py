@@ -41,6 +41,9 @@ class Bar(Protocol):
     def note(self, text: str) -> None:
         """Show a few words beside the steps; none for an empty text."""
 
+    def remind(self, now: float) -> None:
+        """Print where the work is, if nothing was printed for long; where there is no terminal."""
+
 
 class Phase:
     """Something that is being done."""
@@ -102,6 +105,8 @@ class Display:
         """End a phase."""
         with self._lock:
             self._phases.remove(phase)
+            if not self._phases:  # whoever prints next finds the terminal as it was
+                self._stop_live()
             if self._bars and phase.noted:
                 self._bars[-1][0].note("")
 
@@ -122,9 +127,9 @@ class Display:
             within = self._phases[self._bars[-1][1] if self._bars else 0 :]
             lasting = [phase for phase in within if now - phase.began >= _PATIENCE]
             if not lasting:
-                if not within:
-                    self._stop_live()
-                return  # else what was shown stays for the moment that the next phase takes
+                if self._bars and not self._terminal:
+                    self._bars[-1][0].remind(now)
+                return  # what was shown stays for the moment that the next phase takes
             phase = lasting[-1]
             if not self._terminal:
                 if phase.said is None or now - phase.said >= _LINE_EVERY:
@@ -154,7 +159,7 @@ class Display:
             return
         if self._live is None or self._task is None:
             columns = SpinnerColumn(), TextColumn("{task.description}", markup=False)
-            self._live = Progress(*columns, console=Console(stderr=True), transient=True)
+            self._live = Progress(*columns, console=Console(stderr=True), transient=True, redirect_stdout=False)
             self._task = self._live.add_task(text, total=None)
             self._live.start()
         else:

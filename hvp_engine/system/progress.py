@@ -19,6 +19,7 @@ from hvp_engine.system.phases import beside_bar
 from hvp_engine.system.visible import is_visible
 
 _LINE_EVERY = 10.0  # seconds between lines where there is no terminal
+_REMINDED_AFTER = 30.0  # seconds without a line, in the middle of a long step
 _CHANGE_EVERY = 0.5  # seconds between changes of a notebook's bar
 
 
@@ -113,10 +114,18 @@ class ProgressReporter:
             self._bar.update(self._task, completed=self._done, detail=self._detail)
             return
         if self._enabled and now - self._last >= (_LINE_EVERY if self._notebook is None else _CHANGE_EVERY):
-            self._last = now
-            share = 100.0 * self._done / self._total if self._total else 100.0
-            clocks = f"{format_clock(now - self._started)}, ETA {format_clock(self.left)}"
-            self._line(f"{share:3.0f}% after {clocks}  {self._detail}")
+            self._tell(now)
+
+    def remind(self, now: float) -> None:
+        """Print where the work is once more, if a step takes long."""
+        if self._bar is None and self._notebook is None and now - self._last >= _REMINDED_AFTER:
+            self._tell(now)
+
+    def _tell(self, now: float) -> None:
+        self._last = now
+        share = 100.0 * self._done / self._total if self._total else 100.0
+        clocks = f"{format_clock(now - self._started)}, ETA {format_clock(self.left)}"
+        self._line(f"{share:3.0f}% after {clocks}  {self._detail}")
 
     def note(self, text: str) -> None:
         """Show what is being done beside the steps, in place of the detail; an empty text brings that back."""

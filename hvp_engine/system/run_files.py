@@ -43,7 +43,7 @@ def write_run(folder: str | os.PathLike[str], document: Mapping[str, Any], tenso
         ConfigurationError: If the document cannot be written as JSON.
         RunFolderError: If a file cannot be written, or is there and not hvp_engine's; the earlier ones are then intact.
     """
-    root = Path(folder)
+    root = files.path_of(folder)
     header: dict[str, Any] = {"format": FORMAT, "format_version": FORMAT_VERSION}
     contents: dict[Path, files.Chunks] = {}
     if tensors is not None:
@@ -67,7 +67,7 @@ def read_manifest(folder: str | os.PathLike[str]) -> dict[str, Any]:
     Raises:
         RunFolderError: If the folder is missing, damaged, foreign, or of a newer version.
     """
-    root = Path(folder)
+    root = files.path_of(folder)
     if not os.path.isdir(root):
         raise RunFolderError(f"There is no run folder {root}; check the path, it is the `out` folder of a run.")
     path = root / MANIFEST
@@ -104,7 +104,7 @@ def read_spectra(folder: str | os.PathLike[str], document: Mapping[str, Any], la
     Raises:
         RunFolderError: If the file is missing, damaged, or not the one that the document was written with.
     """
-    path = Path(folder) / SPECTRA
+    path = files.path_of(folder) / SPECTRA
     found = read_tensors(path, layout)
     checksums = document.get("sha256")
     known = checksums.get(SPECTRA) if isinstance(checksums, dict) else None

@@ -298,3 +298,29 @@ def test_a_seed_is_that_of_torch_and_every_generator_gets_its_state_back(monkeyp
         drawn = torch.rand(4)
     assert states() == before and torch.equal(card.get_state(), of_card)
     assert torch.equal(drawn, torch.rand(4, generator=torch.Generator().manual_seed(3)))
+
+
+class Adapted(nn.Module):
+    """A network with an adapter that begins with zeros, and dropout as a function, which no eval() turns off."""
+
+    def __init__(self, share: float) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.base, self.down, self.up, self.share = nn.Linear(5, 3), nn.Linear(5, 2), nn.Linear(2, 3, bias=False), share
+        nn.init.zeros_(self.up.weight)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        found: torch.Tensor = self.base(x) + self.up(F.dropout(self.down(x), self.share))
+        return found
+
+
+@pytest.mark.parametrize("call", CALLS)
+def test_what_only_the_gradient_shows_is_noticed(call: str) -> None:
+    data = [(torch.randn(6, 5, generator=torch.Generator().manual_seed(1)), torch.tensor([0, 1, 2, 0, 1, 2]))]
+    model = Adapted(0.5).eval()
+    before = states()
+    with pytest.raises(NonDeterministicError, match="functional dropout"):
+        CALLS[call](model, he.losses.classification, data)
+    assert not he.doctor(model, he.losses.classification, data=data, seconds=1).ok
+    assert states() == before
+    CALLS[call](Adapted(0.0).eval(), he.losses.classification, data)  # draws, and it does not matter

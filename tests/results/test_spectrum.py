@@ -173,5 +173,5 @@ def test_bad_sigmas_are_refused(sigma):
 
 
 def test_bad_moment_orders_are_refused():
-    with pytest.raises(ConfigurationError, match="non-negative integer"):
+    with pytest.raises(ConfigurationError, match="integer from 0 to 1000"):
         spectrum_of([1.0]).moment(-1)

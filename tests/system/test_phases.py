@@ -128,14 +128,13 @@ def test_on_a_terminal_one_line_is_written_over_and_gone_in_the_end(
             display.look(2.0)
             live = display._live
             assert live is not None and live.tasks[0].description == "hashing [red]names[/red], 0:02"
-        with phase("reading"):
-            display.look(2.5)
-            assert display._live is live  # it stays for the moment until the next phase is one that lasts
-            clock.now = 4.0
-            display.look(4.0)
-            assert display._live is live and live.tasks[0].description == "reading, 0:02"
-        display.look(4.25)
-        assert display._live is None
+            with phase("reading"):
+                display.look(2.5)
+                assert display._live is live  # it stays for the moment until the inner one is one that lasts
+                clock.now = 4.0
+                display.look(4.0)
+                assert display._live is live and live.tasks[0].description == "reading, 0:02"
+        assert display._live is None  # at once: a result may be printed next
 
 
 def test_beside_a_bar_a_phase_is_shown_at_the_end_of_the_bar(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -167,6 +166,19 @@ def test_a_phase_in_which_a_bar_begins_is_not_told_beside_it(
             assert [line for line in capsys.readouterr().err.splitlines() if "slq" not in line] == ["hashing, 0:02"]
         display.look(clock.now)
         assert "the whole part, 0:04" in capsys.readouterr().err
+
+
+def test_a_long_step_is_told_in_a_log(display: Display, clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
+    with phase("the whole part"), ProgressReporter("slq", 4, True) as reporter:
+        clock.now = 20.0
+        reporter.advance(1, "step 1 of 4")
+        told = []
+        for clock.now in (30.0, 49.0, 50.0, 60.0, 80.0):
+            display.look(clock.now)
+            told.append(capsys.readouterr().err)
+    assert "25% after 0:20, ETA 1:00  step 1 of 4" in told[0]
+    assert told[1] == told[3] == ""
+    assert "25% after 0:50" in told[2] and "25% after 1:20" in told[4]
 
 
 def test_a_decorated_function_is_shown_by_its_own_argument(clock: Clock) -> None:

@@ -14,7 +14,7 @@ MOST_PANELS = 200
 
 _CELL, _SINGLE = (1.9, 1.5), (4.2, 2.9)  # inches of a panel among others, and alone
 _CHARACTERS = 13  # of a title, per inch
-_MOST_INCHES = 400.0  # along a side
+_LEAST_INCHES, _MOST_INCHES = 0.5, 400.0  # along a side
 
 Size = tuple[float, float]
 
@@ -71,11 +71,11 @@ def check_size(figsize: Size | None, usual: Size) -> Size:
         return usual
     try:
         width, height = map(float, figsize)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         width = height = math.nan
-    if not (0.0 < width <= _MOST_INCHES and 0.0 < height <= _MOST_INCHES):
+    if not (_LEAST_INCHES <= width <= _MOST_INCHES and _LEAST_INCHES <= height <= _MOST_INCHES):
         raise ConfigurationError(
-            f"figsize must be width and height in inches, above 0 and at most {_MOST_INCHES:g}, not {figsize!r}."
+            f"figsize must be width and height in inches, {_LEAST_INCHES:g} to {_MOST_INCHES:g}, not {figsize!r}."
         )
     return width, height
 

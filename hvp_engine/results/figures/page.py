@@ -8,7 +8,6 @@ import threading
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
@@ -18,6 +17,7 @@ from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties, findfont, get_font
 
 from hvp_engine.errors import ConfigurationError, RunFolderError
+from hvp_engine.system.files import path_of
 
 _OURS = {
     "font.size": 7.0,
@@ -96,13 +96,13 @@ def page(path: str | os.PathLike[str] | None, width: float, height: float) -> It
     if path is not None:
         try:
             figure.savefig(path)
-        except OSError as error:
+        except (OSError, ValueError) as error:
             raise RunFolderError(f"{path} could not be written ({error}); choose another place.") from error
 
 
 def _check_suffix(path: str | os.PathLike[str]) -> None:
-    kind = Path(path).suffix.lstrip(".").lower()
-    known = FigureCanvasAgg.get_supported_filetypes()
+    kind = path_of(path).suffix.lstrip(".").lower()
+    known = set(FigureCanvasAgg.get_supported_filetypes()) - {"pgf"}  # which takes a TeX
     if kind not in known:
         raise ConfigurationError(f"{path} has no known image suffix; use one of {', '.join(sorted(known))}.")
 
@@ -112,7 +112,7 @@ def drawable(texts: Sequence[str], path: str | os.PathLike[str] | None) -> list[
 
     Text of SVG stays text, drawn with the fonts of whoever looks at it.
     """
-    if (path is not None and Path(path).suffix.lower() == ".svg") or all(map(str.isascii, texts)):
+    if (path is not None and path_of(path).suffix.lower() == ".svg") or all(map(str.isascii, texts)):
         return list(texts)
     fonts = [get_font(findfont(FontProperties(family=[family]))) for family in mpl.rcParams["font.family"]]
 
