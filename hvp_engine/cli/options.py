@@ -11,7 +11,6 @@ from hvp_engine.errors import ConfigurationError
 from hvp_engine.processes.launching import is_launched
 
 _UNNAMED = "w1"  # the target of a number without a name, as in `Targets.parse`
-
 _MOST_GIBIBYTES = 1 << 32
 
 

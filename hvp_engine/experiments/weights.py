@@ -25,13 +25,8 @@ from hvp_engine.system.phases import phase
 
 _DINO_HEAD = 64  # width of an attention head, in every size of DINOv2
 _PATCHES = "embeddings.patch_embeddings.projection.weight"
-_DROPOUT = (
-    "dropout",
-    "pdrop",
-    "drop_path",
-    "layerdrop",
-    "drop_connect",
-)  # parts of the names of rates in configurations
+# Parts of the names of rates in configurations.
+_DROPOUT = ("dropout", "pdrop", "drop_path", "layerdrop", "drop_connect")
 _CAUSAL = ("ForCausalLM", "LMHeadModel")  # architectures that are kept whole; of others the body is taken
 
 

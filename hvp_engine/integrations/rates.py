@@ -44,9 +44,8 @@ def edges(optimizer: Optimizer | None) -> dict[str, float]:
     if rate <= 0.0:
         return {}
     found = {"two_over_lr": 2.0 / rate}
-    if isinstance(optimizer, Adam):
-        beta = max(float(group["betas"][0]) for group in groups)
-    if isinstance(optimizer, Adam) and beta < 1.0:
+    beta = max((float(group["betas"][0]) for group in groups), default=1.0) if isinstance(optimizer, Adam) else 1.0
+    if beta < 1.0:
         found["preconditioned_edge"] = (2.0 + 2.0 * beta) / ((1.0 - beta) * rate)
     return found
 

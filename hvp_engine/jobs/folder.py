@@ -14,7 +14,7 @@ import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 
-from hvp_engine.errors import ConfigurationError, RunFolderError
+from hvp_engine.errors import RunFolderError
 from hvp_engine.operators.head.shelf import SHELVED
 from hvp_engine.system import files
 from hvp_engine.system.json_files import read_json, write_json
@@ -52,9 +52,7 @@ def located(out: str | os.PathLike[str]) -> Path:
         RunFolderError: It is relative to a directory that is not there any more.
     """
     try:
-        return Path(out).absolute()
-    except TypeError as error:
-        raise ConfigurationError(f"out={out!r} is no path; give the folder as a string or a pathlib.Path.") from error
+        return files.path_of(out, "out").absolute()
     except OSError as error:
         raise RunFolderError(
             f"{out} cannot be found: the process's working directory was deleted; give out= from the root."

@@ -22,9 +22,9 @@ Reorthogonalize = Literal["full", "selective", "none"]
 # The error of an average falls with the root of their number; more than this is a slip, and lists of streams would take
 # minutes and gigabytes before it shows.
 _MOST_PROBES = 100_000
+_MOST_STEPS = 10_000_000  # the same of these
 _MOST_BYTES = 1 << 62  # of a budget
 _SHOWN = 40  # letters of a number that is too large
-_MOST_STEPS = 10_000_000  # the same of these
 _STEPS, _PROBES = 100, 10  # where one of them is not given: what a fixed job takes, and no adaptive one exceeds
 
 

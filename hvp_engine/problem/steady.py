@@ -123,22 +123,17 @@ class SteadyLoss:
 
         Raises:
             ConfigurationError: A hook changes the gradient.
+            ObjectiveError: A hook, or a backward of the model's own, raises an exception.
         """
         if not self._state.hooked:
             return
         parameters = [p for p in self._model.parameters() if p.requires_grad]
         self._randomness.begin()
         try:
-            plain = torch.autograd.grad(self._once(evaluate)[0], parameters, allow_unused=True)
+            plain = _gradient(lambda: self._once(evaluate)[0], parameters, "of this model")
             self._randomness.put_back()
             with self._state.with_hooks():
-                hooked = torch.autograd.grad(evaluate()[0], parameters, allow_unused=True)
-        except Exception as error:
-            pass_on(error)
-            raise ObjectiveError(
-                f"A backward pass with the model's backward hooks raised {raised(error)}. Remove the hooks "
-                "(handle.remove()), or mend them."
-            ) from error
+                hooked = _gradient(lambda: evaluate()[0], parameters, "with the backward hooks of modules")
         finally:
             self._randomness.put_back()
         for one, other in zip(plain, hooked, strict=True):
@@ -282,3 +277,12 @@ def _without_autocast(device: torch.device) -> Iterator[None]:
             if torch.is_autocast_enabled(kind):
                 stack.enter_context(torch.autocast(kind, enabled=False))
         yield
+
+
+def _gradient(loss: Callable[[], Tensor], parameters: list[nn.Parameter], what: str) -> tuple[Tensor | None, ...]:
+    try:
+        return torch.autograd.grad(loss(), parameters, allow_unused=True)
+    except Exception as error:
+        pass_on(error)
+        why = raised(error)
+        raise ObjectiveError(f"A backward pass {what} raised {why}. Remove or mend what raises it.") from error

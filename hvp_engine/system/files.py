@@ -22,8 +22,8 @@ _PROOF = bytes(4096)  # a block: a full disk may still have room for names
 _TEMPORARY = re.compile(r"\.(?P<name>.+)\.[0-9a-f]{12}\.tmp")
 
 
-def path_of(given: str | os.PathLike[str]) -> Path:
-    """Return a path.
+def path_of(given: str | os.PathLike[str], name: str = "") -> Path:
+    """Return a path, which an argument may have given.
 
     Raises:
         ConfigurationError: It is none.
@@ -31,7 +31,8 @@ def path_of(given: str | os.PathLike[str]) -> Path:
     try:
         return Path(given)
     except TypeError as error:
-        raise ConfigurationError(f"{given!r} is no path; give a string or a pathlib.Path.") from error
+        shown = f"{name}={given!r}" if name else repr(given)
+        raise ConfigurationError(f"{shown} is no path; give a string or a pathlib.Path.") from error
 
 
 def write_atomic(contents: Mapping[Path, Chunks]) -> None:

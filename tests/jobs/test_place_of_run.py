@@ -40,7 +40,7 @@ def test_a_loss_that_changes_the_directory_does_not_move_the_run_folder(
 @pytest.mark.parametrize("out", [5, b"run", Path])
 def test_what_is_no_path_is_said_before_the_work(out: Any) -> None:
     case = mlp()
-    with pytest.raises(ConfigurationError, match="out=.* is no path; give the folder as a string"):
+    with pytest.raises(ConfigurationError, match="out=.* is no path; give a string"):
         he.slq(case.model, lambda *_: pytest.fail("evaluated"), data=case.data, steps=3, probes=1, out=out)
 
 

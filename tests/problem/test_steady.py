@@ -13,7 +13,7 @@ from problems import dense_hessian, mlp
 from torch import Tensor, nn
 
 import hvp_engine as he
-from hvp_engine.errors import ConfigurationError
+from hvp_engine.errors import ConfigurationError, ObjectiveError
 from hvp_engine.problem.obstacles import obstacles
 
 CASE = mlp()
@@ -141,6 +141,16 @@ def test_backward_hooks_of_modules_may_watch_and_must_not_change_gradients(preci
     assert "unsuitable-model" in [finding.code for finding in report.findings]
     handle.remove()
     assert error(product(model, precision=precision)) < 1e-5
+
+
+def test_a_hook_that_raises_is_told_apart_from_the_model() -> None:
+    def fail(module: nn.Module, inputs: Any, outputs: Any) -> None:
+        raise KeyError("of the hook")
+
+    model = copy.deepcopy(CASE.model)
+    model[2].register_full_backward_hook(fail)
+    with pytest.raises(ObjectiveError, match="with the backward hooks of modules raised KeyError: 'of the hook'"):
+        product(model)
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp64"])
